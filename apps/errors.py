@@ -1,0 +1,82 @@
+"""The errors of crossfed: a small tree that pickles, so that it travels from a worker to the driver whole.
+
+Each error says what is wrong, where (site, round, file) and what to do about it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+
+class CrossfedError(Exception):
+    """Something went wrong that a person can understand and mend.
+
+    Args:
+        what: one sentence, without the place.
+        site, round, file: the place, as far as it is known.
+        remedy: one sentence on what to do.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        site: str | None = None,
+        round: int | None = None,
+        file: str | None = None,
+        remedy: str | None = None,
+    ) -> None:
+        super().__init__(what)
+        self.what, self.site, self.round, self.file, self.remedy = what, site, round, file, remedy
+
+    def at(self, *, site: str | None = None, round: int | None = None) -> Self:
+        """The same error with the place filled in where it was not known yet."""
+        self.site = self.site or site
+        self.round = self.round if self.round is not None else round
+        return self
+
+    def __str__(self) -> str:
+        place = [f"site {self.site}"] if self.site else []
+        place += [f"round {self.round}"] if self.round is not None else []
+        text = f"{', '.join(place)}: {self.what}" if place else self.what
+        if self.file and self.file not in text:
+            text += f" ({self.file})"
+        return f"{text}. {self.remedy}" if self.remedy else text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.what, self.site, self.round, self.file, self.remedy)
+
+
+def _rebuild(
+    kind: type[CrossfedError],
+    what: str,
+    site: str | None,
+    round: int | None,
+    file: str | None,
+    remedy: str | None,
+) -> CrossfedError:
+    return kind(what, site=site, round=round, file=file, remedy=remedy)
+
+
+class UserMistake(CrossfedError):
+    """The request cannot be carried out as asked: exit code 2, nothing has run."""
+
+
+class ArtifactError(CrossfedError):
+    """A file of tensors is missing, cut off, altered, or not what its name says."""
+
+
+class UpdateRefused(CrossfedError):
+    """An update came back that must not count: wrong shape, not finite, too large, wrong base model."""
+
+
+class VersionMismatch(CrossfedError):
+    """A site runs other code than the driver."""
+
+
+class StorageError(CrossfedError):
+    """A file cannot be written: disk full, no permission, outside the site's own root."""
+
+
+class TrainingError(CrossfedError):
+    """Local training cannot go on, for example because the loss is not finite."""

@@ -1,0 +1,169 @@
+"""Evaluation: the loss of a model on each task of the pooled test set."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+from apps.artifacts import verify
+from apps.batches import Batch, DataSpec, by_length, collate, encode
+from apps.loss import counted_logits, loss_per_sample
+from apps.manifests import Place, identity
+from apps.models import Model, ModelSpec, load_model, set_state
+from apps.versions import require_same_code
+
+
+class EvaluationWork(TypedDict):
+    """What is evaluated on, in plain values; the same over a campaign."""
+
+    store: str
+    model: ModelSpec
+    data: DataSpec
+    split: str
+    batch_size: int
+    threads: int
+    device: str
+    code_version: str
+
+
+class TaskLoss(TypedDict):
+    """Mean cross entropy (nats) of the counted tokens of one task."""
+
+    loss: float
+    samples: int
+    tokens: int
+
+
+def evaluate(place: Place, work: EvaluationWork, candidate: dict[str, Any], who: str) -> dict[str, Any]:
+    """Score an artifact.
+
+    Args:
+        place: the evaluator, and the round the artifact came out of.
+        work: what stays the same over a campaign.
+        candidate: a task result that carries ``artifact``, which lies in the server's store.
+        who: ``global`` or the name of a site.
+
+    Returns:
+        Losses by task under ``tasks``, and their unweighted mean as ``mean_loss``.
+    """
+    import torch
+
+    started = time.time()
+    require_same_code(work["code_version"], place["site"])
+    torch.set_num_threads(work["threads"])
+    path = verify(work["store"], candidate["artifact"])
+    model = load_model(work["model"], work["device"])
+    set_state(model, path)
+    tasks = score(model, test_set(model, work))
+    return {
+        "who": who, "round": place["round"], "artifact": candidate["artifact"], "tasks": tasks,
+        "mean_loss": sum(t["loss"] for t in tasks.values()) / len(tasks), "started": started, "ended": time.time(),
+    }  # fmt: skip
+
+
+def score(model: Model, tests: TestSet) -> dict[str, TaskLoss]:
+    """Losses by task, tasks in order of their names."""
+    import torch
+
+    totals: dict[str, list[float]] = {}
+    model.network.eval()
+    with torch.inference_mode():
+        for batch, logits in _logits(model, tests):
+            sums, counts = loss_per_sample(logits, batch)
+            for task, total, count in zip(batch.tasks, sums.tolist(), counts.tolist(), strict=True):
+                entry = totals.setdefault(task, [0.0, 0, 0])
+                entry[0], entry[1], entry[2] = entry[0] + total, entry[1] + 1, entry[2] + count
+    return {
+        task: TaskLoss(loss=total / tokens, samples=int(samples), tokens=int(tokens))
+        for task, (total, samples, tokens) in sorted(totals.items())
+    }
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What arrives at the first layer that may be trained."""
+
+    hidden: Any  # (batch, length, width)
+    arguments: dict[str, Any]
+
+
+@dataclass
+class TestSet:
+    """The test set as batches, and what the frozen layers make of each once that was computed."""
+
+    batches: list[Batch]
+    entries: list[Entry]
+
+
+def test_set(model: Model, work: EvaluationWork) -> TestSet:
+    """The test set in batches of like length on the model's device; a warm worker keeps it beside its model."""
+    from data.records import load_records
+
+    key = identity({"data": work["data"], "split": work["split"], "batch_size": work["batch_size"]})
+    if model.warm.get("test_set_key") != key:
+        data = work["data"]
+        records = load_records(data["source"], work["split"], data["tasks"], data["per_task"])
+        groups = by_length(encode(records, model.tokenizer, data), work["batch_size"])
+        pad, device = model.tokenizer.pad_token_id, model.network.device
+        batches = [collate(group, pad).to(device) for group in groups]
+        model.warm = {"test_set_key": key, "test_set": TestSet(batches, [])}
+    return model.warm["test_set"]
+
+
+def _logits(model: Model, tests: TestSet) -> Iterator[tuple[Batch, Any]]:
+    """Logits of the counted tokens, batch by batch; the frozen layers are gone through once per worker."""
+    first = frozen_layers(model)
+    for number, batch in enumerate(tests.batches):
+        if not first:
+            yield batch, counted_logits(model.network, batch)
+            continue
+        if number == len(tests.entries):
+            tests.entries.append(_enter(model, batch, first))
+        yield batch, _leave(model, batch, first, tests.entries[number])
+
+
+def frozen_layers(model: Model) -> int:
+    """How many of the first decoder layers are never trained; 0 where that is not known of this kind of model."""
+    adapter = model.spec["adapter"]
+    body = _body(model)
+    if not adapter or not adapter["last_layers"] or not (hasattr(body, "layers") and hasattr(body, "norm")):
+        return 0
+    return len(body.layers) - adapter["last_layers"]
+
+
+def _body(model: Model) -> Any:
+    network: Any = model.network
+    return (network.get_base_model() if model.spec["adapter"] else network).base_model
+
+
+class _Arrived(Exception):
+    """Ends a forward pass once the frozen layers are through."""
+
+
+def _enter(model: Model, batch: Batch, first: int) -> Entry:
+    caught: list[Entry] = []
+
+    def stop(_: Any, args: tuple, kwargs: dict) -> None:
+        arguments = dict(kwargs)
+        hidden = args[0] if args else arguments.pop("hidden_states")
+        caught.append(Entry(hidden, arguments))
+        raise _Arrived
+
+    handle = _body(model).layers[first].register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        _body(model)(input_ids=batch.tokens, attention_mask=batch.attention, use_cache=False)
+    except _Arrived:
+        pass
+    finally:
+        handle.remove()
+    return caught[0]
+
+
+def _leave(model: Model, batch: Batch, first: int, entry: Entry) -> Any:
+    body, hidden = _body(model), entry.hidden
+    for layer in body.layers[first:]:
+        out = layer(hidden, **entry.arguments)
+        hidden = out[0] if isinstance(out, tuple) else out
+    return model.network.get_output_embeddings()(body.norm(hidden)[:, :-1][batch.counted])

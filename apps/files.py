@@ -1,0 +1,71 @@
+"""Files that are whole or absent, and a site's storage that cannot be left."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from apps.errors import StorageError
+
+
+@contextmanager
+def atomic_file(folder: str | Path, name: str | Callable[[], str]) -> Iterator[IO[bytes]]:
+    """A binary file that appears whole or not at all, and is on the disk before it appears.
+
+    Args:
+        folder: where it goes; made if absent.
+        name: its name, or a function that tells the name once the content is written.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written.
+    """
+    folder = Path(folder)
+    temporary = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".part-", delete=False) as stream:
+            temporary = stream.name
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, folder / (name if isinstance(name, str) else name()))
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    finally:
+        if temporary is not None:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+
+def cannot_write(path: str | Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"cannot write: {error.strerror or error}", file=str(path), remedy="Free space or mend the folder, then resume"
+    )
+
+
+def write_text(path: str | Path, text: str) -> None:
+    path = Path(path)
+    with atomic_file(path.parent, path.name) as stream:
+        stream.write(text.encode())
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def inside(root: str | Path, *parts: str) -> Path:
+    """A path below ``root``; symbolic links are followed before it is judged.
+
+    Raises:
+        StorageError: the path leads outside: a site's task reads and writes its own storage only.
+    """
+    base = Path(root).resolve()
+    path = base.joinpath(*parts).resolve()
+    if not path.is_relative_to(base):
+        raise StorageError("path leads outside the site's own storage", file=str(path))
+    return path

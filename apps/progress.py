@@ -1,0 +1,58 @@
+"""How far a task is: a small file at the site that the driver may look at while the task runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import TypedDict
+
+PERIOD_S = 0.3
+
+
+class Progress(TypedDict):
+    """A moment of a training task."""
+
+    task_id: str
+    round: int
+    phase: str  # loading, training, saving
+    step: int
+    steps: int
+    loss: float | None
+    tokens_per_s: float
+    time: float
+
+
+class ProgressFile:
+    """Writes at most every ``PERIOD_S`` seconds; readers see a whole record or the one before."""
+
+    def __init__(self, root: Path, task_id: str, round: int, steps: int) -> None:
+        self.path = root / "progress.json"
+        self.task_id, self.round, self.steps = task_id, round, steps
+        self.written = 0.0
+
+    def phase(self, phase: str) -> None:
+        self._write(phase, 0 if phase == "loading" else self.steps, None, 0.0)
+
+    def step(self, step: int, loss: float, tokens_per_s: float) -> None:
+        if time.monotonic() - self.written >= PERIOD_S or step == self.steps:
+            self._write("training", step, loss, tokens_per_s)
+
+    def _write(self, phase: str, step: int, loss: float | None, tokens_per_s: float) -> None:
+        self.written = time.monotonic()
+        record = Progress(
+            task_id=self.task_id, round=self.round, phase=phase, step=step, steps=self.steps,
+            loss=loss, tokens_per_s=tokens_per_s, time=time.time(),
+        )  # fmt: skip
+        temporary = self.path.with_suffix(".part")
+        temporary.write_text(json.dumps(record))
+        os.replace(temporary, self.path)
+
+
+def read_progress(root: Path) -> Progress | None:
+    """The last moment a site told of, or None where there is nothing to read yet."""
+    try:
+        return json.loads((root / "progress.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return None

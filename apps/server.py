@@ -1,0 +1,89 @@
+"""The tasks of the server: the first model, aggregation, and the model that people take away."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+from apps.aggregate import weighted_sum
+from apps.artifacts import artifact_path, verify
+from apps.lora import aggregate_adapters
+from apps.manifests import Place
+from apps.models import ModelSpec, full_nbytes, load_model, save_for_users, save_state, set_state
+from apps.versions import require_same_code
+
+
+class ServerWork(TypedDict):
+    """What stays the same for the server over a campaign, in plain values."""
+
+    store: str  # the server's folder of artifacts
+    model: ModelSpec
+    threads: int
+    code_version: str
+
+
+def prepare(place: Place, work: ServerWork) -> dict[str, Any]:
+    """The model that round 1 starts from, and its sizes."""
+    import torch
+
+    started = time.time()
+    require_same_code(work["code_version"], place["site"])
+    torch.set_num_threads(work["threads"])
+    model = load_model(work["model"])
+    artifact = save_state(model, work["store"], "adapter" if work["model"]["adapter"] else "model")
+    return {
+        "artifact": artifact, "store": work["store"], "full_nbytes": full_nbytes(model),
+        "parameters": model.network.num_parameters(), "trainable": sum(t.numel() for t in model.trained.values()),
+        "started": started, "ended": time.time(),
+    }  # fmt: skip
+
+
+def aggregate(
+    place: Place,
+    work: ServerWork,
+    base: dict[str, Any],
+    weights: Sequence[float],
+    version: int,
+    *updates: dict[str, Any],
+) -> dict[str, Any]:
+    """The next global model.
+
+    Args:
+        place: the server and the round.
+        work: what stays the same over a campaign.
+        base: the result that carries the global model the updates started from.
+        weights: sum to one for a mean.
+        version: number of the model that comes out; with the campaign's seed it seeds what starts anew.
+        updates: stage-in results, in the order of ``weights``.
+    """
+    import torch
+
+    started = time.time()
+    torch.set_num_threads(work["threads"])
+    store = work["store"]
+    terms = [(verify(store, u["artifact"]), float(w)) for u, w in zip(updates, weights, strict=True)]
+    adapter = work["model"]["adapter"]
+    if adapter:
+        seed = work["model"]["seed"] + version
+        artifact = aggregate_adapters(terms, verify(store, base["artifact"]), adapter["method"], store, seed)
+    else:
+        artifact = weighted_sum(terms, store)
+    return {"artifact": artifact, "store": store, "version": version, "started": started, "ended": time.time()}
+
+
+def save_model(place: Place, work: ServerWork, final: dict[str, Any], folder: str) -> dict[str, Any]:
+    """Write the final model as ``from_pretrained`` loads it; the folder appears whole or not at all."""
+    started = time.time()
+    require_same_code(work["code_version"], place["site"])
+    target = Path(folder)
+    model = load_model(work["model"])
+    set_state(model, artifact_path(work["store"], final["artifact"]))
+    unfinished = target.with_name(target.name + ".part")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    save_for_users(model, unfinished)
+    shutil.rmtree(target, ignore_errors=True)
+    unfinished.rename(target)
+    return {"artifact": final["artifact"], "folder": str(target), "started": started, "ended": time.time()}

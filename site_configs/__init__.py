@@ -1,0 +1,1 @@
+"""One Python file per machine: a function ``site`` that returns one complete, typed Site."""

@@ -1,0 +1,42 @@
+"""A site made of processes on this machine: to try things, and for the embedded default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from site_configs.base import Site
+
+if TYPE_CHECKING:
+    from parsl.providers.base import ExecutionProvider
+
+
+def site(
+    name: str, run_dir: Path, *, storage_root: Path | None = None, threads: int = 1, device: str = "cpu"
+) -> Site:
+    """One worker process on this machine.
+
+    Args:
+        name: the site's name in the campaign.
+        run_dir: the campaign's run directory.
+        storage_root: the site's own folder; default ``sites/NAME`` in the run directory.
+        threads: torch threads of the worker. Sites share this machine's cores: keep their sum at the number of cores.
+        device: cpu, cuda or xpu.
+    """
+    return Site(
+        name=name,
+        machine="processes on this machine",
+        route="local",
+        storage_root=storage_root or run_dir / "sites" / name,
+        provider=_provider,
+        device=device,
+        threads=threads,
+        # OpenMP threads that spin while another worker wants the core cost more than they bring
+        environment={"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"},
+    )
+
+
+def _provider(worker_init: str) -> ExecutionProvider:
+    from parsl.providers import LocalProvider
+
+    return LocalProvider(init_blocks=1, min_blocks=0, max_blocks=1, worker_init=worker_init)

@@ -1,0 +1,1 @@
+"""Runnable files, one per user story, and what only they need."""

@@ -1,0 +1,130 @@
+"""The schema of a campaign file: every key, its type, its default and its limits."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from workflows.strategies import StrategySection
+
+Name = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)
+LINEAR_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Adapter(Section):
+    """LoRA; ``method`` is the server's rule (``apps/lora.py``)."""
+
+    method: Literal["fedit", "ffa", "flora", "fedex", "svd"] = "fedit"
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 16
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: list[str] | Literal["all-linear"] = LINEAR_MODULES
+    last_layers: PositiveInt | None = None  # adapt only so many layers at the end; None: all
+
+
+class Tiny(Section):
+    """Size of a Llama-style model from scratch."""
+
+    width: PositiveInt = 128
+    layers: PositiveInt = 4
+
+
+class ModelSection(Section):
+    """``source``: smollm2-135m-instruct (shipped by a package), tiny, a folder, or a name on the hub."""
+
+    source: str
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    adapter: Adapter | None = None
+    tiny: Tiny | None = None
+
+
+class DataSection(Section):
+    """``source``: embedded, or the path of a SMolInstruct archive, folder or set of record files."""
+
+    source: str = "embedded"
+    tasks: list[str] | None = None  # task ids or families; None: all of the source
+    per_task: PositiveInt | None = None  # at most so many training samples a task
+    max_tokens: int = Field(128, ge=16)
+    prompt: str = "Q: {input}\nA:"
+    loss_on: Literal["answer", "all"] = "answer"
+
+
+class TrainingSection(Section):
+    """How a site trains in a round."""
+
+    steps: PositiveInt
+    batch_size: PositiveInt = 8
+    accumulate: PositiveInt = 1
+    learning_rate: PositiveFloat
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: NonNegativeInt = 0
+    weight_decay: NonNegativeFloat = 0.0
+    clip_norm: PositiveFloat | None = 1.0
+    proximal_mu: NonNegativeFloat = 0.0
+    keep_optimizer: bool = False
+    precision: Literal["no", "bf16"] = "no"
+
+
+class EvaluationSection(Section):
+    """The pooled test set and when it is looked at."""
+
+    split: str = "test"
+    per_task: PositiveInt | None = None
+    batch_size: PositiveInt = 16
+    every: PositiveInt = 1  # rounds
+    sites: bool = True  # also score each site's own model
+    threads: PositiveInt = 1
+    device: Literal["cpu", "cuda", "xpu"] = "cpu"
+
+
+class ChecksSection(Section):
+    """What an update must not exceed."""
+
+    max_update_norm: PositiveFloat | None = None
+
+
+class SiteEntry(BaseModel):
+    """A site of the campaign. Keys beyond these go to the site's own file in ``site_configs``."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    config: str | None = None  # a name in site_configs or a FILE.py; None: the site's own name
+    tasks: list[str] | None = None  # task ids or families; None: the families that no site names are dealt out
+    data: str | None = None  # where the site keeps its records; None: data.source
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Campaign(Section):
+    """One federated run."""
+
+    name: str = Name
+    seed: NonNegativeInt = 1
+    rounds: PositiveInt
+    model: ModelSection
+    data: DataSection = DataSection()
+    strategy: StrategySection
+    training: TrainingSection
+    evaluation: EvaluationSection = EvaluationSection()
+    checks: ChecksSection = ChecksSection()
+    sites: dict[str, SiteEntry] = Field(min_length=1)
+    retries: NonNegativeInt = 2  # of a task whose worker or block was lost
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Self:
+        if self.model.source == "tiny" and self.model.tiny is None:
+            raise ValueError("model.tiny: needed with 'source: tiny', for example {width: 128, layers: 4}")
+        if self.model.source != "tiny" and self.model.tiny is not None:
+            raise ValueError("model.tiny: only goes with 'source: tiny'")
+        if "{input}" not in self.data.prompt:
+            raise ValueError("data.prompt: must contain {input}, the place of the question")
+        if self.strategy.quorum is not None and self.strategy.quorum > len(self.sites):
+            raise ValueError(f"strategy.quorum: {self.strategy.quorum} is more than the {len(self.sites)} sites")
+        return self

@@ -1,0 +1,152 @@
+"""Reading campaign files: one clear line for every mistake, overrides from the command line, differences."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from apps.errors import UserMistake
+from workflows.campaign import Campaign, SiteEntry
+
+
+def load_campaign(path: Path, sets: Sequence[str] = (), sites: str | None = None) -> Campaign:
+    """A checked campaign.
+
+    Args:
+        path: the YAML file.
+        sets: ``KEY=VALUE`` with dotted keys; values are read as YAML.
+        sites: ``A,B=CONFIG,C.py``: a choice of the campaign's sites, with other machines under them if wanted.
+
+    Raises:
+        UserMistake: names the file and the key.
+    """
+    raw = read_yaml(path)
+    for text in sets:
+        apply_set(raw, text)
+    if sites:
+        raw["sites"] = choose_sites(raw.get("sites") or {}, sites)
+    return check_campaign(raw, path)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UserMistake(f"there is no campaign file {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserMistake(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}:" if mark else ""
+        raise UserMistake(f"{path}:{line} not valid YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(raw, dict):
+        raise UserMistake(f"{path}: a campaign is a mapping of keys: name, rounds, model, training, sites, ...")
+    return raw
+
+
+def apply_set(raw: dict[str, Any], text: str) -> None:
+    """Carry out one ``KEY=VALUE`` of the command line."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserMistake(f"--set {text}: write KEY=VALUE, for example --set training.steps=10")
+    *folders, last = key.split(".")
+    place = raw
+    for folder in folders:
+        if place.get(folder) is None:
+            place[folder] = {}
+        place = place[folder]
+        if not isinstance(place, dict):
+            raise UserMistake(f"--set {text}: {folder} holds a value, not keys")
+    try:
+        place[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserMistake(f"--set {text}: the value is not valid YAML") from None
+
+
+def choose_sites(known: dict[str, Any], text: str) -> dict[str, Any]:
+    """The sites of ``--sites``: names of the campaign, ``NAME=CONFIG``, or machines that the campaign does not name."""
+    chosen: dict[str, Any] = {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        name, _, config = item.partition("=")
+        if not config and name.endswith(".py"):
+            name, config = Path(name).stem, name
+        entry = dict(known.get(name) or {})
+        if config or name not in known:
+            entry["config"] = config or name
+        chosen[name] = entry
+    if not chosen:
+        raise UserMistake("--sites: name at least one site")
+    return chosen
+
+
+def check_campaign(raw: dict[str, Any], path: Path) -> Campaign:
+    try:
+        return Campaign.model_validate(raw)
+    except ValidationError as error:
+        raise UserMistake(f"{path}: {_first_line(error)}") from None
+
+
+def _first_line(error: ValidationError) -> str:
+    """The most helpful of the errors in one line: an unknown key explains a missing one."""
+    errors = error.errors()
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+    place = [str(p) for p in first["loc"] if not str(p).startswith("function-")]
+    if first["type"] == "extra_forbidden":
+        return f"{'.'.join(place)}: unknown key{_did_you_mean(place)}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        return f"{'.'.join(place)}: missing"
+    if not place:
+        return message
+    given = "" if isinstance(first["input"], dict) else f", got {first['input']!r}"
+    return f"{'.'.join(place)}: {message[0].lower()}{message[1:]}{given}"
+
+
+def _did_you_mean(place: Sequence[str]) -> str:
+    known = _keys_at(Campaign, place[:-1])
+    close = difflib.get_close_matches(place[-1], known, 1)
+    return f", did you mean {close[0]!r}?" if close else f"; known here: {', '.join(known)}"
+
+
+def _keys_at(model: type[BaseModel], place: Sequence[str]) -> list[str]:
+    """The keys that the schema knows at a place."""
+    for part in place:
+        found = model.model_fields.get(part)
+        inner = [t for t in _types_in(found.annotation)] if found else []
+        if not inner:
+            return list(SiteEntry.model_fields)
+        model = inner[0]
+    return list(model.model_fields)
+
+
+def _types_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _types_in(inner)
+
+
+def as_plain(campaign: Campaign) -> dict[str, Any]:
+    """The campaign with all defaults, as plain values."""
+    return campaign.model_dump(mode="json")
+
+
+def as_yaml(campaign: Campaign) -> str:
+    return yaml.safe_dump(as_plain(campaign), sort_keys=False, allow_unicode=True)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], at: str = "") -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (old value, new value) for all values that differ."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for key in [*old, *(k for k in new if k not in old)]:
+        a, b, place = old.get(key), new.get(key), f"{at}.{key}" if at else key
+        if isinstance(a, dict) and isinstance(b, dict):
+            found |= differences(a, b, place)
+        elif a != b:
+            found[place] = (a, b)
+    return found

@@ -1,0 +1,106 @@
+"""What the user sees while a campaign runs: one line per site, one row per round; plain lines without a terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from workflows.rounds import RoundSummary, summaries
+
+if TYPE_CHECKING:
+    from workflows.engine import Engine
+
+REFRESH_S = 0.25
+PLAIN_EVERY_S = 30.0
+PHASES = {
+    "starting": "starting workers", "ready": "ready", "idle": "idle, waiting for the others", "staging": "staging the model out",
+    "queued": "queued", "loading": "loading model and data", "training": "training", "saving": "saving", "returning": "returning its update",
+}  # fmt: skip
+
+
+class Display:
+    """Shows a campaign on the terminal; ``tick`` may be called as often as one likes."""
+
+    def __init__(self, console: Console, sites: Sequence[str], rounds: int) -> None:
+        self.console, self.sites, self.rounds = console, sites, rounds
+        self.live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        self.shown: set[int] = set()
+        self.last_tick = self.last_plain = 0.0
+        self.widths = [len(s) for s in ("round", "global loss", *sites)]
+
+    def __enter__(self) -> Display:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            self.live.stop()
+
+    def tick(self, engine: Engine) -> None:
+        now = time.monotonic()
+        if now - self.last_tick < REFRESH_S:
+            return
+        self.last_tick = now
+        self.show_rounds(engine)
+        if self.live:
+            self.live.update(self._site_table(engine))
+        elif now - self.last_plain > PLAIN_EVERY_S:
+            self.last_plain = now
+            self.console.print("  ".join(f"{s}: {_in_words(*engine.phase(s))}" for s in self.sites), highlight=False)
+
+    def show_rounds(self, engine: Engine) -> None:
+        """Print the rounds that were not printed yet."""
+        for summary in summaries(engine.run.journal, engine.plan.campaign.evaluation.sites):
+            if summary.number not in self.shown:
+                if not self.shown:
+                    self.console.print(self._header(), style="bold", highlight=False)
+                self.shown.add(summary.number)
+                self.console.print(self._row(summary), highlight=False)
+
+    def _header(self) -> str:
+        cells = ["round", "global loss", *self.sites, "moved", "seconds"]
+        return "  ".join(cell.rjust(max(len(cell), 7)) for cell in cells)
+
+    def _row(self, row: RoundSummary) -> str:
+        losses = [f"{row.site_losses[s]:.3f}" if s in row.site_losses else "-" for s in self.sites]
+        cells = [f"{row.number}/{self.rounds}", f"{row.global_loss:.3f}", *losses, in_bytes(row.nbytes), f"{row.seconds:.1f}"]
+        heads = ["round", "global loss", *self.sites, "moved", "seconds"]
+        return "  ".join(cell.rjust(max(len(head), 7)) for head, cell in zip(heads, cells, strict=True))
+
+    def _site_table(self, engine: Engine) -> Table:
+        table = Table.grid(padding=(0, 2))
+        for site in self.sites:
+            phase, progress = engine.phase(site)
+            bar = Text(_bar(progress), style="cyan") if progress and phase == "training" else Text("")
+            table.add_row(Text(f"  {site}", style="bold"), _in_words(phase, progress), bar)
+        return table
+
+
+def _bar(progress: Any, width: int = 20) -> str:
+    done = round(width * progress["step"] / max(1, progress["steps"]))
+    return "━" * done + "╌" * (width - done)
+
+
+def _in_words(phase: str, progress: Any) -> str:
+    text = PHASES.get(phase, phase)
+    if phase == "training" and progress:
+        text = f"round {progress['round']}: step {progress['step']} of {progress['steps']}"
+        if progress["loss"] is not None:
+            text += f", loss {progress['loss']:.3f}, {progress['tokens_per_s']:.0f} tokens/s"
+    return text
+
+
+def in_bytes(count: float) -> str:
+    """A number of bytes in the unit people would use."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

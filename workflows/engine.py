@@ -1,0 +1,322 @@
+"""The live engine: a strategy's actions become Parsl apps, what happens to them becomes the strategy's events.
+
+Dependencies travel as futures; the driver holds references, never tensors. A round's evaluation runs while the next
+round trains. On a resume the recorded events are told to the strategy again in their order, the same dataflow is
+submitted again, and Parsl finds in the journal what was already done.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import os
+import queue
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import parsl
+from parsl.dataflow.dflow import DataFlowKernel
+from parsl.dataflow.errors import PropagatedException
+from parsl.dataflow.futures import AppFuture
+
+from apps.errors import ArtifactError, CrossfedError, UpdateRefused
+from apps.evaluate import evaluate
+from apps.manifests import Manifest, Place
+from apps.progress import Progress, read_progress
+from apps.server import aggregate, prepare, save_model
+from apps.train import Order, enrol, local_train
+from apps.training import TrainingSpec
+from apps.transfer import stage_in, stage_out
+from workflows.executors import EVALUATOR, SERVER, make_config
+from workflows.memo import JournalMemoizer
+from workflows.metrics import write_metrics
+from workflows.orphans import TOKEN_VARIABLE, end_orphans
+from workflows.preflight import Plan
+from workflows.resume import schedule_rounds
+from workflows.rundir import RunDirectory
+from workflows.strategies.base import (
+    Aggregate,
+    CampaignStarted,
+    Event,
+    SetTimer,
+    SiteFacts,
+    SiteFailed,
+    TimerFired,
+    Train,
+    UpdateArrived,
+)
+
+logger = logging.getLogger(__name__)
+TICK_S = 0.25
+EVENTS = {kind.__name__: kind for kind in (CampaignStarted, UpdateArrived, SiteFailed, TimerFired)}
+
+
+@dataclass(frozen=True)
+class Flow:
+    """The futures of a site's part of a round."""
+
+    action: Train
+    model: AppFuture
+    base: AppFuture
+    manifest: AppFuture
+    update: AppFuture
+
+
+class Engine:
+    """Runs one plan in one run directory; a context manager that leaves no process behind."""
+
+    def __init__(self, plan: Plan, run: RunDirectory, on_tick: Callable[[Engine], None]) -> None:
+        self.plan, self.run, self.on_tick = plan, run, on_tick
+        self.inbox: queue.SimpleQueue[tuple[Callable[..., Event | None], tuple[Any, ...]]] = queue.SimpleQueue()
+        self.timers: list[tuple[float, str]] = []
+        self.models: dict[int, Any] = {}  # version -> future of the result that carries it
+        self.shards: dict[str, AppFuture] = {}
+        self.orders: dict[int, Train] = {}
+        self.updates: dict[int, AppFuture] = {}  # task -> stage-in future
+        self.last_task: dict[str, str] = {}  # site -> identity of its last finished task
+        self.background: list[AppFuture] = []  # evaluations that nobody waits for but the end
+        self.settled: set[int] = set()  # tasks whose end the strategy knows
+        self.flows: dict[str, Flow] = {}  # site -> its part of the current round
+        self.unwritten = False  # evaluations that metrics.csv does not have yet
+
+    def __enter__(self) -> Engine:
+        token = self.run.opened["token"]
+        ended = end_orphans(token)
+        os.environ[TOKEN_VARIABLE] = token
+        self.run.journal.write(
+            "driver_started", pid=os.getpid(), host=os.uname().nodename, resumed=bool(ended) or self._resumed(), ended=ended
+        )
+        campaign = self.plan.campaign
+        config = make_config(
+            list(self.plan.sites.values()), self.run.path, campaign.evaluation.threads,
+            JournalMemoizer(self.run.journal), campaign.retries,
+        )  # fmt: skip
+        self.kernel: DataFlowKernel = parsl.load(config)
+        self._record_executors()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kernel.cleanup()
+        parsl.clear()
+        end_orphans(self.run.opened["token"])
+
+    def _resumed(self) -> bool:
+        return any(self.run.journal.events("driver_started"))
+
+    def _record_executors(self) -> None:
+        for label, executor in self.kernel.executors.items():
+            process = getattr(executor, "interchange_proc", None)
+            if process is not None:
+                self.run.journal.write("executor_started", site=label, interchange_pid=process.pid)
+
+    # -- apps ---------------------------------------------------------------------------------------------------
+
+    def _submit(self, function: Callable[..., Any], site: str, round: int, *args: Any, on: str, urgent: bool = True) -> AppFuture:
+        """One app call on an executor; its result is remembered in the journal."""
+        app = parsl.python_app(function, data_flow_kernel=self.kernel, executors=[on], cache=True)
+        return app(Place(site=site, round=round), *args)
+
+    def begin(self) -> None:
+        """The model of round 0, and the sites' word on what they have."""
+        self.models[0] = self._submit(prepare, EVALUATOR, 0, self.plan.server_work, on=EVALUATOR)
+        for site, work in self.plan.site_work.items():
+            self.shards[site] = self._submit(enrol, site, 0, work, on=site)
+        self.evaluate("global", 0, self.models[0])
+
+    def train(self, action: Train) -> None:
+        """Stage out, train, stage in: one site's part of a round."""
+        self.orders[action.task] = action
+        self._train(action, attempt=1)
+
+    def _train(self, action: Train, attempt: int) -> None:
+        site, number = action.site, action.round
+        store, remote = str(self.run.artifacts), f"{self.plan.site_work[site]['root']}/artifacts"
+        base = self._submit(stage_out, site, number, self.models[action.version], store, remote, on=SERVER)
+        order = self._order(action, attempt)
+        manifest = self._submit(
+            local_train, site, number, self.plan.site_work[site], order, base, self.shards[site], on=site
+        )
+        update = self._submit(stage_in, site, number, manifest, base, remote, store, self.plan.rules, on=SERVER)
+        self.updates[action.task] = update
+        self.flows[site] = Flow(action, self.models[action.version], base, manifest, update)
+        update.add_done_callback(lambda future: self.inbox.put((self._arrived, (action, attempt, future))))
+
+    def _order(self, action: Train, attempt: int) -> Order:
+        training = self.plan.campaign.training
+        scheduled = schedule_rounds(self.run.journal, action.round) * training.steps
+        spec = TrainingSpec(
+            **training.model_dump(),
+            start_step=action.start_step,
+            total_steps=0 if training.schedule == "constant" else scheduled,
+            device=self.plan.sites[action.site].device,
+        )
+        keep = self.last_task.get(action.site) if training.keep_optimizer else None
+        return Order(training=spec, optimizer_from=keep, attempt=attempt)
+
+    def aggregate(self, action: Aggregate) -> None:
+        """The next model, as a future that the next round's stage-outs wait for."""
+        tasks = [task for task, _ in action.parts]
+        weights = [weight for _, weight in action.parts]
+        number = max(self.orders[task].round for task in tasks)
+        self.models[action.version] = self._submit(
+            aggregate, SERVER, number, self.plan.server_work, self.models[action.base],
+            weights, action.version, *(self.updates[task] for task in tasks), on=SERVER,
+        )  # fmt: skip
+        shares = {self.orders[task].site: weight for task, weight in action.parts}
+        self._once("aggregated", version=action.version, round=number, weights=shares)
+        evaluation = self.plan.campaign.evaluation
+        if number % evaluation.every == 0 or number == self.plan.campaign.rounds:
+            self.evaluate("global", number, self.models[action.version])
+            for task in tasks if evaluation.sites else ():
+                self.evaluate(self.orders[task].site, number, self.updates[task])
+
+    def evaluate(self, who: str, number: int, candidate: AppFuture) -> None:
+        future = self._submit(evaluate, EVALUATOR, number, self.plan.evaluation_work, candidate, who, on=EVALUATOR)
+        self.background.append(future)
+        future.add_done_callback(lambda done: self.inbox.put((self._evaluated, (done,))))
+
+    def set_timer(self, action: SetTimer) -> None:
+        heapq.heappush(self.timers, (action.at_s, action.name))
+
+    # -- events -------------------------------------------------------------------------------------------------
+
+    def events(self) -> Iterator[Event]:
+        """What the strategy is told: first what the journal knows, then what happens."""
+        for record in list(self.run.journal.events("strategy_event")):
+            yield self._remember(decode_event(record["kind"], record["fields"]))
+        if not self.settled and not any(self.run.journal.events("strategy_event")):
+            yield self._record(self._started())
+        while True:
+            event = self._next()
+            if event is not None:
+                yield self._record(event)
+
+    def _started(self) -> CampaignStarted:
+        self._wait(self.models[0])
+        facts = tuple(SiteFacts(site, self._wait(future)["samples"]) for site, future in self.shards.items())
+        return CampaignStarted(self.now(), facts)
+
+    def _record(self, event: Event) -> Event:
+        self.run.journal.write("strategy_event", kind=type(event).__name__, fields=asdict(event))
+        return self._remember(event)
+
+    def _remember(self, event: Event) -> Event:
+        if isinstance(event, UpdateArrived | SiteFailed):
+            self.settled.add(event.task)
+        if isinstance(event, UpdateArrived):
+            self.last_task[event.site] = event.task_id
+        return event
+
+    def _next(self) -> Event | None:
+        """The next thing that happens, or None after a moment without any."""
+        self.on_tick(self)
+        self._check_health()
+        if self.timers and self.timers[0][0] <= self.now():
+            return TimerFired(self.now(), heapq.heappop(self.timers)[1])
+        try:
+            handle, args = self.inbox.get(timeout=TICK_S)
+        except queue.Empty:
+            if self.unwritten:
+                self.unwritten = False
+                write_metrics(self.run)
+            return None
+        return handle(*args)
+
+    def _arrived(self, action: Train, attempt: int, future: AppFuture) -> Event | None:
+        if action.task in self.settled:
+            return None
+        error = root_cause(future)
+        if error is None:
+            return self._update_event(action, future.result())
+        if isinstance(error, ArtifactError) and attempt <= self.plan.campaign.retries:
+            logger.warning("%s; the site is asked again", error)
+            self._train(action, attempt + 1)
+            return None
+        kind = "update_refused" if isinstance(error, UpdateRefused) else "task_failed"
+        self.run.journal.write(kind, app="local_train", site=action.site, round=action.round, reason=str(error))
+        logger.error("%s", error)
+        return SiteFailed(self.now(), action.site, action.task, str(error))
+
+    def _update_event(self, action: Train, arrival: dict[str, Any]) -> UpdateArrived:
+        manifest: Manifest = arrival["manifest"]
+        return UpdateArrived(
+            self.now(), action.site, action.task, manifest["task_id"], manifest["steps_done"], manifest["samples"],
+            manifest["train_s"], arrival["wait_s"],
+        )  # fmt: skip
+
+    def _evaluated(self, future: AppFuture) -> None:
+        error = root_cause(future)
+        if error is not None:
+            raise error
+        self.unwritten = True
+
+    def _check_health(self) -> None:
+        for label, executor in self.kernel.executors.items():
+            process = getattr(executor, "interchange_proc", None)
+            if process is not None and process.poll() is not None:
+                raise CrossfedError("Parsl's interchange has ended", site=label)
+
+    # -- the end ------------------------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Wait for what still runs, and write the model that people take away."""
+        version = max(self.models)
+        folder = str(self.run.path / "model")
+        number = self.plan.campaign.rounds
+        saved = self._submit(save_model, EVALUATOR, number, self.plan.server_work, self.models[version], folder, on=EVALUATOR)
+        for future in (*self.background, saved):
+            self._wait(future)
+        write_metrics(self.run)
+
+    def _wait(self, future: AppFuture) -> Any:
+        """A result that the campaign cannot go on without; the display stays alive meanwhile."""
+        while not future.done():
+            self.on_tick(self)
+            self._check_health()
+            time.sleep(0.05)
+        error = root_cause(future)
+        if error is not None:
+            raise error
+        return future.result()
+
+    def now(self) -> float:
+        """Seconds since the campaign began, over all its drivers."""
+        return time.time() - self.run.opened["time"]
+
+    def _once(self, event: str, **fields: Any) -> None:
+        """Write an event unless an earlier driver wrote it."""
+        if not any(all(r.get(k) == v for k, v in fields.items()) for r in self.run.journal.events(event)):
+            self.run.journal.write(event, **fields)
+
+    def phase(self, site: str) -> tuple[str, Progress | None]:
+        """What a site is doing, in a word, and how far its training is."""
+        flow = self.flows.get(site)
+        if flow is None:
+            return ("ready" if self.shards[site].done() else "starting") if site in self.shards else "starting", None
+        if flow.update.done():
+            return "idle", None
+        if flow.manifest.done():
+            return "returning", None
+        if flow.base.done():
+            progress = read_progress(self.plan.sites[site].storage_root)
+            current = progress is not None and progress["round"] == flow.action.round
+            return (progress["phase"], progress) if progress and current else ("queued", None)
+        return "staging" if flow.model.done() else "idle", None
+
+
+def decode_event(kind: str, fields: dict[str, Any]) -> Event:
+    """The event that ``asdict`` made plain."""
+    if kind == "CampaignStarted":
+        fields = {**fields, "sites": tuple(SiteFacts(**facts) for facts in fields["sites"])}
+    return EVENTS[kind](**fields)
+
+
+def root_cause(future: Future[Any]) -> BaseException | None:
+    """The error at the start of a chain of failed tasks, or None."""
+    error = future.exception()
+    while isinstance(error, PropagatedException):
+        error = error.dependent_exceptions_tids[0][0]
+    return error

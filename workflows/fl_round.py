@@ -1,0 +1,230 @@
+"""The main job: a federated fine-tuning campaign, round after round, as a Parsl dataflow.
+
+    python workflows/fl_round.py [CAMPAIGN.yaml] [--name NAME] [--resume RUN_DIR] [--sites A,B,...]
+                                 [--set KEY=VALUE]... [--check] [--dry-run] [-v]
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from workflows.engine import Engine
+    from workflows.preflight import Plan
+    from workflows.rundir import RunDirectory
+    from workflows.strategies.base import Strategy
+
+DEFAULT_CAMPAIGN = Path(__file__).parent / "campaigns" / "demo.yaml"
+DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+logger = logging.getLogger(__name__)
+
+
+def federate(strategy: Strategy, engine: Engine) -> str | None:
+    """The algorithm: the strategy is told what happens and answers with what to do.
+
+    Returns:
+        Why the campaign could not be finished, or None.
+    """
+    from workflows.strategies.base import Aggregate, SetTimer, Stop, Train
+
+    engine.begin()  # the model of round 0; every site enrols
+    for event in engine.events():
+        for action in strategy.react(event):
+            match action:
+                case Train():
+                    engine.train(action)  # stage out, train, stage in
+                case Aggregate():
+                    engine.aggregate(action)  # the next model, and its evaluation beside the next round
+                case SetTimer():
+                    engine.set_timer(action)
+                case Stop(failure=failure):
+                    if failure is None:
+                        engine.finish()
+                    return failure
+    return None
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="fl_round.py",
+        description="Fine-tune one model together across sites, each keeping its data.",
+        epilog="Exit codes: 0 done, 1 failed (resumable), 2 a mistake in the request, 130 interrupted (resumable).",
+    )
+    parser.add_argument(
+        "campaign", nargs="?", type=Path, metavar="CAMPAIGN.yaml", help="default: workflows/campaigns/demo.yaml"
+    )
+    parser.add_argument("--name", help="the run goes to runs/NAME; default: the campaign's name, numbered if taken")
+    parser.add_argument("--resume", type=Path, metavar="RUN_DIR", help="go on with an interrupted run")
+    parser.add_argument(
+        "--sites", metavar="A,B,...", help="sites of the campaign to use; A=CONFIG or FILE.py puts another machine under it"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help="change a key: training.steps=10"
+    )
+    parser.add_argument("--check", action="store_true", help="check everything, say what would run, run nothing")
+    parser.add_argument("--dry-run", action="store_true", help="as --check, and print what would start each site's workers")
+    parser.add_argument("-v", "--verbose", action="store_true", help="show the log")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    from apps.errors import CrossfedError, UserMistake
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: in order
+    run = None
+    try:
+        if options.check or options.dry_run:
+            return check(options)
+        plan, run = resume(options) if options.resume else start(options)
+        log_to(run.path / "logs" / "driver.log", options.verbose)
+        return run_campaign(plan, run)
+    except UserMistake as error:
+        return complain(str(error))
+    except KeyboardInterrupt:
+        return interrupted(run)
+    except (CrossfedError, OSError) as error:
+        logger.debug("the campaign failed", exc_info=True)
+        return fail(str(error), run)
+    finally:
+        if run:
+            run.close()
+
+
+def start(options: argparse.Namespace) -> tuple[Plan, RunDirectory]:
+    """A new run of a checked campaign."""
+    from workflows.campaign_file import load_campaign
+    from workflows.preflight import make_plan, settle_dtype
+    from workflows.rundir import choose_path, open_new, resume_hint
+
+    source = options.campaign or DEFAULT_CAMPAIGN
+    campaign = settle_dtype(load_campaign(source, options.sets, options.sites))
+    path, unfinished = choose_path(campaign, options.name)
+    plan = make_plan(campaign, path.resolve())
+    if unfinished:
+        say(f"{unfinished} is unfinished; {resume_hint(unfinished)}\nThis is a new run: {path}\n")
+    run = open_new(path, campaign, source, options.sets, options.sites)
+    say(f"{campaign.name}: {campaign.rounds} rounds at {', '.join(plan.sites)}; all files go to {path}")
+    return plan, run
+
+
+def resume(options: argparse.Namespace) -> tuple[Plan, RunDirectory]:
+    """An interrupted run, with what of its campaign may have changed."""
+    from workflows.preflight import make_plan
+    from workflows.resume import resumed_campaign
+    from workflows.rundir import open_existing
+
+    run = open_existing(options.resume)
+    try:
+        campaign = resumed_campaign(run, options.campaign, options.sets, options.sites)
+        plan = make_plan(campaign, run.path)
+    except BaseException:
+        run.close()
+        raise
+    say(f"Resuming {options.resume}: {campaign.rounds} rounds at {', '.join(plan.sites)}")
+    return plan, run
+
+
+def check(options: argparse.Namespace) -> int:
+    """All checks, and in words what would run."""
+    from workflows.campaign_file import load_campaign
+    from workflows.executors import worker_init
+    from workflows.preflight import describe, make_plan, settle_dtype
+    from workflows.rundir import choose_path
+
+    campaign = settle_dtype(load_campaign(options.campaign or DEFAULT_CAMPAIGN, options.sets, options.sites))
+    path, _ = choose_path(campaign, options.name)
+    plan = make_plan(campaign, path.resolve())
+    for key, value in describe(plan):
+        say(f"{key + ':':20s} {value}")
+    say(f"{'run directory:':20s} {path}")
+    for name, site in plan.sites.items() if options.dry_run else ():
+        say(f"\n# what starts the workers of {name}\n{worker_init(site)}\nprocess_worker_pool.py ...")
+    return DONE
+
+
+def run_campaign(plan: Plan, run: RunDirectory) -> int:
+    """Run a plan to its end, show it, and report on it."""
+    from rich.console import Console
+
+    from workflows.display import Display
+    from workflows.engine import Engine
+    from workflows.report import write_report
+    from workflows.strategies import make_strategy
+
+    campaign, began = plan.campaign, time.time()
+    strategy = make_strategy(campaign.strategy, campaign.rounds, campaign.training.steps)
+    with Display(Console(highlight=False), list(plan.sites), campaign.rounds) as display:
+        with Engine(plan, run, display.tick) as engine:
+            failure = federate(strategy, engine)
+            display.show_rounds(engine)
+    if failure:
+        return fail(failure, run)
+    run.journal.write("campaign_finished", rounds=campaign.rounds, seconds=time.time() - began)
+    report = write_report(run.path)
+    say(f"\nDone. The model is in {short(run.path / 'model')}, the report is {short(report)}")
+    say(f'Ask it: python workflows/generate.py {short(run.path)} "Write the formula for <SMILES> CCO </SMILES>."')
+    return DONE
+
+
+def fail(reason: str, run: RunDirectory | None) -> int:
+    complain(reason)
+    if run is None:
+        return FAILED
+    _note_stop(run, reason)
+    complain(f"What is done is kept. Go on with: python workflows/fl_round.py --resume {short(run.path)}")
+    return FAILED
+
+
+def interrupted(run: RunDirectory | None) -> int:
+    if run is None:
+        return INTERRUPTED
+    _note_stop(run, "interrupted")
+    complain(f"\nInterrupted: all blocks are cancelled, what is done is kept. Go on with:\n"
+             f"  python workflows/fl_round.py --resume {short(run.path)}")  # fmt: skip
+    return INTERRUPTED
+
+
+def _note_stop(run: RunDirectory, reason: str) -> None:
+    from apps.errors import StorageError
+
+    try:
+        run.journal.write("driver_stopped", reason=reason)
+    except StorageError as error:
+        complain(f"(the journal could not take this down: {error})")
+
+
+def short(path: Path) -> Path:
+    """The path as seen from here, where that is shorter."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def complain(text: str) -> int:
+    print(text, file=sys.stderr, flush=True)
+    return MISTAKE
+
+
+def log_to(path: Path, verbose: bool) -> None:
+    """The driver's log goes to a file, and to the terminal if asked for."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handlers: list[logging.Handler] = [logging.FileHandler(path)]
+    if verbose:
+        handlers.append(logging.StreamHandler())
+    logging.basicConfig(
+        level=logging.INFO, handlers=handlers, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""Parsl's memory of finished tasks, kept in the campaign's journal.
+
+Parsl asks a memoizer whether the result of a task is known, by the app's name and arguments. This one looks in the
+journal, so that there is one record of what was done, and a resumed campaign simply runs the same dataflow again.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from parsl.dataflow.memoization import Memoizer, make_hash
+from parsl.dataflow.taskrecord import TaskRecord
+
+from apps.artifacts import artifact_path
+from apps.errors import CrossfedError
+from workflows.journal import Journal
+
+logger = logging.getLogger(__name__)
+
+
+class JournalMemoizer(Memoizer):
+    """Remembers the results of apps that were made with ``cache=True``; failures are not remembered."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+        self.known = {r["key"]: r["result"] for r in journal.events("task_done")}
+
+    def start(self, *, run_dir: str, config_run_dir: str) -> None:
+        """Nothing to load: the journal is open."""
+
+    def close(self) -> None:
+        """Nothing to write: every record is on the disk."""
+
+    def check_memo(self, task: TaskRecord) -> Future[Any] | None:
+        if not task["memoize"]:
+            task["hashsum"] = None
+            return None
+        key = task["hashsum"] = make_hash(task)
+        if key not in self.known or not still_there(self.known[key]):
+            return None
+        done: Future[Any] = Future()
+        done.set_result(self.known[key])
+        return done
+
+    def update_memo_result(self, task: TaskRecord, r: Any) -> None:
+        key = task["hashsum"]
+        if key is None or task["from_memo"] or key in self.known and still_there(self.known[key]):
+            return
+        self.known[key] = r
+        try:
+            place = task["args"][0]  # every app takes its place first
+            self.journal.write(
+                "task_done", app=task["func_name"], site=place["site"], round=place["round"], key=key,
+                submitted=_launched(task), **_times(r), result=r,
+            )  # fmt: skip
+        except CrossfedError:
+            logger.exception("a finished task could not be recorded")  # the driver meets the same disk and stops
+
+    def update_memo_exception(self, task: TaskRecord, e: BaseException) -> None:
+        """Told to the journal by the driver, which knows what follows from it."""
+
+
+def still_there(result: Any) -> bool:
+    """Whether the artifact that a result speaks of still lies where it says, with its size.
+
+    Its content is verified by whoever uses it; to hash every artifact at each resume would take hours for large models.
+    """
+    if not isinstance(result, dict) or "artifact" not in result or "store" not in result:
+        return True
+    path = artifact_path(result["store"], result["artifact"])
+    return path.is_file() and path.stat().st_size == result["artifact"]["nbytes"]
+
+
+def _launched(task: TaskRecord) -> float | None:
+    moment: datetime.datetime | None = task["try_time_launched"] or task["time_invoked"]
+    return moment.timestamp() if moment else None
+
+
+def _times(result: Any) -> dict[str, float]:
+    return {k: result[k] for k in ("started", "ended") if isinstance(result, dict) and k in result}

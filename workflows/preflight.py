@@ -1,0 +1,198 @@
+"""Everything that can be checked before a job is queued, and the plan that comes of it."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from apps.batches import DataSpec
+from apps.errors import UserMistake
+from apps.evaluate import EvaluationWork
+from apps.lora import METHODS
+from apps.models import AdapterSpec, ModelSpec
+from apps.server import ServerWork
+from apps.sources import PACKAGED, TINY, check_source, config_of, is_converted
+from apps.train import SiteWork
+from apps.validate import UpdateRules
+from apps.versions import code_version
+from data.partition import deal_tasks
+from data.tasks import expand_tasks, families_of
+from site_configs.base import Site
+from site_configs.resolve import SiteConfigError, resolve_site
+from workflows.campaign import Campaign
+
+RESERVED_NAMES = ("server", "evaluator", "global")
+SPARE_BYTES = 200_000_000  # free disk space below which nothing is started
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked campaign with all it needs to run, in the plain values that go to the tasks."""
+
+    campaign: Campaign
+    sites: dict[str, Site]
+    tasks: dict[str, tuple[str, ...]]
+    site_work: dict[str, SiteWork]
+    server_work: ServerWork
+    evaluation_work: EvaluationWork
+    rules: UpdateRules
+
+
+def make_plan(campaign: Campaign, run_dir: Path) -> Plan:
+    """Check a campaign against this machine, its data and its sites.
+
+    Raises:
+        UserMistake: the first thing that cannot work, with the key it stands under.
+    """
+    _check_names(campaign)
+    check_source(campaign.model.source)
+    _check_layers(campaign)
+    tasks = share_tasks(campaign)
+    sites = {name: _site(name, campaign, run_dir) for name in campaign.sites}
+    _check_space(run_dir)
+    model = model_spec(campaign)
+    store = str(run_dir / "artifacts")
+    return Plan(
+        campaign=campaign,
+        sites=sites,
+        tasks=tasks,
+        site_work={name: _site_work(campaign, site, tasks[name], model) for name, site in sites.items()},
+        server_work=ServerWork(store=store, model=model, threads=1, code_version=code_version()),
+        evaluation_work=_evaluation_work(campaign, store, model),
+        rules=UpdateRules(
+            method=campaign.model.adapter.method if campaign.model.adapter else "full",
+            max_update_norm=campaign.checks.max_update_norm,
+        ),
+    )
+
+
+def _check_names(campaign: Campaign) -> None:
+    for name in campaign.sites:
+        if name in RESERVED_NAMES or not name.replace("-", "").replace("_", "").isalnum():
+            raise UserMistake(f"sites.{name}: choose another name: letters, digits, - and _, none of {RESERVED_NAMES}")
+
+
+def _check_layers(campaign: Campaign) -> None:
+    adapter, source = campaign.model.adapter, campaign.model.source
+    if not adapter or not adapter.last_layers:
+        return
+    assert adapter.method in METHODS
+    if source == TINY:
+        layers = campaign.model.tiny.layers if campaign.model.tiny else 0
+    elif source in PACKAGED and not is_converted(source):
+        return  # not unpacked yet; told by the first task
+    elif source.startswith((".", "/", "~")) or source in PACKAGED:
+        layers = config_of(source)["num_hidden_layers"]
+    else:
+        return  # on the hub, which is not asked here
+    if adapter.last_layers > layers:
+        raise UserMistake(f"model.adapter.last_layers: {adapter.last_layers}, but {source} has {layers} layers")
+
+
+def share_tasks(campaign: Campaign) -> dict[str, tuple[str, ...]]:
+    """Which site owns which tasks.
+
+    Raises:
+        UserMistake: an unknown task, a task of the common source owned twice, or a site without any.
+    """
+    source = campaign.data.source
+    try:
+        wanted = expand_tasks(campaign.data.tasks or families_of(source), source)
+        named = {n: expand_tasks(e.tasks, e.data or source) if e.tasks else None for n, e in campaign.sites.items()}
+        shares = deal_tasks(named, wanted)
+    except (ValueError, FileNotFoundError) as error:
+        raise UserMistake(f"data, sites.*.tasks: {error}") from None
+    owner: dict[str, str] = {}
+    for name, tasks in shares.items():
+        if not tasks:
+            raise UserMistake(f"sites.{name}.tasks: no task is left for this site")
+        for task in tasks if campaign.sites[name].data is None else ():
+            if owner.setdefault(task, name) != name:
+                raise UserMistake(f"sites.{name}.tasks: {task} already belongs to {owner[task]}; sites share no data")
+    return shares
+
+
+def _site(name: str, campaign: Campaign, run_dir: Path) -> Site:
+    entry = campaign.sites[name]
+    try:
+        return resolve_site(name, entry.config or name, run_dir, entry.settings)
+    except SiteConfigError as error:
+        raise UserMistake(f"sites.{name}: {error}") from None
+
+
+def _check_space(run_dir: Path) -> None:
+    place = next(p for p in (run_dir, *run_dir.parents) if p.exists())
+    free = shutil.disk_usage(place).free
+    if free < SPARE_BYTES:
+        raise UserMistake(f"{place} has {free / 1e6:.0f} MB of free disk space", remedy="Free some and start again")
+
+
+def model_spec(campaign: Campaign) -> ModelSpec:
+    section = campaign.model
+    adapter: AdapterSpec | None = section.adapter.model_dump() if section.adapter else None  # type: ignore[assignment]
+    tiny = section.tiny.model_dump() if section.tiny else None
+    return ModelSpec(source=section.source, dtype=section.dtype, seed=campaign.seed, adapter=adapter, tiny=tiny)
+
+
+def settle_dtype(campaign: Campaign) -> Campaign:
+    """The campaign with ``model.dtype: auto`` decided: bfloat16 where this processor computes in it, else float32."""
+    if campaign.model.dtype != "auto":
+        return campaign
+    dtype = "bfloat16" if campaign.model.source != TINY and _computes_bfloat16() else "float32"
+    return campaign.model_copy(update={"model": campaign.model.model_copy(update={"dtype": dtype})})
+
+
+def _computes_bfloat16() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _data_spec(campaign: Campaign, source: str, tasks: tuple[str, ...], per_task: int | None) -> DataSpec:
+    data = campaign.data
+    return DataSpec(
+        source=source, tasks=list(tasks), per_task=per_task, max_tokens=data.max_tokens,
+        prompt=data.prompt, loss_on=data.loss_on,
+    )  # fmt: skip
+
+
+def _site_work(campaign: Campaign, site: Site, tasks: tuple[str, ...], model: ModelSpec) -> SiteWork:
+    source = campaign.sites[site.name].data or campaign.data.source
+    return SiteWork(
+        root=str(site.storage_root), model=model, seed=campaign.seed, threads=site.threads,
+        data=_data_spec(campaign, source, tasks, campaign.data.per_task), code_version=code_version(),
+    )  # fmt: skip
+
+
+def _evaluation_work(campaign: Campaign, store: str, model: ModelSpec) -> EvaluationWork:
+    section = campaign.evaluation
+    source = campaign.data.source
+    tasks = expand_tasks(campaign.data.tasks or families_of(source), source)
+    return EvaluationWork(
+        store=store, model=model, split=section.split, batch_size=section.batch_size, threads=section.threads,
+        data=_data_spec(campaign, source, tasks, section.per_task), device=section.device,
+        code_version=code_version(),
+    )  # fmt: skip
+
+
+def describe(plan: Plan) -> list[tuple[str, Any]]:
+    """The plan in words, for ``--check``."""
+    campaign = plan.campaign
+    training, adapter = campaign.training, campaign.model.adapter
+    how = f"LoRA {adapter.method}, rank {adapter.rank}" if adapter else "all parameters"
+    lines: list[tuple[str, Any]] = [
+        ("campaign", f"{campaign.name}, seed {campaign.seed}, {campaign.rounds} rounds of {campaign.strategy.name}"),
+        ("model", f"{campaign.model.source} ({campaign.model.dtype}), {how}"),
+        ("training", f"{training.steps} steps of {training.batch_size * training.accumulate} samples a round,"
+                     f" learning rate {training.learning_rate:g} ({training.schedule})"),
+        ("data", f"{campaign.data.source}, {len(plan.evaluation_work['data']['tasks'])} tasks"),
+    ]  # fmt: skip
+    lines += [
+        (f"site {name}", f"{site.machine}; {len(plan.tasks[name])} tasks: {', '.join(plan.tasks[name])}")
+        for name, site in plan.sites.items()
+    ]
+    return lines

@@ -1,0 +1,50 @@
+"""Rounds as the journal tells of them: losses, bytes and seconds of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from workflows.journal import Journal
+
+
+@dataclass
+class RoundSummary:
+    """One round; loss is the unweighted mean over the tasks, in nats."""
+
+    number: int
+    global_loss: float
+    site_losses: dict[str, float] = field(default_factory=dict)
+    nbytes: int = 0
+    seconds: float = 0.0
+
+
+def summaries(journal: Journal, with_sites: bool) -> list[RoundSummary]:
+    """The rounds whose evaluation is complete, in order."""
+    losses: dict[int, dict[str, float]] = {}
+    moved: dict[int, int] = {}
+    ends: dict[int, float] = {}
+    expected: dict[int, set[str]] = {0: {"global"}}
+    for record in list(journal.records):
+        if record["event"] == "aggregated":
+            expected[record["round"]] = {"global", *(record["weights"] if with_sites else ())}
+        if record["event"] != "task_done":
+            continue
+        number, result = record["round"], record["result"]
+        if record["app"] == "evaluate":
+            losses.setdefault(number, {})[result["who"]] = result["mean_loss"]
+        elif record["app"] in ("stage_out", "stage_in"):
+            moved[number] = moved.get(number, 0) + result["nbytes_moved"]
+        elif record["app"] in ("aggregate", "prepare"):
+            ends[number] = record["ended"]
+    return [
+        _summary(number, who, moved, ends)
+        for number, who in sorted(losses.items())
+        if expected.get(number, {"nobody"}) <= who.keys()
+    ]
+
+
+def _summary(number: int, who: dict[str, float], moved: dict[int, int], ends: dict[int, float]) -> RoundSummary:
+    before = max((n for n in ends if n < number), default=None)
+    seconds = ends[number] - ends[before] if before is not None and number in ends else 0.0
+    sites = {name: loss for name, loss in who.items() if name != "global"}
+    return RoundSummary(number, who["global"], sites, moved.get(number, 0), seconds)
