@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,11 +25,10 @@ def atomic_file(folder: str | Path, name: str | Callable[[], str]) -> Iterator[I
         StorageError: the disk is full or the folder cannot be written.
     """
     folder = Path(folder)
-    temporary = None
+    temporary = folder / f".part-{secrets.token_hex(8)}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".part-", delete=False) as stream:
-            temporary = stream.name
+        with open(temporary, "xb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -37,9 +36,7 @@ def atomic_file(folder: str | Path, name: str | Callable[[], str]) -> Iterator[I
     except OSError as error:
         raise cannot_write(folder, error) from error
     finally:
-        if temporary is not None:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
 
 
 def cannot_write(path: str | Path, error: OSError) -> StorageError:

@@ -29,6 +29,7 @@ class TrainingSpec(TypedDict):
     accumulate: int  # batches per step
     learning_rate: float
     schedule: str  # constant, linear or cosine
+    final_factor: float  # of the learning rate at the end of a decay
     warmup_steps: int  # of the campaign, not of the round
     start_step: int  # steps of the campaign before this round
     total_steps: int  # steps of the whole campaign
@@ -61,14 +62,16 @@ def accelerator_for(device: str, precision: str) -> Any:
     return Accelerator(cpu=device == "cpu", mixed_precision=precision)
 
 
-def rate_factor(step: int, schedule: str, warmup: int, total: int) -> float:
-    """Factor on the learning rate at a step of the campaign: linear warm-up, then constant, linear or cosine decay."""
+def rate_factor(step: int, schedule: str, warmup: int, total: int, final: float = 0.0) -> float:
+    """Factor on the learning rate at a step of the campaign: linear warm-up to 1, then constant, or a linear or
+    cosine decay to ``final`` at step ``total``."""
     if step < warmup:
         return (step + 1) / (warmup + 1)
     if schedule == "constant":
         return 1.0
     done = min(1.0, (step - warmup) / max(1, total - warmup))
-    return 1 - done if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    left = 1 - done if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return final + (1 - final) * left
 
 
 def train(
@@ -99,9 +102,8 @@ def train(
     for step in range(spec["steps"]):
         group = plan[step * spec["accumulate"] : (step + 1) * spec["accumulate"]]
         batches = [collate([samples[i] for i in rows], model.tokenizer.pad_token_id) for rows in group]
-        factor = rate_factor(
-            spec["start_step"] + step, spec["schedule"], spec["warmup_steps"], spec["total_steps"]
-        )
+        at = spec["start_step"] + step
+        factor = rate_factor(at, spec["schedule"], spec["warmup_steps"], spec["total_steps"], spec["final_factor"])
         losses.append(_step(model, batches, optimizer, spec, spec["learning_rate"] * factor, start, accelerator))
         tokens += sum(int(b.attention.sum()) for b in batches)
         if not math.isfinite(losses[-1]):

@@ -62,7 +62,8 @@ class TrainingSection(Section):
     accumulate: PositiveInt = 1
     learning_rate: PositiveFloat
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: NonNegativeInt = 0
+    final_factor: float = Field(0.0, ge=0, le=1)  # of the learning rate at the end of a decay
+    warmup_steps: NonNegativeInt = 0  # of the campaign, not of the round
     weight_decay: NonNegativeFloat = 0.0
     clip_norm: PositiveFloat | None = 1.0
     proximal_mu: NonNegativeFloat = 0.0

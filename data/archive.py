@@ -1,0 +1,164 @@
+"""Reading SMolInstruct as it is published: data.zip, or the folder it unpacks to.
+
+The archive does not hold finished records. For each task it has raw values (raw/<split>/<task>.jsonl), lists
+of samples that choose a raw line and a wording (sample/instruction_tuning/<split>/<task>.json), the wordings
+(template/<name>/<task>.json) and the tags (core_tag/<task>.json). The loading script published beside it does
+not run in current releases of `datasets`, hence this reader.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, cast
+
+from data.tasks import Record, Tags, in_canonical_order, tagged
+
+REMEDY = "download data.zip again"
+SAMPLE_LISTS = "sample/instruction_tuning"
+
+
+class Tree:
+    """Read-only access by relative path to a folder or a zip file; a context manager."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._zip: zipfile.ZipFile | None = None
+        if root.is_file():
+            try:
+                self._zip = zipfile.ZipFile(root)
+            except zipfile.BadZipFile as error:
+                raise ValueError(f"{root} is no whole zip file ({error}); {REMEDY}") from error
+        self._prefix = self._find_prefix()
+
+    def __enter__(self) -> Tree:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._zip:
+            self._zip.close()
+
+    def open(self, name: str) -> IO[str]:
+        try:
+            if self._zip:
+                return io.TextIOWrapper(self._zip.open(self._prefix + name), encoding="utf-8")
+            return open(self.root / self._prefix / name, encoding="utf-8")
+        except (KeyError, FileNotFoundError):
+            raise ValueError(f"{self.root} has no {self._prefix}{name}; {REMEDY}") from None
+
+    def json(self, name: str) -> Any:
+        with self.open(name) as handle:
+            try:
+                return json.load(handle)
+            except ValueError as error:
+                raise ValueError(f"{self.root}: {name} is not valid JSON ({error}); {REMEDY}") from error
+
+    def task_names(self, folder: str) -> list[str]:
+        """Names of the .json files directly in a folder, without their ending."""
+        start = f"{self._prefix}{folder}/"
+        if self._zip:
+            names = [n[len(start) :] for n in self._zip.namelist() if n.startswith(start)]
+        else:
+            names = [p.name for p in (self.root / start).glob("*.json")]
+        return [n.removesuffix(".json") for n in names if n.endswith(".json") and "/" not in n]
+
+    def _find_prefix(self) -> str:
+        """The folder inside, with a slash at its end, in which core_tag/ lies."""
+        if self._zip:
+            # macOS packs a shadow of every file below __MACOSX/
+            names = sorted(n for n in self._zip.namelist() if not n.startswith("__MACOSX/"))
+            inside = (n.partition("core_tag/") for n in names)
+            return next((before for before, mark, _ in inside if mark and before[-1:] in ("", "/")), "")
+        if (self.root / "core_tag").is_dir():
+            return ""
+        return next((f"{p.parent.name}/" for p in sorted(self.root.glob("*/core_tag"))), "")
+
+
+def is_archive(root: Path) -> bool:
+    """Whether a path is the published archive, packed or unpacked."""
+    return root.suffix == ".zip" or (root / "core_tag").is_dir() or any(root.glob("*/core_tag"))
+
+
+def read_archive(
+    root: Path, split: str, tasks: Sequence[str] | None, per_task: int | None
+) -> Iterator[Record]:
+    """Finished records of a split (train, dev, test, test_subset), task by task in canonical order."""
+    with Tree(root) as tree:
+        held = tree.task_names(f"{SAMPLE_LISTS}/{split}")
+        for task in in_canonical_order(name for name in held if tasks is None or name in tasks):
+            try:
+                yield from _read_task(tree, split, task, per_task)
+            except KeyError as error:
+                raise ValueError(
+                    f"{root}: the field {error} of {task} ({split}) is missing; {REMEDY}"
+                ) from error
+            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                raise ValueError(f"{root}: {task} ({split}) is damaged ({error}); {REMEDY}") from error
+
+
+def _read_task(tree: Tree, split: str, task: str, per_task: int | None) -> Iterator[Record]:
+    listing = tree.json(f"{SAMPLE_LISTS}/{split}/{task}.json")
+    samples = listing["samples"][:per_task]
+    templates = tree.json(f"template/{listing['template_name']}/{task}.json")
+    tags = {side: cast(Tags, tuple(pair)) for side, pair in tree.json(f"core_tag/{task}.json").items()}
+    # The subset is a list of lines of the whole test split.
+    raw_name = f"raw/{'test' if split == 'test_subset' else split}/{task}.jsonl"
+    raw = _raw_lines(tree, raw_name, {sample["idx"] for sample in samples})
+    for number, sample in enumerate(samples):
+        line, wording = sample["idx"], sample["template_id"]
+        if line not in raw or not 0 <= wording < len(templates):
+            raise ValueError(
+                f"{tree.root}: sample {number} of {task} ({split}) points to line {line} of {raw_name} and "
+                f"to wording {wording}, which are not both there; {REMEDY}"
+            )
+        yield _finish(task, split, number, sample, raw[line], templates[wording], tags)
+
+
+def _raw_lines(tree: Tree, name: str, wanted: set[int]) -> dict[int, dict[str, Any]]:
+    """Line number (from 0) -> raw sample, for the wanted lines only: most are never parsed."""
+    raw: dict[int, dict[str, Any]] = {}
+    with tree.open(name) as handle:
+        for number, line in enumerate(handle):
+            if number in wanted:
+                try:
+                    raw[number] = json.loads(line)
+                except ValueError as error:
+                    where = f"{tree.root}: {name}, line {number + 1}"
+                    raise ValueError(f"{where} is not valid JSON ({error}); {REMEDY}") from error
+                if len(raw) == len(wanted):
+                    break
+    return raw
+
+
+def _finish(
+    task: str,
+    split: str,
+    number: int,
+    sample: dict[str, Any],
+    raw: dict[str, Any],
+    template: dict[str, str],
+    tags: dict[str, Tags],
+) -> Record:
+    value, target = raw["output"], None
+    if isinstance(value, dict):  # one molecule, several yes-or-no questions
+        target = sample["target"]
+        value = value[target]
+    question, answer = tagged(str(raw["input"]), tags["input"]), tagged(str(value), tags["output"])
+    return {
+        "input": template["input"].replace("<INPUT>", question).replace("<TARGET>", target or ""),
+        "output": template["output"].replace("<OUTPUT>", answer).replace("<TARGET>", target or ""),
+        "raw_input": str(raw["input"]),
+        "raw_output": str(value),
+        "split": split,
+        "task": task,
+        "input_core_tag_left": tags["input"][0],
+        "input_core_tag_right": tags["input"][1],
+        "output_core_tag_left": tags["output"][0],
+        "output_core_tag_right": tags["output"][1],
+        "target": target,
+        "sample_id": sample.get("sample_id") or f"{task}.{split}.{number}",
+    }

@@ -1,0 +1,1 @@
+"""The parts of the generator of the embedded chemistry set; needs the extra crossfed[chemistry]."""

@@ -1,0 +1,238 @@
+"""Reading records from where they are: the embedded set, the public archive, or a folder of finished records.
+
+Records come in canonical task order and, within a task, in the order of the source, so that equal data give
+equal content hashes on every machine.
+"""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from data import archive
+from data.files import open_text
+from data.tasks import (
+    CANONICAL_ORDER,
+    EMBEDDED,
+    EMBEDDED_TASKS,
+    FIELDS,
+    Record,
+    did_you_mean,
+    families_of,
+    in_canonical_order,
+)
+
+__all__ = ["FIELDS", "SPLITS", "Record", "canonical_line", "canonical_split", "iter_records", "load_records"]
+
+# Every accepted name of a split -> the name used here.
+SPLITS = {
+    "train": "train",
+    "dev": "dev",
+    "validation": "dev",
+    "valid": "dev",
+    "test": "test",
+    "test_subset": "test_subset",
+}
+# Where the files of a split may lie below a folder of finished records.
+LAYOUTS = (
+    "{split}.jsonl",
+    "{split}.jsonl.gz",
+    "{split}/*.jsonl",
+    "{split}/*.jsonl.gz",
+    "{split}.parquet",
+    "{split}-*.parquet",
+    "{split}/*.parquet",
+    "data/{split}-*.parquet",
+)
+NULLABLE_FIELDS = frozenset(name for name in FIELDS if "core_tag" in name) | {"target"}
+
+
+def load_records(
+    source: str, split: str, tasks: Sequence[str] | None = None, per_task: int | None = None
+) -> list[Record]:
+    """The records of a split, at most the first `per_task` of each task.
+
+    `source` is "embedded", or the path of the public archive (data.zip or the folder it unpacks to), or of a
+    folder of <split>.jsonl, <split>/<task>.jsonl (either may end in .gz) or parquet files. `tasks` are task
+    ids or family names, None for all. Raises FileNotFoundError if there is no such source, ValueError for an
+    unknown split, a broken record (with file and line) or a task without any record.
+    """
+    return list(iter_records(source, split, tasks, per_task))
+
+
+def iter_records(
+    source: str, split: str, tasks: Sequence[str] | None = None, per_task: int | None = None
+) -> Iterator[Record]:
+    """As `load_records`, one record after the other; per-task files are never held in memory as a whole."""
+    split = canonical_split(split, source)
+    if per_task is not None and per_task < 1:
+        raise ValueError(f"per_task must be 1 or more, not {per_task}")
+    root = source_path(source)
+    wanted = None if tasks is None else _expand(tasks, source)
+    if archive.is_archive(root):
+        found = archive.read_archive(root, split, wanted, per_task)
+    else:
+        found = _read_folder(root, split, wanted, per_task)
+    yield from _refuse_absent(found, source, split, wanted)
+
+
+def canonical_line(record: Record) -> str:
+    """A record as one JSON line with sorted keys: the form that is stored and hashed."""
+    return json.dumps(record, sort_keys=True, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
+def canonical_split(split: str, source: str) -> str:
+    """The name used here for a split; ValueError for a split that the source cannot have."""
+    known = SPLITS if source != EMBEDDED else {k: v for k, v in SPLITS.items() if v != "test_subset"}
+    if split not in known:
+        hint = did_you_mean(split, known)
+        raise ValueError(f"unknown split {split!r} of the data source {source!r}:{hint}")
+    return known[split]
+
+
+def embedded_folder() -> Path:
+    """Where the embedded set lies inside this package."""
+    return Path(__file__).resolve().parent / "chemistry"
+
+
+def source_path(source: str) -> Path:
+    """The file or folder of a source; FileNotFoundError if there is none."""
+    path = embedded_folder() if source == EMBEDDED else Path(source).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(
+            f"no data at {path}: give the path of SMolInstruct's data.zip, of a records folder, or 'embedded'"
+        )
+    return path / "data.zip" if (path / "data.zip").is_file() else path
+
+
+def _expand(tasks: Sequence[str], source: str) -> tuple[str, ...]:
+    """Families to their tasks; other names stay, since a user's folder may hold tasks of its own."""
+    families = families_of(source)
+    return in_canonical_order(name for given in tasks for name in families.get(given, (given,)))
+
+
+def _refuse_absent(
+    records: Iterable[Record], source: str, split: str, wanted: Sequence[str] | None
+) -> Iterator[Record]:
+    """Pass records through; at the end, ValueError for a wanted task that had none."""
+    seen: dict[str, None] = {}
+    for record in records:
+        seen[record["task"]] = None
+        yield record
+    if not seen and wanted is None:
+        raise ValueError(
+            f"no record in split {split!r} of {source}: expected {split}.jsonl or {split}/*.jsonl"
+        )
+    for task in wanted or ():
+        if task not in seen:
+            held = EMBEDDED_TASKS if source == EMBEDDED else seen
+            hint = did_you_mean(task, held) if held else " none of the tasks asked for is there."
+            raise ValueError(f"no record of the task {task!r} in split {split!r} of {source}:{hint}")
+
+
+def _read_folder(
+    root: Path, split: str, wanted: Sequence[str] | None, per_task: int | None
+) -> Iterator[Record]:
+    """Records of the folder's files of a split, task by task; files of other tasks are not opened."""
+    if not root.is_dir():
+        raise ValueError(f"{root} is neither SMolInstruct's data.zip nor a folder of records")
+    mixed: list[Path] = []
+    by_task: dict[str, list[Path]] = {}
+    for path in _split_files(root, split):
+        stem = _stem(path)
+        if stem in CANONICAL_ORDER or (wanted is not None and stem in wanted):
+            by_task.setdefault(stem, []).append(path)
+        else:
+            mixed.append(path)
+    names = [name for name in by_task if wanted is None or name in wanted]
+    if mixed:
+        files = mixed + [path for name in names for path in by_task[name]]
+        yield from _grouped((r for path in files for r in _read_file(path, split, wanted)), per_task)
+    else:
+        for name in in_canonical_order(names):
+            rows = (r for path in by_task[name] for r in _read_file(path, split, (name,)))
+            yield from itertools.islice(rows, per_task)
+
+
+def _split_files(root: Path, split: str) -> list[Path]:
+    names = [name for name, meaning in SPLITS.items() if meaning == split]
+    return [
+        path
+        for name in names
+        for pattern in LAYOUTS
+        for path in sorted(root.glob(pattern.format(split=name)))
+    ]
+
+
+def _grouped(records: Iterable[Record], per_task: int | None) -> Iterator[Record]:
+    """At most `per_task` records of each task, in canonical task order."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        group = groups.setdefault(record["task"], [])
+        if per_task is None or len(group) < per_task:
+            group.append(record)
+    for task in in_canonical_order(groups):
+        yield from groups[task]
+
+
+def _read_file(path: Path, split: str, wanted: Sequence[str] | None) -> Iterator[Record]:
+    """Complete records of one file, only those of the wanted tasks."""
+    rows = _parquet_rows(path) if path.suffix == ".parquet" else _json_rows(path)
+    stem = _stem(path)
+    by_file_name = {"task": stem} if stem in CANONICAL_ORDER else {}
+    for number, row in rows:
+        row = by_file_name | row
+        if wanted is None or "task" not in row or row["task"] in wanted:
+            yield complete(row, split, path, number)
+
+
+def _stem(path: Path) -> str:
+    return path.name.split(".")[0]
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    number = 1
+    try:
+        with open_text(path) as handle:
+            for number, line in enumerate(handle, start=1):
+                if line.strip():
+                    row = json.loads(line)
+                    if not isinstance(row, dict):
+                        raise ValueError("not a JSON object")
+                    yield number, row
+    except (ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path}, line {number}: {error}; copy or build the file again") from error
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        import pyarrow.parquet
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{path} is parquet: pip install pyarrow", name=error.name) from error
+    try:
+        batches = pyarrow.parquet.ParquetFile(path).iter_batches()
+        rows = (row for batch in batches for row in batch.to_pylist())
+        yield from enumerate(rows, start=1)
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"{path} cannot be read as parquet ({error}); copy or build the file again"
+        ) from error
+
+
+def complete(row: dict[str, Any], split: str, path: Path, number: int) -> Record:
+    """The twelve fields of a record, checked; ValueError names file, line, field and remedy."""
+    filled = {"target": None, **row, "split": split}
+    filled["sample_id"] = row.get("sample_id") or f"{path.name}:{number}"  # early releases have none
+    for name in FIELDS:
+        if name not in filled:
+            needed = ", ".join(FIELDS)
+            raise ValueError(f"{path}, line {number}: the field {name!r} is missing; a record has {needed}")
+        value = filled[name]
+        if not isinstance(value, str) and not (value is None and name in NULLABLE_FIELDS):
+            raise ValueError(f"{path}, line {number}: the field {name!r} must be text, not {value!r}")
+    return cast(Record, {name: filled[name] for name in FIELDS})

@@ -1,0 +1,71 @@
+"""Small campaigns for tests, and ways to run them as a user would."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+PROJECT = Path(__file__).resolve().parent.parent
+FL_ROUND = PROJECT / "workflows" / "fl_round.py"
+
+
+def nano(**changes: Any) -> dict[str, Any]:
+    """Two sites, a model of some ten thousand parameters, rounds of a fraction of a second."""
+    campaign: dict[str, Any] = {
+        "name": "nano",
+        "seed": 3,
+        "rounds": 3,
+        "model": {"source": "tiny", "tiny": {"width": 32, "layers": 1}},
+        "data": {"per_task": 20, "tasks": ["chemical_reaction", "molecule_description"]},
+        "strategy": {"name": "fedavg", "weights": "samples"},
+        "training": {"steps": 3, "batch_size": 4, "learning_rate": 0.003},
+        "evaluation": {"per_task": 1},
+        "sites": {
+            "aurora": {"config": "local", "tasks": ["chemical_reaction"]},
+            "frontier": {"config": "local", "tasks": ["molecule_description"]},
+        },
+    }
+    return campaign | changes
+
+
+def write_campaign(folder: Path, **changes: Any) -> Path:
+    path = folder / "nano.yaml"
+    path.write_text(yaml.safe_dump(nano(**changes)))
+    return path
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, str(FL_ROUND), *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
+
+
+def run(folder: Path, *arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """Run the main job in a folder and wait for its end."""
+    return subprocess.run(
+        command(*arguments), cwd=folder, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def journal(run_dir: Path, *events: str) -> list[dict[str, Any]]:
+    """The whole records of a run's journal, of these kinds if any are named."""
+    lines = (run_dir / "journal.jsonl").read_bytes().split(b"\n")[:-1]
+    records = [json.loads(line) for line in lines]
+    return [r for r in records if not events or r["event"] in events]
+
+
+def tasks_done(run_dir: Path, app: str) -> list[dict[str, Any]]:
+    return [r for r in journal(run_dir, "task_done") if r["app"] == app]
+
+
+def final_hash(run_dir: Path) -> str:
+    """SHA-256 of the last global model."""
+    return max(tasks_done(run_dir, "aggregate"), key=lambda r: r["result"]["version"])["result"]["artifact"]["sha256"]

@@ -1,0 +1,185 @@
+"""A made-up but realistic run directory, for tests of whatever reads one."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+OPENED = 1_790_000_000.0
+TASKS_OF_FAMILY = {
+    "perlmutter": [f"name_conversion-{pair}" for pair in ("i2f", "i2s", "s2f", "s2i")],
+    "polaris": [f"property_prediction-{p}" for p in ("esol", "lipo", "bbbp", "clintox", "hiv", "sider")],
+    "aurora": ["forward_synthesis", "retrosynthesis"],
+    "frontier": ["molecule_captioning", "molecule_generation"],
+}
+MODEL = {"full": 269_030_016, "adapter": 4_884_480}
+SAMPLES = {"perlmutter": 3360, "polaris": 1440, "aurora": 3840, "frontier": 2560}
+SPEED = {"perlmutter": 3.2, "polaris": 1.4, "aurora": 4.4, "frontier": 2.2}  # samples a second
+
+
+@dataclass
+class SyntheticRun:
+    """A campaign told step by step; the methods move one clock and write what the engine would write."""
+
+    directory: Path
+    tasks: dict[str, list[str]]
+    rounds: int = 8
+    adapter: bool = True
+    seed: int = 7
+    time: float = OPENED
+    events: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.chance = random.Random(self.seed)
+
+    @property
+    def update_nbytes(self) -> int:
+        return MODEL["adapter"] if self.adapter else MODEL["full"]
+
+    def event(self, event: str, time: float | None = None, **fields: Any) -> None:
+        stamp = self.time if time is None else time
+        self.events.append({"time": stamp, "event": event, **fields})
+
+    def task(
+        self, app: str, round: int, site: str, submitted: float, started: float, ended: float, **result: Any
+    ) -> None:
+        times = {"submitted": submitted, "started": started, "ended": ended}
+        self.event("task_done", ended, app=app, round=round, site=site, **times, result=result)
+
+    def open(self) -> None:
+        self.event("campaign_opened", name=self.directory.name)
+        self.event("driver_started", pid=4711, host="login-01", resumed=False)
+        t = self.time
+        self.task(
+            "prepare", 0, "server", t, t + 1, t + 31,
+            parameters=134_515_008, trainable=2_442_240, full_nbytes=MODEL["full"],
+        )  # fmt: skip
+        for site in self.tasks:
+            self.task("enrol", 0, site, t, t + 31, t + 35)
+        self.time = t + 60
+
+    def site_round(self, number: int, site: str) -> float:
+        """One site's way through one round; answers when its update is back."""
+        begun = self.time
+        sent = begun + self.chance.uniform(4, 15)
+        queued = self.chance.expovariate(1 / 600) if number > 1 else self.chance.uniform(600, 2400)
+        started = sent + queued
+        samples = SAMPLES.get(site, 1200)
+        train_s = samples / SPEED.get(site, 2.0) * self.chance.uniform(0.95, 1.05)
+        trained = started + train_s
+        back = trained + self.chance.uniform(5, 20)
+        artifact = {"sha256": f"{number:02d}{site}", "nbytes": self.update_nbytes, "kind": "adapter"}
+        move = {"artifact": artifact, "nbytes_moved": self.update_nbytes}
+        self.task("stage_out", number, site, begun, begun + 1, sent, **move)
+        self.task(
+            "local_train", number, site, begun, started, trained,
+            steps_done=30, samples=samples, tokens=samples * 70, train_s=train_s - 20,
+            tokens_per_s=samples * 70 / train_s, loss_first=1.2, loss_last=0.8, reused=False,
+        )  # fmt: skip
+        self.task("stage_in", number, site, trained, trained + 1, back, **move)
+        return back
+
+    def round(self, number: int, refused: tuple[str, ...] = ()) -> None:
+        """One synchronous round, in which the updates of some sites are refused."""
+        self.time = max(self.site_round(number, site) for site in self.tasks) + 1
+        for site in refused:
+            self.event("update_refused", site=site, round=number, reason="norm 812.4 > bound <10>")
+        kept = [site for site in self.tasks if site not in refused]
+        self.task("aggregate", number, "server", self.time, self.time, self.time + 6)
+        self.time += 6
+        self.event("aggregated", version=number, weights={site: 1 / len(kept) for site in kept})
+        self.evaluate(number)
+
+    def evaluate(self, number: int) -> None:
+        self.task("evaluate", number, "evaluator", self.time, self.time + 1, self.time + 80)
+        self.time += 80
+        for model in ["global", *(self.tasks if number else [])]:
+            self.rows += self.scores(number, model)
+
+    def scores(self, number: int, model: str) -> list[dict[str, Any]]:
+        """Losses that fall to a floor per task: lower for an owner on some tasks, higher for strangers."""
+        found = []
+        all_tasks = [task for owned in self.tasks.values() for task in owned]
+        for index, task in enumerate(dict.fromkeys(all_tasks)):
+            floor = 0.15 + 0.05 * (index % 7)
+            start = floor + 0.9 + 0.12 * (index % 5)
+            owner = model != "global" and task in self.tasks[model]
+            offset = 0.0 if model == "global" else (-0.03 if index % 2 else 0.04) if owner else 0.3
+            loss = floor + (start - floor) * 0.55**number + offset * (1 if number else 0)
+            loss += 0.01 * self.chance.uniform(-1, 1) if number else 0.0
+            found.append(
+                {"round": number, "model": model, "task": task, "loss": round(loss, 6)}
+                | {"samples": 100, "tokens": 2100, "artifact": f"{number:02d}{model}"}
+            )
+        return found
+
+    def finish(self) -> None:
+        self.task("save_model", self.rounds, "server", self.time, self.time, self.time + 10)
+        self.time += 10
+        self.event("campaign_finished", rounds=self.rounds, seconds=self.time - OPENED)
+        self.event("driver_stopped", reason="finished")
+
+    def resume(self, gap_s: float) -> None:
+        """The driver is killed without a word and another one takes over after a while."""
+        self.time += gap_s
+        self.event("driver_started", pid=4712, host="login-02", resumed=True)
+
+    def campaign(self) -> dict[str, Any]:
+        return {
+            "name": self.directory.name,
+            "seed": 17,
+            "rounds": self.rounds,
+            "model": {
+                "source": "models/SmolLM2-135M-Instruct",
+                "dtype": "bfloat16",
+                "adapter": {"method": "lora", "rank": 8, "alpha": 16} if self.adapter else None,
+            },
+            "data": {"source": "smolinstruct", "split": "by_family"},
+            "strategy": {"name": "fedavg", "weights": "equal"},
+            "training": {"steps": 30, "learning_rate": 1e-5, "optimizer": "adamw"},
+            "sites": {site: {"config": site, "tasks": tasks} for site, tasks in self.tasks.items()},
+        }
+
+    def write(self) -> Path:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        (self.directory / "campaign.yaml").write_text(yaml.safe_dump(self.campaign(), sort_keys=False))
+        environment = {"python": "3.11.7", "host": "login-01", "git_commit": "0123abc", "torch": "2.13.0"}
+        (self.directory / "environment.json").write_text(json.dumps(environment))
+        ordered = sorted(self.events, key=lambda event: event["time"])
+        lines = [json.dumps({"seq": seq, **event}) + "\n" for seq, event in enumerate(ordered, start=1)]
+        (self.directory / "journal.jsonl").write_text("".join(lines))
+        with (self.directory / "metrics.csv").open("w", newline="") as stream:
+            columns = ["round", "model", "task", "loss", "samples", "tokens", "artifact"]
+            writer = csv.DictWriter(stream, fieldnames=columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        return self.directory
+
+
+def start_run(directory: Path, sites: int = 4, tasks: int | None = None, **options: Any) -> SyntheticRun:
+    """A campaign that is open and has scored the untrained model; beyond four, sites have made-up names."""
+    names = [*TASKS_OF_FAMILY, *(f"cluster-{n:02d}" for n in range(5, sites + 1))][:sites]
+    owned = {name: TASKS_OF_FAMILY.get(name, [f"task_of-{name}"]) for name in names}
+    if tasks is not None:
+        pool = [task for group in owned.values() for task in group][:tasks]
+        owned = {name: [t for t in group if t in pool] or pool for name, group in owned.items()}
+    run = SyntheticRun(directory, owned, **options)
+    run.open()
+    run.evaluate(0)
+    return run
+
+
+def finished_run(directory: Path, **options: Any) -> SyntheticRun:
+    """An undisturbed campaign from the first round to the last."""
+    run = start_run(directory, **options)
+    for number in range(1, run.rounds + 1):
+        run.round(number)
+    run.finish()
+    return run

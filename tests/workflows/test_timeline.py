@@ -1,0 +1,266 @@
+"""The journal as intervals of time: what is read, what is derived, what is forgiven."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from synthetic_run import OPENED, finished_run, start_run
+
+from workflows.timeline import (
+    AGGREGATION,
+    STAGING_IN,
+    STAGING_OUT,
+    TRAINING,
+    WAITING,
+    EventLog,
+    Interval,
+    Timeline,
+    build_timeline,
+    covered_s,
+    down_spans,
+    full_model_nbytes,
+    idle_share,
+    moves,
+    phase_seconds,
+    read_events,
+    round_lengths,
+    task_runs,
+    trainings,
+)
+
+
+def task(app: str, site: str, *times: float, round: int = 1, **result: Any) -> dict[str, Any]:
+    """A task_done event; times are submitted, started and ended."""
+    named = dict(zip(("submitted", "started", "ended"), times, strict=True))
+    return {"time": times[2], "event": "task_done", "app": app, "round": round, "site": site} | named | {
+        "result": result
+    }  # fmt: skip
+
+
+def event(name: str, time: float, **fields: Any) -> dict[str, Any]:
+    return {"time": time, "event": name, **fields}
+
+
+ONE_ROUND = EventLog(
+    (
+        event("campaign_opened", 1000.0),
+        event("driver_started", 1000.0, resumed=False),
+        task("stage_out", "north", 1010.0, 1010.0, 1020.0, nbytes_moved=500),
+        task("local_train", "north", 1010.0, 1050.0, 1150.0, tokens=70, steps_done=3),
+        task("stage_in", "north", 1150.0, 1150.0, 1160.0, nbytes_moved=400),
+        task("aggregate", "server", 1010.0, 1160.0, 1170.0),
+        event("campaign_finished", 1200.0),
+    )
+)
+
+
+def write_lines(path: Path, *lines: str) -> Path:
+    path.write_text("".join(lines))
+    return path
+
+
+def test_a_journal_is_read_in_order_and_unknown_events_are_kept_out_of_the_way(tmp_path: Path) -> None:
+    lines = [json.dumps(event(name, 1.0 + n)) + "\n" for n, name in enumerate(("a", "new_kind", "a"))]
+    log = read_events(write_lines(tmp_path / "journal.jsonl", *lines))
+    assert [e["time"] for e in log.named("a")] == [1.0, 3.0]
+    assert log.notes == ()
+    assert build_timeline(log, ["north"]).intervals == ()
+
+
+def test_a_last_line_cut_off_in_the_middle_is_left_out_with_a_note(tmp_path: Path) -> None:
+    whole = json.dumps(event("campaign_opened", 1.0)) + "\n"
+    log = read_events(write_lines(tmp_path / "journal.jsonl", whole, '{"seq": 2, "time": 2.0, "ev'))
+    assert [e["event"] for e in log.events] == ["campaign_opened"]
+    assert log.notes == ("The last line of journal.jsonl is unfinished and was left out.",)
+
+
+def test_a_last_line_without_its_end_does_not_count_even_when_it_parses(tmp_path: Path) -> None:
+    whole = json.dumps(event("campaign_opened", 1.0)) + "\n"
+    log = read_events(write_lines(tmp_path / "journal.jsonl", whole, json.dumps(event("late", 2.0))))
+    assert len(log.events) == 1
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "not json",
+        "[1, 2]",
+        '{"event": "no_time"}',
+        '{"time": 3}',
+        '{"time": 3, "event": "task_done", "started": "noon"}',
+        '{"time": 3, "event": "task_done", "result": [1]}',
+    ],
+)
+def test_an_unreadable_line_in_the_middle_is_named(tmp_path: Path, bad: str) -> None:
+    whole = json.dumps(event("a", 1.0)) + "\n"
+    log = read_events(write_lines(tmp_path / "journal.jsonl", whole, bad + "\n", whole))
+    assert len(log.events) == 2
+    assert log.notes == ("Line 2 of journal.jsonl could not be read and was left out.",)
+
+
+def test_a_file_without_a_single_event_is_no_journal(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no line is an event"):
+        read_events(write_lines(tmp_path / "journal.jsonl", "hello\n", "world\n"))
+
+
+@pytest.mark.parametrize("content", ["", '{"seq": 1, "ti'])
+def test_an_empty_or_just_begun_journal_has_no_events(tmp_path: Path, content: str) -> None:
+    assert read_events(write_lines(tmp_path / "journal.jsonl", content)).events == ()
+    assert read_events(tmp_path / "absent.jsonl").events == ()
+
+
+def test_a_task_without_a_start_is_taken_to_have_begun_when_it_was_submitted() -> None:
+    bare = {"time": 9.0, "event": "task_done", "app": "aggregate", "submitted": 7.0, "round": None}
+    (run,) = task_runs(EventLog((bare,)))
+    assert (run.submitted, run.started, run.ended) == (7.0, 7.0, 9.0)
+    assert (run.round, run.site, dict(run.result)) == (0, "server", {})
+
+
+def test_a_clock_that_runs_ahead_never_makes_a_negative_interval() -> None:
+    (run,) = task_runs(EventLog((task("stage_in", "north", 30.0, 20.0, 10.0),)))
+    assert run.submitted == run.started == run.ended == 10.0
+
+
+def test_the_intervals_of_one_round() -> None:
+    timeline = build_timeline(ONE_ROUND, ["north", "south"])
+    assert timeline.rows == ("north", "south", "server")
+    assert timeline.length_s == 200.0
+    assert timeline.intervals == (
+        Interval("north", STAGING_OUT, 1, 10.0, 20.0),
+        Interval("north", WAITING, 1, 20.0, 50.0),
+        Interval("north", TRAINING, 1, 50.0, 150.0),
+        Interval("north", STAGING_IN, 1, 150.0, 160.0),
+        Interval("server", AGGREGATION, 1, 160.0, 170.0),
+    )
+    assert timeline.round_starts == {1: 10.0}
+    assert timeline.seconds("north", STAGING_OUT, STAGING_IN) == 20.0
+
+
+def test_waiting_begins_with_the_submission_when_the_model_was_there_before() -> None:
+    log = EventLog((task("stage_out", "n", 0, 0, 5), task("local_train", "n", 8, 20, 30)))
+    (wait,) = build_timeline(log, ["n"]).of("n", WAITING)
+    assert (wait.start_s, wait.end_s) == (8.0, 20.0)
+
+
+def test_the_wait_of_the_first_task_at_a_site_counts() -> None:
+    log = EventLog((event("campaign_opened", 0.0), task("enrol", "n", 1, 600, 605, round=0)))
+    assert build_timeline(log, ["n"]).seconds("n", WAITING) == 599.0
+
+
+def test_a_site_that_the_campaign_no_longer_names_still_has_a_row() -> None:
+    log = EventLog((task("stage_out", "gone", 0, 0, 5), task("evaluate", "evaluator", 5, 5, 6)))
+    assert build_timeline(log, ["here"]).rows == ("here", "gone", "evaluator")
+
+
+def test_idle_is_what_nothing_covers() -> None:
+    timeline = build_timeline(ONE_ROUND, ["north", "south"])
+    assert idle_share(timeline, "north") == pytest.approx(50 / 200)
+    assert idle_share(timeline, "south") == 1.0
+
+
+def test_the_time_between_two_drivers_is_nobodys_idle_time() -> None:
+    log = EventLog(
+        (
+            event("campaign_opened", 0.0),
+            event("driver_started", 0.0),
+            task("stage_out", "n", 0, 0, 50),
+            event("driver_started", 150.0, resumed=True),
+            task("stage_in", "n", 150, 150, 175),
+            event("campaign_finished", 200.0),
+        )
+    )
+    timeline = build_timeline(log, ["n"])
+    assert timeline.down == ((50.0, 150.0),)
+    assert timeline.down_s == 100.0
+    assert idle_share(timeline, "n") == pytest.approx(25 / 100)
+
+
+def test_every_gap_between_drivers_is_found_and_the_first_start_is_none() -> None:
+    names = ["campaign_opened", "driver_started", "driver_stopped", "driver_started", "driver_started"]
+    log = EventLog(tuple(event(name, 10.0 * n) for n, name in enumerate(names)))
+    assert down_spans(log) == [(20.0, 30.0), (30.0, 40.0)]
+    assert down_spans(EventLog()) == []
+
+
+@given(st.lists(st.tuples(st.integers(-5, 40), st.integers(-5, 40)), max_size=8), st.integers(0, 30))
+def test_covered_seconds_are_those_of_the_union(spans: list[tuple[int, int]], length: int) -> None:
+    seconds = {s for start, end in spans for s in range(start, end)} & set(range(length))
+    assert covered_s([(float(a), float(b)) for a, b in spans if a <= b], float(length)) == len(seconds)
+
+
+def test_seconds_per_phase_are_means_over_sites_and_sums_at_the_server() -> None:
+    extra = (
+        task("stage_out", "south", 1010.0, 1010.0, 1040.0),
+        task("evaluate", "evaluator", 1010.0, 1170.0, 1176.0),
+    )
+    phases = phase_seconds(build_timeline(EventLog((*ONE_ROUND.events, *extra)), ["north", "south"]))
+    assert phases[1][STAGING_OUT] == pytest.approx((10 + 30) / 2)
+    assert phases[1][TRAINING] == pytest.approx(100 / 2)
+    assert phases[1][AGGREGATION] == 10.0
+    assert phases[1]["evaluation"] == 6.0
+
+
+def test_a_round_lasts_from_its_first_site_task_to_its_last_task() -> None:
+    assert round_lengths(build_timeline(ONE_ROUND, ["north"])) == {1: 160.0}
+
+
+def test_a_round_is_not_charged_with_the_absence_of_the_driver() -> None:
+    interval = Interval("n", TRAINING, 2, 10.0, 110.0)
+    timeline = Timeline(("n",), (interval,), ((40.0, 100.0),), {2: 10.0}, 110.0)
+    assert round_lengths(timeline) == {2: 40.0}
+
+
+def test_moves_count_what_crossed_and_fall_back_on_the_size_of_the_artifact() -> None:
+    log = EventLog(
+        (
+            task("stage_out", "n", 0, 0, 1, nbytes_moved=0, artifact={"nbytes": 9}),
+            task("stage_in", "n", 1, 1, 2, artifact={"nbytes": 9}),
+            task("aggregate", "server", 2, 2, 3),
+        )
+    )
+    assert [(move.out, move.nbytes) for move in moves(task_runs(log))] == [(True, 0), (False, 9)]
+
+
+def test_a_training_answered_twice_counts_once() -> None:
+    log = EventLog(
+        (
+            task("local_train", "n", 0, 0, 9, tokens=5),
+            task("local_train", "n", 20, 20, 21, tokens=5, reused=True),
+            task("local_train", "m", 0, 0, 9, tokens=7),
+        )
+    )
+    assert sum(run.result["tokens"] for run in trainings(task_runs(log))) == 12
+
+
+def test_the_full_model_is_measured_by_prepare() -> None:
+    assert full_model_nbytes(task_runs(ONE_ROUND)) is None
+    log = EventLog((task("prepare", "server", 0, 0, 1, round=0, full_nbytes=123),))
+    assert full_model_nbytes(task_runs(log)) == 123
+
+
+def test_the_timeline_of_a_whole_run(tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "run", rounds=3)
+    log = read_events(run.write() / "journal.jsonl")
+    timeline = build_timeline(log, list(run.tasks))
+    assert timeline.rows == ("perlmutter", "polaris", "aurora", "frontier", "server", "evaluator")
+    assert timeline.length_s == pytest.approx(run.time - OPENED)
+    assert sorted(timeline.round_starts) == [1, 2, 3]
+    for site in run.tasks:
+        assert [i.round for i in timeline.of(site, TRAINING)] == [1, 2, 3]
+        spans = [(i.start_s, i.end_s) for i in timeline.of(site)]
+        assert all(later >= end for (_, end), (later, _) in zip(spans, spans[1:], strict=False))
+        assert 0.0 < idle_share(timeline, site) < 1.0
+
+
+def test_a_resumed_run_shows_its_gap(tmp_path: Path) -> None:
+    run = start_run(tmp_path / "run")
+    run.round(1)
+    run.resume(5400.0)
+    run.round(2)
+    timeline = build_timeline(read_events(run.write() / "journal.jsonl"), list(run.tasks))
+    assert timeline.down_s == pytest.approx(5400.0)

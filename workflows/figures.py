@@ -1,0 +1,399 @@
+"""The pictures of a campaign: what the models lost, where the time went, what crossed the network.
+
+Every painter takes plain tables and answers with a matplotlib Figure; `save` writes it.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from apps.files import atomic_file
+from workflows.timeline import (
+    AGGREGATION,
+    EVALUATION,
+    HOUSEKEEPING,
+    PHASES,
+    STAGING_IN,
+    STAGING_OUT,
+    TRAINING,
+    WAITING,
+    Move,
+    Timeline,
+    phase_seconds,
+    round_lengths,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+GLOBAL = "global"
+# Okabe and Ito's colours without yellow, which is too light for a line, then six of Paul Tol's muted ones:
+# both sets stay apart for colour-blind readers, and the dashes change where the second set begins.
+SITE_COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"),
+    *("#332288", "#882255", "#117733", "#999933", "#AA4499", "#777777"),
+)
+SITE_DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)))
+PHASE_COLOURS = {
+    STAGING_OUT: "#44AA99",
+    WAITING: "#D5D5D5",
+    TRAINING: "#332288",
+    STAGING_IN: "#88CCEE",
+    AGGREGATION: "#000000",
+    EVALUATION: "#999933",
+    HOUSEKEEPING: "#CC6677",
+}
+DOWN_COLOUR = "#F3D9D9"
+HEAT_COLOURS = ("#4393C3", "#F7F7F7", "#E07B5D")  # better, same, worse; black text reads on all of them
+STYLE: dict[Any, Any] = {
+    "font.size": 13,
+    "axes.titlesize": 13,
+    "figure.labelsize": 13,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E3E3E3",
+    "grid.linewidth": 0.8,
+    "axes.edgecolor": "#555555",
+    "legend.frameon": False,
+    "legend.fontsize": 12,
+    "hatch.linewidth": 0.6,
+}
+HOUR_S = 3600.0
+# unit, its length, and up to which length of time it reads well, both in seconds
+TIME_UNITS = (
+    ("s", 1.0, 600.0),
+    ("min", 60.0, 3 * HOUR_S),
+    ("h", HOUR_S, 96 * HOUR_S),
+    ("d", 24 * HOUR_S, math.inf),
+)
+UNIT_NAMES = {"s": "seconds", "min": "minutes", "h": "hours", "d": "days"}
+
+
+def save(path: Path, paint: Callable[..., Figure], *inputs: Any) -> Path:
+    """Paint in the common style and write the PNG whole or not at all; raises StorageError."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    with rc_context(STYLE), atomic_file(path.parent, path.name) as stream:
+        figure = paint(*inputs)
+        FigureCanvasAgg(figure)
+        figure.savefig(stream, format="png", dpi=150, bbox_inches="tight", pad_inches=0.15)
+    return path
+
+
+def bytes_text(nbytes: float) -> str:
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(nbytes) < 999.5 or unit == "TB":
+            break
+        nbytes /= 1000
+    return f"{nbytes:.0f} {unit}" if unit == "B" or nbytes >= 99.5 else f"{nbytes:.3g} {unit}"
+
+
+def seconds_text(seconds: float) -> str:
+    unit, size = time_unit(2 * seconds)  # words change to the larger unit sooner than an axis
+    return f"{seconds / size:.0f} {unit}" if unit == "s" and seconds >= 10 else f"{seconds / size:.3g} {unit}"
+
+
+def times_text(times: float) -> str:
+    """How a ratio reads."""
+    if 0.95 < times < 1.05:
+        return "the same"
+    return f"{times:,.0f} times as much" if times >= 9.95 else f"{times:.2g} times as much"
+
+
+def time_unit(seconds: float) -> tuple[str, float]:
+    """The unit in which a stretch of time reads best, and its size in seconds."""
+    return next((unit, size) for unit, size, limit in TIME_UNITS if seconds <= limit)
+
+
+def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Positions closest to those wanted, in the same order, `gap` apart and within [low, high].
+
+    Least squares by pooling neighbours that would overlap; with too little room the gap shrinks.
+    """
+    if not wanted:
+        return []
+    gap = min(gap, (high - low) / max(1, len(wanted) - 1))
+    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
+    pools: list[tuple[float, int]] = []
+    for rank, index in enumerate(order):
+        pools.append((wanted[index] - rank * gap, 1))
+        while len(pools) > 1 and pools[-2][0] / pools[-2][1] > pools[-1][0] / pools[-1][1]:
+            total, count = pools.pop()
+            pools[-1] = (pools[-1][0] + total, pools[-1][1] + count)
+    starts = [total / count for total, count in pools for _ in range(count)]
+    room = max(low, high - (len(wanted) - 1) * gap)
+    placed = [0.0] * len(wanted)
+    for rank, index in enumerate(order):
+        placed[index] = min(max(starts[rank], low), room) + rank * gap
+    return placed
+
+
+def line_style(model: str, sites: Sequence[str]) -> dict[str, Any]:
+    """One fixed look per model: the global one black and thick, each site a colour (beyond six, dashes)."""
+    if model == GLOBAL:
+        return {"color": "#000000", "linewidth": 3.2, "linestyle": "-", "zorder": 5}
+    index = sites.index(model)
+    colour, dashes = SITE_COLOURS[index % len(SITE_COLOURS)], SITE_DASHES[index // 6 % len(SITE_DASHES)]
+    return {"color": colour, "linewidth": 2.0, "linestyle": dashes, "zorder": 3}
+
+
+def _figure(width: float, height: float, **grid: Any) -> tuple[Figure, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(**grid)
+
+
+def _whole_rounds(axes: Axes, last: int, first: int = 0) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
+    axes.set_xlim(first - 0.25, max(last, first + 1) + 0.25)
+
+
+def loss_figure(mean_losses: DataFrame, sites: Sequence[str], n_tasks: int) -> Figure:
+    """Mean test loss against round; a table with one row per round and one column per model."""
+    figure, axes = _figure(12, 6.75)
+    ends: list[tuple[str, float, float]] = []
+    for model in reversed(mean_losses.columns):
+        line = mean_losses[model].dropna()
+        if len(line):
+            axes.plot(line.index, line, marker="o", markersize=5, **line_style(model, sites))
+            ends.append((model, float(line.index[-1]), float(line.iloc[-1])))
+    _whole_rounds(axes, int(mean_losses.index.max()))
+    axes.set_xlabel("round")
+    axes.set_ylabel(f"test loss, mean over {n_tasks} tasks" if n_tasks != 1 else "test loss")
+    _label_ends(axes, ends, sites)
+    return figure
+
+
+def _label_ends(axes: Axes, ends: Sequence[tuple[str, float, float]], sites: Sequence[str]) -> None:
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high)
+    right = axes.get_xlim()[1]
+    heights = spread([end[2] for end in ends], 0.052 * (high - low), low, high)
+    for (model, x, y), height in zip(ends, heights, strict=True):
+        style = line_style(model, sites)
+        leader = {"color": style["color"], "linewidth": 0.8, "alpha": 0.6, "clip_on": False}
+        axes.plot([x, right], [y, height], **leader, zorder=2)
+        axes.annotate(
+            f"{model}  {y:.3f}", (right, height), xytext=(6, 0), textcoords="offset points", va="center",
+            color=style["color"], weight="bold" if model == GLOBAL else "normal", annotation_clip=False,
+        )  # fmt: skip
+
+
+def task_figure(losses: DataFrame, owners: Mapping[str, Sequence[str]], sites: Sequence[str]) -> Figure:
+    """One panel per task; columns of the table are (model, task), `owners` says which sites hold a task."""
+    tasks = list(owners)
+    columns = min(len(tasks), 4)
+    rows = math.ceil(len(tasks) / columns)
+    size = {"nrows": rows, "ncols": columns, "sharex": True, "squeeze": False}
+    figure, grid = _figure(max(7.0, 3.5 * columns), 2.6 * rows + 1.2, **size)
+    panels = list(grid.flat)
+    for task, axes in zip(tasks, panels, strict=False):
+        _task_panel(axes, task, losses, owners[task], sites)
+    for axes in panels[len(tasks) :]:
+        axes.set_visible(False)
+    figure.supxlabel("round")
+    figure.supylabel("test loss")
+    models = [model for model in (GLOBAL, *sites) if model in losses.columns.get_level_values(0)]
+    _model_legend(figure, models, sites)
+    return figure
+
+
+def _task_panel(
+    axes: Axes, task: str, losses: DataFrame, owners: Sequence[str], sites: Sequence[str]
+) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    for model in (GLOBAL, *sites):
+        if (model, task) not in losses.columns:
+            continue
+        line = losses[(model, task)].dropna()
+        style = line_style(model, sites)
+        if model not in (GLOBAL, *owners):
+            style |= {"linewidth": 1.2, "linestyle": (0, (2, 1.5)), "alpha": 0.75, "zorder": 2}
+        axes.plot(line.index, line, marker="o" if len(line) == 1 else None, **style)
+    _whole_rounds(axes, int(losses.index.max()))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+    axes.tick_params(labelbottom=True)
+    axes.set_title("\n".join(textwrap.wrap(task, 30)), loc="left", fontsize=12, pad=22)
+    text, colour = _owner_mark(owners, sites)
+    axes.annotate(text, (0, 1), xytext=(0, 5), xycoords="axes fraction", textcoords="offset points",
+                  fontsize=11, color=colour)  # fmt: skip
+
+
+def _owner_mark(owners: Sequence[str], sites: Sequence[str]) -> tuple[str, str]:
+    if not owners:
+        return "data at no site", "#555555"
+    if len(owners) == 1:
+        return f"data at {owners[0]}", line_style(owners[0], sites)["color"]
+    return ("data at all sites" if len(owners) == len(sites) else f"data at {len(owners)} sites"), "#555555"
+
+
+def _model_legend(figure: Figure, models: Sequence[str], sites: Sequence[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], label=model, **line_style(model, sites)) for model in models]
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(7, len(handles)))
+
+
+def heatmap_figure(final: DataFrame, owners: Mapping[str, Sequence[str]]) -> Figure:
+    """Final loss by task and model; the colour compares with the global model, a frame marks an owner."""
+    import numpy as np
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.patches import Rectangle
+
+    values = final.to_numpy(dtype=float)
+    figure, axes = _figure(3.4 + 1.25 * values.shape[1], 1.6 + 0.42 * values.shape[0])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.log2(values / values[:, [0]])
+    colours = LinearSegmentedColormap.from_list("against global", HEAT_COLOURS)
+    shown = axes.imshow(ratio, cmap=colours, vmin=-1, vmax=1, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        best = value == np.nanmin(values[row]) if np.isfinite(values[row]).any() else False
+        axes.text(column, row, f"{value:.3f}" if np.isfinite(value) else "–", ha="center", va="center",
+                  weight="bold" if best else "normal", fontsize=12)  # fmt: skip
+        if final.columns[column] in owners[final.index[row]]:
+            corner = (column - 0.47, row - 0.46)
+            axes.add_patch(Rectangle(corner, 0.94, 0.92, fill=False, edgecolor="#111111", linewidth=1.6))
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    tilt = {"rotation": 35, "ha": "left", "rotation_mode": "anchor"} if values.shape[1] > 7 else {}
+    axes.set_xticks(range(values.shape[1]), labels=list(final.columns), **tilt)
+    axes.set_yticks(range(values.shape[0]), labels=list(final.index))
+    axes.xaxis.tick_top()
+    bar = figure.colorbar(shown, ax=axes, ticks=[-1, 0, 1], pad=0.02, fraction=0.04)
+    bar.ax.set_yticklabels(["≤ half", "same", "≥ double"])
+    bar.set_label("loss against the global model")
+    return figure
+
+
+def timeline_figure(timeline: Timeline, sites: Sequence[str]) -> Figure:
+    """A Gantt chart with one row per site and one each for the server and the evaluator."""
+    unit, size = time_unit(timeline.length_s)
+    figure, axes = _figure(13, 1.9 + 0.52 * len(timeline.rows))
+    for start, end in timeline.down:
+        axes.axvspan(start / size, end / size, color=DOWN_COLOUR, linewidth=0, zorder=0)
+    for height, row in enumerate(timeline.rows):
+        axes.barh(height, timeline.length_s / size, height=0.06, color="#BBBBBB", zorder=1)
+        for phase in PHASES:
+            bars = [(i.start_s / size, i.length_s / size) for i in timeline.of(row, phase)]
+            colour = PHASE_COLOURS[phase]
+            axes.broken_barh(bars, (height - 0.36, 0.72), facecolor=colour, edgecolor=colour,
+                             linewidth=0.4, zorder=3)  # fmt: skip
+    axes.set_yticks(range(len(timeline.rows)), labels=list(timeline.rows))
+    for label in axes.get_yticklabels():
+        if label.get_text() in sites:
+            label.set_color(line_style(label.get_text(), sites)["color"])
+    axes.set_ylim(len(timeline.rows) - 0.4, -0.6)
+    axes.set_xlim(0, max(timeline.length_s / size, 1e-3))
+    axes.set_xlabel(f"{UNIT_NAMES[unit]} since the campaign was opened")
+    axes.grid(False)
+    _mark_rounds(axes, timeline, size)
+    _phase_legend(figure, timeline)
+    return figure
+
+
+def _mark_rounds(axes: Axes, timeline: Timeline, size: float) -> None:
+    """A light line where each round begins; its number where there is room for it."""
+    last_label = -math.inf
+    for number, start in timeline.round_starts.items():
+        axes.axvline(start / size, color="#777777", linewidth=0.8, linestyle=(0, (2, 3)), zorder=4)
+        if start - last_label > 0.03 * timeline.length_s:
+            text = f"round {number}" if last_label == -math.inf else str(number)
+            axes.annotate(text, (start / size, 1), xycoords=("data", "axes fraction"), xytext=(2, 3),
+                          textcoords="offset points", fontsize=11, color="#555555")  # fmt: skip
+            last_label = start + (0.05 * timeline.length_s if last_label == -math.inf else 0.0)
+
+
+def _phase_legend(figure: Figure, timeline: Timeline) -> None:
+    from matplotlib.patches import Patch
+
+    seen = {interval.phase for interval in timeline.intervals}
+    handles = [Patch(color=PHASE_COLOURS[phase], label=phase) for phase in PHASES if phase in seen]
+    handles.append(Patch(color="#BBBBBB", label="idle (thin line)"))
+    if timeline.down:
+        handles.append(Patch(color=DOWN_COLOUR, label="driver down"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)))
+
+
+def cost_figure(
+    moved: Sequence[Move], timeline: Timeline, full_nbytes: int | None, sites: Sequence[str]
+) -> Figure:
+    """Left: bytes each round, out beside in, stacked by site. Right: seconds per phase each round."""
+    figure, (left, right) = _figure(14, 6.4, ncols=2)
+    _bytes_panel(left, moved, full_nbytes, sites)
+    _seconds_panel(right, timeline)
+    return figure
+
+
+def _bytes_panel(axes: Axes, moved: Sequence[Move], full_nbytes: int | None, sites: Sequence[str]) -> None:
+    from matplotlib.ticker import FuncFormatter
+
+    rounds = sorted({move.round for move in moved})
+    base: dict[tuple[int, bool], float] = defaultdict(float)
+    for site in sites:
+        colour = line_style(site, sites)["color"]
+        for out, shift in ((True, -0.2), (False, 0.2)):
+            chosen = [move for move in moved if (move.site, move.out) == (site, out)]
+            sums = [sum(move.nbytes for move in chosen if move.round == number) for number in rounds]
+            look = {"color": colour, "edgecolor": "#FFFFFF", "linewidth": 0.6, "hatch": "" if out else "////"}
+            bottoms = [base[number, out] for number in rounds]
+            axes.bar([r + shift for r in rounds], sums, 0.38, bottoms, label=site if out else None, **look)
+            for number, nbytes in zip(rounds, sums, strict=True):
+                base[number, out] += nbytes
+    title = "bytes per round; plain: to the sites, hatched: back"
+    if full_nbytes and moved:
+        title += "\n" + _compare_with_full_model(axes, moved, full_nbytes, max(base.values()))
+    axes.set_title(title, loc="left")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: bytes_text(value)))
+    _finish_bars(axes, rounds, len(sites) <= 12)
+
+
+def _compare_with_full_model(axes: Axes, moved: Sequence[Move], full_nbytes: int, highest: float) -> str:
+    """A line at the cost of moving the full model where it fits into the picture; always a note."""
+    per_round = full_nbytes * max(Counter((m.round, m.out) for m in moved).values())
+    if per_round <= 4 * highest:
+        axes.axhline(per_round, color="#000000", linewidth=1.4, linestyle="--", label="full model")
+    times = full_nbytes * len(moved) / max(1, sum(move.nbytes for move in moved))
+    return f"full model: {bytes_text(per_round)} each way, {times_text(times)}"
+
+
+def _seconds_panel(axes: Axes, timeline: Timeline) -> None:
+    phases, lengths = phase_seconds(timeline), round_lengths(timeline)
+    unit, size = time_unit(max(lengths.values(), default=0.0))
+    base = dict.fromkeys(phases, 0.0)
+    for phase in PHASES:
+        heights = [phases[number].get(phase, 0.0) / size for number in phases]
+        if any(heights):
+            axes.bar(list(phases), heights, 0.7, list(base.values()), color=PHASE_COLOURS[phase], label=phase)
+            base = {number: base[number] + height for number, height in zip(phases, heights, strict=True)}
+    for number, length in lengths.items():
+        label = "length of the round" if number == min(lengths) else "_nolegend_"
+        axes.hlines(length / size, number - 0.42, number + 0.42, color="#D55E00", linewidth=2.2, label=label)
+    axes.set_title("time per round\nbars: mean over the sites; line: the whole round", loc="left")
+    axes.set_ylabel(UNIT_NAMES[unit])
+    _finish_bars(axes, list(phases), True)
+
+
+def _finish_bars(axes: Axes, rounds: Sequence[int], with_legend: bool) -> None:
+    _whole_rounds(axes, max(rounds, default=1), first=min(rounds, default=1))
+    axes.set_xlim(min(rounds, default=1) - 0.6, max(rounds, default=1) + 0.6)
+    axes.set_xlabel("round")
+    axes.grid(False, axis="x")
+    if with_legend and axes.get_legend_handles_labels()[0]:
+        axes.legend(
+            loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=4, columnspacing=1.2, handlelength=1.4
+        )
