@@ -111,7 +111,7 @@ class Campaign(Section):
     rounds: PositiveInt
     model: ModelSection
     data: DataSection = DataSection()
-    strategy: StrategySection
+    strategy: StrategySection = StrategySection()
     training: TrainingSection
     evaluation: EvaluationSection = EvaluationSection()
     checks: ChecksSection = ChecksSection()

@@ -35,7 +35,7 @@ from workflows.memo import JournalMemoizer
 from workflows.metrics import write_metrics
 from workflows.orphans import TOKEN_VARIABLE, end_orphans
 from workflows.preflight import Plan
-from workflows.resume import schedule_rounds
+from workflows.resume import rounds_asked, schedule_rounds
 from workflows.rundir import RunDirectory
 from workflows.strategies.base import (
     Aggregate,
@@ -79,6 +79,8 @@ class Engine:
         self.last_task: dict[str, str] = {}  # site -> identity of its last finished task
         self.background: list[AppFuture] = []  # evaluations that nobody waits for but the end
         self.settled: set[int] = set()  # tasks whose end the strategy knows
+        self.told = {r["version"] for r in run.journal.events("aggregated")}  # versions the journal knows of
+        self.asked = rounds_asked(run.journal)
         self.flows: dict[str, Flow] = {}  # site -> its part of the current round
         self.unwritten = False  # evaluations that metrics.csv does not have yet
 
@@ -146,7 +148,7 @@ class Engine:
 
     def _order(self, action: Train, attempt: int) -> Order:
         training = self.plan.campaign.training
-        scheduled = schedule_rounds(self.run.journal, action.round) * training.steps
+        scheduled = schedule_rounds(self.asked, action.round) * training.steps
         spec = TrainingSpec(
             **training.model_dump(),
             start_step=action.start_step,
@@ -166,7 +168,8 @@ class Engine:
             weights, action.version, *(self.updates[task] for task in tasks), on=SERVER,
         )  # fmt: skip
         shares = {self.orders[task].site: weight for task, weight in action.parts}
-        self._once("aggregated", version=action.version, round=number, weights=shares)
+        if action.version not in self.told:
+            self.run.journal.write("aggregated", version=action.version, round=number, weights=shares)
         evaluation = self.plan.campaign.evaluation
         if number % evaluation.every == 0 or number == self.plan.campaign.rounds:
             self.evaluate("global", number, self.models[action.version])
@@ -185,9 +188,10 @@ class Engine:
 
     def events(self) -> Iterator[Event]:
         """What the strategy is told: first what the journal knows, then what happens."""
-        for record in list(self.run.journal.events("strategy_event")):
+        recorded = list(self.run.journal.events("strategy_event"))
+        for record in recorded:
             yield self._remember(decode_event(record["kind"], record["fields"]))
-        if not self.settled and not any(self.run.journal.events("strategy_event")):
+        if not recorded:
             yield self._record(self._started())
         while True:
             event = self._next()
@@ -285,11 +289,6 @@ class Engine:
     def now(self) -> float:
         """Seconds since the campaign began, over all its drivers."""
         return time.time() - self.run.opened["time"]
-
-    def _once(self, event: str, **fields: Any) -> None:
-        """Write an event unless an earlier driver wrote it."""
-        if not any(all(r.get(k) == v for k, v in fields.items()) for r in self.run.journal.events(event)):
-            self.run.journal.write(event, **fields)
 
     def phase(self, site: str) -> tuple[str, Progress | None]:
         """What a site is doing, in a word, and how far its training is."""

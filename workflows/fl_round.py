@@ -101,13 +101,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def start(options: argparse.Namespace) -> tuple[Plan, RunDirectory]:
     """A new run of a checked campaign."""
     from workflows.campaign_file import load_campaign
-    from workflows.preflight import make_plan, settle_dtype
+    from workflows.preflight import make_plan, require_all, settle_dtype
     from workflows.rundir import choose_path, open_new, resume_hint
 
     source = options.campaign or DEFAULT_CAMPAIGN
     campaign = settle_dtype(load_campaign(source, options.sets, options.sites))
     path, unfinished = choose_path(campaign, options.name)
-    plan = make_plan(campaign, path.resolve())
+    plan = make_plan(campaign, path.resolve(), source)
+    require_all(plan, source)
     if unfinished:
         say(f"{unfinished} is unfinished; {resume_hint(unfinished)}\nThis is a new run: {path}\n")
     run = open_new(path, campaign, source, options.sets, options.sites)
@@ -117,14 +118,15 @@ def start(options: argparse.Namespace) -> tuple[Plan, RunDirectory]:
 
 def resume(options: argparse.Namespace) -> tuple[Plan, RunDirectory]:
     """An interrupted run, with what of its campaign may have changed."""
-    from workflows.preflight import make_plan
+    from workflows.preflight import make_plan, require_all
     from workflows.resume import resumed_campaign
     from workflows.rundir import open_existing
 
     run = open_existing(options.resume)
     try:
         campaign = resumed_campaign(run, options.campaign, options.sets, options.sites)
-        plan = make_plan(campaign, run.path)
+        plan = make_plan(campaign, run.path, run.path / "campaign.yaml")
+        require_all(plan, run.path / "campaign.yaml")
     except BaseException:
         run.close()
         raise
@@ -136,15 +138,18 @@ def check(options: argparse.Namespace) -> int:
     """All checks, and in words what would run."""
     from workflows.campaign_file import load_campaign
     from workflows.executors import worker_init
-    from workflows.preflight import describe, make_plan, settle_dtype
+    from workflows.preflight import describe, make_plan, missing_here, settle_dtype
     from workflows.rundir import choose_path
 
-    campaign = settle_dtype(load_campaign(options.campaign or DEFAULT_CAMPAIGN, options.sets, options.sites))
+    source = options.campaign or DEFAULT_CAMPAIGN
+    campaign = settle_dtype(load_campaign(source, options.sets, options.sites))
     path, _ = choose_path(campaign, options.name)
-    plan = make_plan(campaign, path.resolve())
+    plan = make_plan(campaign, path.resolve(), source)
     for key, value in describe(plan):
         say(f"{key + ':':20s} {value}")
     say(f"{'run directory:':20s} {path}")
+    for what in missing_here(plan):
+        say(f"{'not on this machine:':20s} {what}")
     for name, site in plan.sites.items() if options.dry_run else ():
         say(f"\n# what starts the workers of {name}\n{worker_init(site)}\nprocess_worker_pool.py ...")
     return DONE

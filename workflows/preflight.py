@@ -18,11 +18,12 @@ from apps.train import SiteWork
 from apps.validate import UpdateRules
 from apps.versions import code_version
 from data.partition import deal_tasks
-from data.tasks import expand_tasks, families_of
+from data.tasks import EMBEDDED, expand_tasks, families_of
 from site_configs.base import Site
 from site_configs.resolve import SiteConfigError, resolve_site
 from workflows.campaign import Campaign
 
+SPLITS = ("train", "dev", "test")
 RESERVED_NAMES = ("server", "evaluator", "global")
 SPARE_BYTES = 200_000_000  # free disk space below which nothing is started
 
@@ -40,12 +41,30 @@ class Plan:
     rules: UpdateRules
 
 
-def make_plan(campaign: Campaign, run_dir: Path) -> Plan:
-    """Check a campaign against this machine, its data and its sites.
+def make_plan(campaign: Campaign, run_dir: Path, source: Path) -> Plan:
+    """Check a campaign against its sites and its data.
+
+    Args:
+        campaign: as read.
+        run_dir: where the run goes or is.
+        source: the campaign's file, for errors.
 
     Raises:
-        UserMistake: the first thing that cannot work, with the key it stands under.
+        UserMistake: the first thing that cannot work, with the file and the key it stands under.
     """
+    try:
+        return _make_plan(campaign, run_dir)
+    except UserMistake as error:
+        raise UserMistake(f"{source}: {error.what}", remedy=error.remedy) from None
+
+
+def require_all(plan: Plan, source: Path) -> None:
+    """Raises UserMistake if this machine lacks what the campaign needs."""
+    for what in missing_here(plan):
+        raise UserMistake(f"{source}: {what}")
+
+
+def _make_plan(campaign: Campaign, run_dir: Path) -> Plan:
     _check_names(campaign)
     check_source(campaign.model.source)
     _check_layers(campaign)
@@ -98,20 +117,44 @@ def share_tasks(campaign: Campaign) -> dict[str, tuple[str, ...]]:
         UserMistake: an unknown task, a task of the common source owned twice, or a site without any.
     """
     source = campaign.data.source
+    wanted = _tasks_of("data.tasks", campaign.data.tasks or list(families_of(source)), source)
+    named = {
+        name: _tasks_of(f"sites.{name}.tasks", entry.tasks, entry.data or source) if entry.tasks else None
+        for name, entry in campaign.sites.items()
+    }
+    _refuse_two_owners({name: tasks for name, tasks in named.items() if tasks and campaign.sites[name].data is None})
     try:
-        wanted = expand_tasks(campaign.data.tasks or families_of(source), source)
-        named = {n: expand_tasks(e.tasks, e.data or source) if e.tasks else None for n, e in campaign.sites.items()}
-        shares = deal_tasks(named, wanted)
-    except (ValueError, FileNotFoundError) as error:
-        raise UserMistake(f"data, sites.*.tasks: {error}") from None
+        return deal_tasks(named, wanted)
+    except ValueError as error:
+        raise UserMistake(f"sites.*.tasks: {error}") from None
+
+
+def _tasks_of(key: str, names: list[str], source: str) -> tuple[str, ...]:
+    try:
+        return expand_tasks(names, source)
+    except ValueError as error:
+        raise UserMistake(f"{key}: {error}") from None
+
+
+def _refuse_two_owners(named: dict[str, tuple[str, ...]]) -> None:
     owner: dict[str, str] = {}
-    for name, tasks in shares.items():
-        if not tasks:
-            raise UserMistake(f"sites.{name}.tasks: no task is left for this site")
-        for task in tasks if campaign.sites[name].data is None else ():
+    for name, tasks in named.items():
+        for task in tasks:
             if owner.setdefault(task, name) != name:
                 raise UserMistake(f"sites.{name}.tasks: {task} already belongs to {owner[task]}; sites share no data")
-    return shares
+
+
+def missing_here(plan: Plan) -> list[str]:
+    """What the campaign needs on this machine and does not find; a run is not started with any of it missing."""
+    campaign, missing = plan.campaign, []
+    sources = {"data.source": campaign.data.source}
+    sources |= {f"sites.{name}.data": entry.data for name, entry in campaign.sites.items() if entry.data}
+    for key, source in sources.items():
+        if source != EMBEDDED and not Path(source).expanduser().exists():
+            missing.append(f"{key}: {source} does not exist")
+    if campaign.data.source == EMBEDDED and campaign.evaluation.split not in SPLITS:
+        missing.append(f"evaluation.split: the embedded data has the splits {', '.join(SPLITS)}")
+    return missing
 
 
 def _site(name: str, campaign: Campaign, run_dir: Path) -> Site:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,11 +116,15 @@ def current_campaign(journal: Journal) -> dict[str, Any]:
     return list(journal.events("campaign_opened", "campaign_changed"))[-1]["campaign"]
 
 
-def schedule_rounds(journal: Journal, round: int) -> int:
+def rounds_asked(journal: Journal) -> list[int]:
+    """The numbers of rounds that were asked for: by the first driver, and by resumes that raised it."""
+    return sorted({r["rounds"] for r in journal.events("campaign_opened", "campaign_changed")})
+
+
+def schedule_rounds(asked: Sequence[int], round: int) -> int:
     """Length in rounds of the learning-rate schedule that a round belongs to.
 
-    A resume may raise the number of rounds. The rounds that were asked for first keep the schedule they were asked
-    for with, so that what is done stays done; the added ones follow the longer schedule.
+    The rounds that were asked for first keep the schedule they were asked for with, so that what is done stays done;
+    the rounds that a resume has added follow the longer schedule.
     """
-    asked = sorted({r["rounds"] for r in journal.events("campaign_opened", "campaign_changed")})
     return next(total for total in asked if total >= round)

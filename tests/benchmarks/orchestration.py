@@ -1,0 +1,131 @@
+"""How many rounds a second the driver can carry: the real engine and real files, with a trainer that does nothing.
+
+    python tests/benchmarks/orchestration.py [--rounds 40] [--repeats 3] [--sites 4 16] [--processes]
+
+A round is per site stage-out, training and stage-in with all checks, then aggregation; the model has 1e5 float32
+parameters. By default the tasks run in threads of the driver, which shows what the driver itself can carry; with
+``--processes`` they run in worker processes (Parsl's HighThroughputExecutor), one per site and one for the server.
+The rounds a second of other systems that are printed for comparison were measured on a machine of the same kind with
+4 and 16 clients and a model of the same size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent.parent), str(Path(__file__).resolve().parent)]
+PARAMETERS = 100_000
+OTHERS = {"APPFL 1.12 (serial default)": (0.12, 0.05), "NVIDIA FLARE 2.9 (simulator)": (0.39, 0.37),
+          "Flower 1.42 (in-process)": (6.1, 3.9)}  # fmt: skip
+
+
+def prepare(place: dict, work: dict) -> dict[str, Any]:
+    import torch
+
+    from apps.artifacts import save_tensors
+
+    artifact = save_tensors(work["store"], {"w": torch.zeros(PARAMETERS)}, "model")
+    return {"artifact": artifact, "store": work["store"], "started": time.time(), "ended": time.time()}
+
+
+def enrol(place: dict, work: dict) -> dict[str, Any]:
+    return {"shard_sha256": "none", "samples": 1, "started": time.time(), "ended": time.time()}
+
+
+def local_train(place: dict, work: dict, order: dict, base: dict, shard: dict) -> dict[str, Any]:
+    """Answer with the base model, a little changed."""
+    from apps.artifacts import artifact_path, load_tensors, save_tensors
+
+    now, store = time.time(), Path(work["root"]) / "artifacts"
+    tensors = load_tensors(artifact_path(store, base["artifact"]))
+    artifact = save_tensors(store, {"w": tensors["w"] + 1e-3 * len(place["site"])}, "update")
+    return {
+        "task_id": f"{place['site']}-{place['round']}", "site": place["site"], "round": place["round"],
+        "base": base["artifact"]["sha256"], "artifact": artifact, "store": str(store), "steps_done": 1,
+        "samples": 1, "train_s": 0.0, "started": now, "ended": time.time(),
+    }  # fmt: skip
+
+
+def evaluate(place: dict, work: dict, candidate: dict, who: str) -> dict[str, Any]:
+    now = time.time()
+    return {"who": who, "round": place["round"], "artifact": candidate["artifact"], "tasks": {}, "mean_loss": 0.0,
+            "started": now, "ended": now}  # fmt: skip
+
+
+def save_model(place: dict, work: dict, final: dict, folder: str) -> dict[str, Any]:
+    return {"artifact": final["artifact"], "started": time.time(), "ended": time.time()}
+
+
+def in_threads(sites: Any, run_dir: Path, threads: int, memoizer: Any, retries: int) -> Any:
+    from parsl.config import Config
+    from parsl.executors import ThreadPoolExecutor
+
+    labels = [*(site.name for site in sites), "server", "evaluator"]
+    executors = [ThreadPoolExecutor(label=label, max_threads=1) for label in labels]
+    return Config(executors=executors, memoizer=memoizer, run_dir=str(run_dir / "parsl"), initialize_logging=False,
+                  strategy="none", usage_tracking=0)  # fmt: skip
+
+
+def campaign_of(sites: int, rounds: int) -> Any:
+    from workflows.campaign import Campaign
+
+    names = [f"site{i:02d}" for i in range(sites)]
+    return Campaign.model_validate({
+        "name": "orchestration", "rounds": rounds, "model": {"source": "tiny", "tiny": {"width": 32, "layers": 1}, "dtype": "float32"},
+        "training": {"steps": 1, "learning_rate": 0.1}, "evaluation": {"every": 1_000_000, "sites": False},
+        "sites": {name: {"config": "local", "tasks": ["retrosynthesis"], "data": "embedded"} for name in names},
+    })  # fmt: skip
+
+
+def rounds_per_second(sites: int, rounds: int, processes: bool) -> float:
+    """One whole campaign; the clock runs from the first aggregation to the last."""
+    import benchmarks.orchestration as trainer  # the functions by an importable name, for worker processes
+
+    from workflows import engine as engine_module
+    from workflows.fl_round import federate
+    from workflows.preflight import make_plan
+    from workflows.rundir import open_new
+    from workflows.strategies import make_strategy
+
+    names = ("prepare", "enrol", "local_train", "evaluate", "save_model")
+    replaced = {name: getattr(trainer, name) for name in names} | ({} if processes else {"make_config": in_threads})
+    with tempfile.TemporaryDirectory() as folder, mock.patch.multiple(engine_module, **replaced):
+        campaign, source = campaign_of(sites, rounds), Path(folder) / "campaign.yaml"
+        source.write_text("")
+        run = open_new(Path(folder) / "run", campaign, source, [], None)
+        plan = make_plan(campaign, run.path, source)
+        with engine_module.Engine(plan, run, lambda engine: None) as engine:
+            federate(make_strategy(campaign.strategy, rounds, 1), engine)
+        moments = [r["time"] for r in run.journal.events("aggregated")]
+        run.close()
+    return (len(moments) - 1) / (moments[-1] - moments[0])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--sites", type=int, nargs="+", default=[4, 16])
+    parser.add_argument("--processes", action="store_true", help="tasks in worker processes instead of threads")
+    options = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    print(f"rounds a second, {PARAMETERS:,} parameters, median (min .. max) of {options.repeats} campaigns")
+    for sites in options.sites:
+        rates = [rounds_per_second(sites, options.rounds, options.processes) for _ in range(options.repeats)]
+        print(f"{sites:3d} sites: {statistics.median(rates):6.1f} ({min(rates):.1f} .. {max(rates):.1f})")
+        for name, known in OTHERS.items():
+            if sites in (4, 16):
+                other = known[sites == 16]
+                print(f"      {statistics.median(rates) / other:6.1f} x {name}, {other} a second")
+
+
+if __name__ == "__main__":
+    main()
