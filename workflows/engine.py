@@ -31,6 +31,7 @@ from apps.train import Order, enrol, local_train
 from apps.training import TrainingSpec
 from apps.transfer import stage_in, stage_out
 from workflows.executors import EVALUATOR, SERVER, make_config
+from workflows.local_blocks import LocalBlocks
 from workflows.memo import JournalMemoizer
 from workflows.metrics import write_metrics
 from workflows.orphans import TOKEN_VARIABLE, end_orphans
@@ -97,6 +98,7 @@ class Engine:
             JournalMemoizer(self.run.journal), campaign.retries,
         )  # fmt: skip
         self.kernel: DataFlowKernel = parsl.load(config)
+        self.local_blocks = LocalBlocks({label: e for label, e in self.kernel.executors.items() if hasattr(e, "provider")})
         self._record_executors()
         return self
 
@@ -258,6 +260,8 @@ class Engine:
         self.unwritten = True
 
     def _check_health(self) -> None:
+        for label in self.local_blocks.check():
+            self.run.journal.write("block_replaced", site=label, reason="its worker pool was broken")
         for label, executor in self.kernel.executors.items():
             process = getattr(executor, "interchange_proc", None)
             if process is not None and process.poll() is not None:

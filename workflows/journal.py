@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from apps.errors import UserMistake
 from apps.files import cannot_write
@@ -29,7 +29,8 @@ class Journal:
         self.records = list(read_journal(path)) if path.exists() else []
         try:
             cut_unfinished_line(path)
-            self.stream = open(path, "ab")  # noqa: SIM115 - closed by close()
+            # unbuffered: what a failed write has left must not reach the file later
+            self.stream = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
         except OSError as error:
             raise cannot_write(path, error) from error
 
@@ -42,23 +43,15 @@ class Journal:
         with self.lock:
             record = {"seq": len(self.records) + 1, "time": time.time(), "event": event, **fields}
             line = json.dumps(record, separators=(",", ":")) + "\n"
-            before = self.stream.tell()
+            before = os.fstat(self.stream.fileno()).st_size
             try:
-                self.stream.write(line.encode())
-                self.stream.flush()
+                _write_all(self.stream, line.encode())
                 os.fsync(self.stream.fileno())
             except OSError as error:
-                self._take_back(before)
+                os.ftruncate(self.stream.fileno(), before)
                 raise cannot_write(self.path, error) from error
             self.records.append(record)
             return record
-
-    def _take_back(self, size: int) -> None:
-        """Cut a half-written line off again and open the file anew: the old stream still holds the rest of it."""
-        descriptor = os.open(self.path, os.O_WRONLY)
-        os.ftruncate(descriptor, size)
-        os.close(descriptor)
-        self.stream = open(self.path, "ab")  # noqa: SIM115 - closed by close()
 
     def events(self, *names: str) -> Iterator[Record]:
         """Records of these kinds, oldest first."""
@@ -68,22 +61,47 @@ class Journal:
         self.stream.close()
 
 
+def _write_all(stream: IO[bytes], content: bytes) -> None:
+    rest = memoryview(content)
+    while rest:
+        rest = rest[stream.write(rest) :]
+
+
 def read_journal(path: Path) -> Iterator[Record]:
     """The whole records of a journal; an unfinished last line is passed over.
 
     Raises:
         UserMistake: a line in the middle is not a record: the file was altered.
     """
+    for number, record in read_lines(path):
+        if record is None:
+            raise UserMistake(
+                f"{path} line {number} is not a record", remedy="Restore the file from a copy, or start a new run"
+            )
+        yield record
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, Record | None]]:
+    """Each whole line's number and record, None for a line that is no record."""
     with open(path, "rb") as stream:
         for number, line in enumerate(stream, 1):
             if not line.endswith(b"\n"):
                 return
-            try:
-                yield json.loads(line)
-            except ValueError:
-                raise UserMistake(
-                    f"{path} line {number} is not a record", remedy="Restore the file from a copy, or start a new run"
-                ) from None
+            yield number, _parse(line)
+
+
+def _parse(line: bytes) -> Record | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def ends_unfinished(path: Path) -> bool:
+    """Whether a crash left something after the last end of line."""
+    with open(path, "rb") as stream:
+        return not stream.read().endswith(b"\n") and stream.tell() > 0
 
 
 def cut_unfinished_line(path: Path) -> None:

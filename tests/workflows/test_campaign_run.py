@@ -16,7 +16,7 @@ import pytest
 from campaigns import command, environment, final_hash, journal, run, tasks_done, write_campaign
 
 from apps.artifacts import sha256_file
-from workflows.orphans import TOKEN_VARIABLE, find_orphans
+from workflows.orphans import find_orphans
 
 pytestmark = pytest.mark.campaign
 
@@ -146,34 +146,39 @@ def wait_for_progress(driver: subprocess.Popen[bytes], run_dir: Path, extra_s: f
     time.sleep(4 * extra_s)
 
 
-def test_a_killed_worker_is_replaced_and_the_model_stays_the_same(undisturbed: Path, tmp_path: Path) -> None:
+def workers_of(pool: psutil.Process) -> list[psutil.Process]:
+    """What a pool has spawned: its helper first, then its worker."""
+    spawned = [p for p in pool.children() if "resource_tracker" not in str(p.cmdline())]
+    return sorted(spawned, key=lambda p: p.pid)
+
+
+def only_the_worker(pool: psutil.Process) -> list[psutil.Process]:
+    return workers_of(pool)[-1:]
+
+
+def worker_and_helper(pool: psutil.Process) -> list[psutil.Process]:
+    return workers_of(pool)
+
+
+def the_pool(pool: psutil.Process) -> list[psutil.Process]:
+    return [pool]
+
+
+@pytest.mark.parametrize("victims_of", [only_the_worker, worker_and_helper, the_pool])
+def test_a_killed_worker_is_replaced_and_the_model_stays_the_same(undisturbed: Path, tmp_path: Path, victims_of) -> None:
     campaign, run_dir = write_campaign(tmp_path), tmp_path / "runs" / "nano"
     with open(tmp_path / "out", "wb") as out:
         driver = subprocess.Popen(command(campaign), cwd=tmp_path, env=environment(), stdout=out, stderr=out)
-    while driver.poll() is None and not list(run_dir.glob("sites/aurora/progress.json")):
+    while driver.poll() is None and not (run_dir / "sites" / "aurora" / "progress.json").exists():
         time.sleep(0.02)
-    victims = [p for p in find_orphans(token(run_dir)) if holds(p, run_dir / "sites" / "aurora") or is_worker(p)]
-    assert victims
-    for victim in victims:
+    pools = [p for p in find_orphans(token(run_dir)) if "parsl/000/aurora" in " ".join(p.cmdline()) and p.name() != "bash"]
+    pools = [p for p in pools if "process_worker_pool.py" in " ".join(p.cmdline())]
+    assert len(pools) == 1
+    for victim in victims_of(pools[0]):
         victim.kill()
     assert driver.wait(timeout=240) == 0, (tmp_path / "out").read_text()
     assert final_hash(run_dir) == final_hash(undisturbed)
     assert_nothing_left(run_dir)
-
-
-def holds(process: psutil.Process, folder: Path) -> bool:
-    try:
-        return str(folder) in process.cwd()
-    except psutil.Error:
-        return False
-
-
-def is_worker(process: psutil.Process) -> bool:
-    """A process that runs tasks: a spawned child of a worker pool."""
-    try:
-        return "spawn_main" in " ".join(process.cmdline()) and TOKEN_VARIABLE in process.environ()
-    except psutil.Error:
-        return False
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -1,0 +1,120 @@
+"""Campaign files: mistakes are told in one line with the key, overrides do what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from campaigns import PROJECT, nano
+from hypothesis import given
+from hypothesis import strategies as st
+
+from apps.errors import UserMistake
+from workflows.campaign import Campaign
+from workflows.campaign_file import apply_set, as_plain, as_yaml, choose_sites, differences, load_campaign
+
+READY_MADE = sorted((PROJECT / "workflows" / "campaigns").glob("*.yaml"))
+
+
+def saved(folder: Path, raw: object) -> Path:
+    path = folder / "c.yaml"
+    path.write_text(raw if isinstance(raw, str) else yaml.safe_dump(raw))
+    return path
+
+
+@pytest.mark.parametrize("path", READY_MADE, ids=lambda p: p.stem)
+def test_ready_made_campaigns_load(path: Path) -> None:
+    campaign = load_campaign(path)
+    assert len(campaign.sites) == 4 and campaign.name in path.stem
+
+
+def test_the_reference_campaign_has_the_settings_of_the_paper() -> None:
+    campaign = load_campaign(PROJECT / "workflows" / "campaigns" / "smolinstruct_llama2_7b.yaml")
+    assert campaign.rounds == 8 and campaign.model.adapter is None and campaign.model.dtype == "bfloat16"
+    assert campaign.training.learning_rate == 1e-5 and campaign.training.weight_decay == 0.01
+    assert campaign.data.max_tokens == 512 and campaign.data.loss_on == "answer"
+    assert list(campaign.sites) == ["perlmutter", "polaris", "aurora", "frontier"]
+
+
+MISTAKES = [
+    ({"trainning": {}}, "trainning: unknown key, did you mean 'training'?"),
+    ({"training": {"steps": 1, "learning_rate": 1, "stepz": 2}}, "training.stepz: unknown key, did you mean 'steps'?"),
+    ({"training": {"learning_rate": 1}}, "training.steps: missing"),
+    ({"training": {"steps": "many", "learning_rate": 1}}, "training.steps: input should be a valid integer"),
+    ({"training": {"steps": 0, "learning_rate": 1}}, "training.steps: input should be greater than 0, got 0"),
+    ({"model": {"source": "tiny"}}, "model.tiny: needed with 'source: tiny'"),
+    ({"model": {"source": "x", "tiny": {}}}, "model.tiny: only goes with 'source: tiny'"),
+    ({"model": {"source": "x", "adapter": {"method": "mean"}}}, "model.adapter.method: input should be 'fedit', 'ffa'"),
+    ({"data": {"prompt": "no place"}}, "data.prompt: must contain {input}"),
+    ({"strategy": {"quorum": 3}}, "strategy.quorum: 3 is more than the 2 sites"),
+    ({"strategy": {"name": "fedsgd"}}, "strategy.name: input should be 'fedavg'"),
+    ({"sites": {}}, "sites: "),
+    ({"name": "../up"}, "name: string should match"),
+]
+
+
+@pytest.mark.parametrize(("change", "told"), MISTAKES, ids=[told[:40] for _, told in MISTAKES])
+def test_a_mistake_is_told_in_one_line_with_file_and_key(tmp_path: Path, change: dict, told: str) -> None:
+    path = saved(tmp_path, nano(**change))
+    with pytest.raises(UserMistake) as caught:
+        load_campaign(path)
+    assert str(caught.value).startswith(f"{path}: {told}") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["a: [1", "just words", "", "- 1", "a: b: c"])
+def test_what_is_no_campaign_at_all(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UserMistake, match=r"c\.yaml:"):
+        load_campaign(saved(tmp_path, text))
+
+
+def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserMistake, match="there is no campaign file"):
+        load_campaign(tmp_path / "none.yaml")
+    with pytest.raises(UserMistake, match="cannot be read"):
+        load_campaign(tmp_path)
+
+
+def test_set_reads_values_as_yaml_and_makes_the_folders(tmp_path: Path) -> None:
+    sets = ["training.steps=7", "data.tasks=[retrosynthesis]", "checks.max_update_norm=null", "sites.aurora.threads=2"]
+    campaign = load_campaign(saved(tmp_path, nano()), sets)
+    assert campaign.training.steps == 7 and campaign.data.tasks == ["retrosynthesis"]
+    assert campaign.sites["aurora"].settings == {"threads": 2}
+
+
+@pytest.mark.parametrize("text", ["training.steps", "=3", "rounds.x=3", "seed=[1"])
+def test_set_tells_what_is_wrong_with_it(text: str) -> None:
+    with pytest.raises(UserMistake, match="--set"):
+        apply_set({"rounds": 3}, text)
+
+
+def test_sites_choose_swap_and_add() -> None:
+    known = {"a": {"config": "local", "tasks": ["t"]}, "b": {"config": "local"}}
+    assert choose_sites(known, "b") == {"b": {"config": "local"}}
+    assert choose_sites(known, "a=polaris") == {"a": {"config": "polaris", "tasks": ["t"]}}
+    assert choose_sites(known, "local, my/cluster.py") == {
+        "local": {"config": "local"},
+        "cluster": {"config": "my/cluster.py"},
+    }
+    with pytest.raises(UserMistake, match="at least one"):
+        choose_sites(known, " , ")
+
+
+def test_a_campaign_survives_its_own_file(tmp_path: Path) -> None:
+    campaign = Campaign.model_validate(nano())
+    assert as_plain(load_campaign(saved(tmp_path, as_yaml(campaign)))) == as_plain(campaign)
+
+
+plain = st.recursive(
+    st.integers() | st.text(max_size=3),
+    lambda inner: st.dictionaries(st.text("abc", min_size=1, max_size=2), inner, max_size=3),
+)
+mappings = st.dictionaries(st.text("abc", min_size=1, max_size=2), plain, max_size=3)
+
+
+@given(mappings, mappings)
+def test_differences_are_empty_for_equals_and_mirror_each_other(one: dict, other: dict) -> None:
+    assert differences(one, one) == {}
+    there, back = differences(one, other), differences(other, one)
+    assert there == {key: (old, new) for key, (new, old) in back.items()}
+    assert bool(there) == (one != other)
