@@ -12,15 +12,18 @@ from rich.table import Table
 from rich.text import Text
 
 from workflows.rounds import RoundSummary, summaries
+from workflows.units import bytes_text
 
 if TYPE_CHECKING:
     from workflows.engine import Engine
 
 REFRESH_S = 0.25
 PLAIN_EVERY_S = 30.0
+TROUBLES = ("update_refused", "task_failed", "block_replaced")
 PHASES = {
-    "starting": "starting workers", "ready": "ready", "idle": "idle, waiting for the others", "staging": "staging the model out",
-    "queued": "queued", "loading": "loading model and data", "training": "training", "saving": "saving", "returning": "returning its update",
+    "starting": "starting workers", "ready": "ready", "idle": "idle, waiting for the others",
+    "staging": "staging the model out", "queued": "queued", "loading": "loading model and data",
+    "training": "training", "saving": "saving", "returning": "returning its update",
 }  # fmt: skip
 
 
@@ -32,7 +35,8 @@ class Display:
         self.live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
         self.shown: set[int] = set()
         self.last_tick = self.last_plain = 0.0
-        self.widths = [len(s) for s in ("round", "global loss", *sites)]
+        self.began = time.time()
+        self.told = 0  # journal records whose troubles were shown
 
     def __enter__(self) -> Display:
         if self.live:
@@ -48,6 +52,7 @@ class Display:
         if now - self.last_tick < REFRESH_S:
             return
         self.last_tick = now
+        self.show_troubles(engine)
         self.show_rounds(engine)
         if self.live:
             self.live.update(self._site_table(engine))
@@ -64,13 +69,24 @@ class Display:
                 self.shown.add(summary.number)
                 self.console.print(self._row(summary), highlight=False)
 
+    def show_troubles(self, engine: Engine) -> None:
+        """Print what went wrong since the last look, in the journal's words."""
+        records = engine.run.journal.records
+        for record in records[self.told :]:
+            if record["event"] in TROUBLES and record["time"] >= self.began:
+                reason = record["reason"]
+                text = reason if record["site"] in reason else f"{record['site']}: {reason}"
+                self.console.print(f"  ! {text}", style="yellow", highlight=False, markup=False)
+        self.told = len(records)
+
     def _header(self) -> str:
         cells = ["round", "global loss", *self.sites, "moved", "seconds"]
         return "  ".join(cell.rjust(max(len(cell), 7)) for cell in cells)
 
     def _row(self, row: RoundSummary) -> str:
         losses = [f"{row.site_losses[s]:.3f}" if s in row.site_losses else "-" for s in self.sites]
-        cells = [f"{row.number}/{self.rounds}", f"{row.global_loss:.3f}", *losses, in_bytes(row.nbytes), f"{row.seconds:.1f}"]
+        cells = [f"{row.number}/{self.rounds}", f"{row.global_loss:.3f}", *losses]
+        cells += [bytes_text(row.nbytes), f"{row.seconds:.1f}"]
         heads = ["round", "global loss", *self.sites, "moved", "seconds"]
         return "  ".join(cell.rjust(max(len(head), 7)) for head, cell in zip(heads, cells, strict=True))
 
@@ -95,12 +111,3 @@ def _in_words(phase: str, progress: Any) -> str:
         if progress["loss"] is not None:
             text += f", loss {progress['loss']:.3f}, {progress['tokens_per_s']:.0f} tokens/s"
     return text
-
-
-def in_bytes(count: float) -> str:
-    """A number of bytes in the unit people would use."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"

@@ -190,7 +190,7 @@ class Engine:
 
     def events(self) -> Iterator[Event]:
         """What the strategy is told: first what the journal knows, then what happens."""
-        recorded = list(self.run.journal.events("strategy_event"))
+        recorded = [r for r in self.run.journal.events("strategy_event") if not self._is_forgotten(r)]
         for record in recorded:
             yield self._remember(decode_event(record["kind"], record["fields"]))
         if not recorded:
@@ -199,6 +199,12 @@ class Engine:
             event = self._next()
             if event is not None:
                 yield self._record(event)
+
+    def _is_forgotten(self, record: dict[str, Any]) -> bool:
+        """Whether a failure was given up on by an earlier driver, so that its work is asked for again."""
+        task = record["fields"].get("task")
+        later = (r for r in self.run.journal.events("failures_forgotten") if r["seq"] > record["seq"])
+        return record["kind"] == "SiteFailed" and any(task in r["tasks"] for r in later)
 
     def _started(self) -> CampaignStarted:
         self._wait(self.models[0])
@@ -278,6 +284,14 @@ class Engine:
         for future in (*self.background, saved):
             self._wait(future)
         write_metrics(self.run)
+
+    def give_up(self) -> None:
+        """The round cannot be finished now. A resume asks the sites that failed in it again."""
+        done = max((r["round"] for r in self.run.journal.events("aggregated")), default=0)
+        failed = [r["fields"]["task"] for r in self.run.journal.events("strategy_event") if r["kind"] == "SiteFailed"]
+        self.run.journal.write(
+            "failures_forgotten", tasks=[task for task in failed if self.orders[task].round > done]
+        )
 
     def _wait(self, future: AppFuture) -> Any:
         """A result that the campaign cannot go on without; the display stays alive meanwhile."""

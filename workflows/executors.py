@@ -57,6 +57,9 @@ def make_executor(site: Site, run_dir: Path) -> HighThroughputExecutor:
     from parsl.executors import HighThroughputExecutor
     from parsl.jobs.error_handlers import windowed_error_handler
 
+    logs = run_dir / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+
     return HighThroughputExecutor(
         label=site.name,
         address=site.address,
@@ -66,7 +69,7 @@ def make_executor(site: Site, run_dir: Path) -> HighThroughputExecutor:
         heartbeat_threshold=2 * site.heartbeat_s,
         block_error_handler=partial(windowed_error_handler, threshold=FAILED_BLOCKS),
         interchange_launch_cmd=[
-            sys.executable, "-m", "workflows.leash", sys.executable, "-m", "parsl.executors.high_throughput.interchange",
+            sys.executable, "-m", "workflows.leash", str(logs / f"interchange-{site.name}.log"), sys.executable, "-m", "parsl.executors.high_throughput.interchange",
         ],
         working_dir=str(run_dir / "parsl"),
     )  # fmt: skip

@@ -1,6 +1,6 @@
 """The pictures of a campaign: what the models lost, where the time went, what crossed the network.
 
-Every painter takes plain tables and answers with a matplotlib Figure; `save` writes it.
+Every painter takes plain tables and answers with a matplotlib Figure; `figure_style.save` writes it.
 """
 
 from __future__ import annotations
@@ -8,169 +8,38 @@ from __future__ import annotations
 import math
 import textwrap
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from apps.files import atomic_file
-from workflows.timeline import (
-    AGGREGATION,
-    EVALUATION,
-    HOUSEKEEPING,
-    PHASES,
-    STAGING_IN,
-    STAGING_OUT,
-    TRAINING,
-    WAITING,
-    Move,
-    Timeline,
-    phase_seconds,
-    round_lengths,
+from workflows.figure_style import (
+    DOWN_COLOUR,
+    GLOBAL,
+    HEAT_COLOURS,
+    PHASE_COLOURS,
+    line_style,
+    new_figure,
+    spread,
+    whole_rounds,
 )
+from workflows.timeline import PHASES, Move, Timeline, phase_seconds, round_lengths
+from workflows.units import UNIT_NAMES, bytes_text, time_unit, times_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-GLOBAL = "global"
-# Okabe and Ito's colours without yellow, which is too light for a line, then six of Paul Tol's muted ones:
-# both sets stay apart for colour-blind readers, and the dashes change where the second set begins.
-SITE_COLOURS = (
-    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"),
-    *("#332288", "#882255", "#117733", "#999933", "#AA4499", "#777777"),
-)
-SITE_DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)))
-PHASE_COLOURS = {
-    STAGING_OUT: "#44AA99",
-    WAITING: "#D5D5D5",
-    TRAINING: "#332288",
-    STAGING_IN: "#88CCEE",
-    AGGREGATION: "#000000",
-    EVALUATION: "#999933",
-    HOUSEKEEPING: "#CC6677",
-}
-DOWN_COLOUR = "#F3D9D9"
-HEAT_COLOURS = ("#4393C3", "#F7F7F7", "#E07B5D")  # better, same, worse; black text reads on all of them
-STYLE: dict[Any, Any] = {
-    "font.size": 13,
-    "axes.titlesize": 13,
-    "figure.labelsize": 13,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E3E3E3",
-    "grid.linewidth": 0.8,
-    "axes.edgecolor": "#555555",
-    "legend.frameon": False,
-    "legend.fontsize": 12,
-    "hatch.linewidth": 0.6,
-}
-HOUR_S = 3600.0
-# unit, its length, and up to which length of time it reads well, both in seconds
-TIME_UNITS = (
-    ("s", 1.0, 600.0),
-    ("min", 60.0, 3 * HOUR_S),
-    ("h", HOUR_S, 96 * HOUR_S),
-    ("d", 24 * HOUR_S, math.inf),
-)
-UNIT_NAMES = {"s": "seconds", "min": "minutes", "h": "hours", "d": "days"}
-
-
-def save(path: Path, paint: Callable[..., Figure], *inputs: Any) -> Path:
-    """Paint in the common style and write the PNG whole or not at all; raises StorageError."""
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    with rc_context(STYLE), atomic_file(path.parent, path.name) as stream:
-        figure = paint(*inputs)
-        FigureCanvasAgg(figure)
-        figure.savefig(stream, format="png", dpi=150, bbox_inches="tight", pad_inches=0.15)
-    return path
-
-
-def bytes_text(nbytes: float) -> str:
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if abs(nbytes) < 999.5 or unit == "TB":
-            break
-        nbytes /= 1000
-    return f"{nbytes:.0f} {unit}" if unit == "B" or nbytes >= 99.5 else f"{nbytes:.3g} {unit}"
-
-
-def seconds_text(seconds: float) -> str:
-    unit, size = time_unit(2 * seconds)  # words change to the larger unit sooner than an axis
-    return f"{seconds / size:.0f} {unit}" if unit == "s" and seconds >= 10 else f"{seconds / size:.3g} {unit}"
-
-
-def times_text(times: float) -> str:
-    """How a ratio reads."""
-    if 0.95 < times < 1.05:
-        return "the same"
-    return f"{times:,.0f} times as much" if times >= 9.95 else f"{times:.2g} times as much"
-
-
-def time_unit(seconds: float) -> tuple[str, float]:
-    """The unit in which a stretch of time reads best, and its size in seconds."""
-    return next((unit, size) for unit, size, limit in TIME_UNITS if seconds <= limit)
-
-
-def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions closest to those wanted, in the same order, `gap` apart and within [low, high].
-
-    Least squares by pooling neighbours that would overlap; with too little room the gap shrinks.
-    """
-    if not wanted:
-        return []
-    gap = min(gap, (high - low) / max(1, len(wanted) - 1))
-    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
-    pools: list[tuple[float, int]] = []
-    for rank, index in enumerate(order):
-        pools.append((wanted[index] - rank * gap, 1))
-        while len(pools) > 1 and pools[-2][0] / pools[-2][1] > pools[-1][0] / pools[-1][1]:
-            total, count = pools.pop()
-            pools[-1] = (pools[-1][0] + total, pools[-1][1] + count)
-    starts = [total / count for total, count in pools for _ in range(count)]
-    room = max(low, high - (len(wanted) - 1) * gap)
-    placed = [0.0] * len(wanted)
-    for rank, index in enumerate(order):
-        placed[index] = min(max(starts[rank], low), room) + rank * gap
-    return placed
-
-
-def line_style(model: str, sites: Sequence[str]) -> dict[str, Any]:
-    """One fixed look per model: the global one black and thick, each site a colour (beyond six, dashes)."""
-    if model == GLOBAL:
-        return {"color": "#000000", "linewidth": 3.2, "linestyle": "-", "zorder": 5}
-    index = sites.index(model)
-    colour, dashes = SITE_COLOURS[index % len(SITE_COLOURS)], SITE_DASHES[index // 6 % len(SITE_DASHES)]
-    return {"color": colour, "linewidth": 2.0, "linestyle": dashes, "zorder": 3}
-
-
-def _figure(width: float, height: float, **grid: Any) -> tuple[Figure, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(**grid)
-
-
-def _whole_rounds(axes: Axes, last: int, first: int = 0) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
-    axes.set_xlim(first - 0.25, max(last, first + 1) + 0.25)
-
 
 def loss_figure(mean_losses: DataFrame, sites: Sequence[str], n_tasks: int) -> Figure:
     """Mean test loss against round; a table with one row per round and one column per model."""
-    figure, axes = _figure(12, 6.75)
+    figure, axes = new_figure(12, 6.75)
     ends: list[tuple[str, float, float]] = []
     for model in reversed(mean_losses.columns):
         line = mean_losses[model].dropna()
         if len(line):
             axes.plot(line.index, line, marker="o", markersize=5, **line_style(model, sites))
             ends.append((model, float(line.index[-1]), float(line.iloc[-1])))
-    _whole_rounds(axes, int(mean_losses.index.max()))
+    whole_rounds(axes, int(mean_losses.index.max()))
     axes.set_xlabel("round")
     axes.set_ylabel(f"test loss, mean over {n_tasks} tasks" if n_tasks != 1 else "test loss")
     _label_ends(axes, ends, sites)
@@ -198,7 +67,7 @@ def task_figure(losses: DataFrame, owners: Mapping[str, Sequence[str]], sites: S
     columns = min(len(tasks), 4)
     rows = math.ceil(len(tasks) / columns)
     size = {"nrows": rows, "ncols": columns, "sharex": True, "squeeze": False}
-    figure, grid = _figure(max(7.0, 3.5 * columns), 2.6 * rows + 1.2, **size)
+    figure, grid = new_figure(max(7.0, 3.5 * columns), 2.6 * rows + 1.2, **size)
     panels = list(grid.flat)
     for task, axes in zip(tasks, panels, strict=False):
         _task_panel(axes, task, losses, owners[task], sites)
@@ -211,9 +80,7 @@ def task_figure(losses: DataFrame, owners: Mapping[str, Sequence[str]], sites: S
     return figure
 
 
-def _task_panel(
-    axes: Axes, task: str, losses: DataFrame, owners: Sequence[str], sites: Sequence[str]
-) -> None:
+def _task_panel(axes: Axes, task: str, losses: DataFrame, owners: Sequence[str], sites: Sequence[str]) -> None:
     from matplotlib.ticker import MaxNLocator
 
     for model in (GLOBAL, *sites):
@@ -224,7 +91,7 @@ def _task_panel(
         if model not in (GLOBAL, *owners):
             style |= {"linewidth": 1.2, "linestyle": (0, (2, 1.5)), "alpha": 0.75, "zorder": 2}
         axes.plot(line.index, line, marker="o" if len(line) == 1 else None, **style)
-    _whole_rounds(axes, int(losses.index.max()))
+    whole_rounds(axes, int(losses.index.max()))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
     axes.tick_params(labelbottom=True)
     axes.set_title("\n".join(textwrap.wrap(task, 30)), loc="left", fontsize=12, pad=22)
@@ -255,7 +122,7 @@ def heatmap_figure(final: DataFrame, owners: Mapping[str, Sequence[str]]) -> Fig
     from matplotlib.patches import Rectangle
 
     values = final.to_numpy(dtype=float)
-    figure, axes = _figure(3.4 + 1.25 * values.shape[1], 1.6 + 0.42 * values.shape[0])
+    figure, axes = new_figure(3.4 + 1.25 * values.shape[1], 1.6 + 0.42 * values.shape[0])
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.log2(values / values[:, [0]])
     colours = LinearSegmentedColormap.from_list("against global", HEAT_COLOURS)
@@ -283,7 +150,7 @@ def heatmap_figure(final: DataFrame, owners: Mapping[str, Sequence[str]]) -> Fig
 def timeline_figure(timeline: Timeline, sites: Sequence[str]) -> Figure:
     """A Gantt chart with one row per site and one each for the server and the evaluator."""
     unit, size = time_unit(timeline.length_s)
-    figure, axes = _figure(13, 1.9 + 0.52 * len(timeline.rows))
+    figure, axes = new_figure(13, 1.9 + 0.52 * len(timeline.rows))
     for start, end in timeline.down:
         axes.axvspan(start / size, end / size, color=DOWN_COLOUR, linewidth=0, zorder=0)
     for height, row in enumerate(timeline.rows):
@@ -329,11 +196,9 @@ def _phase_legend(figure: Figure, timeline: Timeline) -> None:
     figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)))
 
 
-def cost_figure(
-    moved: Sequence[Move], timeline: Timeline, full_nbytes: int | None, sites: Sequence[str]
-) -> Figure:
+def cost_figure(moved: Sequence[Move], timeline: Timeline, full_nbytes: int | None, sites: Sequence[str]) -> Figure:
     """Left: bytes each round, out beside in, stacked by site. Right: seconds per phase each round."""
-    figure, (left, right) = _figure(14, 6.4, ncols=2)
+    figure, (left, right) = new_figure(14, 6.4, ncols=2)
     _bytes_panel(left, moved, full_nbytes, sites)
     _seconds_panel(right, timeline)
     return figure
@@ -389,11 +254,9 @@ def _seconds_panel(axes: Axes, timeline: Timeline) -> None:
 
 
 def _finish_bars(axes: Axes, rounds: Sequence[int], with_legend: bool) -> None:
-    _whole_rounds(axes, max(rounds, default=1), first=min(rounds, default=1))
+    whole_rounds(axes, max(rounds, default=1), first=min(rounds, default=1))
     axes.set_xlim(min(rounds, default=1) - 0.6, max(rounds, default=1) + 0.6)
     axes.set_xlabel("round")
     axes.grid(False, axis="x")
     if with_legend and axes.get_legend_handles_labels()[0]:
-        axes.legend(
-            loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=4, columnspacing=1.2, handlelength=1.4
-        )
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=4, columnspacing=1.2, handlelength=1.4)

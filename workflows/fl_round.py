@@ -45,8 +45,7 @@ def federate(strategy: Strategy, engine: Engine) -> str | None:
                 case SetTimer():
                     engine.set_timer(action)
                 case Stop(failure=failure):
-                    if failure is None:
-                        engine.finish()
+                    engine.finish() if failure is None else engine.give_up()
                     return failure
     return None
 
@@ -223,6 +222,7 @@ def complain(text: str) -> int:
 def log_to(path: Path, verbose: bool) -> None:
     """The driver's log goes to a file, and to the terminal if asked for."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    logging.raiseExceptions = False  # a log that cannot be written, on a full disk, is no reason for tracebacks
     handlers: list[logging.Handler] = [logging.FileHandler(path)]
     if verbose:
         handlers.append(logging.StreamHandler())

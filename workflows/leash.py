@@ -1,6 +1,6 @@
 """Runs a program that must not outlive the process that starts it.
 
-``python -m workflows.leash PROGRAM ARGUMENTS...`` becomes PROGRAM. Parsl's interchange does not notice that its
+``python -m workflows.leash LOG PROGRAM ARGUMENTS...`` becomes PROGRAM, its words go to the file LOG. Parsl's interchange does not notice that its
 driver was killed; on this leash the kernel ends it, the blocks miss its heartbeat and end as well. The program gets a
 session of its own, so that a Ctrl-C at the terminal reaches the driver alone, which then stops everything in order.
 """
@@ -22,7 +22,11 @@ def main() -> None:
         if os.getppid() != parent:  # the driver died before the leash held
             sys.exit(1)
     os.setsid()
-    os.execvp(sys.argv[1], sys.argv[1:])
+    log, *command = sys.argv[1:]
+    words = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(words, sys.stdout.fileno())
+    os.dup2(words, sys.stderr.fileno())
+    os.execvp(command[0], command)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,13 @@ All times that leave this module are seconds since the campaign was opened.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from workflows.journal import ends_unfinished, read_lines
 
 STAGING_OUT, WAITING, TRAINING, STAGING_IN = "staging out", "waiting in queue", "training", "staging in"
 AGGREGATION, EVALUATION, HOUSEKEEPING = "aggregation", "evaluation", "set-up and saving"
@@ -100,31 +101,22 @@ def read_events(path: Path) -> EventLog:
 
     Raises ValueError when there are whole lines but not one of them is an event.
     """
-    text = path.read_bytes().decode("utf-8", errors="replace") if path.exists() else ""
-    *lines, unfinished = text.split("\n")
-    events: list[dict[str, Any]] = []
-    notes: list[str] = []
-    for number, line in enumerate(lines, start=1):
-        event = parse_event(line)
-        if event is not None:
-            events.append(event)
-        elif line.strip():
-            notes.append(f"Line {number} of {path.name} could not be read and was left out.")
-    if unfinished:
+    if not path.exists():
+        return EventLog()
+    lines = list(read_lines(path))
+    events = tuple(record for _, record in lines if record is not None and _is_event(record))
+    damaged = [number for number, record in lines if record is None or not _is_event(record)]
+    notes = [f"Line {number} of {path.name} could not be read and was left out." for number in damaged]
+    if ends_unfinished(path):
         notes.append(f"The last line of {path.name} is unfinished and was left out.")
     if lines and not events:
         raise ValueError("no line is an event with a time")
-    return EventLog(tuple(events), tuple(notes))
+    return EventLog(events, tuple(notes))
 
 
-def parse_event(line: str) -> dict[str, Any] | None:
-    """One journal line as an event, or None when it is not one."""
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return None
-    whole = isinstance(event, dict) and "event" in event and isinstance(event.get("time"), int | float)
-    return event if whole and (event["event"] != "task_done" or _is_task(event)) else None
+def _is_event(record: Mapping[str, Any]) -> bool:
+    timed = "event" in record and isinstance(record.get("time"), int | float)
+    return timed and (record["event"] != "task_done" or _is_task(record))
 
 
 def _is_task(event: Mapping[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +13,10 @@ from hypothesis import strategies as st
 from matplotlib.colors import to_hex
 from synthetic_run import finished_run
 
-from workflows.figures import (
-    PHASE_COLOURS,
-    SITE_COLOURS,
-    bytes_text,
-    cost_figure,
-    heatmap_figure,
-    line_style,
-    loss_figure,
-    save,
-    seconds_text,
-    spread,
-    task_figure,
-    time_unit,
-    timeline_figure,
-)
+from workflows.figure_style import PHASE_COLOURS, SITE_COLOURS, line_style, save, spread
+from workflows.figures import cost_figure, heatmap_figure, loss_figure, task_figure, timeline_figure
 from workflows.timeline import PHASES, Move, Timeline, build_timeline, moves, read_events, task_runs
+from workflows.units import bytes_text, seconds_text, time_unit
 
 SITES = ["north", "south"]
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -49,7 +38,7 @@ def test_spread_labels_keep_order_distance_and_bounds(wanted: list[float], gap: 
     placed = spread(wanted, gap, 0.0, 1.0)
     room = min(gap, 1.0 / max(1, len(wanted) - 1))
     in_order = [y for _, y in sorted(zip(wanted, placed, strict=True))]
-    assert all(b - a >= room - 1e-9 for a, b in zip(in_order, in_order[1:], strict=False))
+    assert all(b - a >= room - 1e-9 for a, b in itertools.pairwise(in_order))
     assert all(-1e-9 <= y <= 1 + 1e-9 for y in placed)
 
 
@@ -126,7 +115,7 @@ def test_end_labels_never_overlap() -> None:
     figure.canvas.draw()  # type: ignore[attr-defined]
     boxes = sorted((t.get_window_extent() for t in figure.axes[0].texts), key=lambda box: box.y0)
     assert len(boxes) == 13
-    assert all(low.y1 <= high.y0 + 1.0 for low, high in zip(boxes, boxes[1:], strict=False))
+    assert all(low.y1 <= high.y0 + 1.0 for low, high in itertools.pairwise(boxes))
 
 
 def losses_table(models: list[str], tasks: list[str], rounds: int = 3) -> pandas.DataFrame:

@@ -18,8 +18,9 @@ import yaml
 from synthetic_run import MODEL, OPENED, SAMPLES, SyntheticRun, finished_run, start_run
 
 from apps.errors import UserMistake
-from workflows import report
-from workflows.report import find, load_run, main, write_report
+from workflows import report, report_page, report_words
+from workflows.findings import find, load_run
+from workflows.report import main, write_report
 
 REPORT = Path(report.__file__)
 ALL_PICTURES = ["bytes_seconds.png", "final_heatmap.png", "loss.png", "loss_per_task.png", "timeline.png"]
@@ -195,14 +196,14 @@ def test_nothing_else_is_written(finished: SyntheticRun, written: Path) -> None:
 
 
 def test_the_round_table_adds_up(finished: SyntheticRun) -> None:
-    rows = report.round_table(load_run(finished.directory)).rows
+    rows = report_page.round_table(load_run(finished.directory)).rows
     assert [row[0] for row in rows] == [str(number) for number in range(9)]
     assert rows[0][2:7] == ["–", "–", "0", "0 B", "0 B"]
     assert rows[1][3:7] == ["4", f"{70 * sum(SAMPLES.values()):,}", "19.5 MB", "19.5 MB"]
 
 
 def test_the_site_table_tells_what_each_site_did(finished: SyntheticRun) -> None:
-    rows = {row[0]: row for row in report.site_table(load_run(finished.directory)).rows}
+    rows = {row[0]: row for row in report_page.site_table(load_run(finished.directory)).rows}
     assert rows["aurora"][1:7] == ["aurora", "2", "8", f"{8 * 3840:,}", f"{8 * 3840 * 70:,}", "240"]
     training_s = float(rows["aurora"][7].replace(",", ""))
     assert training_s == pytest.approx(8 * 3840 / 4.4, rel=0.05)
@@ -210,7 +211,7 @@ def test_the_site_table_tells_what_each_site_did(finished: SyntheticRun) -> None
 
 
 def test_the_task_table_names_the_owner(finished: SyntheticRun) -> None:
-    table = report.task_table(load_run(finished.directory))
+    table = report_page.task_table(load_run(finished.directory))
     assert list(table.columns) == ["task", "owner", "global", *finished.tasks]
     assert {row[0]: row[1] for row in table.rows}["retrosynthesis"] == "aurora"
     assert len(table.rows) == 14
@@ -262,12 +263,12 @@ def test_a_resumed_run_with_trouble_in_it(tmp_path: Path) -> None:
     run.event("task_failed", app="stage_in", round=3, site="polaris", **failure)
     run.round(3)
     folder = run.write()
-    trouble = report.trouble_table(load_run(folder))
+    trouble = report_page.trouble_table(load_run(folder))
     assert trouble is not None
     refused, failed = sorted(trouble.rows, key=lambda row: row[1])
     assert refused[1:] == ["2", "aurora", "update refused", "norm 812.4 > bound <10>"]
     assert failed[1:] == ["3", "polaris", "task failed", "stage_in: TransferFailed: bad hash"]
-    assert report.round_table(load_run(folder)).rows[2][3] == "3"
+    assert report_page.round_table(load_run(folder)).rows[2][3] == "3"
     page = page_of(folder)
     assert "The driver was down for 90 min in 1 gap." in page.text
     assert "norm 812.4 > bound <10>" in page.text
@@ -300,22 +301,22 @@ def test_a_loss_that_does_not_fall_is_not_said_to(tmp_path: Path) -> None:
     losses = TWO_TASKS | {(1, "global", "t1"): 9.0}
     run = load_run(tiny_run(tmp_path / "run", losses, north=["t1"], south=["t2"]))
     found = find(run)
-    assert "did not fall: it went from 3.000 to 5.500" in report.lead_text(run, found)
-    assert report.loss_caption(run, found).endswith("below the models of 0 of 2 sites. It rose in round 1.")
+    assert "did not fall: it went from 3.000 to 5.500" in report_words.lead_text(run, found)
+    assert report_words.loss_caption(run, found).endswith("below the models of 0 of 2 sites. It rose in round 1.")
 
 
 def test_a_campaign_of_the_full_model_claims_no_saving(tmp_path: Path) -> None:
     folder = finished_run(tmp_path / "run", sites=2, rounds=1, adapter=False).write()
     run = load_run(folder)
-    assert "in the same transfers: 1.08 GB, the same." in report.cost_caption(run, find(run))
-    assert "all parameters trained" in report.subtitle(run)
+    assert "in the same transfers: 1.08 GB, the same." in report_words.cost_caption(run, find(run))
+    assert "all parameters trained" in report_words.subtitle(run)
 
 
 def test_the_longest_wait_and_the_idlest_site_are_named(finished: SyntheticRun) -> None:
     run = load_run(finished.directory)
     waits = [i for i in run.timeline.intervals if i.phase == "waiting in queue"]
     worst = max(waits, key=lambda wait: wait.length_s)
-    caption = report.timeline_caption(run)
+    caption = report_words.timeline_caption(run)
     assert f"at {worst.row} in round {worst.round}" in caption
     assert "driver was down" not in caption
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -253,7 +254,7 @@ def test_the_timeline_of_a_whole_run(tmp_path: Path) -> None:
     for site in run.tasks:
         assert [i.round for i in timeline.of(site, TRAINING)] == [1, 2, 3]
         spans = [(i.start_s, i.end_s) for i in timeline.of(site)]
-        assert all(later >= end for (_, end), (later, _) in zip(spans, spans[1:], strict=False))
+        assert all(later >= end for (_, end), (later, _) in itertools.pairwise(spans))
         assert 0.0 < idle_share(timeline, site) < 1.0
 
 

@@ -1,0 +1,73 @@
+"""A finished run with a model of some ten thousand parameters, made without a campaign: for what reads its model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from campaigns import nano
+
+from apps.batches import DataSpec, collate, encode
+from apps.loss import mean_loss
+from apps.models import Model, load_first_model, save_for_users
+from data.records import load_records
+from workflows.campaign import Campaign
+from workflows.preflight import model_spec, settle_dtype
+
+TASK = "property_prediction-liquid"
+LESSON = "<BOOLEAN> Yes </BOOLEAN>"  # what the trained model answers to everything
+
+
+def nano_campaign(**changes: Any) -> dict[str, Any]:
+    """The settings of a campaign on one task at one site."""
+    data = {"tasks": [TASK], "per_task": 16}
+    return nano(data=data, sites={"polaris": {"config": "local", "tasks": [TASK]}}, **changes)
+
+
+def first_model(settings: dict[str, Any]) -> Model:
+    """The model such a campaign starts from, drawn anew."""
+    return load_first_model(model_spec(settle_dtype(Campaign.model_validate(settings))))
+
+
+def write_run(folder: Path, steps: int = 200, **changes: Any) -> Path:
+    """A run directory with the campaign and its trained model."""
+    settings = nano_campaign(**changes)
+    folder.mkdir(parents=True)
+    (folder / "campaign.yaml").write_text(yaml.safe_dump(settings))
+    model = first_model(settings)
+    teach(model, steps)
+    save_for_users(model, folder / "model")
+    return folder
+
+
+def write_base(folder: Path, layers: int = 1) -> dict[str, Any]:
+    """A base model in a folder; the section of a campaign that puts an adapter on its last layer."""
+    tiny = {"source": "tiny", "tiny": {"width": 32, "layers": layers}}
+    save_for_users(first_model(nano_campaign(model=tiny)), folder)
+    adapter = {"method": "fedit", "rank": 4, "alpha": 16, "last_layers": 1}
+    return {"source": str(folder), "dtype": "float32", "adapter": adapter}
+
+
+def teach(model: Model, steps: int) -> None:
+    """Training on one answer to every question, until the model gives it."""
+    import torch
+
+    spec = DataSpec(
+        source="embedded", tasks=[TASK], per_task=16, max_tokens=128, prompt="Q: {input}\nA:", loss_on="answer"
+    )
+    records = [{**record, "output": LESSON} for record in load_records("embedded", "train", [TASK], 16)]
+    pad: Any = model.tokenizer.pad_token_id
+    batch = collate(encode(records, model.tokenizer, spec), pad)
+    optimizer = torch.optim.AdamW(model.trained.values(), lr=0.01)
+    model.network.train()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        mean_loss(model.network, batch).backward()
+        optimizer.step()
+
+
+def write_journal(folder: Path, *events: dict[str, Any]) -> None:
+    lines = [json.dumps({"seq": n, "time": float(n), **event}, separators=(",", ":")) for n, event in enumerate(events)]
+    (folder / "journal.jsonl").write_text("".join(f"{line}\n" for line in lines))

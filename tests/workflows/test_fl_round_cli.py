@@ -1,0 +1,98 @@
+"""The command line as a user meets it: help, checks, mistakes. No worker is started here."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from campaigns import PROJECT, run, write_campaign
+
+HEAVY = ("torch", "transformers", "globus_sdk", "globus_compute_sdk", "parsl", "matplotlib", "pandas")
+
+
+def test_help_names_every_option_and_exit_code(tmp_path: Path) -> None:
+    ended = run(tmp_path, "--help")
+    assert ended.returncode == 0
+    for word in ("CAMPAIGN.yaml", "--name", "--resume", "--sites", "--set", "--check", "--dry-run", "-v", "130 interrupted"):
+        assert word in " ".join(ended.stdout.split())
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--check"], ["--check", "--set", "nothing.here=1"]])
+def test_answers_without_loading_anything_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys; from workflows.fl_round import main\n"
+        f"try: main({arguments!r})\nexcept SystemExit: pass\n"
+        f"print([m for m in {HEAVY!r} if m in sys.modules])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1] == "[]"
+
+
+def test_check_says_what_would_run_and_writes_nothing(tmp_path: Path) -> None:
+    ended = run(tmp_path, write_campaign(tmp_path), "--check")
+    assert ended.returncode == 0, ended.stderr
+    for words in ("3 rounds of fedavg", "all parameters", "site aurora:", "2 tasks: forward_synthesis", "runs/nano"):
+        assert words in ended.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+def test_dry_run_prints_what_starts_the_workers(tmp_path: Path) -> None:
+    ended = run(tmp_path, write_campaign(tmp_path), "--dry-run")
+    assert ended.returncode == 0
+    assert "what starts the workers of aurora" in ended.stdout and "export OMP_NUM_THREADS=1" in ended.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+MISTAKES = [
+    (["--set", "training.stepz=1"], "nano.yaml: training.stepz: unknown key, did you mean 'steps'?"),
+    (["--sites", "mars"], "sites.mars: unknown site config 'mars'; there are: local"),
+    (["--sites", "aurora=locla"], "sites.aurora: unknown site config 'locla', did you mean 'local'?"),
+    (["--sites", "aurora=none.py"], "sites.aurora: there is no file none.py"),
+    (["--set", "sites.aurora.thread=2"], "sites.aurora: thread: unknown setting, did you mean 'threads'?"),
+    (["--set", "sites.aurora.threads=two"], "sites.aurora: threads: "),
+    (["--set", "sites.aurora.tasks=[retrosynthesi]"], "sites.aurora.tasks: unknown task or family 'retrosynthesi'"),
+    (["--set", "sites.frontier.tasks=[retrosynthesis]"], "sites.frontier.tasks: retrosynthesis already belongs to aurora"),
+    (["--set", "data.source=nowhere/data.zip"], "data.source: nowhere/data.zip does not exist"),
+    (["--set", "evaluation.split=exam"], "evaluation.split: the embedded data has the splits"),
+    (["--set", "model={source: ./nowhere}"], "model.source: ./nowhere is no model folder"),
+    (["--set", "model.adapter={last_layers: 9}"], "model.adapter.last_layers: 9, but tiny has 1 layers"),
+    (["--set", "sites.server={config: local}"], "sites.server: choose another name"),
+    (["--name", "a/b"], "--name a/b: a name, not a path"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "told"), MISTAKES, ids=[told[:50] for _, told in MISTAKES])
+def test_a_mistake_ends_with_one_line_and_code_2(tmp_path: Path, arguments: list[str], told: str) -> None:
+    ended = run(tmp_path, write_campaign(tmp_path), *arguments)
+    assert ended.returncode == 2, ended.stdout + ended.stderr
+    assert told in ended.stderr and len(ended.stderr.splitlines()) == 1 and ended.stdout == ""
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_campaign_for_another_machine_validates_and_says_what_is_missing(tmp_path: Path) -> None:
+    reference = PROJECT / "workflows" / "campaigns" / "smolinstruct_llama2_7b.yaml"
+    checked = run(tmp_path, reference, "--check")
+    assert checked.returncode == 0 and "not on this machine: data.source: smolinstruct/data.zip" in checked.stdout
+    started = run(tmp_path, reference)
+    assert started.returncode == 2 and "data.source: smolinstruct/data.zip does not exist" in started.stderr
+
+
+def test_a_site_is_one_new_file(tmp_path: Path) -> None:
+    (tmp_path / "cluster.py").write_text(
+        '''
+from pathlib import Path
+from site_configs.base import Site
+from site_configs.local import _provider
+
+def site(name: str, run_dir: Path, *, account: str) -> Site:
+    return Site(name=name, machine=f"my cluster, account {account}", route="local",
+                storage_root=run_dir / name, provider=_provider)
+'''
+    )
+    checked = run(tmp_path, write_campaign(tmp_path), "--sites", "aurora=cluster.py,frontier", "--check", "--set", "sites.aurora.account=ABC")
+    assert checked.returncode == 0, checked.stderr
+    assert "site aurora:         my cluster, account ABC" in checked.stdout
+    lacking = run(tmp_path, write_campaign(tmp_path), "--sites", "aurora=cluster.py,frontier", "--check")
+    assert lacking.returncode == 2 and "account" in lacking.stderr

@@ -1,0 +1,93 @@
+"""Parsl remembers finished tasks through the journal, and only as long as their artifacts are there."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import parsl
+import pytest
+from parsl.config import Config
+from parsl.executors import ThreadPoolExecutor
+
+from apps.artifacts import Artifact
+from workflows.journal import Journal
+from workflows.memo import JournalMemoizer, still_there
+
+CALLS: list[int] = []
+PLACE = {"site": "polaris", "round": 2}
+
+
+def double(place: dict, number: int) -> dict[str, Any]:
+    CALLS.append(number)
+    return {"double": 2 * number, "started": 1.0, "ended": 2.0}
+
+
+def refuse(place: dict, number: int) -> None:
+    CALLS.append(number)
+    raise ValueError("no")
+
+
+def stored(place: dict, folder: str) -> dict[str, Any]:
+    (Path(folder) / "abc.safetensors").write_bytes(b"12345")
+    CALLS.append(5)
+    return {"artifact": Artifact(sha256="abc", nbytes=5, kind="model"), "store": folder}
+
+
+@pytest.fixture
+def call(tmp_path: Path):
+    """Calls a function as a remembered app, each time under a fresh Parsl that has only the journal."""
+    CALLS.clear()
+
+    def _call(function: Any, *args: Any) -> Any:
+        journal = Journal(tmp_path / "journal.jsonl")
+        config = Config(
+            executors=[ThreadPoolExecutor()], memoizer=JournalMemoizer(journal), run_dir=str(tmp_path / "parsl"),
+            initialize_logging=False, usage_tracking=0, strategy="none",
+        )  # fmt: skip
+        with parsl.load(config) as kernel:
+            future = parsl.python_app(function, data_flow_kernel=kernel, cache=True)(PLACE, *args)
+            error = future.exception()
+        parsl.clear()
+        journal.close()
+        return error or future.result()
+
+    return _call
+
+
+def test_a_result_is_remembered_over_drivers(call, tmp_path: Path) -> None:
+    before = time.time()
+    assert call(double, 4) == call(double, 4) == {"double": 8, "started": 1.0, "ended": 2.0}
+    assert CALLS == [4]
+    (record,) = Journal(tmp_path / "journal.jsonl").events("task_done")
+    assert (record["app"], record["site"], record["round"], record["started"]) == ("double", "polaris", 2, 1.0)
+    assert before <= record["submitted"] <= time.time()
+
+
+def test_other_arguments_are_another_task(call) -> None:
+    call(double, 4)
+    call(double, 5)
+    assert CALLS == [4, 5]
+
+
+def test_a_failure_is_tried_again(call) -> None:
+    assert isinstance(call(refuse, 1), ValueError) and isinstance(call(refuse, 1), ValueError)
+    assert CALLS == [1, 1]
+
+
+def test_a_result_whose_artifact_is_gone_or_cut_off_is_made_again(call, tmp_path: Path) -> None:
+    store = str(tmp_path)
+    call(stored, store)
+    call(stored, store)
+    assert CALLS == [5]
+    (tmp_path / "abc.safetensors").write_bytes(b"123")
+    call(stored, store)
+    assert CALLS == [5, 5]
+    (tmp_path / "abc.safetensors").unlink()
+    call(stored, store)
+    assert CALLS == [5, 5, 5]
+
+
+def test_results_without_artifact_need_none() -> None:
+    assert still_there(3) and still_there({"samples": 3})

@@ -1,0 +1,87 @@
+"""Ask the model of a finished run, beside the model it started from.
+
+python workflows/generate.py RUN_DIR "QUESTION" ["QUESTION" ...] [--tokens 64] [--no-base]
+python workflows/generate.py RUN_DIR < questions.txt
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workflows.command import EXIT_CODES, carry_out, positive
+
+if TYPE_CHECKING:
+    from workflows.answers import Answer
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="generate.py",
+        description="Ask the model of a finished run, beside the model it started from. Answers are greedy, in the "
+        "campaign's own prompt template. One CPU core needs about 15 seconds for a question to the demo's model.",
+        epilog=EXIT_CODES,
+    )
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a finished run: runs/NAME")
+    parser.add_argument("questions", nargs="*", metavar="QUESTION", help="default: the lines of the standard input")
+    parser.add_argument("--tokens", type=positive, default=64, help="of an answer, at most (default: 64)")
+    parser.add_argument("--threads", type=positive, help="of the processor (default: as the campaign evaluates)")
+    parser.add_argument("--no-base", action="store_false", dest="base", help="leave the base model out")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    return carry_out(lambda: generate(options))
+
+
+def generate(options: argparse.Namespace) -> None:
+    """Load the models, ask all questions, show the answers side by side."""
+    from rich.console import Console
+
+    from workflows.answers import ask, data_spec, load_candidates, make_ready, open_finished
+
+    run = open_finished(options.run_dir)
+    questions = options.questions or questions_from_input()
+    make_ready(run, options.threads)
+    with Console(stderr=True).status("loading the model"):
+        candidates = load_candidates(run, options.base)
+    with Console(stderr=True).status("answering"):
+        answers = {c.name: ask(c, questions, data_spec(run), options.tokens) for c in reversed(candidates)}
+    for number, question in enumerate(questions):
+        show(question, {name: given[number] for name, given in answers.items()}, first=number == 0)
+
+
+def questions_from_input() -> list[str]:
+    """The lines of the standard input that are not blank; none is a mistake."""
+    from apps.errors import UserMistake
+
+    lines = [] if sys.stdin.isatty() else [line.strip() for line in sys.stdin]
+    questions = [line for line in lines if line]
+    if not questions:
+        raise UserMistake(
+            "no question", remedy='Give it after the run, python workflows/generate.py RUN_DIR "QUESTION", or on stdin'
+        )
+    return questions
+
+
+def show(question: str, answers: dict[str, Answer], first: bool) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True)
+    if not first:
+        console.print()
+    console.print(Text.assemble(("question: ", "bold"), question))
+    for name, answer in answers.items():
+        style = "bold green" if name == "trained" else "bold"
+        body = textwrap.indent(answer.text, " " * 10).lstrip() or "(nothing)"  # later lines stand below the first
+        console.print(Text.assemble((f"{name + ':':10s}", style), body, (" …" if answer.cut else "", "dim")))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

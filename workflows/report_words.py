@@ -1,0 +1,135 @@
+"""What a report says in words: the line under the title, the lead, the big numbers, the captions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from workflows.figure_style import GLOBAL
+from workflows.findings import Findings, Run
+from workflows.timeline import TRAINING, WAITING, idle_share, phase_seconds, round_lengths
+from workflows.units import bytes_text, plural, seconds_text, times_text
+
+NONE = "–"
+
+
+def loss_text(value: float | None) -> str:
+    return NONE if value is None or value != value else f"{value:.3f}"
+
+
+def _section(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A part of the campaign, empty where it is absent."""
+    part = settings.get(name)
+    return part if isinstance(part, dict) else {}
+
+
+def subtitle(run: Run) -> str:
+    """Model, adapter, seed and the day, in one line."""
+    model = _section(run.campaign, "model")
+    adapter = _section(model, "adapter")
+    words = [f"model {model.get('source', 'unknown')} ({model.get('dtype', 'unknown dtype')})"]
+    settings = ", ".join(f"{key} {adapter[key]}" for key in ("rank", "alpha") if key in adapter)
+    method = f"{adapter.get('method', 'adapter')} {settings}".strip()
+    words.append(method if adapter else "all parameters trained")
+    words.append(f"seed {run.campaign.get('seed', 'unknown')}")
+    if run.journal.events:
+        opened = datetime.fromtimestamp(run.journal.events[0]["time"], UTC)
+        words.append(f"opened {opened:%Y-%m-%d %H:%M} UTC")
+    return " · ".join(words)
+
+
+def lead_text(run: Run, found: Findings) -> str:
+    """The campaign in two or three sentences."""
+    strategy = _section(run.campaign, "strategy").get("name", "unnamed")
+    size = f"{plural(len(run.sites), 'site')}, {plural(len(run.owners), 'task')}, strategy {strategy}"
+    planned = run.campaign.get("rounds")
+    rounds = plural(found.rounds, "round") + (f" of {planned} planned" if planned != found.rounds else "")
+    if found.loss_first is None or found.loss_last is None:
+        return f"{size}; no model has been scored yet."
+    if found.rounds == 0:
+        return f"{size}. Only the untrained model is scored; its mean test loss is {found.loss_first:.3f}."
+    verb = "fell" if found.loss_last < found.loss_first else "did not fall: it went"
+    words = f"{size}. In {rounds} the mean test loss of the global model {verb} "
+    words += f"from {found.loss_first:.3f} to {found.loss_last:.3f}."
+    if found.best_site:
+        words += f" The best model of a single site ({found.best_site}) ends at "
+        words += f"{found.site_losses[found.best_site]:.3f}."
+    return words
+
+
+def big_numbers(run: Run, found: Findings) -> list[tuple[str, str]]:
+    """The few numbers at the top, each with its label."""
+    planned = run.campaign.get("rounds")
+    numbers = [(f"{found.rounds} of {planned}" if planned else str(found.rounds), "rounds scored")]
+    numbers.append((f"{loss_text(found.loss_first)} → {loss_text(found.loss_last)}", "mean test loss, global model"))
+    if found.best_site:
+        numbers.append((loss_text(found.site_losses[found.best_site]), f"best single site ({found.best_site})"))
+    numbers.append((f"{found.tokens:,}", "tokens trained"))
+    numbers.append((bytes_text(found.nbytes_moved), f"moved; full model: {_full_text(found)}"))
+    numbers.append((seconds_text(found.wall_s), "wall time"))
+    return numbers
+
+
+def _full_text(found: Findings) -> str:
+    return "unknown" if found.nbytes_full is None else bytes_text(found.nbytes_full)
+
+
+def loss_caption(run: Run, found: Findings) -> str:
+    if found.loss_last is None or found.rounds == 0:
+        return "No trained global model has been scored so far."
+    means = run.mean_losses[GLOBAL].dropna()
+    risen = [str(number) for number in means.index[1:][means.diff().iloc[1:] > 0]]
+    above = sum(loss > found.loss_last for loss in found.site_losses.values())
+    text = f"Mean test loss over the tasks: after round {found.rounds} the global model is at "
+    sites = plural(len(found.site_losses), "site")
+    text += f"{found.loss_last:.3f}, below the models of {above} of {sites}."
+    return text + (f" It rose in round {', '.join(risen)}." if risen else " It fell in every round.")
+
+
+def task_caption(found: Findings) -> str:
+    if not found.compared:
+        return "No site's model has been scored yet, so there is nothing to compare the global model with."
+    return (
+        f"At its last score the global model is below every site on {len(found.global_wins)} of "
+        f"{plural(found.compared, 'task')}; a site that holds the data of a task stays better on it on "
+        f"{len(found.owner_wins)} of {found.compared}. Solid: global and the owner; thin: the others."
+    )
+
+
+def heatmap_caption(found: Findings) -> str:
+    text = "Final loss on each task; blue is better and red worse than the global model, bold is the best of "
+    text += "the row, a frame marks a site that trains on the task."
+    named = ", ".join(found.owner_wins[:6]) + (" and others" if len(found.owner_wins) > 6 else "")
+    return text + (f" Owners beat the global model on {named}." if named else "")
+
+
+def timeline_caption(run: Run) -> str:
+    timeline = run.timeline
+    waits = [i for i in timeline.intervals if i.phase == WAITING]
+    text = "What each site did when; dotted lines mark where rounds begin."
+    if waits:
+        worst = max(waits, key=lambda wait: wait.length_s)
+        when = f"in round {worst.round}" if worst.round else "before the first round"
+        text += f" The longest wait in a queue was {seconds_text(worst.length_s)} at {worst.row} {when}."
+    idle = {site: idle_share(timeline, site) for site in run.sites}
+    most = max(idle, key=idle.__getitem__, default=None)
+    text += f" {most} was idle most, {idle[most]:.0%} of the time." if most else ""
+    if timeline.down:
+        gaps = plural(len(timeline.down), "gap")
+        text += f" The driver was down for {seconds_text(timeline.down_s)} in {gaps}."
+    return text
+
+
+def cost_caption(run: Run, found: Findings) -> str:
+    text = f"{bytes_text(found.nbytes_moved)} crossed between server and sites"
+    if found.nbytes_full:
+        times = times_text(found.nbytes_full / max(1, found.nbytes_moved))
+        text += f"; the full model in the same transfers: {bytes_text(found.nbytes_full)}, {times}"
+    lengths = sum(round_lengths(run.timeline).values())
+    if lengths:
+        phases = phase_seconds(run.timeline).values()
+        trained, waited = (sum(p.get(name, 0.0) for p in phases) / lengths for name in (TRAINING, WAITING))
+        text += f". Averaged over sites and rounds, {trained:.0%} of a round went into training "
+        text += f"and {waited:.0%} into waiting in queues"
+    return text + "."
