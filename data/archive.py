@@ -83,9 +83,7 @@ def is_archive(root: Path) -> bool:
     return root.suffix == ".zip" or (root / "core_tag").is_dir() or any(root.glob("*/core_tag"))
 
 
-def read_archive(
-    root: Path, split: str, tasks: Sequence[str] | None, per_task: int | None
-) -> Iterator[Record]:
+def read_archive(root: Path, split: str, tasks: Sequence[str] | None, per_task: int | None) -> Iterator[Record]:
     """Finished records of a split (train, dev, test, test_subset), task by task in canonical order."""
     with Tree(root) as tree:
         held = tree.task_names(f"{SAMPLE_LISTS}/{split}")
@@ -93,9 +91,7 @@ def read_archive(
             try:
                 yield from _read_task(tree, split, task, per_task)
             except KeyError as error:
-                raise ValueError(
-                    f"{root}: the field {error} of {task} ({split}) is missing; {REMEDY}"
-                ) from error
+                raise ValueError(f"{root}: the field {error} of {task} ({split}) is missing; {REMEDY}") from error
             except (zipfile.BadZipFile, zlib.error, EOFError) as error:
                 raise ValueError(f"{root}: {task} ({split}) is damaged ({error}); {REMEDY}") from error
 

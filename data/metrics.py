@@ -96,9 +96,7 @@ def smiles_scores(answers: Sequence[Prediction], golds: Golds) -> dict[str, floa
     answered = _share([a is not None for a in answers])
     chem = _rdkit()
     if chem is None:
-        logger.warning(
-            "SMILES are compared as text only: pip install 'crossfed[chemistry]' for rdkit's checks"
-        )
+        logger.warning("SMILES are compared as text only: pip install 'crossfed[chemistry]' for rdkit's checks")
         right = [
             a is not None and any(_components(a) == _components(g) for g in group)
             for a, group in zip(answers, golds, strict=True)
@@ -130,8 +128,7 @@ def boolean_scores(answers: Sequence[Prediction], golds: Golds) -> dict[str, flo
     """`accuracy` of yes or no; anything else is a wrong answer."""
     values = [None if a is None else truth_of(a) for a in answers]
     right = [
-        value is not None and value in {truth_of(g) for g in group}
-        for value, group in zip(values, golds, strict=True)
+        value is not None and value in {truth_of(g) for g in group} for value, group in zip(values, golds, strict=True)
     ]
     return {"accuracy": _share(right), "answered": _share([v is not None for v in values])}
 

@@ -9,9 +9,7 @@ from collections.abc import Mapping, Sequence
 from data.tasks import FAMILIES, Record, did_you_mean, family_of, in_canonical_order
 
 
-def deal_tasks(
-    sites: Mapping[str, Sequence[str] | None], available: Sequence[str]
-) -> dict[str, tuple[str, ...]]:
+def deal_tasks(sites: Mapping[str, Sequence[str] | None], available: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Site -> task ids. Sites that name tasks or families get them (two may name the same); the families that
     are left are dealt to the other sites in turn, in the order of the sites.
 

@@ -125,9 +125,7 @@ def _refuse_absent(
         seen[record["task"]] = None
         yield record
     if not seen and wanted is None:
-        raise ValueError(
-            f"no record in split {split!r} of {source}: expected {split}.jsonl or {split}/*.jsonl"
-        )
+        raise ValueError(f"no record in split {split!r} of {source}: expected {split}.jsonl or {split}/*.jsonl")
     for task in wanted or ():
         if task not in seen:
             held = EMBEDDED_TASKS if source == EMBEDDED else seen
@@ -135,9 +133,7 @@ def _refuse_absent(
             raise ValueError(f"no record of the task {task!r} in split {split!r} of {source}:{hint}")
 
 
-def _read_folder(
-    root: Path, split: str, wanted: Sequence[str] | None, per_task: int | None
-) -> Iterator[Record]:
+def _read_folder(root: Path, split: str, wanted: Sequence[str] | None, per_task: int | None) -> Iterator[Record]:
     """Records of the folder's files of a split, task by task; files of other tasks are not opened."""
     if not root.is_dir():
         raise ValueError(f"{root} is neither SMolInstruct's data.zip nor a folder of records")
@@ -161,12 +157,7 @@ def _read_folder(
 
 def _split_files(root: Path, split: str) -> list[Path]:
     names = [name for name, meaning in SPLITS.items() if meaning == split]
-    return [
-        path
-        for name in names
-        for pattern in LAYOUTS
-        for path in sorted(root.glob(pattern.format(split=name)))
-    ]
+    return [path for name in names for pattern in LAYOUTS for path in sorted(root.glob(pattern.format(split=name)))]
 
 
 def _grouped(records: Iterable[Record], per_task: int | None) -> Iterator[Record]:
@@ -219,9 +210,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         rows = (row for batch in batches for row in batch.to_pylist())
         yield from enumerate(rows, start=1)
     except (ValueError, OSError) as error:
-        raise ValueError(
-            f"{path} cannot be read as parquet ({error}); copy or build the file again"
-        ) from error
+        raise ValueError(f"{path} cannot be read as parquet ({error}); copy or build the file again") from error
 
 
 def complete(row: dict[str, Any], split: str, path: Path, number: int) -> Record:

@@ -35,9 +35,7 @@ class Shard:
     per_task: dict[str, int]
 
 
-def open_shard(
-    root: Path, source: str, tasks: Sequence[str], per_task: int | None, split: str = "train"
-) -> Shard:
+def open_shard(root: Path, source: str, tasks: Sequence[str], per_task: int | None, split: str = "train") -> Shard:
     """The shard of a request, written at the first call, found and verified at every later one.
 
     It is written anew if it is corrupt or if its source has changed. Raises ValueError if `root`/shard leads

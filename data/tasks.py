@@ -88,10 +88,7 @@ SMOLINSTRUCT_METRICS: dict[str, Metric] = {
 # One order for everything that lists tasks, so that equal sets have equal content hashes everywhere.
 CANONICAL_ORDER: tuple[str, ...] = tuple(
     dict.fromkeys(
-        name
-        for f in FAMILIES
-        for families in (SMOLINSTRUCT_FAMILIES, EMBEDDED_FAMILIES)
-        for name in families[f]
+        name for f in FAMILIES for families in (SMOLINSTRUCT_FAMILIES, EMBEDDED_FAMILIES) for name in families[f]
     )
 )
 

@@ -11,9 +11,7 @@ if TYPE_CHECKING:
     from parsl.providers.base import ExecutionProvider
 
 
-def site(
-    name: str, run_dir: Path, *, storage_root: Path | None = None, threads: int = 1, device: str = "cpu"
-) -> Site:
+def site(name: str, run_dir: Path, *, storage_root: Path | None = None, threads: int = 1, device: str = "cpu") -> Site:
     """One worker process on this machine.
 
     Args:

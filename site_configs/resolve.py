@@ -79,7 +79,7 @@ def resolve_site(name: str, config: str, run_dir: Path, settings: Mapping[str, A
             close = difflib.get_close_matches(key, known, 1)
             hint = f", did you mean {close[0]!r}?" if close else f"; {config} takes: {', '.join(known)}"
             raise SiteConfigError(f"{key}: unknown setting{hint}")
-    checked = validate_call(function, config=ConfigDict(arbitrary_types_allowed=True))
+    checked = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(function)
     try:
         return checked(name, run_dir, **settings)
     except ValidationError as error:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from workflows.strategies import StrategySection
 
@@ -22,7 +31,7 @@ class Adapter(Section):
     method: Literal["fedit", "ffa", "flora", "fedex", "svd"] = "fedit"
     rank: PositiveInt = 16
     alpha: PositiveFloat = 16
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     targets: list[str] | Literal["all-linear"] = LINEAR_MODULES
     last_layers: PositiveInt | None = None  # adapt only so many layers at the end; None: all
 
@@ -49,7 +58,7 @@ class DataSection(Section):
     source: str = "embedded"
     tasks: list[str] | None = None  # task ids or families; None: all of the source
     per_task: PositiveInt | None = None  # at most so many training samples a task
-    max_tokens: int = Field(128, ge=16)
+    max_tokens: int = Field(default=128, ge=16)
     prompt: str = "Q: {input}\nA:"
     loss_on: Literal["answer", "all"] = "answer"
 
@@ -62,7 +71,7 @@ class TrainingSection(Section):
     accumulate: PositiveInt = 1
     learning_rate: PositiveFloat
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    final_factor: float = Field(0.0, ge=0, le=1)  # of the learning rate at the end of a decay
+    final_factor: float = Field(default=0.0, ge=0, le=1)  # of the learning rate at the end of a decay
     warmup_steps: NonNegativeInt = 0  # of the campaign, not of the round
     weight_decay: NonNegativeFloat = 0.0
     clip_norm: PositiveFloat | None = 1.0

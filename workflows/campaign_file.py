@@ -117,7 +117,7 @@ def _keys_at(model: type[BaseModel], place: Sequence[str]) -> list[str]:
     """The keys that the schema knows at a place."""
     for part in place:
         found = model.model_fields.get(part)
-        inner = [t for t in _types_in(found.annotation)] if found else []
+        inner = list(_types_in(found.annotation)) if found else []
         if not inner:
             return list(SiteEntry.model_fields)
         model = inner[0]

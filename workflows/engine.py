@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import parsl
 from parsl.dataflow.dflow import DataFlowKernel
@@ -90,7 +90,11 @@ class Engine:
         ended = end_orphans(token)
         os.environ[TOKEN_VARIABLE] = token
         self.run.journal.write(
-            "driver_started", pid=os.getpid(), host=os.uname().nodename, resumed=bool(ended) or self._resumed(), ended=ended
+            "driver_started",
+            pid=os.getpid(),
+            host=os.uname().nodename,
+            resumed=bool(ended) or self._resumed(),
+            ended=ended,
         )
         campaign = self.plan.campaign
         config = make_config(
@@ -98,7 +102,9 @@ class Engine:
             JournalMemoizer(self.run.journal), campaign.retries,
         )  # fmt: skip
         self.kernel: DataFlowKernel = parsl.load(config)
-        self.local_blocks = LocalBlocks({label: e for label, e in self.kernel.executors.items() if hasattr(e, "provider")})
+        self.local_blocks = LocalBlocks(
+            {label: e for label, e in self.kernel.executors.items() if hasattr(e, "provider")}
+        )
         self._record_executors()
         return self
 
@@ -118,7 +124,9 @@ class Engine:
 
     # -- apps ---------------------------------------------------------------------------------------------------
 
-    def _submit(self, function: Callable[..., Any], site: str, round: int, *args: Any, on: str, urgent: bool = True) -> AppFuture:
+    def _submit(
+        self, function: Callable[..., Any], site: str, round: int, *args: Any, on: str, urgent: bool = True
+    ) -> AppFuture:
         """One app call on an executor; its result is remembered in the journal."""
         app = parsl.python_app(function, data_flow_kernel=self.kernel, executors=[on], cache=True)
         return app(Place(site=site, round=round), *args)
@@ -151,14 +159,14 @@ class Engine:
     def _order(self, action: Train, attempt: int) -> Order:
         training = self.plan.campaign.training
         scheduled = schedule_rounds(self.asked, action.round) * training.steps
-        spec = TrainingSpec(
+        spec: dict[str, Any] = {
             **training.model_dump(),
-            start_step=action.start_step,
-            total_steps=0 if training.schedule == "constant" else scheduled,
-            device=self.plan.sites[action.site].device,
-        )
+            "start_step": action.start_step,
+            "total_steps": 0 if training.schedule == "constant" else scheduled,
+            "device": self.plan.sites[action.site].device,
+        }
         keep = self.last_task.get(action.site) if training.keep_optimizer else None
-        return Order(training=spec, optimizer_from=keep, attempt=attempt)
+        return Order(training=cast(TrainingSpec, spec), optimizer_from=keep, attempt=attempt)
 
     def aggregate(self, action: Aggregate) -> None:
         """The next model, as a future that the next round's stage-outs wait for."""
@@ -280,7 +288,9 @@ class Engine:
         version = max(self.models)
         folder = str(self.run.path / "model")
         number = self.plan.campaign.rounds
-        saved = self._submit(save_model, EVALUATOR, number, self.plan.server_work, self.models[version], folder, on=EVALUATOR)
+        saved = self._submit(
+            save_model, EVALUATOR, number, self.plan.server_work, self.models[version], folder, on=EVALUATOR
+        )
         for future in (*self.background, saved):
             self._wait(future)
         write_metrics(self.run)
@@ -289,9 +299,7 @@ class Engine:
         """The round cannot be finished now. A resume asks the sites that failed in it again."""
         done = max((r["round"] for r in self.run.journal.events("aggregated")), default=0)
         failed = [r["fields"]["task"] for r in self.run.journal.events("strategy_event") if r["kind"] == "SiteFailed"]
-        self.run.journal.write(
-            "failures_forgotten", tasks=[task for task in failed if self.orders[task].round > done]
-        )
+        self.run.journal.write("failures_forgotten", tasks=[task for task in failed if self.orders[task].round > done])
 
     def _wait(self, future: AppFuture) -> Any:
         """A result that the campaign cannot go on without; the display stays alive meanwhile."""

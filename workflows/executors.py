@@ -69,7 +69,8 @@ def make_executor(site: Site, run_dir: Path) -> HighThroughputExecutor:
         heartbeat_threshold=2 * site.heartbeat_s,
         block_error_handler=partial(windowed_error_handler, threshold=FAILED_BLOCKS),
         interchange_launch_cmd=[
-            sys.executable, "-m", "workflows.leash", str(logs / f"interchange-{site.name}.log"), sys.executable, "-m", "parsl.executors.high_throughput.interchange",
+            sys.executable, "-m", "workflows.leash", str(logs / f"interchange-{site.name}.log"),
+            sys.executable, "-m", "parsl.executors.high_throughput.interchange",
         ],
         working_dir=str(run_dir / "parsl"),
     )  # fmt: skip

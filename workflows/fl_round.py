@@ -1,7 +1,7 @@
 """The main job: a federated fine-tuning campaign, round after round, as a Parsl dataflow.
 
-    python workflows/fl_round.py [CAMPAIGN.yaml] [--name NAME] [--resume RUN_DIR] [--sites A,B,...]
-                                 [--set KEY=VALUE]... [--check] [--dry-run] [-v]
+python workflows/fl_round.py [CAMPAIGN.yaml] [--name NAME] [--resume RUN_DIR] [--sites A,B,...]
+                             [--set KEY=VALUE]... [--check] [--dry-run] [-v]
 """
 
 from __future__ import annotations
@@ -62,13 +62,17 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--name", help="the run goes to runs/NAME; default: the campaign's name, numbered if taken")
     parser.add_argument("--resume", type=Path, metavar="RUN_DIR", help="go on with an interrupted run")
     parser.add_argument(
-        "--sites", metavar="A,B,...", help="sites of the campaign to use; A=CONFIG or FILE.py puts another machine under it"
+        "--sites",
+        metavar="A,B,...",
+        help="sites of the campaign to use; A=CONFIG or FILE.py puts another machine under it",
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help="change a key: training.steps=10"
     )
     parser.add_argument("--check", action="store_true", help="check everything, say what would run, run nothing")
-    parser.add_argument("--dry-run", action="store_true", help="as --check, and print what would start each site's workers")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="as --check, and print what would start each site's workers"
+    )
     parser.add_argument("-v", "--verbose", action="store_true", help="show the log")
     return parser.parse_args(arguments)
 
@@ -226,9 +230,7 @@ def log_to(path: Path, verbose: bool) -> None:
     handlers: list[logging.Handler] = [logging.FileHandler(path)]
     if verbose:
         handlers.append(logging.StreamHandler())
-    logging.basicConfig(
-        level=logging.INFO, handlers=handlers, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logging.basicConfig(level=logging.INFO, handlers=handlers, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
 if __name__ == "__main__":

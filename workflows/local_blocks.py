@@ -59,9 +59,9 @@ def find_pool(job_pid: int) -> psutil.Process | None:
     """The worker pool among the processes of a local block."""
     try:
         for process in psutil.Process(job_pid).children(recursive=True):
-            if any("process_worker_pool" in part for part in process.cmdline()[:3]):
-                if "bash" not in process.name():
-                    return process
+            started_as = process.cmdline()[:3]
+            if "bash" not in process.name() and any("process_worker_pool" in part for part in started_as):
+                return process
     except psutil.Error:
         return None
     return None

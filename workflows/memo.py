@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import logging
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 from parsl.dataflow.memoization import Memoizer, make_hash
@@ -48,7 +47,7 @@ class JournalMemoizer(Memoizer):
 
     def update_memo_result(self, task: TaskRecord, r: Any) -> None:
         key = task["hashsum"]
-        if key is None or task["from_memo"] or key in self.known and still_there(self.known[key]):
+        if key is None or task["from_memo"] or (key in self.known and still_there(self.known[key])):
             return
         self.known[key] = r
         try:

@@ -16,9 +16,14 @@ def metric_rows(run: RunDirectory) -> list[dict[str, Any]]:
     """One row per round, model and task; the global model before the sites."""
     rows = [
         {
-            "round": record["round"], "model": result["who"], "task": task, "loss": f"{score['loss']:.6f}",
-            "samples": score["samples"], "tokens": score["tokens"], "artifact": result["artifact"]["sha256"],
-        }  # fmt: skip
+            "round": record["round"],
+            "model": result["who"],
+            "task": task,
+            "loss": f"{score['loss']:.6f}",
+            "samples": score["samples"],
+            "tokens": score["tokens"],
+            "artifact": result["artifact"]["sha256"],
+        }
         for record in run.journal.events("task_done")
         if record["app"] == "evaluate"
         for result in [record["result"]]

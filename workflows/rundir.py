@@ -58,7 +58,9 @@ def _hold(path: Path) -> IO[str]:
         lock.seek(0)
         holder = lock.read().strip() or "unknown"
         lock.close()
-        raise UserMistake(f"{path} is in use by another driver (process {holder})", remedy="Wait for it or stop it") from None
+        raise UserMistake(
+            f"{path} is in use by another driver (process {holder})", remedy="Wait for it or stop it"
+        ) from None
     lock.seek(0)
     lock.truncate()
     lock.write(f"{os.getpid()} on {platform.node()}\n")

@@ -52,9 +52,7 @@ def _contents(rows: Iterable[Record]) -> Contents:
             elif tag == IUPAC[0]:
                 found.names.add(value)
         if row["task"] == "name_conversion-s2f" and _formula(row["raw_input"]) != row["raw_output"]:
-            found.faults.append(
-                f"{row['sample_id']}: {row['raw_output']} is not {row['raw_input']}'s formula"
-            )
+            found.faults.append(f"{row['sample_id']}: {row['raw_output']} is not {row['raw_input']}'s formula")
     return found
 
 

@@ -115,8 +115,7 @@ def _is_small_organic(chem: Any, mol: Any, max_heavy: int) -> bool:
         2 <= mol.GetNumHeavyAtoms() <= max_heavy
         and chem.GetFormalCharge(mol) == 0
         and all(
-            a.GetSymbol() in ELEMENTS and not a.GetIsotope() and not a.GetNumRadicalElectrons()
-            for a in mol.GetAtoms()
+            a.GetSymbol() in ELEMENTS and not a.GetIsotope() and not a.GetNumRadicalElectrons() for a in mol.GetAtoms()
         )
     )
 

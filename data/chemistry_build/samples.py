@@ -56,9 +56,7 @@ def _name_candidates(molecule: Molecule, split: str) -> Iterator[Candidate]:
     yield Candidate("name_conversion-s2f", split, molecule.smiles, molecule.formula)
 
 
-def _reaction_candidates(
-    reaction: Reaction, molecules: Mapping[str, Molecule], splits: Splits
-) -> Iterator[Candidate]:
+def _reaction_candidates(reaction: Reaction, molecules: Mapping[str, Molecule], splits: Splits) -> Iterator[Candidate]:
     found = {splits.of[key] for key in (*reaction.starting, reaction.product)}
     if len(found) != 1:
         return  # it holds a building block and a molecule of another split: no split may show it

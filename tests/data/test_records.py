@@ -138,9 +138,7 @@ def test_split_that_is_not_there(tmp_path: Path, sample_records: list[Record]) -
 
 
 def test_task_that_is_not_there(tmp_path: Path, sample_records: list[Record]) -> None:
-    with pytest.raises(
-        ValueError, match="'property_prediction-lipo'.*did you mean 'property_prediction-logp'"
-    ):
+    with pytest.raises(ValueError, match="'property_prediction-lipo'.*did you mean 'property_prediction-logp'"):
         load_records("embedded", "test", ["property_prediction-lipo"])
     write_lines(tmp_path / "test.jsonl", sample_records)
     with pytest.raises(ValueError, match="no record of the task 'colour'"):

@@ -143,7 +143,7 @@ def test_root_may_itself_be_a_link(tmp_path: Path) -> None:
 def test_several_ranks_at_once_agree(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         shards = list(pool.map(lambda _: open_shard(tmp_path, "embedded", TASKS, 20), range(8)))
-    assert len(set(shard.sha256 for shard in shards)) == 1
+    assert len({shard.sha256 for shard in shards}) == 1
     assert len(read_shard(tmp_path, shards[0].sha256)) == 40
     assert len(list((tmp_path / "shard").iterdir())) == 2
 

@@ -57,8 +57,7 @@ def test_expand_takes_families_and_ids_in_any_order() -> None:
         "retrosynthesis",
     )
     assert (
-        expand_tasks(["name_conversion", "name_conversion-i2f"], "embedded")
-        == (EMBEDDED_FAMILIES["name_conversion"])
+        expand_tasks(["name_conversion", "name_conversion-i2f"], "embedded") == (EMBEDDED_FAMILIES["name_conversion"])
     )
 
 

@@ -104,7 +104,12 @@ def test_a_full_disk_stops_it_in_order_and_space_brings_it_back(tmp_path: Path, 
     assert run(undisturbed, write_campaign(undisturbed)).returncode == 0
     campaign, run_dir = write_campaign(small_disk), small_disk / "runs" / "nano"
     driver = subprocess.Popen(
-        command(campaign), cwd=small_disk, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command(campaign),
+        cwd=small_disk,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     while driver.poll() is None and not list(run_dir.glob("sites/*/progress.json")):
         time.sleep(0.05)

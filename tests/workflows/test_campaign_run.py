@@ -38,7 +38,14 @@ def assert_nothing_left(run_dir: Path) -> None:
 
 
 def test_a_campaign_leaves_what_the_design_promises(undisturbed: Path) -> None:
-    for name in ("campaign.yaml", "environment.json", "metrics.csv", "report.html", "model/config.json", "logs/driver.log"):
+    for name in (
+        "campaign.yaml",
+        "environment.json",
+        "metrics.csv",
+        "report.html",
+        "model/config.json",
+        "logs/driver.log",
+    ):
         assert (undisturbed / name).is_file(), name
     assert journal(undisturbed)[-1]["event"] == "campaign_finished"
     assert_nothing_left(undisturbed)
@@ -67,7 +74,10 @@ def test_every_artifact_is_named_by_its_content(undisturbed: Path) -> None:
 
 
 def test_sites_hold_only_their_own_tasks(undisturbed: Path) -> None:
-    for site, tasks in (("aurora", {"forward_synthesis", "retrosynthesis"}), ("frontier", {"molecule_captioning", "molecule_generation"})):
+    for site, tasks in (
+        ("aurora", {"forward_synthesis", "retrosynthesis"}),
+        ("frontier", {"molecule_captioning", "molecule_generation"}),
+    ):
         shards = list((undisturbed / "sites" / site / "shard").glob("*.jsonl*"))
         records = [json.loads(line) for path in shards for line in path.read_text().splitlines()]
         assert {r["task"] for r in records} == tasks and len(records) == 40
@@ -165,13 +175,17 @@ def the_pool(pool: psutil.Process) -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize("victims_of", [only_the_worker, worker_and_helper, the_pool])
-def test_a_killed_worker_is_replaced_and_the_model_stays_the_same(undisturbed: Path, tmp_path: Path, victims_of) -> None:
+def test_a_killed_worker_is_replaced_and_the_model_stays_the_same(
+    undisturbed: Path, tmp_path: Path, victims_of
+) -> None:
     campaign, run_dir = write_campaign(tmp_path), tmp_path / "runs" / "nano"
     with open(tmp_path / "out", "wb") as out:
         driver = subprocess.Popen(command(campaign), cwd=tmp_path, env=environment(), stdout=out, stderr=out)
     while driver.poll() is None and not (run_dir / "sites" / "aurora" / "progress.json").exists():
         time.sleep(0.02)
-    pools = [p for p in find_orphans(token(run_dir)) if "parsl/000/aurora" in " ".join(p.cmdline()) and p.name() != "bash"]
+    pools = [
+        p for p in find_orphans(token(run_dir)) if "parsl/000/aurora" in " ".join(p.cmdline()) and p.name() != "bash"
+    ]
     pools = [p for p in pools if "process_worker_pool.py" in " ".join(p.cmdline())]
     assert len(pools) == 1
     for victim in victims_of(pools[0]):

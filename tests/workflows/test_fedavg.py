@@ -88,7 +88,10 @@ def test_invariants_over_random_campaigns(samples: list[int], weights: str, roun
     counted: list[int] = []
     while True:
         orders = [action for action in pending if isinstance(action, Train)]
-        events = [data.draw(st.sampled_from([arrived, arrived, failed]))(order) for order in data.draw(st.permutations(orders))]
+        events = [
+            data.draw(st.sampled_from([arrived, arrived, failed]))(order)
+            for order in data.draw(st.permutations(orders))
+        ]
         answers = []
         for event in events:
             twin = FedAvg(rounds, 5, weights, quorum)  # type: ignore[arg-type]

@@ -15,7 +15,17 @@ HEAVY = ("torch", "transformers", "globus_sdk", "globus_compute_sdk", "parsl", "
 def test_help_names_every_option_and_exit_code(tmp_path: Path) -> None:
     ended = run(tmp_path, "--help")
     assert ended.returncode == 0
-    for word in ("CAMPAIGN.yaml", "--name", "--resume", "--sites", "--set", "--check", "--dry-run", "-v", "130 interrupted"):
+    for word in (
+        "CAMPAIGN.yaml",
+        "--name",
+        "--resume",
+        "--sites",
+        "--set",
+        "--check",
+        "--dry-run",
+        "-v",
+        "130 interrupted",
+    ):
         assert word in " ".join(ended.stdout.split())
 
 
@@ -53,7 +63,10 @@ MISTAKES = [
     (["--set", "sites.aurora.thread=2"], "sites.aurora: thread: unknown setting, did you mean 'threads'?"),
     (["--set", "sites.aurora.threads=two"], "sites.aurora: threads: "),
     (["--set", "sites.aurora.tasks=[retrosynthesi]"], "sites.aurora.tasks: unknown task or family 'retrosynthesi'"),
-    (["--set", "sites.frontier.tasks=[retrosynthesis]"], "sites.frontier.tasks: retrosynthesis already belongs to aurora"),
+    (
+        ["--set", "sites.frontier.tasks=[retrosynthesis]"],
+        "sites.frontier.tasks: retrosynthesis already belongs to aurora",
+    ),
     (["--set", "data.source=nowhere/data.zip"], "data.source: nowhere/data.zip does not exist"),
     (["--set", "evaluation.split=exam"], "evaluation.split: the embedded data has the splits"),
     (["--set", "model={source: ./nowhere}"], "model.source: ./nowhere is no model folder"),
@@ -81,7 +94,7 @@ def test_a_campaign_for_another_machine_validates_and_says_what_is_missing(tmp_p
 
 def test_a_site_is_one_new_file(tmp_path: Path) -> None:
     (tmp_path / "cluster.py").write_text(
-        '''
+        """
 from pathlib import Path
 from site_configs.base import Site
 from site_configs.local import _provider
@@ -89,9 +102,17 @@ from site_configs.local import _provider
 def site(name: str, run_dir: Path, *, account: str) -> Site:
     return Site(name=name, machine=f"my cluster, account {account}", route="local",
                 storage_root=run_dir / name, provider=_provider)
-'''
+"""
     )
-    checked = run(tmp_path, write_campaign(tmp_path), "--sites", "aurora=cluster.py,frontier", "--check", "--set", "sites.aurora.account=ABC")
+    checked = run(
+        tmp_path,
+        write_campaign(tmp_path),
+        "--sites",
+        "aurora=cluster.py,frontier",
+        "--check",
+        "--set",
+        "sites.aurora.account=ABC",
+    )
     assert checked.returncode == 0, checked.stderr
     assert "site aurora:         my cluster, account ABC" in checked.stdout
     lacking = run(tmp_path, write_campaign(tmp_path), "--sites", "aurora=cluster.py,frontier", "--check")

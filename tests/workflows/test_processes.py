@@ -32,7 +32,8 @@ def within(seconds: float, true: Callable[[], bool]) -> bool:
 def test_on_the_leash_it_ends_with_its_parent(tmp_path: Path) -> None:
     starter = (
         "import subprocess, sys, time\n"
-        f"p = subprocess.Popen([sys.executable, '-m', 'workflows.leash', {str(tmp_path / 'log')!r}, sys.executable, '-c',"
+        f"p = subprocess.Popen([sys.executable, '-m', 'workflows.leash', {str(tmp_path / 'log')!r},"
+        " sys.executable, '-c',"
         f" {'print(7, flush=True);' + SLEEPER!r}])\n"
         "print(p.pid, flush=True); time.sleep(60)"
     )

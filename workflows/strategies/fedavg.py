@@ -13,7 +13,16 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from workflows.strategies.base import Action, Aggregate, CampaignStarted, Event, SiteFacts, SiteFailed, Stop, Train, UpdateArrived
+from workflows.strategies.base import (
+    Action,
+    Aggregate,
+    CampaignStarted,
+    Event,
+    SiteFailed,
+    Stop,
+    Train,
+    UpdateArrived,
+)
 
 Weights = Literal["samples", "equal"]
 
@@ -57,9 +66,8 @@ class FedAvg:
         needed = self.quorum or len(self.sites)
         if len(self.arrived) < needed:
             reasons = "; ".join(f"{site}: {reason}" for site, reason in self.failed.items())
-            return [
-                Stop(f"round {self.round} has {len(self.arrived)} of {len(self.sites)} updates and needs {needed}: {reasons}")
-            ]
+            have = f"{len(self.arrived)} of {len(self.sites)} updates"
+            return [Stop(f"round {self.round} has {have} and needs {needed}: {reasons}")]
         mean = Aggregate(self.round, self.round - 1, tuple(self._weighted()))
         return [mean, *(self._begin_round() if self.round < self.rounds else [Stop()])]
 
