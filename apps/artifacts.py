@@ -101,19 +101,22 @@ def read_header(path: str | Path) -> Header:
     """Names, types, shapes and places of the tensors in a file, checked strictly.
 
     Raises:
-        ArtifactError: not a safetensors file, cut off, tensors overlap or leave holes.
+        ArtifactError: missing, not a safetensors file, cut off, tensors overlap or leave holes.
     """
-    size = os.path.getsize(path)
-    with open(path, "rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > min(HEADER_LIMIT, size - 8):
-            raise ArtifactError("not a safetensors file", file=str(path))
-        raw = stream.read(length)
+    try:
+        size = os.path.getsize(path)
+        with open(path, "rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if size < 8 or length > min(HEADER_LIMIT, size - 8):
+                raise ArtifactError("not a safetensors file", file=str(path))
+            raw = stream.read(length)
+    except OSError as error:
+        raise ArtifactError(f"cannot read: {error.strerror or error}", file=str(path)) from error
     try:
         entries = json.loads(raw)
         entries.pop("__metadata__", None)
         header = {name: _parse_spec(entry, 8 + length) for name, entry in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"not a safetensors file: {error}", file=str(path)) from None
     _check_extent(header, 8 + length, size, path)
     return header
@@ -121,12 +124,12 @@ def read_header(path: str | Path) -> Header:
 
 def _parse_spec(entry: dict, data_start: int) -> TensorSpec:
     begin, end = entry["data_offsets"]
-    shape = tuple(int(n) for n in entry["shape"])
+    shape = tuple(entry["shape"])
     if entry["dtype"] not in DTYPES:
         raise ValueError(f"unknown tensor type {entry['dtype']!r}")
-    if any(n < 0 for n in shape):
-        raise ValueError("negative size")
-    spec = TensorSpec(entry["dtype"], shape, data_start + int(begin), data_start + int(end))
+    if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
+        raise ValueError("a size or a place is not a whole number of zero or more")
+    spec = TensorSpec(entry["dtype"], shape, data_start + begin, data_start + end)
     if spec.end - spec.begin != spec.nbytes:
         raise ValueError("a tensor's place does not fit its shape")
     return spec
@@ -172,6 +175,10 @@ def write_artifact(
         shapes: name -> (dtype as in ``DTYPES``, shape) of all tensors.
         content: (name, pieces of raw bytes) in the order of ``layout(shapes)``.
         kind: a word for people: model, adapter, update.
+
+    Raises:
+        ArtifactError: the content does not fit the shapes.
+        StorageError: the store cannot be written.
     """
     head, places = layout(shapes)
     digest = hashlib.sha256(head)
@@ -185,6 +192,7 @@ def write_artifact(
                 digest.update(piece)
                 at += memoryview(piece).nbytes
             _expect(at == places[name].end, f"{name} has the wrong number of bytes")
+        _expect(at == max((spec.end for spec in places.values()), default=at), "the content ended early")
     return Artifact(sha256=digest.hexdigest(), nbytes=at, kind=kind)
 
 
@@ -196,6 +204,8 @@ def _expect(condition: bool, what: str) -> None:
 def save_tensors(store: str | Path, tensors: Mapping[str, torch.Tensor], kind: str) -> Artifact:
     """Write tensors that are in memory as one artifact."""
     names = {torch_name: name for name, (torch_name, _) in DTYPES.items()}
+    for name, tensor in tensors.items():
+        _expect(str(tensor.dtype).removeprefix("torch.") in names, f"tensor {name!r} has the type {tensor.dtype}")
     shapes = {n: (names[str(t.dtype).removeprefix("torch.")], tuple(t.shape)) for n, t in tensors.items()}
     _, places = layout(shapes)
     return write_artifact(store, shapes, ((name, [raw_bytes(tensors[name])]) for name in places), kind)
@@ -206,7 +216,7 @@ def raw_bytes(tensor: torch.Tensor) -> memoryview:
     import torch
 
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data
 
 
 def load_tensors(path: str | Path) -> dict[str, torch.Tensor]:

@@ -98,13 +98,15 @@ def plan_batches(lengths: Sequence[int], size: int, count: int, seed: int) -> li
     """Which samples form which batch: ``count`` batches of ``size`` indices.
 
     Samples are drawn without replacement until all were seen, then again; within a window of batches they are
-    put together by length, and the batches are shuffled.
+    put together by length, and the batches are shuffled. A window ends where all were seen: else copies of one
+    sample, equal in length, would come together in one batch.
     """
     rng = random.Random(seed)
     drawn = _endless(len(lengths), rng)
     batches: list[list[int]] = []
     while len(batches) < count:
-        window = min(WINDOW, count - len(batches))
+        unseen = len(lengths) - len(batches) * size % len(lengths)
+        window = max(1, min(WINDOW, count - len(batches), unseen // size))
         ordered = sorted((next(drawn) for _ in range(window * size)), key=lambda i: lengths[i])
         groups = [ordered[i : i + size] for i in range(0, len(ordered), size)]
         rng.shuffle(groups)

@@ -5,6 +5,8 @@ Each error says what is wrong, where (site, round, file) and what to do about it
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 
@@ -58,7 +60,17 @@ def _rebuild(
     return kind(what, site=site, round=round, file=file, remedy=remedy)
 
 
-class UserMistake(CrossfedError):
+@contextmanager
+def placed(site: str | None, round: int | None = None) -> Iterator[None]:
+    """Errors that leave the block carry the place of the task they come from."""
+    try:
+        yield
+    except CrossfedError as error:
+        error.at(site=site, round=round)
+        raise
+
+
+class UserMistake(CrossfedError):  # noqa: N818
     """The request cannot be carried out as asked: exit code 2, nothing has run."""
 
 
@@ -66,11 +78,11 @@ class ArtifactError(CrossfedError):
     """A file of tensors is missing, cut off, altered, or not what its name says."""
 
 
-class UpdateRefused(CrossfedError):
+class UpdateRefused(CrossfedError):  # noqa: N818
     """An update came back that must not count: wrong shape, not finite, too large, wrong base model."""
 
 
-class VersionMismatch(CrossfedError):
+class VersionMismatch(CrossfedError):  # noqa: N818
     """A site runs other code than the driver."""
 
 

@@ -9,10 +9,15 @@ from typing import Any, TypedDict
 
 from apps.artifacts import verify
 from apps.batches import Batch, DataSpec, by_length, collate, encode
+from apps.errors import UserMistake, placed
 from apps.loss import counted_logits, loss_per_sample
 from apps.manifests import Place, identity
 from apps.models import Model, ModelSpec, load_model, set_state
 from apps.versions import require_same_code
+
+# Kinds of models whose forward pass is embedding, layers that all get the same arguments, norm and output layer,
+# with nothing else after the layers; others scale or cap their logits.
+PLAIN_KINDS = ("llama", "mistral", "qwen2", "qwen3")
 
 
 class EvaluationWork(TypedDict):
@@ -42,7 +47,8 @@ def evaluate(place: Place, work: EvaluationWork, candidate: dict[str, Any], who:
     Args:
         place: the evaluator, and the round the artifact came out of.
         work: what stays the same over a campaign.
-        candidate: a task result that carries ``artifact``, which lies in the server's store.
+        candidate: a task result that carries ``artifact``, which lies in the server's store, and in the case of
+            an update ``base``, the model it was trained from.
         who: ``global`` or the name of a site.
 
     Returns:
@@ -51,12 +57,14 @@ def evaluate(place: Place, work: EvaluationWork, candidate: dict[str, Any], who:
     import torch
 
     started = time.time()
-    require_same_code(work["code_version"], place["site"])
-    torch.set_num_threads(work["threads"])
-    path = verify(work["store"], candidate["artifact"])
-    model = load_model(work["model"], work["device"])
-    set_state(model, path)
-    tasks = score(model, test_set(model, work))
+    with placed(**place):
+        require_same_code(work["code_version"], place["site"])
+        torch.set_num_threads(work["threads"])
+        path = verify(work["store"], candidate["artifact"])
+        base = verify(work["store"], candidate["base"]) if "base" in candidate else None
+        model = load_model(work["model"], work["device"])
+        set_state(model, path, base)
+        tasks = score(model, test_set(model, work))
     return {
         "who": who, "round": place["round"], "artifact": candidate["artifact"], "tasks": tasks,
         "mean_loss": sum(t["loss"] for t in tasks.values()) / len(tasks), "started": started, "ended": time.time(),
@@ -98,13 +106,20 @@ class TestSet:
 
 
 def test_set(model: Model, work: EvaluationWork) -> TestSet:
-    """The test set in batches of like length on the model's device; a warm worker keeps it beside its model."""
+    """The test set in batches of like length on the model's device; a warm worker keeps it beside its model.
+
+    Raises:
+        UserMistake: the records are not there.
+    """
     from data.records import load_records
 
     key = identity({"data": work["data"], "split": work["split"], "batch_size": work["batch_size"]})
     if model.warm.get("test_set_key") != key:
         data = work["data"]
-        records = load_records(data["source"], work["split"], data["tasks"], data["per_task"])
+        try:
+            records = load_records(data["source"], work["split"], data["tasks"], data["per_task"])
+        except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
+            raise UserMistake(str(error)) from None
         groups = by_length(encode(records, model.tokenizer, data), work["batch_size"])
         pad, device = model.tokenizer.pad_token_id, model.network.device
         batches = [collate(group, pad).to(device) for group in groups]
@@ -126,11 +141,11 @@ def _logits(model: Model, tests: TestSet) -> Iterator[tuple[Batch, Any]]:
 
 def frozen_layers(model: Model) -> int:
     """How many of the first decoder layers are never trained; 0 where that is not known of this kind of model."""
-    adapter = model.spec["adapter"]
-    body = _body(model)
-    if not adapter or not adapter["last_layers"] or not (hasattr(body, "layers") and hasattr(body, "norm")):
+    adapter, config = model.spec["adapter"], model.network.config
+    alike = len(set(getattr(config, "layer_types", None) or ["full_attention"])) == 1
+    if not adapter or not adapter["last_layers"] or config.model_type not in PLAIN_KINDS or not alike:
         return 0
-    return len(body.layers) - adapter["last_layers"]
+    return max(0, len(_body(model).layers) - adapter["last_layers"])
 
 
 def _body(model: Model) -> Any:
@@ -138,7 +153,7 @@ def _body(model: Model) -> Any:
     return (network.get_base_model() if model.spec["adapter"] else network).base_model
 
 
-class _Arrived(Exception):
+class _Arrived(Exception):  # noqa: N818
     """Ends a forward pass once the frozen layers are through."""
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,15 +34,16 @@ def atomic_file(folder: str | Path, name: str | Callable[[], str]) -> Iterator[I
             os.fsync(stream.fileno())
         os.replace(temporary, folder / (name if isinstance(name, str) else name()))
     except OSError as error:
-        raise cannot_write(folder, error) from error
+        raise cannot_write(folder / name if isinstance(name, str) else folder, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # gone already, or its folder was never there
+            temporary.unlink()
 
 
-def cannot_write(path: str | Path, error: OSError) -> StorageError:
-    return StorageError(
-        f"cannot write: {error.strerror or error}", file=str(path), remedy="Free space or mend the folder, then resume"
-    )
+def cannot_write(path: str | Path, error: Exception) -> StorageError:
+    """The error to raise for one of the system or of a library that writes files."""
+    reason = getattr(error, "strerror", None) or error
+    return StorageError(f"cannot write: {reason}", file=str(path), remedy="Free space or mend the folder, then resume")
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -84,16 +84,20 @@ def residual(updates: Sequence[Weighted], mean: Pair) -> Pair:
 def refit(updates: Sequence[Weighted], rank: int) -> Pair:
     """Factors of the best rank-``rank`` approximation of ``sum p_k B_k A_k``, the singular values split evenly.
 
-    The stacked factors are reduced by QR first, so that no matrix of the size of W is formed.
+    The stacked factors are reduced by QR first, so that no matrix of the size of W is formed. A rank beyond that
+    of W is filled up with zeros.
     """
     import torch
+    from torch.nn.functional import pad
 
     a, b = stacked(updates)
     q_b, r_b = torch.linalg.qr(b)
     q_a, r_a = torch.linalg.qr(a.T)
     u, sizes, v = torch.linalg.svd(r_b @ r_a.T)
     root = sizes[:rank].sqrt()
-    return root[:, None] * (v[:rank] @ q_a.T), (q_b @ u[:, :rank]) * root
+    kept = len(root)
+    short = rank - kept
+    return pad(root[:, None] * (v[:kept] @ q_a.T), (0, 0, 0, short)), pad((q_b @ u[:, :kept]) * root, (0, short))
 
 
 def combine(method: str, updates: Sequence[Weighted], first: Pair, restart: Pair) -> tuple[Pair, Pair | None]:
@@ -125,26 +129,26 @@ def aggregate_adapters(terms: Sequence[Term], base: Path, method: str, store: st
     """
     if method == "fedit":
         return weighted_sum(terms, store, "adapter")
-    header, updates = read_header(base), common_header([path for path, _ in terms])
+    common_header([path for path, _ in terms])
+    header, updates = read_header(base), [(p, path, read_header(path)) for path, p in terms]
     tensors: dict[str, Tensor] = {}
     for module in modules_of(header):
-        tensors |= _combine_module(module, terms, base, header, updates, method, seed)
+        tensors |= _combine_module(module, updates, base, header, method, seed)
     return save_tensors(store, tensors, "adapter")
 
 
 def _combine_module(
-    module: str, terms: Sequence[Term], base: Path, header: Header, updates: Header, method: str, seed: int
+    module: str, updates: Sequence[tuple[float, Path, Header]], base: Path, header: Header, method: str, seed: int
 ) -> dict[str, Tensor]:
     name_a, name_b = f"{module}.lora_A.weight", f"{module}.lora_B.weight"
     first = read_tensor(base, header[name_a]), read_tensor(base, header[name_b])
-    read = [(p, path, read_header(path)) for path, p in terms]
     weighted = [
-        (p, read_tensor(path, h[name_a]) if name_a in updates else first[0], read_tensor(path, h[name_b]))
-        for p, path, h in read
+        (p, read_tensor(path, h[name_a]) if name_a in h else first[0], read_tensor(path, h[name_b]))
+        for p, path, h in updates
     ]
     rank, inputs = first[0].shape
-    restart = fresh_pair(module, rank, inputs, first[1].shape[0], seed)
-    pair, joined = combine(method, weighted, first, restart)
+    a, b = fresh_pair(module, rank, inputs, first[1].shape[0], seed)
+    pair, joined = combine(method, weighted, first, (a.to(first[0].dtype), b.to(first[1].dtype)))
     merged = {n: read_tensor(base, s) for n, s in header.items() if n.startswith(f"{module}.merged")}
     return {name_a: pair[0], name_b: pair[1], **_join(module, merged, joined)}
 

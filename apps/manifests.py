@@ -65,6 +65,6 @@ def find_manifest(root: Path, task_id: str) -> Manifest | None:
     try:
         manifest: Manifest = json.loads(manifest_path(root, task_id).read_text())
         verify(root / "artifacts", manifest["artifact"])
-    except (FileNotFoundError, ArtifactError, ValueError):
+    except (OSError, ArtifactError, ValueError, KeyError, TypeError):
         return None  # nothing usable: the task is done again
     return manifest

@@ -70,8 +70,16 @@ def load_model(spec: ModelSpec, device: str = "cpu") -> Model:
     return _load_model(json.dumps(spec, sort_keys=True), device)
 
 
+def load_first_model(spec: ModelSpec, device: str = "cpu") -> Model:
+    """The model as a campaign starts from it, whatever a warm one was set or trained to."""
+    _load_model.cache_clear()
+    return load_model(spec, device)
+
+
 @lru_cache(maxsize=1)
 def _load_model(spec_text: str, device: str) -> Model:
+    import torch
+
     spec: ModelSpec = json.loads(spec_text)
     quiet()
     network, tokenizer = _tiny(spec) if spec["source"] == TINY else _pretrained(spec)
@@ -82,7 +90,8 @@ def _load_model(spec_text: str, device: str) -> Model:
     if spec["adapter"]:
         _restart_adapters(model)
     for name, tensor in model.state.items():
-        tensor.requires_grad_(tensor.is_floating_point() and is_trained(name, model.method))
+        if isinstance(tensor, torch.nn.Parameter):  # buffers travel with a model, but have no gradients
+            tensor.requires_grad_(tensor.is_floating_point() and is_trained(name, model.method))
     return model
 
 
@@ -134,14 +143,28 @@ def _tiny(spec: ModelSpec) -> tuple[Any, Any]:
 def _with_adapter(network: PreTrainedModel, adapter: AdapterSpec) -> Any:
     from peft import LoraConfig, get_peft_model
 
+    alpha: Any = adapter["alpha"]  # peft's annotation says int, its arithmetic takes any number
     layers = network.config.num_hidden_layers
     last = adapter["last_layers"]
     config = LoraConfig(
-        r=adapter["rank"], lora_alpha=adapter["alpha"], lora_dropout=adapter["dropout"], task_type="CAUSAL_LM",
-        target_modules=adapter["targets"],
+        r=adapter["rank"], lora_alpha=alpha, lora_dropout=adapter["dropout"], task_type="CAUSAL_LM",
+        target_modules=_linear_modules(network) if adapter["targets"] == "all-linear" else adapter["targets"],
         layers_to_transform=list(range(layers - last, layers)) if last else None,
     )  # fmt: skip
     return get_peft_model(network, config)
+
+
+def _linear_modules(network: PreTrainedModel) -> list[str]:
+    """Last parts of the names of all linear layers but the output layer, which peft does not adapt either.
+
+    peft's own word for them does not go together with a choice of layers.
+    """
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    head = network.get_output_embeddings()
+    found = [n for n, m in network.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D)) and m is not head]
+    return sorted({name.rsplit(".", 1)[-1] for name in found})
 
 
 def _named_state(network: Any, adapted: bool) -> dict[str, torch.Tensor]:
@@ -165,28 +188,37 @@ def _restart_adapters(model: Model) -> None:
             if name.endswith(".lora_A.weight"):
                 module = name.removesuffix(".lora_A.weight")
                 other = model.state[f"{module}.lora_B.weight"]
-                a, b = fresh_pair(module, *tensor.shape, other.shape[0], model.spec["seed"])
+                rank, inputs = tensor.shape
+                a, b = fresh_pair(module, rank, inputs, other.shape[0], model.spec["seed"])
                 tensor.copy_(a)
                 other.copy_(b)
 
 
-def set_state(model: Model, path: Path) -> None:
+def set_state(model: Model, path: Path, base: Path | None = None) -> None:
     """Put an artifact's tensors into the network, and what has joined W0 onto the base weights.
+
+    Args:
+        model: the network whose tensors are overwritten.
+        path: a whole model artifact, or a site's update.
+        base: the model an update was trained from: has what the update lacks, which is what is not trained.
 
     Raises:
         ArtifactError: the artifact is of another model.
     """
     import torch
 
-    header = read_header(path)
-    joined = {name: spec for name, spec in header.items() if ".merged" in name}
-    if header.keys() - joined.keys() != model.state.keys():
-        odd = sorted((header.keys() - joined.keys()) ^ model.state.keys())[0]
+    found = {name: (base, spec) for name, spec in read_header(base).items()} if base else {}
+    found |= {name: (path, spec) for name, spec in read_header(path).items()}
+    joined = {name: place for name, place in found.items() if ".merged" in name}
+    shapes = {name: spec.shape for name, (_, spec) in found.items() if name not in joined}
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state.items()}
+    if shapes != wanted:
+        odd = min(name for name, _ in shapes.items() ^ wanted.items())
         raise ArtifactError(f"artifact is of another model: {odd!r}", file=str(path))
     with torch.no_grad():
         for name, tensor in model.state.items():
-            tensor.copy_(read_tensor(path, header[name]))
-        _set_joined(model, {name: read_tensor(path, spec) for name, spec in joined.items()})
+            tensor.copy_(read_tensor(*found[name]))
+        _set_joined(model, {name: read_tensor(*place) for name, place in joined.items()})
 
 
 def _set_joined(model: Model, joined: Mapping[str, torch.Tensor]) -> None:
@@ -199,10 +231,15 @@ def _set_joined(model: Model, joined: Mapping[str, torch.Tensor]) -> None:
         if not name.endswith(".lora_A.weight"):
             continue
         module = name.removesuffix(".lora_A.weight")
-        weight = model.network.get_submodule(module).base_layer.weight  # type: ignore[union-attr]
+        layer: Any = model.network.get_submodule(module)
+        weight = layer.base_layer.weight
         original = model.originals.setdefault(module, weight.detach().clone())
         product = merged_product(module, dict(joined))
-        weight.copy_(original if product is None else original.float() + scale * product.to(weight.device))  # type: ignore[operator]
+        if product is None:
+            weight.copy_(original)
+        else:
+            turned = product.T if layer.fan_in_fan_out else product  # GPT-2's layers hold W transposed
+            weight.copy_(original.float() + scale * turned.to(weight.device))
 
 
 def save_state(model: Model, store: str | Path, kind: str, *, trained_only: bool = False) -> Artifact:
@@ -219,10 +256,11 @@ def full_nbytes(model: Model) -> int:
 def save_for_users(model: Model, folder: Path) -> None:
     """Write what ``from_pretrained`` of transformers or peft loads.
 
-    An adapter is saved as an adapter, unless something has joined W0: then base and adapter become one model.
+    An adapter is saved as an adapter, unless something has joined W0 or the base model is a tiny one that nobody
+    else has: then base and adapter become one model.
     """
     network: Any = model.network
-    if model.spec["adapter"] and model.originals:
+    if model.spec["adapter"] and (model.originals or model.spec["source"] == TINY):
         network = network.merge_and_unload()
         _load_model.cache_clear()  # the warm model has lost its adapters
     network.save_pretrained(folder)

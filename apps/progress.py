@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TypedDict
 
@@ -25,7 +26,10 @@ class Progress(TypedDict):
 
 
 class ProgressFile:
-    """Writes at most every ``PERIOD_S`` seconds; readers see a whole record or the one before."""
+    """Writes at most every ``PERIOD_S`` seconds; readers see a whole record or the one before.
+
+    It is for people: a record that cannot be written is left out, and the task goes on.
+    """
 
     def __init__(self, root: Path, task_id: str, round: int, steps: int) -> None:
         self.path = root / "progress.json"
@@ -46,8 +50,9 @@ class ProgressFile:
             loss=loss, tokens_per_s=tokens_per_s, time=time.time(),
         )  # fmt: skip
         temporary = self.path.with_suffix(".part")
-        temporary.write_text(json.dumps(record))
-        os.replace(temporary, self.path)
+        with suppress(OSError):
+            temporary.write_text(json.dumps(record))
+            os.replace(temporary, self.path)
 
 
 def read_progress(root: Path) -> Progress | None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
 from apps.aggregate import weighted_sum
-from apps.artifacts import artifact_path, verify
+from apps.artifacts import verify
+from apps.errors import placed
+from apps.files import cannot_write
 from apps.lora import aggregate_adapters
 from apps.manifests import Place
-from apps.models import ModelSpec, full_nbytes, load_model, save_for_users, save_state, set_state
+from apps.models import ModelSpec, full_nbytes, load_first_model, load_model, save_for_users, save_state, set_state
 from apps.versions import require_same_code
 
 
@@ -30,10 +33,11 @@ def prepare(place: Place, work: ServerWork) -> dict[str, Any]:
     import torch
 
     started = time.time()
-    require_same_code(work["code_version"], place["site"])
-    torch.set_num_threads(work["threads"])
-    model = load_model(work["model"])
-    artifact = save_state(model, work["store"], "adapter" if work["model"]["adapter"] else "model")
+    with placed(**place):
+        require_same_code(work["code_version"], place["site"])
+        torch.set_num_threads(work["threads"])
+        model = load_first_model(work["model"])
+        artifact = save_state(model, work["store"], "adapter" if work["model"]["adapter"] else "model")
     return {
         "artifact": artifact, "store": work["store"], "full_nbytes": full_nbytes(model),
         "parameters": model.network.num_parameters(), "trainable": sum(t.numel() for t in model.trained.values()),
@@ -62,28 +66,52 @@ def aggregate(
     import torch
 
     started = time.time()
-    torch.set_num_threads(work["threads"])
-    store = work["store"]
-    terms = [(verify(store, u["artifact"]), float(w)) for u, w in zip(updates, weights, strict=True)]
-    adapter = work["model"]["adapter"]
-    if adapter:
-        seed = work["model"]["seed"] + version
-        artifact = aggregate_adapters(terms, verify(store, base["artifact"]), adapter["method"], store, seed)
-    else:
-        artifact = weighted_sum(terms, store)
+    store, adapter = work["store"], work["model"]["adapter"]
+    with placed(**place):
+        require_same_code(work["code_version"], place["site"])
+        torch.set_num_threads(work["threads"])
+        terms = [(verify(store, u["artifact"]), float(w)) for u, w in zip(updates, weights, strict=True)]
+        if adapter:
+            seed = work["model"]["seed"] + version
+            artifact = aggregate_adapters(terms, verify(store, base["artifact"]), adapter["method"], store, seed)
+        else:
+            artifact = weighted_sum(terms, store)
     return {"artifact": artifact, "store": store, "version": version, "started": started, "ended": time.time()}
 
 
 def save_model(place: Place, work: ServerWork, final: dict[str, Any], folder: str) -> dict[str, Any]:
     """Write the final model as ``from_pretrained`` loads it; the folder appears whole or not at all."""
+    import torch
+
     started = time.time()
-    require_same_code(work["code_version"], place["site"])
     target = Path(folder)
-    model = load_model(work["model"])
-    set_state(model, artifact_path(work["store"], final["artifact"]))
-    unfinished = target.with_name(target.name + ".part")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    save_for_users(model, unfinished)
-    shutil.rmtree(target, ignore_errors=True)
-    unfinished.rename(target)
+    with placed(**place):
+        require_same_code(work["code_version"], place["site"])
+        torch.set_num_threads(work["threads"])
+        model = load_model(work["model"])
+        set_state(model, verify(work["store"], final["artifact"]))
+        _replace_folder(target, lambda unfinished: save_for_users(model, unfinished))
     return {"artifact": final["artifact"], "folder": str(target), "started": started, "ended": time.time()}
+
+
+def _replace_folder(target: Path, write: Callable[[Path], None]) -> None:
+    """Write a folder beside its place, then put it there: what stands there is whole at every instant.
+
+    Raises:
+        StorageError: it cannot be written; what stood there before still does.
+    """
+    from safetensors import SafetensorError
+
+    unfinished, old = target.with_name(target.name + ".part"), target.with_name(target.name + ".old")
+    try:
+        for leftover in (unfinished, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        write(unfinished)
+        if target.exists():
+            os.replace(target, old)
+        os.replace(unfinished, target)
+    except (OSError, SafetensorError) as error:
+        raise cannot_write(target, error) from error
+    finally:
+        for leftover in (unfinished, old):
+            shutil.rmtree(leftover, ignore_errors=True)

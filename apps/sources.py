@@ -7,8 +7,8 @@ import importlib.util
 import json
 import logging
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,9 +101,10 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
         del config.quantization_config
     clean = type(loaded)(config)
     clean.load_state_dict(loaded.state_dict())
-    work = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
+    work = target.with_name(f".converting-{secrets.token_hex(8)}")
     try:
-        clean.to(torch.bfloat16).save_pretrained(work)
+        work.mkdir()  # with the modes of the account, so that a project's members may share a cache
+        clean.to(torch.bfloat16).save_pretrained(work)  # type: ignore[arg-type]
         tokenizer.save_pretrained(work)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(work, target)

@@ -36,7 +36,7 @@ class PieceReader:
         """Elements [start, stop) of a tensor, flat, in the file's own type.
 
         Raises:
-            ArtifactError: the file has become shorter since its header was read.
+            ArtifactError: the file cannot be read, or has become shorter since its header was read.
         """
         import torch
 
@@ -44,18 +44,26 @@ class PieceReader:
         if spec.dtype not in self.buffers:
             self.buffers[spec.dtype] = torch.empty(PIECE, dtype=getattr(torch, torch_name))
         piece = self.buffers[spec.dtype][: stop - start]
-        raw = memoryview(piece.view(torch.uint8).numpy())
-        descriptor = os.open(path, os.O_RDONLY)
+        raw = piece.view(torch.uint8).numpy().data
         try:
-            filled = 0
-            while filled < raw.nbytes:
-                count = os.preadv(descriptor, [raw[filled:]], spec.begin + start * width + filled)
-                if count == 0:
-                    raise ArtifactError("file ended early", file=str(path))
-                filled += count
-        finally:
-            os.close(descriptor)
+            _fill(raw, path, spec.begin + start * width)
+        except OSError as error:  # told apart here from a result that cannot be written
+            raise ArtifactError(f"cannot read: {error.strerror or error}", file=str(path)) from error
         return piece
+
+
+def _fill(buffer: memoryview, path: str | Path, offset: int) -> None:
+    """The bytes of a file from ``offset`` on, as many as the buffer holds."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        filled = 0
+        while filled < buffer.nbytes:
+            count = os.preadv(descriptor, [buffer[filled:]], offset + filled)
+            if count == 0:
+                raise ArtifactError("file ended early", file=str(path))
+            filled += count
+    finally:
+        os.close(descriptor)
 
 
 def read_tensor(path: str | Path, spec: TensorSpec) -> torch.Tensor:

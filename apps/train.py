@@ -11,8 +11,8 @@ from typing import Any, TypedDict
 
 from apps.artifacts import artifact_path, load_tensors, save_tensors, verify
 from apps.batches import DataSpec, Sample, encode, seed_of
-from apps.errors import CrossfedError, StorageError, UserMistake
-from apps.files import inside, write_json
+from apps.errors import ArtifactError, UserMistake, placed
+from apps.files import cannot_write, inside, write_json
 from apps.manifests import Manifest, Place, find_manifest, identity, write_manifest
 from apps.models import Model, ModelSpec, load_model, set_state
 from apps.pipeline import run_pipeline
@@ -51,19 +51,18 @@ def enrol(place: Place, work: SiteWork) -> dict[str, Any]:
     from data.shard import open_shard
 
     started = time.time()
-    require_same_code(work["code_version"], place["site"])
     root = Path(work["root"])
     data = work["data"]
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        shard = open_shard(root, data["source"], data["tasks"], data["per_task"])
+    with placed(place["site"]):
+        require_same_code(work["code_version"], place["site"])
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            shard = open_shard(root, data["source"], data["tasks"], data["per_task"])
+        except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
+            raise UserMistake(str(error)) from None
+        except OSError as error:
+            raise cannot_write(root, error) from error
         write_json(root / "site.json", {"site": place["site"], "libraries": library_versions()})
-    except (FileNotFoundError, ValueError) as error:
-        raise UserMistake(str(error), site=place["site"]) from None
-    except OSError as error:
-        raise StorageError(f"cannot write: {error.strerror}", site=place["site"], file=str(root)) from error
-    except CrossfedError as error:
-        raise error.at(site=place["site"])
     return {
         "shard_sha256": shard.sha256, "samples": shard.samples, "per_task": shard.per_task,
         "libraries": library_versions(), "host": os.uname().nodename, "free_bytes": shutil.disk_usage(root).free,
@@ -71,9 +70,7 @@ def enrol(place: Place, work: SiteWork) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def local_train(
-    place: Place, work: SiteWork, order: Order, base: dict[str, Any], shard: dict[str, Any]
-) -> Manifest:
+def local_train(place: Place, work: SiteWork, order: Order, base: dict[str, Any], shard: dict[str, Any]) -> Manifest:
     """Train at a site, or answer with what an earlier attempt at the same work has left there.
 
     Args:
@@ -85,22 +82,27 @@ def local_train(
 
     Returns:
         The manifest of the update.
+
+    Raises:
+        VersionMismatch: the site runs other code.
+        StorageError: the storage cannot be written, or leads outside the site's root.
+        ArtifactError: the base model is not whole.
+        TrainingError: the loss is not finite.
+        UserMistake: the site's records have changed.
     """
-    try:
+    with placed(**place):
         require_same_code(work["code_version"], place["site"])
         root = Path(work["root"])
+        for folder in ("artifacts", "manifests", "optimizer"):
+            inside(root, folder)
         task_id = task_identity(place, work, order, base, shard)
         done = find_manifest(root, task_id)
-        if done:
-            return Manifest(**{**done, "reused": True})  # type: ignore[typeddict-item]
+        if done:  # its root may have been moved since
+            return Manifest(**{**done, "store": str(root / "artifacts"), "reused": True})
         return _train_anew(place, work, order, base, shard, root, task_id)
-    except CrossfedError as error:
-        raise error.at(**place)
 
 
-def task_identity(
-    place: Place, work: SiteWork, order: Order, base: dict[str, Any], shard: dict[str, Any]
-) -> str:
+def task_identity(place: Place, work: SiteWork, order: Order, base: dict[str, Any], shard: dict[str, Any]) -> str:
     """Names the work: code version, base model, shard, settings, round and site; not where files lie."""
     return identity({
         "code": work["code_version"], "base": base["artifact"]["sha256"], "shard": shard["shard_sha256"],
@@ -156,29 +158,28 @@ def shard_samples(model: Model, root: Path, sha256: str, data: DataSpec) -> Sequ
 
     key = identity({"root": str(root), "shard": sha256, "data": data})
     if model.warm.get("shard") != key:
-        if open_shard(root, data["source"], data["tasks"], data["per_task"]).sha256 != sha256:
+        try:
+            found = open_shard(root, data["source"], data["tasks"], data["per_task"]).sha256
+            records = read_shard(root, sha256) if found == sha256 else None
+        except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
+            raise UserMistake(str(error)) from None
+        if records is None:
             raise UserMistake("the site's records have changed since it enrolled", file=str(root / "shard"))
-        model.warm = {"shard": key, "samples": encode(read_shard(root, sha256), model.tokenizer, data)}
+        model.warm = {"shard": key, "samples": encode(records, model.tokenizer, data)}
     return model.warm["samples"]
-
-
-def _optimizer_folder(root: Path) -> Path:
-    return inside(root, "optimizer")
 
 
 def _carried(root: Path, task_id: str | None) -> tuple[dict | None, str]:
     """The optimiser state a task left behind, and the word for the manifest."""
     if task_id is None:
         return None, "fresh"
-    path = _optimizer_folder(root) / f"{task_id}.safetensors"
-    if not path.is_file():
+    try:
+        return load_tensors(inside(root, "optimizer", f"{task_id}.safetensors")), "carried"
+    except ArtifactError:  # not there, or cut off
         return None, "lost"
-    return load_tensors(path), "carried"
 
 
 def _keep_optimizer(root: Path, task_id: str, model: Model, outcome: Outcome) -> None:
-    folder = _optimizer_folder(root)
+    folder = inside(root, "optimizer")
     artifact = save_tensors(folder, optimizer_tensors(model, outcome.optimizer), "optimizer")
     os.replace(artifact_path(folder, artifact), folder / f"{task_id}.safetensors")
-
-

@@ -87,13 +87,16 @@ def train(
         report: told after every step.
 
     Raises:
-        TrainingError: the loss is not finite.
+        TrainingError: the loss is not finite, or there are no samples.
     """
     import torch
 
+    if not samples:
+        raise TrainingError("there are no samples to train on")
     torch.manual_seed(seed)
     accelerator = accelerator_for(spec["device"], spec["precision"])
     optimizer = make_optimizer(model, spec, optimizer_state)
+    optimizer.zero_grad(set_to_none=True)  # a warm model may hold gradients of a step that broke off
     lengths = [len(s.tokens) for s in samples]
     plan = plan_batches(lengths, spec["batch_size"], spec["steps"] * spec["accumulate"], seed)
     start = [p.detach().clone() for p in model.trained.values()] if spec["proximal_mu"] else []
@@ -153,7 +156,10 @@ def _add_proximal(parameters: Sequence[torch.Tensor], start: Sequence[torch.Tens
 
 
 def make_optimizer(model: Model, spec: TrainingSpec, state: dict | None) -> torch.optim.Optimizer:
-    """AdamW over the trained tensors, with the moments of the site's last round where they are given."""
+    """AdamW over the trained tensors, with the moments of the site's last round where they are given.
+
+    A tensor that never had a gradient has no moments, before as after.
+    """
     import torch
 
     optimizer = torch.optim.AdamW(
@@ -165,12 +171,18 @@ def make_optimizer(model: Model, spec: TrainingSpec, state: dict | None) -> torc
     )
     if state is not None:
         for name, parameter in model.trained.items():
-            optimizer.state[parameter] = {key: state[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+            if f"{name}/step" in state:
+                optimizer.state[parameter] = {
+                    "step": state[f"{name}/step"],  # stays on the CPU, where AdamW keeps it
+                    **{key: state[f"{name}/{key}"].to(parameter.device) for key in ("exp_avg", "exp_avg_sq")},
+                }
     return optimizer
 
 
 def optimizer_tensors(model: Model, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """The moments by tensor name, as ``make_optimizer`` takes them."""
     return {
-        f"{name}/{key}": value for name, parameter in model.trained.items() for key, value in optimizer.state[parameter].items()
+        f"{name}/{key}": value
+        for name, parameter in model.trained.items()
+        for key, value in optimizer.state[parameter].items()
     }

@@ -8,11 +8,10 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from pathlib import Path
 from typing import Any
 
 from apps.artifacts import Artifact, artifact_path, verify
-from apps.errors import ArtifactError
+from apps.errors import ArtifactError, placed
 from apps.files import atomic_file
 from apps.manifests import Manifest, Place
 from apps.validate import UpdateRules, check_update
@@ -54,10 +53,8 @@ def stage_out(place: Place, model: dict[str, Any], source: str, destination: str
         source, destination: the server's and the site's folder of artifacts.
     """
     started = time.time()
-    try:
+    with placed(**place):
         moved = move(model["artifact"], source, destination)
-    except ArtifactError as error:
-        raise error.at(**place)
     return {
         "artifact": model["artifact"], "store": destination, "nbytes_moved": moved,
         "started": started, "ended": time.time(),
@@ -77,15 +74,15 @@ def stage_in(
 
     Raises:
         UpdateRefused: the update must not count.
+        ArtifactError: the update is not whole at the site; to train again mends that.
     """
     started = time.time()
-    try:
+    with placed(**place):
         moved = move(manifest["artifact"], source, destination)
         norm = check_update(manifest, base["artifact"], destination, rules)
-    except ArtifactError as error:
-        raise error.at(**place)
     return {
-        "artifact": manifest["artifact"], "store": destination, "nbytes_moved": moved, "update_norm": norm,
+        "artifact": manifest["artifact"], "base": base["artifact"], "store": destination,
+        "nbytes_moved": moved, "update_norm": norm,
         "manifest": manifest, "wait_s": max(0.0, manifest["started"] - base["ended"]),
         "started": started, "ended": time.time(),
     }  # fmt: skip

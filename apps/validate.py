@@ -6,9 +6,9 @@ import math
 from pathlib import Path
 from typing import TypedDict
 
-from apps.lora import is_trained
 from apps.artifacts import Artifact, Header, TensorSpec, artifact_path, read_header
 from apps.errors import ArtifactError, UpdateRefused
+from apps.lora import is_trained
 from apps.manifests import Manifest
 from apps.streams import PieceReader, piece_ranges
 
@@ -77,7 +77,8 @@ def _tensor_change(name: str, path: Path, spec: TensorSpec, base: Path, base_spe
     new, old, total = PieceReader(), PieceReader(), 0.0
     for start, stop in piece_ranges(spec.numel):
         value = new.read(path, spec, start, stop)
-        change = value.float() - old.read(base, base_spec, start, stop)
+        exact = value if spec.dtype == "F64" else value.float()
+        change = exact - old.read(base, base_spec, start, stop)
         square = float(torch.dot(change, change))
         if not math.isfinite(square):
             bad = int((~torch.isfinite(value)).sum())
@@ -89,5 +90,5 @@ def _tensor_change(name: str, path: Path, spec: TensorSpec, base: Path, base_spe
 
 
 def check_norm(norm: float, bound: float | None) -> None:
-    if bound is not None and norm > bound:
+    if bound is not None and not norm <= bound:  # so that what is not a number does not pass
         raise ArtifactError(f"the change has norm {norm:.4g}, the campaign allows {bound:.4g}")

@@ -1,12 +1,18 @@
-"""What the small commands share: their exit codes, and how they tell of what went wrong."""
+"""What the commands share: their exit codes, their words to the user, and how they tell of what went wrong."""
 
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from apps.errors import CrossfedError, UserMistake
+from apps.errors import CrossfedError, StorageError, UserMistake
+
+if TYPE_CHECKING:
+    from workflows.rundir import RunDirectory
 
 DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 a mistake in the request, 130 interrupted."
@@ -25,9 +31,40 @@ def carry_out(work: Callable[[], None]) -> int:
     return DONE
 
 
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
 def complain(text: str, code: int) -> int:
-    sys.stderr.write(f"{text}\n")
+    print(text, file=sys.stderr, flush=True)
     return code
+
+
+def stopped(run: RunDirectory | None, reason: str, code: int) -> int:
+    """Tell why a campaign has stopped and how to go on with it."""
+    complain(reason, code)
+    if run is None:
+        return code
+    try:
+        run.journal.write("driver_stopped", reason=reason.strip())
+    except StorageError as error:
+        complain(f"(the journal could not take this down: {error})", code)
+    return complain(f"What is done is kept. Go on with: python workflows/fl_round.py --resume {short(run.path)}", code)
+
+
+def short(path: Path) -> Path:
+    """The path as seen from here, where that is shorter."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def log_to(path: Path, verbose: bool) -> None:
+    """The driver's log goes to a file, and to the terminal if asked for."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    logging.raiseExceptions = False  # a log that cannot be written, on a full disk, is no reason for tracebacks
+    handlers: list[logging.Handler] = [logging.FileHandler(path)]
+    if verbose:
+        handlers.append(logging.StreamHandler())
+    logging.basicConfig(level=logging.INFO, handlers=handlers, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
 def positive(text: str) -> int:

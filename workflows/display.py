@@ -52,13 +52,17 @@ class Display:
         if now - self.last_tick < REFRESH_S:
             return
         self.last_tick = now
-        self.show_troubles(engine)
-        self.show_rounds(engine)
+        self.show_all(engine)
         if self.live:
             self.live.update(self._site_table(engine))
         elif now - self.last_plain > PLAIN_EVERY_S:
             self.last_plain = now
             self.console.print("  ".join(f"{s}: {_in_words(*engine.phase(s))}" for s in self.sites), highlight=False)
+
+    def show_all(self, engine: Engine) -> None:
+        """Print the troubles and the rounds that were not printed yet."""
+        self.show_troubles(engine)
+        self.show_rounds(engine)
 
     def show_rounds(self, engine: Engine) -> None:
         """Print the rounds that were not printed yet."""

@@ -9,20 +9,15 @@ from __future__ import annotations
 
 import heapq
 import logging
-import os
 import queue
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
-import parsl
-from parsl.dataflow.dflow import DataFlowKernel
-from parsl.dataflow.errors import PropagatedException
 from parsl.dataflow.futures import AppFuture
 
-from apps.errors import ArtifactError, CrossfedError, UpdateRefused
+from apps.errors import ArtifactError, UpdateRefused
 from apps.evaluate import evaluate
 from apps.manifests import Manifest, Place
 from apps.progress import Progress, read_progress
@@ -30,11 +25,9 @@ from apps.server import aggregate, prepare, save_model
 from apps.train import Order, enrol, local_train
 from apps.training import TrainingSpec
 from apps.transfer import stage_in, stage_out
-from workflows.executors import EVALUATOR, SERVER, make_config
-from workflows.local_blocks import LocalBlocks
-from workflows.memo import JournalMemoizer
+from workflows.executors import EVALUATOR, SERVER
+from workflows.kernel import Kernel, root_cause
 from workflows.metrics import write_metrics
-from workflows.orphans import TOKEN_VARIABLE, end_orphans
 from workflows.preflight import Plan
 from workflows.resume import rounds_asked, schedule_rounds
 from workflows.rundir import RunDirectory
@@ -67,10 +60,10 @@ class Flow:
 
 
 class Engine:
-    """Runs one plan in one run directory; a context manager that leaves no process behind."""
+    """Runs one plan in one run directory."""
 
-    def __init__(self, plan: Plan, run: RunDirectory, on_tick: Callable[[Engine], None]) -> None:
-        self.plan, self.run, self.on_tick = plan, run, on_tick
+    def __init__(self, plan: Plan, run: RunDirectory, kernel: Kernel, on_tick: Callable[[Engine], None]) -> None:
+        self.plan, self.run, self.kernel, self.on_tick = plan, run, kernel, on_tick
         self.inbox: queue.SimpleQueue[tuple[Callable[..., Event | None], tuple[Any, ...]]] = queue.SimpleQueue()
         self.timers: list[tuple[float, str]] = []
         self.models: dict[int, Any] = {}  # version -> future of the result that carries it
@@ -85,51 +78,10 @@ class Engine:
         self.flows: dict[str, Flow] = {}  # site -> its part of the current round
         self.unwritten = False  # evaluations that metrics.csv does not have yet
 
-    def __enter__(self) -> Engine:
-        token = self.run.opened["token"]
-        ended = end_orphans(token)
-        os.environ[TOKEN_VARIABLE] = token
-        self.run.journal.write(
-            "driver_started",
-            pid=os.getpid(),
-            host=os.uname().nodename,
-            resumed=bool(ended) or self._resumed(),
-            ended=ended,
-        )
-        campaign = self.plan.campaign
-        config = make_config(
-            list(self.plan.sites.values()), self.run.path, campaign.evaluation.threads,
-            JournalMemoizer(self.run.journal), campaign.retries,
-        )  # fmt: skip
-        self.kernel: DataFlowKernel = parsl.load(config)
-        self.local_blocks = LocalBlocks(
-            {label: e for label, e in self.kernel.executors.items() if hasattr(e, "provider")}
-        )
-        self._record_executors()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.kernel.cleanup()
-        parsl.clear()
-        end_orphans(self.run.opened["token"])
-
-    def _resumed(self) -> bool:
-        return any(self.run.journal.events("driver_started"))
-
-    def _record_executors(self) -> None:
-        for label, executor in self.kernel.executors.items():
-            process = getattr(executor, "interchange_proc", None)
-            if process is not None:
-                self.run.journal.write("executor_started", site=label, interchange_pid=process.pid)
-
     # -- apps ---------------------------------------------------------------------------------------------------
 
-    def _submit(
-        self, function: Callable[..., Any], site: str, round: int, *args: Any, on: str, urgent: bool = True
-    ) -> AppFuture:
-        """One app call on an executor; its result is remembered in the journal."""
-        app = parsl.python_app(function, data_flow_kernel=self.kernel, executors=[on], cache=True)
-        return app(Place(site=site, round=round), *args)
+    def _submit(self, function: Callable[..., Any], site: str, round: int, *args: Any, on: str) -> AppFuture:
+        return self.kernel.submit(function, Place(site=site, round=round), *args, on=on)
 
     def begin(self) -> None:
         """The model of round 0, and the sites' word on what they have."""
@@ -233,7 +185,7 @@ class Engine:
     def _next(self) -> Event | None:
         """The next thing that happens, or None after a moment without any."""
         self.on_tick(self)
-        self._check_health()
+        self.kernel.check_health()
         if self.timers and self.timers[0][0] <= self.now():
             return TimerFired(self.now(), heapq.heappop(self.timers)[1])
         try:
@@ -273,14 +225,6 @@ class Engine:
             raise error
         self.unwritten = True
 
-    def _check_health(self) -> None:
-        for label in self.local_blocks.check():
-            self.run.journal.write("block_replaced", site=label, reason="its worker pool was broken")
-        for label, executor in self.kernel.executors.items():
-            process = getattr(executor, "interchange_proc", None)
-            if process is not None and process.poll() is not None:
-                raise CrossfedError("Parsl's interchange has ended", site=label)
-
     # -- the end ------------------------------------------------------------------------------------------------
 
     def finish(self) -> None:
@@ -305,7 +249,7 @@ class Engine:
         """A result that the campaign cannot go on without; the display stays alive meanwhile."""
         while not future.done():
             self.on_tick(self)
-            self._check_health()
+            self.kernel.check_health()
             time.sleep(0.05)
         error = root_cause(future)
         if error is not None:
@@ -337,11 +281,3 @@ def decode_event(kind: str, fields: dict[str, Any]) -> Event:
     if kind == "CampaignStarted":
         fields = {**fields, "sites": tuple(SiteFacts(**facts) for facts in fields["sites"])}
     return EVENTS[kind](**fields)
-
-
-def root_cause(future: Future[Any]) -> BaseException | None:
-    """The error at the start of a chain of failed tasks, or None."""
-    error = future.exception()
-    while isinstance(error, PropagatedException):
-        error = error.dependent_exceptions_tids[0][0]
-    return error

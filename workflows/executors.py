@@ -10,7 +10,6 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
     from parsl.dataflow.memoization import Memoizer
     from parsl.executors import HighThroughputExecutor
 
+    from workflows.preflight import Plan
+
 SERVER, EVALUATOR = "server", "evaluator"
 PROJECT = Path(__file__).resolve().parent.parent
 IDLE_S = 7 * 24 * 3600.0  # blocks are kept between rounds: to queue again costs more than to wait
@@ -31,18 +32,16 @@ FAILED_BLOCKS = 5  # as many blocks in a row that fail end an executor
 STRATEGY_PERIOD_S = 1.0
 
 
-def make_config(
-    sites: Sequence[Site], run_dir: Path, evaluator_threads: int, memoizer: Memoizer, retries: int
-) -> Config:
-    """The configuration that the live engine loads."""
+def make_config(plan: Plan, run_dir: Path, memoizer: Memoizer) -> Config:
+    """The configuration of a run."""
     from parsl.config import Config
 
     server = local_site(SERVER, run_dir)
-    evaluator = local_site(EVALUATOR, run_dir, threads=evaluator_threads)
+    evaluator = local_site(EVALUATOR, run_dir, threads=plan.campaign.evaluation.threads)
     return Config(
-        executors=[make_executor(site, run_dir) for site in (*sites, server, evaluator)],
+        executors=[make_executor(site, run_dir) for site in (*plan.sites.values(), server, evaluator)],
         memoizer=memoizer,
-        retries=retries,
+        retries=plan.campaign.retries,
         retry_handler=retry_cost,
         run_dir=str(run_dir / "parsl"),
         strategy="simple",

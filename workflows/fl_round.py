@@ -7,7 +7,6 @@ python workflows/fl_round.py [CAMPAIGN.yaml] [--name NAME] [--resume RUN_DIR] [-
 from __future__ import annotations
 
 import argparse
-import logging
 import signal
 import sys
 import time
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from workflows.strategies.base import Strategy
 
 DEFAULT_CAMPAIGN = Path(__file__).parent / "campaigns" / "demo.yaml"
-DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
-logger = logging.getLogger(__name__)
 
 
 def federate(strategy: Strategy, engine: Engine) -> str | None:
@@ -80,6 +77,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     from apps.errors import CrossfedError, UserMistake
+    from workflows.command import FAILED, INTERRUPTED, MISTAKE, complain, log_to, stopped
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: in order
     run = None
@@ -90,12 +88,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log_to(run.path / "logs" / "driver.log", options.verbose)
         return run_campaign(plan, run)
     except UserMistake as error:
-        return complain(str(error))
+        return complain(str(error), MISTAKE)
     except KeyboardInterrupt:
-        return interrupted(run)
+        return stopped(run, "\nInterrupted; all blocks are cancelled", INTERRUPTED)
     except (CrossfedError, OSError) as error:
-        logger.debug("the campaign failed", exc_info=True)
-        return fail(str(error), run)
+        return stopped(run, str(error), FAILED)
     finally:
         if run:
             run.close()
@@ -104,6 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def start(options: argparse.Namespace) -> tuple[Plan, RunDirectory]:
     """A new run of a checked campaign."""
     from workflows.campaign_file import load_campaign
+    from workflows.command import say
     from workflows.preflight import make_plan, require_all, settle_dtype
     from workflows.rundir import choose_path, open_new, resume_hint
 
@@ -121,6 +119,7 @@ def start(options: argparse.Namespace) -> tuple[Plan, RunDirectory]:
 
 def resume(options: argparse.Namespace) -> tuple[Plan, RunDirectory]:
     """An interrupted run, with what of its campaign may have changed."""
+    from workflows.command import say
     from workflows.preflight import make_plan, require_all
     from workflows.resume import resumed_campaign
     from workflows.rundir import open_existing
@@ -140,6 +139,7 @@ def resume(options: argparse.Namespace) -> tuple[Plan, RunDirectory]:
 def check(options: argparse.Namespace) -> int:
     """All checks, and in words what would run."""
     from workflows.campaign_file import load_campaign
+    from workflows.command import DONE, say
     from workflows.executors import worker_init
     from workflows.preflight import describe, make_plan, missing_here, settle_dtype
     from workflows.rundir import choose_path
@@ -162,75 +162,26 @@ def run_campaign(plan: Plan, run: RunDirectory) -> int:
     """Run a plan to its end, show it, and report on it."""
     from rich.console import Console
 
+    from workflows.command import DONE, FAILED, say, short, stopped
     from workflows.display import Display
     from workflows.engine import Engine
+    from workflows.kernel import parsl_for
     from workflows.report import write_report
     from workflows.strategies import make_strategy
 
-    campaign, began = plan.campaign, time.time()
+    campaign, began, console = plan.campaign, time.time(), Console(highlight=False)
     strategy = make_strategy(campaign.strategy, campaign.rounds, campaign.training.steps)
-    with Display(Console(highlight=False), list(plan.sites), campaign.rounds) as display:
-        with Engine(plan, run, display.tick) as engine:
-            failure = federate(strategy, engine)
-            display.show_rounds(engine)
+    with Display(console, list(plan.sites), campaign.rounds) as display, parsl_for(plan, run) as kernel:
+        engine = Engine(plan, run, kernel, display.tick)
+        failure = federate(strategy, engine)
+        display.show_all(engine)
     if failure:
-        return fail(failure, run)
+        return stopped(run, failure, FAILED)
     run.journal.write("campaign_finished", rounds=campaign.rounds, seconds=time.time() - began)
     report = write_report(run.path)
     say(f"\nDone. The model is in {short(run.path / 'model')}, the report is {short(report)}")
     say(f'Ask it: python workflows/generate.py {short(run.path)} "Write the formula for <SMILES> CCO </SMILES>."')
     return DONE
-
-
-def fail(reason: str, run: RunDirectory | None) -> int:
-    complain(reason)
-    if run is None:
-        return FAILED
-    _note_stop(run, reason)
-    complain(f"What is done is kept. Go on with: python workflows/fl_round.py --resume {short(run.path)}")
-    return FAILED
-
-
-def interrupted(run: RunDirectory | None) -> int:
-    if run is None:
-        return INTERRUPTED
-    _note_stop(run, "interrupted")
-    complain(f"\nInterrupted: all blocks are cancelled, what is done is kept. Go on with:\n"
-             f"  python workflows/fl_round.py --resume {short(run.path)}")  # fmt: skip
-    return INTERRUPTED
-
-
-def _note_stop(run: RunDirectory, reason: str) -> None:
-    from apps.errors import StorageError
-
-    try:
-        run.journal.write("driver_stopped", reason=reason)
-    except StorageError as error:
-        complain(f"(the journal could not take this down: {error})")
-
-
-def short(path: Path) -> Path:
-    """The path as seen from here, where that is shorter."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def say(text: str) -> None:
-    print(text, flush=True)
-
-
-def complain(text: str) -> int:
-    print(text, file=sys.stderr, flush=True)
-    return MISTAKE
-
-
-def log_to(path: Path, verbose: bool) -> None:
-    """The driver's log goes to a file, and to the terminal if asked for."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    logging.raiseExceptions = False  # a log that cannot be written, on a full disk, is no reason for tracebacks
-    handlers: list[logging.Handler] = [logging.FileHandler(path)]
-    if verbose:
-        handlers.append(logging.StreamHandler())
-    logging.basicConfig(level=logging.INFO, handlers=handlers, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
 if __name__ == "__main__":

@@ -64,11 +64,11 @@ def save_model(place: dict, work: dict, final: dict, folder: str) -> dict[str, A
     return {"artifact": final["artifact"], "started": time.time(), "ended": time.time()}
 
 
-def in_threads(sites: Any, run_dir: Path, threads: int, memoizer: Any, retries: int) -> Any:
+def in_threads(plan: Any, run_dir: Path, memoizer: Any) -> Any:
     from parsl.config import Config
     from parsl.executors import ThreadPoolExecutor
 
-    labels = [*(site.name for site in sites), "server", "evaluator"]
+    labels = [*plan.sites, "server", "evaluator"]
     executors = [ThreadPoolExecutor(label=label, max_threads=1) for label in labels]
     return Config(executors=executors, memoizer=memoizer, run_dir=str(run_dir / "parsl"), initialize_logging=False,
                   strategy="none", usage_tracking=0)  # fmt: skip
@@ -91,19 +91,26 @@ def rounds_per_second(sites: int, rounds: int, processes: bool) -> float:
     import benchmarks.orchestration as trainer  # the functions by an importable name, for worker processes
 
     from workflows import engine as engine_module
+    from workflows import kernel as kernel_module
     from workflows.fl_round import federate
     from workflows.preflight import make_plan
     from workflows.rundir import open_new
     from workflows.strategies import make_strategy
 
     names = ("prepare", "enrol", "local_train", "evaluate", "save_model")
-    replaced = {name: getattr(trainer, name) for name in names} | ({} if processes else {"make_config": in_threads})
-    with tempfile.TemporaryDirectory() as folder, mock.patch.multiple(engine_module, **replaced):
+    replaced = {name: getattr(trainer, name) for name in names}
+    config = kernel_module.make_config if processes else in_threads
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.multiple(engine_module, **replaced),
+        mock.patch.object(kernel_module, "make_config", config),
+    ):
         campaign, source = campaign_of(sites, rounds), Path(folder) / "campaign.yaml"
         source.write_text("")
         run = open_new(Path(folder) / "run", campaign, source, [], None)
         plan = make_plan(campaign, run.path, source)
-        with engine_module.Engine(plan, run, lambda engine: None) as engine:
+        with kernel_module.parsl_for(plan, run) as kernel:
+            engine = engine_module.Engine(plan, run, kernel, lambda engine: None)
             federate(make_strategy(campaign.strategy, rounds, 1), engine)
         moments = [r["time"] for r in run.journal.events("aggregated")]
         run.close()

@@ -1,0 +1,271 @@
+"""The tasks of a site, run in this process: enrolled once, trained once, answered from the manifest afterwards."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from apps.artifacts import artifact_path, load_tensors, save_tensors, verify
+from apps.errors import ArtifactError, StorageError, TrainingError, UserMistake, VersionMismatch
+from apps.manifests import Manifest, Place, find_manifest, manifest_path
+from apps.progress import read_progress
+from apps.server import prepare
+from apps.train import enrol, local_train, task_identity
+from apps.transfer import stage_in, stage_out
+from apps.versions import code_version
+
+PLACE = Place(site="aurora", round=1)
+TRAINING = {
+    "steps": 2, "batch_size": 2, "accumulate": 1, "learning_rate": 0.01, "schedule": "constant", "final_factor": 0.0,
+    "warmup_steps": 0, "start_step": 0, "total_steps": 0, "weight_decay": 0.0, "clip_norm": 1.0, "proximal_mu": 0.0,
+    "precision": "no", "device": "cpu", "keep_optimizer": False,
+}  # fmt: skip
+
+
+def model_spec(method: str | None = None) -> dict:
+    adapter = {"method": method, "rank": 2, "alpha": 4.0, "dropout": 0.0, "targets": ["q_proj"], "last_layers": None}
+    return {
+        "source": "tiny", "dtype": "float32", "seed": 1, "adapter": adapter if method else None,
+        "tiny": {"width": 32, "layers": 1},
+    }  # fmt: skip
+
+
+def data_spec(**changes) -> dict:
+    spec = {"source": "embedded", "tasks": ["forward_synthesis"], "per_task": 6, "max_tokens": 48,
+            "prompt": "Q: {input}\nA:", "loss_on": "answer"}  # fmt: skip
+    return spec | changes
+
+
+class Site:
+    """A site with its storage, enrolled, and the model of round 0 staged out to it."""
+
+    def __init__(self, folder: Path, method: str | None = None) -> None:
+        self.root, self.store = folder / "site", str(folder / "server")
+        self.work = {
+            "root": str(self.root), "model": model_spec(method), "data": data_spec(), "seed": 3, "threads": 1,
+            "code_version": code_version(),
+        }  # fmt: skip
+        self.artifacts = f"{self.root}/artifacts"
+        self.shard = enrol(PLACE, self.work)
+        server = {"store": self.store, "model": self.work["model"], "threads": 1, "code_version": code_version()}
+        self.base = stage_out(PLACE, prepare(Place(site="server", round=0), server), self.store, self.artifacts)
+
+    def train(self, place: Place = PLACE, optimizer_from: str | None = None, **changes: Any) -> Manifest:
+        order = {"training": TRAINING | changes, "optimizer_from": optimizer_from, "attempt": 1}
+        return local_train(place, self.work, order, self.base, self.shard)
+
+    def update(self, manifest: Manifest) -> Path:
+        return artifact_path(self.artifacts, manifest["artifact"])
+
+
+@pytest.fixture
+def site(tmp_path) -> Site:
+    return Site(tmp_path)
+
+
+def test_enrolling_tells_what_the_site_has(site):
+    shard = site.shard
+    assert (shard["samples"], shard["per_task"]) == (6, {"forward_synthesis": 6})
+    assert (site.root / "shard" / f"{shard['shard_sha256']}.jsonl").is_file()
+    assert shard["libraries"]["torch"] == torch.__version__
+    assert shard["free_bytes"] > 0
+    assert json.loads((site.root / "site.json").read_text())["site"] == "aurora"
+    assert enrol(PLACE, site.work)["shard_sha256"] == shard["shard_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("data", "named"), [({"source": "/no/such/data"}, "/no/such/data"), ({"tasks": ["alchemy"]}, "alchemy")]
+)
+def test_enrolling_without_records_is_the_users_mistake(data, named, site):
+    with pytest.raises(UserMistake, match=f"site aurora.*{named}"):
+        enrol(PLACE, site.work | {"data": data_spec(**data)})
+
+
+def test_enrolling_where_nothing_can_be_written(site, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="site aurora: cannot write"):
+        enrol(PLACE, site.work | {"root": str(tmp_path / "file" / "root")})
+
+
+def test_training_end_to_end(site):
+    manifest = site.train()
+    assert (manifest["site"], manifest["round"], manifest["reused"]) == ("aurora", 1, False)
+    assert (manifest["steps_done"], manifest["steps_asked"], manifest["samples"], manifest["shard_samples"]) == (
+        2,
+        2,
+        4,
+        6,
+    )
+    assert manifest["base"] == site.base["artifact"]["sha256"]
+    assert manifest["tokens"] > 0
+    assert manifest["optimizer"] == "fresh"
+    assert manifest["store"] == site.artifacts
+    assert verify(site.artifacts, manifest["artifact"]) == site.update(manifest)
+    assert find_manifest(site.root, manifest["task_id"]) == manifest
+    progress = read_progress(site.root)
+    assert (progress["phase"], progress["step"], progress["round"]) == ("saving", 2, 1)
+    rules = {"method": "full", "max_update_norm": None}
+    result = stage_in(PLACE, manifest, site.base, site.artifacts, site.store, rules)
+    assert 0 < result["update_norm"] < 10
+    assert not list(site.root.rglob("*part*"))
+
+
+def test_second_call_answers_from_the_manifest(site, monkeypatch):
+    first = site.train()
+    before = site.update(first).stat()
+    monkeypatch.setattr("apps.train.train", lambda *_: pytest.fail("trained again"))
+    again = site.train()
+    assert again == first | {"reused": True}
+    after = site.update(first).stat()
+    assert (after.st_mtime_ns, after.st_ino) == (before.st_mtime_ns, before.st_ino)
+
+
+@pytest.mark.parametrize("spoil", ["altered", "cut", "gone", "manifest"])
+def test_update_that_is_not_whole_is_trained_again_to_the_bit(spoil, site):
+    first = site.train()
+    path = site.update(first)
+    content = path.read_bytes()
+    if spoil == "altered":
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif spoil == "cut":
+        path.write_bytes(content[:-5])
+    elif spoil == "gone":
+        path.unlink()
+    else:
+        manifest_path(site.root, first["task_id"]).write_text("{}")
+    again = site.train()
+    assert again["reused"] is False
+    assert again["task_id"] == first["task_id"]
+    assert again["artifact"] == first["artifact"]
+    assert path.read_bytes() == content
+
+
+def test_other_work_has_another_name(site):
+    def name(place: Place = PLACE, optimizer_from: str | None = None, attempt: int = 1, **changes: Any) -> str:
+        training = {k: v for k, v in changes.items() if k in TRAINING}
+        work = site.work | {k: v for k, v in changes.items() if k in site.work}
+        base = {"artifact": {"sha256": changes.get("base", "b")}}
+        shard = {"shard_sha256": changes.get("shard", "s")}
+        order = {"training": TRAINING | training, "optimizer_from": optimizer_from, "attempt": attempt}
+        return task_identity(place, work, order, base, shard)
+
+    same = [
+        name(), name(attempt=2), name(root="/elsewhere"), name(data=data_spec(source="/elsewhere")),
+    ]  # fmt: skip
+    others = [
+        name(Place(site="aurora", round=2)), name(Place(site="frontier", round=1)), name(optimizer_from="t"),
+        name(steps=3), name(learning_rate=0.02), name(seed=4), name(threads=2), name(code_version="x"), name(base="c"),
+        name(shard="t"), name(model=model_spec("fedit")), name(data=data_spec(max_tokens=50)),
+    ]  # fmt: skip
+    assert len(set(same)) == 1
+    assert len({*same, *others}) == 1 + len(others)
+
+
+def test_storage_that_was_moved_answers_with_where_it_is_now(site, tmp_path):
+    first = site.train()
+    moved = tmp_path / "moved"
+    shutil.move(site.root, moved)
+    site.work = site.work | {"root": str(moved)}
+    again = site.train()
+    assert again["reused"]
+    assert again["store"] == f"{moved}/artifacts"
+    verify(again["store"], first["artifact"])
+
+
+def test_other_code_is_refused(site):
+    site.work = site.work | {"code_version": "0123456789abcdef"}
+    with pytest.raises(VersionMismatch, match=r"site aurora.*0123456789abcdef.*same commit"):
+        site.train()
+    with pytest.raises(VersionMismatch, match="site aurora"):
+        enrol(PLACE, site.work)
+
+
+@pytest.mark.parametrize("folder", ["artifacts", "manifests", "optimizer", "shard"])
+def test_storage_that_leads_outside_the_root_is_refused(folder, site, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    shutil.rmtree(site.root / folder, ignore_errors=True)
+    (site.root / folder).symlink_to(outside)
+    with pytest.raises((StorageError, UserMistake), match=r"site aurora.*outside"):
+        site.train(learning_rate=0.02, keep_optimizer=True)
+    assert list(outside.iterdir()) == []
+
+
+def test_base_model_that_is_not_whole_is_refused(site):
+    path = artifact_path(site.artifacts, site.base["artifact"])
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + b"\7")
+    with pytest.raises(ArtifactError, match="site aurora, round 1"):
+        site.train()
+
+
+def test_base_of_another_model_is_refused(site):
+    site.base = site.base | {"artifact": save_tensors(site.artifacts, {"x": torch.zeros(1)}, "model")}
+    with pytest.raises(ArtifactError, match=r"site aurora, round 1: artifact is of another model"):
+        site.train()
+
+
+def test_loss_that_is_not_finite_names_the_place(site):
+    broken = {
+        n: t + float("nan") for n, t in load_tensors(artifact_path(site.artifacts, site.base["artifact"])).items()
+    }
+    site.base = site.base | {"artifact": save_tensors(site.artifacts, broken, "model")}
+    with pytest.raises(TrainingError, match=r"site aurora, round 1: loss is nan at step 1"):
+        site.train()
+    assert not (site.root / "manifests").exists()
+
+
+def test_records_that_changed_since_enrolment_are_refused(site):
+    site.shard = site.shard | {"shard_sha256": "0" * 64}
+    with pytest.raises(UserMistake, match=r"site aurora, round 1: the site's records have changed"):
+        site.train()
+
+
+def test_rounds_and_sites_see_samples_in_another_order(site):
+    hashes = {
+        site.train(Place(site=name, round=number))["artifact"]["sha256"]
+        for name in ("aurora", "frontier")
+        for number in (1, 2)
+    }
+    assert len(hashes) == 4
+
+
+def test_optimiser_is_carried_lost_or_fresh(site):
+    two = Place(site="aurora", round=2)
+    first = site.train(keep_optimizer=True)
+    carried = site.train(two, first["task_id"], keep_optimizer=True)
+    fresh = site.train(two, None, keep_optimizer=True)
+    assert (first["optimizer"], carried["optimizer"], fresh["optimizer"]) == ("fresh", "carried", "fresh")
+    assert carried["artifact"]["sha256"] != fresh["artifact"]["sha256"]
+    kept = site.root / "optimizer" / f"{first['task_id']}.safetensors"
+    kept.write_bytes(kept.read_bytes()[:-10])
+    manifest_path(site.root, carried["task_id"]).unlink()
+    lost = site.train(two, first["task_id"], keep_optimizer=True)
+    assert lost["optimizer"] == "lost"
+    assert lost["artifact"] == fresh["artifact"]
+    assert site.train(two, "never-heard-of")["optimizer"] == "lost"
+    assert sorted(p.suffix for p in (site.root / "optimizer").iterdir()) == [".safetensors"] * 3
+
+
+def test_optimiser_of_elsewhere_is_refused(site):
+    with pytest.raises(StorageError, match="outside"):
+        site.train(optimizer_from="../../server/x")
+
+
+@pytest.mark.parametrize("method", ["fedit", "ffa"])
+def test_adapter_updates_hold_what_is_trained(method, tmp_path):
+    site = Site(tmp_path, method)
+    update = load_tensors(site.update(site.train()))
+    sides = {name.split(".lora_")[1][0] for name in update}
+    assert sides == ({"B"} if method == "ffa" else {"A", "B"})
+    assert all(t.any() for t in update.values())
+
+
+def test_progress_that_cannot_be_written_does_not_end_training(site):
+    (site.root / "progress.json").mkdir()
+    assert site.train()["steps_done"] == 2

@@ -1,0 +1,168 @@
+"""What moves is verified where it arrives, and an update is checked before it counts."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from apps import transfer
+from apps.artifacts import artifact_path, save_tensors, verify
+from apps.errors import ArtifactError, StorageError, UpdateRefused
+from apps.manifests import Place
+from apps.transfer import move, stage_in, stage_out
+
+PLACE = Place(site="aurora", round=2)
+RULES = {"method": "full", "max_update_norm": None}
+
+
+@pytest.fixture
+def stores(tmp_path: Path) -> tuple[str, str]:
+    return str(tmp_path / "server"), str(tmp_path / "site")
+
+
+def model_in(store: str, value: float = 1.0) -> dict:
+    return {"artifact": save_tensors(store, {"w": torch.full((1000,), value)}, "model")}
+
+
+def damage(store: str, artifact: dict) -> None:
+    """One bit, the size unchanged."""
+    path = artifact_path(store, artifact)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_stage_out_moves_once(stores):
+    server, site = stores
+    model = model_in(server)
+    first = stage_out(PLACE, model, server, site)
+    assert first["nbytes_moved"] == model["artifact"]["nbytes"]
+    assert (first["artifact"], first["store"]) == (model["artifact"], site)
+    assert first["started"] <= first["ended"]
+    assert verify(site, model["artifact"]).parent == Path(site)
+    assert stage_out(PLACE, model, server, site)["nbytes_moved"] == 0
+
+
+@pytest.mark.parametrize("spoil", [damage, lambda store, a: artifact_path(store, a).write_bytes(b"short")])
+def test_damaged_destination_is_fetched_again(spoil, stores):
+    server, site = stores
+    model = model_in(server)
+    stage_out(PLACE, model, server, site)
+    spoil(site, model["artifact"])
+    assert stage_out(PLACE, model, server, site)["nbytes_moved"] == model["artifact"]["nbytes"]
+    verify(site, model["artifact"])
+
+
+@pytest.mark.parametrize("spoil", [damage, lambda store, a: artifact_path(store, a).unlink()])
+def test_damaged_source_is_an_artifact_error_with_its_place(spoil, stores):
+    server, site = stores
+    model = model_in(server)
+    spoil(server, model["artifact"])
+    with pytest.raises(ArtifactError) as caught:
+        stage_out(PLACE, model, server, site)
+    assert (caught.value.site, caught.value.round) == ("aurora", 2)
+    assert caught.value.file == str(artifact_path(server, model["artifact"]))
+    assert not artifact_path(site, model["artifact"]).exists()
+
+
+def test_whole_destination_does_not_need_the_source(stores):
+    server, site = stores
+    model = model_in(server)
+    stage_out(PLACE, model, server, site)
+    shutil.rmtree(server)
+    assert stage_out(PLACE, model, server, site)["nbytes_moved"] == 0
+
+
+def test_copy_that_goes_wrong_is_repeated(stores, monkeypatch):
+    server, site = stores
+    model = model_in(server)
+    calls = []
+
+    def bad_at_first(reader, writer, length):
+        content = reader.read()
+        calls.append(len(content))
+        writer.write(content if len(calls) == 3 else content[:-1] + b"\7")
+
+    monkeypatch.setattr(transfer.shutil, "copyfileobj", bad_at_first)
+    assert move(model["artifact"], server, site) == model["artifact"]["nbytes"]
+    assert len(calls) == 3
+
+
+def test_copy_that_always_goes_wrong_is_given_up(stores, monkeypatch):
+    server, site = stores
+    model = model_in(server)
+    monkeypatch.setattr(transfer.shutil, "copyfileobj", lambda reader, writer, length: writer.write(b"junk"))
+    with pytest.raises(ArtifactError, match=r"site aurora, round 2: arrived wrong 3 times.*Check the disk"):
+        stage_out(PLACE, model, server, site)
+
+
+def test_full_disk_says_which_site(stores, monkeypatch):
+    server, site = stores
+    model = model_in(server)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match=r"site aurora, round 2: cannot write: No space left") as caught:
+        stage_out(PLACE, model, server, site)
+    assert caught.value.file == str(artifact_path(site, model["artifact"]))
+    assert list(Path(site).iterdir()) == []
+
+
+def staged(server: str, site: str, value: float = 1.5) -> tuple[dict, dict]:
+    base = stage_out(PLACE, model_in(server), server, site)
+    update = model_in(site, value)["artifact"]
+    manifest = {
+        "site": "aurora",
+        "round": 2,
+        "base": base["artifact"]["sha256"],
+        "artifact": update,
+        "started": base["ended"] + 3,
+    }
+    return manifest, base
+
+
+def test_stage_in_moves_checks_and_tells(stores):
+    server, site = stores
+    manifest, base = staged(server, site)
+    result = stage_in(PLACE, manifest, base, site, server, RULES)
+    assert result["nbytes_moved"] == manifest["artifact"]["nbytes"]
+    assert result["update_norm"] == pytest.approx(0.5 * math.sqrt(1000))
+    assert result["wait_s"] == pytest.approx(3)
+    assert (result["artifact"], result["base"], result["store"]) == (manifest["artifact"], base["artifact"], server)
+    assert result["manifest"] == manifest
+    verify(server, manifest["artifact"])
+    assert stage_in(PLACE, manifest, base, site, server, RULES)["nbytes_moved"] == 0
+
+
+def test_wait_is_never_negative(stores):
+    server, site = stores
+    manifest, base = staged(server, site)
+    assert stage_in(PLACE, manifest | {"started": 0.0}, base, site, server, RULES)["wait_s"] == 0.0
+
+
+@pytest.mark.parametrize("spoil", [damage, lambda store, a: artifact_path(store, a).unlink()])
+def test_update_that_is_damaged_at_the_site_is_an_artifact_error(spoil, stores):
+    """Which makes the driver ask the site again; a refusal would not."""
+    server, site = stores
+    manifest, base = staged(server, site)
+    spoil(site, manifest["artifact"])
+    with pytest.raises(ArtifactError, match="site aurora, round 2"):
+        stage_in(PLACE, manifest, base, site, server, RULES)
+
+
+def test_update_that_must_not_count_is_refused_though_it_arrived(stores):
+    server, site = stores
+    manifest, base = staged(server, site, math.nan)
+    with pytest.raises(UpdateRefused, match=r"1,000 values that are not finite in tensor 'w'") as caught:
+        stage_in(PLACE, manifest, base, site, server, RULES)
+    assert (caught.value.site, caught.value.round) == ("aurora", 2)
+    with pytest.raises(UpdateRefused, match="norm"):
+        stage_in(PLACE, *staged(server, site), site, server, RULES | {"max_update_norm": 1.0})
