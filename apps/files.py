@@ -12,6 +12,8 @@ from typing import IO, Any
 
 from apps.errors import StorageError
 
+UNFINISHED = ".part-"  # how the names of files begin that are being written
+
 
 @contextmanager
 def atomic_file(folder: str | Path, name: str | Callable[[], str]) -> Iterator[IO[bytes]]:
@@ -25,7 +27,7 @@ def atomic_file(folder: str | Path, name: str | Callable[[], str]) -> Iterator[I
         StorageError: the disk is full or the folder cannot be written.
     """
     folder = Path(folder)
-    temporary = folder / f".part-{secrets.token_hex(8)}"
+    temporary = folder / f"{UNFINISHED}{secrets.token_hex(8)}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as stream:
@@ -38,6 +40,13 @@ def atomic_file(folder: str | Path, name: str | Callable[[], str]) -> Iterator[I
     finally:
         with suppress(OSError):  # gone already, or its folder was never there
             temporary.unlink()
+
+
+def remove_unfinished(folder: str | Path) -> None:
+    """Delete what killed processes have left half-written below a folder that no one is writing to now."""
+    for path in Path(folder).rglob(f"{UNFINISHED}*"):
+        with suppress(OSError):  # a folder of another user: its owner cleans up
+            path.unlink()
 
 
 def cannot_write(path: str | Path, error: Exception) -> StorageError:

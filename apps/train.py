@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 from apps.artifacts import artifact_path, load_tensors, save_tensors, verify
 from apps.batches import DataSpec, Sample, encode, seed_of
 from apps.errors import ArtifactError, UserMistake, placed
-from apps.files import cannot_write, inside, write_json
+from apps.files import cannot_write, inside, remove_unfinished, write_json
 from apps.manifests import Manifest, Place, find_manifest, identity, write_manifest
 from apps.models import Model, ModelSpec, load_model, set_state
 from apps.pipeline import run_pipeline
@@ -122,6 +122,7 @@ def _train_anew(
     spec = order["training"]
     progress = ProgressFile(root, task_id, place["round"], spec["steps"])
     progress.phase("loading")
+    remove_unfinished(root)
     model = load_model(work["model"], spec["device"])
     samples = shard_samples(model, root, shard["shard_sha256"], work["data"])
     verify(root / "artifacts", base["artifact"])
@@ -132,7 +133,7 @@ def _train_anew(
     outcome = train(model, samples, spec, seed, moments, progress.step)
     progress.phase("saving")
     if spec["keep_optimizer"]:
-        _keep_optimizer(root, task_id, model, outcome)
+        _keep_optimizer(root, task_id, order["optimizer_from"], model, outcome)
     update = dict(run_pipeline(model.trained.items(), stages=[]))
     manifest = Manifest(
         task_id=task_id, code_version=work["code_version"], site=place["site"], round=place["round"],
@@ -179,7 +180,11 @@ def _carried(root: Path, task_id: str | None) -> tuple[dict | None, str]:
         return None, "lost"
 
 
-def _keep_optimizer(root: Path, task_id: str, model: Model, outcome: Outcome) -> None:
+def _keep_optimizer(root: Path, task_id: str, before: str | None, model: Model, outcome: Outcome) -> None:
+    """Save the moments under this task's name; of the older ones only those it began with are still of use."""
     folder = inside(root, "optimizer")
     artifact = save_tensors(folder, optimizer_tensors(model, outcome.optimizer), "optimizer")
     os.replace(artifact_path(folder, artifact), folder / f"{task_id}.safetensors")
+    for path in folder.glob("*.safetensors") if before else ():
+        if path.stem not in (task_id, before):
+            path.unlink()

@@ -14,6 +14,7 @@ from parsl.dataflow.errors import PropagatedException
 from parsl.dataflow.futures import AppFuture
 
 from apps.errors import CrossfedError
+from apps.files import remove_unfinished
 from apps.manifests import Place
 from workflows.executors import make_config
 from workflows.local_blocks import LocalBlocks
@@ -65,6 +66,7 @@ def parsl_for(plan: Plan, run: RunDirectory) -> Iterator[Kernel]:
     token = run.opened["token"]
     resumed = any(run.journal.events("driver_started"))
     ended = end_orphans(token)
+    remove_unfinished(run.path)
     os.environ[TOKEN_VARIABLE] = token
     run.journal.write("driver_started", pid=os.getpid(), host=os.uname().nodename, resumed=resumed, ended=ended)
     loaded: DataFlowKernel | None = None

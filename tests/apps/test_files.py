@@ -6,11 +6,12 @@ import errno
 import json
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
 from apps.errors import StorageError
-from apps.files import atomic_file, inside, write_json, write_text
+from apps.files import atomic_file, inside, remove_unfinished, write_json, write_text
 
 
 def test_file_appears_only_when_the_block_ends(tmp_path):
@@ -110,3 +111,13 @@ def test_inside_follows_links(tmp_path):
     assert inside(root, "loop", "file") == root / "file"
     (tmp_path / "link").symlink_to(root)  # the root itself may be one
     assert inside(tmp_path / "link", "file") == root / "file"
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    deep = tmp_path / "artifacts"
+    deep.mkdir()
+    for path in (tmp_path / ".part-1", deep / ".part-2", deep / "whole"):
+        path.write_text("x")
+    remove_unfinished(tmp_path)
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["whole"]
+    remove_unfinished(tmp_path / "not there")
