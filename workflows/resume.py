@@ -127,4 +127,4 @@ def schedule_rounds(asked: Sequence[int], round: int) -> int:
     The rounds that were asked for first keep the schedule they were asked for with, so that what is done stays done;
     the rounds that a resume has added follow the longer schedule.
     """
-    return next(total for total in asked if total >= round)
+    return next((total for total in asked if total >= round), asked[-1])

@@ -46,7 +46,7 @@ def local_train(place: dict, work: dict, order: dict, base: dict, shard: dict) -
 
     now, store = time.time(), Path(work["root"]) / "artifacts"
     tensors = load_tensors(artifact_path(store, base["artifact"]))
-    artifact = save_tensors(store, {"w": tensors["w"] + 1e-3 * len(place["site"])}, "update")
+    artifact = save_tensors(store, {"w": tensors["w"] + 1e-3 * (1 + int(place["site"][-2:]))}, "update")
     return {
         "task_id": f"{place['site']}-{place['round']}", "site": place["site"], "round": place["round"],
         "base": base["artifact"]["sha256"], "artifact": artifact, "store": str(store), "steps_done": 1,

@@ -1,0 +1,101 @@
+"""What the journal tells of rounds: for the terminal and for metrics.csv."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from workflows.display import Display
+from workflows.journal import Journal
+from workflows.metrics import metric_rows, write_metrics
+from workflows.rounds import summaries
+
+
+def score(journal: Journal, number: int, who: str, loss: float) -> None:
+    result = {
+        "who": who, "mean_loss": loss, "artifact": {"sha256": f"{who}{number}", "nbytes": 1, "kind": "model"},
+        "tasks": {t: {"loss": loss + off, "samples": 2, "tokens": 9} for t, off in (("t1", -1), ("t2", 1))},
+    }  # fmt: skip
+    journal.write("task_done", app="evaluate", round=number, site="evaluator", result=result, started=1.0, ended=2.0)
+
+
+def move(journal: Journal, app: str, number: int, nbytes: int) -> None:
+    journal.write("task_done", app=app, round=number, site="a", result={"nbytes_moved": nbytes}, started=1.0, ended=2.0)
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.write("task_done", app="prepare", round=0, site="evaluator", result={}, started=0.0, ended=10.0)
+    score(journal, 0, "global", 3.0)
+    for nbytes in (100, 50):
+        move(journal, "stage_out", 1, nbytes)
+        move(journal, "stage_in", 1, nbytes)
+    journal.write("aggregated", version=1, round=1, weights={"a": 0.5, "b": 0.5})
+    journal.write("task_done", app="aggregate", round=1, site="server", result={}, started=24.0, ended=25.0)
+    score(journal, 1, "global", 2.0)
+    score(journal, 1, "a", 2.5)
+    return journal
+
+
+def test_a_round_is_told_once_all_its_models_are_scored(journal: Journal) -> None:
+    assert [s.number for s in summaries(journal, with_sites=True)] == [0]
+    assert [s.number for s in summaries(journal, with_sites=False)] == [0, 1]
+    score(journal, 1, "b", 2.75)
+    first, second = summaries(journal, with_sites=True)
+    assert (first.global_loss, first.site_losses, first.nbytes, first.seconds) == (3.0, {}, 0, 0.0)
+    assert (second.global_loss, second.site_losses) == (2.0, {"a": 2.5, "b": 2.75})
+    assert (second.nbytes, second.seconds) == (300, 15.0)
+
+
+def test_metrics_are_sorted_and_free_of_doubles(journal: Journal, tmp_path: Path) -> None:
+    score(journal, 1, "a", 2.5)  # scored again by a resumed driver
+    run: Any = SimpleNamespace(journal=journal, path=tmp_path)
+    rows = metric_rows(run)
+    models = [(0, "global"), (1, "global"), (1, "a")]
+    assert [(r["round"], r["model"], r["task"]) for r in rows] == [(*m, t) for m in models for t in ("t1", "t2")]
+    write_metrics(run)
+    read = list(csv.DictReader(io.StringIO((tmp_path / "metrics.csv").read_text())))
+    assert list(read[0])[:5] == ["round", "model", "task", "loss", "samples"] and read[0]["loss"] == "2.000000"
+
+
+class FakeEngine:
+    def __init__(self, journal: Journal) -> None:
+        self.run = SimpleNamespace(journal=journal)
+        self.plan = SimpleNamespace(campaign=SimpleNamespace(evaluation=SimpleNamespace(sites=True)))
+
+    def phase(self, site: str) -> tuple[str, dict | None]:
+        progress = {"round": 2, "step": 3, "steps": 6, "loss": 1.5, "tokens_per_s": 90.0}
+        return ("training", progress) if site == "a" else ("idle", None)
+
+
+def shown(journal: Journal, terminal: bool) -> str:
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=terminal, width=120, highlight=False)
+    engine: Any = FakeEngine(journal)
+    with Display(console, ["a", "b"], 8) as display:
+        journal.write("update_refused", site="a", round=2, reason="site a, round 2: [3] values are not finite")
+        display.tick(engine)
+        display.tick(engine)
+    return text.getvalue()
+
+
+def test_plain_lines_without_a_terminal(journal: Journal) -> None:
+    score(journal, 1, "b", 2.75)
+    text = shown(journal, terminal=False)
+    assert "\x1b" not in text
+    assert text.count("a: round 2: step 3 of 6, loss 1.500, 90 tokens/s  b: idle, waiting for the others") == 1
+    assert text.count("  ! site a, round 2: [3] values are not finite") == 1
+    (row,) = [line for line in text.splitlines() if line.strip().startswith("1/8")]
+    assert row.split() == ["1/8", "2.000", "2.500", "2.750", "300", "B", "15.0"]
+
+
+def test_a_line_per_site_on_a_terminal(journal: Journal) -> None:
+    text = shown(journal, terminal=True)
+    assert "━━━━━━━━━━╌╌╌╌╌╌╌╌╌╌" in text and "idle, waiting for the others" in text
