@@ -7,6 +7,7 @@ python workflows/fl_round.py [CAMPAIGN.yaml] [--name NAME] [--resume RUN_DIR] [-
 from __future__ import annotations
 
 import argparse
+import logging
 import signal
 import sys
 import time
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from workflows.rundir import RunDirectory
     from workflows.strategies.base import Strategy
 
+logger = logging.getLogger(__name__)
 DEFAULT_CAMPAIGN = Path(__file__).parent / "campaigns" / "demo.yaml"
 
 
@@ -93,6 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return stopped(run, "\nInterrupted; all blocks are cancelled", INTERRUPTED)
     except (CrossfedError, OSError) as error:
         return stopped(run, str(error), FAILED)
+    except Exception as error:  # the outermost edge: what nobody foresaw is told in one line, the log has the rest
+        logger.exception("unforeseen")
+        return stopped(run, f"Unforeseen {type(error).__name__}: {error} (logs/driver.log has more)", FAILED)
     finally:
         if run:
             run.close()
@@ -137,13 +142,20 @@ def resume(options: argparse.Namespace) -> tuple[Plan, RunDirectory]:
 
 
 def check(options: argparse.Namespace) -> int:
-    """All checks, and in words what would run."""
+    """All checks, and in words what would run.
+
+    Raises:
+        UserMistake: the first thing that cannot work.
+    """
+    from apps.errors import UserMistake
     from workflows.campaign_file import load_campaign
     from workflows.command import DONE, say
     from workflows.executors import worker_init
     from workflows.preflight import describe, make_plan, missing_here, settle_dtype
     from workflows.rundir import choose_path
 
+    if options.resume:
+        raise UserMistake("--check and --dry-run look at a campaign, not at a run: leave out --resume")
     source = options.campaign or DEFAULT_CAMPAIGN
     campaign = settle_dtype(load_campaign(source, options.sets, options.sites))
     path, _ = choose_path(campaign, options.name)
@@ -170,6 +182,9 @@ def run_campaign(plan: Plan, run: RunDirectory) -> int:
     from workflows.strategies import make_strategy
 
     campaign, began, console = plan.campaign, time.time(), Console(highlight=False)
+    if run.finished_rounds == campaign.rounds:
+        say(f"All {campaign.rounds} rounds are done already; the report is {short(write_report(run.path))}")
+        return DONE
     strategy = make_strategy(campaign.strategy, campaign.rounds, campaign.training.steps)
     with Display(console, list(plan.sites), campaign.rounds) as display, parsl_for(plan, run) as kernel:
         engine = Engine(plan, run, kernel, display.tick)
@@ -180,7 +195,9 @@ def run_campaign(plan: Plan, run: RunDirectory) -> int:
     run.journal.write("campaign_finished", rounds=campaign.rounds, seconds=time.time() - began)
     report = write_report(run.path)
     say(f"\nDone. The model is in {short(run.path / 'model')}, the report is {short(report)}")
-    say(f'Ask it: python workflows/generate.py {short(run.path)} "Write the formula for <SMILES> CCO </SMILES>."')
+    say(
+        f'Ask it: python workflows/generate.py {short(run.path)} "At room temperature, would <SMILES> CCO </SMILES> be liquid?"'
+    )
     return DONE
 
 

@@ -41,8 +41,9 @@ class RunDirectory:
         return next(self.journal.events("campaign_opened"))
 
     @property
-    def finished(self) -> bool:
-        return any(self.journal.events("campaign_finished"))
+    def finished_rounds(self) -> int:
+        """Rounds of the campaign as it was last finished; 0 if it never was."""
+        return max((r["rounds"] for r in self.journal.events("campaign_finished")), default=0)
 
     def close(self) -> None:
         self.journal.close()

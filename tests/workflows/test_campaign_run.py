@@ -99,6 +99,7 @@ def test_resuming_a_finished_run_does_no_work_twice(undisturbed: Path) -> None:
     before = len(journal(undisturbed, "task_done"))
     again = run(undisturbed.parent.parent, "--resume", "runs/nano")
     assert again.returncode == 0, again.stderr
+    assert "All 3 rounds are done already" in again.stdout
     assert len(journal(undisturbed, "task_done")) == before
 
 

@@ -72,6 +72,7 @@ MISTAKES = [
     (["--set", "model={source: ./nowhere}"], "model.source: ./nowhere is no model folder"),
     (["--set", "model.adapter={last_layers: 9}"], "model.adapter.last_layers: 9, but tiny has 1 layers"),
     (["--set", "sites.server={config: local}"], "sites.server: choose another name"),
+    (["--check", "--resume", "runs/x"], "--check and --dry-run look at a campaign, not at a run"),
     (["--name", "a/b"], "--name a/b: a name, not a path"),
 ]
 
