@@ -195,9 +195,8 @@ def run_campaign(plan: Plan, run: RunDirectory) -> int:
     run.journal.write("campaign_finished", rounds=campaign.rounds, seconds=time.time() - began)
     report = write_report(run.path)
     say(f"\nDone. The model is in {short(run.path / 'model')}, the report is {short(report)}")
-    say(
-        f'Ask it: python workflows/generate.py {short(run.path)} "At room temperature, would <SMILES> CCO </SMILES> be liquid?"'
-    )
+    question = "At room temperature, would <SMILES> CCO </SMILES> be liquid?"
+    say(f'Ask it: python workflows/generate.py {short(run.path)} "{question}"')
     return DONE
 
 
