@@ -57,7 +57,9 @@ class Display:
             self.live.update(self._site_table(engine))
         elif now - self.last_plain > PLAIN_EVERY_S:
             self.last_plain = now
-            self.console.print("  ".join(f"{s}: {_in_words(*engine.phase(s))}" for s in self.sites), highlight=False)
+            self.console.print(
+                "  ".join(f"{s}: {_in_words(*engine.phase(s))}" for s in self.sites), highlight=False, soft_wrap=True
+            )
 
     def show_all(self, engine: Engine) -> None:
         """Print the troubles and the rounds that were not printed yet."""
@@ -69,9 +71,9 @@ class Display:
         for summary in summaries(engine.run.journal, engine.plan.campaign.evaluation.sites):
             if summary.number not in self.shown:
                 if not self.shown:
-                    self.console.print(self._header(), style="bold", highlight=False)
+                    self.console.print(self._header(), style="bold", highlight=False, soft_wrap=True)
                 self.shown.add(summary.number)
-                self.console.print(self._row(summary), highlight=False)
+                self.console.print(self._row(summary), highlight=False, soft_wrap=True)
 
     def show_troubles(self, engine: Engine) -> None:
         """Print what went wrong since the last look, in the journal's words."""
@@ -80,7 +82,7 @@ class Display:
             if record["event"] in TROUBLES and record["time"] >= self.began:
                 reason = record["reason"]
                 text = reason if record["site"] in reason else f"{record['site']}: {reason}"
-                self.console.print(f"  ! {text}", style="yellow", highlight=False, markup=False)
+                self.console.print(f"  ! {text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
         self.told = len(records)
 
     def _header(self) -> str:
