@@ -7,7 +7,6 @@ submitted again, and Parsl finds in the journal what was already done.
 
 from __future__ import annotations
 
-import heapq
 import logging
 import queue
 import time
@@ -75,6 +74,9 @@ class Engine:
         self.settled: set[int] = set()  # tasks whose end the strategy knows
         self.told = {r["version"] for r in run.journal.events("aggregated")}  # versions the journal knows of
         self.asked = rounds_asked(run.journal)
+        self.recorded = [r for r in run.journal.events("strategy_event") if not self._is_forgotten(r)]
+        # what failed for good under an earlier driver; the strategy has gone on without it
+        self.failed = {r["fields"]["task"] for r in self.recorded if r["kind"] == "SiteFailed"}
         self.flows: dict[str, Flow] = {}  # site -> its part of the current round
         self.unwritten = False  # evaluations that metrics.csv does not have yet
 
@@ -93,7 +95,8 @@ class Engine:
     def train(self, action: Train) -> None:
         """Stage out, train, stage in: one site's part of a round."""
         self.orders[action.task] = action
-        self._train(action, attempt=1)
+        if action.task not in self.failed:
+            self._train(action, attempt=1)
 
     def _train(self, action: Train, attempt: int) -> None:
         site, number = action.site, action.round
@@ -144,16 +147,15 @@ class Engine:
         future.add_done_callback(lambda done: self.inbox.put((self._evaluated, (done,))))
 
     def set_timer(self, action: SetTimer) -> None:
-        heapq.heappush(self.timers, (action.at_s, action.name))
+        self.timers = sorted([*self.timers, (action.at_s, action.name)])
 
     # -- events -------------------------------------------------------------------------------------------------
 
     def events(self) -> Iterator[Event]:
         """What the strategy is told: first what the journal knows, then what happens."""
-        recorded = [r for r in self.run.journal.events("strategy_event") if not self._is_forgotten(r)]
-        for record in recorded:
+        for record in self.recorded:
             yield self._remember(decode_event(record["kind"], record["fields"]))
-        if not recorded:
+        if not self.recorded:
             yield self._record(self._started())
         while True:
             event = self._next()
@@ -180,6 +182,8 @@ class Engine:
             self.settled.add(event.task)
         if isinstance(event, UpdateArrived):
             self.last_task[event.site] = event.task_id
+        if isinstance(event, TimerFired):
+            self.timers = [timer for timer in self.timers if timer[1] != event.name]
         return event
 
     def _next(self) -> Event | None:
@@ -187,7 +191,7 @@ class Engine:
         self.on_tick(self)
         self.kernel.check_health()
         if self.timers and self.timers[0][0] <= self.now():
-            return TimerFired(self.now(), heapq.heappop(self.timers)[1])
+            return TimerFired(self.now(), self.timers[0][1])
         try:
             handle, args = self.inbox.get(timeout=TICK_S)
         except queue.Empty:

@@ -115,6 +115,21 @@ def test_a_site_that_fails_for_good_is_told_once_and_asked_again_by_the_next_dri
     assert sorted(names(run, "local_train")).count(("site00", 1)) == 1
 
 
+def test_what_the_campaign_went_on_without_is_not_asked_for_again(run: RunDirectory) -> None:
+    asked: list[int] = []
+
+    def broken(place: dict, work: dict, order: dict, base: dict, shard: dict) -> dict[str, Any]:
+        if place["site"] == "site01":
+            asked.append(place["round"])
+            raise CrossfedError("the disk is gone", **place)
+        return trainer.local_train(place, work, order, base, shard)
+
+    with mock.patch.object(engine_module, "local_train", broken):
+        assert drive(run, FedAvg(3, 1, "equal", 1)) is None
+        assert drive(run, FedAvg(4, 1, "equal", 1)) is None
+    assert asked == [1, 2, 3, 4]
+
+
 def test_a_failure_to_prepare_is_raised_as_it_is(run: RunDirectory) -> None:
     def broken(place: dict, work: dict) -> dict[str, Any]:
         raise CrossfedError("no such weights")
@@ -151,6 +166,8 @@ def test_an_asynchronous_strategy_with_a_timer(run: RunDirectory) -> None:
     assert kinds[-1] == "TimerFired" and kinds.count("UpdateArrived") >= 3
     told = [r["version"] for r in run.journal.events("aggregated")]
     assert told == list(range(1, len(told) + 1))
+    assert drive(run, OneByOne()) is None  # replayed: the timer does not fire a second time
+    assert [r["kind"] for r in run.journal.events("strategy_event")] == kinds
 
 
 @pytest.mark.parametrize(
