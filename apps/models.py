@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -11,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from apps.artifacts import Artifact, read_header, save_tensors
+from apps.artifacts import Artifact, raw_bytes, read_header, save_tensors
 from apps.errors import ArtifactError
 from apps.lora import fresh_pair, is_trained, merged_product
 from apps.sources import TINY, model_folder
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+SAMPLED = 64  # values of each weight that a fingerprint looks at
 
 
 class AdapterSpec(TypedDict):
@@ -53,6 +55,7 @@ class Model:
     network: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     state: dict[str, torch.Tensor]  # artifact name -> the tensor inside the network
+    fingerprint: str = ""  # of the frozen weights, which do not travel: they must be the same everywhere
     originals: dict[str, torch.Tensor] = field(default_factory=dict)  # module -> its W0, once something has joined it
     warm: dict[str, Any] = field(default_factory=dict)  # what a warm worker keeps beside it: samples, test set
 
@@ -86,13 +89,29 @@ def _load_model(spec_text: str, device: str) -> Model:
     if spec["adapter"]:
         network = _with_adapter(network, spec["adapter"])
     network.to(device)
-    model = Model(spec, network, tokenizer, _named_state(network, spec["adapter"] is not None))
+    state = _named_state(network, spec["adapter"] is not None)
+    model = Model(spec, network, tokenizer, state, fingerprint(network) if spec["adapter"] else "")
     if spec["adapter"]:
         _restart_adapters(model)
     for name, tensor in model.state.items():
         if isinstance(tensor, torch.nn.Parameter):  # buffers travel with a model, but have no gradients
             tensor.requires_grad_(tensor.is_floating_point() and is_trained(name, model.method))
     return model
+
+
+def fingerprint(network: Any) -> str:
+    """SHA-256 over a sample of every weight of the base model: tells one checkpoint from another in no time.
+
+    It does not notice a single changed value; whoever needs that compares the checkpoint's files.
+    """
+    digest = hashlib.sha256()
+    for name, weight in sorted(network.named_parameters()):
+        if ".lora_" not in name:
+            flat = weight.detach().reshape(-1)
+            sample = flat[:: max(1, flat.numel() // SAMPLED)][:SAMPLED]
+            digest.update(f"{name}/{tuple(weight.shape)}/{weight.dtype}".encode())
+            digest.update(raw_bytes(sample))
+    return digest.hexdigest()
 
 
 def quiet() -> None:

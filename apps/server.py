@@ -39,7 +39,7 @@ def prepare(place: Place, work: ServerWork) -> dict[str, Any]:
         model = load_first_model(work["model"])
         artifact = save_state(model, work["store"], "adapter" if work["model"]["adapter"] else "model")
     return {
-        "artifact": artifact, "store": work["store"], "full_nbytes": full_nbytes(model),
+        "artifact": artifact, "store": work["store"], "full_nbytes": full_nbytes(model), "frozen": model.fingerprint,
         "parameters": model.network.num_parameters(), "trainable": sum(t.numel() for t in model.trained.values()),
         "started": started, "ended": time.time(),
     }  # fmt: skip
@@ -76,7 +76,10 @@ def aggregate(
             artifact = aggregate_adapters(terms, verify(store, base["artifact"]), adapter["method"], store, seed)
         else:
             artifact = weighted_sum(terms, store)
-    return {"artifact": artifact, "store": store, "version": version, "started": started, "ended": time.time()}
+    return {
+        "artifact": artifact, "store": store, "version": version, "frozen": base.get("frozen", ""),
+        "started": started, "ended": time.time(),
+    }  # fmt: skip
 
 
 def save_model(place: Place, work: ServerWork, final: dict[str, Any], folder: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 
 from apps.artifacts import artifact_path, load_tensors, save_tensors, verify
 from apps.batches import DataSpec, Sample, encode, seed_of
-from apps.errors import ArtifactError, UserMistake, placed
+from apps.errors import ArtifactError, UserMistake, VersionMismatch, placed
 from apps.files import cannot_write, inside, remove_unfinished, write_json
 from apps.manifests import Manifest, Place, find_manifest, identity, write_manifest
 from apps.models import Model, ModelSpec, load_model, set_state
@@ -124,6 +124,7 @@ def _train_anew(
     progress.phase("loading")
     remove_unfinished(root)
     model = load_model(work["model"], spec["device"])
+    require_same_base(model, base)
     samples = shard_samples(model, root, shard["shard_sha256"], work["data"])
     verify(root / "artifacts", base["artifact"])
     set_state(model, artifact_path(root / "artifacts", base["artifact"]))
@@ -147,6 +148,19 @@ def _train_anew(
     )  # fmt: skip
     write_manifest(root, manifest)
     return manifest
+
+
+def require_same_base(model: Model, base: dict[str, Any]) -> None:
+    """Refuse to train an adapter on other frozen weights than the server's.
+
+    Raises:
+        VersionMismatch: the site has another checkpoint under the same name.
+    """
+    if base.get("frozen", "") not in ("", model.fingerprint):
+        raise VersionMismatch(
+            f"the base model {model.spec['source']} of this site is another checkpoint than the server's",
+            remedy="Give the site the same files, then resume",
+        )
 
 
 def shard_samples(model: Model, root: Path, sha256: str, data: DataSpec) -> Sequence[Sample]:

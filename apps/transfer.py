@@ -56,8 +56,8 @@ def stage_out(place: Place, model: dict[str, Any], source: str, destination: str
     with placed(**place):
         moved = move(model["artifact"], source, destination)
     return {
-        "artifact": model["artifact"], "store": destination, "nbytes_moved": moved,
-        "started": started, "ended": time.time(),
+        "artifact": model["artifact"], "frozen": model.get("frozen", ""), "store": destination,
+        "nbytes_moved": moved, "started": started, "ended": time.time(),
     }  # fmt: skip
 
 

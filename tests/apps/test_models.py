@@ -326,3 +326,15 @@ def test_warm_model_that_lost_its_adapters_is_not_used_again(tmp_path):
     again = load_model(spec(adapter=adapter()))
     assert again is not model
     set_state(again, put(tmp_path, dict(again.state)))
+
+
+def test_a_fingerprint_tells_checkpoints_apart_and_ignores_adapters():
+    one, other = (models.load_first_model(spec(seed=seed)) for seed in (1, 2))
+    assert models.fingerprint(one.network) != models.fingerprint(other.network)
+    assert models.fingerprint(models.load_first_model(spec(seed=1)).network) == models.fingerprint(one.network)
+    adapted = models.load_first_model(spec(seed=1, adapter=adapter()))
+    before = adapted.fingerprint
+    with torch.no_grad():
+        for tensor in adapted.trained.values():
+            tensor.add_(1.0)
+    assert len(before) == 64 and models.fingerprint(adapted.network) == before

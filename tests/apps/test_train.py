@@ -270,3 +270,12 @@ def test_adapter_updates_hold_what_is_trained(method, tmp_path):
 def test_progress_that_cannot_be_written_does_not_end_training(site):
     (site.root / "progress.json").mkdir()
     assert site.train()["steps_done"] == 2
+
+
+def test_an_adapter_is_not_trained_on_another_checkpoint(tmp_path):
+    site = Site(tmp_path, "fedit")
+    assert len(site.base["frozen"]) == 64
+    assert site.train()["steps_done"] > 0
+    site.base = {**site.base, "frozen": "0" * 64}
+    with pytest.raises(VersionMismatch, match="another checkpoint than the server's"):
+        site.train(learning_rate=0.5)
