@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from apps.errors import CrossfedError, UserMistake
     from workflows.command import FAILED, INTERRUPTED, MISTAKE, complain, log_to, stopped
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: in order
+    stop_in_order()
     run = None
     try:
         if options.check or options.dry_run:
@@ -101,6 +101,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         if run:
             run.close()
+
+
+def stop_in_order() -> None:
+    """Ctrl-C, a termination request and a lost terminal all end the campaign in order.
+
+    Ctrl-C is set as well, because a script's background job starts with it ignored; a lost terminal is not where
+    the user has asked to outlive it (nohup).
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
 
 
 def start(options: argparse.Namespace) -> tuple[Plan, RunDirectory]:

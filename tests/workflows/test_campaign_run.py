@@ -196,11 +196,17 @@ def test_a_killed_worker_is_replaced_and_the_model_stays_the_same(
     assert_nothing_left(run_dir)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ctrl_c_stops_cleanly_and_names_the_way_back(tmp_path: Path, number: signal.Signals) -> None:
     campaign, run_dir = write_campaign(tmp_path), tmp_path / "runs" / "nano"
     driver = subprocess.Popen(
-        command(campaign), cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command(campaign),
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # also where the tests run under nohup
     )
     wait_for_progress(driver, run_dir, 1.0)
     driver.send_signal(number)
