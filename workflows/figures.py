@@ -21,7 +21,7 @@ from workflows.figure_style import (
     spread,
     whole_rounds,
 )
-from workflows.timeline import PHASES, Move, Timeline, phase_seconds, round_lengths
+from workflows.timeline import BESIDE, EVALUATION, PHASES, Move, Timeline, phase_seconds, round_lengths
 from workflows.units import UNIT_NAMES, bytes_text, time_unit, times_text
 
 if TYPE_CHECKING:
@@ -240,15 +240,18 @@ def _seconds_panel(axes: Axes, timeline: Timeline) -> None:
     phases, lengths = phase_seconds(timeline), round_lengths(timeline)
     unit, size = time_unit(max(lengths.values(), default=0.0))
     base = dict.fromkeys(phases, 0.0)
-    for phase in PHASES:
+    for phase in (phase for phase in PHASES if phase not in BESIDE):
         heights = [phases[number].get(phase, 0.0) / size for number in phases]
         if any(heights):
-            axes.bar(list(phases), heights, 0.7, list(base.values()), color=PHASE_COLOURS[phase], label=phase)
+            places = [number - 0.13 for number in phases]
+            axes.bar(places, heights, 0.5, list(base.values()), color=PHASE_COLOURS[phase], label=phase)
             base = {number: base[number] + height for number, height in zip(phases, heights, strict=True)}
+    beside = [sum(phases[number].get(phase, 0.0) for phase in BESIDE) / size for number in phases]
+    axes.bar([number + 0.26 for number in phases], beside, 0.2, color=PHASE_COLOURS[EVALUATION], label="evaluation")
     for number, length in lengths.items():
         label = "length of the round" if number == min(lengths) else "_nolegend_"
-        axes.hlines(length / size, number - 0.42, number + 0.42, color="#D55E00", linewidth=2.2, label=label)
-    axes.set_title("time per round\nbars: mean over the sites; line: the whole round", loc="left")
+        axes.hlines(length / size, number - 0.42, number + 0.16, color="#D55E00", linewidth=2.2, label=label)
+    axes.set_title("time per round, mean over the sites\nevaluation runs beside the next round", loc="left")
     axes.set_ylabel(UNIT_NAMES[unit])
     _finish_bars(axes, list(phases), True)
 

@@ -15,6 +15,7 @@ from workflows.journal import ends_unfinished, read_lines
 
 STAGING_OUT, WAITING, TRAINING, STAGING_IN = "staging out", "waiting in queue", "training", "staging in"
 AGGREGATION, EVALUATION, HOUSEKEEPING = "aggregation", "evaluation", "set-up and saving"
+BESIDE = (EVALUATION, HOUSEKEEPING)  # what does not hold up the next round
 PHASES = (STAGING_OUT, WAITING, TRAINING, STAGING_IN, AGGREGATION, EVALUATION, HOUSEKEEPING)
 PHASE_OF_APP = {
     "prepare": HOUSEKEEPING,
@@ -244,10 +245,11 @@ def phase_seconds(timeline: Timeline) -> dict[int, dict[str, float]]:
 
 
 def round_lengths(timeline: Timeline) -> dict[int, float]:
-    """Seconds from the first site task of a round to the end of its last task, less the driver's absence."""
+    """Seconds from the first task of a round to its last but for evaluation, which runs beside the next round, and
+    less the driver's absence."""
     lengths: dict[int, float] = {}
     for number, start in timeline.round_starts.items():
-        end = max(i.end_s for i in timeline.intervals if i.round == number)
+        end = max(i.end_s for i in timeline.intervals if i.round == number and i.phase not in BESIDE)
         down = [(down_start - start, down_end - start) for down_start, down_end in timeline.down]
         lengths[number] = end - start - covered_s(down, end - start)
     return lengths
