@@ -5,9 +5,13 @@ Each error says what is wrong, where (site, round, file) and what to do about it
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Self
+
+logger = logging.getLogger(__name__)
+REASON_LENGTH = 300  # characters of a foreign error that are passed on
 
 
 class CrossfedError(Exception):
@@ -68,6 +72,14 @@ def placed(site: str | None, round: int | None = None) -> Iterator[None]:
     except CrossfedError as error:
         error.at(site=site, round=round)
         raise
+    except Exception as error:  # the edge of a task: errors of libraries may not survive the way to the driver
+        logger.exception("unforeseen")
+        reason = (str(error).strip() or "no more is known").splitlines()[0][:REASON_LENGTH]
+        raise TaskError(f"{type(error).__name__}: {reason}", site=site, round=round) from error
+
+
+class TaskError(CrossfedError):
+    """A task met an error that nobody foresaw; the worker's log has all of it."""
 
 
 class UserMistake(CrossfedError):  # noqa: N818

@@ -284,3 +284,6 @@ def save_for_users(model: Model, folder: Path) -> None:
         _load_model.cache_clear()  # the warm model has lost its adapters
     network.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty form of a model card
+    for path in folder.iterdir():
+        path.chmod(0o644)  # the library makes weights readable to their owner alone; colleagues shall load them

@@ -6,6 +6,7 @@ This is the route by a shared or local filesystem: copy, then read back and comp
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import time
 from typing import Any
@@ -31,7 +32,7 @@ def move(artifact: Artifact, source: str, destination: str) -> int:
         return 0
     except ArtifactError:
         pass  # not there yet, or not whole: fetched below
-    verify(source, artifact)
+    verify_or_set_aside(source, artifact)
     for attempt in range(ATTEMPTS):
         target = artifact_path(destination, artifact)
         with open(artifact_path(source, artifact), "rb") as reader, atomic_file(target.parent, target.name) as writer:
@@ -42,6 +43,21 @@ def move(artifact: Artifact, source: str, destination: str) -> int:
         except ArtifactError as error:
             logger.warning("attempt %d of %d: %s", attempt + 1, ATTEMPTS, error)
     raise ArtifactError(f"arrived wrong {ATTEMPTS} times", file=str(target), remedy="Check the disk, then resume")
+
+
+def verify_or_set_aside(store: str, artifact: Artifact) -> None:
+    """Verify an artifact where it was made. One that is damaged there is set aside, so that it is made again.
+
+    Raises:
+        ArtifactError: missing or damaged.
+    """
+    try:
+        verify(store, artifact)
+    except ArtifactError:
+        path = artifact_path(store, artifact)
+        if path.is_file():
+            os.replace(path, path.with_suffix(".damaged"))
+        raise
 
 
 def stage_out(place: Place, model: dict[str, Any], source: str, destination: str) -> dict[str, Any]:

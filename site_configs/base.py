@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from parsl.providers.base import ExecutionProvider
 
 Route = Literal["local"]
+Device = Literal["cpu", "cuda", "xpu"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Site:
     route: Route
     storage_root: Path
     provider: Callable[[str], ExecutionProvider]
-    device: str = "cpu"
+    device: Device = "cpu"
     threads: int = 1
     address: str = "127.0.0.1"
     heartbeat_s: int = 10

@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from site_configs.base import Site
+from pydantic import PositiveInt
+
+from site_configs.base import Device, Site
 
 if TYPE_CHECKING:
     from parsl.providers.base import ExecutionProvider
 
 
-def site(name: str, run_dir: Path, *, storage_root: Path | None = None, threads: int = 1, device: str = "cpu") -> Site:
+def site(
+    name: str, run_dir: Path, *, storage_root: Path | None = None, threads: PositiveInt = 1, device: Device = "cpu"
+) -> Site:
     """One worker process on this machine.
 
     Args:

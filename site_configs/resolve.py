@@ -53,8 +53,8 @@ def _load_file(path: Path) -> Any:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except (SyntaxError, ImportError, NameError) as error:
-        raise SiteConfigError(f"{path} cannot be loaded: {error}") from None
+    except Exception as error:  # the user's own file may fail in any way
+        raise SiteConfigError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
     return module
 
 
@@ -81,9 +81,12 @@ def resolve_site(name: str, config: str, run_dir: Path, settings: Mapping[str, A
             raise SiteConfigError(f"{key}: unknown setting{hint}")
     checked = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(function)
     try:
-        return checked(name, run_dir, **settings)
+        made = checked(name, run_dir, **settings)
     except ValidationError as error:
         first = error.errors()[0]
         raise SiteConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    except (TypeError, ValueError) as error:
-        raise SiteConfigError(str(error)) from None
+    except Exception as error:  # the user's own file may fail in any way
+        raise SiteConfigError(str(error) or type(error).__name__) from error
+    if not isinstance(made, Site):
+        raise SiteConfigError(f"{config}: 'site' returned {made!r} instead of a Site")
+    return made

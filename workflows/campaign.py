@@ -12,17 +12,18 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 
 from workflows.strategies import StrategySection
 
-Name = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,59}$"
 LINEAR_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Adapter(Section):
@@ -41,6 +42,14 @@ class Tiny(Section):
 
     width: PositiveInt = 128
     layers: PositiveInt = 4
+
+    @field_validator("width")
+    @classmethod
+    def _even_heads(cls, width: int) -> int:
+        heads = max(2, width // 64)
+        if width % (2 * heads):
+            raise ValueError(f"must be a multiple of {2 * heads}: {heads} heads of even size")
+        return width
 
 
 class ModelSection(Section):
@@ -115,7 +124,7 @@ class SiteEntry(BaseModel):
 class Campaign(Section):
     """One federated run."""
 
-    name: str = Name
+    name: str = Field(pattern=NAME)
     seed: NonNegativeInt = 1
     rounds: PositiveInt
     model: ModelSection
@@ -133,6 +142,8 @@ class Campaign(Section):
             raise ValueError("model.tiny: needed with 'source: tiny', for example {width: 128, layers: 4}")
         if self.model.source != "tiny" and self.model.tiny is not None:
             raise ValueError("model.tiny: only goes with 'source: tiny'")
+        if self.training.keep_optimizer and self.model.adapter and self.model.adapter.method == "flora":
+            raise ValueError("training.keep_optimizer: flora begins every round with new adapters, no moments fit")
         if "{input}" not in self.data.prompt:
             raise ValueError("data.prompt: must contain {input}, the place of the question")
         if self.strategy.quorum is not None and self.strategy.quorum > len(self.sites):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from apps.errors import CrossfedError, StorageError, UserMistake
 
@@ -49,7 +51,21 @@ def stopped(run: RunDirectory | None, reason: str, code: int) -> int:
         run.journal.write("driver_stopped", reason=reason.strip())
     except StorageError as error:
         complain(f"(the journal could not take this down: {error})", code)
-    return complain(f"What is done is kept. Go on with: python workflows/fl_round.py --resume {short(run.path)}", code)
+    return complain(f"What is done is kept. Go on with: {command_line('fl_round.py')} --resume {short(run.path)}", code)
+
+
+def command_line(script: str) -> str:
+    """How to call one of these commands from here with this Python."""
+    return f"{short(Path(sys.executable))} {short(Path(__file__).resolve().parent / script)}"
+
+
+def leave(code: int) -> NoReturn:
+    """End the process, also where a thread of a library that waits for a dead process would keep it."""
+    if any(t is not threading.main_thread() and t.is_alive() and not t.daemon for t in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def short(path: Path) -> Path:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import logging
 import signal
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -186,7 +185,7 @@ def run_campaign(plan: Plan, run: RunDirectory) -> int:
     """Run a plan to its end, show it, and report on it."""
     from rich.console import Console
 
-    from workflows.command import DONE, FAILED, say, short, stopped
+    from workflows.command import DONE, FAILED, command_line, say, short, stopped
     from workflows.display import Display
     from workflows.engine import Engine
     from workflows.kernel import parsl_for
@@ -208,9 +207,11 @@ def run_campaign(plan: Plan, run: RunDirectory) -> int:
     report = write_report(run.path)
     say(f"\nDone. The model is in {short(run.path / 'model')}, the report is {short(report)}")
     question = "At room temperature, would <SMILES> CCO </SMILES> be liquid?"
-    say(f'Ask it: python workflows/generate.py {short(run.path)} "{question}"')
+    say(f'Ask it: {command_line("generate.py")} {short(run.path)} "{question}"')
     return DONE
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from workflows.command import leave
+
+    leave(main())

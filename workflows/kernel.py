@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -22,6 +24,9 @@ from workflows.memo import JournalMemoizer
 from workflows.orphans import TOKEN_VARIABLE, end_orphans
 from workflows.preflight import Plan
 from workflows.rundir import RunDirectory
+
+logger = logging.getLogger(__name__)
+CLEANUP_S = 60.0  # to cancel all blocks
 
 
 class Kernel:
@@ -55,9 +60,27 @@ class Kernel:
         """
         for label in self.local_blocks.check():
             self.run.journal.write("block_replaced", site=label, reason="its worker pool was broken")
-        for label, process in self.interchanges.items():
-            if process.poll() is not None:
-                raise CrossfedError("Parsl's interchange has ended", site=label)
+        dead = self.dead_executors()
+        if dead:
+            raise CrossfedError("Parsl's interchange or its results have ended", site=dead[0])
+
+    def dead_executors(self) -> list[str]:
+        """Executors that will never answer again: without their interchange, or without who reads its results."""
+        executors: dict[str, Any] = self.kernel.executors
+        return [
+            label
+            for label, process in self.interchanges.items()
+            if process.poll() is not None or not executors[label]._result_queue_thread.is_alive()
+        ]
+
+    def close(self) -> None:
+        """End Parsl in order where that can be. It would wait for ever for an interchange that is dead."""
+        ending = threading.Thread(target=self.kernel.cleanup, name="parsl-cleanup", daemon=True)
+        if not self.dead_executors():
+            ending.start()
+            ending.join(CLEANUP_S)
+        if ending.is_alive() or self.dead_executors():
+            logger.warning("Parsl could not be ended in order; its processes are ended by their token")
 
 
 @contextmanager
@@ -69,14 +92,14 @@ def parsl_for(plan: Plan, run: RunDirectory) -> Iterator[Kernel]:
     remove_unfinished(run.path)
     os.environ[TOKEN_VARIABLE] = token
     run.journal.write("driver_started", pid=os.getpid(), host=os.uname().nodename, resumed=resumed, ended=ended)
-    loaded: DataFlowKernel | None = None
+    kernel: Kernel | None = None
     try:
-        loaded = parsl.load(make_config(plan, run.path, JournalMemoizer(run.journal)))
-        yield Kernel(loaded, run)
+        kernel = Kernel(parsl.load(make_config(plan, run.path, JournalMemoizer(run.journal))), run)
+        yield kernel
     finally:
         try:
-            if loaded is not None:
-                loaded.cleanup()
+            if kernel is not None:
+                kernel.close()
         finally:
             parsl.clear()
             end_orphans(token)

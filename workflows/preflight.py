@@ -70,6 +70,7 @@ def _make_plan(campaign: Campaign, run_dir: Path) -> Plan:
     _check_layers(campaign)
     tasks = share_tasks(campaign)
     sites = {name: _site(name, campaign, run_dir) for name in campaign.sites}
+    _check_storage(sites)
     _check_space(run_dir)
     model = model_spec(campaign)
     store = str(run_dir / "artifacts")
@@ -163,6 +164,14 @@ def _site(name: str, campaign: Campaign, run_dir: Path) -> Site:
         return resolve_site(name, entry.config or name, run_dir, entry.settings)
     except SiteConfigError as error:
         raise UserMistake(f"sites.{name}: {error}") from None
+
+
+def _check_storage(sites: dict[str, Site]) -> None:
+    owner: dict[Path, str] = {}
+    for name, site in sites.items():
+        root = site.storage_root.resolve()
+        if owner.setdefault(root, name) != name:
+            raise UserMistake(f"sites.{name}: stores in {root} as {owner[root]} does; each site needs its own storage")
 
 
 def _check_space(run_dir: Path) -> None:

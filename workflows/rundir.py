@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import platform
+import re
 import secrets
 import subprocess
 import sys
@@ -15,8 +16,9 @@ from typing import IO, Any
 from apps.errors import UserMistake
 from apps.files import write_json, write_text
 from apps.versions import code_version, library_versions
-from workflows.campaign import Campaign
+from workflows.campaign import NAME, Campaign
 from workflows.campaign_file import as_plain, as_yaml
+from workflows.command import command_line
 from workflows.journal import Journal
 
 RUNS = Path("runs")
@@ -38,7 +40,9 @@ class RunDirectory:
     @property
     def opened(self) -> dict[str, Any]:
         """The first record: token, campaign, where it came from."""
-        return next(self.journal.events("campaign_opened"))
+        for record in self.journal.events("campaign_opened"):
+            return record
+        raise UserMistake(f"{self.journal.path} does not begin with a campaign", remedy="Start a new run")
 
     @property
     def finished_rounds(self) -> int:
@@ -76,8 +80,8 @@ def choose_path(campaign: Campaign, name: str | None) -> tuple[Path, Path | None
         UserMistake: the name was asked for and is taken.
     """
     wanted = RUNS / (name or campaign.name)
-    if name and "/" in name:
-        raise UserMistake(f"--name {name}: a name, not a path; the run goes to runs/NAME")
+    if name is not None and not re.fullmatch(NAME, name):
+        raise UserMistake(f"--name {name[:70]!r}: use letters, digits, '.', '_' and '-', at most 60, no path")
     if not _taken(wanted):
         return wanted, None
     if name:
@@ -100,7 +104,7 @@ def is_finished(path: Path) -> bool:
 
 
 def resume_hint(path: Path) -> str:
-    return f"resume it: python workflows/fl_round.py --resume {path}"
+    return f"resume it: {command_line('fl_round.py')} --resume {path}"
 
 
 def open_new(path: Path, campaign: Campaign, source: Path, sets: list[str], sites: str | None) -> RunDirectory:

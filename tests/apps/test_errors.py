@@ -58,11 +58,17 @@ def test_placed_fills_in_and_keeps_the_cause():
     assert isinstance(caught.value.__cause__, OSError)
 
 
-def test_placed_leaves_other_errors_alone():
-    with pytest.raises(KeyError), errors.placed("aurora", 4):
-        raise KeyError("x")
-
-
 def test_every_kind_is_a_crossfed_error():
     assert all(issubclass(kind, CrossfedError) for kind in KINDS)
     assert not issubclass(UpdateRefused, ArtifactError)  # the one is not asked for again, the other is
+
+
+def test_a_foreign_error_becomes_one_that_travels():
+    class UnpicklableError(Exception):
+        def __init__(self, what: str, cause: str) -> None:
+            super().__init__(f"{what}\nbecause {cause}")
+
+    with pytest.raises(errors.TaskError) as caught, errors.placed("polaris", 3):
+        raise UnpicklableError("wrong shape", "of a bad file")
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert str(again) == "site polaris, round 3: UnpicklableError: wrong shape"

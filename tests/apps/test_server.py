@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from apps import server
 from apps.artifacts import artifact_path, load_tensors, save_tensors, verify
-from apps.errors import ArtifactError, StorageError, VersionMismatch
+from apps.errors import ArtifactError, StorageError, TaskError, VersionMismatch
 from apps.lora import METHODS, is_trained
 from apps.manifests import Place
 from apps.models import load_model
@@ -114,7 +114,7 @@ def test_aggregate_refuses_what_is_not_whole(tmp_path):
 
 def test_weights_and_updates_go_together(tmp_path):
     base = prepare(PLACE, work(tmp_path))
-    with pytest.raises(ValueError, match="longer"):
+    with pytest.raises(TaskError, match="longer"):
         aggregate(PLACE, work(tmp_path), base, [0.5, 0.5], 1, update_of(tmp_path, base, "full", 1))
 
 
@@ -166,7 +166,7 @@ def test_failure_midway_leaves_the_old_model(error, saved, tmp_path, monkeypatch
         raise error
 
     monkeypatch.setattr(server, "save_for_users", half)
-    expected = StorageError if isinstance(error, OSError) else RuntimeError
+    expected = StorageError if isinstance(error, OSError) else TaskError
     with pytest.raises(
         expected, match=r"site server, round 1: cannot write: No space left" if expected is StorageError else "bug"
     ):

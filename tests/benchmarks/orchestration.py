@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent.parent), str(Path(__file__).resolve().parent)]
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent.parent), str(Path(__file__).resolve().parent.parent)]
 PARAMETERS = 100_000
 OTHERS = {"APPFL 1.12 (serial default)": (0.12, 0.05), "NVIDIA FLARE 2.9 (simulator)": (0.39, 0.37),
           "Flower 1.42 (in-process)": (6.1, 3.9)}  # fmt: skip

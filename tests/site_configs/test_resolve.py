@@ -66,7 +66,14 @@ def test_wrong_settings_are_told_with_their_key(machine: str, tmp_path: Path, se
 
 @pytest.mark.parametrize(
     ("text", "told"),
-    [("x = 1", "has no function 'site'"), ("def site(:", "cannot be loaded"), ("import nothere", "cannot be loaded")],
+    [
+        ("x = 1", "has no function 'site'"),
+        ("def site(:", "cannot be loaded: SyntaxError"),
+        ("import nothere", "cannot be loaded: ModuleNotFoundError"),
+        ("1 / 0", "cannot be loaded: ZeroDivisionError"),
+        ("def site(name, run_dir): return 3", "returned 3 instead of a Site"),
+        ("def site(name, run_dir): raise RuntimeError('no queue')", "no queue"),
+    ],
 )
 def test_a_file_that_is_no_machine(tmp_path: Path, text: str, told: str) -> None:
     (tmp_path / "m.py").write_text(text)

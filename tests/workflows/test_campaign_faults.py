@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from campaigns import command, environment, final_hash, journal, run, tasks_done, write_campaign
 
+from apps.artifacts import sha256_file
 from workflows.orphans import find_orphans
 
 pytestmark = pytest.mark.campaign
@@ -142,3 +144,32 @@ def test_a_lost_and_an_altered_update_are_made_again_on_resume(tmp_path: Path) -
     assert resumed.returncode == 0, resumed.stderr
     versions = {r["result"]["version"]: r["result"]["artifact"]["sha256"] for r in tasks_done(run_dir, "aggregate")}
     assert versions[3] == before and set(versions) == {1, 2, 3, 4}
+
+
+def test_a_killed_interchange_ends_the_driver_with_a_word_and_a_resume_goes_on(tmp_path: Path) -> None:
+    campaign, run_dir = write_campaign(tmp_path), tmp_path / "runs" / "nano"
+    driver = subprocess.Popen(
+        command(campaign), cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    while driver.poll() is None and not list(run_dir.glob("sites/*/progress.json")):
+        time.sleep(0.05)
+    os.kill(journal(run_dir, "executor_started")[0]["interchange_pid"], signal.SIGKILL)
+    output, _ = driver.communicate(timeout=120)
+    assert driver.returncode == 1, output
+    assert "site aurora: Parsl's interchange" in output and "--resume" in output and "Traceback" not in output
+    assert find_orphans(journal(run_dir, "campaign_opened")[0]["token"]) == []
+    assert run(tmp_path, "--resume", run_dir).returncode == 0
+
+
+def test_a_damaged_global_model_is_made_again(tmp_path: Path) -> None:
+    campaign = write_campaign(tmp_path)
+    assert run(tmp_path, campaign).returncode == 0
+    run_dir = tmp_path / "runs" / "nano"
+    path = run_dir / "artifacts" / f"{final_hash(run_dir)}.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-4:] = b"\xff\x00\xff\x00"
+    path.write_bytes(content)
+    first = run(tmp_path, "--resume", run_dir, "--set", "rounds=4")
+    assert first.returncode in (0, 1) and "Traceback" not in first.stderr
+    assert first.returncode == 0 or run(tmp_path, "--resume", run_dir).returncode == 0
+    assert sha256_file(path) == path.stem

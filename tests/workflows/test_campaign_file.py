@@ -31,8 +31,9 @@ def test_ready_made_campaigns_load(path: Path) -> None:
 
 def test_the_reference_campaign_has_the_settings_of_the_paper() -> None:
     campaign = load_campaign(PROJECT / "workflows" / "campaigns" / "smolinstruct_llama2_7b.yaml")
-    assert campaign.rounds == 8 and campaign.model.adapter is None and campaign.model.dtype == "bfloat16"
+    assert campaign.rounds == 8 and campaign.model.adapter is None and campaign.model.dtype == "float32"
     assert campaign.training.learning_rate == 1e-5 and campaign.training.weight_decay == 0.01
+    assert campaign.training.precision == "bf16" and campaign.training.steps == 30
     assert campaign.data.max_tokens == 512 and campaign.data.loss_on == "answer"
     assert list(campaign.sites) == ["perlmutter", "polaris", "aurora", "frontier"]
 
@@ -50,6 +51,15 @@ MISTAKES = [
     ({"strategy": {"quorum": 3}}, "strategy.quorum: 3 is more than the 2 sites"),
     ({"strategy": {"name": "fedsgd"}}, "strategy.name: input should be 'fedavg'"),
     ({"sites": {}}, "sites: "),
+    ({"model": {"source": "tiny", "tiny": {"width": 7}}}, "model.tiny.width: must be a multiple of 4"),
+    ({"training": {"steps": 1, "learning_rate": float("inf")}}, "training.learning_rate: "),
+    (
+        {
+            "model": {"source": "x", "adapter": {"method": "flora"}},
+            "training": {"steps": 1, "learning_rate": 1, "keep_optimizer": True},
+        },
+        "training.keep_optimizer: flora",
+    ),
     ({"name": "../up"}, "name: string should match"),
 ]
 

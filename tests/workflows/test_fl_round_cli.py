@@ -73,7 +73,15 @@ MISTAKES = [
     (["--set", "model.adapter={last_layers: 9}"], "model.adapter.last_layers: 9, but tiny has 1 layers"),
     (["--set", "sites.server={config: local}"], "sites.server: choose another name"),
     (["--check", "--resume", "runs/x"], "--check and --dry-run look at a campaign, not at a run"),
-    (["--name", "a/b"], "--name a/b: a name, not a path"),
+    (["--name", "a/b"], "--name 'a/b': use letters"),
+    (["--name", ".."], "--name '..': use letters"),
+    (["--name", ""], "--name '': use letters"),
+    (["--set", "sites.aurora.threads=0"], "sites.aurora: threads: Input should be greater than 0"),
+    (["--set", "sites.aurora.device=tpu"], "sites.aurora: device: Input should be 'cpu', 'cuda' or 'xpu'"),
+    (
+        ["--set", "sites.aurora.storage_root=s", "--set", "sites.frontier.storage_root=s"],
+        "each site needs its own storage",
+    ),
 ]
 
 
