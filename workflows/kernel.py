@@ -76,10 +76,11 @@ class Kernel:
     def close(self) -> None:
         """End Parsl in order where that can be. It would wait for ever for an interchange that is dead."""
         ending = threading.Thread(target=self.kernel.cleanup, name="parsl-cleanup", daemon=True)
-        if not self.dead_executors():
+        dead = self.dead_executors()
+        if not dead:
             ending.start()
             ending.join(CLEANUP_S)
-        if ending.is_alive() or self.dead_executors():
+        if dead or ending.is_alive():
             logger.warning("Parsl could not be ended in order; its processes are ended by their token")
 
 
