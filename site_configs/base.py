@@ -4,14 +4,102 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from parsl.providers.base import ExecutionProvider
 
-Route = Literal["local"]
+Route = Literal["local", "batch"]
 Device = Literal["cpu", "cuda", "xpu"]
+Backend = Literal["gloo", "nccl", "xccl"]
+SchedulerKind = Literal["slurm", "pbs"]
+Blocks = Literal["pilot", "per_round"]
+
+
+@dataclass(frozen=True)
+class Queue:
+    """One row of a facility's queue table: what is asked for by this name, and what it admits.
+
+    Attributes:
+        name: of the queue (PBS), partition or QOS (Slurm).
+        submit_to: the name to submit to, where this one is reached only through another; None: its own name.
+        min_nodes, max_nodes: of one job.
+        min_walltime_s, max_walltime_s: of one job.
+        running_per_user, queued_per_user: jobs of one user that may run, or be there in any state; None: no such rule.
+        preemptable: jobs may be ended for others at any time.
+        on_request: only for those the facility has admitted; never chosen unless it is named.
+        note: what else a person should know.
+        as_of, source: when and where this was read.
+    """
+
+    name: str
+    min_nodes: int
+    max_nodes: int
+    max_walltime_s: int
+    as_of: date
+    source: str
+    submit_to: str | None = None
+    min_walltime_s: int = 0
+    running_per_user: int | None = None
+    queued_per_user: int | None = None
+    preemptable: bool = False
+    on_request: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Node:
+    """The hardware of one compute node; a device is what torch sees as one (a GCD, a tile, a GPU)."""
+
+    cores: int
+    memory_bytes: int
+    devices: int = 0
+    device_memory_bytes: int = 0
+    device_variable: str = ""  # hides devices from a process
+    device_names: tuple[str, ...] = ()  # in the order that suits the cores
+
+
+@dataclass(frozen=True)
+class Block:
+    """The batch job that a site's workers live in.
+
+    Attributes:
+        scheduler: whose commands submit it.
+        queue: the row of the facility's table it goes by.
+        nodes: of one block.
+        walltime_s: of one block.
+        account: the allocation it is charged to; empty where the facility needs none.
+        reuse: ``pilot`` keeps one block over rounds, ``per_round`` gives it back after each.
+        command_environment: variables for the scheduler's commands, where a host serves several clusters.
+    """
+
+    scheduler: SchedulerKind
+    queue: Queue
+    nodes: int
+    walltime_s: int
+    account: str = ""
+    reuse: Blocks = "pilot"
+    command_environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """How training is spread over the devices of a block.
+
+    Attributes:
+        per_node: ranks on each node.
+        launch: command that starts ``{nodes}`` x ``{ranks_per_node}`` = ``{ranks}`` ranks of the program that follows
+            it, word for word, with these places filled in; empty: torch's own launcher, for one node.
+        backend: of torch.distributed.
+        interface: network interface that the ranks meet on; empty: any.
+    """
+
+    per_node: int = 1
+    launch: tuple[str, ...] = ()
+    backend: Backend = "gloo"
+    interface: str = ""
 
 
 @dataclass(frozen=True)
@@ -26,10 +114,15 @@ class Site:
         provider: makes the Parsl provider that starts its blocks; called when the campaign starts, not before.
         device: torch device of a worker: cpu, cuda (also ROCm) or xpu.
         threads: torch threads of a worker.
-        address: where workers find the driver.
+        address: where workers find the driver; empty: that of ``driver_interface`` on this host.
+        driver_interface: network interface of the driver's host that compute nodes reach.
         heartbeat_s: after twice this time without a word a block counts as lost.
         environment: variables set for the workers before Python starts.
         setup: shell lines before the workers start: modules, activation of the site's own environment.
+        block: the batch job, for the route ``batch``.
+        node: the hardware, where it is known; the memory plan is made for it.
+        ranks: how training is spread over the block.
+        collection: id of the Globus collection that holds ``storage_root``; empty: none.
     """
 
     name: str
@@ -40,6 +133,11 @@ class Site:
     device: Device = "cpu"
     threads: int = 1
     address: str = "127.0.0.1"
+    driver_interface: str = ""
     heartbeat_s: int = 10
     environment: Mapping[str, str] = field(default_factory=dict)
     setup: str = ""
+    block: Block | None = None
+    node: Node | None = None
+    ranks: Ranks = field(default_factory=Ranks)
+    collection: str = ""
