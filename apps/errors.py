@@ -104,3 +104,15 @@ class StorageError(CrossfedError):
 
 class TrainingError(CrossfedError):
     """Local training cannot go on, for example because the loss is not finite."""
+
+
+class Unfinished(CrossfedError):  # noqa: N818
+    """Training stopped in order before its last step and has saved; the next attempt goes on from there."""
+
+
+class BlockTooShort(CrossfedError):  # noqa: N818
+    """The rest of the block did not even suffice for one step; another block may do."""
+
+
+class RanksLost(CrossfedError):  # noqa: N818
+    """A rank of a training has ended without a word; another attempt goes on from the last checkpoint."""

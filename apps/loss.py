@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from apps.batches import Batch
@@ -10,8 +11,12 @@ if TYPE_CHECKING:
     import torch
 
 
-def counted_logits(network: Any, batch: Batch) -> torch.Tensor:
+def counted_logits(network: Any, batch: Batch, forward: Callable[..., Any] | None = None) -> torch.Tensor:
     """Logits (counted tokens, vocabulary).
+
+    Args:
+        network: the causal language model.
+        forward: what to call instead of the network, where something is wrapped around it.
 
     Only the positions that count go through the output layer, which for a small model with a large vocabulary
     is most of the work. A hook in front of that layer picks them, so any causal language model will do.
@@ -19,7 +24,7 @@ def counted_logits(network: Any, batch: Batch) -> torch.Tensor:
     head = network.get_output_embeddings()
     handle = head.register_forward_pre_hook(lambda _, args: (args[0][:, :-1][batch.counted], *args[1:]))
     try:
-        return network(input_ids=batch.tokens, attention_mask=batch.attention, use_cache=False).logits
+        return (forward or network)(input_ids=batch.tokens, attention_mask=batch.attention, use_cache=False).logits
     finally:
         handle.remove()
 
@@ -29,6 +34,13 @@ def mean_loss(network: Any, batch: Batch) -> torch.Tensor:
     from torch.nn.functional import cross_entropy
 
     return cross_entropy(counted_logits(network, batch).float(), batch.targets)
+
+
+def summed_loss(forward: Callable[..., Any], network: Any, batch: Batch) -> torch.Tensor:
+    """Sum of the cross entropy (nats) over the counted tokens of a batch; for the arguments see ``counted_logits``."""
+    from torch.nn.functional import cross_entropy
+
+    return cross_entropy(counted_logits(network, batch, forward).float(), batch.targets, reduction="sum")
 
 
 def loss_per_sample(logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -36,7 +36,8 @@ class Manifest(TypedDict):
     tokens: int
     loss_first: float
     loss_last: float
-    train_s: float
+    train_s: float  # like steps, tokens and losses, over all attempts
+    attempts: int  # how often the task was begun: 1 where nothing came between
     load_s: float
     tokens_per_s: float
     padding: float  # share of positions that were padding

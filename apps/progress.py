@@ -36,8 +36,9 @@ class ProgressFile:
         self.task_id, self.round, self.steps = task_id, round, steps
         self.written = 0.0
 
-    def phase(self, phase: str) -> None:
-        self._write(phase, 0 if phase == "loading" else self.steps, None, 0.0)
+    def phase(self, phase: str, step: int = 0) -> None:
+        """A new phase, ``step`` steps being done."""
+        self._write(phase, step, None, 0.0)
 
     def step(self, step: int, loss: float, tokens_per_s: float) -> None:
         if time.monotonic() - self.written >= PERIOD_S or step == self.steps:

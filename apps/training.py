@@ -1,24 +1,31 @@
-"""Local training: some steps of AdamW on a site's samples, from a given state, the same for the same seed."""
+"""Local training: some steps of AdamW on a site's samples, the same for the same seed and in however many attempts.
+
+A batch belongs to the site: its samples are dealt out to the ranks, each computes its share in micro batches, and
+loss and gradient are divided by the counted tokens of the whole batch. So the number of ranks changes rounding only.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from apps.batches import Batch, Sample, collate, padding_share, plan_batches
+from apps.batches import Sample, collate, padding_share, plan_batches
+from apps.checkpoints import Checkpoints, Standing, restore
+from apps.deadline import Watch
 from apps.errors import TrainingError
-from apps.loss import mean_loss
+from apps.loss import summed_loss
 from apps.models import Model
+from apps.optimization import make_optimizer, optimizer_tensors, rate_factor, update_parameters
+from apps.team import Team
 
 if TYPE_CHECKING:
     import torch
 
 Report = Callable[[int, float, float], None]  # steps done, loss, tokens per second
-BETAS, EPSILON = (0.9, 0.999), 1e-8
 
 
 class TrainingSpec(TypedDict):
@@ -36,153 +43,176 @@ class TrainingSpec(TypedDict):
     weight_decay: float
     clip_norm: float | None
     proximal_mu: float
-    precision: str  # "no" or "bf16": mixed precision by accelerate
+    precision: str  # "no" or "bf16": mixed precision
     device: str
     keep_optimizer: bool
+    checkpoint_s: float  # between two saves; no part of the work's identity
+    on_walltime: str  # "finish" in the next block, or "return" what is done; no part of the work's identity
 
 
 @dataclass
 class Outcome:
-    """What came of some steps; losses in nats, ``padding`` as a share of positions."""
+    """What came of some steps over all attempts; losses in nats, ``padding`` as a share of positions.
 
-    steps: int
+    ``steps_here`` are those of this attempt; ``save_s`` is what the last save took, 0 where there was none.
+    """
+
+    standing: Standing
+    steps_here: int
     samples: int
-    tokens: int
-    losses: list[float]
-    seconds: float
     padding: float
     optimizer: torch.optim.Optimizer
 
 
-@lru_cache(maxsize=1)
-def accelerator_for(device: str, precision: str) -> Any:
-    """accelerate's view of this worker's device: CPU, CUDA (also ROCm) or XPU, with its mixed precision."""
-    from accelerate import Accelerator
+@dataclass(frozen=True)
+class Attempt:
+    """What surrounds one attempt at a training.
 
-    return Accelerator(cpu=device == "cpu", mixed_precision=precision)
+    Attributes:
+        team: the ranks.
+        watch: tells when to save and when to stop.
+        checkpoints: where to save.
+        report: told after every step.
+        forward: calls the network, by way of what wraps it.
+        hold_back: a context in which gradients are not exchanged between the ranks yet.
+        micro_batch: samples that a rank computes at once.
+        autocast: whether mixed precision is torch's autocast.
+    """
 
-
-def rate_factor(step: int, schedule: str, warmup: int, total: int, final: float = 0.0) -> float:
-    """Factor on the learning rate at a step of the campaign: linear warm-up to 1, then constant, or a linear or
-    cosine decay to ``final`` at step ``total``."""
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    if schedule == "constant":
-        return 1.0
-    done = min(1.0, (step - warmup) / max(1, total - warmup))
-    left = 1 - done if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
-    return final + (1 - final) * left
+    team: Team
+    watch: Watch
+    checkpoints: Checkpoints
+    report: Report
+    forward: Callable[..., Any]
+    micro_batch: int
+    hold_back: Callable[[], AbstractContextManager[Any]] = nullcontext
+    autocast: bool = False
 
 
 def train(
-    model: Model, samples: Sequence[Sample], spec: TrainingSpec, seed: int, optimizer_state: dict | None, report: Report
+    model: Model, samples: Sequence[Sample], spec: TrainingSpec, seed: int, moments: dict | None, attempt: Attempt
 ) -> Outcome:
-    """Train the model in place.
+    """Train the model in place, from the newest checkpoint if there is one, to the last step or until it must stop.
 
     Args:
         model: with the state to start from; its trained tensors change.
         samples: the site's tokenised shard.
         seed: of the order of samples and of dropout.
-        optimizer_state: moments by tensor name from the site's last round, or None to start fresh.
-        report: told after every step.
+        moments: by tensor name from the site's last round, or None to start fresh.
+        attempt: what surrounds it.
 
     Raises:
         TrainingError: the loss is not finite, or there are no samples.
+        StorageError: a checkpoint cannot be written.
     """
     import torch
 
     if not samples:
         raise TrainingError("there are no samples to train on")
-    torch.manual_seed(seed)
-    accelerator = accelerator_for(spec["device"], spec["precision"])
-    optimizer = make_optimizer(model, spec, optimizer_state)
+    team, watch = attempt.team, attempt.watch
+    torch.manual_seed(seed + team.rank)
+    optimizer = make_optimizer(model.trained, spec, moments)
     optimizer.zero_grad(set_to_none=True)  # a warm model may hold gradients of a step that broke off
+    start = [p.detach().clone() for p in model.trained.values()] if spec["proximal_mu"] else []
+    standing = _resumed(model, optimizer, attempt)
     lengths = [len(s.tokens) for s in samples]
     plan = plan_batches(lengths, spec["batch_size"], spec["steps"] * spec["accumulate"], seed)
-    start = [p.detach().clone() for p in model.trained.values()] if spec["proximal_mu"] else []
     model.network.train()
-    began, losses, tokens = time.monotonic(), [], 0
-    for step in range(spec["steps"]):
-        group = plan[step * spec["accumulate"] : (step + 1) * spec["accumulate"]]
-        batches = [collate([samples[i] for i in rows], model.tokenizer.pad_token_id) for rows in group]
-        at = spec["start_step"] + step
-        factor = rate_factor(at, spec["schedule"], spec["warmup_steps"], spec["total_steps"], spec["final_factor"])
-        losses.append(_step(model, batches, optimizer, spec, spec["learning_rate"] * factor, start, accelerator))
-        tokens += sum(int(b.attention.sum()) for b in batches)
-        if not math.isfinite(losses[-1]):
-            raise TrainingError(f"loss is {losses[-1]} at step {step + 1}", remedy="Lower training.learning_rate")
-        report(step + 1, losses[-1], tokens / max(1e-9, time.monotonic() - began))
-    used = sum(len(rows) for rows in plan)
+    first = saved = standing.steps
+    *_, stop = team.total(0, watch.must_stop())
+    while standing.steps < spec["steps"] and not stop:
+        began = time.monotonic()
+        rows = plan[standing.steps * spec["accumulate"] : (standing.steps + 1) * spec["accumulate"]]
+        groups = [[samples[i] for i in group] for group in rows]
+        part = _gradients(model, groups, spec, attempt)
+        update_parameters(optimizer, list(model.trained.values()), start, spec, _rate(spec, standing.steps))
+        watch.stepped(time.monotonic() - began)
+        loss, due, stop = team.total(part, watch.save_is_due(), watch.must_stop())
+        _count(standing, loss, groups, time.monotonic() - began)
+        attempt.report(standing.steps, loss, standing.tokens / max(1e-9, standing.seconds))
+        if (due or stop) and standing.steps < spec["steps"]:
+            _save(model, optimizer, standing, attempt)
+            saved = standing.steps
+    done = plan[: standing.steps * spec["accumulate"]]
+    assert standing.steps in (saved, spec["steps"])
     return Outcome(
-        spec["steps"], used, tokens, losses, time.monotonic() - began, padding_share(plan, lengths), optimizer
-    )
+        standing, standing.steps - first, sum(map(len, done)), padding_share(done, lengths), optimizer
+    )  # fmt: skip
 
 
-def _step(
-    model: Model,
-    batches: Sequence[Batch],
-    optimizer: torch.optim.Optimizer,
-    spec: TrainingSpec,
-    rate: float,
-    start: Sequence[torch.Tensor],
-    accelerator: Any,
-) -> float:
-    """One optimiser step over the batches that are accumulated; the mean of their losses."""
-    import torch
-
-    total = 0.0
-    for batch in batches:
-        with accelerator.autocast():
-            loss = mean_loss(model.network, batch.to(accelerator.device)) / len(batches)
-        accelerator.backward(loss)
-        total += float(loss.detach())
-    parameters = list(model.trained.values())
-    if start:
-        _add_proximal(parameters, start, spec["proximal_mu"])
-    if spec["clip_norm"] is not None:
-        torch.nn.utils.clip_grad_norm_(parameters, spec["clip_norm"])
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return total
+def _rate(spec: TrainingSpec, step: int) -> float:
+    at = spec["start_step"] + step
+    factor = rate_factor(at, spec["schedule"], spec["warmup_steps"], spec["total_steps"], spec["final_factor"])
+    return spec["learning_rate"] * factor
 
 
-def _add_proximal(parameters: Sequence[torch.Tensor], start: Sequence[torch.Tensor], mu: float) -> None:
-    """The gradient of FedProx's mu/2 ||x - x_global||^2 (Li et al., arXiv 1812.06127)."""
-    for parameter, origin in zip(parameters, start, strict=True):
-        if parameter.grad is not None:
-            parameter.grad.add_(parameter.detach() - origin, alpha=mu)
+def _count(standing: Standing, loss: float, groups: Sequence[Sequence[Sample]], seconds: float) -> None:
+    """Add a step to the standing.
 
-
-def make_optimizer(model: Model, spec: TrainingSpec, state: dict | None) -> torch.optim.Optimizer:
-    """AdamW over the trained tensors, with the moments of the site's last round where they are given.
-
-    A tensor that never had a gradient has no moments, before as after.
+    Raises:
+        TrainingError: the loss is not finite.
     """
+    if not math.isfinite(loss):
+        raise TrainingError(f"loss is {loss} at step {standing.steps + 1}", remedy="Lower training.learning_rate")
+    standing.steps += 1
+    standing.losses.append(loss)
+    standing.tokens += sum(len(s.tokens) for group in groups for s in group)
+    standing.seconds += seconds
+
+
+def _resumed(model: Model, optimizer: torch.optim.Optimizer, attempt: Attempt) -> Standing:
+    """The standing of the newest checkpoint, whose state is put into the model, or that of a beginning."""
+    team = attempt.team
+    path = team.told(attempt.checkpoints.newest() if team.writes else None)
+    return restore(path, team, model.trained, optimizer) if path else Standing()
+
+
+def _save(model: Model, optimizer: torch.optim.Optimizer, standing: Standing, attempt: Attempt) -> None:
+    began = time.monotonic()
+    tensors = {**model.trained, **optimizer_tensors(model.trained, optimizer)}
+    attempt.checkpoints.save(attempt.team, standing, tensors)
+    attempt.watch.saved(time.monotonic() - began)
+    if attempt.team.writes:
+        attempt.checkpoints.note(attempt.watch.step_s, attempt.watch.save_s)
+    attempt.team.wait()  # the first rank to end in order would end the one that still writes
+
+
+def counted_tokens(samples: Sequence[Sample]) -> int:
+    """Tokens of these samples that count for the loss."""
+    return sum(max(0, len(s.tokens) - max(s.answer_from, 1)) for s in samples)
+
+
+def micro_batches(
+    group: Sequence[Sample], rank: int, size: int, micro_batch: int
+) -> Iterator[tuple[Sequence[Sample], float]]:
+    """A rank's share of a batch in pieces, each with the factor of its loss.
+
+    All ranks get equally many pieces, as they exchange data in each; one that has too few computes a sample of the
+    batch once more, with the factor 0.
+    """
+    own = group[rank::size]
+    largest = -(-len(group) // size)
+    for at in range(0, largest, micro_batch):
+        piece = own[at : at + micro_batch]
+        yield (piece, 1.0) if piece else (group[:1], 0.0)
+
+
+def _gradients(model: Model, groups: Sequence[Sequence[Sample]], spec: TrainingSpec, attempt: Attempt) -> float:
+    """Gradients of one step over the batches that are accumulated; this rank's part of the mean of their losses."""
     import torch
 
-    optimizer = torch.optim.AdamW(
-        list(model.trained.values()),
-        lr=spec["learning_rate"],
-        betas=BETAS,
-        eps=EPSILON,
-        weight_decay=spec["weight_decay"],
-    )
-    if state is not None:
-        for name, parameter in model.trained.items():
-            if f"{name}/step" in state:
-                optimizer.state[parameter] = {
-                    "step": state[f"{name}/step"],  # stays on the CPU, where AdamW keeps it
-                    **{key: state[f"{name}/{key}"].to(parameter.device) for key in ("exp_avg", "exp_avg_sq")},
-                }
-    return optimizer
-
-
-def optimizer_tensors(model: Model, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The moments by tensor name, as ``make_optimizer`` takes them."""
-    return {
-        f"{name}/{key}": value
-        for name, parameter in model.trained.items()
-        for key, value in optimizer.state[parameter].items()
-    }
+    team, total = attempt.team, 0.0
+    pieces = [
+        (piece, factor / (max(1, counted_tokens(group)) * len(groups)))
+        for group in groups
+        for piece, factor in micro_batches(group, team.rank, team.size, attempt.micro_batch)
+    ]
+    kind = torch.device(team.device).type
+    for number, (piece, factor) in enumerate(pieces, start=1):
+        batch = collate(piece, model.tokenizer.pad_token_id).to(team.device)
+        with attempt.hold_back() if number < len(pieces) else nullcontext():
+            with torch.autocast(kind, torch.bfloat16) if attempt.autocast else nullcontext():
+                loss = summed_loss(attempt.forward, model.network, batch) * factor
+            (loss * team.size).backward()  # the ranks' gradients are averaged
+        total += float(loss.detach())
+    return total

@@ -119,6 +119,8 @@ class Site:
         heartbeat_s: after twice this time without a word a block counts as lost.
         environment: variables set for the workers before Python starts.
         setup: shell lines before the workers start: modules, activation of the site's own environment.
+        python_env: folder of the environment whose ``bin`` leads PATH at the site; None: that of the driver, which
+            the site must then see.
         block: the batch job, for the route ``batch``.
         node: the hardware, where it is known; the memory plan is made for it.
         ranks: how training is spread over the block.
@@ -137,6 +139,7 @@ class Site:
     heartbeat_s: int = 10
     environment: Mapping[str, str] = field(default_factory=dict)
     setup: str = ""
+    python_env: Path | None = None
     block: Block | None = None
     node: Node | None = None
     ranks: Ranks = field(default_factory=Ranks)

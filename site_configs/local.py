@@ -7,14 +7,21 @@ from typing import TYPE_CHECKING
 
 from pydantic import PositiveInt
 
-from site_configs.base import Device, Site
+from site_configs.base import Device, Ranks, Site
+from site_configs.machine import BACKENDS, thread_environment
 
 if TYPE_CHECKING:
     from parsl.providers.base import ExecutionProvider
 
 
 def site(
-    name: str, run_dir: Path, *, storage_root: Path | None = None, threads: PositiveInt = 1, device: Device = "cpu"
+    name: str,
+    run_dir: Path,
+    *,
+    storage_root: Path | None = None,
+    ranks: PositiveInt = 1,
+    threads: PositiveInt = 1,
+    device: Device = "cpu",
 ) -> Site:
     """One worker process on this machine.
 
@@ -22,7 +29,8 @@ def site(
         name: the site's name in the campaign.
         run_dir: the campaign's run directory.
         storage_root: the site's own folder; default ``sites/NAME`` in the run directory.
-        threads: torch threads of the worker. Sites share this machine's cores: keep their sum at the number of cores.
+        ranks: processes that train together, started by torch's own launcher; 1: the worker itself trains.
+        threads: torch threads of a rank. Sites share this machine's cores: keep their sum at the number of cores.
         device: cpu, cuda or xpu.
     """
     return Site(
@@ -34,7 +42,8 @@ def site(
         device=device,
         threads=threads,
         # OpenMP threads that spin while another worker wants the core cost more than they bring
-        environment={"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"},
+        environment={**thread_environment(threads), "OMP_WAIT_POLICY": "PASSIVE"},
+        ranks=Ranks(per_node=ranks, backend=BACKENDS[device]),
     )
 
 

@@ -8,16 +8,13 @@ import importlib.util
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from site_configs.base import Site
+from site_configs.errors import SiteConfigError as SiteConfigError
 
 SiteFunction = Callable[..., Site]
-HELPERS = {"__init__", "base", "resolve"}
-
-
-class SiteConfigError(ValueError):
-    """The site cannot be made as asked; the text says why and what would do."""
+HELPERS = {"__init__", "base", "errors", "machine", "providers", "queues", "resolve"}
 
 
 def available() -> list[str]:
@@ -68,25 +65,46 @@ def resolve_site(name: str, config: str, run_dir: Path, settings: Mapping[str, A
         settings: the user's own part: account, queue, paths; the keyword arguments of the machine's function.
 
     Raises:
-        SiteConfigError: unknown machine or setting, or a value of the wrong type.
+        SiteConfigError: unknown machine or setting, a setting that is missing, or a value that cannot be.
     """
     from pydantic import ConfigDict, ValidationError, validate_call
 
     function = site_function(config)
-    known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    for key in settings:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, 1)
-            hint = f", did you mean {close[0]!r}?" if close else f"; {config} takes: {', '.join(known)}"
-            raise SiteConfigError(f"{key}: unknown setting{hint}")
+    _check_keys(function, name, config, settings)
     checked = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(function)
     try:
         made = checked(name, run_dir, **settings)
     except ValidationError as error:
         first = error.errors()[0]
-        raise SiteConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        what = first["msg"].removeprefix("Value error, ")
+        raise SiteConfigError(f"{'.'.join(map(str, first['loc']))}: {what}") from None
     except Exception as error:  # the user's own file may fail in any way
         raise SiteConfigError(str(error) or type(error).__name__) from error
     if not isinstance(made, Site):
         raise SiteConfigError(f"{config}: 'site' returned {made!r} instead of a Site")
     return made
+
+
+def _check_keys(function: SiteFunction, name: str, config: str, settings: Mapping[str, Any]) -> None:
+    """Refuse settings that the machine does not take, and say which it needs."""
+    known = {p.name: p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    for key in settings:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, 1)
+            hint = f", did you mean {close[0]!r}?" if close else f"; {config} takes: {', '.join(known)}"
+            raise SiteConfigError(f"{key}: unknown setting{hint}")
+    missing = [key for key, p in known.items() if p.default is p.empty and settings.get(key) is None]
+    if missing:
+        what = "; ".join(key + _meaning(function, key) for key in missing)
+        ways = " ".join(f"--set sites.{name}.{key}=VALUE" for key in missing)
+        raise SiteConfigError(f"{config} needs {what}. Write it under sites.{name}, or {ways}")
+
+
+def _meaning(function: SiteFunction, key: str) -> str:
+    """What the machine's file says of a setting, where it does: the description of its annotation."""
+    try:
+        hint = get_type_hints(function, include_extras=True).get(key)
+    except (NameError, TypeError):  # a user's file may name what it does not import
+        return ""
+    described = [note.description for note in getattr(hint, "__metadata__", ()) if hasattr(note, "description")]
+    return f" ({described[0]})" if described else ""

@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from workflows.memory.wish import ParallelSection
 from workflows.strategies import StrategySection
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,59}$"
@@ -87,6 +88,8 @@ class TrainingSection(Section):
     proximal_mu: NonNegativeFloat = 0.0
     keep_optimizer: bool = False
     precision: Literal["no", "bf16"] = "no"
+    checkpoint_s: PositiveFloat = 300  # seconds between two saves of a training that is under way
+    on_walltime: Literal["finish", "return"] = "finish"  # in the next block, or return the steps that are done
 
 
 class EvaluationSection(Section):
@@ -131,6 +134,7 @@ class Campaign(Section):
     data: DataSection = DataSection()
     strategy: StrategySection = StrategySection()
     training: TrainingSection
+    parallel: ParallelSection = ParallelSection()
     evaluation: EvaluationSection = EvaluationSection()
     checks: ChecksSection = ChecksSection()
     sites: dict[str, SiteEntry] = Field(min_length=1)

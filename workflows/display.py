@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from workflows.journal import Record
 from workflows.rounds import RoundSummary, summaries
 from workflows.units import bytes_text
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 REFRESH_S = 0.25
 PLAIN_EVERY_S = 30.0
-TROUBLES = ("update_refused", "task_failed", "block_replaced")
+TROUBLES = ("update_refused", "task_failed", "block_replaced", "block_failed")
+LOST_BLOCKS = ("failed", "timeout", "preempted", "node_fail", "out_of_memory")  # ends that nobody here has asked for
 PHASES = {
     "starting": "starting workers", "ready": "ready", "idle": "idle, waiting for the others",
     "staging": "staging the model out", "queued": "queued", "loading": "loading model and data",
@@ -79,9 +81,8 @@ class Display:
         """Print what went wrong since the last look, in the journal's words."""
         records = engine.run.journal.records
         for record in records[self.told :]:
-            if record["event"] in TROUBLES and record["time"] >= self.began:
-                reason = record["reason"]
-                text = reason if record["site"] in reason else f"{record['site']}: {reason}"
+            text = trouble(record)
+            if text and record["time"] >= self.began:
                 self.console.print(f"  ! {text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
         self.told = len(records)
 
@@ -103,6 +104,17 @@ class Display:
             bar = Text(_bar(progress), style="cyan") if progress and phase == "training" else Text("")
             table.add_row(Text(f"  {site}", style="bold"), _in_words(phase, progress), bar)
         return table
+
+
+def trouble(record: Record) -> str | None:
+    """A record of something that went wrong, in a line; None for all others."""
+    if record["event"] == "block_ended" and record["state"] in LOST_BLOCKS:
+        because = f" ({record['reason']})" if record["reason"] else ""
+        return f"{record['site']}: block {record['job_id']} has ended: {record['state'].replace('_', ' ')}{because}"
+    if record["event"] not in TROUBLES:
+        return None
+    reason: str = record["reason"]
+    return reason if record["site"] in reason else f"{record['site']}: {reason}"
 
 
 def _bar(progress: Any, width: int = 20) -> str:

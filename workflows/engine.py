@@ -266,6 +266,13 @@ class Engine:
 
     def phase(self, site: str) -> tuple[str, Progress | None]:
         """What a site is doing, in a word, and how far its training is."""
+        word, progress = self._phase(site)
+        watch = self.kernel.watches.get(site)
+        if watch and word in ("starting", "queued", "loading", "training") and not watch.running():
+            return watch.state(), None
+        return word, progress
+
+    def _phase(self, site: str) -> tuple[str, Progress | None]:
         flow = self.flows.get(site)
         if flow is None:
             return ("ready" if self.shards[site].done() else "starting") if site in self.shards else "starting", None

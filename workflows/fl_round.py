@@ -1,7 +1,7 @@
 """The main job: a federated fine-tuning campaign, round after round, as a Parsl dataflow.
 
 python workflows/fl_round.py [CAMPAIGN.yaml] [--name NAME] [--resume RUN_DIR] [--sites A,B,...]
-                             [--set KEY=VALUE]... [--check] [--dry-run] [-v]
+                             [--set KEY=VALUE]... [--check [--live]] [--dry-run] [-v]
 """
 
 from __future__ import annotations
@@ -69,7 +69,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--check", action="store_true", help="check everything, say what would run, run nothing")
     parser.add_argument(
-        "--dry-run", action="store_true", help="as --check, and print what would start each site's workers"
+        "--dry-run", action="store_true", help="as --check, and print the batch scripts that would be submitted"
+    )
+    parser.add_argument(
+        "--live", action="store_true", help="with --check: also ask the sites' schedulers, storage and environments"
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="show the log")
     return parser.parse_args(arguments)
@@ -83,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stop_in_order()
     run = None
     try:
-        if options.check or options.dry_run:
+        if options.check or options.dry_run or options.live:
             return check(options)
         plan, run = resume(options) if options.resume else start(options)
         log_to(run.path / "logs" / "driver.log", options.verbose)
@@ -160,9 +163,9 @@ def check(options: argparse.Namespace) -> int:
     """
     from apps.errors import UserMistake
     from workflows.campaign_file import load_campaign
-    from workflows.command import DONE, say
-    from workflows.executors import worker_init
-    from workflows.preflight import describe, make_plan, missing_here, settle_dtype
+    from workflows.check import check_live, describe, dry_run
+    from workflows.command import DONE, MISTAKE, say
+    from workflows.preflight import make_plan, settle_dtype
     from workflows.rundir import choose_path
 
     if options.resume:
@@ -171,14 +174,11 @@ def check(options: argparse.Namespace) -> int:
     campaign = settle_dtype(load_campaign(source, options.sets, options.sites))
     path, _ = choose_path(campaign, options.name)
     plan = make_plan(campaign, path.resolve(), source)
-    for key, value in describe(plan):
-        say(f"{key + ':':20s} {value}")
-    say(f"{'run directory:':20s} {path}")
-    for what in missing_here(plan):
-        say(f"{'not on this machine:':20s} {what}")
-    for name, site in plan.sites.items() if options.dry_run else ():
-        say(f"\n# what starts the workers of {name}\n{worker_init(site)}\nprocess_worker_pool.py ...")
-    return DONE
+    for line in describe(plan, path):
+        say(line)
+    for line in dry_run(plan, path.resolve()) if options.dry_run else ():
+        say(line)
+    return MISTAKE if options.live and not check_live(plan, say) else DONE
 
 
 def run_campaign(plan: Plan, run: RunDirectory) -> int:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
 import parsl
+from parsl.config import Config
 from parsl.dataflow.dflow import DataFlowKernel
 from parsl.dataflow.errors import PropagatedException
 from parsl.dataflow.futures import AppFuture
@@ -18,23 +20,30 @@ from parsl.dataflow.futures import AppFuture
 from apps.errors import CrossfedError
 from apps.files import remove_unfinished
 from apps.manifests import Place
-from workflows.executors import make_config
+from workflows.block_errors import BlockPatience
+from workflows.blocks import cancel_leftovers, watch_blocks
+from workflows.executors import job_prefix, make_config
 from workflows.local_blocks import LocalBlocks
 from workflows.memo import JournalMemoizer
 from workflows.orphans import TOKEN_VARIABLE, end_orphans
 from workflows.preflight import Plan
+from workflows.retries import RetryPolicy
 from workflows.rundir import RunDirectory
 
 logger = logging.getLogger(__name__)
 CLEANUP_S = 60.0  # to cancel all blocks
+IDLE_S = 5.0  # after so long without a task a block that serves one round only is given back
 
 
 class Kernel:
     """Submits apps to the executors of a run and watches over these."""
 
-    def __init__(self, kernel: DataFlowKernel, run: RunDirectory) -> None:
+    def __init__(self, kernel: DataFlowKernel, run: RunDirectory, plan: Plan) -> None:
         self.kernel, self.run = kernel, run
-        self.local_blocks = LocalBlocks({label: e for label, e in kernel.executors.items() if hasattr(e, "provider")})
+        here = {k: e for k, e in kernel.executors.items() if hasattr(e, "provider") and not is_batch(plan, k)}
+        self.local_blocks = LocalBlocks(here)
+        self.watches = watch_blocks(plan, kernel.executors, run)
+        self.busy_until = dict.fromkeys(self.watches, time.monotonic())
         started = {label: getattr(executor, "interchange_proc", None) for label, executor in kernel.executors.items()}
         self.interchanges = {label: process for label, process in started.items() if process is not None}
         for label, process in self.interchanges.items():
@@ -63,6 +72,18 @@ class Kernel:
         dead = self.dead_executors()
         if dead:
             raise CrossfedError("Parsl's interchange or its results have ended", site=dead[0])
+        for label, watch in self.watches.items():
+            if watch.block.reuse == "per_round":
+                self._give_back_idle(label)
+
+    def _give_back_idle(self, label: str) -> None:
+        """End the block of a site that has had nothing to do for a while."""
+        executor: Any = self.kernel.executors[label]
+        now = time.monotonic()
+        if executor.outstanding():
+            self.busy_until[label] = now
+        elif now - self.busy_until[label] > IDLE_S and any(not job.terminal for job in executor.status_facade.values()):
+            executor.scale_in_facade(1)
 
     def dead_executors(self) -> list[str]:
         """Executors that will never answer again: without their interchange, or without who reads its results."""
@@ -82,6 +103,8 @@ class Kernel:
             ending.join(CLEANUP_S)
         if dead or ending.is_alive():
             logger.warning("Parsl could not be ended in order; its processes are ended by their token")
+        for watch in self.watches.values():
+            watch.close()
 
 
 @contextmanager
@@ -90,12 +113,15 @@ def parsl_for(plan: Plan, run: RunDirectory) -> Iterator[Kernel]:
     token = run.opened["token"]
     resumed = any(run.journal.events("driver_started"))
     ended = end_orphans(token)
+    for site in plan.sites.values() if resumed else ():
+        if site.block:
+            cancel_leftovers(site, job_prefix(token), run.journal)
     remove_unfinished(run.path)
     os.environ[TOKEN_VARIABLE] = token
     run.journal.write("driver_started", pid=os.getpid(), host=os.uname().nodename, resumed=resumed, ended=ended)
     kernel: Kernel | None = None
     try:
-        kernel = Kernel(parsl.load(make_config(plan, run.path, JournalMemoizer(run.journal))), run)
+        kernel = Kernel(parsl.load(_config(plan, run)), run, plan)
         yield kernel
     finally:
         try:
@@ -104,6 +130,26 @@ def parsl_for(plan: Plan, run: RunDirectory) -> Iterator[Kernel]:
         finally:
             parsl.clear()
             end_orphans(token)
+
+
+def is_batch(plan: Plan, label: str) -> bool:
+    """Whether an executor's blocks are batch jobs."""
+    return label in plan.sites and plan.sites[label].block is not None
+
+
+def _config(plan: Plan, run: RunDirectory) -> Config:
+    def give_back(label: str) -> None:
+        """A block whose time is up takes no more tasks, and is not paid for any longer."""
+        if is_batch(plan, label):
+            executor: Any = parsl.dfk().executors[label]
+            executor.scale_in_facade(1)
+
+    def tell(site: str, reason: str) -> None:
+        run.journal.write("block_failed", site=site, reason=reason)
+
+    roots = {name: site.storage_root for name, site in plan.sites.items()}
+    memoizer = JournalMemoizer(run.journal)
+    return make_config(plan, run.path, memoizer, RetryPolicy(roots, give_back), BlockPatience(tell))
 
 
 def root_cause(future: Future[Any]) -> BaseException | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import psutil
@@ -22,7 +23,7 @@ HEALTHY_CHILDREN = 2  # a pool's helper and its worker
 class LocalBlocks:
     """Looks after the local blocks of some executors; ``check`` may be called as often as one likes."""
 
-    def __init__(self, executors: dict[str, Any]) -> None:
+    def __init__(self, executors: Mapping[str, Any]) -> None:
         self.executors = executors
         self.checked = 0.0
         self.healthy: set[int] = set()  # pools that have once had all their processes
@@ -36,8 +37,7 @@ class LocalBlocks:
         return [label for label, executor in self.executors.items() if self._end_broken(label, executor)]
 
     def _end_broken(self, label: str, executor: Any) -> bool:
-        jobs = getattr(executor.provider, "resources", {})
-        broken = [job for job, facts in jobs.items() if self._is_broken(facts["remote_pid"])]
+        broken = [job for job, facts in executor.provider.resources.items() if self._is_broken(facts["remote_pid"])]
         if broken:
             logger.warning("a worker pool of %s is broken and is replaced", label)
             executor.provider.cancel(broken)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from apps.batches import DataSpec
 from apps.errors import UserMistake
 from apps.evaluate import EvaluationWork
 from apps.lora import METHODS
 from apps.models import AdapterSpec, ModelSpec
+from apps.parallel import Parallel
 from apps.server import ServerWork
 from apps.sources import PACKAGED, TINY, check_source, config_of, is_converted
 from apps.train import SiteWork
@@ -22,6 +23,8 @@ from data.tasks import EMBEDDED, expand_tasks, families_of
 from site_configs.base import Site
 from site_configs.resolve import SiteConfigError, resolve_site
 from workflows.campaign import Campaign
+from workflows.memory.campaign import plan_memory
+from workflows.memory.plan import MemoryPlan
 
 SPLITS = ("train", "dev", "test")
 RESERVED_NAMES = ("server", "evaluator", "global")
@@ -39,6 +42,7 @@ class Plan:
     server_work: ServerWork
     evaluation_work: EvaluationWork
     rules: UpdateRules
+    memory: dict[str, MemoryPlan]  # of the sites where it is in question
 
 
 def make_plan(campaign: Campaign, run_dir: Path, source: Path) -> Plan:
@@ -74,18 +78,27 @@ def _make_plan(campaign: Campaign, run_dir: Path) -> Plan:
     _check_space(run_dir)
     model = model_spec(campaign)
     store = str(run_dir / "artifacts")
+    memory = plan_memory(campaign, model, {name: site for name, site in sites.items() if not is_simple(site)})
     return Plan(
         campaign=campaign,
         sites=sites,
         tasks=tasks,
-        site_work={name: _site_work(campaign, site, tasks[name], model) for name, site in sites.items()},
+        site_work={
+            name: _site_work(campaign, site, tasks[name], model, memory.get(name)) for name, site in sites.items()
+        },
         server_work=ServerWork(store=store, model=model, threads=1, code_version=code_version()),
         evaluation_work=_evaluation_work(campaign, store, model),
         rules=UpdateRules(
             method=campaign.model.adapter.method if campaign.model.adapter else "full",
             max_update_norm=campaign.checks.max_update_norm,
         ),
+        memory=memory,
     )
+
+
+def is_simple(site: Site) -> bool:
+    """One process on this machine's processors, whose memory needs no plan."""
+    return site.block is None and site.device == "cpu" and site.ranks.per_node == 1
 
 
 def _check_names(campaign: Campaign) -> None:
@@ -212,11 +225,24 @@ def _data_spec(campaign: Campaign, source: str, tasks: tuple[str, ...], per_task
     )  # fmt: skip
 
 
-def _site_work(campaign: Campaign, site: Site, tasks: tuple[str, ...], model: ModelSpec) -> SiteWork:
+def _site_work(
+    campaign: Campaign, site: Site, tasks: tuple[str, ...], model: ModelSpec, memory: MemoryPlan | None
+) -> SiteWork:
     source = campaign.sites[site.name].data or campaign.data.source
     return SiteWork(
         root=str(site.storage_root), model=model, seed=campaign.seed, threads=site.threads,
         data=_data_spec(campaign, source, tasks, campaign.data.per_task), code_version=code_version(),
+        parallel=cast(Parallel, memory.parallel(site)) if memory else one_rank(campaign, site),
+    )  # fmt: skip
+
+
+def one_rank(campaign: Campaign, site: Site) -> Parallel:
+    wanted = campaign.parallel.micro_batch
+    return Parallel(
+        nodes=1, ranks_per_node=1, sharding="none", offload=False,
+        checkpoint_activations=campaign.parallel.checkpoint_activations is True,
+        micro_batch=campaign.training.batch_size if wanted == "auto" else wanted,
+        backend=site.ranks.backend, launch=[], interface="",
     )  # fmt: skip
 
 
@@ -231,7 +257,7 @@ def _evaluation_work(campaign: Campaign, store: str, model: ModelSpec) -> Evalua
     )  # fmt: skip
 
 
-def describe(plan: Plan) -> list[tuple[str, Any]]:
+def plan_in_words(plan: Plan) -> list[tuple[str, Any]]:
     """The plan in words, for ``--check``."""
     campaign = plan.campaign
     training, adapter = campaign.training, campaign.model.adapter

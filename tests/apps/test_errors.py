@@ -11,15 +11,21 @@ import pytest
 from apps import errors
 from apps.errors import (
     ArtifactError,
+    BlockTooShort,
     CrossfedError,
+    RanksLost,
     StorageError,
     TrainingError,
+    Unfinished,
     UpdateRefused,
     UserMistake,
     VersionMismatch,
 )
 
-KINDS = [CrossfedError, UserMistake, ArtifactError, UpdateRefused, VersionMismatch, StorageError, TrainingError]
+KINDS = [
+    CrossfedError, UserMistake, ArtifactError, UpdateRefused, VersionMismatch, StorageError, TrainingError, Unfinished,
+    BlockTooShort, RanksLost,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)

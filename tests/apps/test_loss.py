@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 from apps.batches import Sample, collate
-from apps.loss import counted_logits, loss_per_sample, mean_loss
+from apps.loss import counted_logits, loss_per_sample, mean_loss, summed_loss
 
 VOCABULARY = 50
 
@@ -96,3 +96,15 @@ def test_losses_of_samples_sum_to_the_mean(network, batch):
         wanted = batch.tokens[row, 1:length][batch.counted[row, : length - 1]]
         expected = cross_entropy(alone[0, :-1][batch.counted[row, : length - 1]], wanted, reduction="sum")
         assert sums[row].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_the_sum_over_the_counted_tokens_by_way_of_a_wrapper(network, batch):
+    called = []
+
+    def forward(**arguments):
+        called.append(sorted(arguments))
+        return network(**arguments)
+
+    expected = mean_loss(network, batch) * batch.counted.sum()
+    torch.testing.assert_close(summed_loss(forward, network, batch), expected)
+    assert called == [["attention_mask", "input_ids", "use_cache"]]

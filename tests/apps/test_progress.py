@@ -23,7 +23,7 @@ def test_phases_and_steps(tmp_path):
     file.step(10, 1.5, 300.0)
     told = read_progress(tmp_path)
     assert (told["phase"], told["step"], told["loss"], told["tokens_per_s"]) == ("training", 10, 1.5, 300.0)
-    file.phase("saving")
+    file.phase("saving", 10)
     assert read_progress(tmp_path)["step"] == 10
     assert [p.name for p in tmp_path.iterdir()] == ["progress.json"]
 

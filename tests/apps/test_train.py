@@ -4,63 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from training_site import PARALLEL, PLACE, TRAINING, Site, data_spec, model_spec
 
 from apps.artifacts import artifact_path, load_tensors, save_tensors, verify
 from apps.errors import ArtifactError, StorageError, TrainingError, UserMistake, VersionMismatch
-from apps.manifests import Manifest, Place, find_manifest, manifest_path
+from apps.manifests import Place, find_manifest, manifest_path
 from apps.progress import read_progress
-from apps.server import prepare
-from apps.train import enrol, local_train, task_identity
-from apps.transfer import stage_in, stage_out
-from apps.versions import code_version
-
-PLACE = Place(site="aurora", round=1)
-TRAINING = {
-    "steps": 2, "batch_size": 2, "accumulate": 1, "learning_rate": 0.01, "schedule": "constant", "final_factor": 0.0,
-    "warmup_steps": 0, "start_step": 0, "total_steps": 0, "weight_decay": 0.0, "clip_norm": 1.0, "proximal_mu": 0.0,
-    "precision": "no", "device": "cpu", "keep_optimizer": False,
-}  # fmt: skip
-
-
-def model_spec(method: str | None = None) -> dict:
-    adapter = {"method": method, "rank": 2, "alpha": 4.0, "dropout": 0.0, "targets": ["q_proj"], "last_layers": None}
-    return {
-        "source": "tiny", "dtype": "float32", "seed": 1, "adapter": adapter if method else None,
-        "tiny": {"width": 32, "layers": 1},
-    }  # fmt: skip
-
-
-def data_spec(**changes) -> dict:
-    spec = {"source": "embedded", "tasks": ["forward_synthesis"], "per_task": 6, "max_tokens": 48,
-            "prompt": "Q: {input}\nA:", "loss_on": "answer"}  # fmt: skip
-    return spec | changes
-
-
-class Site:
-    """A site with its storage, enrolled, and the model of round 0 staged out to it."""
-
-    def __init__(self, folder: Path, method: str | None = None) -> None:
-        self.root, self.store = folder / "site", str(folder / "server")
-        self.work = {
-            "root": str(self.root), "model": model_spec(method), "data": data_spec(), "seed": 3, "threads": 1,
-            "code_version": code_version(),
-        }  # fmt: skip
-        self.artifacts = f"{self.root}/artifacts"
-        self.shard = enrol(PLACE, self.work)
-        server = {"store": self.store, "model": self.work["model"], "threads": 1, "code_version": code_version()}
-        self.base = stage_out(PLACE, prepare(Place(site="server", round=0), server), self.store, self.artifacts)
-
-    def train(self, place: Place = PLACE, optimizer_from: str | None = None, **changes: Any) -> Manifest:
-        order = {"training": TRAINING | changes, "optimizer_from": optimizer_from, "attempt": 1}
-        return local_train(place, self.work, order, self.base, self.shard)
-
-    def update(self, manifest: Manifest) -> Path:
-        return artifact_path(self.artifacts, manifest["artifact"])
+from apps.task import task_identity
+from apps.train import enrol
+from apps.transfer import stage_in
 
 
 @pytest.fixture
@@ -103,7 +59,8 @@ def test_training_end_to_end(site):
     )
     assert manifest["base"] == site.base["artifact"]["sha256"]
     assert manifest["tokens"] > 0
-    assert manifest["optimizer"] == "fresh"
+    assert (manifest["optimizer"], manifest["attempts"]) == ("fresh", 1)
+    assert list((site.root / "checkpoints").iterdir()) == []
     assert manifest["store"] == site.artifacts
     assert verify(site.artifacts, manifest["artifact"]) == site.update(manifest)
     assert find_manifest(site.root, manifest["task_id"]) == manifest
@@ -118,7 +75,7 @@ def test_training_end_to_end(site):
 def test_second_call_answers_from_the_manifest(site, monkeypatch):
     first = site.train()
     before = site.update(first).stat()
-    monkeypatch.setattr("apps.train.train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("apps.local_training.train", lambda *_: pytest.fail("trained again"))
     again = site.train()
     assert again == first | {"reused": True}
     after = site.update(first).stat()
@@ -156,11 +113,13 @@ def test_other_work_has_another_name(site):
 
     same = [
         name(), name(attempt=2), name(root="/elsewhere"), name(data=data_spec(source="/elsewhere")),
+        name(checkpoint_s=1.0), name(on_walltime="return"), name(parallel=PARALLEL | {"launch": ["srun"]}),
     ]  # fmt: skip
     others = [
         name(Place(site="aurora", round=2)), name(Place(site="frontier", round=1)), name(optimizer_from="t"),
         name(steps=3), name(learning_rate=0.02), name(seed=4), name(threads=2), name(code_version="x"), name(base="c"),
         name(shard="t"), name(model=model_spec("fedit")), name(data=data_spec(max_tokens=50)),
+        name(parallel=PARALLEL | {"ranks_per_node": 2}), name(parallel=PARALLEL | {"micro_batch": 1}),
     ]  # fmt: skip
     assert len(set(same)) == 1
     assert len({*same, *others}) == 1 + len(others)
@@ -185,7 +144,7 @@ def test_other_code_is_refused(site):
         enrol(PLACE, site.work)
 
 
-@pytest.mark.parametrize("folder", ["artifacts", "manifests", "optimizer", "shard"])
+@pytest.mark.parametrize("folder", ["artifacts", "manifests", "optimizer", "shard", "checkpoints"])
 def test_storage_that_leads_outside_the_root_is_refused(folder, site, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from apps import models, training
 from apps.artifacts import artifact_path, load_tensors, save_tensors
-from apps.batches import Sample, collate, plan_batches
+from apps.batches import Sample, plan_batches
+from apps.checkpoints import Checkpoints
+from apps.deadline import StopRequest, Watch
 from apps.errors import TrainingError
 from apps.models import Model
-from apps.training import accelerator_for, make_optimizer, optimizer_tensors, rate_factor, train
+from apps.optimization import make_optimizer, optimizer_tensors, update_parameters
+from apps.team import Team
+from apps.training import Attempt, micro_batches, train
 
 SPEC = {"source": "tiny", "dtype": "float32", "seed": 1, "adapter": None, "tiny": {"width": 32, "layers": 1}}
 ADAPTER = {
@@ -36,6 +43,7 @@ def training_spec(**changes) -> training.TrainingSpec:
         "steps": 3, "batch_size": 4, "accumulate": 1, "learning_rate": 0.01, "schedule": "constant",
         "final_factor": 0.0, "warmup_steps": 0, "start_step": 0, "total_steps": 0, "weight_decay": 0.0,
         "clip_norm": None, "proximal_mu": 0.0, "precision": "no", "device": "cpu", "keep_optimizer": False,
+        "checkpoint_s": 300.0, "on_walltime": "finish",
     }  # fmt: skip
     return spec | changes
 
@@ -50,10 +58,26 @@ def silent(step: int, loss: float, speed: float) -> None:
     pass
 
 
+class NoCheckpoints(Checkpoints):
+    """For trainings that are too short to save."""
+
+    def __init__(self) -> None:
+        self.saved: list[int] = []
+
+    def newest(self) -> None:
+        return None
+
+
+def attempt(model: Model, report: training.Report = silent, micro_batch: int = 99, **changes) -> Attempt:
+    watch = Watch(300.0, None, StopRequest())
+    around = Attempt(Team("cpu"), watch, NoCheckpoints(), report, model.network, micro_batch)
+    return replace(around, **changes)
+
+
 def run(
     model: Model, seed: int = 1, state: dict | None = None, samples: list[Sample] | None = None, **changes
 ) -> training.Outcome:
-    return train(model, samples or some_samples(), training_spec(**changes), seed, state, silent)
+    return train(model, samples or some_samples(), training_spec(**changes), seed, state, attempt(model))
 
 
 def values(model: Model) -> dict[str, torch.Tensor]:
@@ -78,46 +102,28 @@ class Recorder:
             tensor.grad = None
 
 
+def step(model: Model, groups: list[list[Sample]], optimizer, start: tuple | list = (), **changes) -> float:
+    spec, micro_batch = training_spec(**changes), changes.pop("micro_batch", 99)
+    loss = training._gradients(model, groups, spec, attempt(model, micro_batch=micro_batch))
+    update_parameters(optimizer, list(model.trained.values()), start, spec, 0.01)
+    return loss
+
+
 def gradients(model: Model, groups: list[list[Sample]], start: tuple | list = (), **changes) -> dict[str, torch.Tensor]:
-    recorder, batches = Recorder(model), [collate(group, 0) for group in groups]
-    training._step(model, batches, recorder, training_spec(**changes), 0.5, start, accelerator_for("cpu", "no"))
-    assert recorder.param_groups[0]["lr"] == 0.5
+    recorder = Recorder(model)
+    step(model, groups, recorder, start, **changes)
+    assert recorder.param_groups[0]["lr"] == 0.01
     return recorder.gradients
-
-
-def test_warm_up_then_constant():
-    factors = [rate_factor(step, "constant", 3, 0) for step in range(6)]
-    assert factors == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
-
-
-def test_linear_decay_goes_from_one_to_the_final_factor():
-    factors = [rate_factor(step, "linear", 2, 12, 0.1) for step in range(14)]
-    assert factors[:3] == pytest.approx([1 / 3, 2 / 3, 1])
-    assert factors[7] == pytest.approx(0.55)
-    assert factors[12] == factors[13] == pytest.approx(0.1)
-
-
-def test_cosine_decay():
-    assert rate_factor(0, "cosine", 0, 10) == 1.0
-    assert rate_factor(5, "cosine", 0, 10) == pytest.approx(0.5)
-    assert rate_factor(2, "cosine", 0, 8, 0.2) == pytest.approx(0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi / 4)))
-    assert rate_factor(10, "cosine", 0, 10, 0.2) == rate_factor(99, "cosine", 0, 10, 0.2) == pytest.approx(0.2)
-
-
-def test_warm_up_longer_than_the_campaign():
-    assert [rate_factor(s, "linear", 9, 5) for s in (0, 4, 8)] == pytest.approx([0.1, 0.5, 0.9])
-    assert rate_factor(9, "linear", 9, 5) == 1.0  # nothing is left to decay over
 
 
 def test_schedule_is_of_the_campaign_not_of_the_round(monkeypatch):
     rates: list[float] = []
-    step = training._step
 
-    def listen(model, batches, optimizer, spec, rate, start, accelerator):
+    def listen(optimizer, parameters, start, spec, rate):
         rates.append(rate)
-        return step(model, batches, optimizer, spec, rate, start, accelerator)
+        update_parameters(optimizer, parameters, start, spec, rate)
 
-    monkeypatch.setattr(training, "_step", listen)
+    monkeypatch.setattr(training, "update_parameters", listen)
     common = {"steps": 3, "schedule": "linear", "total_steps": 6, "learning_rate": 0.6}
     for start_step in (0, 3):
         run(new_model(), start_step=start_step, **common)
@@ -126,7 +132,7 @@ def test_schedule_is_of_the_campaign_not_of_the_round(monkeypatch):
 
 def test_same_seed_same_bits():
     one, two, other = new_model(), new_model(), new_model()
-    losses = [run(model, seed).losses for model, seed in ((one, 1), (two, 1), (other, 2))]
+    losses = [run(model, seed).standing.losses for model, seed in ((one, 1), (two, 1), (other, 2))]
     assert losses[0] == losses[1] != losses[2]
     assert equal(values(one), values(two))
     assert not equal(values(one), values(other))
@@ -142,18 +148,19 @@ def test_dropout_is_seeded():
 
 
 def test_outcome_counts_what_was_done():
-    told = []
-    samples = some_samples(12, length=8)
-    outcome = train(new_model(), samples, training_spec(steps=2, accumulate=3), 1, None, lambda *a: told.append(a))
-    assert (outcome.steps, outcome.samples, outcome.tokens) == (2, 2 * 3 * 4, 2 * 3 * 4 * 8)
+    told, model = [], new_model()
+    around = attempt(model, lambda *a: told.append(a))
+    outcome = train(model, some_samples(12, length=8), training_spec(steps=2, accumulate=3), 1, None, around)
+    done = outcome.standing
+    assert (done.steps, outcome.steps_here, outcome.samples, done.tokens) == (2, 2, 2 * 3 * 4, 2 * 3 * 4 * 8)
     assert outcome.padding == 0.0
-    assert [step for step, _, _ in told] == [1, 2]
-    assert [loss for _, loss, _ in told] == outcome.losses
+    assert [number for number, _, _ in told] == [1, 2]
+    assert [loss for _, loss, _ in told] == done.losses
     assert all(speed > 0 for _, _, speed in told)
 
 
 def test_training_learns():
-    losses = run(new_model(), steps=30, samples=some_samples(4)).losses
+    losses = run(new_model(), steps=30, samples=some_samples(4)).standing.losses
     assert losses[-1] < 0.5 * losses[0]
 
 
@@ -173,6 +180,34 @@ def test_accumulated_batches_give_the_gradient_of_one_large_batch():
     small = gradients(model, [samples[:4], samples[4:]])
     for name, gradient in large.items():
         torch.testing.assert_close(small[name], gradient, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3])
+def test_micro_batches_give_the_gradient_and_the_loss_of_the_whole_batch(micro_batch):
+    model, samples = new_model(), some_samples(8)
+    whole, pieces = Recorder(model), Recorder(model)
+    losses = [step(model, [samples], whole), step(model, [samples], pieces, micro_batch=micro_batch)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    for name, gradient in whole.gradients.items():
+        torch.testing.assert_close(pieces.gradients[name], gradient, rtol=1e-4, atol=1e-7)
+
+
+@given(count=st.integers(1, 40), size=st.integers(1, 9), micro_batch=st.integers(1, 9))
+def test_a_batch_is_dealt_out_whole_and_in_equally_many_pieces(count, size, micro_batch):
+    group = some_samples(count)
+    shares = [list(micro_batches(group, rank, size, micro_batch)) for rank in range(size)]
+    counted = [sample for share in shares for piece, factor in share if factor for sample in piece]
+    assert sorted(counted, key=id) == sorted(group, key=id)
+    assert len({len(share) for share in shares}) == 1
+    assert all(0 < len(piece) <= micro_batch for share in shares for piece, _ in share)
+
+
+def test_mixed_precision_changes_rounding_only():
+    model, samples = new_model(), some_samples(4)
+    spec = training_spec()
+    exact = training._gradients(model, [samples], spec, attempt(model))
+    mixed = training._gradients(model, [samples], spec, attempt(model, autocast=True))
+    assert exact != mixed == pytest.approx(exact, rel=1e-2)
 
 
 def test_clip_bounds_the_norm_of_all_gradients_together():
@@ -212,25 +247,24 @@ def test_carried_optimiser_continues_one_run(adapter, tmp_path):
     kept = None
     for seed in (1, 2):
         outcome = run(model, seed, kept, samples, weight_decay=0.1)
-        artifact = save_tensors(tmp_path, optimizer_tensors(model, outcome.optimizer), "optimizer")
+        artifact = save_tensors(tmp_path, optimizer_tensors(model.trained, outcome.optimizer), "optimizer")
         kept = load_tensors(artifact_path(tmp_path, artifact))
 
     other = new_model(adapter=adapter)
     spec, lengths = training_spec(weight_decay=0.1), [len(s.tokens) for s in samples]
-    optimizer = make_optimizer(other, spec, None)
+    optimizer = make_optimizer(other.trained, spec, None)
     for seed in (1, 2):
         for rows in plan_batches(lengths, 4, 3, seed):
-            batch = collate([samples[i] for i in rows], other.tokenizer.pad_token_id)
-            training._step(other, [batch], optimizer, spec, 0.01, [], accelerator_for("cpu", "no"))
+            step(other, [[samples[i] for i in rows]], optimizer, weight_decay=0.1)
     assert equal(values(model), values(other))
-    final = optimizer_tensors(other, optimizer)
+    final = optimizer_tensors(other.trained, optimizer)
     assert equal(kept, final)
     assert {float(v) for n, v in final.items() if n.endswith("/step")} == {6.0}
 
 
 def test_fresh_optimiser_differs_from_a_carried_one():
     one, two = new_model(), new_model()
-    state = optimizer_tensors(one, run(one).optimizer)
+    state = optimizer_tensors(one.trained, run(one).optimizer)
     run(two)
     assert equal(values(one), values(two))
     run(one, 2, state)
@@ -242,7 +276,7 @@ def test_tensor_that_never_had_a_gradient_does_not_break_the_hand_over():
     model = new_model()
     idle = torch.nn.Parameter(torch.zeros(3))
     model.state["idle"] = idle
-    state = optimizer_tensors(model, run(model).optimizer)
+    state = optimizer_tensors(model.trained, run(model).optimizer)
     assert not any(name.startswith("idle/") for name in state)
     run(model, 2, state)
     assert not idle.any()
@@ -267,4 +301,4 @@ def test_loss_that_is_not_finite_ends_training():
 
 def test_no_samples_is_an_error_not_an_endless_loop():
     with pytest.raises(TrainingError, match="no samples"):
-        train(new_model(), [], training_spec(), 1, None, silent)
+        train(new_model(), [], training_spec(), 1, None, attempt(new_model()))

@@ -64,7 +64,7 @@ def save_model(place: dict, work: dict, final: dict, folder: str) -> dict[str, A
     return {"artifact": final["artifact"], "started": time.time(), "ended": time.time()}
 
 
-def in_threads(plan: Any, run_dir: Path, memoizer: Any) -> Any:
+def in_threads(plan: Any, run_dir: Path, memoizer: Any, *_: Any) -> Any:
     from parsl.config import Config
     from parsl.executors import ThreadPoolExecutor
 

@@ -29,7 +29,7 @@ def machine(tmp_path: Path) -> str:
 
 
 def test_local_is_there_and_helpers_are_no_machines() -> None:
-    assert "local" in available() and not {"base", "resolve"} & set(available())
+    assert available() == ["aurora", "frontier", "local", "pbs", "perlmutter", "perlmutter_80gb", "polaris", "slurm"]
 
 
 def test_a_local_site_keeps_its_files_in_the_run(tmp_path: Path) -> None:
@@ -44,6 +44,22 @@ def test_a_local_provider_starts_one_block_with_the_given_lines(tmp_path: Path) 
     assert (provider.init_blocks, provider.max_blocks, provider.worker_init) == (1, 1, "export A=1")
 
 
+def test_ranks_of_a_local_site(tmp_path: Path) -> None:
+    site = resolve_site("x", "local", tmp_path, {"ranks": 2, "device": "cuda"})
+    assert (site.ranks.per_node, site.ranks.launch, site.ranks.backend) == (2, (), "nccl")
+    assert resolve_site("x", "local", tmp_path, {}).ranks.per_node == 1
+    with pytest.raises(SiteConfigError, match="ranks: Input should be greater than 0"):
+        resolve_site("x", "local", tmp_path, {"ranks": 0})
+
+
+def test_what_a_facility_needs_is_told_with_its_meaning(tmp_path: Path) -> None:
+    told = r"polaris needs account \(the project that pays\); storage_root \(a folder at the site.*\. Write it under"
+    with pytest.raises(SiteConfigError, match=told):
+        resolve_site("argonne", "polaris", tmp_path, {"nodes": 2})
+    with pytest.raises(SiteConfigError, match="needs storage_root .*--set sites.argonne.storage_root=VALUE$"):
+        resolve_site("argonne", "polaris", tmp_path, {"account": "ABC"})
+
+
 def test_settings_are_the_keyword_arguments_of_the_machine(machine: str, tmp_path: Path) -> None:
     site = resolve_site("x", machine, tmp_path, {"account": "ABC", "nodes": "2", "scratch": "/s"})
     assert site.machine == "ABC on 2" and site.storage_root == Path("/s/x")
@@ -55,7 +71,8 @@ def test_settings_are_the_keyword_arguments_of_the_machine(machine: str, tmp_pat
         ({"accountt": "A"}, "accountt: unknown setting, did you mean 'account'?"),
         ({"account": "A", "zzz": 1}, "zzz: unknown setting; .* takes: account, nodes, scratch"),
         ({"account": "A", "nodes": "two"}, "nodes: Input should be a valid integer"),
-        ({}, "account: Missing required"),
+        ({}, "needs account. Write it under sites.x, or --set sites.x.account=VALUE"),
+        ({"account": None}, "needs account"),
         ({"account": "A", "nodes": 9}, "at most 4 nodes"),
     ],
 )

@@ -51,13 +51,13 @@ def test_check_says_what_would_run_and_writes_nothing(tmp_path: Path) -> None:
 def test_dry_run_prints_what_starts_the_workers(tmp_path: Path) -> None:
     ended = run(tmp_path, write_campaign(tmp_path), "--dry-run")
     assert ended.returncode == 0
-    assert "what starts the workers of aurora" in ended.stdout and "export OMP_NUM_THREADS=1" in ended.stdout
+    assert "aurora: processes on this machine" in ended.stdout and "export OMP_NUM_THREADS=1" in ended.stdout
     assert not (tmp_path / "runs").exists()
 
 
 MISTAKES = [
     (["--set", "training.stepz=1"], "nano.yaml: training.stepz: unknown key, did you mean 'steps'?"),
-    (["--sites", "mars"], "sites.mars: unknown site config 'mars'; there are: local"),
+    (["--sites", "mars"], "sites.mars: unknown site config 'mars'; there are: "),
     (["--sites", "aurora=locla"], "sites.aurora: unknown site config 'locla', did you mean 'local'?"),
     (["--sites", "aurora=none.py"], "sites.aurora: there is no file none.py"),
     (["--set", "sites.aurora.thread=2"], "sites.aurora: thread: unknown setting, did you mean 'threads'?"),

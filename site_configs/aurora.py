@@ -1,0 +1,118 @@
+"""Aurora at ALCF: 10,624 nodes with six Max 1550 each, twelve devices of 64 GB, under PBS Pro.
+
+Rules, hardware and settings are those of ALCF's Aurora guide of 2026-08-19, where no other source is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, PositiveInt
+
+from site_configs.base import Blocks, Node, Queue, Ranks, Site
+from site_configs.machine import (
+    ALCF_PROXY,
+    GB,
+    HEARTBEAT_S,
+    Account,
+    StorageRoot,
+    Walltime,
+    batch_block,
+    block_provider,
+    chosen_mounts,
+    setup_lines,
+    site_storage,
+    thread_environment,
+)
+from site_configs.queues import HOUR
+
+_queue = partial(Queue, as_of=date(2026, 8, 19), source="ALCF Aurora guide")
+_prod = partial(_queue, submit_to="prod", note="10 running or accruing and 100 queued jobs per project")
+QUEUES = (
+    _queue("debug", 1, 2, 1 * HOUR, queued_per_user=1, note="64 nodes, shared"),
+    _queue("debug-scaling", 2, 256, 1 * HOUR, queued_per_user=1),
+    _queue("capacity", 1, 16, 168 * HOUR, running_per_user=2, queued_per_user=5, note="512 nodes in all"),
+    _prod("small", 256, 1024, 12 * HOUR),
+    _prod("medium", 1025, 1999, 18 * HOUR),
+    _prod("large", 2000, 10624, 24 * HOUR),
+    _queue("visualization", 1, 32, 8 * HOUR, on_request=True),
+)
+MOUNTS = {"home": ("/home",), "flare": ("/flare", "/lus/flare"), "daos_user": ()}
+NODE = Node(
+    cores=104,
+    memory_bytes=1024 * GB,
+    devices=12,
+    device_memory_bytes=64 * GB,
+    device_variable="ZE_AFFINITY_MASK",
+    device_names=tuple(map(str, range(12))),  # as FLAT counts them
+)
+# eight cores a tile, beside it; cores 0 and 52 are left to the operating system
+CORES = "1-8:9-16:17-24:25-32:33-40:41-48:53-60:61-68:69-76:77-84:85-92:93-100"
+LAUNCH = ("mpiexec", "-n", "{ranks}", "--ppn", "{ranks_per_node}", "--cpu-bind", f"list:{CORES}")
+
+
+def site(
+    name: str,
+    run_dir: Path,
+    *,
+    account: Account,
+    storage_root: StorageRoot,
+    nodes: PositiveInt = 1,
+    walltime: Walltime = None,
+    queue: str | None = None,
+    blocks: Blocks = "pilot",
+    filesystems: str = "home:flare",
+    ranks_per_node: Annotated[PositiveInt, Field(le=12)] = 12,
+    modules: Sequence[str] = ("frameworks",),
+    setup: str = "",
+    python_env: Path | None = None,
+    address: str = "",
+) -> Site:
+    """Blocks of whole nodes on Aurora; up to 16 nodes live in ``capacity``, for up to a week.
+
+    Args:
+        name: the site's name in the campaign.
+        run_dir: the campaign's run directory, on a file system of the list below.
+        account: the project that pays.
+        storage_root: a folder on one of the file systems; files go to ``storage_root/RUN/SITE``.
+        nodes: of a block.
+        walltime: of a block, as ``6:00:00``; default the longest that the queue gives, a week for up to 16 nodes.
+        queue: default the one that fits best; ``prod`` for the routed queues.
+        blocks: ``pilot`` keeps one job over the rounds, ``per_round`` queues one for each.
+        filesystems: that the job needs; without them it would not start, or not see its files.
+        ranks_per_node: tiles of a node that train.
+        modules: loaded before the workers start; torch with xpu and xccl is in ``frameworks``, from 2025.3.1.
+        setup: shell lines after that.
+        python_env: environment with this project at the site; default that of the driver.
+        address: of this driver for the workers; default that of its high-speed interface.
+    """
+    block = batch_block("pbs", QUEUES, nodes=nodes, walltime_s=walltime, queue=queue, account=account, blocks=blocks)
+    directives = ("-l place=scatter", f"-l filesystems={filesystems}")
+    return Site(
+        name=name,
+        machine="Aurora (ALCF)",
+        route="batch",
+        storage_root=site_storage(storage_root, run_dir, name, chosen_mounts(filesystems, MOUNTS)),
+        provider=block_provider(block, directives, site=name, cores=208),
+        device="xpu",
+        threads=8,
+        address=address,
+        driver_interface="hsn0",
+        heartbeat_s=HEARTBEAT_S,
+        environment={
+            **thread_environment(8),
+            **ALCF_PROXY,
+            "TMPDIR": "/tmp",  # short, in the node's memory: PBS's own is too long for sockets
+            "ZE_FLAT_DEVICE_HIERARCHY": "FLAT",  # a tile is a device; names like 0.1 would need COMPOSITE
+        },
+        setup="\n".join(["module use /soft/modulefiles", setup_lines(modules, setup)]),
+        python_env=python_env,
+        block=block,
+        node=NODE,
+        ranks=Ranks(per_node=ranks_per_node, launch=LAUNCH, backend="xccl", interface="hsn0"),
+        collection="f39a7a0f-5bfc-46ce-9615-ba9f8592814f",  # alcf#dtn_flare; from public code, to be verified
+    )

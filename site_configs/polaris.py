@@ -1,0 +1,123 @@
+"""Polaris at ALCF: 560 nodes with four A100 of 40 GB each, under PBS Pro.
+
+Rules, hardware and settings are those of ALCF's Polaris guide of 2026-08-19, where no other source is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, PositiveInt
+
+from site_configs.base import Blocks, Node, Queue, Ranks, Site
+from site_configs.machine import (
+    ALCF_PROXY,
+    GB,
+    HEARTBEAT_S,
+    Account,
+    StorageRoot,
+    Walltime,
+    batch_block,
+    block_provider,
+    chosen_mounts,
+    setup_lines,
+    site_storage,
+    thread_environment,
+)
+from site_configs.queues import HOUR, MINUTE
+
+_queue = partial(Queue, as_of=date(2026, 8, 19), source="ALCF Polaris guide")
+_prod = partial(_queue, submit_to="prod", note="10 running or accruing and 100 queued jobs per project")
+_backfill = partial(_queue, on_request=True, note="for projects with a negative balance, at low priority")
+QUEUES = (
+    _queue("debug", 1, 2, 1 * HOUR, min_walltime_s=5 * MINUTE, note="24 nodes in all, 8 of them dedicated"),
+    _queue("debug-scaling", 1, 10, 1 * HOUR, min_walltime_s=5 * MINUTE, queued_per_user=1),
+    _queue("capacity", 1, 4, 168 * HOUR, running_per_user=1, queued_per_user=2, note="32 nodes in all"),
+    _prod("small", 10, 24, 3 * HOUR),
+    _prod("medium", 25, 99, 6 * HOUR),
+    _prod("large", 100, 496, 24 * HOUR),
+    _queue("preemptable", 1, 10, 72 * HOUR, preemptable=True, note="ended without a warning; 20 jobs per project"),
+    _queue("demand", 1, 56, 1 * HOUR, on_request=True),
+    _backfill("backfill-small", 10, 24, 3 * HOUR),
+    _backfill("backfill-medium", 25, 99, 6 * HOUR),
+    _backfill("backfill-large", 100, 496, 24 * HOUR),
+)
+MOUNTS = {"home": ("/home",), "eagle": ("/eagle", "/lus/eagle")}
+NODE = Node(
+    cores=32,
+    memory_bytes=512 * GB,
+    devices=4,
+    device_memory_bytes=40 * GB,
+    device_variable="CUDA_VISIBLE_DEVICES",
+    device_names=("3", "2", "1", "0"),  # GPU 3 sits with cores 0-7, GPU 0 with cores 24-31
+)
+# rank 0 to GPU 0 and so on, each beside its GPU
+LAUNCH = ("mpiexec", "-n", "{ranks}", "--ppn", "{ranks_per_node}", "--cpu-bind", "list:24-31:16-23:8-15:0-7")
+
+
+def site(
+    name: str,
+    run_dir: Path,
+    *,
+    account: Account,
+    storage_root: StorageRoot,
+    nodes: PositiveInt = 1,
+    walltime: Walltime = None,
+    queue: str | None = None,
+    blocks: Blocks = "pilot",
+    filesystems: str = "home:eagle",
+    ranks_per_node: Annotated[PositiveInt, Field(le=4)] = 4,
+    modules: Sequence[str] = ("conda",),
+    setup: str = "conda activate",
+    python_env: Path | None = None,
+    address: str = "",
+) -> Site:
+    """Blocks of whole nodes on Polaris; run the driver on a login node, in a terminal multiplexer.
+
+    Args:
+        name: the site's name in the campaign.
+        run_dir: the campaign's run directory, on a file system of the list below.
+        account: the project that pays.
+        storage_root: a folder on one of the file systems; files go to ``storage_root/RUN/SITE``.
+        nodes: of a block.
+        walltime: of a block, as ``6:00:00``; default the longest that the queue gives, a week for up to 4 nodes.
+        queue: default the one that fits best; ``prod`` for the routed queues.
+        blocks: ``pilot`` keeps one job over the rounds, ``per_round`` queues one for each.
+        filesystems: that the job needs; without them it would not start, or not see its files.
+        ranks_per_node: GPUs of a node that train.
+        modules: loaded before the workers start.
+        setup: shell lines after that.
+        python_env: environment with this project at the site; default that of the driver.
+        address: of this driver for the workers; default that of its high-speed interface.
+    """
+    block = batch_block("pbs", QUEUES, nodes=nodes, walltime_s=walltime, queue=queue, account=account, blocks=blocks)
+    directives = ("-l place=scatter", f"-l filesystems={filesystems}")
+    return Site(
+        name=name,
+        machine="Polaris (ALCF)",
+        route="batch",
+        storage_root=site_storage(storage_root, run_dir, name, chosen_mounts(filesystems, MOUNTS)),
+        provider=block_provider(block, directives, site=name, cores=64, select="ngpus=4:system=polaris"),
+        device="cuda",
+        threads=8,
+        address=address,
+        driver_interface="bond0",
+        heartbeat_s=HEARTBEAT_S,
+        environment={
+            **thread_environment(8),
+            **ALCF_PROXY,
+            "TMPDIR": "/local/scratch",  # short, on the node: PBS's own is too long for sockets
+            # NCCL over TCP. ALCF's libfabric plugin is 2 to 3 times faster and sometimes hangs: see its guide, "setup"
+            "NCCL_SOCKET_IFNAME": "hsn0",
+        },
+        setup="\n".join(["module use /soft/modulefiles", setup_lines(modules, setup)]),
+        python_env=python_env,
+        block=block,
+        node=NODE,
+        ranks=Ranks(per_node=ranks_per_node, launch=LAUNCH, backend="nccl", interface="hsn0"),
+        collection="05d2c76a-e867-4f67-aa57-76edeb0beda0",  # alcf#dtn_eagle
+    )

@@ -1,0 +1,47 @@
+"""Training as ranks that srun starts over the nodes of a real batch job."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from training_site import ENVIRONMENT, PROJECT, Site, ranks_at, wait_until
+
+if TYPE_CHECKING:
+    from facilities.slurm import SlurmCluster
+
+pytestmark = [pytest.mark.slurm, pytest.mark.campaign]
+
+SRUN = ["srun", "--nodes={nodes}", "--ntasks={ranks}", "--ntasks-per-node={ranks_per_node}"]
+SLOWLY = [*SRUN, sys.executable, str(PROJECT / "tests" / "toy_mpiexec.py"), "--rank", "0.1"]
+STEPS = 30
+
+
+def submit(cluster: SlurmCluster, site: Site) -> str:
+    """A batch job over two nodes, whose first node has the worker that trains at the site."""
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in ENVIRONMENT.items()]
+    command = shlex.join(site.command(steps=STEPS, checkpoint_s=0.3))
+    log = f"--output={site.folder}/job.log"
+    return cluster.submit("\n".join([*lines, f"exec {command}"]), "--nodes=2", "--ntasks-per-node=2", "--time=10", log)
+
+
+def test_ranks_over_nodes_end_with_their_job_and_the_next_goes_on(other_slurm: SlurmCluster, tmp_path: Path) -> None:
+    wanted = Site(tmp_path / "whole", None, {"ranks_per_node": 2, "sharding": "full_shard"}).train(steps=STEPS)
+    layout = {"nodes": 2, "sharding": "full_shard", "interface": "lo"}
+    site = Site(tmp_path / "site", None, layout | {"launch": SLOWLY})
+    job = submit(other_slurm, site)
+    wait_until(lambda: max(site.saved_steps(), default=0) >= 3, 120)
+    other_slurm.run("scancel", job)
+    other_slurm.wait_for_state(job, "CANCELLED")
+    wait_until(lambda: ranks_at(site) == [])
+
+    site.work["parallel"] = site.work["parallel"] | {"launch": SRUN}
+    job = submit(other_slurm, site)
+    other_slurm.wait_for_state(job, "COMPLETED", limit_s=120)
+    found = site.outcome()
+    assert found["artifact"] == wanted["artifact"], (tmp_path / "site" / "job.log").read_text()
+    assert found["attempts"] == 2
+    assert ranks_at(site) == []

@@ -1,0 +1,110 @@
+"""Facilities that the tests share, and what to do where Slurm is not installed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from facilities.accounting import Accounting
+    from facilities.pbs import PbsFacility
+    from facilities.slurm import SlurmCluster
+
+REMEDY = "run .ci/packages.sh as root"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked slurm are skipped where it is missing, and fail where it is required."""
+    if item.get_closest_marker("slurm") is None:
+        return
+    missing = missing_programs()
+    if not missing:
+        return
+    reason = f"needs Slurm on this machine, not installed: {', '.join(missing)}; {REMEDY}"
+    if os.environ.get("CROSSFED_REQUIRE_SLURM") == "1":
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+def missing_programs() -> list[str]:
+    from facilities.accounting import ACCOUNTING_PROGRAMS
+    from facilities.daemons import SEARCH_PATH
+    from facilities.slurm import SLURM_PROGRAMS
+
+    return [name for name in (*SLURM_PROGRAMS, *ACCOUNTING_PROGRAMS) if shutil.which(name, path=SEARCH_PATH) is None]
+
+
+@pytest.fixture(scope="session")
+def short_root() -> Iterator[Path]:
+    """A folder for facilities: below pytest's own ones a socket's path would be too long."""
+    with tempfile.TemporaryDirectory(prefix="cf", dir="/tmp") as folder:
+        Path(folder).chmod(0o755)  # munge wants everybody to reach its socket
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def accounting(short_root: Path) -> Iterator[Accounting]:
+    """slurmdbd and its database, for clusters that want sacct, accounts or QOS."""
+    from facilities.accounting import slurm_accounting
+
+    with slurm_accounting(short_root) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def shared_slurm(short_root: Path, accounting: Accounting) -> Iterator[SlurmCluster]:
+    """A Slurm facility with accounting: partitions debug, regular (QOS-limited), spot; account fusion; QOS short."""
+    from facilities.slurm import Partition, Qos, slurm_cluster
+
+    partitions = (
+        Partition("debug", max_nodes=1, default_time="00:02:00", max_time="00:30:00", priority_tier=10),
+        Partition("regular", max_time="06:00:00", priority_tier=5, qos="part_regular"),
+        Partition("spot", max_time="06:00:00", preemptable=True),
+    )
+    qos = (Qos("part_regular", {"maxsubmitjobspu": "4"}), Qos("short", {"maxwall": "00:10:00", "maxjobspu": "1"}))
+    named = {"accounts": ("fusion",), "qos": qos}
+    with slurm_cluster(short_root, "shared", 4, 8, partitions, accounting, gpus=2, **named) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def slurm_site(shared_slurm: SlurmCluster) -> Iterator[SlurmCluster]:
+    """The shared Slurm facility with an empty queue."""
+    shared_slurm.clear()
+    yield shared_slurm
+    shared_slurm.clear()
+
+
+@pytest.fixture(scope="session")
+def shared_pbs(short_root: Path) -> Iterator[PbsFacility]:
+    """A PBS facility: queues debug (2 nodes, one job running) and prod (2 nodes and more)."""
+    from facilities.pbs import PbsQueue, PbsRules, pbs_facility
+
+    debug = PbsQueue("debug", 600, max_walltime_s=3600, max_nodes=2, running_per_user=1, queued_per_user=2)
+    prod = PbsQueue("prod", 600, min_nodes=2, max_walltime_s=21_600)
+    rules = PbsRules(accounts=("fusion",), systems=("polaris",), filesystems=("home", "eagle"))
+    with pbs_facility(short_root, "pbs", (debug, prod), nodes=4, cpus=8, gpus=2, rules=rules) as facility:
+        yield facility
+
+
+@pytest.fixture
+def pbs_site(shared_pbs: PbsFacility) -> Iterator[PbsFacility]:
+    """The shared PBS facility with an empty queue."""
+    shared_pbs.cluster.clear()
+    yield shared_pbs
+    shared_pbs.cluster.clear()
+
+
+@pytest.fixture(scope="session")
+def other_slurm(short_root: Path) -> Iterator[SlurmCluster]:
+    """A second Slurm facility, without accounting, whose only partition takes two nodes at most."""
+    from facilities.slurm import Partition, slurm_cluster
+
+    with slurm_cluster(short_root, "other", 2, 4, (Partition("batch", max_nodes=2, max_time="02:00:00"),)) as cluster:
+        yield cluster

@@ -1,0 +1,1 @@
+"""Real batch schedulers for tests: Slurm clusters on this machine, and the PBS commands over them."""

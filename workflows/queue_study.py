@@ -1,0 +1,186 @@
+"""How long jobs wait: pictures and a table of waits by nodes, walltime and queue, from records you have.
+
+python workflows/queue_study.py [--from history|sacct|FILE...] [--out DIR] [--queue Q] [--since DATE]
+python workflows/queue_study.py --probe SITE=CONFIG... [--probes N] [--probe-nodes 1,2] [--probe-walltimes 10m,1h]
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workflows.command import EXIT_CODES, carry_out, positive, say
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from workflows.queues.waits import Reading
+
+TABLE_ROWS = 60  # that the terminal shows
+WORDS = """Sources (--from):
+  history    the batch jobs of your own campaigns and probes: $CROSSFED_HISTORY, else
+             ~/.local/share/crossfed/queue_history.csv
+  sacct      asks Slurm's accounting on this machine, for the last 90 days or --since
+  FILE       the saved output of 'sacct -P -X -a --format=...', the accounting log of a PBS server,
+             a trace in the Standard Workload Format, each also as .gz; or another history
+
+Examples:
+  python workflows/queue_study.py --from sacct --since 30d
+  python workflows/queue_study.py --from theta_2022.swf.gz --out theta
+  python workflows/queue_study.py --probe polaris=polaris --set account=mine --set queue=debug
+
+"""
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="queue_study.py",
+        description="Study how long jobs wait. Writes waits.csv, wait_by_nodes.png and wait_by_walltime.png.",
+        epilog=WORDS + EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--from", nargs="+", default=["history"], dest="sources", metavar="SOURCE", help="history, sacct, or FILEs"
+    )
+    parser.add_argument("--out", type=Path, default=Path("queue_study"), metavar="DIR", help="default: queue_study")
+    parser.add_argument("--queue", action="append", default=[], metavar="Q", help="of this queue only; repeatable")
+    parser.add_argument("--since", type=moment, metavar="DATE", help="submitted from then on: 2026-08-01, or 30d ago")
+    parser.add_argument("--until", type=moment, metavar="DATE", help="submitted before")
+    parser.add_argument(
+        "--processors-per-node", type=positive, metavar="N", help="of traces in SWF whose header does not tell it"
+    )
+    add_probe_options(parser)
+    return parser.parse_args(arguments)
+
+
+def add_probe_options(parser: argparse.ArgumentParser) -> None:
+    probe = parser.add_argument_group("probes", "submit tiny jobs, note how long each waits, then study the history")
+    probe.add_argument(
+        "--probe", nargs="+", default=[], metavar="SITE=CONFIG", help="where; CONFIG or FILE.py alone too"
+    )
+    probe.add_argument(
+        "--probes", type=positive, metavar="N", help="jobs at each site (default: one of each shape); 20 in all at most"
+    )
+    probe.add_argument("--probe-nodes", type=counts, default=[1], metavar="1,2", help="nodes of a job (default: 1)")
+    probe.add_argument(
+        "--probe-walltimes", type=durations, default=[600], metavar="10m,1h", help="walltimes (default: 10m)"
+    )
+    probe.add_argument(
+        "--set", action="append", default=[], dest="sets", metavar="KEY=VALUE",
+        help="a setting of the site: account=mine; SITE.KEY=VALUE for one of several",
+    )  # fmt: skip
+    probe.add_argument(
+        "--timeout", type=duration, default=3600, metavar="1h", help="jobs that wait longer are cancelled (default: 1h)"
+    )
+    probe.add_argument("--yes", action="store_true", help="submit without asking")
+
+
+def moment(text: str) -> float:
+    """A date, a date with a time of day, both local, or days ago as in ``30d``: UNIX seconds."""
+    if text.endswith("d") and text[:-1].isdecimal():
+        return (datetime.now() - timedelta(days=int(text[:-1]))).timestamp()
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a date such as 2026-08-01, or 30d") from None
+
+
+def duration(text: str) -> int:
+    """Seconds of ``90s``, ``10m``, ``1h`` or ``01:30:00``, for argparse."""
+    from site_configs.queues import parse_walltime
+
+    try:
+        return parse_walltime(text)
+    except ValueError:
+        message = f"{text!r} is not a length of time such as 90s, 10m, 1h or 01:30:00"
+        raise argparse.ArgumentTypeError(message) from None
+
+
+def durations(text: str) -> list[int]:
+    return [duration(part.strip()) for part in text.split(",")]
+
+
+def counts(text: str) -> list[int]:
+    return [positive(part.strip()) for part in text.split(",")]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    return carry_out(lambda: work(options))
+
+
+def work(options: argparse.Namespace) -> None:
+    if options.probe:
+        from workflows.queues.probe import probe
+
+        if not probe(options) and options.sources == ["history"]:
+            return  # there is nothing new to be seen
+    study(options)
+
+
+def study(options: argparse.Namespace) -> None:
+    """Read the records, write the table and the pictures, say what they rest on.
+
+    Raises:
+        UserMistake: no records, or a source that is none.
+    """
+    from apps.files import write_text
+    from workflows.figure_style import save
+    from workflows.queues.figures import NODES, WALLTIME, wait_figure
+    from workflows.queues.sources import read_sources
+    from workflows.queues.table import as_csv, summarise
+    from workflows.queues.waits import select
+
+    readings = read_sources(options.sources, options.since, options.processors_per_node)
+    waits = select(readings, options.queue, options.since, options.until)
+    summary = summarise(waits)
+    write_text(options.out / "waits.csv", as_csv(summary))
+    pictures = {"wait_by_nodes.png": NODES, "wait_by_walltime.png": WALLTIME}
+    for name, axis in pictures.items():
+        save(options.out / name, wait_figure, waits, axis)
+    show(summary)
+    for line in remarks(readings, waits):
+        say(line)
+    say(f"Written: {', '.join(str(options.out / name) for name in ('waits.csv', *pictures))}")
+
+
+def show(summary: DataFrame) -> None:
+    """The table on the terminal, as far as it is of a length to be read."""
+    from rich.console import Console
+
+    from workflows.queues.table import as_table
+
+    Console(highlight=False).print(as_table(summary.head(TABLE_ROWS)))
+    if len(summary) > TABLE_ROWS:
+        say(f"The first {TABLE_ROWS} of {len(summary)} rows; all are in waits.csv.")
+
+
+def remarks(readings: Sequence[Reading], waits: DataFrame) -> list[str]:
+    """On what the numbers rest, and what they leave out."""
+    from workflows.queues.figures import PANELS
+    from workflows.queues.table import quantile
+    from workflows.queues.waits import NEVER_STARTED
+    from workflows.units import plural, seconds_text
+
+    first, last = (datetime.fromtimestamp(edge).date() for edge in (waits["submitted"].min(), waits["submitted"].max()))
+    middle, tail = (quantile(waits["wait_s"], share) for share in (0.5, 0.9))
+    words = f"median wait {seconds_text(middle)}" + ("" if math.isnan(tail) else f", p90 {seconds_text(tail)}")
+    lines = [f"{plural(len(waits), 'job')} submitted from {first} to {last}: {words}."]
+    for reading in readings:
+        missing = [f"{count:,} {reason}" for reason, count in reading.left_out.items()]
+        lines += [f"Left out of {reading.name}: {', '.join(missing)}."] if missing else []
+        lines += [f"{reading.name}: {remark}." for remark in reading.remarks]
+    if any(NEVER_STARTED in reading.left_out for reading in readings):
+        lines.append("Jobs that never started would make the waits longer: they are not in the numbers.")
+    queues = waits.groupby(["machine", "queue"]).ngroups
+    lines += [f"The pictures show the {PANELS} queues with the most jobs of {queues}."] if queues > PANELS else []
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Waits in batch queues: their records, where they come from, and what they show."""

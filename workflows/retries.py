@@ -1,0 +1,61 @@
+"""Which failed tasks Parsl tries again, and at what cost.
+
+A lost worker or block is worth another try, at a cost: the campaign's ``retries`` bound how often. A task that got
+on before its block ended costs nothing, however many blocks it needs. What our own code refuses would be refused
+again, and is not tried.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from apps.checkpoints import FOLDER
+from apps.errors import BlockTooShort, RanksLost, Unfinished
+
+logger = logging.getLogger(__name__)
+
+
+class RetryPolicy:
+    """Parsl's ``retry_handler`` for a run.
+
+    Args:
+        roots: storage root of each site, where its tasks leave their checkpoints.
+        give_back: ends the block of a site whose time is up, so that the next try gets another.
+    """
+
+    def __init__(self, roots: Mapping[str, Path], give_back: Callable[[str], None]) -> None:
+        self.roots, self.give_back = roots, give_back
+        self.saved: dict[str, str] = {}  # site -> its newest checkpoint at the last loss
+
+    def __call__(self, error: Exception, task: Any) -> float:
+        """The cost of this failure, out of the campaign's ``retries``."""
+        from parsl.executors.high_throughput.errors import ManagerLost, WorkerLost
+
+        site = task["executor"]
+        if isinstance(error, Unfinished | BlockTooShort):
+            logger.info("%s", error)
+            self.give_back(site)
+            return 0 if isinstance(error, Unfinished) else 1
+        if isinstance(error, ManagerLost | WorkerLost | RanksLost):
+            cost = 0 if self._got_on(site) else 1
+            logger.warning("%s at %s lost its worker, trying again at cost %d", task["func_name"], site, cost)
+            return cost
+        return math.inf
+
+    def _got_on(self, site: str) -> bool:
+        """Whether a site's task has saved anything since its worker was lost before."""
+        newest = newest_checkpoint(self.roots[site]) if site in self.roots else None
+        before = self.saved.get(site)
+        if newest is not None:
+            self.saved[site] = newest
+        return newest is not None and newest != before
+
+
+def newest_checkpoint(root: Path) -> str | None:
+    """The name of the last checkpoint that a site's tasks have saved; it tells the task and the step."""
+    found = [str(path) for path in (root / FOLDER).glob("*/step-*.safetensors")]
+    return max(found, key=lambda path: path.rsplit("/", 1)[-1], default=None)

@@ -1,0 +1,1 @@
+"""Throughput against nodes and devices: what is measured, how, and how it is shown."""

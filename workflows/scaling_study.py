@@ -1,0 +1,189 @@
+"""How training gets faster with nodes and devices, measured at the sites of a campaign.
+
+python workflows/scaling_study.py [CAMPAIGN.yaml] [--sites A,B,...] [--nodes 1,2,4] [--ranks 1,2] [--micro-batch N]
+                                  [--steps 10] [--repeats 3] [--name NAME] [--set KEY=VALUE]... [--dry-run]
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workflows.command import EXIT_CODES, carry_out, positive, say
+
+if TYPE_CHECKING:
+    from workflows.campaign import Campaign
+    from workflows.preflight import Plan
+    from workflows.rundir import RunDirectory
+    from workflows.scaling.points import Point
+    from workflows.scaling.table import Row
+
+DEFAULT_CAMPAIGN = Path(__file__).parent / "campaigns" / "demo.yaml"
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="scaling_study.py",
+        description="Measure training throughput at the sites of a campaign against nodes and devices, each with the "
+        "sharding that the memory planner chose. Writes runs/NAME/scaling.csv and scaling.png; what that table has "
+        "already is not measured again.",
+        epilog=EXIT_CODES,
+    )
+    parser.add_argument("campaign", nargs="?", type=Path, metavar="CAMPAIGN.yaml", default=DEFAULT_CAMPAIGN,
+                        help="default: workflows/campaigns/demo.yaml")  # fmt: skip
+    parser.add_argument("--sites", metavar="A,B,...", help="sites of the campaign; A=CONFIG puts a machine under it")
+    parser.add_argument("--nodes", type=numbers, default=(1, 2, 4), metavar="1,2,4", help="of batch sites")
+    parser.add_argument("--ranks", type=numbers, default=(1,), metavar="1,2", help="of sites on this machine")
+    parser.add_argument("--micro-batch", type=positive, metavar="N",
+                        help="samples of a device in one pass (default: training.batch_size)")  # fmt: skip
+    parser.add_argument("--steps", type=positive, default=10, help="of a repeat (default: 10)")
+    parser.add_argument("--repeats", type=positive, default=3, help="of each point (default: 3)")
+    parser.add_argument("--name", help="files go to runs/NAME (default: the campaign's name and -scaling)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help="change a key")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be measured and with which plans")
+    return parser.parse_args(arguments)
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Whole numbers from 1 on, with commas, for argparse."""
+    return tuple(sorted({positive(part.strip()) for part in text.split(",")}))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    return carry_out(lambda: study(options))
+
+
+def study(options: argparse.Namespace) -> None:
+    """Plan the points, measure those that are missing, draw.
+
+    Raises:
+        UserMistake: nothing can be measured as asked.
+        CrossfedError: points could not be measured; the others are kept.
+    """
+    from apps.errors import CrossfedError
+    from workflows.command import log_to, short
+    from workflows.scaling.table import read_rows
+
+    campaign, plan, folder, points = prepared(options)
+    if options.dry_run:
+        return
+    with_rows = {row.key for row in read_rows(folder / "scaling.csv")}
+    missing = [point for point in points if point.key not in with_rows]
+    if len(missing) < len(points):
+        say(f"{len(points) - len(missing)} of {len(points)} points are in {short(folder / 'scaling.csv')} already")
+    failures = []
+    if missing:
+        run = opened(folder, campaign, options)
+        log_to(folder / "logs" / "driver.log", verbose=False)
+        try:
+            failures = measure_all(plan, run, missing, options)
+        finally:
+            run.close()
+    draw(folder)
+    if failures:
+        raise CrossfedError(f"{len(failures)} of {len(missing)} points could not be measured", remedy="Ask again")
+
+
+def prepared(options: argparse.Namespace) -> tuple[Campaign, Plan, Path, list[Point]]:
+    """The checked campaign, its plan, the study's folder and the points; says what does not fit."""
+    from apps.errors import UserMistake
+    from workflows.campaign_file import load_campaign
+    from workflows.memory.campaign import describe_site, job_of
+    from workflows.memory.model import shape_of
+    from workflows.preflight import make_plan, model_spec, require_all, settle_dtype
+    from workflows.rundir import RUNS
+    from workflows.scaling.points import Sizes, points_of
+
+    campaign = settle_dtype(load_campaign(options.campaign, options.sets, options.sites))
+    folder = (RUNS / (options.name or f"{campaign.name}-scaling")).resolve()
+    plan = make_plan(campaign, folder, options.campaign)
+    if not options.dry_run:
+        require_all(plan, options.campaign)
+    sizes = Sizes(options.nodes, options.ranks, options.micro_batch or campaign.training.batch_size)
+    shape = shape_of(model_spec(campaign))
+    points, refused = points_of(campaign, folder, shape, sizes)
+    for line in refused:
+        say(f"left out: {line}")
+    if not points:
+        raise UserMistake("nothing is left to be measured")
+    for point in points:
+        for key, text in describe_site(point.site, point.memory, shape, job_of(campaign)):
+            say(f"{key + ':' * bool(key):20s} {text}")
+    return campaign, plan, folder, points
+
+
+def opened(folder: Path, campaign: Campaign, options: argparse.Namespace) -> RunDirectory:
+    """The study's directory, new or taken up again.
+
+    Raises:
+        UserMistake: it is in use, or was begun with another campaign: their rows do not compare.
+    """
+    from apps.errors import UserMistake
+    from workflows.campaign_file import as_plain, differences
+    from workflows.rundir import open_new
+
+    run = open_new(folder, campaign, options.campaign, options.sets, options.sites)
+    old, new = run.opened["campaign"], as_plain(campaign)
+    old, new = ({k: v for k, v in c.items() if k not in ("sites", "rounds")} for c in (old, new))
+    changed = differences(old, new)
+    if changed:
+        run.close()
+        key, (before, after) = next(iter(changed.items()))
+        raise UserMistake(f"{folder} was begun with {key}: {before}, not {after}", remedy="Choose another --name")
+    return run
+
+
+def measure_all(plan: Plan, run: RunDirectory, points: Sequence[Point], options: argparse.Namespace) -> list[str]:
+    """Measure the points and keep each row as soon as it is there; why some could not be measured."""
+    from rich.console import Console
+
+    from workflows.command import complain
+    from workflows.scaling.measure import Effort, measure_wave
+    from workflows.scaling.points import waves
+
+    effort, failures = Effort(options.steps, options.repeats), []
+    with Console(stderr=True).status("starting") as status:
+        for wave in waves(points):
+            for measured in measure_wave(plan, run, wave, effort, status.update):
+                if measured.row is None:
+                    failures.append(measured.failure)
+                    complain(f"{measured.point.words}: {measured.failure}", 1)
+                else:
+                    keep(run.path, measured.row)
+    return failures
+
+
+def keep(folder: Path, row: Row) -> None:
+    """Add a row to the table and tell it."""
+    from workflows.scaling.table import read_rows, write_rows
+
+    path = folder / "scaling.csv"
+    write_rows(path, [old for old in read_rows(path) if old.key != row.key] + [row])
+    say(
+        f"{row.site}: {row.nodes} x {row.devices // row.nodes} devices, {row.sharding}: "
+        f"{row.samples_per_s:.3g} samples/s ({row.low:.3g} to {row.high:.3g}), {row.tokens_per_s:,.0f} tokens/s"
+    )
+
+
+def draw(folder: Path) -> None:
+    from workflows.command import short
+    from workflows.figure_style import save
+    from workflows.scaling.figure import scaling_figure
+    from workflows.scaling.table import read_rows
+
+    rows = read_rows(folder / "scaling.csv")
+    if rows:
+        save(folder / "scaling.png", scaling_figure, rows)
+        say(f"The table is {short(folder / 'scaling.csv')}, the picture {short(folder / 'scaling.png')}")
+
+
+if __name__ == "__main__":
+    from workflows.command import leave
+
+    leave(main())
