@@ -7,6 +7,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from apps.versions import library_versions
 from site_configs.base import Block, Site
@@ -51,9 +52,13 @@ def dry_run(plan: Plan, run_dir: Path) -> Iterator[str]:
         command = launch_command(site, run_dir)
         yield f"\n# {'=' * 20} {name}: {site.machine}"
         if site.block:
-            provider = site.provider(worker_init(site))
+            provider: Any = site.provider(worker_init(site))
+            provider.job_prefix, provider.script_dir = (
+                f"cf-RUN-{name}",
+                str(run_dir / "parsl" / "000" / "submit_scripts"),
+            )
             yield f"# submitted to {site.block.scheduler}; ADDRESS and PORT are filled in when the campaign starts"
-            yield provider.render(command).rstrip()  # type: ignore[attr-defined]
+            yield provider.render(command).rstrip()
         else:
             yield f"# started on this machine\n{worker_init(site)}\n{command}"
         for line in training_in_words(plan, name):

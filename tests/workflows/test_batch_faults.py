@@ -36,15 +36,15 @@ if TYPE_CHECKING:
     from facilities.slurm import SlurmCluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.campaign]
-STEPS = 1200
-TRAINING = {"steps": STEPS, "batch_size": 4, "learning_rate": 0.003, "checkpoint_s": 0.5}
+TRAINING = {"steps": 500, "batch_size": 4, "learning_rate": 0.003, "checkpoint_s": 0.5}
 
 
-def write(folder: Path, entry: dict[str, Any]) -> Path:
+def write(folder: Path, entry: dict[str, Any], **training: Any) -> Path:
     """Two sites, one of them this machine; two rounds."""
     folder.mkdir(exist_ok=True)
     path = folder / "campaign.yaml"
-    campaign = batch_campaign({"alpha": entry, "beta": {"config": "local"}}, rounds=2, training=TRAINING)
+    sites = {"alpha": entry, "beta": {"config": "local"}}
+    campaign = batch_campaign(sites, rounds=2, training=TRAINING | training)
     path.write_text(yaml.safe_dump(campaign))
     return path
 
@@ -61,11 +61,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
 class Case:
     """A campaign with a batch site ``alpha`` that something happens to."""
 
-    def __init__(self, folder: Path, entry: dict[str, Any], *facilities: SlurmCluster) -> None:
+    def __init__(self, folder: Path, entry: dict[str, Any], *facilities: SlurmCluster, **training: Any) -> None:
         self.folder, self.facilities = folder, facilities
         self.run_dir = folder / "runs" / "nano"
         self.storage = Path(entry["storage_root"]) / "nano" / "alpha"
-        self.driver = start(folder, write(folder, entry))
+        self.driver = start(folder, write(folder, entry, **training))
 
     def job(self) -> str:
         """The batch job of the site, once it has been submitted."""
@@ -134,11 +134,15 @@ def test_a_walltime_kill_without_a_warning(on_slurm: Case, slurm_site: SlurmClus
         assert on_slurm.states()[0] == "timeout" and "timeout" in output
 
 
-def test_a_task_that_needs_more_than_one_block(tmp_path: Path, pbs_site: PbsFacility, undisturbed: str) -> None:
+def test_a_task_that_needs_more_than_one_block(tmp_path: Path, pbs_site: PbsFacility) -> None:
     """Each block is too short for a round; training stops by itself in time, and none is killed."""
-    case = pbs_case(tmp_path, pbs_site, walltime="32s")
-    case.ended(undisturbed)
-    assert max(case.attempts()) > 1
+    steps, alone = 3000, tmp_path / "alone"
+    undisturbed = run(alone, write(alone, {"config": "local"}, steps=steps))
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    entry = pbs_entry(pbs_site, tmp_path / "storage", queue="debug", account="fusion", walltime="30s")
+    case = Case(tmp_path / "batch", entry, pbs_site.cluster, steps=steps)
+    case.ended(final_hash(alone / "runs" / "nano"))
+    assert sum(case.attempts()) > 2
     assert "timeout" not in case.states()
 
 
