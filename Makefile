@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: help setup demo test test-fast lint bench data clean
+.PHONY: help setup demo test test-fast test-slurm lint bench data clean
 
 help:  ## this text
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -28,6 +28,9 @@ test: setup lint  ## lint, types and all tests that this machine can run
 
 test-fast: setup  ## the tests that start no worker processes
 	$(BIN)/python -m pytest -m 'not campaign'
+
+test-slurm: setup  ## the tests that need Slurm on this machine (.ci/packages.sh installs it); none may be skipped
+	CROSSFED_REQUIRE_SLURM=1 $(BIN)/python -m pytest -m slurm
 
 lint: setup  ## ruff and mypy
 	$(BIN)/python -m ruff check .

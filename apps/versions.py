@@ -11,7 +11,7 @@ from pathlib import Path
 from apps.errors import VersionMismatch
 
 WORKER_PACKAGES = ("apps", "data")  # what a task at a site imports of the project
-LIBRARIES = ("torch", "transformers", "peft", "accelerate", "safetensors", "parsl", "dill")
+LIBRARIES = ("torch", "transformers", "peft", "safetensors", "parsl", "dill")
 
 
 @cache

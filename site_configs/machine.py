@@ -149,7 +149,9 @@ def block_provider(
         poll_s: between questions for the block's state.
         cores, select: of each node, as PBS selects it; Slurm has directives for both.
     """
-    settings: dict[str, Any] = {"directives": tuple(directives), "job_prefix": f"cf-{site}", "poll_s": poll_s}
+    # a job that the scheduler starts again by itself would be two blocks under one name
+    once = "--no-requeue" if block.scheduler == "slurm" else "-r n"
+    settings: dict[str, Any] = {"directives": (once, *directives), "job_prefix": f"cf-{site}", "poll_s": poll_s}
     if block.scheduler == "pbs":
         return partial(_pbs_provider, block, **settings, cores=cores, select=select)
     return partial(_slurm_provider, block, **settings, tasks_per_node=ranks_per_node)

@@ -22,18 +22,19 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from parsl.jobs.states import JobState, JobStatus
-from parsl.launchers import SimpleLauncher
+from parsl.launchers.base import Launcher
 from parsl.providers import PBSProProvider, SlurmProvider
 from parsl.providers.cluster_provider import ClusterProvider
 from parsl.providers.errors import SubmitException
 
 from site_configs.base import Block
 from site_configs.queues import format_walltime
-from site_configs.schedulers import UNKNOWN, Answer, JobFacts, Scheduler, scheduler_for
+from site_configs.schedulers import GONE, UNKNOWN, Answer, JobFacts, Scheduler, scheduler_for
 
 SHORTEST_POLL_S = 1
 NO_ANSWER = 124  # as the command "timeout" has it
 LOST_S = 600.0  # a submission without an answer is looked for so long
+SETTLE_S = 60.0  # a scheduler may need so long until it shows a job that it has taken
 OUTER_JOB = ("SBATCH_", "SLURM_", "SRUN_")  # sbatch takes these over its script, or hands them to the new job
 # Parsl counts failures and gives up after some; a block whose time is over or whose nodes are taken is none
 STATES: Mapping[str, JobState] = {
@@ -72,6 +73,7 @@ class Tamed(ClusterProvider):
         self.tasks_per_node, self.poll_s = tasks_per_node, poll_s
         self.scheduler = scheduler_for(block.scheduler, block.command_environment)
         self._lost: dict[str, float] = {}  # names of jobs whose submission was not answered, and when
+        self._unseen: dict[str, float] = {}  # jobs that no answer has shown yet, and when they were submitted
         self._said: tuple[int, str, str] = (0, "", "")  # the last command's exit code and words
 
     @property
@@ -90,7 +92,9 @@ class Tamed(ClusterProvider):
             job_id = super().submit(command, self.tasks_per_node, name)  # type: ignore[safe-super]
         except SubmitException:
             job_id = None
-        return str(job_id) if job_id else self._find_submitted(name)
+        job_id = str(job_id) if job_id else self._find_submitted(name)
+        self._unseen[job_id] = time.monotonic()
+        return job_id
 
     def _find_submitted(self, name: str) -> str:
         """The job of a submission that failed, if it was taken after all."""
@@ -109,14 +113,14 @@ class Tamed(ClusterProvider):
         if found is None or code in (0, NO_ANSWER):
             self._lost[name] = time.monotonic()
         what = (error or out).strip() or "no job id in the answer"
-        raise SubmitException(name, f"not submitted: {what}", stdout=out, stderr=error, retcode=code)
+        raise NotSubmitted(name, what, stdout=out, stderr=error, retcode=code)
 
     def _settle_lost(self) -> None:
         """End jobs that came to be after their submission had been given up: Parsl has forgotten their blocks."""
         for name, since in list(self._lost.items()):
             found = self.scheduler.find(name)
             if found is None:
-                raise SubmitException(name, "the scheduler does not say whether this earlier job was taken")
+                raise NotSubmitted(name, f"the scheduler does not say whether this earlier job was taken: {name}")
             cancelled = all(self.cancel([facts.job_id for facts in found]))
             if (found and cancelled) or (not found and time.monotonic() - since > LOST_S):
                 del self._lost[name]
@@ -146,8 +150,11 @@ class Tamed(ClusterProvider):
         """Ask for the jobs that have not ended; one without a clear answer keeps its state."""
         living = [job_id for job_id, job in list(self.resources.items()) if not job["status"].terminal]
         for job_id, answer in self.scheduler.jobs([str(job_id) for job_id in living]).items():
-            if answer is not UNKNOWN:
-                self._set(job_id, *parsl_state(answer))
+            too_soon = answer is GONE and time.monotonic() - self._unseen.get(job_id, -SETTLE_S) < SETTLE_S
+            if answer is UNKNOWN or too_soon:
+                continue
+            self._unseen.pop(job_id, None)
+            self._set(job_id, *parsl_state(answer))
 
     def _set(self, job_id: str, state: JobState, message: str | None = None) -> None:
         job = self.resources[job_id]
@@ -179,7 +186,13 @@ class Tamed(ClusterProvider):
 
         with TemporaryDirectory() as folder:
             double: Any = copy.copy(self)
-            double.script_dir, double.resources, double._lost, double.execute_wait = folder, {}, {}, note
+            double.script_dir, double.resources, double._lost, double._unseen, double.execute_wait = (
+                folder,
+                {},
+                {},
+                {},
+                note,
+            )
             double.submit(command, 1)
             (script,) = Path(folder).iterdir()
             text = f"{script.read_text().rstrip()}\n\n# submitted with: {asked[-1]}\n".replace(
@@ -193,6 +206,23 @@ def parsl_state(answer: Answer) -> tuple[JobState, str]:
     if isinstance(answer, JobFacts):
         return STATES[answer.state], f"{answer.state} {answer.reason}".strip()
     return JobState.COMPLETED, "the scheduler no longer knows this job"
+
+
+class OnFirstNode(Launcher):
+    """Starts one worker pool a block, as the script's own command: training reaches the other nodes by itself.
+
+    Parsl's SimpleLauncher does the same, and warns of too few workers at each submission of more than one node.
+    """
+
+    def __call__(self, command: str, tasks_per_node: int, nodes_per_block: int, script_dir: str = "") -> str:
+        return command
+
+
+class NotSubmitted(SubmitException):
+    """A refusal in the scheduler's own words."""
+
+    def __str__(self) -> str:
+        return str(self.message)
 
 
 class SlurmBlocks(Tamed, SlurmProvider):
@@ -216,7 +246,7 @@ class SlurmBlocks(Tamed, SlurmProvider):
         minutes = -(-block.walltime_s // 60)  # Slurm's limits have minutes; the block's own end is kept by the trainer
         SlurmProvider.__init__(
             self, account=block.account or None, nodes_per_block=block.nodes, init_blocks=0, min_blocks=0, max_blocks=1,
-            walltime=format_walltime(60 * minutes), exclusive=False, launcher=SimpleLauncher(),
+            walltime=format_walltime(60 * minutes), exclusive=False, launcher=OnFirstNode(),
             scheduler_options="\n".join(f"#SBATCH {directive}" for directive in directives),
             worker_init=worker_init, cmd_timeout=command_timeout_s,
         )  # fmt: skip
@@ -245,6 +275,6 @@ class PbsBlocks(Tamed, PBSProProvider):
             self, account=block.account or None, queue=queue or None, nodes_per_block=block.nodes,
             scheduler_options="\n".join(f"#PBS {directive}" for directive in directives),
             select_options=select, cpus_per_node=cores, init_blocks=0, min_blocks=0, max_blocks=1,
-            walltime=format_walltime(block.walltime_s), launcher=SimpleLauncher(), worker_init=worker_init,
+            walltime=format_walltime(block.walltime_s), launcher=OnFirstNode(), worker_init=worker_init,
             cmd_timeout=command_timeout_s,
         )  # fmt: skip

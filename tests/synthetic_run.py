@@ -23,6 +23,43 @@ SAMPLES = {"perlmutter": 3360, "polaris": 1440, "aurora": 3840, "frontier": 2560
 SPEED = {"perlmutter": 3.2, "polaris": 1.4, "aurora": 4.4, "frontier": 2.2}  # samples a second
 
 
+TRAIN_S, LOAD_S, LOST_S = 3000.0, 60.0, 40.0  # of a batch site: a training, its loading, what a lost block costs
+
+
+@dataclass
+class BatchSites:
+    """The blocks of a campaign's batch sites: how long each waits and runs, in order, and how it ends.
+
+    Attributes:
+        nodes: of the blocks of each batch site.
+        plan: site -> (wait, longest run, ending) of its blocks; beyond it they wait 600 s and run for ever.
+    """
+
+    nodes: dict[str, int]
+    plan: dict[str, list[tuple[float, float, str]]] = field(default_factory=dict)
+    running: dict[str, tuple[str, float, float, str]] = field(default_factory=dict)  # job, start, end, fate
+    ready_s: dict[str, float] = field(default_factory=dict)  # when a site may ask again
+    asked: int = 4700
+
+    def block_for(self, run: SyntheticRun, site: str, now: float) -> tuple[float, float, str]:
+        """Start, end and fate of the site's block, which is submitted if there is none."""
+        if site not in self.running:
+            plan = self.plan.get(site) or [(600.0, 1e9, "cancelled")]
+            wait_s, run_s, fate = plan.pop(0)
+            self.asked += 1
+            job, start = str(self.asked), now + wait_s
+            named = {"site": site, "job_id": job}
+            run.event("block_submitted", now + 2, **named, block="0", queue="regular", nodes=self.nodes[site],
+                      walltime_s=14_400)  # fmt: skip
+            run.event("block_started", start + 5, **named, started=start, wait_s=wait_s)
+            self.running[site] = job, start, start + run_s, fate
+        return self.running[site][1:]
+
+    def end(self, run: SyntheticRun, site: str, time: float, state: str) -> None:
+        job, start, _, _ = self.running.pop(site)
+        run.event("block_ended", time + 0.5, site=site, job_id=job, state=state, reason="", started=start, ended=time)
+
+
 @dataclass
 class SyntheticRun:
     """A campaign told step by step; the methods move one clock and write what the engine would write."""
@@ -35,6 +72,7 @@ class SyntheticRun:
     time: float = OPENED
     events: list[dict[str, Any]] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
+    blocks: BatchSites | None = None
 
     def __post_init__(self) -> None:
         self.chance = random.Random(self.seed)
@@ -67,6 +105,8 @@ class SyntheticRun:
 
     def site_round(self, number: int, site: str) -> float:
         """One site's way through one round; answers when its update is back."""
+        if self.blocks and site in self.blocks.nodes:
+            return self.batch_round(number, site, self.blocks)
         begun = self.time
         sent = begun + self.chance.uniform(4, 15)
         queued = self.chance.expovariate(1 / 600) if number > 1 else self.chance.uniform(600, 2400)
@@ -80,11 +120,32 @@ class SyntheticRun:
         self.task("stage_out", number, site, begun, begun + 1, sent, **move)
         self.task(
             "local_train", number, site, begun, started, trained,
-            steps_done=30, samples=samples, tokens=samples * 70, train_s=train_s - 20,
+            steps_done=30, steps_asked=30, attempts=1, samples=samples, tokens=samples * 70, train_s=train_s - 20,
             tokens_per_s=samples * 70 / train_s, loss_first=1.2, loss_last=0.8, reused=False,
         )  # fmt: skip
         self.task("stage_in", number, site, trained, trained + 1, back, **move)
         return back
+
+    def batch_round(self, number: int, site: str, blocks: BatchSites) -> float:
+        """The same at a batch site: the training goes through as many blocks as it needs."""
+        sent = self.time + 10
+        self.task("stage_out", number, site, self.time, self.time + 1, sent, nbytes_moved=self.update_nbytes)
+        left_s, now, attempts = TRAIN_S, max(sent, blocks.ready_s.get(site, 0.0)), 1
+        while True:
+            start, end, fate = blocks.block_for(self, site, now)
+            started = max(now, start) + LOAD_S
+            if started + left_s <= end:
+                break
+            left_s -= end - started - LOST_S
+            blocks.end(self, site, end, fate)
+            now, attempts = end, attempts + 1
+        trained = started + left_s
+        self.task(
+            "local_train", number, site, self.time, started, trained, steps_done=30, steps_asked=30,
+            attempts=attempts, samples=1200, tokens=84_000, train_s=TRAIN_S, loss_first=1.2, loss_last=0.8,
+        )  # fmt: skip
+        self.task("stage_in", number, site, trained, trained + 1, trained + 10, nbytes_moved=self.update_nbytes)
+        return trained + 10
 
     def round(self, number: int, refused: tuple[str, ...] = ()) -> None:
         """One synchronous round, in which the updates of some sites are refused."""
@@ -123,6 +184,9 @@ class SyntheticRun:
     def finish(self) -> None:
         self.task("save_model", self.rounds, "server", self.time, self.time, self.time + 10)
         self.time += 10
+        for site in [*self.blocks.running] if self.blocks else []:
+            self.blocks.end(self, site, self.time, "cancelled")  # type: ignore[union-attr]
+        self.time += 1
         self.event("campaign_finished", rounds=self.rounds, seconds=self.time - OPENED)
         self.event("driver_stopped", reason="finished")
 
@@ -173,6 +237,23 @@ def start_run(directory: Path, sites: int = 4, tasks: int | None = None, **optio
     run = SyntheticRun(directory, owned, **options)
     run.open()
     run.evaluate(0)
+    return run
+
+
+def batch_run(directory: Path) -> SyntheticRun:
+    """Three rounds: perlmutter waits long and loses two blocks, polaris is refused twice, frontier is no batch site."""
+    plan = {
+        "perlmutter": [(7200.0, 2000.0, "timeout"), (3600.0, 1500.0, "node_fail")],
+        "polaris": [(300.0, 1e9, "cancelled")],
+    }
+    run = start_run(directory, rounds=3, blocks=BatchSites({"perlmutter": 4, "polaris": 1, "aurora": 8}, plan))
+    for number, wait_s in enumerate((10, 20)):
+        reason = f"a block could not be submitted: qsub: Job violates limits; the next is asked for in {wait_s} s"
+        run.event("block_failed", run.time + 10 * number, site="polaris", reason=reason)
+    run.blocks.ready_s["polaris"] = run.time + 30  # type: ignore[union-attr]
+    for number in range(1, run.rounds + 1):
+        run.round(number)
+    run.finish()
     return run
 
 

@@ -7,12 +7,13 @@ second. While a site is held back here its provider admits no block.
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from apps.errors import CrossfedError
+from apps.errors import REASON_LENGTH, CrossfedError
 
 logger = logging.getLogger(__name__)
 FIRST_WAIT_S, LONGEST_WAIT_S = 10.0, 600.0
@@ -43,17 +44,17 @@ class BlockPatience:
     def __call__(self, executor: Any, status: Mapping[str, Any]) -> None:
         tries = self.tries.setdefault(executor.label, Tries())
         for block_id in sorted(status, key=int):
-            if status[block_id].terminal and block_id not in tries.seen:
+            if status[block_id].terminal and block_id not in tries.seen and not executor.bad_state_is_set:
                 tries.seen.add(block_id)
-                self._ended(executor, tries, status[block_id])
+                self._ended(executor, tries, status[block_id], submitted=block_id in executor.blocks_to_job_id)
         executor.provider.max_blocks = 0 if self.clock() < tries.held_until else 1
 
-    def _ended(self, executor: Any, tries: Tries, job: Any) -> None:
+    def _ended(self, executor: Any, tries: Tries, job: Any, submitted: bool) -> None:
         if job.status_name not in ("FAILED", "MISSING"):
             tries.failures = 0
             return
         tries.failures += 1
-        reason = what_happened(job)
+        reason = what_happened(job, submitted)
         if tries.failures >= MOST_FAILURES:
             executor.set_bad_state_and_fail_all(
                 BlocksFailed(f"{tries.failures} blocks in a row have failed, the last: {reason}", site=executor.label)
@@ -64,9 +65,26 @@ class BlockPatience:
         self.tell(executor.label, f"{reason}; the next is asked for in {wait_s:.0f} s")
 
 
-def what_happened(job: Any) -> str:
-    """A block's failure in a line: what the scheduler said, or the last words of the job."""
-    said = (job.message or job.stderr_summary or "").strip().splitlines()
-    words = next((line.strip() for line in reversed(said) if line.strip()), "")
-    begun = "a block could not be submitted" if job.status_name == "FAILED" else "a block ended before its worker began"
-    return f"{begun}: {words}" if words else begun
+def what_happened(job: Any, submitted: bool) -> str:
+    """A block's failure in a line: what the scheduler said, and the last words of the job.
+
+    Args:
+        job: Parsl's status of the block.
+        submitted: whether there has been a job; Parsl calls a refused submission FAILED at first and MISSING later.
+    """
+    said = " ".join(re.sub(r"^Failed to start block \d+: ", "", job.message or "").split())
+    words = [text for text in (said[:REASON_LENGTH], _last_words(job)) if text]
+    if not submitted:
+        begun = "a block could not be submitted"
+    else:
+        begun = "a block has failed" if job.status_name == "FAILED" else "a block ended before its worker began"
+    return ": ".join([begun, "; ".join(words)]) if words else begun
+
+
+def _last_words(job: Any) -> str:
+    """The last line that a job has written to its stderr."""
+    try:
+        lines = (job.stderr_summary or "").split("\n")
+    except (OSError, ValueError):  # it cannot be read, or is no text
+        return ""
+    return next((line.strip()[:REASON_LENGTH] for line in reversed(lines) if line.strip()), "")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from apps.errors import CrossfedError
 from site_configs.base import Block, Site
+from site_configs.providers import SETTLE_S
 from site_configs.schedulers import GONE, LIVE, UNKNOWN, JobFacts, Scheduler, scheduler_for
 from workflows.executors import job_prefix
 from workflows.journal import Journal
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from workflows.rundir import RunDirectory
 
 logger = logging.getLogger(__name__)
-SETTLE_S = 60.0  # a scheduler may need so long until it shows a job that it has taken
 LAST_WORD_S = 15.0  # how long the end of a campaign waits for the end states of its blocks
+CLOSING_PERIOD_S = 0.5
 
 
 @dataclass
@@ -62,6 +63,7 @@ class BlockWatch:
     period_s: float
     jobs: dict[str, Job] = field(default_factory=dict)
     closing: threading.Event = field(default_factory=threading.Event)
+    looking: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         assert self.site.block is not None
@@ -79,13 +81,15 @@ class BlockWatch:
             except CrossfedError:  # the journal cannot be written: the driver meets the same disk and stops
                 logger.exception("the blocks of %s are not followed any more", self.site.name)
                 return
+            except Exception:  # the edge of a thread: an answer that nobody foresaw, the next may be better
+                logger.exception("the blocks of %s could not be looked at", self.site.name)
 
     def look(self) -> None:
         """Ask once and record what is new."""
-        self._note_submissions()
-        open_jobs = [job.job_id for job in self.jobs.values() if not job.ended]
-        if open_jobs:
-            for job_id, answer in self.scheduler.jobs(open_jobs).items():
+        with self.looking:
+            self._note_submissions()
+            open_jobs = [job.job_id for job in self.jobs.values() if not job.ended]
+            for job_id, answer in self.scheduler.jobs(open_jobs).items() if open_jobs else ():
                 self._note(self.jobs[job_id], answer)
 
     def _note_submissions(self) -> None:
@@ -109,7 +113,7 @@ class BlockWatch:
             job.started_told = True
             self.journal.write(
                 "block_started", site=self.site.name, job_id=job.job_id, started=answer.started,
-                wait_s=answer.started - (answer.submitted or job.submitted),
+                wait_s=max(0.0, answer.started - (answer.submitted or job.submitted)),
             )  # fmt: skip
         if answer.state not in LIVE:
             self._ended(job, answer.state, answer.reason)
@@ -155,37 +159,50 @@ class BlockWatch:
         self.closing.set()
         self.thread.join(LAST_WORD_S)
         until = time.monotonic() + LAST_WORD_S
-        while not self._is_over() and time.monotonic() < until:
-            time.sleep(0.5)
+        while (left := self._cancel_rest()) and time.monotonic() < until:
+            time.sleep(CLOSING_PERIOD_S)
+        if left:
+            logger.warning("site %s: jobs may still be there: %s", self.site.name, left)
 
-    def _is_over(self) -> bool:
-        """Cancel what is left; True if nothing is."""
-        self.look()
+    def _cancel_rest(self) -> str:
+        """Cancel what is left; in words what may still be there, empty if nothing is and all ends are known."""
         left = self.scheduler.find(self.prefix)
         if left:
             self.scheduler.cancel([job.job_id for job in left])
-        if left or left is None:
-            names = "unknown" if left is None else ", ".join(job.job_id for job in left)
-            logger.warning("site %s: jobs may still be there: %s", self.site.name, names)
-            return False
-        return all(job.ended for job in self.jobs.values())
+        try:
+            self.look()
+        except CrossfedError:  # a journal that cannot be written is no reason to leave jobs behind
+            logger.exception("the end of the blocks of %s is not in the journal", self.site.name)
+            untold = []
+        else:
+            untold = [job.job_id for job in self.jobs.values() if not job.ended]
+        if left is None:
+            return "the scheduler does not answer"
+        return ", ".join([job.job_id for job in left] or untold)
 
 
 def cancel_leftovers(site: Site, prefix: str, journal: Journal) -> None:
     """Cancel what an earlier driver of this run has left in a site's queue.
 
     Raises:
-        CrossfedError: the scheduler cannot be asked, so that nobody knows.
+        CrossfedError: the scheduler cannot be asked, so that nobody knows, or does not take the request: such a job
+            would work in the same storage as the next one.
     """
     assert site.block is not None
     scheduler = scheduler_for(site.block.scheduler, site.block.command_environment)
     left = scheduler.find(prefix)
     if left is None:
         raise CrossfedError("the scheduler does not answer", site=site.name, remedy="Try again when it does")
-    if left:
-        scheduler.cancel([job.job_id for job in left])
-        ids = [job.job_id for job in left]
-        journal.write("blocks_cancelled", site=site.name, job_ids=ids, reason="left by an earlier driver")
+    ids = [job.job_id for job in left]
+    kept = scheduler.cancel(ids) if ids else []
+    ended = [job_id for job_id in ids if job_id not in kept]
+    if ended:
+        journal.write("blocks_cancelled", site=site.name, job_ids=ended, reason="left by an earlier driver")
+    if kept:
+        raise CrossfedError(
+            f"jobs of an earlier driver could not be cancelled: {', '.join(kept)}", site=site.name,
+            remedy="Cancel them by hand, or try again later",
+        )  # fmt: skip
 
 
 def watch_blocks(plan: Plan, executors: Mapping[str, Any], run: RunDirectory) -> dict[str, BlockWatch]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from apps.errors import REASON_LENGTH, UserMistake
 from apps.versions import library_versions
 from site_configs.base import Block, Site
 from site_configs.queues import format_walltime
 from site_configs.schedulers import scheduler_for
-from workflows.executors import driver_address, launch_command, worker_init
+from workflows.executors import driver_address, job_prefix, launch_command, worker_init
 from workflows.memory.campaign import describe_site, job_of
 from workflows.memory.model import shape_of
 from workflows.preflight import Plan, missing_here, plan_in_words
@@ -53,10 +55,8 @@ def dry_run(plan: Plan, run_dir: Path) -> Iterator[str]:
         yield f"\n# {'=' * 20} {name}: {site.machine}"
         if site.block:
             provider: Any = site.provider(worker_init(site))
-            provider.job_prefix, provider.script_dir = (
-                f"cf-RUN-{name}",
-                str(run_dir / "parsl" / "000" / "submit_scripts"),
-            )
+            provider.job_prefix = job_prefix("RUN")
+            provider.script_dir = str(run_dir / "parsl" / "000" / "submit_scripts")
             yield f"# submitted to {site.block.scheduler}; ADDRESS and PORT are filled in when the campaign starts"
             yield provider.render(command).rstrip()
         else:
@@ -103,18 +103,19 @@ def site_answers(site: Site) -> Iterator[tuple[str, str | None]]:
 
 def _scheduler_answers(block: Block) -> Iterator[tuple[str, str | None]]:
     scheduler, queue = scheduler_for(block.scheduler, block.command_environment), block.queue
-    wanted = queue.submit_to or queue.name
-    yield f"queue {wanted} takes jobs", scheduler.queue_problem(wanted)
+    wanted = queue.name if queue.submit_to is None else queue.submit_to
+    if wanted:  # else the scheduler chooses, and tells nobody which
+        yield f"queue {wanted} takes jobs", scheduler.queue_problem(wanted)
     if block.account:
         yield f"account {block.account} is valid", scheduler.account_problem(block.account)
-    mine = scheduler.mine(wanted)
+    mine = scheduler.mine(wanted) if wanted else scheduler.find("")
     if mine is None:
-        yield "my jobs in it", "the scheduler does not answer"
+        yield "my jobs", "the scheduler does not answer"
         return
     limit = queue.queued_per_user
     full = limit is not None and len(mine) >= limit
     problem = f"{queue.name} takes {limit} jobs of a user ({queue.source}, {queue.as_of})" if full else None
-    yield f"my jobs in it: {len(mine)}", problem
+    yield f"my jobs in {wanted or 'all queues'}: {len(mine)}", problem
 
 
 def storage_problem(root: Path) -> str | None:
@@ -135,7 +136,7 @@ def environment_problem(site: Site) -> str | None:
 
     from apps.versions import code_version
 
-    script = f"{worker_init(site)}\npython -c {json.dumps(VERSIONS)}"
+    script = f"{worker_init(site)}\npython -c {shlex.quote(VERSIONS)}"
     try:
         ended = subprocess.run(
             ["bash", "-c", script], capture_output=True, text=True, timeout=SETUP_S, check=False, cwd="/"
@@ -145,17 +146,18 @@ def environment_problem(site: Site) -> str | None:
     lines = ended.stdout.strip().splitlines()
     if ended.returncode or not lines:
         return (ended.stderr.strip().splitlines() or ["its set-up ends without a word"])[-1]
-    theirs = json.loads(lines[-1])
+    try:
+        theirs = dict(json.loads(lines[-1]))
+    except (ValueError, TypeError):
+        return f"its python is none: it says {lines[-1][:REASON_LENGTH]!r}"
     ours = {"python": platform.python_version(), "crossfed": code_version(), **library_versions()}
     differ = [f"{key} {theirs.get(key)} instead of {value}" for key, value in ours.items() if theirs.get(key) != value]
     return ", ".join(differ) or None
 
 
 def _address_problem(site: Site) -> str | None:
-    from apps.errors import UserMistake
-
     try:
         driver_address(site)
     except UserMistake as error:
-        return error.what
+        return str(error)
     return None

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from workflows.batch_jobs import LOST, duration_text
 from workflows.journal import Record
 from workflows.rounds import RoundSummary, summaries
 from workflows.units import bytes_text
 
 if TYPE_CHECKING:
+    from apps.progress import Progress
+    from workflows.blocks import BlockWatch
     from workflows.engine import Engine
 
 REFRESH_S = 0.25
 PLAIN_EVERY_S = 30.0
 TROUBLES = ("update_refused", "task_failed", "block_replaced", "block_failed")
-LOST_BLOCKS = ("failed", "timeout", "preempted", "node_fail", "out_of_memory")  # ends that nobody here has asked for
 PHASES = {
     "starting": "starting workers", "ready": "ready", "idle": "idle, waiting for the others",
     "staging": "staging the model out", "queued": "queued", "loading": "loading model and data",
@@ -59,9 +61,8 @@ class Display:
             self.live.update(self._site_table(engine))
         elif now - self.last_plain > PLAIN_EVERY_S:
             self.last_plain = now
-            self.console.print(
-                "  ".join(f"{s}: {_in_words(*engine.phase(s))}" for s in self.sites), highlight=False, soft_wrap=True
-            )
+            said = "  ".join(f"{site}: {site_words(engine, site)}" for site in self.sites)
+            self.console.print(said, highlight=False, markup=False, soft_wrap=True)
 
     def show_all(self, engine: Engine) -> None:
         """Print the troubles and the rounds that were not printed yet."""
@@ -102,13 +103,13 @@ class Display:
         for site in self.sites:
             phase, progress = engine.phase(site)
             bar = Text(_bar(progress), style="cyan") if progress and phase == "training" else Text("")
-            table.add_row(Text(f"  {site}", style="bold"), _in_words(phase, progress), bar)
+            table.add_row(Text(f"  {site}", style="bold"), Text(site_words(engine, site)), bar)
         return table
 
 
 def trouble(record: Record) -> str | None:
     """A record of something that went wrong, in a line; None for all others."""
-    if record["event"] == "block_ended" and record["state"] in LOST_BLOCKS:
+    if record["event"] == "block_ended" and record["state"] in LOST:
         because = f" ({record['reason']})" if record["reason"] else ""
         return f"{record['site']}: block {record['job_id']} has ended: {record['state'].replace('_', ' ')}{because}"
     if record["event"] not in TROUBLES:
@@ -117,12 +118,31 @@ def trouble(record: Record) -> str | None:
     return reason if record["site"] in reason else f"{record['site']}: {reason}"
 
 
-def _bar(progress: Any, width: int = 20) -> str:
+def site_words(engine: Engine, site: str) -> str:
+    """What a site is doing; at a batch site with its running block and how long that may still run."""
+    words = phase_words(*engine.phase(site))
+    watch = engine.kernel.watches.get(site)
+    block = block_words(watch, time.time()) if watch is not None else None
+    return f"{block}: {words}" if block else words
+
+
+def block_words(watch: BlockWatch, now: float) -> str | None:
+    """The newest block of a site if it runs, and what is left of its walltime."""
+    live = [job for job in list(watch.jobs.values()) if not job.ended]
+    facts = live[-1].facts if live else None
+    if facts is None or facts.state != "running":
+        return None
+    left_s = 0.0 if facts.started is None else facts.started + watch.block.walltime_s - now
+    return f"block {facts.job_id} runs" + (f", {duration_text(left_s)} left" if left_s > 0 else "")
+
+
+def _bar(progress: Progress, width: int = 20) -> str:
     done = round(width * progress["step"] / max(1, progress["steps"]))
     return "━" * done + "╌" * (width - done)
 
 
-def _in_words(phase: str, progress: Any) -> str:
+def phase_words(phase: str, progress: Progress | None) -> str:
+    """A phase of the engine in words; what it does not know is in words already."""
     text = PHASES.get(phase, phase)
     if phase == "training" and progress:
         text = f"round {progress['round']}: step {progress['step']} of {progress['steps']}"

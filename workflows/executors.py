@@ -51,6 +51,7 @@ def make_config(
     """
     from parsl.config import Config
 
+    (run_dir / "logs").mkdir(parents=True, exist_ok=True)
     server = local_site(SERVER, run_dir)
     evaluator = local_site(EVALUATOR, run_dir, threads=plan.campaign.evaluation.threads)
     return Config(
@@ -76,8 +77,6 @@ def make_executor(site: Site, run_dir: Path, patience: BlockErrorHandler | None 
     from parsl.executors import HighThroughputExecutor
     from parsl.jobs.error_handlers import windowed_error_handler
 
-    logs = run_dir / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
     provider = site.provider(worker_init(site))
     if site.block:
         provider.job_prefix = job_prefix(os.environ.get(TOKEN_VARIABLE, ""))  # type: ignore[attr-defined]
@@ -93,7 +92,7 @@ def make_executor(site: Site, run_dir: Path, patience: BlockErrorHandler | None 
         block_error_handler=patience if site.block and patience else local_patience,
         encrypted=True,
         interchange_launch_cmd=[
-            sys.executable, "-m", "workflows.leash", str(logs / f"interchange-{site.name}.log"),
+            sys.executable, "-m", "workflows.leash", str(run_dir / "logs" / f"interchange-{site.name}.log"),
             sys.executable, "-m", "parsl.executors.high_throughput.interchange",
         ],
         working_dir=str(run_dir / "parsl"),

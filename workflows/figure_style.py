@@ -31,6 +31,11 @@ PHASE_COLOURS = {
     HOUSEKEEPING: "#CC6677",
 }
 DOWN_COLOUR = "#F3D9D9"
+JOB_COLOUR = "#E69F00"
+JOB_QUEUE_LOOK: dict[str, Any] = {"facecolor": "#FFFFFF", "edgecolor": "#777777", "hatch": "//////"}
+LOST_LOOK: dict[str, Any] = {
+    "linestyle": "", "marker": "X", "markersize": 9, "color": "#000000", "markeredgecolor": "#FFFFFF", "zorder": 6,
+}  # fmt: skip
 HEAT_COLOURS = ("#4393C3", "#F7F7F7", "#E07B5D")  # better, same, worse; black text reads on all of them
 STYLE: dict[Any, Any] = {
     "font.size": 13,

@@ -11,8 +11,8 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from workflows.event_log import Move
 from workflows.figure_style import (
-    DOWN_COLOUR,
     GLOBAL,
     HEAT_COLOURS,
     PHASE_COLOURS,
@@ -21,7 +21,7 @@ from workflows.figure_style import (
     spread,
     whole_rounds,
 )
-from workflows.timeline import BESIDE, EVALUATION, PHASES, Move, Timeline, phase_seconds, round_lengths
+from workflows.timeline import BESIDE, EVALUATION, PHASES, Timeline, phase_seconds, round_lengths
 from workflows.units import UNIT_NAMES, bytes_text, time_unit, times_text
 
 if TYPE_CHECKING:
@@ -145,55 +145,6 @@ def heatmap_figure(final: DataFrame, owners: Mapping[str, Sequence[str]]) -> Fig
     bar.ax.set_yticklabels(["≤ half", "same", "≥ double"])
     bar.set_label("loss against the global model")
     return figure
-
-
-def timeline_figure(timeline: Timeline, sites: Sequence[str]) -> Figure:
-    """A Gantt chart with one row per site and one each for the server and the evaluator."""
-    unit, size = time_unit(timeline.length_s)
-    figure, axes = new_figure(13, 1.9 + 0.52 * len(timeline.rows))
-    for start, end in timeline.down:
-        axes.axvspan(start / size, end / size, color=DOWN_COLOUR, linewidth=0, zorder=0)
-    for height, row in enumerate(timeline.rows):
-        axes.barh(height, timeline.length_s / size, height=0.06, color="#BBBBBB", zorder=1)
-        for phase in PHASES:
-            bars = [(i.start_s / size, i.length_s / size) for i in timeline.of(row, phase)]
-            colour = PHASE_COLOURS[phase]
-            axes.broken_barh(bars, (height - 0.36, 0.72), facecolor=colour, edgecolor=colour,
-                             linewidth=0.4, zorder=3)  # fmt: skip
-    axes.set_yticks(range(len(timeline.rows)), labels=list(timeline.rows))
-    for label in axes.get_yticklabels():
-        if label.get_text() in sites:
-            label.set_color(line_style(label.get_text(), sites)["color"])
-    axes.set_ylim(len(timeline.rows) - 0.4, -0.6)
-    axes.set_xlim(0, max(timeline.length_s / size, 1e-3))
-    axes.set_xlabel(f"{UNIT_NAMES[unit]} since the campaign was opened")
-    axes.grid(False)
-    _mark_rounds(axes, timeline, size)
-    _phase_legend(figure, timeline)
-    return figure
-
-
-def _mark_rounds(axes: Axes, timeline: Timeline, size: float) -> None:
-    """A light line where each round begins; its number where there is room for it."""
-    last_label = -math.inf
-    for number, start in timeline.round_starts.items():
-        axes.axvline(start / size, color="#777777", linewidth=0.8, linestyle=(0, (2, 3)), zorder=4)
-        if start - last_label > 0.03 * timeline.length_s:
-            text = f"round {number}" if last_label == -math.inf else str(number)
-            axes.annotate(text, (start / size, 1), xycoords=("data", "axes fraction"), xytext=(2, 3),
-                          textcoords="offset points", fontsize=11, color="#555555")  # fmt: skip
-            last_label = start + (0.05 * timeline.length_s if last_label == -math.inf else 0.0)
-
-
-def _phase_legend(figure: Figure, timeline: Timeline) -> None:
-    from matplotlib.patches import Patch
-
-    seen = {interval.phase for interval in timeline.intervals}
-    handles = [Patch(color=PHASE_COLOURS[phase], label=phase) for phase in PHASES if phase in seen]
-    handles.append(Patch(color="#BBBBBB", label="idle (thin line)"))
-    if timeline.down:
-        handles.append(Patch(color=DOWN_COLOUR, label="driver down"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(5, len(handles)))
 
 
 def cost_figure(moved: Sequence[Move], timeline: Timeline, full_nbytes: int | None, sites: Sequence[str]) -> Figure:

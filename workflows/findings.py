@@ -10,17 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.errors import UserMistake
+from workflows.batch_jobs import BatchJob, SiteJobs, batch_jobs, site_jobs
+from workflows.event_log import EventLog, full_model_nbytes, moves, read_events, task_runs, trainings
 from workflows.figure_style import GLOBAL
-from workflows.timeline import (
-    EventLog,
-    Timeline,
-    build_timeline,
-    full_model_nbytes,
-    moves,
-    read_events,
-    task_runs,
-    trainings,
-)
+from workflows.timeline import Timeline, build_timeline
 from workflows.units import plural
 
 if TYPE_CHECKING:
@@ -82,6 +75,17 @@ class Run:
     @cached_property
     def timeline(self) -> Timeline:
         return build_timeline(self.journal, self.sites)
+
+    @cached_property
+    def jobs(self) -> tuple[BatchJob, ...]:
+        entries = self.campaign["sites"].items()
+        per_round = [str(site) for site, entry in entries if (entry or {}).get("reuse") == "per_round"]
+        return batch_jobs(self.journal, per_round)
+
+    @cached_property
+    def site_jobs(self) -> list[SiteJobs]:
+        """The sums of the batch sites; empty where there were no batch jobs."""
+        return site_jobs(self.journal, self.jobs)
 
 
 def _held_tasks(campaign: Mapping[str, Any], scored: Sequence[str]) -> Mapping[str, Sequence[str]]:

@@ -16,6 +16,7 @@ from parsl.config import Config
 from parsl.dataflow.dflow import DataFlowKernel
 from parsl.dataflow.errors import PropagatedException
 from parsl.dataflow.futures import AppFuture
+from parsl.executors.errors import BadStateException
 
 from apps.errors import CrossfedError
 from apps.files import remove_unfinished
@@ -83,15 +84,19 @@ class Kernel:
         if executor.outstanding():
             self.busy_until[label] = now
         elif now - self.busy_until[label] > IDLE_S and any(not job.terminal for job in executor.status_facade.values()):
+            self.busy_until[label] = now  # a scheduler that does not take it is not asked at every tick
             executor.scale_in_facade(1)
 
     def dead_executors(self) -> list[str]:
-        """Executors that will never answer again: without their interchange, or without who reads its results."""
+        """Executors that will never answer again: without their interchange, or without who reads its results.
+
+        One that has been given up after its blocks failed reads no more results either: its tasks have the reason.
+        """
         executors: dict[str, Any] = self.kernel.executors
         return [
             label
             for label, process in self.interchanges.items()
-            if process.poll() is not None or not executors[label]._result_queue_thread.is_alive()
+            if process.poll() is not None or not _reads_results(executors[label])
         ]
 
     def close(self) -> None:
@@ -153,8 +158,15 @@ def _config(plan: Plan, run: RunDirectory) -> Config:
 
 
 def root_cause(future: Future[Any]) -> BaseException | None:
-    """The error at the start of a chain of failed tasks, or None."""
+    """The error at the start of a chain of failed tasks, or None; of an executor that was given up, why."""
     error = future.exception()
     while isinstance(error, PropagatedException):
         error = error.dependent_exceptions_tids[0][0]
+    if isinstance(error, BadStateException):
+        given_up: Any = error.executor
+        return given_up.executor_exception if isinstance(given_up.executor_exception, CrossfedError) else error
     return error
+
+
+def _reads_results(executor: Any) -> bool:
+    return bool(executor.bad_state_is_set or executor._result_queue_thread.is_alive())

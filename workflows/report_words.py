@@ -9,9 +9,15 @@ from typing import Any
 from workflows.figure_style import GLOBAL
 from workflows.findings import Findings, Run
 from workflows.timeline import TRAINING, WAITING, idle_share, phase_seconds, round_lengths
-from workflows.units import bytes_text, plural, seconds_text, times_text
+from workflows.units import HOUR_S, bytes_text, plural, seconds_text, times_text
 
 NONE = "–"
+
+
+def hours_text(node_s: float) -> str:
+    """Node-seconds as node-hours, to three digits while there are fewer before the point."""
+    hours = node_s / HOUR_S
+    return f"{hours:,.0f}" if hours >= 99.5 else f"{hours:.3g}"
 
 
 def loss_text(value: float | None) -> str:
@@ -67,7 +73,12 @@ def big_numbers(run: Run, found: Findings) -> list[tuple[str, str]]:
         numbers.append((loss_text(found.site_losses[found.best_site]), f"best single site ({found.best_site})"))
     numbers.append((f"{found.tokens:,}", "tokens trained"))
     numbers.append((bytes_text(found.nbytes_moved), f"moved; full model: {_full_text(found)}"))
-    numbers.append((seconds_text(found.wall_s), "wall time"))
+    held_node_s = sum(site.held_node_s for site in run.site_jobs)
+    held = ""
+    if held_node_s:
+        share = sum(site.trained_node_s for site in run.site_jobs) / held_node_s
+        held = f"; {hours_text(held_node_s)} node-hours held in batch jobs, {share:.0%} of them training"
+    numbers.append((seconds_text(found.wall_s), "wall time" + held))
     return numbers
 
 
@@ -115,6 +126,7 @@ def timeline_caption(run: Run) -> str:
     idle = {site: idle_share(timeline, site) for site in run.sites}
     most = max(idle, key=idle.__getitem__, default=None)
     text += f" {most} was idle most, {idle[most]:.0%} of the time." if most else ""
+    text += " The band under a site shows its batch jobs." if timeline.jobs else ""
     if timeline.down:
         gaps = plural(len(timeline.down), "gap")
         text += f" The driver was down for {seconds_text(timeline.down_s)} in {gaps}."

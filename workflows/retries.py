@@ -56,6 +56,14 @@ class RetryPolicy:
 
 
 def newest_checkpoint(root: Path) -> str | None:
-    """The name of the last checkpoint that a site's tasks have saved; it tells the task and the step."""
-    found = [str(path) for path in (root / FOLDER).glob("*/step-*.safetensors")]
-    return max(found, key=lambda path: path.rsplit("/", 1)[-1], default=None)
+    """The path of the last checkpoint that a site's tasks have saved; it tells the task and the step."""
+    found = (root / FOLDER).glob("*/step-*.safetensors")
+    return max(((_saved_ns(path), str(path)) for path in found), default=(0, None))[1]
+
+
+def _saved_ns(path: Path) -> int:
+    """When a file was written; 0 if it has just been replaced by a newer one."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0

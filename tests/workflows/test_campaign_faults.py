@@ -18,16 +18,17 @@ from workflows.orphans import find_orphans
 pytestmark = pytest.mark.campaign
 
 POISON = """
-import apps.train
-honest = apps.train.save_tensors
+from apps.team import Team
 
-def poisoned(store, tensors, kind):
+honest = Team.write
+
+def poisoned(team, store, tensors, kind):
     if kind == "update":
         name = next(iter(tensors))
         tensors = {**tensors, name: tensors[name].detach() * float("nan")}
-    return honest(store, tensors, kind)
+    return honest(team, store, tensors, kind)
 
-apps.train.save_tensors = poisoned
+Team.write = poisoned
 """
 
 SITE = """

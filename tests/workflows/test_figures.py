@@ -11,11 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import to_hex
-from synthetic_run import finished_run
+from synthetic_run import batch_run, finished_run
 
-from workflows.figure_style import PHASE_COLOURS, SITE_COLOURS, line_style, save, spread
-from workflows.figures import cost_figure, heatmap_figure, loss_figure, task_figure, timeline_figure
-from workflows.timeline import PHASES, Move, Timeline, build_timeline, moves, read_events, task_runs
+from workflows.event_log import Move, moves, read_events, task_runs
+from workflows.figure_style import JOB_COLOUR, PHASE_COLOURS, SITE_COLOURS, line_style, save, spread
+from workflows.figure_timeline import timeline_figure
+from workflows.figures import cost_figure, heatmap_figure, loss_figure, task_figure
+from workflows.timeline import PHASES, Timeline, build_timeline
 from workflows.units import bytes_text, seconds_text, time_unit
 
 SITES = ["north", "south"]
@@ -224,3 +226,36 @@ def test_every_picture_of_a_run_can_be_painted(tmp_path: Path, options: dict[str
     assert time.read_bytes().startswith(PNG)
     assert cost.read_bytes().startswith(PNG)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["cost.png", "time.png"]
+
+
+def batch_timeline(tmp_path: Path) -> Timeline:
+    run = batch_run(tmp_path / "run")
+    return build_timeline(read_events(run.write() / "journal.jsonl"), list(run.tasks))
+
+
+def test_batch_jobs_are_a_band_under_their_site_and_lost_ones_are_marked(tmp_path: Path) -> None:
+    timeline = batch_timeline(tmp_path)
+    figure = timeline_figure(timeline, ["perlmutter", "polaris", "aurora", "frontier"])
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend[-3:] == ["batch job queued", "batch job running", "batch job lost"]
+    marks = [line for line in figure.axes[0].lines if line.get_marker() == "X" and len(line.get_xdata())]
+    lost = [job.until / 3600 for job in timeline.jobs if job.lost]
+    assert [list(line.get_xdata()) for line in marks] == [pytest.approx(lost)]
+    assert [list(line.get_ydata()) for line in marks] == [pytest.approx([0.28, 0.28])]
+
+
+def test_the_band_is_where_the_jobs_waited_and_ran(tmp_path: Path) -> None:
+    timeline = batch_timeline(tmp_path)
+    bars: list[Any] = list(timeline_figure(timeline, SITES).axes[0].collections)
+    bands = [bar for bar in bars if bar.get_paths() and bar.get_paths()[0].get_extents().y0 == pytest.approx(0.2)]
+    extents = [[path.get_extents() for path in bar.get_paths()] for bar in bands]
+    queued, ran = ([(e.x0 * 3600, e.x1 * 3600) for e in found] for found in extents)
+    jobs = [job for job in timeline.jobs if job.site == "perlmutter"]
+    assert queued == [pytest.approx(job.queued) for job in jobs]
+    assert ran == [pytest.approx(job.ran) for job in jobs]
+
+
+def test_a_campaign_without_batch_jobs_has_no_band() -> None:
+    figure = timeline_figure(small_timeline(length_s=100.0), SITES)
+    assert not any("batch job" in text.get_text() for text in figure.legends[0].get_texts())
+    assert JOB_COLOUR not in PHASE_COLOURS.values()

@@ -18,7 +18,7 @@ import yaml
 from synthetic_run import MODEL, OPENED, SAMPLES, SyntheticRun, finished_run, start_run
 
 from apps.errors import UserMistake
-from workflows import report, report_page, report_words
+from workflows import report, report_tables, report_words
 from workflows.findings import find, load_run
 from workflows.report import main, write_report
 
@@ -196,14 +196,14 @@ def test_nothing_else_is_written(finished: SyntheticRun, written: Path) -> None:
 
 
 def test_the_round_table_adds_up(finished: SyntheticRun) -> None:
-    rows = report_page.round_table(load_run(finished.directory)).rows
+    rows = report_tables.round_table(load_run(finished.directory)).rows
     assert [row[0] for row in rows] == [str(number) for number in range(9)]
     assert rows[0][2:7] == ["–", "–", "0", "0 B", "0 B"]
     assert rows[1][3:7] == ["4", f"{70 * sum(SAMPLES.values()):,}", "19.5 MB", "19.5 MB"]
 
 
 def test_the_site_table_tells_what_each_site_did(finished: SyntheticRun) -> None:
-    rows = {row[0]: row for row in report_page.site_table(load_run(finished.directory)).rows}
+    rows = {row[0]: row for row in report_tables.site_table(load_run(finished.directory)).rows}
     assert rows["aurora"][1:7] == ["aurora", "2", "8", f"{8 * 3840:,}", f"{8 * 3840 * 70:,}", "240"]
     training_s = float(rows["aurora"][7].replace(",", ""))
     assert training_s == pytest.approx(8 * 3840 / 4.4, rel=0.05)
@@ -211,7 +211,7 @@ def test_the_site_table_tells_what_each_site_did(finished: SyntheticRun) -> None
 
 
 def test_the_task_table_names_the_owner(finished: SyntheticRun) -> None:
-    table = report_page.task_table(load_run(finished.directory))
+    table = report_tables.task_table(load_run(finished.directory))
     assert list(table.columns) == ["task", "owner", "global", *finished.tasks]
     assert {row[0]: row[1] for row in table.rows}["retrosynthesis"] == "aurora"
     assert len(table.rows) == 14
@@ -263,12 +263,12 @@ def test_a_resumed_run_with_trouble_in_it(tmp_path: Path) -> None:
     run.event("task_failed", app="stage_in", round=3, site="polaris", **failure)
     run.round(3)
     folder = run.write()
-    trouble = report_page.trouble_table(load_run(folder))
+    trouble = report_tables.trouble_table(load_run(folder))
     assert trouble is not None
     refused, failed = sorted(trouble.rows, key=lambda row: row[1])
     assert refused[1:] == ["2", "aurora", "update refused", "norm 812.4 > bound <10>"]
     assert failed[1:] == ["3", "polaris", "task failed", "stage_in: TransferFailed: bad hash"]
-    assert report_page.round_table(load_run(folder)).rows[2][3] == "3"
+    assert report_tables.round_table(load_run(folder)).rows[2][3] == "3"
     page = page_of(folder)
     assert "The driver was down for 90 min in 1 gap." in page.text
     assert "norm 812.4 > bound <10>" in page.text

@@ -68,6 +68,7 @@ def test_metrics_are_sorted_and_free_of_doubles(journal: Journal, tmp_path: Path
 class FakeEngine:
     def __init__(self, journal: Journal) -> None:
         self.run = SimpleNamespace(journal=journal)
+        self.kernel = SimpleNamespace(watches={})
         self.plan = SimpleNamespace(campaign=SimpleNamespace(evaluation=SimpleNamespace(sites=True)))
 
     def phase(self, site: str) -> tuple[str, dict | None]:

@@ -10,28 +10,30 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic_run import OPENED, finished_run, start_run
+from synthetic_run import OPENED, batch_run, finished_run, start_run
 
+from workflows.event_log import (
+    EventLog,
+    covered_s,
+    down_spans,
+    full_model_nbytes,
+    moves,
+    read_events,
+    task_runs,
+    trainings,
+)
 from workflows.timeline import (
     AGGREGATION,
     STAGING_IN,
     STAGING_OUT,
     TRAINING,
     WAITING,
-    EventLog,
     Interval,
     Timeline,
     build_timeline,
-    covered_s,
-    down_spans,
-    full_model_nbytes,
     idle_share,
-    moves,
     phase_seconds,
-    read_events,
     round_lengths,
-    task_runs,
-    trainings,
 )
 
 
@@ -265,3 +267,58 @@ def test_a_resumed_run_shows_its_gap(tmp_path: Path) -> None:
     run.round(2)
     timeline = build_timeline(read_events(run.write() / "journal.jsonl"), list(run.tasks))
     assert timeline.down_s == pytest.approx(5400.0)
+
+
+def batch_round(*events: dict[str, Any], attempts: int = 1) -> Timeline:
+    """A site whose training could begin at 20 s and began for the last time at 500 s."""
+    log = EventLog(
+        (
+            event("campaign_opened", 0.0),
+            task("stage_out", "n", 0, 0, 20),
+            *events,
+            task("local_train", "n", 0, 500, 600, attempts=attempts),
+        )
+    )
+    return build_timeline(log, ["n"])
+
+
+def block(job_id: str, asked: float, begun: float, over: float, state: str = "timeout") -> list[dict[str, Any]]:
+    named = {"site": "n", "job_id": job_id}
+    return [
+        event("block_submitted", asked, **named, queue="q", nodes=1, walltime_s=60),
+        event("block_started", begun, **named, started=begun, wait_s=begun - asked),
+        event("block_ended", over, **named, state=state, reason="", started=begun, ended=over),
+    ]
+
+
+def spans(timeline: Timeline, phase: str) -> list[tuple[float, float]]:
+    return [(i.start_s, i.end_s) for i in timeline.of("n", phase)]
+
+
+def test_a_batch_site_waits_from_the_submission_to_the_start_of_its_block() -> None:
+    timeline = batch_round(*block("1", 10, 400, 900))
+    assert spans(timeline, WAITING) == [(20, 400)]
+    assert spans(timeline, TRAINING) == [(500, 600)]
+
+
+def test_a_training_that_needs_several_blocks_is_training_in_each_and_waiting_between() -> None:
+    events = [*block("1", 10, 100, 200), *block("2", 210, 480, 900)]
+    assert spans(batch_round(*events, attempts=2), TRAINING) == [(100, 200), (480, 500), (500, 600)]
+    assert spans(batch_round(*events, attempts=2), WAITING) == [(20, 100), (210, 480)]
+    assert spans(batch_round(*events, attempts=1), TRAINING) == [(500, 600)]
+
+
+def test_a_block_that_was_ready_before_is_no_wait() -> None:
+    assert spans(batch_round(*block("1", 0, 5, 900)), WAITING) == []
+
+
+def test_the_timeline_has_the_jobs_on_its_own_clock(tmp_path: Path) -> None:
+    run = batch_run(tmp_path / "run")
+    timeline = build_timeline(read_events(run.write() / "journal.jsonl"), list(run.tasks))
+    assert [job.ran_s for job in timeline.jobs[:1]] == pytest.approx([2000])
+    assert all(0 <= job.submitted <= job.until <= timeline.length_s for job in timeline.jobs)
+    assert timeline.seconds("perlmutter", WAITING) == pytest.approx(11_400)
+    assert timeline.seconds("frontier", WAITING) > 0
+    for site in run.tasks:
+        covered = [(i.start_s, i.end_s) for i in timeline.of(site)]
+        assert all(later >= end - 1e-6 for (_, end), (later, _) in itertools.pairwise(covered))

@@ -7,6 +7,7 @@
 #PBS -l select=2:ncpus=208
 #PBS -o /home/ada/runs/demo/parsl/000/submit_scripts/cf-0123456789-aurora-NUMBER.stdout
 #PBS -e /home/ada/runs/demo/parsl/000/submit_scripts/cf-0123456789-aurora-NUMBER.stderr
+#PBS -r n
 #PBS -l place=scatter
 #PBS -l filesystems=home:flare
 

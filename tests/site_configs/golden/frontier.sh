@@ -6,6 +6,7 @@
 #SBATCH --nodes=2
 #SBATCH --time=360
 #SBATCH --ntasks-per-node=8
+#SBATCH --no-requeue
 #SBATCH --partition=extended
 #SBATCH --exclusive
 #SBATCH --cpus-per-task=7

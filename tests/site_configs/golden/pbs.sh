@@ -7,6 +7,7 @@
 #PBS -l select=2:ncpus=16:ngpus=2:system=polaris
 #PBS -o /home/ada/runs/demo/parsl/000/submit_scripts/cf-0123456789-pbs-NUMBER.stdout
 #PBS -e /home/ada/runs/demo/parsl/000/submit_scripts/cf-0123456789-pbs-NUMBER.stderr
+#PBS -r n
 #PBS -l place=scatter
 #PBS -l filesystems=home
 

@@ -6,6 +6,7 @@
 #SBATCH --nodes=2
 #SBATCH --time=360
 #SBATCH --ntasks-per-node=4
+#SBATCH --no-requeue
 #SBATCH --qos=regular
 #SBATCH --constraint=gpu&hbm80g
 #SBATCH --exclusive

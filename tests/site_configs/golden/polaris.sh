@@ -7,6 +7,7 @@
 #PBS -l select=2:ncpus=64:ngpus=4:system=polaris
 #PBS -o /home/ada/runs/demo/parsl/000/submit_scripts/cf-0123456789-polaris-NUMBER.stdout
 #PBS -e /home/ada/runs/demo/parsl/000/submit_scripts/cf-0123456789-polaris-NUMBER.stderr
+#PBS -r n
 #PBS -l place=scatter
 #PBS -l filesystems=home:eagle
 

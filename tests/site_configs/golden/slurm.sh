@@ -6,6 +6,7 @@
 #SBATCH --nodes=2
 #SBATCH --time=90
 #SBATCH --ntasks-per-node=2
+#SBATCH --no-requeue
 #SBATCH --partition=gpu
 #SBATCH --qos=long
 #SBATCH --cpus-per-task=8

@@ -1,0 +1,351 @@
+"""What ``--dry-run`` prints of the large campaign, and what ``--live`` finds out from real schedulers."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from batch_sites import pbs_entry, slurm_entry
+
+from site_configs.base import Site
+from site_configs.local import site as local_site
+from site_configs.resolve import resolve_site
+from workflows import check
+from workflows.campaign_file import load_campaign
+from workflows.check import check_live, describe, dry_run, environment_problem, storage_problem
+from workflows.preflight import Plan, make_plan, settle_dtype
+
+if TYPE_CHECKING:
+    from facilities.pbs import PbsFacility
+    from facilities.slurm import SlurmCluster
+
+LLAMA = Path(__file__).resolve().parents[2] / "workflows" / "campaigns" / "smolinstruct_llama2_7b.yaml"
+STORAGE = {
+    "perlmutter": "/pscratch/sd/a/ada/crossfed",
+    "polaris": "/eagle/ABC/crossfed",
+    "aurora": "/flare/ABC/crossfed",
+    "frontier": "/lustre/orion/abc123/proj-shared/crossfed",
+}
+
+# -- the dry run ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("dry") / "runs" / "llama"
+
+
+@pytest.fixture(scope="module")
+def llama(run_dir: Path) -> Plan:
+    pairs = ((name, root) for name, root in STORAGE.items())
+    sets = [text for name, root in pairs for text in (f"sites.{name}.account=ABC", f"sites.{name}.storage_root={root}")]
+    return make_plan(settle_dtype(load_campaign(LLAMA, sets)), run_dir, LLAMA)
+
+
+@pytest.fixture(scope="module")
+def parts(llama: Plan, run_dir: Path) -> dict[str, str]:
+    """What is printed for each site."""
+    text = "\n".join(dry_run(llama, run_dir))
+    found = text.split(f"\n# {'=' * 20} ")
+    assert found[0] == ""
+    return {part.partition(":")[0]: part for part in found[1:]}
+
+
+def test_every_machine_is_there_in_order(parts: dict[str, str]) -> None:
+    assert list(parts) == list(STORAGE)
+    assert [part.splitlines()[0].partition(": ")[2] for part in parts.values()] == [
+        "Perlmutter (NERSC)", "Polaris (ALCF)", "Aurora (ALCF)", "Frontier (OLCF)",
+    ]  # fmt: skip
+
+
+def test_each_part_has_the_script_the_submission_and_the_launch(parts: dict[str, str], run_dir: Path) -> None:
+    scripts = run_dir / "parsl" / "000" / "submit_scripts"
+    for name, part in parts.items():
+        command = "sbatch " if name in ("perlmutter", "frontier") else "qsub "
+        (submitted,) = [line for line in part.splitlines() if line.startswith("# submitted with: ")]
+        assert submitted.startswith(f"# submitted with: {command}") and submitted.endswith(f"{scripts}/cf-RUN-NUMBER")
+        assert "\n#!/bin/bash\n" in part and "ADDRESS and PORT are filled in when the campaign starts" in part
+        (pool,) = [line for line in part.splitlines() if line.startswith("process_worker_pool.py")]
+        assert "-a ADDRESS" in pool and "--port=PORT" in pool and "--max_workers_per_node=1" in pool
+        assert f"--cert_dir {run_dir}/parsl/000/{name}/certificates" in pool
+
+
+def test_the_requests_are_those_of_the_machines(parts: dict[str, str]) -> None:
+    assert "#SBATCH --nodes=2" in parts["perlmutter"] and "#SBATCH --account=ABC_g" in parts["perlmutter"]
+    assert "#SBATCH --partition=" in parts["frontier"] and "#SBATCH --gpus-per-node=8" in parts["frontier"]
+    assert "#PBS -l select=2:ncpus=64:ngpus=4:system=polaris" in parts["polaris"]
+    assert "-A ABC " in parts["aurora"] and "#PBS -l filesystems=home:flare" in parts["aurora"]
+
+
+@pytest.mark.parametrize(
+    ("site", "launch"),
+    [("perlmutter", "srun --nodes=2 --ntasks=8"), ("polaris", "mpiexec -n 8 --ppn 4"),
+     ("aurora", "mpiexec -n 24 --ppn 12"), ("frontier", "srun --nodes=2 --ntasks=16")],
+)  # fmt: skip
+def test_how_training_is_started(parts: dict[str, str], site: str, launch: str) -> None:
+    (line,) = [line for line in parts[site].splitlines() if line.startswith("# training: ")]
+    assert line.startswith(f"# training: {launch} ") and line.endswith("python -m apps.trainer JOB")
+
+
+def test_the_memory_plan_of_each_machine(parts: dict[str, str]) -> None:
+    ranks = {"perlmutter": 4, "polaris": 4, "aurora": 12, "frontier": 8}
+    for name, part in parts.items():
+        (plan,) = [line for line in part.splitlines() if line.startswith(f"# memory {name} ")]
+        assert f"2 nodes x {ranks[name]} ranks" in plan
+        assert "per rank: weights" in part and "samples/s of 512 tokens" in part
+
+
+def test_the_block_ends_where_its_walltime_does(parts: dict[str, str], llama: Plan) -> None:
+    for name, part in parts.items():
+        block = llama.sites[name].block
+        assert block is not None
+        assert f"export CROSSFED_BLOCK_END=$(($(date +%s) + {block.walltime_s}))" in part
+
+
+def test_to_print_leaves_nothing_behind(parts: dict[str, str], run_dir: Path) -> None:
+    assert len(parts) == 4 and not run_dir.exists()
+
+
+def test_a_site_on_this_machine_is_a_command(tmp_path: Path) -> None:
+    work = {"parallel": {"nodes": 1, "ranks_per_node": 1}}
+    plan: Any = SimpleNamespace(sites={"a": local_site("a", tmp_path)}, site_work={"a": work}, memory={})
+    text = "\n".join(dry_run(plan, tmp_path / "run"))
+    assert "# started on this machine\n" in text and "process_worker_pool.py" in text and "#SBATCH" not in text
+    assert text.endswith("# training: in the worker itself, one rank") and not (tmp_path / "run").exists()
+
+
+def test_the_plan_in_words(llama: Plan, run_dir: Path) -> None:
+    lines = dict(line.split(":", 1) for line in describe(llama, run_dir))
+    assert "2 nodes for" in lines["block of aurora"] and "account ABC, kept over rounds" in lines["block of aurora"]
+    assert "rule of 2026" in lines["block of frontier"] and str(run_dir) in lines["run directory"]
+    missing = [line for line in describe(llama, run_dir) if line.startswith("not on this machine")]
+    assert any("sites.polaris.data: smolinstruct/data.zip" in line for line in missing)
+
+
+# -- this machine's part of the live check ----------------------------------------------------------------------
+
+
+def test_storage_is_made_and_left_clean(tmp_path: Path) -> None:
+    assert storage_problem(tmp_path / "a" / "b") is None
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_storage_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert storage_problem(tmp_path / "file" / "b") == f"Not a directory ({tmp_path / 'file' / 'b'})"
+
+
+def here(tmp_path: Path, **changes: Any) -> Site:
+    return dataclasses.replace(local_site("alpha", tmp_path), **changes)
+
+
+def test_the_drivers_own_environment_has_no_problem(tmp_path: Path) -> None:
+    assert environment_problem(here(tmp_path)) is None
+
+
+def fake_python(folder: Path, body: str) -> Path:
+    """An environment whose python is a shell script."""
+    program = folder / "env" / "bin" / "python"
+    program.parent.mkdir(parents=True)
+    program.write_text(f"#!/bin/bash\n{body}\n")
+    program.chmod(0o755)
+    return folder / "env"
+
+
+def test_another_python_at_the_site_is_told_with_what_differs(tmp_path: Path) -> None:
+    edits = """s/"parsl": "[^"]*"/"parsl": "2020.1"/; s/"crossfed": "[^"]*"/"crossfed": "0"/"""
+    changed = f"{sys.executable} \"$@\" | sed '{edits}'"
+    problem = environment_problem(here(tmp_path, python_env=fake_python(tmp_path, changed)))
+    assert problem is not None
+    differ = problem.split(", ")
+    assert len(differ) == 2 and differ[0].startswith("crossfed 0 instead of ")
+    assert differ[1].startswith("parsl 2020.1 instead of ")
+
+
+@pytest.mark.parametrize(
+    ("setup", "problem"),
+    [
+        ("echo loading; echo 'no such module: cuda/99' >&2; exit 3", "no such module: cuda/99"),
+        ("exit 3", "its set-up ends without a word"),
+        ("python() { return 0; }", "its set-up ends without a word"),
+        ("python() { echo Python 2.7; }", "its python is none: it says 'Python 2.7'"),
+        ("python() { echo 7; }", "its python is none: it says '7'"),
+    ],
+)
+def test_a_setup_that_breaks_python(tmp_path: Path, setup: str, problem: str) -> None:
+    assert problem in (environment_problem(here(tmp_path, setup=setup)) or "")
+
+
+def test_an_environment_without_the_project(tmp_path: Path) -> None:
+    alone = fake_python(tmp_path, f'exec {sys.executable} -I "$@"')  # without PYTHONPATH
+    assert environment_problem(here(tmp_path, python_env=alone)) == "ModuleNotFoundError: No module named 'apps'"
+
+
+def test_a_setup_may_talk_and_need_not_be_perfect(tmp_path: Path) -> None:
+    """A job goes on after such lines as well."""
+    assert environment_problem(here(tmp_path, setup="echo hello; false\nmodule_that_is_not_there")) is None
+
+
+def test_a_setup_that_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(*words: Any, **options: Any) -> Any:
+        raise subprocess.TimeoutExpired(words, options["timeout"])
+
+    monkeypatch.setattr(check.subprocess, "run", slow)
+    assert environment_problem(here(tmp_path)) == "its set-up takes more than 300 s"
+
+
+# -- the live check ---------------------------------------------------------------------------------------------
+
+Ask = Callable[[Site], tuple[bool, list[str]]]
+
+
+def live(site: Site) -> tuple[bool, list[str]]:
+    """Whether all is well, and what is said."""
+    said: list[str] = []
+    plan: Any = SimpleNamespace(sites={site.name: site})
+    return check_live(plan, said.append), said
+
+
+@pytest.fixture
+def quickly(monkeypatch: pytest.MonkeyPatch) -> Ask:
+    """Without the question about Python, which has its own tests."""
+    monkeypatch.setattr(check, "environment_problem", lambda site: None)
+    return live
+
+
+def slurm_alpha(cluster: SlurmCluster, folder: Path, **settings: Any) -> Site:
+    entry = slurm_entry(cluster, folder / "storage", **{"partition": "regular", "account": "fusion", **settings})
+    return resolve_site("alpha", entry.pop("config"), folder / "run", entry)
+
+
+def pbs_alpha(facility: PbsFacility, folder: Path, **settings: Any) -> Site:
+    entry = pbs_entry(facility, folder / "storage", **{"queue": "debug", "account": "fusion", **settings})
+    return resolve_site("alpha", entry.pop("config"), folder / "run", entry)
+
+
+def with_limit(site: Site, jobs: int) -> Site:
+    assert site.block is not None
+    queue = dataclasses.replace(site.block.queue, queued_per_user=jobs, source="a guide")
+    return dataclasses.replace(site, block=dataclasses.replace(site.block, queue=queue))
+
+
+def problems(said: list[str]) -> list[str]:
+    return [line for line in said if line.startswith("PROBLEM")]
+
+
+def test_a_site_on_this_machine_is_asked_for_storage_and_python(quickly: Ask, tmp_path: Path) -> None:
+    fine, said = quickly(here(tmp_path))
+    assert fine and [line[:15] for line in said] == ["ok       alpha:"] * 2
+
+
+def test_an_interface_that_this_host_has_not(quickly: Ask, tmp_path: Path) -> None:
+    site = resolve_site("alpha", "slurm", tmp_path, {"storage_root": str(tmp_path), "driver_interface": "hsn99"})
+    fine, said = quickly(site)
+    line = said[-1]
+    assert not fine and line.startswith("PROBLEM  alpha: its compute nodes can reach this host: ")
+    assert "no network interface 'hsn99'" in line and "or set sites.alpha.address" in line
+
+
+def test_a_scheduler_that_is_not_there(quickly: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin-not-there")
+    settings = {"storage_root": str(tmp_path), "queue": "q", "address": "127.0.0.1"}
+    fine, said = quickly(resolve_site("alpha", "pbs", tmp_path, settings))
+    assert not fine and problems(said) == [
+        "PROBLEM  alpha: queue q takes jobs: PBS does not answer: qstat cannot be run: No such file or directory",
+        "PROBLEM  alpha: my jobs: the scheduler does not answer",
+    ]
+
+
+@pytest.mark.slurm
+def test_slurm_with_nothing_to_complain_of(tmp_path: Path, slurm_site: SlurmCluster) -> None:
+    fine, said = live(slurm_alpha(slurm_site, tmp_path))
+    assert fine, said
+    assert [line.partition("alpha: ")[2] for line in said] == [
+        "queue regular takes jobs", "account fusion is valid", "my jobs in regular: 0",
+        f"storage {tmp_path / 'storage' / 'run' / 'alpha'} can be written",
+        "Python, packages and code in its jobs are those of the driver", "its compute nodes can reach this host",
+    ]  # fmt: skip
+
+
+@pytest.mark.slurm
+def test_the_clusters_own_partition_has_no_name_to_ask_for(
+    quickly: Ask, tmp_path: Path, slurm_site: SlurmCluster
+) -> None:
+    fine, said = quickly(slurm_alpha(slurm_site, tmp_path, partition="", account=""))
+    assert fine and said[0] == "ok       alpha: my jobs in all queues: 0"
+
+
+@pytest.mark.slurm
+def test_slurm_with_a_wrong_account(quickly: Ask, tmp_path: Path, slurm_site: SlurmCluster) -> None:
+    fine, said = quickly(slurm_alpha(slurm_site, tmp_path, account="fission"))
+    (problem,) = problems(said)
+    assert not fine and "account fission is valid: account fission is not yours on shared; yours are: " in problem
+    assert "fusion" in problem
+
+
+@pytest.mark.slurm
+def test_slurm_with_a_closed_partition_and_one_that_is_none(
+    quickly: Ask, tmp_path: Path, slurm_site: SlurmCluster
+) -> None:
+    slurm_site.set_partition("regular", "drain")
+    try:
+        fine, said = quickly(slurm_alpha(slurm_site, tmp_path))
+    finally:
+        slurm_site.set_partition("regular", "up")
+    assert not fine and problems(said) == [
+        "PROBLEM  alpha: queue regular takes jobs: partition regular is draining: it takes no jobs"
+    ]
+    fine, said = quickly(slurm_alpha(slurm_site, tmp_path, partition="gpu"))
+    assert not fine and "there is no partition or QOS gpu" in problems(said)[0]
+
+
+@pytest.mark.slurm
+def test_slurm_with_a_full_queue_and_storage_in_the_way(quickly: Ask, tmp_path: Path, slurm_site: SlurmCluster) -> None:
+    for _ in range(2):
+        slurm_site.submit("sleep 60", "--partition=regular", "--hold")
+    site = with_limit(slurm_alpha(slurm_site, tmp_path), 2)
+    (tmp_path / "storage").touch()
+    fine, said = quickly(site)
+    full, storage = problems(said)
+    assert not fine and "my jobs in regular: 2: regular takes 2 jobs of a user (a guide, " in full
+    assert storage.endswith(f"can be written: Not a directory ({site.storage_root})")
+    assert quickly(with_limit(site, 3))[1][2] == "ok       alpha: my jobs in regular: 2"
+
+
+@pytest.mark.slurm
+def test_pbs_with_nothing_to_complain_of_and_with_a_full_queue(
+    quickly: Ask, tmp_path: Path, pbs_site: PbsFacility
+) -> None:
+    site = pbs_alpha(pbs_site, tmp_path)
+    fine, said = quickly(site)
+    assert fine, said
+    pbs_site.submit("sleep 60", "-q", "debug", "-A", "fusion", "-l", "filesystems=home", "-l", "walltime=60", "-h")
+    fine, said = quickly(with_limit(site, 1))
+    assert not fine and "my jobs in debug: 1: debug takes 1 jobs of a user" in problems(said)[0]
+
+
+@pytest.mark.slurm
+def test_pbs_with_a_closed_queue_none_and_a_server_that_is_down(
+    quickly: Ask, tmp_path: Path, pbs_site: PbsFacility
+) -> None:
+    pbs_site.set_queue("debug", enabled=False)
+    try:
+        fine, said = quickly(pbs_alpha(pbs_site, tmp_path))
+    finally:
+        pbs_site.set_queue("debug")
+    assert not fine and "queue debug takes no jobs (enabled = False)" in problems(said)[0]
+    assert "there is no queue nope" in problems(quickly(pbs_alpha(pbs_site, tmp_path, queue="nope"))[1])[0]
+    pbs_site.stop_server()
+    try:
+        fine, said = quickly(pbs_alpha(pbs_site, tmp_path))
+    finally:
+        pbs_site.start_server()
+    assert not fine and [line.partition("alpha: ")[2][:30] for line in problems(said)] == [
+        "queue debug takes jobs: PBS do", "my jobs: the scheduler does no",
+    ]  # fmt: skip

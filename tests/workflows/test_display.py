@@ -1,0 +1,133 @@
+"""What the terminal says of batch sites: the state of their blocks, and what went wrong with them."""
+
+from __future__ import annotations
+
+import io
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from site_configs.schedulers import JobFacts
+from workflows.blocks import BlockWatch, Job
+from workflows.display import Display, block_words, phase_words, site_words, trouble
+from workflows.journal import Journal
+
+NOW = 10_000.0
+TRAINING = {"round": 2, "step": 3, "steps": 6, "loss": 1.5, "tokens_per_s": 90.0}
+
+
+def facts(state: Any, started: float | None, reason: str = "") -> JobFacts:
+    return JobFacts("4711", "cf", state, 5000.0, started, None, 1, "debug", None, reason, 3600)
+
+
+def watch(*jobs: Job) -> Any:
+    """A watch with these jobs and the real words for them."""
+    found: Any = SimpleNamespace(jobs={job.job_id: job for job in jobs}, block=SimpleNamespace(walltime_s=3600))
+    found.state = lambda: BlockWatch.state(found)
+    found.running = lambda: BlockWatch.running(found)
+    return found
+
+
+def engine(watch: Any = None, phase: str = "training", progress: Any = None, journal: Any = None) -> Any:
+    shown = (watch.state(), None) if watch is not None and not watch.running() else (phase, progress)
+    return SimpleNamespace(
+        phase=lambda site: shown,
+        kernel=SimpleNamespace(watches={} if watch is None else {"north": watch}),
+        run=SimpleNamespace(journal=journal),
+        plan=SimpleNamespace(campaign=SimpleNamespace(evaluation=SimpleNamespace(sites=True))),
+    )
+
+
+def test_a_job_that_waits_is_named_with_its_reason() -> None:
+    waiting = watch(Job("4711", time.time() - 720, facts("pending", None, "Priority")))
+    waiting.jobs["4711"].facts = JobFacts(
+        "4711", "cf", "pending", time.time() - 720, None, None, 1, "debug", None, "Priority", 3600
+    )
+    assert site_words(engine(waiting), "north") == "queued for 12 min (job 4711, Priority)"
+
+
+def test_a_site_without_a_job_asks_for_one() -> None:
+    assert site_words(engine(watch()), "north") == "asking for a block"
+    assert (
+        site_words(engine(watch(Job("4711", 5.0, facts("running", 6.0), ended=True))), "north") == "asking for a block"
+    )
+
+
+def test_a_running_block_stands_before_what_the_site_does_in_it() -> None:
+    begun = watch(Job("4711", NOW, facts("running", time.time() - 600.0)))
+    words = site_words(engine(begun, "training", TRAINING), "north")
+    assert words == "block 4711 runs, 50 min left: round 2: step 3 of 6, loss 1.500, 90 tokens/s"
+    assert site_words(engine(begun, "idle"), "north") == "block 4711 runs, 50 min left: idle, waiting for the others"
+
+
+def test_a_site_without_a_batch_system_has_no_block() -> None:
+    assert site_words(engine(None, "training", TRAINING), "north") == "round 2: step 3 of 6, loss 1.500, 90 tokens/s"
+
+
+@pytest.mark.parametrize(
+    ("started", "words"),
+    [
+        (NOW - 600, "block 4711 runs, 50 min left"),
+        (NOW - 3590, "block 4711 runs, 10 s left"),
+        (NOW - 3700, "block 4711 runs"),  # the scheduler gives some grace
+        (None, "block 4711 runs"),
+    ],
+)
+def test_the_time_that_a_block_has_left(started: float | None, words: str) -> None:
+    assert block_words(watch(Job("4711", 5000.0, facts("running", started))), NOW) == words
+
+
+def test_only_the_newest_block_that_is_not_over_counts() -> None:
+    over = Job("4710", 1.0, facts("running", 2.0), ended=True)
+    assert block_words(watch(over), NOW) is None
+    assert block_words(watch(over, Job("4711", 5.0)), NOW) is None
+    assert block_words(watch(over, Job("4711", 5.0, facts("pending", None))), NOW) is None
+
+
+def test_phases_in_words() -> None:
+    assert phase_words("staging", None) == "staging the model out"
+    assert phase_words("queued for 3 min (job 7)", None) == "queued for 3 min (job 7)"
+    quiet: Any = TRAINING | {"loss": None}
+    assert phase_words("training", quiet) == "round 2: step 3 of 6"
+    assert phase_words("training", None) == "training"
+
+
+def ended(state: str, reason: str = "") -> dict[str, Any]:
+    return {"event": "block_ended", "site": "north", "job_id": "4711", "state": state, "reason": reason}
+
+
+@pytest.mark.parametrize(
+    ("record", "text"),
+    [
+        (ended("timeout", "TimeLimit"), "north: block 4711 has ended: timeout (TimeLimit)"),
+        (ended("node_fail"), "north: block 4711 has ended: node fail"),
+        (ended("requeued"), "north: block 4711 has ended: requeued"),
+        (ended("cancelled"), None),
+        (ended("completed"), None),
+        ({"event": "block_failed", "site": "north", "reason": "no such queue"}, "north: no such queue"),
+        ({"event": "block_replaced", "site": "north", "reason": "it was broken"}, "north: it was broken"),
+        ({"event": "update_refused", "site": "north", "reason": "site north: not finite"}, "site north: not finite"),
+        ({"event": "block_submitted", "site": "north"}, None),
+        ({"event": "blocks_cancelled", "site": "north", "reason": "left by an earlier driver"}, None),
+    ],
+)
+def test_what_counts_as_trouble(record: dict[str, Any], text: str | None) -> None:
+    assert trouble(record) == text
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_display_of_a_batch_site(tmp_path: Path, terminal: bool) -> None:
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=terminal, width=140, highlight=False)
+    journal = Journal(tmp_path / "journal.jsonl")
+    begun = watch(Job("4711[3].pbs", NOW, facts("running", time.time() - 600.0)))
+    with Display(console, ["north"], 8) as display:
+        journal.write(**ended("preempted", "by [root]"))
+        display.tick(engine(begun, "training", TRAINING, journal))
+    assert "block 4711 runs, 50 min left: round 2: step 3 of 6" in text.getvalue()
+    assert "north: block 4711 has ended: preempted (by [root])" in text.getvalue()
+    journal.close()

@@ -1,0 +1,154 @@
+"""The journal as a report reads it: its events, the finished tasks, what they moved, when no driver was there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from workflows.journal import ends_unfinished, read_lines
+
+Span = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class EventLog:
+    """The readable events of a journal in order, and what could not be read, in words.
+
+    A report is made of runs that go on or went wrong, so it reads what it can where a resume would refuse.
+    """
+
+    events: tuple[dict[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def named(self, name: str) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["event"] == name]
+
+
+@dataclass(frozen=True)
+class TaskRun:
+    """One finished task; its times are unix seconds, as in the journal."""
+
+    app: str
+    round: int
+    site: str
+    submitted: float
+    started: float
+    ended: float
+    result: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_events(path: Path) -> EventLog:
+    """Read a journal; a last line without its end is one that was never finished, as for a resume.
+
+    Raises ValueError when there are whole lines but not one of them is an event.
+    """
+    if not path.exists():
+        return EventLog()
+    lines = list(read_lines(path))
+    events = tuple(record for _, record in lines if record is not None and _is_event(record))
+    damaged = [number for number, record in lines if record is None or not _is_event(record)]
+    notes = [f"Line {number} of {path.name} could not be read and was left out." for number in damaged]
+    if ends_unfinished(path):
+        notes.append(f"The last line of {path.name} is unfinished and was left out.")
+    if lines and not events:
+        raise ValueError("no line is an event with a time")
+    return EventLog(events, tuple(notes))
+
+
+def _is_event(record: Mapping[str, Any]) -> bool:
+    timed = "event" in record and isinstance(record.get("time"), int | float)
+    return timed and (record["event"] != "task_done" or _is_task(record))
+
+
+def _is_task(event: Mapping[str, Any]) -> bool:
+    times = [event.get(key) for key in ("submitted", "started", "ended", "round")]
+    return all(time is None or isinstance(time, int | float) for time in times) and isinstance(
+        event.get("result") or {}, dict
+    )
+
+
+def task_runs(journal: EventLog) -> list[TaskRun]:
+    """The finished tasks, in journal order; a time that was not recorded is the nearest one that was."""
+    return [as_task_run(event) for event in journal.named("task_done")]
+
+
+def as_task_run(event: Mapping[str, Any]) -> TaskRun:
+    ended = _first_number(event.get("ended"), event["time"])
+    started = min(_first_number(event.get("started"), event.get("submitted"), ended), ended)
+    return TaskRun(
+        app=str(event.get("app", "")),
+        round=int(event.get("round") or 0),
+        site=str(event.get("site") or "server"),
+        submitted=min(_first_number(event.get("submitted"), started), started),
+        started=started,
+        ended=ended,
+        result=event.get("result") or {},
+    )
+
+
+def _first_number(*values: Any) -> float:
+    return next(float(value) for value in values if value is not None)
+
+
+def down_spans(journal: EventLog) -> list[Span]:
+    """From the last word of one driver to the first of the next, in unix seconds."""
+    spans: list[Span] = []
+    last: float | None = None
+    driven = False
+    for event in journal.events:
+        if event["event"] == "blocks_cancelled":  # the next driver's, just before it starts
+            continue
+        if event["event"] == "driver_started":
+            if driven and last is not None and event["time"] > last:
+                spans.append((last, event["time"]))
+            driven = True
+        last = event["time"] if last is None else max(last, event["time"])
+    return spans
+
+
+def covered_s(spans: Iterable[Span], length_s: float) -> float:
+    """Seconds of [0, length_s] that lie in at least one span."""
+    total = reached = 0.0
+    for start, end in sorted(spans):
+        start, end = max(start, reached), min(end, length_s)
+        if end > start:
+            total, reached = total + end - start, end
+    return total
+
+
+@dataclass(frozen=True)
+class Move:
+    """One finished transfer between the server and a site; `out` is towards the site."""
+
+    round: int
+    site: str
+    out: bool
+    nbytes: int
+
+
+def moves(tasks: Iterable[TaskRun]) -> list[Move]:
+    """Every finished transfer, with the bytes that crossed; a transfer done twice counts twice."""
+    return [
+        Move(task.round, task.site, task.app == "stage_out", _nbytes(task.result))
+        for task in tasks
+        if task.app in ("stage_out", "stage_in")
+    ]
+
+
+def _nbytes(result: Mapping[str, Any]) -> int:
+    moved = result.get("nbytes_moved")
+    return int(moved if moved is not None else (result.get("artifact") or {}).get("nbytes", 0))
+
+
+def trainings(tasks: Iterable[TaskRun]) -> list[TaskRun]:
+    """The trainings that count: of one that was answered again after a resume, the last answer only."""
+    kept = {(task.round, task.site): task for task in tasks if task.app == "local_train"}
+    return list(kept.values())
+
+
+def full_model_nbytes(tasks: Iterable[TaskRun]) -> int | None:
+    """Bytes of the full model in its dtype as `prepare` measured it, or None before it did."""
+    sizes = [task.result.get("full_nbytes") for task in tasks if task.app == "prepare"]
+    return next((int(size) for size in reversed(sizes) if size), None)

@@ -1,0 +1,93 @@
+"""The tables of a report."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from workflows.event_log import moves, task_runs, trainings
+from workflows.figure_style import GLOBAL
+from workflows.findings import Run
+from workflows.report_words import NONE, loss_text
+from workflows.timeline import STAGING_IN, STAGING_OUT, TRAINING, WAITING, idle_share, round_lengths
+from workflows.units import bytes_text, seconds_text
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under a heading; `note` says how to read them."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+    look: str = ""  # "text": all columns are words; "remarks": the last one is
+
+
+def round_table(run: Run) -> Table:
+    """One row per round that was scored or begun."""
+    tasks, lengths, means = task_runs(run.journal), round_lengths(run.timeline), run.mean_losses
+    used = {e.get("version"): len(e.get("weights") or {}) for e in run.journal.named("aggregated")}
+    tokens: Counter[int] = Counter()
+    nbytes: Counter[tuple[int, bool]] = Counter()
+    for task in trainings(tasks):
+        tokens[task.round] += int(task.result.get("tokens") or 0)
+    for move in moves(tasks):
+        nbytes[move.round, move.out] += move.nbytes
+    rows = []
+    for number in sorted({*map(int, means.index), *lengths}):
+        losses = means.loc[number].dropna() if number in means.index else {}
+        sites = {site: losses[site] for site in run.sites if site in losses}
+        best = min(sites, key=sites.__getitem__, default=None)
+        cells = [str(number), loss_text(losses.get(GLOBAL)), f"{loss_text(sites[best])} {best}" if best else NONE]
+        cells += [str(used.get(number, NONE)), f"{tokens[number]:,}"]
+        cells += [bytes_text(nbytes[number, out]) for out in (True, False)]
+        rows.append([*cells, seconds_text(lengths[number]) if number in lengths else NONE])
+    columns = ("round", "global loss", "best site", "updates used", "tokens", "bytes out", "bytes in")
+    note = "Losses are unweighted means over the tasks; round 0 is untrained."
+    return Table("Rounds", (*columns, "length"), rows, note)
+
+
+def task_table(run: Run) -> Table:
+    """Final losses by task; the owner is the site whose data hold the task."""
+    final = run.final_losses
+    rows = [
+        [task, ", ".join(run.owners[task]) or NONE, *(loss_text(value) for value in losses)]
+        for task, losses in final.iterrows()
+    ]
+    return Table("Final loss by task", ("task", "owner", *run.models), rows, "The last score of each model.")
+
+
+def site_table(run: Run) -> Table:
+    """One row per site: what it holds, what it did, where its time went."""
+    tasks, timeline, rows = task_runs(run.journal), run.timeline, []
+    for site in run.sites:
+        entry = run.campaign["sites"][site] or {}
+        trained = [task.result for task in trainings(tasks) if task.site == site]
+        counted = ("samples", "tokens", "steps_done")
+        sums = [sum(int(result.get(key) or 0) for result in trained) for key in counted]
+        spent = [timeline.seconds(site, p) for p in (TRAINING, WAITING)]
+        spent.append(timeline.seconds(site, STAGING_OUT, STAGING_IN))
+        held = sum(site in owners for owners in run.owners.values())
+        cells = [site, str(entry.get("config") or site), str(held), str(len(trained))]
+        cells += [f"{value:,}" for value in sums] + [f"{seconds:,.0f}" for seconds in spent]
+        rows.append([*cells, f"{idle_share(timeline, site):.0%}"])
+    columns = ("site", "config", "tasks", "rounds", "samples", "tokens", "steps", "training [s]", "queue [s]")
+    note = "Idle: the share of the time with a driver in which the site neither moved, waited nor trained."
+    return Table("Sites", (*columns, "staging [s]", "idle"), rows, note)
+
+
+def trouble_table(run: Run) -> Table | None:
+    """What failed or was refused, in the order of the journal; None when nothing was."""
+    names = {"task_failed": "task failed", "update_refused": "update refused", "block_failed": "block failed"}
+    opened = run.journal.events[0]["time"] if run.journal.events else 0.0
+    rows = []
+    for event in run.journal.events:
+        if event["event"] in names:
+            words = [str(event[key]) for key in ("app", "error", "message", "reason") if event.get(key)]
+            when = seconds_text(event["time"] - opened)
+            cells = [when, str(event.get("round", NONE)), str(event.get("site", NONE)), names[event["event"]]]
+            rows.append([*cells, ": ".join(words)])
+    columns = ("after", "round", "site", "what", "why")
+    return Table("Refused updates and failures", columns, rows, look="text") if rows else None
