@@ -186,13 +186,8 @@ class Tamed(ClusterProvider):
 
         with TemporaryDirectory() as folder:
             double: Any = copy.copy(self)
-            double.script_dir, double.resources, double._lost, double._unseen, double.execute_wait = (
-                folder,
-                {},
-                {},
-                {},
-                note,
-            )
+            double.script_dir, double.execute_wait = folder, note
+            double.resources, double._lost, double._unseen = {}, {}, {}
             double.submit(command, 1)
             (script,) = Path(folder).iterdir()
             text = f"{script.read_text().rstrip()}\n\n# submitted with: {asked[-1]}\n".replace(

@@ -20,7 +20,7 @@ LOST = (
     "requeued",
 )  # ends that nobody here has asked for
 BLOCK_EVENTS = ("block_submitted", "block_started", "block_ended", "blocks_cancelled")
-REFUSED = "a block could not be submitted"
+REFUSED, STILLBORN = "a block could not be submitted", "a block ended before its worker began"
 Telling = dict[str, tuple[int, dict[str, Any]]]  # event name -> place in the journal, event
 
 
@@ -171,7 +171,7 @@ class SiteJobs:
         trained_node_s: seconds of the finished trainings, times the nodes of the job they ended in.
         continued: trainings that went on in another job.
         refusals: why submissions were refused, in order.
-        failures: what is told of the jobs that failed or died before their worker began, in order.
+        failures: what is told of jobs that died before their worker began, in order; of others their ending tells.
     """
 
     site: str
@@ -211,7 +211,7 @@ def _sums(site: str, jobs: Sequence[BatchJob], failures: Sequence[str], tasks: S
         trained_node_s=sum((_number(run.result.get("train_s")) or 0.0) * _nodes(run, jobs) for run in trained),
         continued=sum(_went_on(run, here, jobs) for run in trained),
         refusals=tuple(reason.removeprefix(REFUSED).lstrip(": ") for reason in refused),
-        failures=tuple(reason for reason in failures if not reason.startswith(REFUSED)),
+        failures=tuple(reason for reason in failures if reason.startswith(STILLBORN)),
     )  # fmt: skip
 
 

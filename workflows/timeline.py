@@ -103,10 +103,16 @@ def _intervals_of(task: TaskRun, tasks: Sequence[TaskRun], jobs: Sequence[BatchJ
     if task.app in QUEUED_APPS:
         # Futures are submitted before what they depend on is done: the wait proper begins afterwards.
         before = [other.ended for other in tasks if other.site == task.site and other.ended <= task.started]
-        ready = max([task.submitted, *before])
+        # Of a training that was begun before, the submission is that of its last try.
+        first_try = not before or not _begun_before(task)
+        ready = max([task.submitted] * first_try + before)
         before_it = _before(task, ready, [job for job in jobs if job.site == task.site])
         found += [Interval(task.site, name, task.round, a - origin, b - origin) for name, (a, b) in before_it]
     return found
+
+
+def _begun_before(task: TaskRun) -> bool:
+    return int(task.result.get("attempts") or 1) > 1
 
 
 def _before(task: TaskRun, ready: float, jobs: Sequence[BatchJob]) -> list[tuple[str, Span]]:
@@ -116,9 +122,8 @@ def _before(task: TaskRun, ready: float, jobs: Sequence[BatchJob]) -> list[tuple
     """
     if not jobs:
         return [(WAITING, (ready, task.started))] if task.started > ready else []
-    begun_before = int(task.result.get("attempts") or 1) > 1
     spans = [(WAITING, job.queued) for job in jobs]
-    spans += [(PHASE_OF_APP[task.app], job.ran) for job in jobs if job.ran is not None and begun_before]
+    spans += [(PHASE_OF_APP[task.app], job.ran) for job in jobs if job.ran is not None and _begun_before(task)]
     cut = [(phase, (max(start, ready), min(end, task.started))) for phase, (start, end) in spans]
     return [(phase, (start, end)) for phase, (start, end) in cut if end > start]
 

@@ -145,7 +145,8 @@ def test_a_record_that_lacks_much_is_read_for_what_it_has() -> None:
     )
     (job,) = batch_jobs(journal)
     assert (job.nodes, job.walltime_s, job.queue) == (1, None, "")
-    assert site_jobs(journal, [job])[0].failures == ("",)
+    (site,) = site_jobs(journal, [job])
+    assert (site.refusals, site.failures) == ((), ())
 
 
 @given(
@@ -199,7 +200,11 @@ def test_a_loss_between_two_trainings_interrupts_none() -> None:
 
 
 def test_refused_submissions_and_failed_jobs_are_told_apart() -> None:
-    words = ("a block could not be submitted: no such queue", "a block ended before its worker began: no module")
+    words = (
+        "a block could not be submitted: no such queue",
+        "a block ended before its worker began: no module",
+        "a block has failed: node_fail NodeDown",  # its job has an ending, which says so
+    )
     site = sums(*(event("block_failed", 10.0, reason=f"{said}; the next is asked for in 10 s") for said in words))
     assert (site.site, site.jobs, site.queued_s) == ("north", (), 0.0)
     assert site.refusals == ("no such queue",)

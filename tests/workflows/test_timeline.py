@@ -269,14 +269,14 @@ def test_a_resumed_run_shows_its_gap(tmp_path: Path) -> None:
     assert timeline.down_s == pytest.approx(5400.0)
 
 
-def batch_round(*events: dict[str, Any], attempts: int = 1) -> Timeline:
+def batch_round(*events: dict[str, Any], attempts: int = 1, submitted: float = 0.0) -> Timeline:
     """A site whose training could begin at 20 s and began for the last time at 500 s."""
     log = EventLog(
         (
             event("campaign_opened", 0.0),
             task("stage_out", "n", 0, 0, 20),
             *events,
-            task("local_train", "n", 0, 500, 600, attempts=attempts),
+            task("local_train", "n", submitted, 500, 600, attempts=attempts),
         )
     )
     return build_timeline(log, ["n"])
@@ -306,6 +306,13 @@ def test_a_training_that_needs_several_blocks_is_training_in_each_and_waiting_be
     assert spans(batch_round(*events, attempts=2), TRAINING) == [(100, 200), (480, 500), (500, 600)]
     assert spans(batch_round(*events, attempts=2), WAITING) == [(20, 100), (210, 480)]
     assert spans(batch_round(*events, attempts=1), TRAINING) == [(500, 600)]
+
+
+def test_the_submission_of_a_second_try_does_not_hide_the_first() -> None:
+    events = [*block("1", 10, 100, 200), *block("2", 210, 480, 900)]
+    timeline = batch_round(*events, attempts=2, submitted=205.0)
+    assert spans(timeline, TRAINING) == [(100, 200), (480, 500), (500, 600)]
+    assert spans(batch_round(*events, attempts=1, submitted=205.0), WAITING) == [(210, 480)]
 
 
 def test_a_block_that_was_ready_before_is_no_wait() -> None:
