@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from functools import lru_cache
+from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter
 
@@ -13,14 +14,20 @@ from workflows.strategies.base import SiteFacts, SiteFailed, Train, UpdateArrive
 Kind = TypeVar("Kind")
 
 
+@lru_cache
+def adapter_of(kind: Hashable) -> TypeAdapter[Any]:
+    """Built once for each kind: that takes milliseconds."""
+    return TypeAdapter(cast(Any, kind))
+
+
 def as_plain(memory: Any) -> dict[str, Any]:
     """A dataclass as values that JSON holds, equal after a trip through a file."""
-    return TypeAdapter(type(memory)).dump_python(memory, mode="json")
+    return adapter_of(cast(Hashable, type(memory))).dump_python(memory, mode="json")
 
 
 def from_plain(kind: type[Kind], state: dict[str, Any]) -> Kind:
     """What ``as_plain`` was given."""
-    return TypeAdapter(kind).validate_python(state)
+    return adapter_of(cast(Hashable, kind)).validate_python(state)
 
 
 @dataclass(frozen=True)
