@@ -1,0 +1,40 @@
+"""The strategies of a study, each with the best of its settings.
+
+The settings were found by the same small grid for all (tests/benchmarks/strategy_grid.py), on seeds that the study
+does not use, in the built-in queues and never on a trace: replayed queues are met with the settings of bursty ones.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from workflows.virtual.scenarios import Scenario
+
+OURS = "fedtide"
+Setting = tuple[int, dict[str, Any]]  # local steps an order, keys of the strategy's section
+COMMON: dict[str, Setting] = {
+    "fedavg": (100, {}),
+    "fedprox": (100, {"mu": 0.01}),
+    "fedavgm": (40, {"beta": 0.5}),
+    "fedadagrad": (40, {"rate": 0.03, "tau": 0.01}),
+    "fedadam": (40, {"rate": 0.03, "tau": 0.01}),
+    "fedyogi": (40, {"rate": 0.03, "tau": 0.01}),
+    "fednova": (100, {}),
+    "scaffold": (100, {}),
+    "diloco": (40, {}),
+    "fedasync": (40, {"alpha": 0.5}),
+    "fedbuff": (40, {"buffer": 2}),
+    "area": (40, {}),
+    "fedcompass": (40, {}),
+    "fedqueue": (40, {"window_s": 14400.0}),
+}
+CONTESTANTS = tuple(COMMON)
+TUNED: dict[Scenario, dict[str, Setting]] = {"calm": {}, "lognormal": {}, "bursty": {}}
+
+
+def setting_of(strategy: str, scenario: Scenario) -> tuple[int, str]:
+    """Steps an order, and the section as JSON."""
+    regime: Scenario = "bursty" if scenario == "replay" else scenario
+    steps, keys = TUNED[regime].get(strategy) or COMMON.get(strategy) or (40, {})
+    return steps, json.dumps({"name": strategy, **keys})
