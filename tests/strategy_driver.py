@@ -48,7 +48,10 @@ class World:
     timers: dict[str, float] = field(default_factory=dict)
     wanted: list[str] = field(default_factory=list)  # sites whose queue has a request
     blocks: list[str] = field(default_factory=list)  # sites with a block that was asked for
+    released: list[str] = field(default_factory=list)
     means: list[Aggregate] = field(default_factory=list)
+    echoing: bool = False  # the last update of each site counts again and again
+    last_words: dict[str, int] = field(default_factory=dict)
     stop: Stop | None = None
 
     def __post_init__(self) -> None:
@@ -68,6 +71,7 @@ class World:
         due = [name for name, at in self.timers.items() if at <= self.now_s]
         choices: list[tuple[str, str | int]] = [("timer", name) for name in due]
         choices += [("order", task) for task in self.out] + [("block", site) for site in self.wanted]
+        choices += [("end", site) for site in self.released]
         if self.blocks and self.draw.random() < 0.1:
             choices = [("end", site) for site in self.blocks]
         if not choices:
@@ -88,6 +92,7 @@ class World:
 
     def _end(self, site: str) -> Event:
         self.blocks.remove(site)
+        self.released = [name for name in self.released if name != site]
         return BlockEnded(self.now_s, site, "walltime")
 
     def _order(self, task: int) -> Event:
@@ -128,6 +133,7 @@ class World:
                 self.wanted.append(site)
             case ReleaseBlock(site):
                 assert site in self.blocks
+                self.released.append(site)
             case Stop():
                 self.stop = action
 
@@ -149,10 +155,13 @@ class World:
         assert len({version for version, _ in mean.models}) == len(mean.models)
         for task, weight in mean.parts:
             assert task in self.arrived and weight != 0
-            staleness = self.version - self.orders[task].version
+            order = self.orders[task]
+            staleness = self.version - order.version
             assert staleness >= 0
             if weight > 0:
                 self.staleness.append(staleness)
+                self.last_words[order.site] = max(task, self.last_words.get(order.site, 0))
+                assert task == self.last_words[order.site] or not self.echoing, "an old word of the site"
             (self.added if weight > 0 else self.removed).append(task)
         self.version = mean.version
         self.means.append(mean)

@@ -16,6 +16,7 @@ from workflows.strategies.fedavg import FedAvgSection
 from workflows.strategies.fedavgm import FedAvgMSection
 from workflows.strategies.fedbuff import FedBuffSection
 from workflows.strategies.fedcompass import FedCompassSection
+from workflows.strategies.fedecho import FedEchoSection
 from workflows.strategies.fednova import FedNovaSection
 from workflows.strategies.fedprox import FedProxSection
 from workflows.strategies.fedqueue import FedQueueSection
@@ -28,7 +29,7 @@ SECTIONS: dict[str, type[Section]] = {
     "fedavg": FedAvgSection, "fedprox": FedProxSection, "fedavgm": FedAvgMSection,
     "fedadagrad": FedAdagradSection, "fedadam": FedAdamSection, "fedyogi": FedYogiSection, "fednova": FedNovaSection,
     "scaffold": ScaffoldSection, "diloco": DiLoCoSection, "fedasync": FedAsyncSection, "fedbuff": FedBuffSection,
-    "area": AreaSection, "fedcompass": FedCompassSection, "fedqueue": FedQueueSection,
+    "fedecho": FedEchoSection, "area": AreaSection, "fedcompass": FedCompassSection, "fedqueue": FedQueueSection,
 }  # fmt: skip
 
 
@@ -51,7 +52,8 @@ AnySection = Annotated[
     | FedBuffSection
     | AreaSection
     | FedCompassSection
-    | FedQueueSection,
+    | FedQueueSection
+    | FedEchoSection,
     Discriminator("name"),
     BeforeValidator(_named),
 ]

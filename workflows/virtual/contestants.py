@@ -11,7 +11,7 @@ from typing import Any
 
 from workflows.virtual.scenarios import Scenario
 
-OURS = "fedtide"
+OURS = "fedecho"
 Setting = tuple[int, dict[str, Any]]  # local steps an order, keys of the strategy's section
 COMMON: dict[str, Setting] = {
     "fedavg": (100, {}),
@@ -28,6 +28,7 @@ COMMON: dict[str, Setting] = {
     "area": (40, {}),
     "fedcompass": (40, {}),
     "fedqueue": (40, {"window_s": 14400.0}),
+    "fedecho": (40, {}),
 }
 CONTESTANTS = tuple(COMMON)
 TUNED: dict[Scenario, dict[str, Setting]] = {"calm": {}, "lognormal": {}, "bursty": {}}

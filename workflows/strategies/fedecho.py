@@ -1,0 +1,221 @@
+"""FedEcho: made for batch queues. Absent sites are heard as an echo that fades as the model follows it.
+
+Where machines stand behind queues, one site trains for an hour while the others wait for hours or days. Averaging
+waits for the slowest; asynchronous mixing forgets who is absent; a memory of old updates either holds the model back
+(AREA: the site's old *model* counts) or drives it on for ever (MIFA: the site's old *change* counts each time).
+
+Derivation. Let D_j(x) be the change that site j's local training makes from the model x. Averaging with everybody
+present moves x by sum_j p_j D_j(x). An absent site's D_j is known only at the model b_j that it last started from:
+D_j(b_j) = y_j - b_j. Local training contracts towards the site's own optimum: for gradient descent of K steps at rate
+eta on a quadratic with Hessian H, D_j(x) = -(I - (I - eta H)^K)(x - x_j*), hence exactly
+
+    D_j(x) = D_j(b_j) - C (x - b_j),   C = I - (I - eta H)^K,   0 <= C <= I,
+
+and with one number kappa in [0, 1] in place of the matrix C the estimate of an absent site's change is its last change
+less kappa times what the model has moved since. Every arrival then makes the step that averaging would make:
+
+    x <- x + rate sum_j q_j ( s_j (y_j - b_j) - kappa (x - b_j) ),    q_j = p_j / sum of p over sites heard so far
+
+kappa = 1 gives AREA's memory, kappa = 0 MIFA's. In between an echo is strong while the model has not yet followed it,
+ends by itself once it has, and turns into a pull back towards b_j + (y_j - b_j) / kappa if others pull too far:
+forgetting is bounded however long a site is away. The weights sum to one: it is one affine combination of stored
+updates and models, one pass at the server, and no site needs to keep a state. ``s_j`` (steps asked / steps done, at
+most 2) makes partial work count as whole work, as in FedNova, so that no site gains by being fast.
+
+The queue is treated as what it is:
+
+* late binding: a block is asked for without a model; it gets the newest one when it starts, so that time in the queue
+  makes nothing stale;
+* asking early: while a block runs the next one already waits, as far as the queue's limit per user allows;
+* work to the end: the last order in a block is cut to the time that is left; a block with too little is given back.
+
+Each of the four can be switched off (``kappa``, ``memory``, ``late_binding``, ``early``, ``fit``). Where it loses:
+with few classes of data in common and blocks so rare that every site is heard once, it is no better than a mean; with
+waits of seconds and equal sites, synchronous averaging with server momentum needs fewer steps for the same loss.
+
+Related: AREA (arXiv 2405.10123), MIFA (NeurIPS 2021), FedNova (arXiv 2007.07481).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from workflows.strategies.base import (
+    Action,
+    Aggregate,
+    BlockEnded,
+    BlockStarted,
+    CampaignStarted,
+    Event,
+    ReleaseBlock,
+    RequestBlock,
+    SiteFailed,
+    Stop,
+    UpdateArrived,
+)
+from workflows.strategies.ledger import Ledger, Order, as_plain, from_plain, shares
+from workflows.strategies.section import Section, Weights
+
+
+class FedEchoSection(Section):
+    """``strategy: {name: fedecho}``."""
+
+    name: Literal["fedecho"]
+    kappa: float = Field(default=0.1, ge=0, le=1)
+    rate: PositiveFloat = 1.0
+    crowd: NonNegativeFloat = 0.5  # the rate falls with so high a power of the number of sites at work
+    weights: Weights = "equal"
+    memory: bool = True
+    late_binding: bool = True
+    early: bool = True
+    fit: bool = True
+    least_steps: PositiveInt = 5  # that are worth an order
+    saving_s: NonNegativeFloat = 60.0  # kept free at the end of a block
+    patience: PositiveInt = 3  # failures in a row after which a site is left out
+
+    def strategy(self, rounds: int, steps: int) -> FedEcho:
+        return FedEcho(rounds, steps, self)
+
+
+@dataclass
+class Word:
+    """The last that was heard of a site."""
+
+    task: int
+    base: int  # the version it started from
+    factor: float  # steps asked / steps done
+
+
+@dataclass
+class Blocks:
+    """What of ours is at a site's queue."""
+
+    limit: int = 1
+    waiting: int = 0
+    ends_s: list[float | None] = field(default_factory=list)  # of the running ones, the oldest first
+
+
+@dataclass
+class Memory:
+    """What the strategy knows."""
+
+    ledger: Ledger = field(default_factory=Ledger)
+    version: int = 0
+    words: dict[str, Word] = field(default_factory=dict)
+    blocks: dict[str, Blocks] = field(default_factory=dict)
+    step_s: dict[str, float] = field(default_factory=dict)  # the last seconds a step
+    travel_s: dict[str, float] = field(default_factory=dict)  # the last order's way out and back
+
+
+class FedEcho:
+    """The algorithm; see the module for formula and reasons."""
+
+    def __init__(self, rounds: int, steps: int, section: FedEchoSection) -> None:
+        self.rounds, self.steps, self.section, self.memory = rounds, steps, section, Memory()
+
+    def react(self, event: Event) -> list[Action]:
+        memory = self.memory
+        match event:
+            case CampaignStarted():
+                memory.ledger.enrol(event.sites)
+                early = self.section.early
+                memory.blocks = {site.name: Blocks(site.max_blocks if early else 1) for site in event.sites}
+                return [action for site in memory.blocks for action in self._ask(site, event.time_s)]
+            case BlockStarted():
+                return self._block_started(event)
+            case BlockEnded():
+                blocks = memory.blocks[event.site]
+                blocks.ends_s = blocks.ends_s[1:]
+                return self._ask(event.site, event.time_s) if self.section.late_binding else []
+            case UpdateArrived() | SiteFailed():
+                order = memory.ledger.close(event)
+                return self._closed(event, order) if order else []
+        return []
+
+    def _block_started(self, event: BlockStarted) -> list[Action]:
+        blocks = self.memory.blocks[event.site]
+        blocks.waiting = max(0, blocks.waiting - 1)
+        blocks.ends_s.append(event.ends_s)
+        if not self.section.late_binding:
+            return self._requests(event.site) if self.section.early else []
+        return self._ask(event.site, event.time_s)
+
+    def _closed(self, event: UpdateArrived | SiteFailed, order: Order) -> list[Action]:
+        memory, actions = self.memory, list[Action]()
+        if isinstance(event, UpdateArrived) and event.steps_done > 0:
+            self._measure(event, order)
+            memory.words[order.site] = Word(event.task, order.version, min(2.0, self.steps / event.steps_done))
+            actions.append(self._merge(order.site))
+        if memory.version >= self.rounds:
+            return [*actions, Stop()]
+        actions += self._ask(order.site, event.time_s)
+        if all(memory.ledger.failures.get(site, 0) >= self.section.patience for site in memory.ledger.samples):
+            return [*actions, Stop(f"every site has failed {self.section.patience} times in a row")]
+        return actions
+
+    def _measure(self, event: UpdateArrived, order: Order) -> None:
+        self.memory.step_s[order.site] = event.train_s / event.steps_done
+        travel_s = event.time_s - order.asked_s - event.train_s - event.wait_s
+        self.memory.travel_s[order.site] = max(0.0, travel_s)
+
+    def _merge(self, newest: str) -> Aggregate:
+        """The step above over all sites that were heard; without memory over the newest alone."""
+        memory, rate = self.memory, self._rate()
+        heard = {site: word for site, word in memory.words.items() if self.section.memory or site == newest}
+        base, memory.version = memory.version, memory.version + 1
+        kappa = self.section.kappa if self.section.memory else 0.0
+        share = shares(memory.ledger.samples, heard, self.section.weights)
+        if not self.section.memory:
+            share = {newest: shares(memory.ledger.samples, memory.ledger.samples, self.section.weights)[newest]}
+        models = {base: 1.0 - rate * kappa * sum(share.values())}
+        for site, word in heard.items():
+            models[word.base] = models.get(word.base, 0.0) - rate * share[site] * (word.factor - kappa)
+        parts = tuple((word.task, rate * share[site] * word.factor) for site, word in heard.items())
+        kept = tuple((version, weight) for version, weight in models.items() if weight)
+        return Aggregate(memory.version, base, parts, kept)
+
+    def _rate(self) -> float:
+        """With n sites at work n arrivals make a round, each of them with the echoes of all."""
+        at_work = self.memory.ledger.busy() | {s for s, blocks in self.memory.blocks.items() if blocks.ends_s}
+        return self.section.rate / max(1, len(at_work)) ** self.section.crowd
+
+    # -- blocks and orders --------------------------------------------------------------------------------------
+
+    def _ask(self, site: str, now_s: float) -> list[Action]:
+        """Work for a site that has a block and none to do, and requests as far as the limit goes."""
+        memory = self.memory
+        if memory.ledger.failures.get(site, 0) >= self.section.patience:
+            return []
+        busy = site in memory.ledger.busy()
+        if not self.section.late_binding:
+            return [] if busy else [memory.ledger.order(site, memory.version, self.steps, now_s)]
+        running, actions = memory.blocks[site].ends_s, self._requests(site)
+        if running and not busy:
+            steps = self._fitting(site, running[-1], now_s)
+            if steps < min(self.section.least_steps, self.steps):
+                return [*actions, ReleaseBlock(site)]
+            actions.append(memory.ledger.order(site, memory.version, steps, now_s))
+        return actions
+
+    def _requests(self, site: str) -> list[Action]:
+        blocks = self.memory.blocks[site]
+        missing = max(0, blocks.limit - blocks.waiting - len(blocks.ends_s))
+        blocks.waiting += missing
+        return [RequestBlock(site)] * missing
+
+    def _fitting(self, site: str, ends_s: float | None, now_s: float) -> int:
+        """Steps of the next order: all, or what the block has time for."""
+        step_s = self.memory.step_s.get(site)
+        if not self.section.fit or ends_s is None or step_s is None:
+            return self.steps
+        left_s = ends_s - now_s - self.memory.travel_s.get(site, 0.0) - self.section.saving_s
+        return min(self.steps, int(left_s / (1.05 * step_s)))
+
+    def state(self) -> dict[str, Any]:
+        return as_plain(self.memory)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.memory = from_plain(Memory, state)
