@@ -46,7 +46,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--trace", type=Path, metavar="FILE.swf[.gz]", help="what replay replays")
     add("--seeds", type=positive, default=20, metavar="N", help="campaigns of each strategy (20)")
     add("--sites", type=positive, default=4, metavar="N", help="facilities (4)")
-    add("--strategies", metavar="A,B", help="names of strategies (all)")
+    add("--strategies", metavar="A,B", help="names (all), or 'ablation'")
     add("--alpha", type=_above_zero, default=0.1, metavar="DIRICHLET", help="evenness of the classes over sites (0.1)")
     add("--budget-s", type=_above_zero, default=BUDGET_S, metavar="S", help=f"virtual seconds ({BUDGET_S:.0f})")
     add("--target", type=_above_zero, default=TARGET, metavar="LOSS", help=f"for the time to target ({TARGET})")
@@ -109,10 +109,12 @@ def plan(options: argparse.Namespace) -> Study:
 def chosen(text: str | None) -> list[str]:
     """The strategies that were asked for; raises UserMistake for an unknown one."""
     from apps.errors import UserMistake
-    from workflows.virtual.contestants import CONTESTANTS
+    from workflows.virtual.contestants import ABLATIONS, CONTESTANTS, KNOWN, OURS
 
+    if text == "ablation":
+        return [OURS, *ABLATIONS]
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip())) if text else CONTESTANTS
-    unknown = [name for name in names if name not in CONTESTANTS]
+    unknown = [name for name in names if name not in KNOWN]
     if unknown or not names:
         raise UserMistake(
             f"--strategies: there is no {', '.join(unknown) or 'strategy'}",

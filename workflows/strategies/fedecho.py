@@ -141,7 +141,7 @@ class FedEcho:
         blocks.ends_s.append(event.ends_s)
         if not self.section.late_binding:
             return self._requests(event.site) if self.section.early else []
-        return self._ask(event.site, event.time_s)
+        return self._ask(event.site, event.time_s, fresh=True)
 
     def _closed(self, event: UpdateArrived | SiteFailed, order: Order) -> list[Action]:
         memory, actions = self.memory, list[Action]()
@@ -184,8 +184,11 @@ class FedEcho:
 
     # -- blocks and orders --------------------------------------------------------------------------------------
 
-    def _ask(self, site: str, now_s: float) -> list[Action]:
-        """Work for a site that has a block and none to do, and requests as far as the limit goes."""
+    def _ask(self, site: str, now_s: float, fresh: bool = False) -> list[Action]:
+        """Work for a site that has a block and none to do, and requests as far as the limit goes.
+
+        A fresh block always gets work, however long the last way was: it would never come to any otherwise.
+        """
         memory = self.memory
         if memory.ledger.failures.get(site, 0) >= self.section.patience:
             return []
@@ -195,9 +198,10 @@ class FedEcho:
         running, actions = memory.blocks[site].ends_s, self._requests(site)
         if running and not busy:
             steps = self._fitting(site, running[-1], now_s)
-            if steps < min(self.section.least_steps, self.steps):
+            least = min(self.section.least_steps, self.steps)
+            if steps < least and not fresh:
                 return [*actions, ReleaseBlock(site)]
-            actions.append(memory.ledger.order(site, memory.version, steps, now_s))
+            actions.append(memory.ledger.order(site, memory.version, max(steps, least), now_s))
         return actions
 
     def _requests(self, site: str) -> list[Action]:

@@ -28,14 +28,25 @@ COMMON: dict[str, Setting] = {
     "area": (40, {}),
     "fedcompass": (40, {}),
     "fedqueue": (40, {"window_s": 14400.0}),
-    "fedecho": (40, {}),
+    "fedecho": (20, {}),
 }
 CONTESTANTS = tuple(COMMON)
+ABLATIONS: dict[str, dict[str, Any]] = {  # each idea of ours switched off, the other settings as they are
+    "fedecho-no-memory": {"memory": False},
+    "fedecho-kappa-0": {"kappa": 0.0},
+    "fedecho-kappa-1": {"kappa": 1.0},
+    "fedecho-no-crowd": {"crowd": 0.0},
+    "fedecho-no-late-binding": {"late_binding": False},
+    "fedecho-no-early": {"early": False},
+    "fedecho-no-fit": {"fit": False},
+}
+KNOWN = (*CONTESTANTS, *ABLATIONS)
 TUNED: dict[Scenario, dict[str, Setting]] = {"calm": {}, "lognormal": {}, "bursty": {}}
 
 
-def setting_of(strategy: str, scenario: Scenario) -> tuple[int, str]:
+def setting_of(name: str, scenario: Scenario) -> tuple[int, str]:
     """Steps an order, and the section as JSON."""
     regime: Scenario = "bursty" if scenario == "replay" else scenario
-    steps, keys = TUNED[regime].get(strategy) or COMMON.get(strategy) or (40, {})
-    return steps, json.dumps({"name": strategy, **keys})
+    strategy = OURS if name in ABLATIONS else name
+    steps, keys = TUNED[regime].get(strategy) or COMMON[strategy]
+    return steps, json.dumps({"name": strategy, **keys, **ABLATIONS.get(name, {})})

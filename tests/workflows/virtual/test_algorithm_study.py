@@ -8,10 +8,12 @@ import json
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
 from workflows import algorithm_study
+from workflows.strategies import SECTIONS, AnySection
 from workflows.virtual import runs as runs_module
-from workflows.virtual.contestants import COMMON, CONTESTANTS, setting_of
+from workflows.virtual.contestants import ABLATIONS, COMMON, CONTESTANTS, KNOWN, OURS, setting_of
 from workflows.virtual.queue_check import check_queue
 from workflows.virtual.runs import Run, played, thinned, time_to
 from workflows.virtual.scenarios import SCENARIOS
@@ -96,11 +98,14 @@ def test_numbers_that_mean_nothing_are_refused(arguments: list[str]) -> None:
 
 
 def test_every_contestant_has_settings_that_its_schema_takes() -> None:
+    sections = TypeAdapter(AnySection)
     for scenario in SCENARIOS:
-        for name in CONTESTANTS:
+        for name in KNOWN:
             steps, section = setting_of(name, scenario)
             assert steps > 0 and json.loads(section)["name"] in name
-    assert set(COMMON) == set(CONTESTANTS)
+            assert sections.validate_python(json.loads(section))
+    assert set(COMMON) == set(CONTESTANTS) == set(SECTIONS)
+    assert algorithm_study.chosen("ablation") == [OURS, *ABLATIONS]
 
 
 def test_times_and_thinning() -> None:
