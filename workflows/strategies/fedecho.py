@@ -12,15 +12,21 @@ eta on a quadratic with Hessian H, D_j(x) = -(I - (I - eta H)^K)(x - x_j*), henc
     D_j(x) = D_j(b_j) - C (x - b_j),   C = I - (I - eta H)^K,   0 <= C <= I,
 
 and with one number kappa in [0, 1] in place of the matrix C the estimate of an absent site's change is its last change
-less kappa times what the model has moved since. Every arrival then makes the step that averaging would make:
+less kappa times what the model has moved since, with kappa = 1 - (1 - kappa_1)^K for K steps. A merge then makes the
+step that averaging with everybody would make, as the gradient of a server with momentum:
 
-    x <- x + rate sum_j q_j ( s_j (y_j - b_j) - kappa (x - b_j) ),    q_j = p_j / sum of p over sites heard so far
+    g = sum_j q_j ( s_j (y_j - b_j) - kappa (x - b_j) ),    q_j = p_j / sum of p over sites heard so far
+    v <- (1 - 1/n) v + g;   x <- x + rate v
 
 kappa = 1 gives AREA's memory, kappa = 0 MIFA's. In between an echo is strong while the model has not yet followed it,
 ends by itself once it has, and turns into a pull back towards b_j + (y_j - b_j) / kappa if others pull too far:
 forgetting is bounded however long a site is away. The weights sum to one: it is one affine combination of stored
 updates and models, one pass at the server, and no site needs to keep a state. ``s_j`` (steps asked / steps done, at
 most 2) makes partial work count as whole work, as in FedNova, so that no site gains by being fast.
+
+A round is made of the sites that are there: a merge waits for those that train at the moment, as long as they are
+expected within ``hold_s``; n is the number that took part. A site alone is merged at once and without momentum, which
+would drive the model along its own data; with all sites there the algorithm is averaging with momentum (1 - 1/m).
 
 The queue is treated as what it is:
 
@@ -29,9 +35,10 @@ The queue is treated as what it is:
 * asking early: while a block runs the next one already waits, as far as the queue's limit per user allows;
 * work to the end: the last order in a block is cut to the time that is left; a block with too little is given back.
 
-Each of the four can be switched off (``kappa``, ``memory``, ``late_binding``, ``early``, ``fit``). Where it loses:
-with few classes of data in common and blocks so rare that every site is heard once, it is no better than a mean; with
-waits of seconds and equal sites, synchronous averaging with server momentum needs fewer steps for the same loss.
+Each idea can be switched off (``memory``, ``gather``, ``momentum``, ``late_binding``, ``early``, ``fit``). It loses:
+to the first hour of a site nothing can be known of it, so that a target that needs every site is not reached before
+the slowest queue has let us in once; and where nobody waits, it is averaging with momentum, no better. Tried and left
+out: two orders a site at once, a momentum at every arrival (both feed on their own delay), weights by samples.
 
 Related: AREA (arXiv 2405.10123), MIFA (NeurIPS 2021), FedNova (arXiv 2007.07481).
 """
@@ -52,6 +59,7 @@ from workflows.strategies.base import (
     Event,
     ReleaseBlock,
     RequestBlock,
+    ServerRule,
     SiteFailed,
     Stop,
     UpdateArrived,
@@ -64,11 +72,13 @@ class FedEchoSection(Section):
     """``strategy: {name: fedecho}``."""
 
     name: Literal["fedecho"]
-    kappa: float = Field(default=0.1, ge=0, le=1)
+    kappa: float = Field(default=0.005, ge=0, le=1)  # contraction of one local step
     rate: PositiveFloat = 1.0
-    crowd: NonNegativeFloat = 0.5  # the rate falls with so high a power of the number of sites at work
     weights: Weights = "equal"
     memory: bool = True
+    gather: bool = True
+    hold_s: PositiveFloat = 600.0  # how long others are waited for
+    momentum: bool = True
     late_binding: bool = True
     early: bool = True
     fit: bool = True
@@ -105,6 +115,7 @@ class Memory:
     ledger: Ledger = field(default_factory=Ledger)
     version: int = 0
     words: dict[str, Word] = field(default_factory=dict)
+    fresh: list[str] = field(default_factory=list)  # sites heard since the last merge
     blocks: dict[str, Blocks] = field(default_factory=dict)
     step_s: dict[str, float] = field(default_factory=dict)  # the last seconds a step
     travel_s: dict[str, float] = field(default_factory=dict)  # the last order's way out and back
@@ -129,7 +140,8 @@ class FedEcho:
             case BlockEnded():
                 blocks = memory.blocks[event.site]
                 blocks.ends_s = blocks.ends_s[1:]
-                return self._ask(event.site, event.time_s) if self.section.late_binding else []
+                asked = self._ask(event.site, event.time_s) if self.section.late_binding else []
+                return [*asked, *self._round(event.time_s)]
             case UpdateArrived() | SiteFailed():
                 order = memory.ledger.close(event)
                 return self._closed(event, order) if order else []
@@ -144,43 +156,56 @@ class FedEcho:
         return self._ask(event.site, event.time_s, fresh=True)
 
     def _closed(self, event: UpdateArrived | SiteFailed, order: Order) -> list[Action]:
-        memory, actions = self.memory, list[Action]()
+        memory, section = self.memory, self.section
         if isinstance(event, UpdateArrived) and event.steps_done > 0:
             self._measure(event, order)
             memory.words[order.site] = Word(event.task, order.version, min(2.0, self.steps / event.steps_done))
-            actions.append(self._merge(order.site))
-        if memory.version >= self.rounds:
-            return [*actions, Stop()]
-        actions += self._ask(order.site, event.time_s)
-        if all(memory.ledger.failures.get(site, 0) >= self.section.patience for site in memory.ledger.samples):
-            return [*actions, Stop(f"every site has failed {self.section.patience} times in a row")]
+            memory.fresh = [*(site for site in memory.fresh if site != order.site), order.site]
+        asked = [] if order.site in memory.fresh else self._ask(order.site, event.time_s)
+        actions = [*asked, *self._round(event.time_s)]
+        if all(memory.ledger.failures.get(site, 0) >= section.patience for site in memory.ledger.samples):
+            return [*actions, Stop(f"every site has failed {section.patience} times in a row")]
         return actions
+
+    def _round(self, now_s: float) -> list[Action]:
+        """A merge and new work, if there is news and nobody to wait for."""
+        memory = self.memory
+        if not memory.fresh or any(self._is_awaited(site, now_s) for site in memory.blocks):
+            return []
+        made, fresh, memory.fresh = self._merge(), memory.fresh, []
+        if memory.version >= self.rounds:
+            return [made, Stop()]
+        return [made, *(action for site in fresh for action in self._ask(site, now_s))]
+
+    def _is_awaited(self, site: str, now_s: float) -> bool:
+        """Whether a site trains in a block and should be done about now."""
+        step_s, running = self.memory.step_s.get(site), self.memory.blocks[site].ends_s
+        orders = [order for order in self.memory.ledger.out.values() if order.site == site]
+        if not (self.section.gather and running and orders and step_s):
+            return False
+        expected_s = orders[0].asked_s + self.memory.travel_s.get(site, 0.0) + orders[0].steps * step_s
+        return abs(expected_s - now_s) <= self.section.hold_s
 
     def _measure(self, event: UpdateArrived, order: Order) -> None:
         self.memory.step_s[order.site] = event.train_s / event.steps_done
         travel_s = event.time_s - order.asked_s - event.train_s - event.wait_s
         self.memory.travel_s[order.site] = max(0.0, travel_s)
 
-    def _merge(self, newest: str) -> Aggregate:
-        """The step above over all sites that were heard; without memory over the newest alone."""
-        memory, rate = self.memory, self._rate()
-        heard = {site: word for site, word in memory.words.items() if self.section.memory or site == newest}
+    def _merge(self) -> Aggregate:
+        """The step above over all sites that were heard; without memory over those of this round alone."""
+        memory, section = self.memory, self.section
+        heard = {site: word for site, word in memory.words.items() if section.memory or site in memory.fresh}
         base, memory.version = memory.version, memory.version + 1
-        kappa = self.section.kappa if self.section.memory else 0.0
-        share = shares(memory.ledger.samples, heard, self.section.weights)
-        if not self.section.memory:
-            share = {newest: shares(memory.ledger.samples, memory.ledger.samples, self.section.weights)[newest]}
-        models = {base: 1.0 - rate * kappa * sum(share.values())}
+        kappa = 1 - (1 - section.kappa) ** self.steps if section.memory else 0.0
+        share = shares(memory.ledger.samples, heard if section.memory else memory.ledger.samples, section.weights)
+        models = {base: 1.0}
         for site, word in heard.items():
-            models[word.base] = models.get(word.base, 0.0) - rate * share[site] * (word.factor - kappa)
-        parts = tuple((word.task, rate * share[site] * word.factor) for site, word in heard.items())
+            models[base] = models.get(base, 0.0) - kappa * share[site]
+            models[word.base] = models.get(word.base, 0.0) - share[site] * (word.factor - kappa)
+        parts = tuple((word.task, share[site] * word.factor) for site, word in heard.items())
         kept = tuple((version, weight) for version, weight in models.items() if weight)
-        return Aggregate(memory.version, base, parts, kept)
-
-    def _rate(self) -> float:
-        """With n sites at work n arrivals make a round, each of them with the echoes of all."""
-        at_work = self.memory.ledger.busy() | {s for s, blocks in self.memory.blocks.items() if blocks.ends_s}
-        return self.section.rate / max(1, len(at_work)) ** self.section.crowd
+        beta = 1 - 1 / len(memory.fresh) if section.momentum else 0.0
+        return Aggregate(memory.version, base, parts, kept, ServerRule("momentum", section.rate, beta))
 
     # -- blocks and orders --------------------------------------------------------------------------------------
 

@@ -28,20 +28,70 @@ COMMON: dict[str, Setting] = {
     "area": (40, {}),
     "fedcompass": (40, {}),
     "fedqueue": (40, {"window_s": 14400.0}),
-    "fedecho": (20, {}),
+    "fedecho": (10, {}),
 }
 CONTESTANTS = tuple(COMMON)
 ABLATIONS: dict[str, dict[str, Any]] = {  # each idea of ours switched off, the other settings as they are
     "fedecho-no-memory": {"memory": False},
     "fedecho-kappa-0": {"kappa": 0.0},
     "fedecho-kappa-1": {"kappa": 1.0},
-    "fedecho-no-crowd": {"crowd": 0.0},
+    "fedecho-no-gather": {"gather": False},
+    "fedecho-no-momentum": {"momentum": False},
     "fedecho-no-late-binding": {"late_binding": False},
     "fedecho-no-early": {"early": False},
     "fedecho-no-fit": {"fit": False},
 }
 KNOWN = (*CONTESTANTS, *ABLATIONS)
-TUNED: dict[Scenario, dict[str, Setting]] = {"calm": {}, "lognormal": {}, "bursty": {}}
+TUNED: dict[Scenario, dict[str, Setting]] = {
+    "calm": {
+        "fedavg": (10, {}),
+        "fedprox": (20, {"mu": 0.01}),
+        "fedavgm": (10, {"beta": 0.8}),
+        "fedadagrad": (40, {"rate": 0.03, "tau": 0.001}),
+        "fedadam": (40, {"rate": 0.03, "tau": 0.001}),
+        "fedyogi": (40, {"rate": 0.03, "tau": 0.001}),
+        "fednova": (20, {}),
+        "scaffold": (20, {}),
+        "diloco": (10, {"mu": 0.9}),
+        "fedasync": (20, {"alpha": 0.6}),
+        "fedbuff": (20, {"buffer": 2, "momentum": 0.0}),
+        "area": (20, {"buffer": 1}),
+        "fedcompass": (40, {"alpha": 0.9, "min_steps": 5, "max_steps": 40}),
+        "fedqueue": (40, {"window_s": 1800.0, "weights": "equal"}),
+    },
+    "lognormal": {
+        "fedavg": (40, {}),
+        "fedprox": (40, {"mu": 0.01}),
+        "fedavgm": (40, {"beta": 0.8}),
+        "fedadagrad": (40, {"rate": 0.03, "tau": 0.001}),
+        "fedadam": (40, {"rate": 0.03, "tau": 0.001}),
+        "fedyogi": (40, {"rate": 0.03, "tau": 0.001}),
+        "fednova": (40, {}),
+        "scaffold": (100, {}),
+        "diloco": (40, {"mu": 0.9}),
+        "fedasync": (20, {"alpha": 0.6}),
+        "fedbuff": (20, {"buffer": 2, "momentum": 0.5}),
+        "area": (20, {"buffer": 1}),
+        "fedcompass": (40, {"alpha": 0.9, "min_steps": 5, "max_steps": 40}),
+        "fedqueue": (40, {"window_s": 14400.0, "weights": "equal"}),
+    },
+    "bursty": {
+        "fedavg": (100, {}),
+        "fedprox": (100, {"mu": 0.01}),
+        "fedavgm": (100, {"beta": 0.5}),
+        "fedadagrad": (40, {"rate": 0.03, "tau": 0.001}),
+        "fedadam": (40, {"rate": 0.03, "tau": 0.001}),
+        "fedyogi": (40, {"rate": 0.03, "tau": 0.001}),
+        "fednova": (100, {}),
+        "scaffold": (100, {}),
+        "diloco": (40, {"mu": 0.9}),
+        "fedasync": (20, {"alpha": 0.6}),
+        "fedbuff": (20, {"buffer": 2, "momentum": 0.5}),
+        "area": (20, {"buffer": 1}),
+        "fedcompass": (40, {"alpha": 0.9, "min_steps": 10, "max_steps": 40}),
+        "fedqueue": (40, {"window_s": 14400.0, "weights": "steps"}),
+    },
+}
 
 
 def setting_of(name: str, scenario: Scenario) -> tuple[int, str]:
