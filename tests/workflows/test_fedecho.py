@@ -14,6 +14,7 @@ from workflows.strategies.base import (
     CampaignStarted,
     ReleaseBlock,
     RequestBlock,
+    ServerRule,
     SiteFacts,
     SiteFailed,
     Stop,
@@ -73,24 +74,28 @@ def test_without_late_binding_orders_go_out_at_once() -> None:
 def test_the_step_is_that_of_the_formula() -> None:
     """x = 0; a moves it to 1, b (from 1) to 3: with kappa k a's echo is 1 - k (x - 0)."""
     kappa, rate = 0.2, 0.5
-    strategy, _ = begin(kappa=kappa, rate=rate, crowd=0.0)
+    strategy, _ = begin(kappa=kappa, rate=rate, gather=False)
     (a,) = start(strategy, "a")
     first, _ = strategy.react(arrived(a))
     models, updates = {0: 0.0}, {a.task: 1.0}
     models[1] = value(first, models, updates)
-    assert models[1] == pytest.approx(rate * 1.0)
+    assert models[1] == pytest.approx(1.0) and first.server == ServerRule("momentum", rate, 0.0)
     (b,) = start(strategy, "b")
     updates[b.task] = 3.0
     second, _ = strategy.react(arrived(b))
-    echo, fresh = 1.0 - kappa * models[1], 3.0 - models[1]
-    assert value(second, models, updates) == pytest.approx(models[1] + rate * 0.5 * (echo + fresh))
+    whole = 1 - (1 - kappa) ** 20
+    echo, fresh = 1.0 - whole * models[1], 3.0 - models[1]
+    assert value(second, models, updates) == pytest.approx(models[1] + 0.5 * (echo + fresh))
 
 
-@pytest.mark.parametrize("kappa", [0.05, 0.3, 1.0])
+EXACT = 1 - 0.7**0.05  # of a step, where 20 steps contract by 0.3
+
+
+@pytest.mark.parametrize("kappa", [0.005, EXACT, 1.0])
 def test_an_echo_fades_as_the_model_follows_and_ends_where_averaging_would(kappa: float) -> None:
     """Two sites whose training contracts by C towards 0 and 1: alone, b cannot pull the model beyond the echo of a."""
     contraction, goal = 0.3, {"a": 0.0, "b": 1.0}
-    strategy, _ = begin(kappa=kappa, rounds=1000)
+    strategy, _ = begin(kappa=kappa, rounds=1000, gather=False)
     models, updates = {0: 0.5}, {}
 
     def play(order: Train) -> Train:
@@ -107,15 +112,15 @@ def test_an_echo_fades_as_the_model_follows_and_ends_where_averaging_would(kappa
         order = play(order)
     last = models[strategy.memory.version]
     word = strategy.memory.words["a"]
-    rest = (updates[word.task] - models[0]) - kappa * (last - models[0])
+    rest = (updates[word.task] - models[0]) - (1 - (1 - kappa) ** 20) * (last - models[0])
     assert rest + contraction * (1 - last) == pytest.approx(0, abs=1e-6)  # the changes balance
     assert seen < last < 1.0
-    if kappa == contraction:
+    if kappa == EXACT:
         assert last == pytest.approx(0.5, abs=1e-6)  # the echo is exact: the common optimum
 
 
 def test_with_kappa_one_it_is_the_mean_of_the_last_words() -> None:
-    strategy, _ = begin(kappa=1.0, crowd=0.0)
+    strategy, _ = begin(kappa=1.0, gather=False)
     (a,) = start(strategy, "a")
     strategy.react(arrived(a))
     (b,) = start(strategy, "b")
@@ -125,18 +130,59 @@ def test_with_kappa_one_it_is_the_mean_of_the_last_words() -> None:
 
 
 def test_without_memory_only_the_newest_change_counts() -> None:
-    strategy, _ = begin(memory=False, crowd=0.0)
+    strategy, _ = begin(memory=False)
     (a,) = start(strategy, "a")
     made, _ = strategy.react(arrived(a))
     assert made.parts == ((a.task, 0.5),) and dict(made.models) == {0: pytest.approx(0.5)}
 
 
-def test_the_rate_falls_with_the_number_of_sites_at_work() -> None:
-    strategy, _ = begin("ab", kappa=0.0)
-    (a,) = start(strategy, "a")
-    start(strategy, "b")
-    made = strategy.react(arrived(a))[0]
-    assert dict(made.parts)[a.task] == pytest.approx(2**-0.5)
+def both_known(**settings: Any) -> tuple[FedEcho, Train, Train]:
+    """Two sites at work at once, both measured: 10 s a step, 100 s on the way; their orders went out at 600 s."""
+    strategy, _ = begin(**settings)
+    (a,) = start(strategy, "a", 0.0)
+    (b,) = start(strategy, "b", 0.0)
+    _, a = strategy.react(arrived(a, 300.0))
+    answer = strategy.react(arrived(b, 300.0))
+    answer = [*answer, *strategy.react(arrived(a, 600.0))]
+    orders = {order.site: order for order in answer if isinstance(order, Train)}
+    return strategy, orders["a"], orders["b"]
+
+
+def test_a_round_waits_for_those_at_work_and_its_momentum_is_by_their_number() -> None:
+    strategy, a, b = both_known()
+    assert strategy.react(arrived(a, 900.0)) == []
+    made, *orders = strategy.react(arrived(b, 910.0))
+    assert made.server == ServerRule("momentum", 1.0, 0.5)
+    assert [(order.site, order.version) for order in orders] == [("a", 3), ("b", 3)]
+
+
+def test_a_site_heard_twice_before_a_merge_counts_twice() -> None:
+    strategy, a, _ = both_known()
+    strategy.react(arrived(a, 900.0))
+    strategy.react(BlockEnded(901.0, "a", "walltime"))
+    (again,) = start(strategy, "a", 902.0)
+    made = strategy.react(arrived(again, 903.0))[0]
+    assert a.task in dict(made.parts) and again.task not in dict(made.parts)
+
+
+def test_a_site_that_has_lost_its_block_is_not_waited_for() -> None:
+    strategy, a, _ = both_known()
+    strategy.react(arrived(a, 900.0))
+    _, made, again = strategy.react(BlockEnded(950.0, "b", "preempted"))
+    assert made.server == ServerRule("momentum", 1.0, 0.0) and again.site == "a"
+
+
+def test_who_is_far_away_or_long_overdue_is_not_waited_for() -> None:
+    for time_s in (700.0, 1100.0):  # both should be done at 900 or so
+        strategy, a, _ = both_known()
+        strategy.section = strategy.section.model_copy(update={"hold_s": 50.0})
+        assert isinstance(strategy.react(arrived(a, time_s))[0], Aggregate)
+
+
+def test_without_gathering_and_momentum_every_arrival_is_merged_as_it_is() -> None:
+    strategy, a, _ = both_known(gather=False, momentum=False)
+    made = strategy.react(arrived(a, 900.0))[0]
+    assert isinstance(made, Aggregate) and made.server == ServerRule("momentum", 1.0, 0.0)
 
 
 def test_partial_work_counts_as_whole_work_but_at_most_double() -> None:

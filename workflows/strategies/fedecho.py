@@ -156,13 +156,17 @@ class FedEcho:
         return self._ask(event.site, event.time_s, fresh=True)
 
     def _closed(self, event: UpdateArrived | SiteFailed, order: Order) -> list[Action]:
-        memory, section = self.memory, self.section
+        memory, section, before = self.memory, self.section, list[Action]()
         if isinstance(event, UpdateArrived) and event.steps_done > 0:
+            if order.site in memory.fresh:  # heard a second time, from its next block: the first word counts too
+                before = self._merged(event.time_s)
+                if Stop() in before:
+                    return before
             self._measure(event, order)
             memory.words[order.site] = Word(event.task, order.version, min(2.0, self.steps / event.steps_done))
             memory.fresh = [*(site for site in memory.fresh if site != order.site), order.site]
         asked = [] if order.site in memory.fresh else self._ask(order.site, event.time_s)
-        actions = [*asked, *self._round(event.time_s)]
+        actions = [*before, *asked, *self._round(event.time_s)]
         if all(memory.ledger.failures.get(site, 0) >= section.patience for site in memory.ledger.samples):
             return [*actions, Stop(f"every site has failed {section.patience} times in a row")]
         return actions
@@ -172,6 +176,10 @@ class FedEcho:
         memory = self.memory
         if not memory.fresh or any(self._is_awaited(site, now_s) for site in memory.blocks):
             return []
+        return self._merged(now_s)
+
+    def _merged(self, now_s: float) -> list[Action]:
+        memory = self.memory
         made, fresh, memory.fresh = self._merge(), memory.fresh, []
         if memory.version >= self.rounds:
             return [made, Stop()]
