@@ -26,7 +26,8 @@ most 2) makes partial work count as whole work, as in FedNova, so that no site g
 
 A round is made of the sites that are there: a merge waits for those that train at the moment, as long as they are
 expected within ``hold_s``; n is the number that took part. A site alone is merged at once and without momentum, which
-would drive the model along its own data; with all sites there the algorithm is averaging with momentum (1 - 1/m).
+would drive the model along its own data; n of a active sites make a step of (n/a)^(1/2); with all sites there the
+algorithm is averaging with momentum (1 - 1/m).
 
 The queue is treated as what it is:
 
@@ -79,6 +80,7 @@ class FedEchoSection(Section):
     gather: bool = True
     hold_s: PositiveFloat = 600.0  # how long others are waited for
     momentum: bool = True
+    crowd: NonNegativeFloat = 0.5  # how much smaller the step of a part of the active sites is
     late_binding: bool = True
     early: bool = True
     fit: bool = True
@@ -115,6 +117,7 @@ class Memory:
     ledger: Ledger = field(default_factory=Ledger)
     version: int = 0
     words: dict[str, Word] = field(default_factory=dict)
+    heard_s: dict[str, float] = field(default_factory=dict)
     fresh: list[str] = field(default_factory=list)  # sites heard since the last merge
     blocks: dict[str, Blocks] = field(default_factory=dict)
     step_s: dict[str, float] = field(default_factory=dict)  # the last seconds a step
@@ -164,6 +167,7 @@ class FedEcho:
                     return before
             self._measure(event, order)
             memory.words[order.site] = Word(event.task, order.version, min(2.0, self.steps / event.steps_done))
+            memory.heard_s[order.site] = event.time_s
             memory.fresh = [*(site for site in memory.fresh if site != order.site), order.site]
         asked = [] if order.site in memory.fresh else self._ask(order.site, event.time_s)
         actions = [*before, *asked, *self._round(event.time_s)]
@@ -180,7 +184,7 @@ class FedEcho:
 
     def _merged(self, now_s: float) -> list[Action]:
         memory = self.memory
-        made, fresh, memory.fresh = self._merge(), memory.fresh, []
+        made, fresh, memory.fresh = self._merge(now_s), memory.fresh, []
         if memory.version >= self.rounds:
             return [made, Stop()]
         return [made, *(action for site in fresh for action in self._ask(site, now_s))]
@@ -199,7 +203,7 @@ class FedEcho:
         travel_s = event.time_s - order.asked_s - event.train_s - event.wait_s
         self.memory.travel_s[order.site] = max(0.0, travel_s)
 
-    def _merge(self) -> Aggregate:
+    def _merge(self, now_s: float) -> Aggregate:
         """The step above over all sites that were heard; without memory over those of this round alone."""
         memory, section = self.memory, self.section
         heard = {site: word for site, word in memory.words.items() if section.memory or site in memory.fresh}
@@ -213,7 +217,13 @@ class FedEcho:
         parts = tuple((word.task, share[site] * word.factor) for site, word in heard.items())
         kept = tuple((version, weight) for version, weight in models.items() if weight)
         beta = 1 - 1 / len(memory.fresh) if section.momentum else 0.0
-        return Aggregate(memory.version, base, parts, kept, ServerRule("momentum", section.rate, beta))
+        rate = section.rate * (len(memory.fresh) / max(len(memory.fresh), len(self._active(now_s)))) ** section.crowd
+        return Aggregate(memory.version, base, parts, kept, ServerRule("momentum", rate, beta))
+
+    def _active(self, now_s: float) -> set[str]:
+        """Sites that train, or were heard a moment ago: a part of them alone must not make the whole step again."""
+        recent = {site for site, heard_s in self.memory.heard_s.items() if now_s - heard_s <= 2 * self.section.hold_s}
+        return recent | {order.site for order in self.memory.ledger.out.values()}
 
     # -- blocks and orders --------------------------------------------------------------------------------------
 

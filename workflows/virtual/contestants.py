@@ -37,6 +37,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {  # each idea of ours switched off, the 
     "fedecho-kappa-1": {"kappa": 1.0},
     "fedecho-no-gather": {"gather": False},
     "fedecho-no-momentum": {"momentum": False},
+    "fedecho-no-crowd": {"crowd": 0.0},
     "fedecho-no-late-binding": {"late_binding": False},
     "fedecho-no-early": {"early": False},
     "fedecho-no-fit": {"fit": False},

@@ -145,7 +145,7 @@ class Site:
             arrival = self.queue.popleft()
             if self.env.now + steps * step_s > ends_s:
                 yield self.env.timeout(ends_s - self.env.now)
-                self._lost(arrival)
+                self._lost(arrival, "preempted")
                 return "preempted"
             started_s = self.env.now
             yield self.env.timeout(steps * step_s)
@@ -164,20 +164,19 @@ class Site:
         fitting = int((wall_s - facility.saving_s - self.env.now) / step_s)
         return (0 if fitting < LEAST_SHARE * wanted else min(wanted, fitting)), step_s
 
-    def _lost(self, arrival: Arrival) -> None:
-        """The work of a preempted block is asked for again, or given up."""
+    def _lost(self, arrival: Arrival, reason: str) -> None:
+        """Work of a preempted block, or that has failed, is done again a few times, as live; then it is given up."""
         self.account.failures += 1
         if arrival.attempts < RETRIES:
             self.queue.appendleft(Arrival(arrival.action, arrival.at_s, arrival.attempts + 1))
         else:
-            self.around.tell(SiteFailed(self.env.now, self.facility.name, arrival.action.task, "preempted"))
+            self.around.tell(SiteFailed(self.env.now, self.facility.name, arrival.action.task, reason))
 
     def _trained(self, arrival: Arrival, steps: int, started_s: float) -> None:
         action, facility = arrival.action, self.facility
-        key = (self.around.seed, "failed", self.number, action.round, action.task)
+        key = (self.around.seed, "failed", self.number, action.round, action.task, arrival.attempts)
         if keyed(*key).random() < facility.failure_share:
-            self.account.failures += 1
-            self.around.tell(SiteFailed(self.env.now, facility.name, action.task, "the task has failed"))
+            self._lost(arrival, "the task has failed")
             return
         train_s = self.env.now - started_s
         self.account.steps += steps
