@@ -1,7 +1,9 @@
 """The strategies of a study, each with the best of its settings.
 
-The settings were found by the same small grid for all (tests/benchmarks/strategy_grid.py), on seeds that the study
-does not use, in the built-in queues and never on a trace: replayed queues are met with the settings of bursty ones.
+The baselines' settings come from a small grid each (tests/benchmarks/strategy_grid.py, five seeds from 1000 on), in the
+built-in queues and never on a trace: replayed queues are met with the settings of bursty ones. Not from that grid: the
+10 steps of fedavgm and diloco in calm queues, and all of fedecho, of which many more variants were tried. The grid ran
+before failed tasks were done again, so that synchronous campaigns ended early in it: it is due to be run anew.
 """
 
 from __future__ import annotations
