@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: help setup demo test test-fast test-slurm lint bench data clean
+.PHONY: help setup demo test test-fast test-slurm lint bench study data clean
 
 help:  ## this text
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -40,6 +40,9 @@ lint: setup  ## ruff and mypy
 bench: setup  ## aggregation and orchestration against named alternatives
 	$(BIN)/python tests/benchmarks/aggregation.py
 	$(BIN)/python tests/benchmarks/orchestration.py
+
+study: setup  ## all strategies in a virtual machine room with bursty queues (minutes)
+	$(BIN)/python workflows/algorithm_study.py
 
 data: setup  ## build the embedded chemistry data set anew
 	$(BIN)/python data/build_chemistry.py --out data/chemistry

@@ -7,6 +7,7 @@ with the number of sites nor with the size of the model.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,15 +67,72 @@ def common_header(paths: Sequence[Path]) -> Header:
 
 def _summed(terms: Sequence[Term], specs: Sequence[TensorSpec]) -> Iterator[memoryview]:
     """The raw bytes of one summed tensor, piece after piece."""
+    reader = PieceReader()
+    for start, stop in piece_ranges(specs[0].numel):
+        yield raw_bytes(combined_piece(terms, specs, reader, start, stop))
+
+
+def combined_piece(
+    terms: Sequence[Term], specs: Sequence[TensorSpec], reader: PieceReader, start: int, stop: int, narrow: bool = True
+) -> torch.Tensor:
+    """Elements [start, stop) of ``sum_k c_k x_k``, in the tensors' own type or as wide as they were summed."""
     import torch
 
-    reader = PieceReader()
     dtype = getattr(torch, DTYPES[specs[0].dtype][0])
-    for start, stop in piece_ranges(specs[0].numel):
-        total = torch.zeros(stop - start, dtype=_accumulator(dtype))
-        for (path, coefficient), spec in zip(terms, specs, strict=True):
-            total.add_(reader.read(path, spec, start, stop), alpha=coefficient)
-        yield raw_bytes(_narrowed(total, dtype))
+    total = torch.zeros(stop - start, dtype=_accumulator(dtype))
+    for (path, coefficient), spec in zip(terms, specs, strict=True):
+        total.add_(reader.read(path, spec, start, stop), alpha=coefficient)
+    return _narrowed(total, dtype) if narrow else total
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Files to combine, and the model that has what they leave out."""
+
+    terms: Sequence[Term]
+    headers: Sequence[Header]  # of the terms
+    base: Path
+    header: Header  # of the base
+    combined: frozenset[str]  # tensors that all terms have; the others stay as in the base
+
+    def pieces(self, name: str) -> Iterator[memoryview]:
+        """The raw bytes of one tensor of the combination."""
+        if name in self.combined:
+            return _summed(self.terms, [header[name] for header in self.headers])
+        return _summed([(self.base, 1.0)], [self.header[name]])
+
+
+def open_inputs(terms: Sequence[Term], base: Path) -> Inputs:
+    """The inputs, after all were found to fit.
+
+    Raises:
+        ArtifactError: a tensor is not in the base, or there with another shape or type; nothing is in all files.
+    """
+    header, headers = read_header(base), [read_header(path) for path, _ in terms]
+    for (path, _), other in zip(terms, headers, strict=True):
+        for name, spec in other.items():
+            if name not in header or not spec.like(header[name]):
+                raise ArtifactError(f"tensor {name!r} is not in {base.name}, or of another shape there", file=str(path))
+    combined = frozenset(header).intersection(*headers)
+    if not combined:
+        raise ArtifactError(f"no tensor of {base.name} is in all {len(terms)} files to combine", file=str(base))
+    return Inputs(terms, headers, base, header, combined)
+
+
+def affine_combination(terms: Sequence[Term], base: Path, store: str | Path, kind: str = "model") -> Artifact:
+    """``weighted_sum`` over models and updates alike: what only some files have stays as it is in ``base``.
+
+    Args:
+        terms: (path, coefficient); the coefficients sum to one, single ones may be negative.
+        base: a model with all tensors.
+        store: folder of the result.
+
+    Raises:
+        ArtifactError: the files do not fit the base.
+    """
+    inputs = open_inputs(terms, base)
+    shapes = {name: (spec.dtype, spec.shape) for name, spec in inputs.header.items()}
+    return write_artifact(store, shapes, ((name, inputs.pieces(name)) for name in layout(shapes)[1]), kind)
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:

@@ -9,14 +9,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-from apps.aggregate import weighted_sum
+from apps.aggregate import affine_combination, weighted_sum
 from apps.artifacts import verify
-from apps.errors import placed
+from apps.errors import UserMistake, placed
 from apps.files import cannot_write
 from apps.lora import aggregate_adapters
 from apps.manifests import Place
 from apps.models import ModelSpec, full_nbytes, load_first_model, load_model, save_for_users, save_state, set_state
+from apps.server_optimizer import Rule, optimizer_step
 from apps.versions import require_same_code
+
+LINEAR_METHODS = ("fedit", "ffa")  # adapter methods that sum tensor by tensor
 
 
 class ServerWork(TypedDict):
@@ -80,6 +83,61 @@ def aggregate(
         "artifact": artifact, "store": store, "version": version, "frozen": base.get("frozen", ""),
         "started": started, "ended": time.time(),
     }  # fmt: skip
+
+
+def advance(
+    place: Place,
+    work: ServerWork,
+    base: dict[str, Any],
+    weights: Sequence[float],
+    version: int,
+    rule: Rule | None,
+    *terms: dict[str, Any],
+) -> dict[str, Any]:
+    """The next global model as an affine combination of updates and earlier models, and a step of a server rule.
+
+    Args:
+        place: the server and the round.
+        work: what stays the same over a campaign.
+        base: the result that carries the model before, with the state of the rule if it has one.
+        weights: sum to one; single ones may be negative.
+        version: number of the model that comes out.
+        rule: optimiser at the server, or None.
+        terms: results that carry updates (stage-in) and models (of this task or ``prepare``), as ``weights``.
+
+    Raises:
+        ArtifactError: a file is not whole, or does not fit the others.
+        UserMistake: the campaign's adapter method has no combination of models.
+    """
+    import torch
+
+    started = time.time()
+    store, adapter = work["store"], work["model"]["adapter"]
+    with placed(**place):
+        require_same_code(work["code_version"], place["site"])
+        require_linear(adapter["method"] if adapter else None)
+        torch.set_num_threads(work["threads"])
+        files = [(verify(store, term["artifact"]), float(w)) for term, w in zip(terms, weights, strict=True)]
+        before, kind = verify(store, base["artifact"]), "adapter" if adapter else "model"
+        state = None
+        if rule is None:
+            artifact = affine_combination(files, before, store, kind)
+        else:
+            earlier = verify(store, base["state"]) if base.get("state") else None
+            artifact, state = optimizer_step(files, before, earlier, rule, store, kind)
+    return {
+        "artifact": artifact, "state": state, "store": store, "version": version, "frozen": base.get("frozen", ""),
+        "started": started, "ended": time.time(),
+    }  # fmt: skip
+
+
+def require_linear(method: str | None) -> None:
+    """Raises UserMistake for an adapter method whose server rule is no sum of tensors."""
+    if method not in (None, *LINEAR_METHODS):
+        raise UserMistake(
+            f"model.adapter.method: {method} has no sum of earlier models, which this strategy needs",
+            remedy=f"Use {' or '.join(LINEAR_METHODS)}, or the strategy fedavg",
+        )
 
 
 def save_model(place: Place, work: ServerWork, final: dict[str, Any], folder: str) -> dict[str, Any]:

@@ -9,7 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workflows.strategies.base import Aggregate, CampaignStarted, SiteFacts, SiteFailed, Stop, Train, UpdateArrived
+from workflows.strategies import SECTIONS
+from workflows.strategies.base import (
+    Aggregate,
+    CampaignStarted,
+    ServerRule,
+    SetTimer,
+    SiteFacts,
+    SiteFailed,
+    Stop,
+    TimerFired,
+    Train,
+    UpdateArrived,
+)
 from workflows.strategies.fedavg import FedAvg
 
 
@@ -27,7 +39,7 @@ def failed(order: Train) -> SiteFailed:
 
 def test_a_round_asks_every_site_for_the_current_model() -> None:
     orders = FedAvg(2, 5, "equal", None).react(started(a=1, b=3))
-    assert orders == [Train(0, "a", 0, 1, 0), Train(1, "b", 0, 1, 0)]
+    assert orders == [Train(0, "a", 0, 1, 0, 5), Train(1, "b", 0, 1, 0, 5)]
 
 
 def test_the_mean_comes_with_the_next_round_and_the_last_one_stops() -> None:
@@ -36,7 +48,7 @@ def test_the_mean_comes_with_the_next_round_and_the_last_one_stops() -> None:
     assert strategy.react(arrived(b)) == []
     mean, *orders = strategy.react(arrived(a))
     assert mean == Aggregate(1, 0, ((0, 0.25), (1, 0.75)))
-    assert orders == [Train(2, "a", 1, 2, 5), Train(3, "b", 1, 2, 5)]
+    assert orders == [Train(2, "a", 1, 2, 5, 5), Train(3, "b", 1, 2, 5, 5)]
     strategy.react(arrived(orders[0]))
     assert strategy.react(arrived(orders[1])) == [Aggregate(2, 1, ((2, 0.25), (3, 0.75))), Stop()]
 
@@ -106,4 +118,85 @@ def test_invariants_over_random_campaigns(samples: list[int], weights: str, roun
             break
         pending = answers
     assert len(counted) == len(set(counted))
-    assert strategy.round <= rounds
+    assert strategy.memory.version <= rounds
+
+
+def update(order: Train, time_s: float = 1.0, steps: int = 5) -> UpdateArrived:
+    return UpdateArrived(time_s, order.site, order.task, f"id{order.task}", steps, 20, 1.0, 0.0)
+
+
+def test_at_the_deadline_the_quorum_is_enough_and_the_late_one_is_dropped() -> None:
+    strategy = FedAvg(3, 5, "equal", 2, deadline_s=100)
+    a, b, c, timer = strategy.react(started(a=1, b=1, c=1))
+    assert timer == SetTimer("round 1", 100)
+    assert strategy.react(update(a)) == strategy.react(update(b)) == []
+    mean, *orders, timer = strategy.react(TimerFired(100.0, "round 1"))
+    assert mean.parts == ((a.task, 0.5), (b.task, 0.5))
+    assert [order.site for order in orders] == ["a", "b"]  # c is still busy
+    assert strategy.react(update(c, 120)) == []
+    assert timer == SetTimer("round 2", 200)
+    strategy.react(update(orders[0], 130))
+    _, *orders, _ = strategy.react(update(orders[1], 140))
+    assert [order.site for order in orders] == ["a", "b", "c"]
+
+
+def test_a_deadline_without_quorum_waits_for_it() -> None:
+    strategy = FedAvg(3, 5, "equal", 2, deadline_s=100)
+    a, b, *_ = strategy.react(started(a=1, b=1, c=1))
+    strategy.react(update(a))
+    assert strategy.react(TimerFired(100.0, "round 1")) == []
+    assert isinstance(strategy.react(update(b, 101))[0], Aggregate)
+
+
+def test_participants_are_drawn_anew_each_round_and_the_same_for_a_seed() -> None:
+    rounds = []
+    for _ in range(2):
+        strategy = FedAvg(6, 5, "equal", None, participants=2, seed=3)
+        orders, drawn = strategy.react(started(a=1, b=1, c=1, d=1)), []
+        for _ in range(5):
+            drawn.append([order.site for order in orders])
+            strategy.react(update(orders[0]))
+            orders = strategy.react(update(orders[1]))[1:]
+        rounds.append(drawn)
+    assert rounds[0] == rounds[1] and {len(sites) for sites in rounds[0]} == {2}
+    assert len({tuple(sites) for sites in rounds[0]}) > 1
+
+
+def test_normalised_steps_give_no_more_say_to_more_steps() -> None:
+    strategy = FedAvg(1, 5, "equal", None, normalise=True)
+    a, b = strategy.react(started(a=1, b=1))
+    strategy.react(update(a, steps=10))
+    mean = strategy.react(update(b, steps=30))[0]
+    assert mean.parts == ((0, pytest.approx(20 * 0.5 / 10)), (1, pytest.approx(20 * 0.5 / 30)))
+    assert mean.models == ((0, pytest.approx(-1 / 3)),)
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("fedavgm", ServerRule("momentum", 1.0, 0.9)),
+        ("fedadagrad", ServerRule("adagrad", 0.01, 0.0, 0.0, 1e-3)),
+        ("fedadam", ServerRule("adam", 0.1, 0.9, 0.99, 1e-3)),
+        ("fedyogi", ServerRule("yogi", 0.01, 0.9, 0.99, 1e-3)),
+        ("diloco", ServerRule("nesterov", 0.7, 0.9)),
+    ],
+)
+def test_the_family_differs_by_its_server_rule(name: str, rule: ServerRule) -> None:
+    strategy = SECTIONS[name].model_validate({"name": name}).strategy(2, 5)
+    a, b = strategy.react(started(a=1, b=1))
+    strategy.react(update(a))
+    assert strategy.react(update(b))[0] == Aggregate(1, 0, ((0, 0.5), (1, 0.5)), (), rule)
+
+
+def test_fedprox_holds_its_sites() -> None:
+    orders = SECTIONS["fedprox"].model_validate({"name": "fedprox", "mu": 0.3}).strategy(2, 5).react(started(a=1))
+    assert orders == [Train(0, "a", 0, 1, 0, 5, proximal_mu=0.3)]
+
+
+def test_scaffold_corrects_by_the_others_last_gradients() -> None:
+    strategy = SECTIONS["scaffold"].model_validate({"name": "scaffold"}).strategy(3, 5)
+    a, b = strategy.react(started(a=1, b=1))
+    assert a.correction == ()
+    strategy.react(update(a))
+    _, a, b = strategy.react(update(b))
+    assert (a.correction, b.correction) == (((0, -0.5), (1, 0.5)), ((0, 0.5), (1, -0.5)))

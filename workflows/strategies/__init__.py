@@ -2,24 +2,63 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import BeforeValidator, Discriminator
 
+from workflows.strategies.area import AreaSection
 from workflows.strategies.base import Strategy
+from workflows.strategies.diloco import DiLoCoSection
+from workflows.strategies.fedadagrad import FedAdagradSection
+from workflows.strategies.fedadam import FedAdamSection
+from workflows.strategies.fedasync import FedAsyncSection
+from workflows.strategies.fedavg import FedAvgSection
+from workflows.strategies.fedavgm import FedAvgMSection
+from workflows.strategies.fedbuff import FedBuffSection
+from workflows.strategies.fedcompass import FedCompassSection
+from workflows.strategies.fedecho import FedEchoSection
+from workflows.strategies.fednova import FedNovaSection
+from workflows.strategies.fedprox import FedProxSection
+from workflows.strategies.fedqueue import FedQueueSection
+from workflows.strategies.fedyogi import FedYogiSection
+from workflows.strategies.scaffold import ScaffoldSection
+from workflows.strategies.section import Section
+
+StrategySection = FedAvgSection  # what a campaign has that says nothing about its strategy
+SECTIONS: dict[str, type[Section]] = {
+    "fedavg": FedAvgSection, "fedprox": FedProxSection, "fedavgm": FedAvgMSection,
+    "fedadagrad": FedAdagradSection, "fedadam": FedAdamSection, "fedyogi": FedYogiSection, "fednova": FedNovaSection,
+    "scaffold": ScaffoldSection, "diloco": DiLoCoSection, "fedasync": FedAsyncSection, "fedbuff": FedBuffSection,
+    "fedecho": FedEchoSection, "area": AreaSection, "fedcompass": FedCompassSection, "fedqueue": FedQueueSection,
+}  # fmt: skip
 
 
-class StrategySection(BaseModel):
-    """The campaign's choice of algorithm."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: Literal["fedavg"] = "fedavg"
-    weights: Literal["samples", "equal"] = "samples"
-    quorum: PositiveInt | None = None  # updates a round needs; None: every site's
+def _named(section: Any) -> Any:
+    """Without a name the section means FedAvg."""
+    return {"name": "fedavg", **section} if isinstance(section, dict) else section
 
 
-def make_strategy(section: StrategySection, rounds: int, steps: int) -> Strategy:
-    from workflows.strategies.fedavg import FedAvg
+AnySection = Annotated[
+    FedAvgSection
+    | FedProxSection
+    | FedAvgMSection
+    | FedAdagradSection
+    | FedAdamSection
+    | FedYogiSection
+    | FedNovaSection
+    | ScaffoldSection
+    | DiLoCoSection
+    | FedAsyncSection
+    | FedBuffSection
+    | AreaSection
+    | FedCompassSection
+    | FedQueueSection
+    | FedEchoSection,
+    Discriminator("name"),
+    BeforeValidator(_named),
+]
 
-    return FedAvg(rounds, steps, section.weights, section.quorum)
+
+def make_strategy(section: Section, rounds: int, steps: int) -> Strategy:
+    """The strategy of a campaign: over after so many versions of the model, with so many local steps an order."""
+    return section.strategy(rounds, steps)

@@ -2,12 +2,20 @@
 
 A strategy is a plain state machine without threads, clocks, tensors or Parsl. Times are seconds since the
 campaign began, as the engine sees them.
+
+Models and updates are named by numbers: a model by its version, an update by the task that made it. A new model is
+always an affine combination of stored ones (``Aggregate``), so that a mean, a mixture, a sum of differences and a
+memory of absent sites are the same streaming pass at the server.
+
+Blocks (batch jobs) come by themselves where a strategy only asks for training: the engine requests one when work for
+a site waits and none is there. A strategy that asks with ``RequestBlock`` is told when the block starts and chooses
+the model then, so that the time in the queue makes nothing stale.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 
 @dataclass(frozen=True)
@@ -16,6 +24,8 @@ class SiteFacts:
 
     name: str
     samples: int
+    max_blocks: int = 1  # batch jobs of ours that the queue takes at once, waiting and running
+    walltime_s: float | None = None  # of a block; None: no limit
 
 
 @dataclass(frozen=True)
@@ -24,6 +34,25 @@ class CampaignStarted:
 
     time_s: float
     sites: tuple[SiteFacts, ...]
+
+
+@dataclass(frozen=True)
+class BlockStarted:
+    """A block runs and can train now; told at least of those that the strategy has asked for."""
+
+    time_s: float
+    site: str
+    wait_s: float  # in the queue
+    ends_s: float | None = None  # when its walltime is over; None: not known
+
+
+@dataclass(frozen=True)
+class BlockEnded:
+    """A running block is gone: walltime, idle, preempted, cancelled."""
+
+    time_s: float
+    site: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -58,27 +87,68 @@ class TimerFired:
     name: str
 
 
-Event = CampaignStarted | UpdateArrived | SiteFailed | TimerFired
+Event = CampaignStarted | BlockStarted | BlockEnded | UpdateArrived | SiteFailed | TimerFired
+
+
+@dataclass(frozen=True)
+class RequestBlock:
+    """Ask a site's queue for a block. Without effect while ``max_blocks`` of ours wait or run there."""
+
+    site: str
+
+
+@dataclass(frozen=True)
+class ReleaseBlock:
+    """Give a site's running block back; work inside is finished first."""
+
+    site: str
 
 
 @dataclass(frozen=True)
 class Train:
-    """Ask a site to train a version of the model. ``task`` numbers the orders of a campaign."""
+    """Ask a site to train a version of the model. ``task`` numbers the orders of a campaign.
+
+    ``round`` seeds the order of the samples: for a site it is never twice the same. The work ends after ``steps``,
+    after the step during which ``until_s`` passes, or when the block nears its walltime, whichever is first; the
+    update then says how many steps were done.
+    """
 
     task: int
     site: str
     version: int
     round: int
-    start_step: int
+    start_step: int  # of the learning-rate schedule
+    steps: int | None = None  # None: the campaign's training.steps
+    until_s: float | None = None
+    rate_factor: float = 1.0  # on the learning rate
+    proximal_mu: float | None = None  # None: the campaign's training.proximal_mu
+    correction: tuple[tuple[int, float], ...] = ()  # tasks and factors: joins the gradient, see scaffold.py
+
+
+@dataclass(frozen=True)
+class ServerRule:
+    """An optimiser at the server; formulas in apps/server_optimizer.py. Its state is carried from ``base`` on."""
+
+    name: Literal["momentum", "nesterov", "adagrad", "adam", "yogi"]
+    rate: float
+    beta1: float = 0.0
+    beta2: float = 0.0
+    tau: float = 0.0
 
 
 @dataclass(frozen=True)
 class Aggregate:
-    """Make model ``version`` of updates: task number and weight of each; weights sum to one."""
+    """Make model ``version``: the sum of updates (``parts``: task, weight) and models (``models``: version, weight).
+
+    All weights together sum to one; single ones may be negative. A server rule takes ``base`` less that sum as its
+    gradient.
+    """
 
     version: int
     base: int
     parts: tuple[tuple[int, float], ...]
+    models: tuple[tuple[int, float], ...] = ()
+    server: ServerRule | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +166,7 @@ class Stop:
     failure: str | None = None
 
 
-Action = Train | Aggregate | SetTimer | Stop
+Action = Train | RequestBlock | ReleaseBlock | Aggregate | SetTimer | Stop
 
 
 class Strategy(Protocol):

@@ -1,0 +1,167 @@
+"""A random world for strategies: plays events, and checks at each one what every strategy must hold to."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from workflows.strategies.base import (
+    Action,
+    Aggregate,
+    BlockEnded,
+    BlockStarted,
+    CampaignStarted,
+    Event,
+    ReleaseBlock,
+    RequestBlock,
+    SetTimer,
+    SiteFacts,
+    SiteFailed,
+    Stop,
+    Strategy,
+    TimerFired,
+    Train,
+    UpdateArrived,
+)
+
+
+@dataclass
+class World:
+    """What has happened, and what may happen next."""
+
+    make: Callable[[], Strategy]
+    draw: random.Random
+    failing: float = 0.1  # share of orders that fail
+    now_s: float = 0.0
+    version: int = 0
+    orders: dict[int, Train] = field(default_factory=dict)
+    out: list[int] = field(default_factory=list)
+    arrived: set[int] = field(default_factory=set)
+    added: list[int] = field(default_factory=list)  # tasks that an aggregate counted positively
+    removed: list[int] = field(default_factory=list)  # and negatively
+    staleness: list[int] = field(default_factory=list)
+    timers: dict[str, float] = field(default_factory=dict)
+    wanted: list[str] = field(default_factory=list)  # sites whose queue has a request
+    blocks: list[str] = field(default_factory=list)  # sites with a block that was asked for
+    released: list[str] = field(default_factory=list)
+    means: list[Aggregate] = field(default_factory=list)
+    echoing: bool = False  # the last update of each site counts again and again
+    last_words: dict[str, int] = field(default_factory=dict)
+    stop: Stop | None = None
+
+    def __post_init__(self) -> None:
+        self.strategy = self.make()
+
+    def play(self, sites: int, events: int) -> None:
+        """Tell the strategy random events until it stops."""
+        facts = tuple(SiteFacts(f"s{k}", self.draw.randint(1, 1000)) for k in range(sites))
+        self.tell(CampaignStarted(0.0, facts))
+        for _ in range(events):
+            if self.stop:
+                return
+            self.now_s += self.draw.expovariate(1 / 300)
+            self.tell(self.next_event())
+
+    def next_event(self) -> Event:
+        due = [name for name, at in self.timers.items() if at <= self.now_s]
+        choices: list[tuple[str, str | int]] = [("timer", name) for name in due]
+        choices += [("order", task) for task in self.out] + [("block", site) for site in self.wanted]
+        choices += [("end", site) for site in self.released]
+        if self.blocks and self.draw.random() < 0.1:
+            choices = [("end", site) for site in self.blocks]
+        if not choices:
+            assert self.timers, "nothing is out, nothing is to come, and the strategy has not stopped"
+            name = min(self.timers, key=lambda key: self.timers[key])
+            self.now_s, choices = self.timers[name], [("timer", name)]
+        kind, what = self.draw.choice(choices)
+        return getattr(self, f"_{kind}")(what)
+
+    def _timer(self, name: str) -> Event:
+        del self.timers[name]
+        return TimerFired(self.now_s, name)
+
+    def _block(self, site: str) -> Event:
+        self.wanted.remove(site)
+        self.blocks.append(site)
+        return BlockStarted(self.now_s, site, self.draw.expovariate(1e-3), self.now_s + 3600)
+
+    def _end(self, site: str) -> Event:
+        self.blocks.remove(site)
+        self.released = [name for name in self.released if name != site]
+        return BlockEnded(self.now_s, site, "walltime")
+
+    def _order(self, task: int) -> Event:
+        self.out.remove(task)
+        order = self.orders[task]
+        if self.draw.random() < self.failing:
+            return SiteFailed(self.now_s, order.site, task, "worker lost")
+        self.arrived.add(task)
+        done = self.draw.randint(1, order.steps or 1)
+        return UpdateArrived(
+            self.now_s, order.site, task, f"id{task}", done, 8 * done, done * self.draw.uniform(5, 30),
+            self.draw.choice([0.0, self.draw.expovariate(1e-4)]),
+        )  # fmt: skip
+
+    def tell(self, event: Event) -> None:
+        """The strategy, and one restored from its state, must answer alike; the answer is checked and done."""
+        twin = self.make()
+        twin.restore(json.loads(json.dumps(self.strategy.state())))
+        answer = copy.deepcopy(self.strategy).react(event)
+        assert twin.react(event) == answer == self.strategy.react(event)
+        assert twin.state() == self.strategy.state()
+        for action in answer:
+            assert self.stop is None, f"{action} after the end"
+            self.do(action)
+
+    def do(self, action: Action) -> None:
+        match action:
+            case Train():
+                self._check_order(action)
+                self.orders[action.task] = action
+                self.out.append(action.task)
+            case Aggregate():
+                self._check_aggregate(action)
+            case SetTimer(name, at_s):
+                assert at_s >= self.now_s
+                self.timers[name] = at_s
+            case RequestBlock(site):
+                self.wanted.append(site)
+            case ReleaseBlock(site):
+                assert site in self.blocks
+                self.released.append(site)
+            case Stop():
+                self.stop = action
+
+    def _check_order(self, order: Train) -> None:
+        assert order.task not in self.orders and 0 <= order.version <= self.version
+        rounds = {(o.site, o.round) for o in self.orders.values() if o.task not in self.failed()}
+        assert (order.site, order.round) not in rounds, "the same samples in the same order again"
+        assert order.steps is not None and order.steps >= 1 and order.rate_factor > 0 and order.start_step >= 0
+        assert {task for task, _ in order.correction} <= self.arrived
+
+    def failed(self) -> set[int]:
+        return set(self.orders) - self.arrived - set(self.out)
+
+    def _check_aggregate(self, mean: Aggregate) -> None:
+        assert (mean.version, mean.base) == (self.version + 1, self.version)
+        total = sum(weight for _, weight in (*mean.parts, *mean.models))
+        assert total == pytest.approx(1, abs=1e-9)
+        assert all(version <= self.version for version, _ in mean.models)
+        assert len({version for version, _ in mean.models}) == len(mean.models)
+        for task, weight in mean.parts:
+            assert task in self.arrived and weight != 0
+            order = self.orders[task]
+            staleness = self.version - order.version
+            assert staleness >= 0
+            if weight > 0:
+                self.staleness.append(staleness)
+                self.last_words[order.site] = max(task, self.last_words.get(order.site, 0))
+                assert task == self.last_words[order.site] or not self.echoing, "an old word of the site"
+            (self.added if weight > 0 else self.removed).append(task)
+        self.version = mean.version
+        self.means.append(mean)

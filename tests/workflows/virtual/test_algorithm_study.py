@@ -1,0 +1,124 @@
+"""The study as a command: its tables and pictures, its resume, its mistakes."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import TypeAdapter
+
+from workflows import algorithm_study
+from workflows.strategies import SECTIONS, AnySection
+from workflows.virtual import runs as runs_module
+from workflows.virtual.contestants import ABLATIONS, COMMON, CONTESTANTS, KNOWN, OURS, setting_of
+from workflows.virtual.queue_check import check_queue
+from workflows.virtual.runs import Run, played, thinned, time_to
+from workflows.virtual.scenarios import SCENARIOS
+from workflows.virtual.swf import read_swf
+
+COLUMNS = [
+    "strategy", "seed", "scenario", "sites", "time_to_target_s", "final_loss", "final_accuracy", "steps",
+    "node_hours", "worst_task_loss",
+]  # fmt: skip
+PICTURES = {"loss.png", "site_losses.png", "time_to_target.png", "staleness.png", "fairness.png", "node_hours.png"}
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    lines = [f"{k} {600 * k} {(k * 37) % 900} 60 2 -1 -1 2 3600 -1 1 1 1 1 1 1 -1 -1" for k in range(1, 400)]
+    path = tmp_path / "small.swf.gz"
+    path.write_bytes(gzip.compress(("; comment\n" + "\n".join(lines)).encode()))
+    return path
+
+
+def study(out: Path, *arguments: str) -> list[dict[str, str]]:
+    common = ["--seeds", "2", "--budget-s", "20000", "--out", str(out), "--workers", "1", "--alpha", "0.5"]
+    assert algorithm_study.main([*common, *arguments]) == 0
+    with open(out / "runs.csv") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_a_study_of_two_strategies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = study(tmp_path / "a", "--strategies", "fedavg,fedbuff", "--scenario", "calm", "--target", "2.0")
+    assert list(rows[0]) == COLUMNS
+    assert [(row["strategy"], row["seed"]) for row in rows] == [
+        ("fedavg", "0"), ("fedbuff", "0"), ("fedavg", "1"), ("fedbuff", "1")]  # fmt: skip
+    for row in rows:
+        assert row["scenario"] == "calm" and row["sites"] == "4"
+        assert 0 < float(row["time_to_target_s"]) < 20_000 and int(row["steps"]) > 100
+        assert 0 < float(row["final_loss"]) < float(row["worst_task_loss"])
+    assert {path.name for path in (tmp_path / "a").iterdir()} >= PICTURES
+    with open(tmp_path / "a" / "curves.csv") as stream:
+        models = {row["model"] for row in csv.DictReader(stream)}
+    assert models == {"global", "site1", "site2", "site3", "site4"}
+    assert "fedbuff" in capsys.readouterr().out
+
+
+def test_what_is_done_is_read_back_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, section = setting_of("fedbuff", "calm")
+    one = Run("fedbuff", section, steps, "calm", 3, 0.5, 1, 9000.0)
+    first = played(one, str(tmp_path), "code")
+    monkeypatch.setattr(runs_module, "play", None)  # a second training would fail
+    assert json.loads(json.dumps(first)) == played(one, str(tmp_path), "code")
+    with pytest.raises(TypeError):
+        played(one, str(tmp_path), "other code")
+
+
+def test_a_replay_takes_any_trace_and_checks_the_queue_model(tmp_path: Path, trace: Path) -> None:
+    rows = study(tmp_path / "r", "--strategies", "area", "--scenario", "replay", "--trace", str(trace), "--sites", "3")
+    assert {row["scenario"] for row in rows} == {"replay"}
+    assert (tmp_path / "r" / "queue_model.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--strategies", "fedmagic"], "fedmagic"),
+        (["--scenario", "replay"], "--trace"),
+        (["--scenario", "replay", "--trace", "no.swf"], "no.swf"),
+    ],
+)
+def test_a_mistake_is_one_line_and_nothing_runs(
+    arguments: list[str], word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert algorithm_study.main([*arguments, "--out", str(tmp_path / "x")]) == 2
+    error = capsys.readouterr().err
+    assert word in error and len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--alpha", "0"], ["--seeds", "0"], ["--budget-s", "nan"], ["--alpha", "x"]])
+def test_numbers_that_mean_nothing_are_refused(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        algorithm_study.main(arguments)
+    assert stop.value.code == 2
+
+
+def test_every_contestant_has_settings_that_its_schema_takes() -> None:
+    sections = TypeAdapter(AnySection)
+    for scenario in SCENARIOS:
+        for name in KNOWN:
+            steps, section = setting_of(name, scenario)
+            assert steps > 0 and json.loads(section)["name"] in name
+            assert sections.validate_python(json.loads(section))
+    assert set(COMMON) == set(CONTESTANTS) == set(SECTIONS)
+    assert algorithm_study.chosen("ablation") == [OURS, *ABLATIONS]
+
+
+def test_times_and_thinning() -> None:
+    result = {"lows": [(0.0, 2.3), (10.0, 0.6), (30.0, 0.4)]}
+    assert (time_to(result, 0.6), time_to(result, 0.5), time_to(result, 0.1)) == (10.0, 30.0, None)
+    points = thinned(list(range(1000)))
+    assert len(points) == 240 and (points[0], points[-1]) == (0, 999) and thinned([1, 2]) == [1, 2]
+
+
+def test_the_model_of_a_trace_has_its_quantiles(trace: Path) -> None:
+    check = check_queue(read_swf(trace))
+    for level, measured, model in check.quantiles:
+        if 0.2 <= level <= 0.8:
+            assert model == pytest.approx(measured, rel=0.35)
+    slowest = [model for _, _, model in check.slowest]
+    assert slowest == sorted(slowest)

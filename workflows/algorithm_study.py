@@ -1,0 +1,218 @@
+"""Compare strategies in a virtual machine room: many seeds, real training, tables and pictures.
+
+python workflows/algorithm_study.py [--scenario calm|lognormal|bursty|replay] [--trace FILE.swf[.gz]] [--seeds N]
+    [--sites N] [--strategies A,B] [--alpha DIRICHLET] [--budget-s S] [--target LOSS] [--out DIR]
+
+What is done is kept in OUT/done, so that an interrupted study goes on, and a repeated one is read back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from workflows.virtual.runs import Run
+
+BUDGET_S = 216_000.0  # 60 hours
+TARGET = 0.5  # nats; a guess among ten classes has 2.3
+SCENARIOS = ("calm", "lognormal", "bursty", "replay")
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared, and where the results go."""
+
+    runs: tuple[Run, ...]
+    target: float
+    out: Path
+    trace: Path | None
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    from workflows.command import EXIT_CODES, positive
+
+    parser = argparse.ArgumentParser(
+        prog="algorithm_study.py", description="Compare federated algorithms under batch queues.", epilog=EXIT_CODES
+    )
+    add = parser.add_argument
+    add("--scenario", choices=SCENARIOS, default="bursty", help="the queues (bursty)")
+    add("--trace", type=Path, metavar="FILE.swf[.gz]", help="what replay replays")
+    add("--seeds", type=positive, default=20, metavar="N", help="campaigns of each strategy (20)")
+    add("--sites", type=positive, default=4, metavar="N", help="facilities (4)")
+    add("--strategies", metavar="A,B", help="names (all), or 'ablation'")
+    add("--alpha", type=_above_zero, default=0.1, metavar="DIRICHLET", help="evenness of the classes over sites (0.1)")
+    add("--budget-s", type=_above_zero, default=BUDGET_S, metavar="S", help=f"virtual seconds ({BUDGET_S:.0f})")
+    add("--target", type=_above_zero, default=TARGET, metavar="LOSS", help=f"for the time to target ({TARGET})")
+    add("--first-seed", type=int, default=0, metavar="N", help="the seeds count from here (0)")
+    add("--out", type=Path, default=Path("runs/study"), metavar="DIR", help="where all goes (runs/study)")
+    add("--workers", type=positive, default=None, metavar="N", help="processes (one for each core)")
+    return parser.parse_args(arguments)
+
+
+def _above_zero(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above zero")
+    return value
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    from workflows.command import carry_out
+
+    options = parse(arguments)
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = "1"  # the arrays are small: threads would only get in each other's way
+    return carry_out(lambda: carry_through(options))
+
+
+def carry_through(options: argparse.Namespace) -> None:
+    """The study from request to report."""
+    study = plan(options)
+    results = results_of(study, options.workers or os.cpu_count() or 1)
+    write_report(study, results)
+
+
+def plan(options: argparse.Namespace) -> Study:
+    """All campaigns, the seeds outermost, so that an early look shows every strategy.
+
+    Raises:
+        UserMistake: an unknown strategy, or a trace that is missing or unreadable.
+    """
+    from workflows.virtual.contestants import setting_of
+    from workflows.virtual.runs import Run
+    from workflows.virtual.scenarios import jobs_of
+
+    jobs_of(options.scenario, options.trace)
+    trace = str(options.trace) if options.scenario == "replay" else None
+    names = chosen(options.strategies)
+    settings = {name: setting_of(name, options.scenario) for name in names}
+    runs = tuple(
+        Run(
+            name, section, steps, options.scenario, options.sites, options.alpha, seed, options.budget_s, trace
+        )
+        for seed in range(options.first_seed, options.first_seed + options.seeds)
+        for name, (steps, section) in settings.items()
+    )  # fmt: skip
+    return Study(runs, options.target, options.out, options.trace)
+
+
+def chosen(text: str | None) -> list[str]:
+    """The strategies that were asked for; raises UserMistake for an unknown one."""
+    from apps.errors import UserMistake
+    from workflows.virtual.contestants import ABLATIONS, CONTESTANTS, KNOWN, OURS
+
+    if text == "ablation":
+        return [OURS, *ABLATIONS]
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip())) if text else CONTESTANTS
+    unknown = [name for name in names if name not in KNOWN]
+    if unknown or not names:
+        raise UserMistake(
+            f"--strategies: there is no {', '.join(unknown) or 'strategy'}",
+            remedy=f"Choose of {', '.join(CONTESTANTS)}",
+        )
+    return list(names)
+
+
+def results_of(study: Study, workers: int) -> list[dict[str, Any]]:
+    """All results, with a bar that shows how far it is."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from workflows.virtual.runs import code_sha256, played
+
+    folder, code = study.out / "done", code_sha256()
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns) as progress, ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        bar = progress.add_task("campaigns", total=len(study.runs))
+        futures = [pool.submit(played, run, str(folder), code) for run in study.runs]
+        for future in futures:
+            future.add_done_callback(lambda _: progress.advance(bar))
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def write_report(study: Study, results: Sequence[dict[str, Any]]) -> None:
+    """Tables, pictures, and the words for the terminal."""
+    from rich.console import Console
+
+    from workflows.command import say, short
+    from workflows.virtual.contestants import OURS
+    from workflows.virtual.study_tables import (
+        COMPARISON_COLUMNS,
+        SUMMARY_COLUMNS,
+        comparison_rows,
+        summary_rows,
+        write_rows,
+        write_tables,
+    )
+
+    write_tables(study.out, results, study.target)
+    console = Console(highlight=False)
+    summary = summary_rows(results, study.target)
+    write_rows(study.out / "summary.csv", SUMMARY_COLUMNS, summary)
+    run = study.runs[0]
+    seeds = len({r.seed for r in study.runs})
+    title = f"{run.scenario}, {run.sites} sites, {seeds} seeds: median [95 % interval], target loss {study.target:g}"
+    console.print(table(title, SUMMARY_COLUMNS, summary))
+    names = {r.strategy for r in study.runs}
+    if OURS in names and len(names) > 1:
+        compared = comparison_rows(results, study.target, OURS)
+        write_rows(study.out / "comparison.csv", COMPARISON_COLUMNS, compared)
+        console.print(table(f"{OURS} against each, seed by seed", COMPARISON_COLUMNS, compared))
+    say(f"Tables and pictures are in {short(study.out)}: {', '.join(draw(study, results))}")
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    from rich.table import Table
+
+    shown = Table(title=title)
+    for number, column in enumerate(columns):
+        shown.add_column(column, justify="right" if number else "left")
+    for row in rows:
+        shown.add_row(*row)
+    return shown
+
+
+def draw(study: Study, results: Sequence[dict[str, Any]]) -> list[str]:
+    """The pictures; answers with their names."""
+    from workflows.figure_style import save
+    from workflows.virtual import study_figures as figures
+    from workflows.virtual.queue_check import check_queue, paint_queue_check
+    from workflows.virtual.scenarios import jobs_of
+
+    pictures: dict[str, tuple[Any, ...]] = {
+        "loss.png": (figures.paint_curves, results, study.target),
+        "site_losses.png": (figures.paint_panels, results),
+        "time_to_target.png": (figures.paint_times, results, study.target),
+        "staleness.png": (figures.paint_staleness, results),
+        "fairness.png": (figures.paint_fairness, results),
+        "node_hours.png": (figures.paint_node_hours, results),
+    }
+    jobs = jobs_of("replay", study.trace) if study.trace else None
+    if jobs is not None:
+        pictures["queue_model.png"] = (paint_queue_check, check_queue(jobs))
+    for name, (paint, *inputs) in pictures.items():
+        save(study.out / name, paint, *inputs)
+    return list(pictures)
+
+
+if __name__ == "__main__":
+    from workflows.command import leave
+
+    leave(main())

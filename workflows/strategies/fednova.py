@@ -1,0 +1,24 @@
+"""FedNova: a mean of directions, so that a site that did more steps has no more say.
+
+    x <- x + tau_eff sum_k p_k (x_k - x) / tau_k,   tau_eff = sum_k p_k tau_k
+
+``tau_k`` is the number of steps site k has done, as for plain SGD; AdamW bounds each step alike, so that the number
+of steps is its normaliser too.
+
+Source: Wang et al., Tackling the Objective Inconsistency Problem, NeurIPS 2020 (arXiv 2007.07481).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from workflows.strategies.fedavg import FedAvg, SynchronousSection
+
+
+class FedNovaSection(SynchronousSection):
+    """``strategy: {name: fednova}``."""
+
+    name: Literal["fednova"]
+
+    def strategy(self, rounds: int, steps: int) -> FedAvg:
+        return self.rounds_of(rounds, steps, normalise=True)

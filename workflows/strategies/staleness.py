@@ -1,0 +1,42 @@
+"""How much an update counts that started from an older version of the model.
+
+Staleness s is the number of versions made since. Formulas: Xie et al., arXiv 1903.03934 (constant, polynomial,
+hinge); FedQueue, arXiv 2605.02125 (harmonic, exponential).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat
+
+
+class Staleness(BaseModel):
+    """A decay with value 1 at s = 0.
+
+    constant 1; polynomial (s+1)^-a; hinge 1 up to b, then 1/(a (s-b) + 1); harmonic 1/(1 + a s);
+    exponential exp(-a s).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    kind: Literal["constant", "polynomial", "hinge", "harmonic", "exponential"] = "polynomial"
+    a: PositiveFloat = 0.5
+    b: NonNegativeFloat = 4.0
+
+    def weight(self, staleness: int) -> float:
+        """The factor, in (0, 1]; ValueError for a version from the future."""
+        if staleness < 0:
+            raise ValueError(f"an update cannot be {-staleness} versions ahead of the model")
+        match self.kind:
+            case "constant":
+                return 1.0
+            case "polynomial":
+                return (staleness + 1) ** -self.a
+            case "hinge":
+                return 1.0 if staleness <= self.b else 1 / (self.a * (staleness - self.b) + 1)
+            case "harmonic":
+                return 1 / (1 + self.a * staleness)
+            case "exponential":
+                return math.exp(-self.a * staleness)
