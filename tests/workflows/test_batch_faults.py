@@ -196,7 +196,9 @@ def test_a_driver_killed_while_its_job_runs(on_slurm: Case, slurm_site: SlurmClu
     kill(on_slurm.driver)
     on_slurm.ended(undisturbed, resume=True)
     done = [r["result"] for r in events(on_slurm.run_dir, "task_done") if r["app"] == "local_train"]
-    assert on_slurm.attempts()[0] == 2 or any(m["reused"] for m in done if m["site"] == "alpha")  # its worker may have come to the end before it noticed
+    assert on_slurm.attempts()[0] == 2 or any(
+        m["reused"] for m in done if m["site"] == "alpha"
+    )  # its worker may have come to the end before it noticed
 
 
 def kill(driver: Popen[str]) -> None:

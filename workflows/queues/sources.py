@@ -50,7 +50,7 @@ def read_file(path: Path, processors_per_node: int | None = None) -> Reading:
     Raises:
         UserMistake: the file cannot be read, or is of no known kind.
     """
-    text = _content(path)
+    text = read_content(path)
     name = path.name.removesuffix(".gz").removesuffix(".swf")
     lines = text.splitlines()
     first = next((line for line in lines if line.strip()), "")
@@ -66,7 +66,8 @@ def read_file(path: Path, processors_per_node: int | None = None) -> Reading:
     raise UserMistake(f"{path} is neither {known}")
 
 
-def _content(path: Path) -> str:
+def read_content(path: Path) -> str:
+    """The text of a file, plain or compressed by gzip."""
     try:
         content = path.read_bytes()
         if content.startswith(b"\x1f\x8b"):

@@ -36,7 +36,7 @@ def read_swf(name: str, text: str, processors_per_node: int | None = None) -> Re
         UserMistake: the lines do not have 18 fields.
     """
     header, queues = _header(text)
-    jobs, broken = _jobs(name, text)
+    jobs, broken = read_jobs(name, text)
     per_node, remarks = _per_node(header, processors_per_node)
     kept, left_out = _kept(jobs)
     waits = _waits(kept, header.get("Computer") or name, queues, per_node, _first_number(header, "UnixStartTime") or 0)
@@ -76,8 +76,12 @@ def _per_node(header: Mapping[str, str], given: int | None) -> tuple[float, list
     return 1.0, ["its header does not tell MaxProcs and MaxNodes: a processor counts as a node"]
 
 
-def _jobs(name: str, text: str) -> tuple[DataFrame, int]:
-    """The lines as numbers, columns counted from 1, and how many are none."""
+def read_jobs(name: str, text: str) -> tuple[DataFrame, int]:
+    """The lines as numbers, columns counted from 1 as in the format's definition, and how many lines are none.
+
+    Raises:
+        UserMistake: the lines do not have 18 fields.
+    """
     import pandas
 
     first = next((line for line in text.splitlines() if line.strip() and not line.startswith(";")), "")

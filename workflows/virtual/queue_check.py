@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from workflows.virtual.facility import DAY_S, HOUR_S
 from workflows.virtual.regimes import LAGS_H, RegimeWaits, fitted, rank_correlation
-from workflows.virtual.swf import Trace
+from workflows.virtual.trace import Trace
 from workflows.virtual.waits import ReplayedWaits, Waits
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from workflows.virtual.draws import keyed
 from workflows.virtual.facility import DAY_S, HOUR_S
-from workflows.virtual.swf import Trace
+from workflows.virtual.trace import Trace
 
 if TYPE_CHECKING:
     import numpy as np

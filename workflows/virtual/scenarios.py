@@ -9,7 +9,7 @@ from apps.errors import UserMistake
 from workflows.virtual.draws import keyed
 from workflows.virtual.facility import HOUR_S
 from workflows.virtual.regimes import BUSY_WEATHER, RegimeWaits, busy_cell
-from workflows.virtual.swf import Trace, read_swf, similar_jobs
+from workflows.virtual.trace import Trace, read_trace, similar_jobs
 from workflows.virtual.waits import CalmWaits, LogNormalWaits, ReplayedWaits, Waits
 
 Scenario = Literal["calm", "lognormal", "bursty", "replay"]
@@ -22,7 +22,7 @@ def jobs_of(scenario: Scenario, trace: Path | None, walltime_s: float = HOUR_S) 
         return None
     if trace is None:
         raise UserMistake("--scenario replay needs a trace", remedy="Add --trace FILE.swf or FILE.swf.gz")
-    return similar_jobs(read_swf(trace), walltime_s)
+    return similar_jobs(read_trace(trace), walltime_s)
 
 
 def waits_of(scenario: Scenario, sites: int, seed: int, jobs: Trace | None) -> Waits:

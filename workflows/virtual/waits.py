@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from workflows.virtual.draws import keyed
-from workflows.virtual.swf import Trace
+from workflows.virtual.trace import Trace
 
 
 class Waits(Protocol):

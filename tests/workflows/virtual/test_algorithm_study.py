@@ -17,7 +17,7 @@ from workflows.virtual.contestants import ABLATIONS, COMMON, CONTESTANTS, KNOWN,
 from workflows.virtual.queue_check import check_queue
 from workflows.virtual.runs import Run, played, thinned, time_to
 from workflows.virtual.scenarios import SCENARIOS
-from workflows.virtual.swf import read_swf
+from workflows.virtual.trace import read_trace
 
 COLUMNS = [
     "strategy", "seed", "scenario", "sites", "time_to_target_s", "final_loss", "final_accuracy", "steps",
@@ -116,7 +116,7 @@ def test_times_and_thinning() -> None:
 
 
 def test_the_model_of_a_trace_has_its_quantiles(trace: Path) -> None:
-    check = check_queue(read_swf(trace))
+    check = check_queue(read_trace(trace))
     for level, measured, model in check.quantiles:
         if 0.2 <= level <= 0.8:
             assert model == pytest.approx(measured, rel=0.35)

@@ -21,7 +21,7 @@ from workflows.virtual.regimes import (
     rank_correlation,
 )
 from workflows.virtual.scenarios import jobs_of, waits_of
-from workflows.virtual.swf import Trace, read_swf, similar_jobs
+from workflows.virtual.trace import Trace, read_trace, similar_jobs
 from workflows.virtual.waits import CalmWaits, LogNormalWaits, ReplayedWaits, history_waits
 
 THETA = Path(__file__).resolve().parents[4] / "shared" / "queue_traces" / "theta_2022.swf.gz"
@@ -45,7 +45,7 @@ def trace(waits: np.ndarray, gap_s: float) -> Trace:
 def test_a_trace_is_read_plain_and_compressed(name: str, tmp_path: Path) -> None:
     path, text = tmp_path / name, swf_text([*plain_jobs(), (50.0, -1.0, 4, 60.0), (0.0, 3.0, 2, -1.0)])
     path.write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
-    found = read_swf(path)
+    found = read_trace(path)
     assert len(found) == 61  # the one without a wait is out, the walltime of the other is what it ran
     assert found.submit_s[0] == 0 and found.submit_s[1] == 1000 and found.asked_s[0] == 60
     assert found.span_s == 1000 + 59 * 100
@@ -56,7 +56,7 @@ def test_what_is_no_trace_is_told_in_one_line(content: bytes, tmp_path: Path) ->
     path = tmp_path / "t.swf.gz"
     path.write_bytes(content)
     with pytest.raises(UserMistake, match="t.swf.gz"):
-        read_swf(path)
+        read_trace(path)
     with pytest.raises(UserMistake, match="--trace"):
         jobs_of("replay", None)
 
@@ -144,7 +144,7 @@ def test_the_scenarios_need_no_trace_but_replay() -> None:
 
 @pytest.mark.skipif(not THETA.exists(), reason="the trace is not on this machine")
 def test_a_real_trace_is_fitted() -> None:
-    jobs = similar_jobs(read_swf(THETA), HOUR_S)
+    jobs = similar_jobs(read_trace(THETA), HOUR_S)
     cell, weather = fitted(jobs)
     assert cell.at(0.5) == pytest.approx(float(np.median(jobs.wait_s)), rel=0.05)
     known = dict(rank_correlation(jobs))

@@ -1,12 +1,7 @@
-"""Traces of batch queues in the Standard Workload Format, and the user's own history of waits.
-
-Source of the format: Chapin et al., 1999; columns used (from 1): 2 submit, 3 wait, 4 run, 5 nodes used, 8 nodes
-requested, 9 walltime requested; seconds and counts, -1 for unknown.
-"""
+"""Jobs of a batch queue as arrays, from a trace in the Standard Workload Format."""
 
 from __future__ import annotations
 
-import gzip
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +11,7 @@ from apps.errors import UserMistake
 if TYPE_CHECKING:
     import numpy as np
 
-COLUMNS = {"submit_s": 1, "wait_s": 2, "run_s": 3, "nodes": 4, "asked_nodes": 7, "asked_s": 8}
+COLUMNS = {"submit_s": 2, "wait_s": 3, "run_s": 4, "nodes": 5, "asked_nodes": 8, "asked_s": 9}  # of the format
 
 
 @dataclass(frozen=True)
@@ -42,30 +37,24 @@ class Trace:
         )  # fmt: skip
 
 
-def read_swf(path: Path) -> Trace:
+def read_trace(path: Path) -> Trace:
     """A trace from a file, plain or compressed by gzip; jobs without a wait or a size are left out.
 
     Raises:
         UserMistake: no file, not this format, or fewer than 50 usable jobs.
     """
-    import numpy as np
+    from workflows.queues.sources import read_content
+    from workflows.queues.swf import read_jobs
 
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt") as stream:
-            rows = [line.split() for line in stream if line.strip() and not line.startswith(";")]
-        table = np.array([[float(row[at]) for at in COLUMNS.values()] for row in rows])
-    except (OSError, EOFError, UnicodeDecodeError, ValueError, IndexError) as error:
-        word = f"cannot be read as a trace in Standard Workload Format: {error}"
-        raise UserMistake(word, file=str(path), remedy="Name a .swf or .swf.gz file") from None
-    return trace_of(dict(zip(COLUMNS, table.T, strict=True)) if len(table) else {}, path)
+    jobs, _ = read_jobs(path.name, read_content(path))
+    return trace_of({name: jobs[number].to_numpy(float) for name, number in COLUMNS.items()}, path)
 
 
 def trace_of(columns: dict[str, np.ndarray], path: Path) -> Trace:
     """The usable jobs of raw columns; raises UserMistake for too few."""
     import numpy as np
 
-    if columns:
+    if len(columns["nodes"]):
         nodes = np.where(columns["asked_nodes"] > 0, columns["asked_nodes"], columns["nodes"])
         asked = np.where(columns["asked_s"] > 0, columns["asked_s"], columns["run_s"])
         usable = (columns["wait_s"] >= 0) & (nodes > 0) & (asked > 0) & (columns["submit_s"] >= 0)
