@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from workflows.block_errors import REFUSED, STILLBORN
 from workflows.event_log import EventLog, Span, TaskRun, covered_s, down_spans, task_runs, trainings
 
 # how a job ends besides the states of schedulers
@@ -20,7 +21,6 @@ LOST = (
     "requeued",
 )  # ends that nobody here has asked for
 BLOCK_EVENTS = ("block_submitted", "block_started", "block_ended", "blocks_cancelled")
-REFUSED, STILLBORN = "a block could not be submitted", "a block ended before its worker began"
 Telling = dict[str, tuple[int, dict[str, Any]]]  # event name -> place in the journal, event
 
 

@@ -17,6 +17,9 @@ from apps.errors import REASON_LENGTH, CrossfedError
 
 logger = logging.getLogger(__name__)
 FIRST_WAIT_S, LONGEST_WAIT_S = 10.0, 600.0
+# how the reasons of a failed block begin
+REFUSED, STILLBORN = "a block could not be submitted", "a block ended before its worker began"
+LOST = "a block has failed"
 MOST_FAILURES = 10  # in a row: with these waits somewhat over an hour
 Tell = Callable[[str, str], None]  # site, reason
 
@@ -74,10 +77,8 @@ def what_happened(job: Any, submitted: bool) -> str:
     """
     said = " ".join(re.sub(r"^Failed to start block \d+: ", "", job.message or "").split())
     words = [text for text in (said[:REASON_LENGTH], _last_words(job)) if text]
-    if not submitted:
-        begun = "a block could not be submitted"
-    else:
-        begun = "a block has failed" if job.status_name == "FAILED" else "a block ended before its worker began"
+    after = LOST if job.status_name == "FAILED" else STILLBORN
+    begun = after if submitted else REFUSED
     return ": ".join([begun, "; ".join(words)]) if words else begun
 
 

@@ -27,8 +27,9 @@ from batch_sites import (
     trained_once,
     wait_for,
 )
-from campaigns import final_hash, run
+from campaigns import final_hash, run, tasks_done
 
+from apps.deadline import MARGIN_S
 from apps.progress import read_progress
 
 if TYPE_CHECKING:
@@ -39,12 +40,12 @@ pytestmark = [pytest.mark.slurm, pytest.mark.campaign]
 TRAINING = {"steps": 500, "batch_size": 4, "learning_rate": 0.003, "checkpoint_s": 0.5}
 
 
-def write(folder: Path, entry: dict[str, Any], **training: Any) -> Path:
+def write(folder: Path, entry: dict[str, Any], retries: int = 2, **training: Any) -> Path:
     """Two sites, one of them this machine; two rounds."""
     folder.mkdir(exist_ok=True)
     path = folder / "campaign.yaml"
     sites = {"alpha": entry, "beta": {"config": "local"}}
-    campaign = batch_campaign(sites, rounds=2, training=TRAINING | training)
+    campaign = batch_campaign(sites, rounds=2, retries=retries, training=TRAINING | training)
     path.write_text(yaml.safe_dump(campaign))
     return path
 
@@ -61,11 +62,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
 class Case:
     """A campaign with a batch site ``alpha`` that something happens to."""
 
-    def __init__(self, folder: Path, entry: dict[str, Any], *facilities: SlurmCluster, **training: Any) -> None:
+    def __init__(self, folder: Path, entry: dict[str, Any], *facilities: SlurmCluster, **changes: Any) -> None:
         self.folder, self.facilities = folder, facilities
         self.run_dir = folder / "runs" / "nano"
         self.storage = Path(entry["storage_root"]) / "nano" / "alpha"
-        self.driver = start(folder, write(folder, entry, **training))
+        self.driver = start(folder, write(folder, entry, **changes))
 
     def job(self) -> str:
         """The batch job of the site, once it has been submitted."""
@@ -136,11 +137,12 @@ def test_a_walltime_kill_without_a_warning(on_slurm: Case, slurm_site: SlurmClus
 
 def test_a_task_that_needs_more_than_one_block(tmp_path: Path, pbs_site: PbsFacility) -> None:
     """Each block is too short for a round; training stops by itself in time, and none is killed."""
-    steps, alone = 3000, tmp_path / "alone"
-    undisturbed = run(alone, write(alone, {"config": "local"}, steps=steps))
-    assert undisturbed.returncode == 0, undisturbed.stderr
-    entry = pbs_entry(pbs_site, tmp_path / "storage", queue="debug", account="fusion", walltime="30s")
-    case = Case(tmp_path / "batch", entry, pbs_site.cluster, steps=steps)
+    alone = tmp_path / "alone"
+    assert run(alone, write(alone, {"config": "local"}, steps=2500)).returncode == 0
+    train_s = max(r["result"]["train_s"] for r in tasks_done(alone / "runs" / "nano", "local_train"))
+    walltime_s = round(MARGIN_S + 5 + 0.6 * train_s)
+    entry = pbs_entry(pbs_site, tmp_path / "storage", queue="debug", account="fusion", walltime=f"{walltime_s}s")
+    case = Case(tmp_path / "batch", entry, pbs_site.cluster, steps=2500, retries=10)
     case.ended(final_hash(alone / "runs" / "nano"))
     assert sum(case.attempts()) > 2
     assert "timeout" not in case.states()
@@ -196,9 +198,8 @@ def test_a_driver_killed_while_its_job_runs(on_slurm: Case, slurm_site: SlurmClu
     kill(on_slurm.driver)
     on_slurm.ended(undisturbed, resume=True)
     done = [r["result"] for r in events(on_slurm.run_dir, "task_done") if r["app"] == "local_train"]
-    assert on_slurm.attempts()[0] == 2 or any(
-        m["reused"] for m in done if m["site"] == "alpha"
-    )  # its worker may have come to the end before it noticed
+    # its worker may have come to the end before it noticed
+    assert on_slurm.attempts()[0] == 2 or any(m["reused"] for m in done if m["site"] == "alpha")
 
 
 def kill(driver: Popen[str]) -> None:

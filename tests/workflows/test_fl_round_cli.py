@@ -95,9 +95,15 @@ def test_a_mistake_ends_with_one_line_and_code_2(tmp_path: Path, arguments: list
 
 def test_a_campaign_for_another_machine_validates_and_says_what_is_missing(tmp_path: Path) -> None:
     reference = PROJECT / "workflows" / "campaigns" / "smolinstruct_llama2_7b.yaml"
-    checked = run(tmp_path, reference, "--check")
+    nameless = run(tmp_path, reference, "--check")
+    assert nameless.returncode == 2 and "sites.perlmutter: perlmutter needs account" in nameless.stderr
+    roots = {"perlmutter": "/pscratch/a", "polaris": "/eagle/a", "aurora": "/flare/a", "frontier": "/lustre/orion/a"}
+    mine = [word for site, root in roots.items() for word in
+            ("--set", f"sites.{site}.account=abc", "--set", f"sites.{site}.storage_root={root}")]  # fmt: skip
+    checked = run(tmp_path, reference, "--check", *mine)
     assert checked.returncode == 0 and "not on this machine: data.source: smolinstruct/data.zip" in checked.stdout
-    started = run(tmp_path, reference)
+    assert "block of frontier:   2 nodes for 24:00:00 in queue extended" in checked.stdout
+    started = run(tmp_path, reference, *mine)
     assert started.returncode == 2 and "data.source: smolinstruct/data.zip does not exist" in started.stderr
 
 
