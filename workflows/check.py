@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from apps.errors import REASON_LENGTH, UserMistake
+from apps.errors import REASON_LENGTH
 from apps.versions import library_versions
 from site_configs.base import Block, Site
 from site_configs.queues import format_walltime
 from site_configs.schedulers import scheduler_for
-from workflows.executors import driver_address, job_prefix, launch_command, worker_init
+from workflows.executors import job_prefix, launch_command, worker_init
 from workflows.memory.campaign import describe_site, job_of
 from workflows.memory.model import shape_of
-from workflows.preflight import Plan, missing_here, plan_in_words
+from workflows.preflight import Plan, address_problem, missing_here, plan_in_words
 
 VERSIONS = (
     "import json, platform; from apps.versions import code_version, library_versions; "
@@ -98,7 +98,7 @@ def site_answers(site: Site) -> Iterator[tuple[str, str | None]]:
     yield f"storage {site.storage_root} can be written", storage_problem(site.storage_root)
     yield "Python, packages and code in its jobs are those of the driver", environment_problem(site)
     if site.block:
-        yield "its compute nodes can reach this host", _address_problem(site)
+        yield "its compute nodes can reach this host", address_problem(site)
 
 
 def _scheduler_answers(block: Block) -> Iterator[tuple[str, str | None]]:
@@ -153,11 +153,3 @@ def environment_problem(site: Site) -> str | None:
     ours = {"python": platform.python_version(), "crossfed": code_version(), **library_versions()}
     differ = [f"{key} {theirs.get(key)} instead of {value}" for key, value in ours.items() if theirs.get(key) != value]
     return ", ".join(differ) or None
-
-
-def _address_problem(site: Site) -> str | None:
-    try:
-        driver_address(site)
-    except UserMistake as error:
-        return str(error)
-    return None

@@ -23,6 +23,7 @@ from data.tasks import EMBEDDED, expand_tasks, families_of
 from site_configs.base import Site
 from site_configs.resolve import SiteConfigError, resolve_site
 from workflows.campaign import Campaign
+from workflows.executors import driver_address
 from workflows.memory.campaign import plan_memory
 from workflows.memory.plan import MemoryPlan
 
@@ -166,9 +167,19 @@ def missing_here(plan: Plan) -> list[str]:
     for key, source in sources.items():
         if source != EMBEDDED and not Path(source).expanduser().exists():
             missing.append(f"{key}: {source} does not exist")
+    missing += [problem for site in plan.sites.values() if (problem := address_problem(site))]
     if campaign.data.source == EMBEDDED and campaign.evaluation.split not in SPLITS:
         missing.append(f"evaluation.split: the embedded data has the splits {', '.join(SPLITS)}")
     return missing
+
+
+def address_problem(site: Site) -> str | None:
+    """Why a site's workers could not call this host back, or None."""
+    try:
+        driver_address(site)
+    except UserMistake as error:
+        return str(error)
+    return None
 
 
 def _site(name: str, campaign: Campaign, run_dir: Path) -> Site:
