@@ -6,6 +6,7 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -44,10 +45,11 @@ def _load_named(config: str) -> Any:
 
 
 def _load_file(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"site_config_{path.stem}", path)
     if spec is None or spec.loader is None or not path.is_file():
         raise SiteConfigError(f"there is no file {path}")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # pydantic looks there for the names in a function's annotations
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # the user's own file may fail in any way

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -12,6 +13,28 @@ from pydantic import BaseModel, ValidationError
 
 from apps.errors import UserMistake
 from workflows.campaign import Campaign, SiteEntry
+
+NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
+
+class Loader(yaml.SafeLoader):
+    """YAML 1.1 without its numbers to the base of sixty: ``2:30`` is a text, not 150."""
+
+
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if tag not in NUMBERS]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F]+)$"), list("-+0123456789")
+)
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"[-+]?([0-9][0-9_]*\.?[0-9]*([eE][-+]?[0-9]+)?|\.[0-9]+([eE][-+]?[0-9]+)?|\.(inf|Inf|INF))$|\.(nan|NaN|NAN)$"
+    ),
+    list("-+0123456789."),
+)
 
 
 def load_campaign(path: Path, sets: Sequence[str] = (), sites: str | None = None) -> Campaign:
@@ -26,16 +49,27 @@ def load_campaign(path: Path, sets: Sequence[str] = (), sites: str | None = None
         UserMistake: names the file and the key.
     """
     raw = read_yaml(path)
+    known = set(raw.get("sites") or {})
     for text in sets:
         apply_set(raw, text)
     if sites:
-        raw["sites"] = choose_sites(raw.get("sites") or {}, sites)
+        chosen = choose_sites(raw.get("sites") or {}, sites)
+        _refuse_unknown(set(raw.get("sites") or {}) - known - set(chosen), known | set(chosen))
+        raw["sites"] = chosen
     return check_campaign(raw, path)
+
+
+def _refuse_unknown(unknown: set[str], known: set[str]) -> None:
+    """A setting for a site that is neither in the campaign nor chosen would be lost without a word."""
+    for name in sorted(unknown):
+        close = difflib.get_close_matches(name, known, 1)
+        hint = f", did you mean {close[0]!r}?" if close else f"; there are: {', '.join(sorted(known))}"
+        raise UserMistake(f"--set sites.{name}: there is no such site{hint}")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = yaml.load(path.read_text(), Loader)
     except FileNotFoundError:
         raise UserMistake(f"there is no campaign file {path}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -63,7 +97,7 @@ def apply_set(raw: dict[str, Any], text: str) -> None:
         if not isinstance(place, dict):
             raise UserMistake(f"--set {text}: {folder} holds a value, not keys")
     try:
-        place[last] = yaml.safe_load(value)
+        place[last] = yaml.load(value, Loader)
     except yaml.YAMLError:
         raise UserMistake(f"--set {text}: the value is not valid YAML") from None
 

@@ -24,6 +24,8 @@ VERSIONS = (
     "import json, platform; from apps.versions import code_version, library_versions; "
     "print(json.dumps({'python': platform.python_version(), 'crossfed': code_version(), **library_versions()}))"
 )
+POOL, NO_POOL = "process_worker_pool.py", 97  # what a job runs; an exit code of our own
+PLAIN_PATH = "/usr/local/bin:/usr/bin:/bin"
 SETUP_S = 300  # modules and imports from a cold file system take their time
 WIDTH = 20
 
@@ -96,9 +98,11 @@ def site_answers(site: Site) -> Iterator[tuple[str, str | None]]:
     if site.block:
         yield from _scheduler_answers(site.block)
     yield f"storage {site.storage_root} can be written", storage_problem(site.storage_root)
-    yield "Python, packages and code in its jobs are those of the driver", environment_problem(site)
+    problem, said = environment_answer(site)
+    words = f" (its set-up says: {said})" if said else ""
+    yield f"Python, packages and code in its jobs are those of the driver{words}", problem
     if site.block:
-        yield "its compute nodes can reach this host", address_problem(site)
+        yield "there is an address that its compute nodes can call back", address_problem(site)
 
 
 def _scheduler_answers(block: Block) -> Iterator[tuple[str, str | None]]:
@@ -106,7 +110,7 @@ def _scheduler_answers(block: Block) -> Iterator[tuple[str, str | None]]:
     wanted = queue.name if queue.submit_to is None else queue.submit_to
     if wanted:  # else the scheduler chooses, and tells nobody which
         yield f"queue {wanted} takes jobs", scheduler.queue_problem(wanted)
-    if block.account:
+    if block.account and block.scheduler == "slurm":  # PBS tells nobody who may charge what
         yield f"account {block.account} is valid", scheduler.account_problem(block.account)
     mine = scheduler.mine(wanted) if wanted else scheduler.find("")
     if mine is None:
@@ -130,26 +134,50 @@ def storage_problem(root: Path) -> str | None:
     return None
 
 
-def environment_problem(site: Site) -> str | None:
-    """What differs between the driver's environment and the one that the site's jobs set up, or None."""
+def environment_answer(site: Site) -> tuple[str | None, str]:
+    """What differs between the driver's environment and the one that the site's jobs set up, or None; and the last
+    line that the set-up has to say, for the modules that are not there without its ending for that."""
+    if site.python_env and not (site.python_env / "bin" / "python").exists():
+        return f"python_env: there is no {site.python_env / 'bin' / 'python'}", ""
+    script = "\n".join(
+        [worker_init(site), f"command -v {POOL} > /dev/null || exit {NO_POOL}", f"python -c {shlex.quote(VERSIONS)}"]
+    )
+    try:
+        ended = subprocess.run(
+            ["bash", "-lc", script], capture_output=True, text=True, timeout=SETUP_S, check=False, cwd="/",
+            env=job_environment(site),
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return f"its set-up takes more than {SETUP_S} s", ""
+    said = (ended.stderr.strip().splitlines() or [""])[-1][:REASON_LENGTH]
+    if ended.returncode == NO_POOL:
+        return f"no {POOL} on PATH: this environment has no Parsl", said
+    lines = ended.stdout.strip().splitlines()
+    if ended.returncode or not lines:
+        return said or "its set-up ends without a word", ""
+    return versions_problem(lines[-1]), said
+
+
+def job_environment(site: Site) -> dict[str, str]:
+    """The variables that a job begins with: Slurm hands on those of the submission, PBS gives a few of its own."""
+    if site.block and site.block.scheduler == "pbs":
+        return {
+            **{k: os.environ[k] for k in ("HOME", "USER", "LOGNAME", "SHELL") if k in os.environ},
+            "PATH": PLAIN_PATH,
+        }
+    return dict(os.environ)
+
+
+def versions_problem(told: str) -> str | None:
+    """What of a site's versions differs from the driver's, or None."""
     import platform
 
     from apps.versions import code_version
 
-    script = f"{worker_init(site)}\npython -c {shlex.quote(VERSIONS)}"
     try:
-        ended = subprocess.run(
-            ["bash", "-c", script], capture_output=True, text=True, timeout=SETUP_S, check=False, cwd="/"
-        )
-    except subprocess.TimeoutExpired:
-        return f"its set-up takes more than {SETUP_S} s"
-    lines = ended.stdout.strip().splitlines()
-    if ended.returncode or not lines:
-        return (ended.stderr.strip().splitlines() or ["its set-up ends without a word"])[-1]
-    try:
-        theirs = dict(json.loads(lines[-1]))
+        theirs = dict(json.loads(told))
     except (ValueError, TypeError):
-        return f"its python is none: it says {lines[-1][:REASON_LENGTH]!r}"
+        return f"its python is none: it says {told[:REASON_LENGTH]!r}"
     ours = {"python": platform.python_version(), "crossfed": code_version(), **library_versions()}
     differ = [f"{key} {theirs.get(key)} instead of {value}" for key, value in ours.items() if theirs.get(key) != value]
     return ", ".join(differ) or None

@@ -113,13 +113,15 @@ def driver_address(site: Site) -> str | None:
     """Where a site's workers find this driver; None where they have to try all its addresses.
 
     Raises:
-        UserMistake: the interface that the site's nodes reach is not on this host.
+        UserMistake: the interface or the address that the site's nodes reach is not on this host.
     """
     import psutil
 
+    interfaces = psutil.net_if_addrs()
+    if site.address:
+        _require_own(site, {entry.address for entries in interfaces.values() for entry in entries})
     if site.address or not site.driver_interface:
         return site.address or None
-    interfaces = psutil.net_if_addrs()
     for entry in interfaces.get(site.driver_interface, ()):
         if entry.family.name == "AF_INET":
             return str(entry.address)
@@ -128,6 +130,21 @@ def driver_address(site: Site) -> str | None:
         f" only {', '.join(sorted(interfaces))}",
         remedy=f"Start on a login node of {site.machine}, or set sites.{site.name}.address to what its nodes reach",
     )
+
+
+def _require_own(site: Site, own: set[str]) -> None:
+    """Refuse an address that Parsl could not listen on."""
+    import socket
+
+    try:
+        found = {str(entry[4][0]) for entry in socket.getaddrinfo(site.address, None)}
+    except OSError:
+        found = set()
+    if not found & own:
+        raise UserMistake(
+            f"sites.{site.name}.address: {site.address} is not this host",
+            remedy=f"Its own addresses are {', '.join(sorted(a for a in own if a.count('.') == 3))}",
+        )
 
 
 def worker_init(site: Site) -> str:
@@ -148,7 +165,8 @@ def launch_command(site: Site, run_dir: Path) -> str:
     """What a block's job runs, for people: the port is chosen when the campaign starts."""
     from dataclasses import replace
 
-    executor: Any = make_executor(replace(site, address=site.address or "ADDRESS"), run_dir)
+    executor: Any = make_executor(replace(site, address="127.0.0.1"), run_dir)
+    executor.all_addresses = {site.address or "ADDRESS"}
     executor.run_dir, executor.worker_port = str(run_dir / "parsl" / "000"), "PORT"
     executor.cert_dir, executor.logconf_path = str(Path(executor.logdir) / "certificates"), None
     executor.initialize_scaling()

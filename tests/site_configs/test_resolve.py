@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from site_configs import base
 from site_configs.base import Site
 from site_configs.resolve import SiteConfigError, available, resolve_site
 
@@ -105,3 +106,11 @@ def test_unknown_names(tmp_path: Path) -> None:
         resolve_site("x", "nothere.py", tmp_path, {})
     with pytest.raises(SiteConfigError, match="unknown site config 'base'"):
         resolve_site("x", "base", tmp_path, {})
+
+
+def test_a_copy_of_a_machines_file_works_from_anywhere(tmp_path: Path) -> None:
+    """As the README says: its annotations are names of its own module."""
+    for machine, settings in (("polaris", {"account": "A", "storage_root": "/eagle/A"}), ("local", {})):
+        copy = tmp_path / f"my_{machine}.py"
+        copy.write_text((Path(base.__file__).parent / f"{machine}.py").read_text())
+        assert resolve_site("x", str(copy), tmp_path / "run", settings).name == "x"

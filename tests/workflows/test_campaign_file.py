@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from campaigns import PROJECT, nano
+from campaigns import PROJECT, nano, write_campaign
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -128,3 +128,19 @@ def test_differences_are_empty_for_equals_and_mirror_each_other(one: dict, other
     there, back = differences(one, other), differences(other, one)
     assert there == {key: (old, new) for key, (new, old) in back.items()}
     assert bool(there) == (one != other)
+
+
+@pytest.mark.parametrize("text", ["2:30", "24:00", "1:00:00"])
+def test_a_clock_is_a_text_and_no_number_to_the_base_of_sixty(tmp_path: Path, text: str) -> None:
+    path = write_campaign(tmp_path)
+    path.write_text(path.read_text().replace("name: nano", "name: nano\nchecks: {max_update_norm: 1e3}"))
+    campaign = load_campaign(path, [f"sites.aurora.walltime={text}", "training.learning_rate=1e-4"])
+    assert campaign.sites["aurora"].settings["walltime"] == text
+    assert campaign.training.learning_rate == 1e-4 and campaign.checks.max_update_norm == 1000
+
+
+def test_a_setting_for_a_site_that_is_not_there_is_not_lost(tmp_path: Path) -> None:
+    path = write_campaign(tmp_path)
+    with pytest.raises(UserMistake, match="--set sites.arora: there is no such site, did you mean 'aurora'"):
+        load_campaign(path, ["sites.arora.threads=2"], "aurora")
+    assert list(load_campaign(path, ["sites.frontier.threads=2"], "aurora").sites) == ["aurora"]

@@ -18,7 +18,7 @@ from site_configs.local import site as local_site
 from site_configs.resolve import resolve_site
 from workflows import check
 from workflows.campaign_file import load_campaign
-from workflows.check import check_live, describe, dry_run, environment_problem, storage_problem
+from workflows.check import check_live, describe, dry_run, environment_answer, storage_problem
 from workflows.preflight import Plan, make_plan, settle_dtype
 
 if TYPE_CHECKING:
@@ -146,22 +146,38 @@ def here(tmp_path: Path, **changes: Any) -> Site:
 
 
 def test_the_drivers_own_environment_has_no_problem(tmp_path: Path) -> None:
-    assert environment_problem(here(tmp_path)) is None
+    assert environment_answer(here(tmp_path))[0] is None
 
 
 def fake_python(folder: Path, body: str) -> Path:
     """An environment whose python is a shell script."""
     program = folder / "env" / "bin" / "python"
     program.parent.mkdir(parents=True)
-    program.write_text(f"#!/bin/bash\n{body}\n")
-    program.chmod(0o755)
+    for path in (program, program.parent / "process_worker_pool.py"):
+        path.write_text(f"#!/bin/bash\n{body}\n")
+        path.chmod(0o755)
     return folder / "env"
+
+
+def test_an_environment_that_is_not_there_or_has_no_parsl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nowhere = environment_answer(here(tmp_path, python_env=tmp_path / "nowhere"))
+    assert nowhere[0] == f"python_env: there is no {tmp_path}/nowhere/bin/python"
+    bare = fake_python(tmp_path, "true")
+    (bare / "bin" / "process_worker_pool.py").unlink()
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    told = environment_answer(here(tmp_path, python_env=bare))[0]
+    assert told == "no process_worker_pool.py on PATH: this environment has no Parsl"
+
+
+def test_what_the_setup_has_to_say_is_told(tmp_path: Path) -> None:
+    problem, said = environment_answer(here(tmp_path, setup="module_that_is_not_there"))
+    assert problem is None and said.endswith("module_that_is_not_there: command not found")
 
 
 def test_another_python_at_the_site_is_told_with_what_differs(tmp_path: Path) -> None:
     edits = """s/"parsl": "[^"]*"/"parsl": "2020.1"/; s/"crossfed": "[^"]*"/"crossfed": "0"/"""
     changed = f"{sys.executable} \"$@\" | sed '{edits}'"
-    problem = environment_problem(here(tmp_path, python_env=fake_python(tmp_path, changed)))
+    problem = environment_answer(here(tmp_path, python_env=fake_python(tmp_path, changed)))[0]
     assert problem is not None
     differ = problem.split(", ")
     assert len(differ) == 2 and differ[0].startswith("crossfed 0 instead of ")
@@ -179,17 +195,17 @@ def test_another_python_at_the_site_is_told_with_what_differs(tmp_path: Path) ->
     ],
 )
 def test_a_setup_that_breaks_python(tmp_path: Path, setup: str, problem: str) -> None:
-    assert problem in (environment_problem(here(tmp_path, setup=setup)) or "")
+    assert problem in (environment_answer(here(tmp_path, setup=setup))[0] or "")
 
 
 def test_an_environment_without_the_project(tmp_path: Path) -> None:
     alone = fake_python(tmp_path, f'exec {sys.executable} -I "$@"')  # without PYTHONPATH
-    assert environment_problem(here(tmp_path, python_env=alone)) == "ModuleNotFoundError: No module named 'apps'"
+    assert environment_answer(here(tmp_path, python_env=alone))[0] == "ModuleNotFoundError: No module named 'apps'"
 
 
 def test_a_setup_may_talk_and_need_not_be_perfect(tmp_path: Path) -> None:
     """A job goes on after such lines as well."""
-    assert environment_problem(here(tmp_path, setup="echo hello; false\nmodule_that_is_not_there")) is None
+    assert environment_answer(here(tmp_path, setup="echo hello; false\nmodule_that_is_not_there"))[0] is None
 
 
 def test_a_setup_that_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +213,7 @@ def test_a_setup_that_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise subprocess.TimeoutExpired(words, options["timeout"])
 
     monkeypatch.setattr(check.subprocess, "run", slow)
-    assert environment_problem(here(tmp_path)) == "its set-up takes more than 300 s"
+    assert environment_answer(here(tmp_path))[0] == "its set-up takes more than 300 s"
 
 
 # -- the live check ---------------------------------------------------------------------------------------------
@@ -215,7 +231,7 @@ def live(site: Site) -> tuple[bool, list[str]]:
 @pytest.fixture
 def quickly(monkeypatch: pytest.MonkeyPatch) -> Ask:
     """Without the question about Python, which has its own tests."""
-    monkeypatch.setattr(check, "environment_problem", lambda site: None)
+    monkeypatch.setattr(check, "environment_answer", lambda site: (None, ""))
     return live
 
 
@@ -248,7 +264,7 @@ def test_an_interface_that_this_host_has_not(quickly: Ask, tmp_path: Path) -> No
     site = resolve_site("alpha", "slurm", tmp_path, {"storage_root": str(tmp_path), "driver_interface": "hsn99"})
     fine, said = quickly(site)
     line = said[-1]
-    assert not fine and line.startswith("PROBLEM  alpha: its compute nodes can reach this host: ")
+    assert not fine and line.startswith("PROBLEM  alpha: there is an address that its compute nodes can call back: ")
     assert "no network interface 'hsn99'" in line and "or set sites.alpha.address" in line
 
 
@@ -269,7 +285,8 @@ def test_slurm_with_nothing_to_complain_of(tmp_path: Path, slurm_site: SlurmClus
     assert [line.partition("alpha: ")[2] for line in said] == [
         "queue regular takes jobs", "account fusion is valid", "my jobs in regular: 0",
         f"storage {tmp_path / 'storage' / 'run' / 'alpha'} can be written",
-        "Python, packages and code in its jobs are those of the driver", "its compute nodes can reach this host",
+        "Python, packages and code in its jobs are those of the driver",
+        "there is an address that its compute nodes can call back",
     ]  # fmt: skip
 
 

@@ -115,7 +115,9 @@ def test_a_sites_own_environment_leads_instead(tmp_path: Path) -> None:
 
 
 def test_an_address_that_is_set_is_taken(tmp_path: Path) -> None:
-    assert driver_address(batch_site(tmp_path, address="10.0.0.1", driver_interface="hsn99")) == "10.0.0.1"
+    assert driver_address(batch_site(tmp_path, address="127.0.0.1", driver_interface="hsn99")) == "127.0.0.1"
+    with pytest.raises(UserMistake, match=r"sites.alpha.address: 203.0.113.9 is not this host. Its own addresses are"):
+        driver_address(batch_site(tmp_path, address="203.0.113.9"))
 
 
 def test_without_address_and_interface_the_workers_try_all(tmp_path: Path) -> None:
@@ -167,8 +169,8 @@ def test_the_names_of_a_runs_jobs(tmp_path: Path, token: str) -> None:
 
 
 def test_a_batch_sites_executor(tmp_path: Path) -> None:
-    executor = make_executor(batch_site(tmp_path, address="10.0.0.1"), tmp_path, PATIENCE)
-    assert (executor.label, executor.address, executor.encrypted) == ("alpha", "10.0.0.1", True)
+    executor = make_executor(batch_site(tmp_path, address="127.0.0.1"), tmp_path, PATIENCE)
+    assert (executor.label, executor.address, executor.encrypted) == ("alpha", "127.0.0.1", True)
     assert (executor.heartbeat_period, executor.heartbeat_threshold) == (30, 60)
     assert executor.drain_period == 5100 and executor.workers_per_node == 1
     assert executor.block_error_handler is PATIENCE and executor.status_polling_interval == 7
