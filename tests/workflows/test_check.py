@@ -199,7 +199,7 @@ def test_a_setup_that_breaks_python(tmp_path: Path, setup: str, problem: str) ->
 
 
 def test_an_environment_without_the_project(tmp_path: Path) -> None:
-    alone = fake_python(tmp_path, f'exec {sys.executable} -I "$@"')  # without PYTHONPATH
+    alone = fake_python(tmp_path, f'exec {sys.executable} -I -S "$@"')  # with the standard library alone
     assert environment_answer(here(tmp_path, python_env=alone))[0] == "ModuleNotFoundError: No module named 'apps'"
 
 

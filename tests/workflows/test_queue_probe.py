@@ -189,12 +189,13 @@ def test_probes_of_a_slurm_cluster_and_its_own_accounting(
     for name, value in slurm_site.environment.items():
         monkeypatch.setenv(name, value)
     capsys.readouterr()
+    own = {r.job_id: r for r in found}
+    sacct = ("sacct", "-X", "-n", f"--jobs={','.join(own)}")  # the cluster has other tests' jobs as well
     # the accounting knows of a job's start seconds later than of its end
-    wait_until("both jobs in sacct", lambda: slurm_site.run("sacct", "-X", "-n").count("regular") == len(found))
+    wait_until("both jobs in sacct", lambda: slurm_site.run(*sacct).count("regular") == len(own))
     assert queue_study.main(["--from", "sacct"]) == 0
     assert "jobs submitted from" in capsys.readouterr().out
-    own = {r.job_id: r for r in found}
-    rows = slurm_site.run("sacct", "-X", "-n", "-P", "--format=JobIDRaw,NNodes,TimelimitRaw").splitlines()
+    rows = slurm_site.run(*sacct, "-P", "--format=JobIDRaw,NNodes,TimelimitRaw").splitlines()
     told = {job: (int(nodes), 60 * int(minutes)) for job, nodes, minutes in (row.split("|") for row in rows)}
     assert {job: told[job] for job in own} == {job: (r.nodes, r.walltime_s) for job, r in own.items()}
 
