@@ -10,11 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from facilities.accounting import Accounting
     from facilities.pbs import PbsFacility
     from facilities.slurm import SlurmCluster
+
+# a busy machine makes no test wrong
+settings.register_profile("crossfed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("crossfed")
 
 REMEDY = "run .ci/packages.sh as root"
 
