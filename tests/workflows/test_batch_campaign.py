@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 from batch_sites import batch_campaign, events, finish, nothing_left, pbs_entry, slurm_entry, start, trained_once
-from campaigns import final_hash, nano, run, tasks_done
+from campaigns import final_hash, run, tasks_done
 
 from workflows.queues.history import read_history
 
@@ -51,16 +51,41 @@ def test_the_tiny_campaign_over_two_slurm_machines_and_a_pbs_machine(
     assert all(record.submitted <= record.started <= record.ended for record in history.values())
 
 
+LATE = """
+import time
+from apps.team import Team
+
+write = Team.write
+
+def late(*args, **options):
+    time.sleep(12)
+    return write(*args, **options)
+
+Team.write = late
+"""
+
+SLOW_SITE = """
+from dataclasses import replace
+from pathlib import Path
+from site_configs.base import Site
+from site_configs.local import site as local
+
+def site(name: str, run_dir: Path) -> Site:
+    return replace(local(name, run_dir), setup="export PYTHONPATH={folder}")
+"""
+
+
 def test_a_block_for_each_round_is_given_back(tmp_path: Path, slurm_site: SlurmCluster) -> None:
-    sites = {"alpha": slurm_entry(slurm_site, tmp_path / "storage", blocks="per_round")}
+    """The other site makes the batch site wait for longer than such a block is kept without work."""
+    (tmp_path / "sitecustomize.py").write_text(LATE)
+    (tmp_path / "slow.py").write_text(SLOW_SITE.format(folder=tmp_path))
+    batch = slurm_entry(slurm_site, tmp_path / "storage", blocks="per_round")
+    entries = {"alpha": batch, "beta": {"config": str(tmp_path / "slow.py")}}
     campaign = tmp_path / "campaign.yaml"
-    # the second site makes the first one wait longer than a block of one round is kept without work
-    slow = {"steps": 600, "batch_size": 4, "learning_rate": 0.003}
-    entries = {**sites, "beta": {"config": "local"}}
-    campaign.write_text(yaml.safe_dump(batch_campaign(entries, rounds=2, training=slow)))
+    campaign.write_text(yaml.safe_dump(batch_campaign(entries, rounds=2)))
     finish(start(tmp_path, campaign))
     run_dir = tmp_path / "runs" / "nano"
-    assert len(events(run_dir, "block_submitted")) >= 1 and trained_once(run_dir)
+    assert len(events(run_dir, "block_submitted")) >= 2 and trained_once(run_dir)
     assert nothing_left(run_dir, slurm_site)
 
 
@@ -73,4 +98,3 @@ def test_batch_and_local_sites_give_the_same_model(tmp_path: Path, slurm_site: S
         ended = run(folder, folder / "c.yaml")
         assert ended.returncode == 0, ended.stdout + ended.stderr
     assert final_hash(folders[0] / "runs" / "nano") == final_hash(folders[1] / "runs" / "nano")
-    assert nano()["name"] == "nano"
