@@ -13,7 +13,7 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
-from site_configs.base import Blocks, Node, Queue, Ranks, Site
+from site_configs.base import Blocks, Collection, Node, Queue, Ranks, Site
 from site_configs.machine import (
     ALCF_PROXY,
     GB,
@@ -114,5 +114,5 @@ def site(
         block=block,
         node=NODE,
         ranks=Ranks(per_node=ranks_per_node, launch=LAUNCH, backend="xccl", interface="hsn0"),
-        collection="f39a7a0f-5bfc-46ce-9615-ba9f8592814f",  # alcf#dtn_flare; from public code, to be verified
+        collection=Collection("f39a7a0f-5bfc-46ce-9615-ba9f8592814f", Path("/flare")),  # alcf#dtn_flare, to be verified
     )

@@ -8,10 +8,13 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from site_configs.errors import SiteConfigError
+
 if TYPE_CHECKING:
     from parsl.providers.base import ExecutionProvider
 
-Route = Literal["local", "batch"]
+Route = Literal["local", "batch", "globus"]
+Carrier = Literal["copy", "shared", "globus"]
 Device = Literal["cpu", "cuda", "xpu"]
 Backend = Literal["gloo", "nccl", "xccl"]
 SchedulerKind = Literal["slurm", "pbs"]
@@ -85,6 +88,46 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Endpoint:
+    """The Globus Compute endpoints of a site that is not ours to log into.
+
+    Attributes:
+        training: id of the endpoint whose blocks train.
+        files: id of an endpoint on a login node, which looks at files while the other one queues; empty: none.
+        silence_s: a task that has begun and gives no sign of life for so long is asked for again.
+        queue_s: the same for one that has not begun: the longest wait in a queue.
+    """
+
+    training: str
+    files: str = ""
+    silence_s: float = 1800.0
+    queue_s: float = 14 * 24 * 3600.0
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A Globus collection.
+
+    Attributes:
+        id: of the collection.
+        folder: of the file system, which the collection shows as its ``/``.
+    """
+
+    id: str
+    folder: Path = Path("/")
+
+    def path_of(self, path: Path) -> str:
+        """A path of the file system as the collection names it.
+
+        Raises:
+            SiteConfigError: it lies outside of what the collection shows.
+        """
+        if not path.is_relative_to(self.folder):
+            raise SiteConfigError(f"{path} is not below {self.folder}, which is all that collection {self.id} shows")
+        return f"/{path.relative_to(self.folder)}"
+
+
+@dataclass(frozen=True)
 class Ranks:
     """How training is spread over the devices of a block.
 
@@ -124,7 +167,10 @@ class Site:
         block: the batch job, for the route ``batch``.
         node: the hardware, where it is known; the memory plan is made for it.
         ranks: how training is spread over the block.
-        collection: id of the Globus collection that holds ``storage_root``; empty: none.
+        collection: the Globus collection that holds ``storage_root``.
+        carrier: how artifacts reach the site: ``copy`` and ``shared`` where this machine sees its storage (``shared``
+            links files instead of copying them), ``globus`` by Globus Transfer.
+        endpoint: the Globus Compute endpoints, for the route ``globus``.
     """
 
     name: str
@@ -143,4 +189,6 @@ class Site:
     block: Block | None = None
     node: Node | None = None
     ranks: Ranks = field(default_factory=Ranks)
-    collection: str = ""
+    collection: Collection | None = None
+    carrier: Carrier = "copy"
+    endpoint: Endpoint | None = None

@@ -14,7 +14,7 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
-from site_configs.base import Blocks, Node, Queue, Ranks, Site
+from site_configs.base import Blocks, Collection, Node, Queue, Ranks, Site
 from site_configs.machine import (
     GB,
     HEARTBEAT_S,
@@ -119,5 +119,5 @@ def site(
         block=block,
         node=NODE,
         ranks=Ranks(per_node=ranks_per_node, launch=LAUNCH, backend="nccl", interface="hsn0"),
-        collection="6bdc7956-fc0f-4ad2-989c-7aa5ee643a79",  # NERSC Perlmutter; from public code, to be verified
+        collection=Collection("6bdc7956-fc0f-4ad2-989c-7aa5ee643a79"),  # NERSC Perlmutter, to be verified
     )

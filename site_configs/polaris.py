@@ -13,7 +13,7 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
-from site_configs.base import Blocks, Node, Queue, Ranks, Site
+from site_configs.base import Blocks, Collection, Node, Queue, Ranks, Site
 from site_configs.machine import (
     ALCF_PROXY,
     GB,
@@ -119,5 +119,5 @@ def site(
         block=block,
         node=NODE,
         ranks=Ranks(per_node=ranks_per_node, launch=LAUNCH, backend="nccl", interface="hsn0"),
-        collection="05d2c76a-e867-4f67-aa57-76edeb0beda0",  # alcf#dtn_eagle
+        collection=Collection("05d2c76a-e867-4f67-aa57-76edeb0beda0", Path("/eagle")),  # alcf#dtn_eagle
     )

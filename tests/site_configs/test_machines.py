@@ -101,7 +101,7 @@ def test_a_facility_is_reached_from_its_login_node(machine: str) -> None:
     site = made(machine)
     assert site.address == "" and site.driver_interface == ("bond0" if machine == "polaris" else "hsn0")
     assert made(machine, address="10.0.0.1").address == "10.0.0.1"
-    assert len(site.environment["TMPDIR"]) < 20 and len(site.collection) == 36
+    assert len(site.environment["TMPDIR"]) < 20 and site.collection and len(site.collection.id) == 36
     assert site.node and len(site.node.device_names) == site.node.devices
     assert (
         site.node.device_memory_bytes
