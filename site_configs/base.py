@@ -192,3 +192,8 @@ class Site:
     collection: Collection | None = None
     carrier: Carrier = "copy"
     endpoint: Endpoint | None = None
+
+    @property
+    def own_block(self) -> Block | None:
+        """The batch job, where it is this driver that submits it; an endpoint submits its own."""
+        return self.block if self.route == "batch" else None

@@ -213,7 +213,7 @@ def watch_blocks(plan: Plan, executors: Mapping[str, Any], run: RunDirectory) ->
             plan.campaign.name, job_prefix(run.opened["token"]), executors[name].status_polling_interval,
         )
         for name, site in plan.sites.items()
-        if site.block and name in executors
+        if site.own_block and name in executors
     }  # fmt: skip
     for watch in watches.values():
         watch.start()

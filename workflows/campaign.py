@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import (
@@ -16,9 +17,11 @@ from pydantic import (
     model_validator,
 )
 
+from site_configs.base import Collection
 from workflows.memory.wish import ParallelSection
 from workflows.strategies import StrategySection
 
+UUID = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,59}$"
 LINEAR_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -110,6 +113,16 @@ class ChecksSection(Section):
     max_update_norm: PositiveFloat | None = None
 
 
+class GlobusSection(Section):
+    """The driver's own end of Globus Transfer."""
+
+    collection: str = Field(pattern=UUID)
+    folder: Path = Path("/")  # of this machine, which the collection shows as its "/"
+
+    def as_collection(self) -> Collection:
+        return Collection(self.collection, self.folder)
+
+
 class SiteEntry(BaseModel):
     """A site of the campaign. Keys beyond these go to the site's own file in ``site_configs``."""
 
@@ -118,6 +131,7 @@ class SiteEntry(BaseModel):
     config: str | None = None  # a name in site_configs or a FILE.py; None: the site's own name
     tasks: list[str] | None = None  # task ids or families; None: the families that no site names are dealt out
     data: str | None = None  # where the site keeps its records; None: data.source
+    model: str | None = None  # where the site keeps the base model; None: model.source
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -137,6 +151,7 @@ class Campaign(Section):
     parallel: ParallelSection = ParallelSection()
     evaluation: EvaluationSection = EvaluationSection()
     checks: ChecksSection = ChecksSection()
+    globus: GlobusSection | None = None  # needed where Globus Transfer carries
     sites: dict[str, SiteEntry] = Field(min_length=1)
     retries: NonNegativeInt = 2  # of a task whose worker or block was lost
 

@@ -95,13 +95,13 @@ def check_live(plan: Plan, say: Callable[[str], None]) -> bool:
 
 def site_answers(site: Site) -> Iterator[tuple[str, str | None]]:
     """Questions about a site, and what is wrong, or None."""
-    if site.block:
-        yield from _scheduler_answers(site.block)
+    if site.own_block:
+        yield from _scheduler_answers(site.own_block)
     yield f"storage {site.storage_root} can be written", storage_problem(site.storage_root)
     problem, said = environment_answer(site)
     words = f" (its set-up says: {said})" if said else ""
     yield f"Python, packages and code in its jobs are those of the driver{words}", problem
-    if site.block:
+    if site.own_block:
         yield "there is an address that its compute nodes can call back", address_problem(site)
 
 

@@ -23,7 +23,6 @@ from apps.progress import Progress, read_progress
 from apps.server import aggregate, prepare, save_model
 from apps.train import Order, enrol, local_train
 from apps.training import TrainingSpec
-from apps.transfer import stage_in, stage_out
 from workflows.executors import EVALUATOR, SERVER
 from workflows.kernel import Kernel, root_cause
 from workflows.metrics import write_metrics
@@ -41,6 +40,7 @@ from workflows.strategies.base import (
     Train,
     UpdateArrived,
 )
+from workflows.ways import Ways
 
 logger = logging.getLogger(__name__)
 TICK_S = 0.25
@@ -78,6 +78,7 @@ class Engine:
         # what failed for good under an earlier driver; the strategy has gone on without it
         self.failed = {r["fields"]["task"] for r in self.recorded if r["kind"] == "SiteFailed"}
         self.flows: dict[str, Flow] = {}  # site -> its part of the current round
+        self.ways = Ways(plan, str(run.artifacts), self._submit, kernel.carriage)
         self.unwritten = False  # evaluations that metrics.csv does not have yet
 
     # -- apps ---------------------------------------------------------------------------------------------------
@@ -100,13 +101,12 @@ class Engine:
 
     def _train(self, action: Train, attempt: int) -> None:
         site, number = action.site, action.round
-        store, remote = str(self.run.artifacts), f"{self.plan.site_work[site]['root']}/artifacts"
-        base = self._submit(stage_out, site, number, self.models[action.version], store, remote, on=SERVER)
+        base = self.ways.out(site, number, self.models[action.version], attempt)
         order = self._order(action, attempt)
         manifest = self._submit(
             local_train, site, number, self.plan.site_work[site], order, base, self.shards[site], on=site
         )
-        update = self._submit(stage_in, site, number, manifest, base, remote, store, self.plan.rules, on=SERVER)
+        update = self.ways.back(site, number, manifest, base, attempt)
         self.updates[action.task] = update
         self.flows[site] = Flow(action, self.models[action.version], base, manifest, update)
         update.add_done_callback(lambda future: self.inbox.put((self._arrived, (action, attempt, future))))

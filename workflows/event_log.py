@@ -9,6 +9,8 @@ from typing import Any
 
 from workflows.journal import ends_unfinished, read_lines
 
+OUT_APPS, IN_APPS = ("stage_out", "send"), ("stage_in", "fetch")  # what brings artifacts to a site, and from it
+
 Span = tuple[float, float]
 
 
@@ -131,9 +133,9 @@ class Move:
 def moves(tasks: Iterable[TaskRun]) -> list[Move]:
     """Every finished transfer, with the bytes that crossed; a transfer done twice counts twice."""
     return [
-        Move(task.round, task.site, task.app == "stage_out", _nbytes(task.result))
+        Move(task.round, task.site, task.app in OUT_APPS, _nbytes(task.result))
         for task in tasks
-        if task.app in ("stage_out", "stage_in")
+        if task.app in (*OUT_APPS, *IN_APPS)
     ]
 
 

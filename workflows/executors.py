@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from workflows.preflight import Plan
 
-SERVER, EVALUATOR = "server", "evaluator"
+SERVER, EVALUATOR, TRANSFERS = "server", "evaluator", "transfers"
 PROJECT = Path(__file__).resolve().parent.parent
 IDLE_S = 7 * 24 * 3600.0  # blocks are kept between rounds: to queue again costs more than to wait
 FAILED_LOCAL_BLOCKS = 5  # as many blocks on this machine that fail in a row end an executor

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import parsl
@@ -28,7 +29,7 @@ from workflows.local_blocks import LocalBlocks
 from workflows.memo import JournalMemoizer
 from workflows.orphans import TOKEN_VARIABLE, end_orphans
 from workflows.preflight import Plan
-from workflows.retries import RetryPolicy
+from workflows.retries import RetryPolicy, newest_checkpoint
 from workflows.rundir import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ class Kernel:
     """Submits apps to the executors of a run and watches over these."""
 
     def __init__(self, kernel: DataFlowKernel, run: RunDirectory, plan: Plan) -> None:
-        self.kernel, self.run = kernel, run
+        self.kernel, self.run, self.carriage = kernel, run, None
         here = {k: e for k, e in kernel.executors.items() if hasattr(e, "provider") and not is_batch(plan, k)}
         self.local_blocks = LocalBlocks(here)
         self.watches = watch_blocks(plan, kernel.executors, run)
@@ -119,7 +120,7 @@ def parsl_for(plan: Plan, run: RunDirectory) -> Iterator[Kernel]:
     resumed = any(run.journal.events("driver_started"))
     ended = end_orphans(token)
     for site in plan.sites.values() if resumed else ():
-        if site.block:
+        if site.own_block:
             cancel_leftovers(site, job_prefix(token), run.journal)
     remove_unfinished(run.path)
     os.environ[TOKEN_VARIABLE] = token
@@ -139,7 +140,7 @@ def parsl_for(plan: Plan, run: RunDirectory) -> Iterator[Kernel]:
 
 def is_batch(plan: Plan, label: str) -> bool:
     """Whether an executor's blocks are batch jobs."""
-    return label in plan.sites and plan.sites[label].block is not None
+    return label in plan.sites and plan.sites[label].own_block is not None
 
 
 def _config(plan: Plan, run: RunDirectory) -> Config:
@@ -152,9 +153,9 @@ def _config(plan: Plan, run: RunDirectory) -> Config:
     def tell(site: str, reason: str) -> None:
         run.journal.write("block_failed", site=site, reason=reason)
 
-    roots = {name: site.storage_root for name, site in plan.sites.items()}
+    newest = {name: partial(newest_checkpoint, site.storage_root) for name, site in plan.sites.items()}
     memoizer = JournalMemoizer(run.journal)
-    return make_config(plan, run.path, memoizer, RetryPolicy(roots, give_back), BlockPatience(tell))
+    return make_config(plan, run.path, memoizer, RetryPolicy(newest, give_back), BlockPatience(tell))
 
 
 def root_cause(future: Future[Any]) -> BaseException | None:

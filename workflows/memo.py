@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+from collections.abc import Collection
 from concurrent.futures import Future
 from typing import Any
 
@@ -22,10 +23,15 @@ logger = logging.getLogger(__name__)
 
 
 class JournalMemoizer(Memoizer):
-    """Remembers the results of apps that were made with ``cache=True``; failures are not remembered."""
+    """Remembers the results of apps that were made with ``cache=True``; failures are not remembered.
 
-    def __init__(self, journal: Journal) -> None:
-        self.journal = journal
+    Args:
+        journal: of the run.
+        unseen: stores that this machine cannot look into; what was left there is taken to be there still.
+    """
+
+    def __init__(self, journal: Journal, unseen: Collection[str] = ()) -> None:
+        self.journal, self.unseen = journal, unseen
         self.known = {r["key"]: r["result"] for r in journal.events("task_done")}
 
     def start(self, *, run_dir: str, config_run_dir: str) -> None:
@@ -39,7 +45,7 @@ class JournalMemoizer(Memoizer):
             task["hashsum"] = None
             return None
         key = task["hashsum"] = make_hash(task)
-        if key not in self.known or not still_there(self.known[key]):
+        if key not in self.known or not still_there(self.known[key], self.unseen):
             return None
         done: Future[Any] = Future()
         done.set_result(self.known[key])
@@ -47,7 +53,7 @@ class JournalMemoizer(Memoizer):
 
     def update_memo_result(self, task: TaskRecord, r: Any) -> None:
         key = task["hashsum"]
-        if key is None or task["from_memo"] or (key in self.known and still_there(self.known[key])):
+        if key is None or task["from_memo"] or (key in self.known and still_there(self.known[key], self.unseen)):
             return
         self.known[key] = r
         try:
@@ -63,12 +69,14 @@ class JournalMemoizer(Memoizer):
         """Told to the journal by the driver, which knows what follows from it."""
 
 
-def still_there(result: Any) -> bool:
+def still_there(result: Any, unseen: Collection[str] = ()) -> bool:
     """Whether the artifact that a result speaks of still lies where it says, with its size.
 
     Its content is verified by whoever uses it; to hash every artifact at each resume would take hours for large models.
     """
     if not isinstance(result, dict) or "artifact" not in result or "store" not in result:
+        return True
+    if result["store"] in unseen:
         return True
     path = artifact_path(result["store"], result["artifact"])
     return path.is_file() and path.stat().st_size == result["artifact"]["nbytes"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -26,10 +25,10 @@ from workflows.campaign import Campaign
 from workflows.executors import driver_address
 from workflows.memory.campaign import plan_memory
 from workflows.memory.plan import MemoryPlan
+from workflows.storage_checks import check_collections, check_space, check_storage
 
 SPLITS = ("train", "dev", "test")
-RESERVED_NAMES = ("server", "evaluator", "global")
-SPARE_BYTES = 200_000_000  # free disk space below which nothing is started
+RESERVED_NAMES = ("server", "evaluator", "transfers", "global")
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,9 @@ def _make_plan(campaign: Campaign, run_dir: Path) -> Plan:
     _check_layers(campaign)
     tasks = share_tasks(campaign)
     sites = {name: _site(name, campaign, run_dir) for name in campaign.sites}
-    _check_storage(sites)
-    _check_space(run_dir)
+    check_storage(sites)
+    check_collections(campaign, sites, run_dir)
+    check_space(run_dir)
     model = model_spec(campaign)
     store = str(run_dir / "artifacts")
     memory = plan_memory(campaign, model, {name: site for name, site in sites.items() if not is_simple(site)})
@@ -163,11 +163,13 @@ def missing_here(plan: Plan) -> list[str]:
     """What the campaign needs on this machine and does not find; a run is not started with any of it missing."""
     campaign, missing = plan.campaign, []
     sources = {"data.source": campaign.data.source}
-    sources |= {f"sites.{name}.data": entry.data for name, entry in campaign.sites.items() if entry.data}
+    here = {name: entry for name, entry in campaign.sites.items() if plan.sites[name].route != "globus"}
+    sources |= {f"sites.{name}.data": entry.data for name, entry in here.items() if entry.data}
     for key, source in sources.items():
         if source != EMBEDDED and not Path(source).expanduser().exists():
             missing.append(f"{key}: {source} does not exist")
-    missing += [problem for site in plan.sites.values() if (problem := address_problem(site))]
+    calling = [site for site in plan.sites.values() if site.route != "globus"]
+    missing += [problem for site in calling if (problem := address_problem(site))]
     if campaign.data.source == EMBEDDED and campaign.evaluation.split not in SPLITS:
         missing.append(f"evaluation.split: the embedded data has the splits {', '.join(SPLITS)}")
     return missing
@@ -188,21 +190,6 @@ def _site(name: str, campaign: Campaign, run_dir: Path) -> Site:
         return resolve_site(name, entry.config or name, run_dir, entry.settings)
     except SiteConfigError as error:
         raise UserMistake(f"sites.{name}: {error}") from None
-
-
-def _check_storage(sites: dict[str, Site]) -> None:
-    owner: dict[Path, str] = {}
-    for name, site in sites.items():
-        root = site.storage_root.resolve()
-        if owner.setdefault(root, name) != name:
-            raise UserMistake(f"sites.{name}: stores in {root} as {owner[root]} does; each site needs its own storage")
-
-
-def _check_space(run_dir: Path) -> None:
-    place = next(p for p in (run_dir, *run_dir.parents) if p.exists())
-    free = shutil.disk_usage(place).free
-    if free < SPARE_BYTES:
-        raise UserMistake(f"{place} has {free / 1e6:.0f} MB of free disk space", remedy="Free some and start again")
 
 
 def model_spec(campaign: Campaign) -> ModelSpec:
@@ -239,7 +226,10 @@ def _data_spec(campaign: Campaign, source: str, tasks: tuple[str, ...], per_task
 def _site_work(
     campaign: Campaign, site: Site, tasks: tuple[str, ...], model: ModelSpec, memory: MemoryPlan | None
 ) -> SiteWork:
-    source = campaign.sites[site.name].data or campaign.data.source
+    entry = campaign.sites[site.name]
+    source = entry.data or campaign.data.source
+    if entry.model:
+        model = ModelSpec(**{**model, "source": entry.model})
     return SiteWork(
         root=str(site.storage_root), model=model, seed=campaign.seed, threads=site.threads,
         data=_data_spec(campaign, source, tasks, campaign.data.per_task), code_version=code_version(),

@@ -24,7 +24,7 @@ from workflows.journal import Journal
 from workflows.rundir import RunDirectory
 
 MAY_CHANGE = ("retries", "strategy.quorum", "evaluation.threads", "evaluation.batch_size")
-FIXED_SITE_KEYS = ("tasks", "data")  # of a site all may change but its share of the work
+FIXED_SITE_KEYS = ("tasks", "data", "model")  # of a site all may change but its share of the work
 Changes = dict[str, tuple[Any, Any]]
 
 
@@ -97,7 +97,7 @@ def _may_change(key: str, old: Any, new: Any) -> bool:
     parts = key.split(".")
     if parts[0] == "sites":
         return len(parts) > 2 and parts[2] not in FIXED_SITE_KEYS
-    return key in MAY_CHANGE
+    return key in MAY_CHANGE or parts[0] == "globus"
 
 
 def _with(plain: dict[str, Any], changes: Changes) -> dict[str, Any]:

@@ -23,12 +23,12 @@ class RetryPolicy:
     """Parsl's ``retry_handler`` for a run.
 
     Args:
-        roots: storage root of each site, where its tasks leave their checkpoints.
+        newest: tells the newest checkpoint of a site's tasks, by the site's name.
         give_back: ends the block of a site whose time is up, so that the next try gets another.
     """
 
-    def __init__(self, roots: Mapping[str, Path], give_back: Callable[[str], None]) -> None:
-        self.roots, self.give_back = roots, give_back
+    def __init__(self, newest: Mapping[str, Callable[[], str | None]], give_back: Callable[[str], None]) -> None:
+        self.newest, self.give_back = newest, give_back
         self.saved: dict[str, str] = {}  # site -> its newest checkpoint at the last loss
 
     def __call__(self, error: Exception, task: Any) -> float:
@@ -48,7 +48,7 @@ class RetryPolicy:
 
     def _got_on(self, site: str) -> bool:
         """Whether a site's task has saved anything since its worker was lost before."""
-        newest = newest_checkpoint(self.roots[site]) if site in self.roots else None
+        newest = self.newest[site]() if site in self.newest else None
         before = self.saved.get(site)
         if newest is not None:
             self.saved[site] = newest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from workflows.event_log import IN_APPS, OUT_APPS
 from workflows.journal import Journal
 
 
@@ -32,7 +33,7 @@ def summaries(journal: Journal, with_sites: bool) -> list[RoundSummary]:
         number, result = record["round"], record["result"]
         if record["app"] == "evaluate":
             losses.setdefault(number, {})[result["who"]] = result["mean_loss"]
-        elif record["app"] in ("stage_out", "stage_in"):
+        elif record["app"] in (*OUT_APPS, *IN_APPS):
             moved[number] = moved.get(number, 0) + result["nbytes_moved"]
         elif record["app"] in ("aggregate", "prepare"):
             ends[number] = record["ended"]

@@ -22,6 +22,8 @@ PHASE_OF_APP = {
     "stage_out": STAGING_OUT,
     "local_train": TRAINING,
     "stage_in": STAGING_IN,
+    "send": STAGING_OUT,
+    "fetch": STAGING_IN,
     "aggregate": AGGREGATION,
     "evaluate": EVALUATION,
     "save_model": HOUSEKEEPING,

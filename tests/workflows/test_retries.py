@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ class Case:
 
     def __init__(self, root: Path) -> None:
         self.root, self.given_back, self.written = root, list[str](), 0
-        self.policy = RetryPolicy({"alpha": root}, self.given_back.append)
+        self.policy = RetryPolicy({"alpha": partial(newest_checkpoint, root)}, self.given_back.append)
 
     def save(self, step: int, task: str = "t1", content: str = "") -> Path:
         path = self.root / FOLDER / task / f"step-{step:09d}.{content or step}.safetensors"

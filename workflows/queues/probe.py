@@ -129,11 +129,11 @@ def _probe_of(name: str, config: str, settings: dict[str, Any], shape: tuple[int
         site = resolve_site(name, config, stamp.parent, settings | {"nodes": nodes, "walltime": walltime_s})
     except SiteConfigError as error:
         raise UserMistake(str(error), site=name) from None
-    if site.block is None:
+    if site.own_block is None:
         raise UserMistake(f"{config} has no queue to probe", site=name)
     provider = site.provider("")
     provider.script_dir = str(stamp.parent)
-    return Probe(site, machine_of(name, config), site.block, provider, stamp)
+    return Probe(site, machine_of(name, config), site.own_block, provider, stamp)
 
 
 def announce(probes: Sequence[Probe], timeout_s: float) -> None:

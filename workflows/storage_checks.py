@@ -1,0 +1,53 @@
+"""Whether the places where files go can hold them, and whether Globus can reach them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from apps.errors import UserMistake
+from site_configs.base import Site
+from site_configs.errors import SiteConfigError
+from workflows.campaign import Campaign
+
+SPARE_BYTES = 200_000_000  # free disk space below which nothing is started
+
+
+def check_storage(sites: dict[str, Site]) -> None:
+    """Raises UserMistake if two sites would store in one folder."""
+    owner: dict[tuple[str, Path], str] = {}
+    for name, site in sites.items():
+        # paths of two facilities may read the same
+        root = (site.endpoint.training, site.storage_root) if site.endpoint else ("", site.storage_root.resolve())
+        if owner.setdefault(root, name) != name:
+            raise UserMistake(
+                f"sites.{name}: stores in {root[1]} as {owner[root]} does; each site needs its own storage"
+            )
+
+
+def check_collections(campaign: Campaign, sites: dict[str, Site], run_dir: Path) -> None:
+    """Globus Transfer needs a collection at both ends, and both must show what is to be carried."""
+    carried = [name for name, site in sites.items() if site.carrier == "globus"]
+    if carried and campaign.globus is None:
+        raise UserMistake(
+            f"globus: sites.{carried[0]} is reached by Globus Transfer, which needs a collection on this machine too",
+            remedy="Write the id of one that shows the run directory under globus.collection",
+        )
+    try:
+        for name in carried:
+            collection = sites[name].collection
+            if collection is None:
+                raise SiteConfigError(f"sites.{name}: carrier globus needs a collection")
+            collection.path_of(sites[name].storage_root)
+        if carried and campaign.globus:
+            campaign.globus.as_collection().path_of(run_dir)
+    except SiteConfigError as error:
+        raise UserMistake(str(error)) from None
+
+
+def check_space(run_dir: Path) -> None:
+    """Raises UserMistake if the disk of the run directory is as good as full."""
+    place = next(p for p in (run_dir, *run_dir.parents) if p.exists())
+    free = shutil.disk_usage(place).free
+    if free < SPARE_BYTES:
+        raise UserMistake(f"{place} has {free / 1e6:.0f} MB of free disk space", remedy="Free some and start again")

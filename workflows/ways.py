@@ -1,0 +1,79 @@
+"""How artifacts reach a site and come back: which apps do it, and on which executor.
+
+Where this machine sees a site's storage the server's worker copies or links; elsewhere Globus Transfer carries, and
+the server's worker checks what has arrived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from parsl.dataflow.futures import AppFuture
+
+from apps.transfer import stage_in, stage_out
+from workflows.executors import SERVER, TRANSFERS
+
+if TYPE_CHECKING:
+    from site_configs.base import Site
+    from workflows.globus.carriage import Carriage
+    from workflows.preflight import Plan
+
+
+class Submit(Protocol):
+    """Submits an app for a site and a round to an executor."""
+
+    def __call__(self, function: Callable[..., object], site: str, round: int, /, *args: object, on: str) -> AppFuture:
+        """The future of its result."""
+
+
+class Ways:
+    """The ways between the server's store and the sites' stores.
+
+    Args:
+        plan: the checked campaign.
+        store: the server's folder of artifacts.
+        submit: of the engine.
+        carriage: Globus Transfer, where a site needs it.
+    """
+
+    def __init__(self, plan: Plan, store: str, submit: Submit, carriage: Carriage | None) -> None:
+        self.plan, self.store, self.submit, self.carriage = plan, store, submit, carriage
+
+    def out(self, site: str, number: int, model: AppFuture, attempt: int) -> AppFuture:
+        """A model on its way to a site; the future of a stage-out result."""
+        if self.plan.sites[site].carrier == "globus":
+            assert self.carriage is not None
+            there = stores_at(self.plan.sites)[site]
+            return self.submit(self.carriage.send, site, number, model, self.store, there, attempt, on=TRANSFERS)
+        return self.submit(
+            stage_out, site, number, model, self.store, self._store_at(site), *self._linked(site), on=SERVER
+        )
+
+    def back(self, site: str, number: int, manifest: AppFuture, base: AppFuture, attempt: int) -> AppFuture:
+        """An update on its way to the server, where it is checked; the future of a stage-in result."""
+        source = self._store_at(site)
+        if self.plan.sites[site].carrier == "globus":
+            assert self.carriage is not None
+            manifest = self.submit(self.carriage.fetch, site, number, manifest, self.store, attempt, on=TRANSFERS)
+            source = self.store
+        return self.submit(
+            stage_in, site, number, manifest, base, source, self.store, self.plan.rules, *self._linked(site), on=SERVER
+        )
+
+    def _store_at(self, site: str) -> str:
+        return f"{self.plan.site_work[site]['root']}/artifacts"
+
+    def _linked(self, site: str) -> tuple[bool, ...]:
+        return (True,) if self.plan.sites[site].carrier == "shared" else ()
+
+
+def stores_at(sites: dict[str, Site]) -> dict[str, str]:
+    """Where each site's models are sent to: sites that share a collection and a storage folder share a store, so that
+    a model crosses once for all of them; each takes its own copy from there."""
+    first: dict[tuple[str, str], str] = {}
+    stores = {}
+    for name, site in sites.items():
+        shared = (site.collection.id if site.collection else name, str(site.storage_root.parent))
+        stores[name] = first.setdefault(shared, str(site.storage_root / "artifacts"))
+    return stores
