@@ -100,7 +100,8 @@ def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, clock: Any) -> Scrip
 
 
 def batch_site(name: str = "alpha", **changes: Any) -> Site:
-    return dataclasses.replace(local_site(name, Path("runs/x")), block=dataclasses.replace(BLOCK, **changes))
+    block = dataclasses.replace(BLOCK, **changes)
+    return dataclasses.replace(local_site(name, Path("runs/x")), route="batch", block=block)
 
 
 @pytest.fixture
