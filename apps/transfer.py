@@ -1,28 +1,40 @@
 """Moving artifacts between the server's store and a site's store.
 
-This is the route by a shared or local filesystem: copy, then read back and compare.
+This is the way over a file system that both see: copy or link, then read back and compare. What Globus Transfer has
+carried already is verified and checked here like any other.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import secrets
 import shutil
 import time
-from typing import Any
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
 
 from apps.artifacts import Artifact, artifact_path, verify
 from apps.errors import ArtifactError, placed
-from apps.files import atomic_file
+from apps.files import UNFINISHED, atomic_file, cannot_write
 from apps.manifests import Manifest, Place
 from apps.validate import UpdateRules, check_update
 
 logger = logging.getLogger(__name__)
 ATTEMPTS = 3
+NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS, errno.EACCES)
 
 
-def move(artifact: Artifact, source: str, destination: str) -> int:
+def move(artifact: Artifact, source: str, destination: str, link: bool = False) -> int:
     """Copy an artifact between stores and verify what arrived; bytes moved, 0 if it was there already.
+
+    Args:
+        artifact: what to move.
+        source, destination: folders of artifacts.
+        link: give the file a second name instead of a copy where one file system holds both stores; this moves no
+            bytes. Elsewhere it is copied all the same.
 
     Raises:
         ArtifactError: the source is not whole, or what arrives is wrong three times.
@@ -34,15 +46,38 @@ def move(artifact: Artifact, source: str, destination: str) -> int:
         pass  # not there yet, or not whole: fetched below
     verify_or_set_aside(source, artifact)
     for attempt in range(ATTEMPTS):
-        target = artifact_path(destination, artifact)
-        with open(artifact_path(source, artifact), "rb") as reader, atomic_file(target.parent, target.name) as writer:
-            shutil.copyfileobj(reader, writer, 1 << 22)
+        origin, target = artifact_path(source, artifact), artifact_path(destination, artifact)
+        linked = link and _link(origin, target)
+        if not linked:
+            _copy(origin, target)
         try:
             verify(destination, artifact)
-            return artifact["nbytes"]
+            return 0 if linked else artifact["nbytes"]
         except ArtifactError as error:
             logger.warning("attempt %d of %d: %s", attempt + 1, ATTEMPTS, error)
     raise ArtifactError(f"arrived wrong {ATTEMPTS} times", file=str(target), remedy="Check the disk, then resume")
+
+
+def _copy(origin: Path, target: Path) -> None:
+    with open(origin, "rb") as reader, atomic_file(target.parent, target.name) as writer:
+        shutil.copyfileobj(reader, writer, 1 << 22)
+
+
+def _link(origin: Path, target: Path) -> bool:
+    """A second name for a file; False where the file systems cannot do that."""
+    temporary = target.parent / f"{UNFINISHED}{secrets.token_hex(8)}"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.link(origin, temporary)
+        os.replace(temporary, target)  # a damaged one may lie there
+    except OSError as error:
+        if error.errno in NO_LINKS:
+            return False
+        raise cannot_write(target, error) from error
+    finally:
+        with suppress(OSError):  # two names of one file: the replacement has left this one
+            temporary.unlink()
+    return True
 
 
 def verify_or_set_aside(store: str, artifact: Artifact) -> None:
@@ -60,17 +95,18 @@ def verify_or_set_aside(store: str, artifact: Artifact) -> None:
         raise
 
 
-def stage_out(place: Place, model: dict[str, Any], source: str, destination: str) -> dict[str, Any]:
+def stage_out(place: Place, model: dict[str, Any], source: str, destination: str, link: bool = False) -> dict[str, Any]:
     """Bring the global model to a site.
 
     Args:
         place: the site and the round.
         model: a task result that carries ``artifact``.
         source, destination: the server's and the site's folder of artifacts.
+        link: instead of copying; see ``move``.
     """
     started = time.time()
     with placed(**place):
-        moved = move(model["artifact"], source, destination)
+        moved = move(model["artifact"], source, destination, link)
     return {
         "artifact": model["artifact"], "frozen": model.get("frozen", ""), "store": destination,
         "nbytes_moved": moved, "started": started, "ended": time.time(),
@@ -78,27 +114,36 @@ def stage_out(place: Place, model: dict[str, Any], source: str, destination: str
 
 
 def stage_in(
-    place: Place, manifest: Manifest, base: dict[str, Any], source: str, destination: str, rules: UpdateRules
+    place: Place,
+    manifest: Manifest,
+    base: dict[str, Any],
+    source: str,
+    destination: str,
+    rules: UpdateRules,
+    link: bool = False,
 ) -> dict[str, Any]:
     """Bring a site's update to the server and check it before it counts.
 
     Args:
         place: the site and the round.
-        manifest: what the site said of the update.
+        manifest: what the site said of the update; ``manifest`` in it is what the site said, where another app has
+            brought the update to ``destination`` already and has told of that way in its result.
         base: the stage-out result that the training started from; a copy of the model lies in ``destination``.
         rules: what the campaign demands of an update.
+        link: instead of copying; see ``move``.
 
     Raises:
         UpdateRefused: the update must not count.
         ArtifactError: the update is not whole at the site; to train again mends that.
     """
     started = time.time()
+    said: Manifest = cast(dict[str, Any], manifest).get("manifest", manifest)
     with placed(**place):
-        moved = move(manifest["artifact"], source, destination)
+        moved = move(manifest["artifact"], source, destination, link)
         norm = check_update(manifest, base["artifact"], destination, rules)
     return {
         "artifact": manifest["artifact"], "base": base["artifact"], "store": destination,
         "nbytes_moved": moved, "update_norm": norm,
-        "manifest": manifest, "wait_s": max(0.0, manifest["started"] - base["ended"]),
+        "manifest": said, "wait_s": max(0.0, said["started"] - base["ended"]),
         "started": started, "ended": time.time(),
     }  # fmt: skip

@@ -166,3 +166,83 @@ def test_update_that_must_not_count_is_refused_though_it_arrived(stores):
     assert (caught.value.site, caught.value.round) == ("aurora", 2)
     with pytest.raises(UpdateRefused, match="norm"):
         stage_in(PLACE, *staged(server, site), site, server, RULES | {"max_update_norm": 1.0})
+
+
+def test_a_link_moves_no_bytes_and_is_verified(stores):
+    server, site = stores
+    model = model_in(server)
+    assert stage_out(PLACE, model, server, site, True)["nbytes_moved"] == 0
+    assert verify(site, model["artifact"]).samefile(artifact_path(server, model["artifact"]))
+    assert [path.name for path in Path(site).iterdir()] == [f"{model['artifact']['sha256']}.safetensors"]
+    assert stage_out(PLACE, model, server, site, True)["nbytes_moved"] == 0
+
+
+def test_a_damaged_destination_is_replaced_by_a_link(stores):
+    server, site = stores
+    model = model_in(server)
+    stage_out(PLACE, model, server, site)
+    damage(site, model["artifact"])
+    stage_out(PLACE, model, server, site, True)
+    assert verify(site, model["artifact"]).stat().st_nlink == 2
+    verify(server, model["artifact"])
+
+
+def test_a_damaged_source_is_not_linked(stores):
+    server, site = stores
+    model = model_in(server)
+    damage(server, model["artifact"])
+    with pytest.raises(ArtifactError, match="site aurora, round 2"):
+        stage_out(PLACE, model, server, site, True)
+    assert not artifact_path(site, model["artifact"]).exists()
+
+
+@pytest.mark.parametrize("reason", [errno.EXDEV, errno.EPERM, errno.EMLINK])
+def test_where_there_are_no_links_it_is_copied(stores, monkeypatch, reason):
+    server, site = stores
+    model = model_in(server)
+
+    def no_link(*_: object) -> None:
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr(os, "link", no_link)
+    assert stage_out(PLACE, model, server, site, True)["nbytes_moved"] == model["artifact"]["nbytes"]
+    assert verify(site, model["artifact"]).stat().st_nlink == 1
+
+
+def test_a_link_that_cannot_be_written_says_which_site(stores, monkeypatch):
+    server, site = stores
+    model = model_in(server)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "link", full)
+    with pytest.raises(StorageError, match=r"site aurora, round 2: cannot write: No space left"):
+        stage_out(PLACE, model, server, site, True)
+
+
+def test_stage_in_links_too(stores):
+    server, site = stores
+    manifest, base = staged(server, site)
+    assert stage_in(PLACE, manifest, base, site, server, RULES, True)["nbytes_moved"] == 0
+    assert verify(server, manifest["artifact"]).stat().st_nlink == 2
+
+
+def test_stage_in_of_what_was_carried_already_tells_what_the_site_said(stores):
+    """Its bytes and times are told by the app that has carried it."""
+    server, site = stores
+    said, base = staged(server, site)
+    move(said["artifact"], site, server)
+    carried = said | {"manifest": said, "store": server, "nbytes_moved": 7, "started": said["started"] + 100}
+    result = stage_in(PLACE, carried, base, server, server, RULES)
+    assert (result["manifest"], result["nbytes_moved"]) == (said, 0)
+    assert result["wait_s"] == pytest.approx(3)
+
+
+def test_what_was_carried_wrong_is_an_artifact_error(stores):
+    server, site = stores
+    said, base = staged(server, site)
+    move(said["artifact"], site, server)
+    damage(server, said["artifact"])
+    with pytest.raises(ArtifactError, match="does not match its SHA-256"):
+        stage_in(PLACE, said | {"manifest": said}, base, server, server, RULES)

@@ -1,0 +1,101 @@
+"""A run, two sites of one facility and a Transfer service: where the tests of the carriage play."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from facilities.globus.transfer_fixtures import TransferFacility
+from transfer_driver import QUICK, TASK_ID, Run, globus_site, make_artifact, place
+
+from apps.globus_calls import Patience
+from site_configs.base import Collection
+from workflows.globus.carriage import Carriage
+from workflows.globus.identity import globus_app, transfer_client
+from workflows.journal import Journal
+
+MIB = 1 << 20
+WAIT_S = 30.0
+
+
+def wait_until(condition: Callable[[], Any]) -> None:
+    until = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.01)
+
+
+class Scene:
+    """A run directory, two sites of one facility that share a store's folder, and a Transfer service."""
+
+    def __init__(self, facility: TransferFacility, root: Path) -> None:
+        self.facility, self.transfer = facility, facility.transfer
+        self.here = facility.transfer.add_collection(root / "server", "server")
+        self.there = facility.transfer.add_collection(root / "facility", "facility")
+        folder = self.there.folder
+        self.run = Run(
+            self.here.folder / "runs" / "demo",
+            Collection(self.here.id, self.here.folder),
+            {name: globus_site(name, self.there.id, folder, folder / name) for name in ("polaris", "aurora")},
+        )
+        self.run.path.mkdir(parents=True)
+        self.carriages: list[Carriage] = []
+        self.model = {"artifact": make_artifact(self.run.store, os.urandom(MIB)), "frozen": "abc"}
+
+    def carriage(self, patience: Patience = QUICK, **settings: Any) -> Carriage:
+        """Another driver on the same run."""
+        for carriage in self.carriages:
+            carriage.close()
+            carriage.journal.close()
+        settings.setdefault("make_client", partial(transfer_client, globus_app()))
+        journal = Journal(self.run.path / "journal.jsonl")
+        carriage = Carriage(journal, server=self.run.server, sites=self.run.sites, patience=patience, **settings)
+        self.carriages.append(carriage)
+        return carriage
+
+    def send(self, carriage: Carriage, site: str = "polaris", attempt: int = 1, store: str = "") -> dict[str, Any]:
+        return carriage.send(place(site), self.model, str(self.run.store), store or str(self.run.at(site)), attempt)
+
+    def manifest(self, content: bytes = b"update" * 100_000, site: str = "polaris") -> Any:
+        """What a site says of an update that lies there, with its own file of it."""
+        artifact = make_artifact(self.run.at(site), content)
+        said = {"task_id": TASK_ID, "artifact": artifact, "store": str(self.run.at(site)), "started": 5.0, "ended": 9.0}
+        papers = self.run.at(site).parent / "manifests"
+        papers.mkdir(exist_ok=True)
+        (papers / f"{TASK_ID}.json").write_text(json.dumps(said))
+        return said
+
+    def fetch(self, carriage: Carriage, manifest: Any, attempt: int = 1) -> dict[str, Any]:
+        return carriage.fetch(place(), manifest, str(self.run.store), attempt)
+
+    def told(self, event: str) -> bool:
+        """Whether the journal has such a record."""
+        return (self.run.path / "journal.jsonl").exists() and bool(self.run.records(event))
+
+    @contextmanager
+    def threads(self, count: int) -> Iterator[ThreadPoolExecutor]:
+        """Threads that nobody waits for when a test fails; ``close`` lets them go."""
+        pool = ThreadPoolExecutor(count)
+        try:
+            yield pool
+        finally:
+            pool.shutdown(wait=False)
+
+    def close(self) -> None:
+        for carriage in self.carriages:
+            carriage.close()
+        self.transfer.release()
+
+    def states(self) -> list[str]:
+        return [record["state"] for record in self.run.records("transfer_ended")]
+
+
+def in_thread(work: Callable[[], Any]) -> Future[Any]:
+    return ThreadPoolExecutor(1).submit(work)
