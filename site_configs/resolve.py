@@ -13,9 +13,10 @@ from typing import Any, get_type_hints
 
 from site_configs.base import Site
 from site_configs.errors import SiteConfigError as SiteConfigError
+from site_configs.globus_settings import KEYS, apply_settings, split_settings
 
 SiteFunction = Callable[..., Site]
-HELPERS = {"__init__", "base", "errors", "machine", "providers", "queues", "resolve"}
+HELPERS = {"__init__", "base", "errors", "globus_settings", "machine", "providers", "queues", "resolve"}
 
 
 def available() -> list[str]:
@@ -64,15 +65,23 @@ def resolve_site(name: str, config: str, run_dir: Path, settings: Mapping[str, A
         name: the site's name in the campaign.
         config: name of a machine or path of a file.
         run_dir: the campaign's run directory.
-        settings: the user's own part: account, queue, paths; the keyword arguments of the machine's function.
+        settings: the user's own part: account, queue, paths, the keyword arguments of the machine's function; and
+            what is taken for every machine, see ``GlobusSettings``.
 
     Raises:
         SiteConfigError: unknown machine or setting, a setting that is missing, or a value that cannot be.
     """
+    function = site_function(config)
+    known = {p.name: p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    own, shared = split_settings(settings, known)
+    _check_keys(function, known, name, config, own)
+    return apply_settings(_made(function, name, config, run_dir, own), shared, run_dir, config)
+
+
+def _made(function: SiteFunction, name: str, config: str, run_dir: Path, settings: Mapping[str, Any]) -> Site:
+    """What the machine's function makes of its own settings."""
     from pydantic import ConfigDict, ValidationError, validate_call
 
-    function = site_function(config)
-    _check_keys(function, name, config, settings)
     checked = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(function)
     try:
         made = checked(name, run_dir, **settings)
@@ -87,13 +96,15 @@ def resolve_site(name: str, config: str, run_dir: Path, settings: Mapping[str, A
     return made
 
 
-def _check_keys(function: SiteFunction, name: str, config: str, settings: Mapping[str, Any]) -> None:
+def _check_keys(
+    function: SiteFunction, known: Mapping[str, inspect.Parameter], name: str, config: str, settings: Mapping[str, Any]
+) -> None:
     """Refuse settings that the machine does not take, and say which it needs."""
-    known = {p.name: p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
     for key in settings:
         if key not in known:
-            close = difflib.get_close_matches(key, known, 1)
-            hint = f", did you mean {close[0]!r}?" if close else f"; {config} takes: {', '.join(known)}"
+            close = difflib.get_close_matches(key, [*known, *KEYS], 1)
+            taken = f"; {config} takes: {', '.join(known)}; every machine takes: {', '.join(KEYS)}"
+            hint = f", did you mean {close[0]!r}?" if close else taken
             raise SiteConfigError(f"{key}: unknown setting{hint}")
     missing = [key for key, p in known.items() if p.default is p.empty and settings.get(key) is None]
     if missing:

@@ -1,0 +1,239 @@
+"""Who a campaign is at Globus: a person who has logged in once, or a service account; never a question on the way.
+
+Both give tokens that renew themselves: a service account by its secret, from ``GLOBUS_COMPUTE_CLIENT_ID`` and
+``GLOBUS_COMPUTE_CLIENT_SECRET``, with tokens in memory only; a person by refresh tokens in the file that Globus
+Compute's own tools use, so that one login serves both. Only ``workflows/login.py`` asks a person for anything.
+"""
+
+from __future__ import annotations
+
+import platform
+import threading
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from globus_compute_sdk import Client
+from globus_compute_sdk.sdk.auth.client_login import get_client_creds
+from globus_compute_sdk.sdk.auth.globus_app import DEFAULT_CLIENT_ID
+from globus_compute_sdk.sdk.auth.token_storage import get_token_storage
+from globus_sdk import (
+    AuthAPIError,
+    AuthLoginClient,
+    ClientApp,
+    GlobusApp,
+    GlobusAppConfig,
+    OAuthTokenResponse,
+    TransferClient,
+    UserApp,
+)
+from globus_sdk.authorizers import GlobusAuthorizer
+from globus_sdk.gare import GlobusAuthorizationParameters
+from globus_sdk.login_flows import LoginFlowManager
+from globus_sdk.scopes import GCSCollectionScopes
+from globus_sdk.token_storage import TokenValidationError
+from globus_sdk.token_storage.validating_token_storage import UnmetScopeRequirementsError
+
+from apps.errors import UserMistake
+
+LOGIN = "python workflows/login.py"
+SECRETS = "GLOBUS_COMPUTE_CLIENT_ID and GLOBUS_COMPUTE_CLIENT_SECRET"
+MAPPED = "GCSv5_mapped_collection"
+
+
+class LoginNeeded(UserMistake):
+    """Globus wants a person: a login, or a consent that has not been given."""
+
+
+def globus_app(flow: type[LoginFlowManager] | None = None) -> GlobusApp:
+    """The app whose tokens go with every request; safe in threads.
+
+    Args:
+        flow: asks a person to log in; None: nobody is asked, ``LoginNeeded`` is raised instead.
+
+    Raises:
+        UserMistake: half of a service account is set.
+    """
+    client_id, secret = get_client_creds()
+    if client_id and secret:
+        return Account(
+            client_id=client_id, client_secret=secret, app_name=platform.node(),
+            config=GlobusAppConfig(token_storage="memory"),
+        )  # fmt: skip
+    if secret:
+        raise UserMistake(
+            "GLOBUS_COMPUTE_CLIENT_SECRET is set without GLOBUS_COMPUTE_CLIENT_ID",
+            remedy="Set both for a service account, or none for a person",
+        )
+    storage = get_token_storage()
+    keep_private(Path(storage.filepath))
+    config = GlobusAppConfig(
+        token_storage=storage, request_refresh_tokens=True, token_validation_error_handler=None,
+        login_flow_manager=flow or NobodyThere,  # type: ignore[arg-type]
+    )  # fmt: skip
+    return Person(client_id=client_id or DEFAULT_CLIENT_ID, app_name=platform.node(), config=config)
+
+
+def keep_private(storage: Path) -> None:
+    """Let nobody else read the file with tokens, nor look into its folder."""
+    storage.parent.chmod(0o700)
+    storage.chmod(0o600)
+
+
+def compute_client(app: GlobusApp, **settings: Any) -> Client:
+    """The client of Globus Compute.
+
+    Args:
+        app: who asks.
+        settings: more of its arguments: ``code_serialization_strategy``, ``data_serialization_strategy``.
+    """
+    return Client(app=app, do_version_check=False, **settings)
+
+
+def transfer_client(app: GlobusApp, collections: Iterable[str] = ()) -> TransferClient:
+    """A client of Globus Transfer, for one thread.
+
+    Args:
+        app: who asks.
+        collections: ids of those it will read or write. What of them needs a consent of its own is looked up.
+
+    Raises:
+        LoginNeeded: a person has to log in, or to consent.
+    """
+    client = TransferClient(app=app)
+    wanting = [collection for collection in dict.fromkeys(collections) if needs_data_access(client, collection)]
+    if wanting:
+        client.add_app_data_access_scope(wanting)
+    return client
+
+
+def needs_data_access(client: TransferClient, collection: str) -> bool:
+    """Whether Transfer may only touch a collection with a consent to that: mapped ones, if not of high assurance.
+
+    To ask for it at any other kind is an error (globus-sdk, ``add_app_data_access_scope``).
+    """
+    facts = client.get_endpoint(collection)
+    return bool(facts.get("entity_type") == MAPPED and not facts.get("high_assurance"))
+
+
+def https_authorizer(app: GlobusApp, collection: str) -> GlobusAuthorizer:
+    """What authorizes GET and PUT at a collection's own web address.
+
+    Raises:
+        LoginNeeded: a person has to consent.
+    """
+    scope = GCSCollectionScopes(collection).https
+    known = [str(wanted) for wanted in app.scope_requirements.get(collection, [])]
+    if str(scope) not in known:
+        app.add_scope_requirements({collection: [scope]})
+    return app.get_authorizer(collection)
+
+
+def collections_in(scopes: Iterable[str]) -> list[str]:
+    """The collections whose consent is among scopes, each once."""
+    parts = " ".join(scopes).replace("[", " ").replace("]", " ").split()
+    return list(dict.fromkeys(part.split("/")[-2] for part in parts if part.endswith("/data_access")))
+
+
+def login_needed(error: Exception, collections: Iterable[str] = ()) -> LoginNeeded:
+    """What a person has to do about a token that is not there, in one line."""
+    if isinstance(error, UnmetScopeRequirementsError):
+        named = "".join(f" --collection {collection}" for collection in collections)
+        return LoginNeeded("Globus: a consent is missing", remedy=f"Give it: {LOGIN}{named}")
+    return LoginNeeded("Globus: not logged in, or not for all that is needed", remedy=f"Log in: {LOGIN}")
+
+
+def refused(error: AuthAPIError, app: GlobusApp) -> Exception:
+    """The error for tokens that could not be renewed; one of the network stays what it is."""
+    if error.http_status not in (400, 401, 403):
+        return error
+    if isinstance(app, Account):
+        return UserMistake(
+            f"Globus refuses the service account {app.client_id}", remedy=f"Set {SECRETS} to what is valid now"
+        )
+    return LoginNeeded("Globus: the login has expired or was taken back", remedy=f"Log in: {LOGIN}")
+
+
+class NobodyThere(LoginFlowManager):
+    """Raises where others ask: nobody reads the terminal of a campaign that runs for days."""
+
+    @classmethod
+    def for_globus_app(cls, app_name: str, login_client: AuthLoginClient, config: GlobusAppConfig) -> NobodyThere:
+        return cls(login_client, request_refresh_tokens=config.request_refresh_tokens)
+
+    def run_login_flow(self, auth_parameters: GlobusAuthorizationParameters) -> OAuthTokenResponse:
+        wanted = collections_in(map(str, auth_parameters.required_scopes or []))
+        extra = "".join(f" --collection {collection}" for collection in wanted)
+        message = f" ({auth_parameters.session_message})" if auth_parameters.session_message else ""
+        raise LoginNeeded(f"Globus wants a login{message}", remedy=f"Log in: {LOGIN}{extra}")
+
+
+class Guarded(GlobusApp):
+    """An app for many threads, which globus-sdk's own are not: what touches its tokens is done one at a time."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        self._lock = threading.RLock()
+        super().__init__(*args, **settings)
+
+    def get_authorizer(self, resource_server: str) -> GlobusAuthorizer:
+        with self._lock:
+            try:
+                return GuardedAuthorizer(super().get_authorizer(resource_server), self, self._lock)
+            except TokenValidationError as error:
+                if not self._token_validation_error_handling_enabled:
+                    raise  # a question of the SDK's own, which wants to know
+                raise login_needed(error, self._wanting(resource_server)) from None
+            except AuthAPIError as error:
+                raise refused(error, self) from None
+
+    def _wanting(self, resource_server: str) -> list[str]:
+        return collections_in(map(str, self._scope_requirements.get(resource_server, [])))
+
+    def add_scope_requirements(self, scope_requirements: Any) -> None:
+        with self._lock:
+            super().add_scope_requirements(scope_requirements)
+
+    def login(self, *, auth_params: GlobusAuthorizationParameters | None = None, force: bool = False) -> None:
+        with self._lock:
+            super().login(auth_params=auth_params, force=force)
+
+    def logout(self, *, sweep: bool = False) -> None:
+        with self._lock:
+            super().logout(sweep=sweep)
+
+
+class Person(Guarded, UserApp):
+    """Somebody who has logged in; the refresh tokens lapse after six months without use."""
+
+
+class Account(Guarded, ClientApp):
+    """A service account; it consents to something by asking for a token with it."""
+
+    def add_scope_requirements(self, scope_requirements: Any) -> None:
+        """As ever; a token from before a new consent is dropped, which globus-sdk would go on with for days."""
+        with self._lock:
+            before = {server: {str(scope) for scope in scopes} for server, scopes in self.scope_requirements.items()}
+            super().add_scope_requirements(scope_requirements)
+            for server, scopes in self.scope_requirements.items():
+                fresh = [scope for scope in scopes if str(scope) not in before.get(server, set())]
+                if any(scope.dependencies for scope in fresh):
+                    self.token_storage.remove_token_data(server)
+
+
+class GuardedAuthorizer(GlobusAuthorizer):
+    """Renews a token in one thread at a time, and tells of a refusal in words for people."""
+
+    def __init__(self, inner: GlobusAuthorizer, app: GlobusApp, lock: AbstractContextManager[Any]) -> None:
+        self._inner, self._app, self._lock = inner, app, lock
+
+    def get_authorization_header(self) -> str | None:
+        with self._lock:
+            try:
+                return self._inner.get_authorization_header()
+            except AuthAPIError as error:
+                raise refused(error, self._app) from None
+
+    def handle_missing_authorization(self) -> bool:
+        with self._lock:
+            return self._inner.handle_missing_authorization()

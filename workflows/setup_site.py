@@ -1,0 +1,212 @@
+"""Write what a facility's Globus Compute endpoint needs, and the list of what a person does there.
+
+python workflows/setup_site.py polaris --set account=ABC --set storage_root=DIR --set python_env=DIR [--out DIR]
+python workflows/setup_site.py --campaign CAMPAIGN.yaml --site NAME [--out DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workflows.command import EXIT_CODES, carry_out, say
+
+if TYPE_CHECKING:
+    from site_configs.base import Site
+    from workflows.globus.template import Choices
+
+WORDS = """Writes to DIR:
+  CHECKLIST.md     what to do at the facility, in order, with the commands
+  endpoints.sh     starts the agents, keeps them, ends them
+  train/           the endpoint whose batch jobs train
+  files/           an endpoint on a login node, which looks at files while the other one queues
+
+The settings are those of the site in a campaign; python_env is the project's environment at the facility.
+
+"""
+NOT_YET = "00000000-0000-4000-8000-000000000000"  # the endpoint has no id before it is set up
+EXECUTABLE = 0o755
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which machine, with which settings of a campaign, under which name."""
+
+    name: str
+    config: str
+    settings: dict[str, Any]
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="setup_site.py",
+        description="Set up a facility for the route through Globus.",
+        epilog=WORDS + EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", nargs="?", metavar="CONFIG", help="a machine of site_configs, or a FILE.py")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="sets",
+        metavar="KEY=VALUE",
+        help="a setting of the site: account=ABC",
+    )
+    parser.add_argument("--campaign", type=Path, metavar="CAMPAIGN.yaml", help="take the settings from there")
+    parser.add_argument("--site", metavar="NAME", help="the site in the campaign; alone: its name (default: CONFIG)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: endpoints/NAME")
+    parser.add_argument(
+        "--agent", type=Path, metavar="DIR",
+        help="the agent's own environment at the facility; default: globus-agent beside python_env",
+    )  # fmt: skip
+    parser.add_argument(
+        "--idle", metavar="TIME",
+        help="give an idle block back after so long: 30m; default: 4h where it is kept over rounds, else 1m",
+    )  # fmt: skip
+    parser.add_argument("--no-files", action="store_true", help="no endpoint on a login node")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    return carry_out(lambda: work(options))
+
+
+def work(options: argparse.Namespace) -> None:
+    """Write the files and say what comes next.
+
+    Raises:
+        UserMistake: an unknown machine, a setting that is missing or cannot be.
+    """
+    from workflows.globus.template import Choices
+
+    request = requested(options)
+    site = made(request)
+    assert site.python_env is not None
+    agent = options.agent or site.python_env.parent / "globus-agent"
+    choices = Choices(agent, duration(options.idle) if options.idle else None)
+    folder = options.out or Path("endpoints") / request.name
+    for name, text in endpoint_files(site, request, choices, not options.no_files).items():
+        write(folder / name, text)
+    (folder / "endpoints.sh").chmod(EXECUTABLE)
+    say(f"Written to {folder} for {site.machine}. Read {folder / 'CHECKLIST.md'}: it says what to do there, in order.")
+    copied = f"rsync -a {shlex.quote(str(folder))}/ HOST:{agent.parent}/endpoints/"
+    say(f"Copy the folder to the facility, for example: {copied}")
+
+
+def requested(options: argparse.Namespace) -> Request:
+    """The machine and its settings, from the command line or from a campaign and then the command line."""
+    from apps.errors import UserMistake
+    from workflows.campaign_file import apply_set, read_yaml
+
+    settings: dict[str, Any] = {}
+    name, config = options.site, options.config
+    if options.campaign:
+        sites = read_yaml(options.campaign).get("sites") or {}
+        if name not in sites:
+            there = f"--site NAME says which of {', '.join(sites)}" if not name else f"there is no site {name}"
+            raise UserMistake(f"{options.campaign}: {there}", remedy=f"Its sites are {', '.join(sites)}")
+        entry = dict(sites[name] or {})
+        config = config or entry.get("config") or name
+        settings = {key: value for key, value in entry.items() if key not in ("config", "tasks", "data")}
+    if not config:
+        raise UserMistake("name a machine, or --campaign FILE --site NAME", remedy="See --help")
+    for text in options.sets:
+        apply_set(settings, text)
+    return Request(name or Path(config).stem, config, settings)
+
+
+def made(request: Request) -> Site:
+    """The site, as a campaign will see it once its endpoint has an id.
+
+    Raises:
+        UserMistake: a setting that is missing or cannot be.
+    """
+    from apps.errors import UserMistake
+    from site_configs.resolve import SiteConfigError, resolve_site
+
+    settings = {"endpoint": NOT_YET, **request.settings, "route": "globus"}
+    if "collection" not in settings and settings.get("carrier") in (None, "globus"):
+        settings["carrier"] = "copy"  # a guest collection is only made on the way
+    try:
+        return resolve_site(request.name, request.config, Path("runs").absolute() / "setup", settings)
+    except SiteConfigError as error:
+        told = str(error).replace(f"--set sites.{request.name}.", "--set ")
+        raise UserMistake(f"{request.config}: {told}") from None
+
+
+def duration(text: str) -> int:
+    """Seconds of ``30m``.
+
+    Raises:
+        UserMistake: it is none.
+    """
+    from apps.errors import UserMistake
+    from site_configs.queues import parse_walltime
+
+    try:
+        return parse_walltime(text)
+    except ValueError:
+        raise UserMistake(f"--idle {text}: not a length of time such as 30m or 4h") from None
+
+
+def endpoint_files(site: Site, request: Request, choices: Choices, files: bool) -> dict[str, str]:
+    """All files by their names in the folder."""
+    from workflows.globus import checklist as words
+    from workflows.globus import template
+
+    found = {
+        "CHECKLIST.md": words.checklist(site, request.config, request.settings, choices, files),
+        "endpoints.sh": start_script(choices, [words.TRAINING, *([words.FILES] if files else [])]),
+    }
+    found |= one_endpoint(words.TRAINING, f"crossfed {site.name}", template.training_template(site, choices), site)
+    if files:
+        found |= one_endpoint(words.FILES, f"crossfed {site.name} files", template.files_template(site, choices), None)
+    if site.block and site.block.command_environment:
+        variables = template.environment_file(site.block.command_environment)
+        found[f"{words.TRAINING}/user_environment.yaml"] = variables
+    return found
+
+
+def one_endpoint(folder: str, display_name: str, text: str, site: Site | None) -> dict[str, str]:
+    from workflows.globus.template import core_config, schema
+
+    return {
+        f"{folder}/config.yaml": core_config(display_name),
+        f"{folder}/user_config_template.yaml.j2": text,
+        f"{folder}/user_config_schema.json": json.dumps(schema(site), indent=2) + "\n",
+    }
+
+
+def start_script(choices: Choices, endpoints: Sequence[str]) -> str:
+    """``endpoints.sh``, which starts them."""
+    from workflows.globus.template import HEARTBEAT_S
+
+    text = (Path(__file__).parent / "globus" / "supervisor.sh").read_text()
+    values = {
+        "@AGENT@": shlex.quote(str(choices.agent / "bin")),
+        "@ENDPOINTS@": " ".join(endpoints),
+        "@PAUSE_S@": str(3 * HEARTBEAT_S + HEARTBEAT_S // 2),
+    }
+    for place, value in values.items():
+        text = text.replace(place, value)
+    return text
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file whose folder nobody else may look into, as the agent wants it."""
+    from apps.files import write_text
+
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_text(path, text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
