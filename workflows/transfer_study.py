@@ -1,0 +1,187 @@
+"""How fast models travel to the sites of a campaign and back, measured with files of their size.
+
+python workflows/transfer_study.py [CAMPAIGN.yaml] [--sites A,B,...] [--models A,NAME=PARAMETERS,...] [--repeat N]
+                                   [--dtype bfloat16] [--budget-gb N] [--out DIR] [--set KEY=VALUE]... [--dry-run]
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workflows.command import EXIT_CODES, FAILED, carry_out, positive, say
+
+if TYPE_CHECKING:
+    from workflows.rundir import RunDirectory
+    from workflows.transfers.study import Study
+    from workflows.transfers.table import Row
+
+DEFAULT_CAMPAIGN = Path(__file__).parent / "campaigns" / "demo.yaml"
+DTYPES = ("float32", "float16", "bfloat16", "int8")
+TABLE = "transfers.csv"
+PICTURES = ("sizes.png", "speed.png", "mean_speed.png", "savings.png")
+WORDS = f"""Each file is sent to a site and brought back, the way that campaigns use there (its carrier): by Globus
+Transfer, or copied where this machine sees the site's storage. What has come back is verified, and deleted at both
+ends. What the table has already is not moved again.
+
+{EXIT_CODES}"""
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    from workflows.transfers.models import DEFAULT, SOURCES
+
+    parser = argparse.ArgumentParser(
+        prog="transfer_study.py",
+        description=f"Measure transfer speed against model size at the sites of a campaign. Writes {TABLE}, "
+        f"{', '.join(PICTURES)}.",
+        epilog=WORDS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("campaign", nargs="?", type=Path, metavar="CAMPAIGN.yaml", default=DEFAULT_CAMPAIGN,
+                        help="default: workflows/campaigns/demo.yaml")  # fmt: skip
+    parser.add_argument("--sites", metavar="A,B,...", help="sites of the campaign; A=CONFIG puts a machine under it")
+    parser.add_argument("--models", type=names, default=DEFAULT, metavar="A,B,...",
+                        help=f"of {', '.join(SOURCES)}; or NAME=PARAMETERS (default: {','.join(DEFAULT)})")  # fmt: skip
+    parser.add_argument("--repeat", type=positive, default=3, metavar="N", help="trips of each file (default: 3)")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the files (default: bfloat16)")
+    parser.add_argument("--budget-gb", type=positive_number, default=20.0, metavar="N",
+                        help="as many GB may move in all, there and back (default: 20)")  # fmt: skip
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: runs/CAMPAIGN-transfers")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help="change a key")
+    parser.add_argument("--dry-run", action="store_true", help="say what would move, and move nothing")
+    return parser.parse_args(arguments)
+
+
+def names(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, (part.strip() for part in text.split(","))))
+
+
+def positive_number(text: str) -> float:
+    """A number above zero, for argparse."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above zero")
+    return number
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    return carry_out(lambda: study(options))
+
+
+def study(options: argparse.Namespace) -> None:
+    """Plan the trips, make those that are missing, show.
+
+    Raises:
+        UserMistake: nothing can be measured as asked, or more would move than was agreed to.
+        CrossfedError: trips failed; what the others have told is kept.
+    """
+    from apps.errors import CrossfedError
+    from workflows.command import short
+    from workflows.transfers.points import check_budget, check_room, traffic
+    from workflows.transfers.study import open_run, prepare
+
+    plan = prepare(options)
+    if len(plan.trips) < plan.planned:
+        say(f"{plan.planned - len(plan.trips)} of {plan.planned} trips are in {short(plan.table)} already")
+    for line in traffic(plan.trips, plan.folder):
+        say(line)
+    check_budget(plan.trips, plan.folder, options.budget_gb)
+    check_room(plan.trips, plan.folder)
+    if options.dry_run:
+        return
+    made = 0
+    if plan.trips:
+        run = open_run(plan, options)
+        try:
+            made = move_all(plan, run, options.dtype)
+        finally:
+            run.close()
+    show(plan, options.dtype)
+    if made < len(plan.trips):
+        missing = f"{len(plan.trips) - made} of {len(plan.trips)} trips are missing"
+        raise CrossfedError(missing, remedy="Mend what failed and ask again: what is in the table is kept")
+
+
+def move_all(plan: Study, run: RunDirectory, dtype: str) -> int:
+    """Make the trips and add their rows to the table; how many there were."""
+    from workflows.command import complain, log_to
+    from workflows.transfers.measure import measure_all, stores_in
+    from workflows.transfers.progress import Meter
+    from workflows.transfers.study import ways_to
+    from workflows.transfers.table import add, mend
+
+    log_to(plan.folder / "logs" / "driver.log", verbose=False)
+    mend(plan.table)
+    made, stores = 0, stores_in(plan.folder)
+    with Meter() as meter:
+        ways = ways_to(plan, run, stores, meter.trouble)
+        for way in ways.values():
+            way.tidy()
+        for measured in measure_all(plan.trips, ways, stores, dtype, meter.show):
+            if measured.rows:
+                add(plan.table, measured.rows)
+                made += 1
+                say(f"{measured.trip.words}: {rows_text(measured.rows)}")
+            if measured.failure:
+                complain(f"{measured.trip.words}: {measured.failure}. The site is left out from here on", FAILED)
+    return made
+
+
+def rows_text(rows: Sequence[Row]) -> str:
+    """A trip's rows in a line."""
+    from workflows.transfers.figures import WAY_NAMES
+    from workflows.units import seconds_text
+
+    parts = []
+    for row in rows:
+        waited = f", after {seconds_text(row.queued_s)} in the queue" if row.queued_s >= 1 else ""
+        faults = f", {row.faults} faults" if row.faults else ""
+        took = f"{WAY_NAMES[row.direction]} {seconds_text(row.seconds)}, {row.rate_mb_s:.3g} MB/s"
+        parts.append(f"{took}{waited}{faults}")
+    return "; ".join(parts)
+
+
+def show(plan: Study, dtype: str) -> None:
+    """Tables on the terminal and pictures in the study's folder, of all that is in the table."""
+    from rich.console import Console
+
+    from apps.artifacts import DTYPES as WIDTHS
+    from workflows.command import short
+    from workflows.figure_style import save
+    from workflows.transfers import figures, savings
+    from workflows.transfers.line import lines_of
+    from workflows.transfers.models import PRECISIONS
+    from workflows.transfers.table import line_table, read_rows, speed_table
+
+    rows = read_rows(plan.table)
+    if not rows:
+        return
+    lines, console = lines_of(rows), Console(highlight=False)
+    largest = max(plan.models.values(), key=lambda model: (bool(model.source), model.parameters))
+    ways = savings.savings(largest, lines)
+    for table in (speed_table(rows), line_table(lines), savings.as_table(largest, ways)):
+        console.print(table)
+    paintings: dict[str, tuple[Any, ...]] = {
+        "sizes.png": (figures.sizes_figure, rows, WIDTHS[PRECISIONS[dtype]][1]),
+        "speed.png": (figures.speed_figure, rows, lines),
+        "mean_speed.png": (figures.mean_figure, rows),
+        "savings.png": (figures.savings_figure, largest.name, ways),
+    }
+    for name, painting in paintings.items():
+        save(plan.folder / name, *painting)
+    say(f"Written to {short(plan.folder)}: {TABLE}, {', '.join(paintings)}")
+
+
+if __name__ == "__main__":
+    from workflows.command import leave
+
+    leave(main())

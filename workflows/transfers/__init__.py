@@ -1,0 +1,1 @@
+"""The study of transfers: speed against the size of models, for each destination."""
