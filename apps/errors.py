@@ -116,3 +116,15 @@ class BlockTooShort(CrossfedError):  # noqa: N818
 
 class RanksLost(CrossfedError):  # noqa: N818
     """A rank of a training has ended without a word; another attempt goes on from the last checkpoint."""
+
+
+class AtWork(CrossfedError):  # noqa: N818
+    """Another process is at this very task; its answer will do for both."""
+
+
+class WorkersLost(CrossfedError):  # noqa: N818
+    """A site's endpoint has lost its workers, or the block they ran in; another attempt may do."""
+
+
+class EndpointProblem(CrossfedError):  # noqa: N818
+    """A site's endpoint does not take the work as it is asked; to ask again would not help."""

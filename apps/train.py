@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from apps.deadline import stop_on_sigterm
+from apps.claims import FOLDER as CLAIMS
+from apps.claims import claim
+from apps.deadline import StopRequest, stop_on_sigterm
 from apps.errors import placed
 from apps.files import cannot_write, inside, write_json
 from apps.launch import train_as_ranks
@@ -20,7 +22,7 @@ from apps.task import Order, SiteWork, Task, found_answer
 from apps.team import Team
 from apps.versions import library_versions, require_same_code
 
-STORAGE = ("artifacts", "manifests", "optimizer", "checkpoints", "logs")
+STORAGE = ("artifacts", "manifests", "optimizer", "checkpoints", "logs", CLAIMS)
 
 
 def enrol(place: Place, work: SiteWork) -> dict[str, Any]:
@@ -74,19 +76,31 @@ def local_train(place: Place, work: SiteWork, order: Order, base: dict[str, Any]
         Unfinished: it stopped before the end of its block and has saved; to ask again goes on from there.
         BlockTooShort: the rest of the block did not suffice for one step.
         RanksLost: one of several ranks has ended without a word.
+        AtWork: another process is training this very task.
     """
     task = Task(place, work, order, base, shard)
     with placed(**place):
         require_same_code(work["code_version"], place["site"])
         for folder in STORAGE:
             inside(task.root, folder)
-        done = found_answer(task)
-        if done:  # its root may have been moved since
-            return Manifest(**{**done, "store": str(task.root / "artifacts"), "reused": True})
-        with stop_on_sigterm() as stop:
-            if not fits_in_worker(work["parallel"]):
-                return train_as_ranks(task, stop)
-            unmask_devices(os.environ)
-            manifest = attempt_task(task, Team(order["training"]["device"]), stop)
-        assert manifest is not None  # this rank writes
-        return manifest
+        done = earlier_answer(task)
+        if done:
+            return done
+        with stop_on_sigterm() as stop, claim(task.root, task.id, give_up=lambda: stop.asked):
+            return earlier_answer(task) or train_now(task, stop)  # its last holder may just have finished
+
+
+def earlier_answer(task: Task) -> Manifest | None:
+    """What an earlier attempt has left, with where it lies now: the root may have been moved since."""
+    done = found_answer(task)
+    return Manifest(**{**done, "store": str(task.root / "artifacts"), "reused": True}) if done else None
+
+
+def train_now(task: Task, stop: StopRequest) -> Manifest:
+    """Train in this process, or as ranks that it starts."""
+    if not fits_in_worker(task.work["parallel"]):
+        return train_as_ranks(task, stop)
+    unmask_devices(os.environ)
+    manifest = attempt_task(task, Team(task.order["training"]["device"]), stop)
+    assert manifest is not None  # this rank writes
+    return manifest

@@ -1,0 +1,96 @@
+"""A site behind Globus Compute for tests: its storage in a folder, its executor, and a run's journal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from training_site import PROJECT
+from training_site import Site as TrainingSite
+
+from apps.train import local_train
+from site_configs.base import Endpoint
+from site_configs.base import Site as SiteConfig
+from workflows.globus.executor import SiteExecutor
+from workflows.globus.service import ComputeService
+from workflows.globus.web import Pace, Web
+from workflows.journal import Journal
+
+SLOW = """
+import time
+from apps import training
+
+update = training.update_parameters
+
+def slow(*arguments):
+    time.sleep({slow_s})
+    update(*arguments)
+
+training.update_parameters = slow
+"""
+
+
+def client() -> Any:
+    """The genuine client, with the login that the environment gives."""
+    from globus_compute_sdk import Client
+
+    return Client(do_version_check=False)
+
+
+def quick_web() -> Web:
+    """Without the pace of a polite client: the tests have the service to themselves."""
+    return Web(client, Pace(requests=1000))
+
+
+def site_config(root: Path, endpoint: str, **settings: Any) -> SiteConfig:
+    own = {name: settings.pop(name) for name in ("files", "silence_s", "queue_s") if name in settings}
+    return SiteConfig(
+        name="aurora", machine="test", route="globus", storage_root=root, provider=None,
+        python_env=Path(sys.prefix), endpoint=Endpoint(endpoint, **own), **settings,
+    )  # fmt: skip
+
+
+def child_variables(folder: Path, slow_s: float = 0.0) -> dict[str, str]:
+    """What the project's Python at the site needs to find this project; its steps take longer if asked for."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "sitecustomize.py").write_text(SLOW.format(slow_s=slow_s) if slow_s else "")
+    return {"PYTHONPATH": f"{folder}:{PROJECT}", "OMP_NUM_THREADS": "1"}
+
+
+class Driver:
+    """A driver's part: journal, service, the executor of one site."""
+
+    def __init__(self, folder: Path, config: SiteConfig, web: Web | None = None, **settings: Any) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.journal = Journal(folder / "journal.jsonl")
+        self.service = ComputeService(client, self.journal, web or quick_web())
+        self.executor = SiteExecutor(config, self.service, **settings)
+        self.executor.start()
+
+    def train(self, site: TrainingSite, **changes: Any) -> Any:
+        """The future of a training."""
+        return self.executor.submit(local_train, {}, *site.arguments(**changes))
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        return list(self.journal.events(name))
+
+    def close(self) -> None:
+        self.executor.shutdown()
+        if self.service.thread:
+            self.service.thread.join(20)
+        self.journal.close()
+
+
+@contextmanager
+def driver(*arguments: Any, **settings: Any) -> Iterator[Driver]:
+    running = Driver(*arguments, **settings)
+    try:
+        yield running
+    finally:
+        running.close()
+
+
+Make = Callable[..., Driver]
