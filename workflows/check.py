@@ -7,10 +7,12 @@ import os
 import shlex
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from apps.errors import REASON_LENGTH
+from apps.look import storage_problem
 from apps.versions import library_versions
 from site_configs.base import Block, Site
 from site_configs.queues import format_walltime
@@ -53,18 +55,30 @@ def block_in_words(block: Block) -> str:
 def dry_run(plan: Plan, run_dir: Path) -> Iterator[str]:
     """Per site: the very script that would be submitted, the workers' command, and how training is started."""
     for name, site in plan.sites.items():
-        command = launch_command(site, run_dir)
         yield f"\n# {'=' * 20} {name}: {site.machine}"
-        if site.block:
+        if site.route == "globus":
+            yield from endpoint_in_words(site)
+        elif site.block:
+            command = launch_command(site, run_dir)
             provider: Any = site.provider(worker_init(site))
             provider.job_prefix = job_prefix("RUN")
             provider.script_dir = str(run_dir / "parsl" / "000" / "submit_scripts")
             yield f"# submitted to {site.block.scheduler}; ADDRESS and PORT are filled in when the campaign starts"
             yield provider.render(command).rstrip()
         else:
-            yield f"# started on this machine\n{worker_init(site)}\n{command}"
+            yield f"# started on this machine\n{worker_init(site)}\n{launch_command(site, run_dir)}"
         for line in training_in_words(plan, name):
             yield f"# {line}"
+
+
+def endpoint_in_words(site: Site) -> Iterator[str]:
+    """What a site's endpoint is sent with each task; the scripts are its own."""
+    from workflows.globus.template import user_endpoint_config
+
+    assert site.endpoint is not None
+    yield f"# its endpoint {site.endpoint.training} submits the blocks, from the template that setup_site.py writes"
+    for key, value in user_endpoint_config(site).items():
+        yield f"{key}: {value}"
 
 
 def training_in_words(plan: Plan, name: str) -> Iterator[str]:
@@ -87,10 +101,29 @@ def check_live(plan: Plan, say: Callable[[str], None]) -> bool:
     """Ask the sites themselves; one line per question. True if nothing speaks against a start."""
     fine = True
     for name, site in plan.sites.items():
-        for question, problem in site_answers(site):
+        answers = globus_questions(plan, site) if "globus" in (site.route, site.carrier) else site_answers(site)
+        for question, problem in answers:
             fine = fine and problem is None
             say(f"ok       {name}: {question}" if problem is None else f"PROBLEM  {name}: {question}: {problem}")
     return fine
+
+
+def globus_questions(plan: Plan, site: Site) -> Iterator[tuple[str, str | None]]:
+    """The same of a site that Globus reaches; where only its files go that way, its scheduler is asked from here."""
+    from workflows.globus.ask import examine_site
+    from workflows.globus.checks import globus_answers
+    from workflows.globus.identity import globus_app
+
+    app, server = globus_app(), plan.campaign.globus.as_collection() if plan.campaign.globus else None
+    yield from globus_answers(site, server, work=_folder_here(plan), ask=partial(examine_site, app), app=app)
+    if site.own_block:
+        yield from _scheduler_answers(site.own_block)
+
+
+def _folder_here(plan: Plan) -> Path | None:
+    """The nearest folder above the run directory that is there: the driver's collection shows it."""
+    store = Path(plan.server_work["store"])
+    return next((folder for folder in store.parents if folder.is_dir()), None)
 
 
 def site_answers(site: Site) -> Iterator[tuple[str, str | None]]:
@@ -120,18 +153,6 @@ def _scheduler_answers(block: Block) -> Iterator[tuple[str, str | None]]:
     full = limit is not None and len(mine) >= limit
     problem = f"{queue.name} takes {limit} jobs of a user ({queue.source}, {queue.as_of})" if full else None
     yield f"my jobs in {wanted or 'all queues'}: {len(mine)}", problem
-
-
-def storage_problem(root: Path) -> str | None:
-    """Why a folder cannot be written, or None. It is made if it is not there."""
-    probe = root / f".probe-{os.getpid()}"
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        probe.write_text("crossfed")
-        probe.unlink()
-    except OSError as error:
-        return f"{error.strerror} ({error.filename})"
-    return None
 
 
 def environment_answer(site: Site) -> tuple[str | None, str]:

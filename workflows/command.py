@@ -51,6 +51,10 @@ def stopped(run: RunDirectory | None, reason: str, code: int) -> int:
         run.journal.write("driver_stopped", reason=reason.strip())
     except StorageError as error:
         complain(f"(the journal could not take this down: {error})", code)
+    stopped_at = max((r["seq"] for r in run.journal.events("driver_started")), default=0)
+    for record in run.journal.events("tasks_left"):
+        if record["seq"] > stopped_at:
+            complain(f"What {record['site']} is at goes on there; the resume asks for it.", code)
     return complain(f"What is done is kept. Go on with: {command_line('fl_round.py')} --resume {short(run.path)}", code)
 
 

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 REFRESH_S = 0.25
 PLAIN_EVERY_S = 30.0
 TROUBLES = ("update_refused", "task_failed", "block_replaced", "block_failed")
+GLOBUS_TROUBLES = (
+    "compute_unreachable", "compute_back", "compute_asked_again", "endpoint_status",
+    "transfer_unreachable", "transfer_back", "transfer_trouble",
+)  # fmt: skip
 PHASES = {
     "starting": "starting workers", "ready": "ready", "idle": "idle, waiting for the others",
     "staging": "staging the model out", "queued": "queued", "loading": "loading model and data",
@@ -112,10 +116,30 @@ def trouble(record: Record) -> str | None:
     if record["event"] == "block_ended" and record["state"] in LOST:
         because = f" ({record['reason']})" if record["reason"] else ""
         return f"{record['site']}: block {record['job_id']} has ended: {record['state'].replace('_', ' ')}{because}"
+    if record["event"] in GLOBUS_TROUBLES:
+        return globus_trouble(record)
     if record["event"] not in TROUBLES:
         return None
     reason: str = record["reason"]
     return reason if record["site"] in reason else f"{record['site']}: {reason}"
+
+
+def globus_trouble(record: Record) -> str | None:
+    """What Globus or an endpoint does not do, and when it does again."""
+    match record["event"]:
+        case "compute_unreachable" | "transfer_unreachable":
+            service = "Compute" if record["event"].startswith("compute") else "Transfer"
+            return f"Globus {service} does not answer: {record['reason']}; what is at the sites goes on"
+        case "compute_back" | "transfer_back":
+            return f"Globus {'Compute' if record['event'].startswith('compute') else 'Transfer'} answers again"
+        case "endpoint_status":
+            return f"{record['site']}: its endpoint is {record['status']}"
+        case "compute_asked_again":
+            return f"{record['site']}: asked again, {record['reason']}"
+        case "transfer_trouble":
+            way = "sending the model" if record["direction"] == "send" else "fetching the update"
+            return f"{record['site']}: {way}: {record['reason']}"
+    return None
 
 
 def site_words(engine: Engine, site: str) -> str:

@@ -19,7 +19,7 @@ from parsl.dataflow.futures import AppFuture
 from apps.errors import ArtifactError, UpdateRefused
 from apps.evaluate import evaluate
 from apps.manifests import Manifest, Place
-from apps.progress import Progress, read_progress
+from apps.progress import Progress
 from apps.server import aggregate, prepare, save_model
 from apps.train import Order, enrol, local_train
 from apps.training import TrainingSpec
@@ -78,7 +78,7 @@ class Engine:
         # what failed for good under an earlier driver; the strategy has gone on without it
         self.failed = {r["fields"]["task"] for r in self.recorded if r["kind"] == "SiteFailed"}
         self.flows: dict[str, Flow] = {}  # site -> its part of the current round
-        self.ways = Ways(plan, str(run.artifacts), self._submit, kernel.carriage)
+        self.ways = Ways(plan, str(run.artifacts), self._submit, kernel.globus.carriage)
         self.unwritten = False  # evaluations that metrics.csv does not have yet
 
     # -- apps ---------------------------------------------------------------------------------------------------
@@ -279,12 +279,12 @@ class Engine:
         if flow.update.done():
             return "idle", None
         if flow.manifest.done():
-            return "returning", None
+            return self.kernel.globus.carried(site) or "returning", None
         if flow.base.done():
-            progress = read_progress(self.plan.sites[site].storage_root)
+            progress = self.kernel.progress(site)
             current = progress is not None and progress["round"] == flow.action.round
             return (progress["phase"], progress) if progress and current else ("queued", None)
-        return "staging" if flow.model.done() else "idle", None
+        return (self.kernel.globus.carried(site) or "staging") if flow.model.done() else "idle", None
 
 
 def decode_event(kind: str, fields: dict[str, Any]) -> Event:

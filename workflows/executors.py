@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from parsl.config import Config
     from parsl.dataflow.memoization import Memoizer
     from parsl.executors import HighThroughputExecutor
+    from parsl.executors.base import ParslExecutor
 
     from workflows.preflight import Plan
 
@@ -38,7 +39,12 @@ BlockErrorHandler = Callable[[Any, Mapping[str, Any]], None]
 
 
 def make_config(
-    plan: Plan, run_dir: Path, memoizer: Memoizer, retry_handler: RetryHandler, patience: BlockErrorHandler
+    plan: Plan,
+    run_dir: Path,
+    memoizer: Memoizer,
+    retry_handler: RetryHandler,
+    patience: BlockErrorHandler,
+    elsewhere: Sequence[ParslExecutor] = (),
 ) -> Config:
     """The configuration of a run.
 
@@ -48,14 +54,16 @@ def make_config(
         memoizer: knows what was done before.
         retry_handler: the cost of a failed task, out of the campaign's retries.
         patience: looks at the blocks of batch sites that fail.
+        elsewhere: the executors of the sites that are reached through Globus, and what serves them.
     """
     from parsl.config import Config
 
     (run_dir / "logs").mkdir(parents=True, exist_ok=True)
     server = local_site(SERVER, run_dir)
     evaluator = local_site(EVALUATOR, run_dir, threads=plan.campaign.evaluation.threads)
+    ours = [site for site in plan.sites.values() if site.route != "globus"]
     return Config(
-        executors=[make_executor(site, run_dir, patience) for site in (*plan.sites.values(), server, evaluator)],
+        executors=[*elsewhere, *(make_executor(site, run_dir, patience) for site in (*ours, server, evaluator))],
         memoizer=memoizer,
         retries=plan.campaign.retries,
         retry_handler=retry_handler,

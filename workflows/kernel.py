@@ -22,15 +22,18 @@ from parsl.executors.errors import BadStateException
 from apps.errors import CrossfedError
 from apps.files import remove_unfinished
 from apps.manifests import Place
+from apps.progress import Progress, read_progress
 from workflows.block_errors import BlockPatience
 from workflows.blocks import cancel_leftovers, watch_blocks
 from workflows.executors import job_prefix, make_config
+from workflows.globus.route import GlobusRoute, globus_route
 from workflows.local_blocks import LocalBlocks
 from workflows.memo import JournalMemoizer
 from workflows.orphans import TOKEN_VARIABLE, end_orphans
 from workflows.preflight import Plan
 from workflows.retries import RetryPolicy, newest_checkpoint
 from workflows.rundir import RunDirectory
+from workflows.ways import unseen_stores
 
 logger = logging.getLogger(__name__)
 CLEANUP_S = 60.0  # to cancel all blocks
@@ -40,8 +43,8 @@ IDLE_S = 5.0  # after so long without a task a block that serves one round only 
 class Kernel:
     """Submits apps to the executors of a run and watches over these."""
 
-    def __init__(self, kernel: DataFlowKernel, run: RunDirectory, plan: Plan) -> None:
-        self.kernel, self.run, self.carriage = kernel, run, None
+    def __init__(self, kernel: DataFlowKernel, run: RunDirectory, plan: Plan, route: GlobusRoute) -> None:
+        self.kernel, self.run, self.plan, self.globus = kernel, run, plan, route
         here = {k: e for k, e in kernel.executors.items() if hasattr(e, "provider") and not is_batch(plan, k)}
         self.local_blocks = LocalBlocks(here)
         self.watches = watch_blocks(plan, kernel.executors, run)
@@ -62,6 +65,11 @@ class Kernel:
         """
         app = parsl.python_app(function, data_flow_kernel=self.kernel, executors=[on], cache=True)
         return app(place, *args)
+
+    def progress(self, site: str) -> Progress | None:
+        """How far a site's task is, where it can be seen."""
+        remote = self.globus.sites.get(site)
+        return remote.sign.get("progress") if remote else read_progress(self.plan.sites[site].storage_root)
 
     def check_health(self) -> None:
         """Replace broken blocks.
@@ -102,6 +110,9 @@ class Kernel:
 
     def close(self) -> None:
         """End Parsl in order where that can be. It would wait for ever for an interchange that is dead."""
+        for site, count in self.globus.left_behind().items():
+            self.run.journal.write("tasks_left", site=site, tasks=count)
+        self.globus.close()
         ending = threading.Thread(target=self.kernel.cleanup, name="parsl-cleanup", daemon=True)
         dead = self.dead_executors()
         if not dead:
@@ -127,7 +138,8 @@ def parsl_for(plan: Plan, run: RunDirectory) -> Iterator[Kernel]:
     run.journal.write("driver_started", pid=os.getpid(), host=os.uname().nodename, resumed=resumed, ended=ended)
     kernel: Kernel | None = None
     try:
-        kernel = Kernel(parsl.load(_config(plan, run)), run, plan)
+        route = globus_route(plan, run)
+        kernel = Kernel(parsl.load(_config(plan, run, route)), run, plan, route)
         yield kernel
     finally:
         try:
@@ -143,7 +155,7 @@ def is_batch(plan: Plan, label: str) -> bool:
     return label in plan.sites and plan.sites[label].own_block is not None
 
 
-def _config(plan: Plan, run: RunDirectory) -> Config:
+def _config(plan: Plan, run: RunDirectory, route: GlobusRoute) -> Config:
     def give_back(label: str) -> None:
         """A block whose time is up takes no more tasks, and is not paid for any longer."""
         if is_batch(plan, label):
@@ -153,9 +165,13 @@ def _config(plan: Plan, run: RunDirectory) -> Config:
     def tell(site: str, reason: str) -> None:
         run.journal.write("block_failed", site=site, reason=reason)
 
-    newest = {name: partial(newest_checkpoint, site.storage_root) for name, site in plan.sites.items()}
-    memoizer = JournalMemoizer(run.journal)
-    return make_config(plan, run.path, memoizer, RetryPolicy(newest, give_back), BlockPatience(tell))
+    newest: dict[str, Callable[[], str | None]] = {
+        name: partial(newest_checkpoint, site.storage_root) for name, site in plan.sites.items()
+    }
+    newest |= {name: executor.newest_checkpoint for name, executor in route.sites.items()}
+    memoizer = JournalMemoizer(run.journal, unseen_stores(plan.sites))
+    retry = RetryPolicy(newest, give_back)
+    return make_config(plan, run.path, memoizer, retry, BlockPatience(tell), route.executors())
 
 
 def root_cause(future: Future[Any]) -> BaseException | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from apps.checkpoints import FOLDER
-from apps.errors import BlockTooShort, RanksLost, Unfinished
+from apps.errors import AtWork, BlockTooShort, RanksLost, Unfinished, WorkersLost
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,9 @@ class RetryPolicy:
             logger.info("%s", error)
             self.give_back(site)
             return 0 if isinstance(error, Unfinished) else 1
-        if isinstance(error, ManagerLost | WorkerLost | RanksLost):
+        if isinstance(error, AtWork):
+            return 0
+        if isinstance(error, ManagerLost | WorkerLost | RanksLost | WorkersLost):
             cost = 0 if self._got_on(site) else 1
             logger.warning("%s at %s lost its worker, trying again at cost %d", task["func_name"], site, cost)
             return cost

@@ -39,12 +39,13 @@ class Ways:
 
     def __init__(self, plan: Plan, store: str, submit: Submit, carriage: Carriage | None) -> None:
         self.plan, self.store, self.submit, self.carriage = plan, store, submit, carriage
+        self.stores = stores_at(plan.sites)
 
     def out(self, site: str, number: int, model: AppFuture, attempt: int) -> AppFuture:
         """A model on its way to a site; the future of a stage-out result."""
         if self.plan.sites[site].carrier == "globus":
             assert self.carriage is not None
-            there = stores_at(self.plan.sites)[site]
+            there = self.stores[site]
             return self.submit(self.carriage.send, site, number, model, self.store, there, attempt, on=TRANSFERS)
         return self.submit(
             stage_out, site, number, model, self.store, self._store_at(site), *self._linked(site), on=SERVER
@@ -66,6 +67,12 @@ class Ways:
 
     def _linked(self, site: str) -> tuple[bool, ...]:
         return (True,) if self.plan.sites[site].carrier == "shared" else ()
+
+
+def unseen_stores(sites: dict[str, Site]) -> set[str]:
+    """The stores that this machine cannot look into."""
+    carried = {name: site for name, site in sites.items() if site.carrier == "globus"}
+    return {*stores_at(carried).values(), *(str(site.storage_root / "artifacts") for site in carried.values())}
 
 
 def stores_at(sites: dict[str, Site]) -> dict[str, str]:

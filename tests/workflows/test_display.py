@@ -111,6 +111,21 @@ def ended(state: str, reason: str = "") -> dict[str, Any]:
         ({"event": "block_failed", "site": "north", "reason": "no such queue"}, "north: no such queue"),
         ({"event": "block_replaced", "site": "north", "reason": "it was broken"}, "north: it was broken"),
         ({"event": "update_refused", "site": "north", "reason": "site north: not finite"}, "site north: not finite"),
+        (
+            {"event": "compute_unreachable", "reason": "503 Service Unavailable"},
+            "Globus Compute does not answer: 503 Service Unavailable; what is at the sites goes on",
+        ),
+        ({"event": "transfer_back"}, "Globus Transfer answers again"),
+        ({"event": "endpoint_status", "site": "north", "status": "offline"}, "north: its endpoint is offline"),
+        (
+            {"event": "transfer_trouble", "site": "north", "direction": "fetch", "reason": "permission denied"},
+            "north: fetching the update: permission denied",
+        ),
+        (
+            {"event": "compute_asked_again", "site": "north", "reason": "nothing is heard of it"},
+            "north: asked again, nothing is heard of it",
+        ),
+        ({"event": "transfer_ended", "site": "north", "state": "SUCCEEDED"}, None),
         ({"event": "block_submitted", "site": "north"}, None),
         ({"event": "blocks_cancelled", "site": "north", "reason": "left by an earlier driver"}, None),
     ],

@@ -1,0 +1,131 @@
+"""Small campaigns over sites that are reached through Globus, and what one asks of them afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from batch_sites import TASKS, events
+from campaigns import PROJECT, command, environment, nano
+from facilities.globus.agents import Agent, endpoint_environment
+from facilities.globus.collection_folders import CollectionFolder
+from facilities.globus.stack import Stack
+from facilities.globus.transfer import Transfer
+
+from site_configs.base import Site
+from site_configs.resolve import resolve_site
+from workflows.globus.template import Choices, environment_file, schema, training_template
+
+HEARTBEATS = {"heartbeat_period: 30": "heartbeat_period: 5", "strategy_period: 5": "strategy_period: 1"}
+
+
+class GlobusWorld:
+    """The services, this machine's collection, and sites with an agent and a collection each.
+
+    Attributes:
+        stack: broker, Auth, Compute and the agents.
+        transfer: Globus Transfer on the same service.
+        root: below it all sites keep their files.
+    """
+
+    def __init__(self, stack: Stack, root: Path) -> None:
+        self.stack, self.root = stack, root
+        self.transfer = Transfer(stack.service, stack.auth)
+        self.server: CollectionFolder = self.transfer.add_collection(root / "driver", "driver")
+        self.sites: dict[str, CollectionFolder] = {}
+        self.agents: dict[str, Agent] = {}
+        self.entry: dict[str, Any] = {}
+
+    def site(
+        self, name: str, config: str = "local", variables: dict[str, str] | None = None, **settings: Any
+    ) -> dict[str, Any]:
+        """The entry of a campaign for a new site; its agent runs with the very template that a user would be given."""
+        collection = self.transfer.add_collection(self.root / name, name, https=True)
+        self.sites[name] = collection
+        entry = {
+            "config": config, "route": "globus", "storage_root": str(self.root / name / "data"),
+            "python_env": sys.prefix, "collection": collection.id, "collection_folder": str(self.root / name),
+            **settings,
+        }  # fmt: skip
+        # the endpoint has no id before it is set up, and any will do for what is written of it
+        made = resolve_site(name, config, Path("/nowhere"), {**_own(entry), "endpoint": collection.id})
+        template = training_template(made, Choices(agent=endpoint_environment()))
+        for slow, quick in HEARTBEATS.items():
+            template = template.replace(slow, quick)
+        own = {"PYTHONPATH": f"{self.root / name}:{PROJECT}", "OMP_NUM_THREADS": "1", **(variables or {})}
+        self.agents[name] = self.stack.add_agent(name, template, own)
+        complete(self.agents[name], made)
+        return {**entry, "endpoint": self.agents[name].endpoint_id}
+
+    def campaign(self, sites: dict[str, dict[str, Any]], **changes: Any) -> dict[str, Any]:
+        """The nano campaign over these sites, a family of tasks each."""
+        dealt = {name: {**entry, "tasks": [TASKS[i]]} for i, (name, entry) in enumerate(sites.items())}
+        data = {"per_task": 20, "tasks": list(TASKS[: len(sites)])}
+        globus = {"collection": self.server.id, "folder": str(self.root / "driver")}
+        return nano(sites=dealt, data=data, globus=globus, **changes)
+
+    def start(self, *arguments: object, folder: Path | None = None) -> subprocess.Popen[str]:
+        """The main job, going on while the test does something to it."""
+        own = {**environment(), **self.stack.environment()}
+        return subprocess.Popen(
+            command(*arguments), cwd=folder or self.root / "driver", env=own, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def secrets(self) -> list[str]:
+        """What must stand in no file of a run or of a site: the account's secret, and all tokens ever given."""
+        return [self.stack.account.secret, *self.stack.auth._tokens]
+
+    def close(self) -> None:
+        for name in self.agents:
+            self.stack.agents.pop(name).close()
+
+
+def complete(agent: Agent, site: Site) -> None:
+    """What a user is given beside the template; read whenever a child of the agent starts."""
+    folder = agent.root / agent.name
+    (folder / "user_config_schema.json").write_text(json.dumps(schema(site)))
+    if site.block and site.block.command_environment:
+        (folder / "user_environment.yaml").write_text(environment_file(site.block.command_environment))
+
+
+def _own(entry: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key != "config"}
+
+
+@contextmanager
+def globus_world(stack: Stack, root: Path) -> Iterator[GlobusWorld]:
+    world = GlobusWorld(stack, root)
+    try:
+        yield world
+    finally:
+        world.close()
+
+
+def files_with(words: list[str], *folders: Path) -> list[tuple[Path, str]]:
+    """Files below these folders that hold one of these words."""
+    found = []
+    for folder in folders:
+        for path in (p for p in folder.rglob("*") if p.is_file() and not p.is_symlink()):
+            content = path.read_bytes()
+            found += [(path, word) for word in words if word.encode() in content]
+    return found
+
+
+def compute_tasks(run_dir: Path, function: str = "apps.train:local_train") -> list[dict[str, Any]]:
+    """The Compute tasks that were submitted for a function."""
+    return [r for r in events(run_dir, "compute_submitted") if r.get("function", function) == function]
+
+
+def pid_lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

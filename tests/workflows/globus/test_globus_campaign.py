@@ -1,0 +1,49 @@
+"""Whole campaigns over sites that are reached through Globus: the genuine SDKs and endpoint agents, real files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+from batch_sites import events, finish, nothing_left, trained_once
+from campaigns import final_hash, run, tasks_done
+from globus_campaigns import GlobusWorld, files_with, globus_world
+
+if TYPE_CHECKING:
+    from facilities.globus.stack import Stack
+
+pytestmark = [pytest.mark.globus, pytest.mark.campaign]
+
+
+@pytest.fixture
+def world(globus: Stack, tmp_path: Path) -> Iterator[GlobusWorld]:
+    globus.reset()
+    with globus_world(globus, tmp_path) as made:
+        yield made
+
+
+def write(world: GlobusWorld, sites: dict, **changes: object) -> Path:
+    path = world.root / "driver" / "campaign.yaml"
+    path.write_text(yaml.safe_dump(world.campaign(sites, **changes)))
+    return path
+
+
+def test_two_globus_sites_and_a_local_one_give_the_model_of_three_local_ones(world: GlobusWorld) -> None:
+    alone = world.root / "alone"
+    alone.mkdir()
+    everywhere = {name: {"config": "local"} for name in ("aurora", "frontier", "here")}
+    (alone / "c.yaml").write_text(yaml.safe_dump(world.campaign(everywhere)))
+    ended = run(alone, alone / "c.yaml")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    sites = {"aurora": world.site("aurora"), "frontier": world.site("frontier"), "here": {"config": "local"}}
+    output = finish(world.start(write(world, sites)))
+    run_dir = world.root / "driver" / "runs" / "nano"
+    assert final_hash(run_dir) == final_hash(alone / "runs" / "nano"), output
+    assert trained_once(run_dir) and nothing_left(run_dir)
+    assert len(tasks_done(run_dir, "send")) == len(tasks_done(run_dir, "fetch")) == 6
+    assert {r["state"] for r in events(run_dir, "transfer_ended")} == {"SUCCEEDED"}
+    assert len(world.transfer.tasks) == 12  # one each way, site and round
+    assert files_with(world.secrets(), run_dir, *(world.root / name for name in world.sites)) == []

@@ -1,0 +1,73 @@
+"""What is refused before a start because files could not lie, or could not be carried, where a campaign wants them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from campaigns import nano
+
+from apps.errors import UserMistake
+from workflows.campaign import Campaign
+from workflows.preflight import make_plan
+from workflows.storage_checks import SPARE_BYTES, check_space
+
+IDS = [f"{n:08d}-0000-4000-8000-000000000000" for n in range(3)]
+
+
+def globus_entry(root: str, endpoint: str = IDS[0], **settings: Any) -> dict[str, Any]:
+    return {
+        "config": "local", "route": "globus", "endpoint": endpoint, "storage_root": root, "python_env": "/opt/env",
+        "collection": IDS[1], "collection_folder": "/data", "tasks": ["chemical_reaction"], **settings,
+    }  # fmt: skip
+
+
+def plan(tmp_path: Path, sites: dict[str, Any], **changes: Any) -> Any:
+    globus = {"collection": IDS[2], "folder": str(tmp_path)}
+    return make_plan(
+        Campaign.model_validate(nano(sites=sites, globus=globus) | changes), tmp_path / "r", Path("c.yaml")
+    )
+
+
+def test_a_globus_site_is_planned(tmp_path: Path) -> None:
+    near = {"config": "local", "tasks": ["molecule_description"]}
+    made = plan(tmp_path, {"far": globus_entry("/data/far"), "near": near})
+    far = made.sites["far"]
+    assert (far.route, far.carrier, far.collection.path_of(far.storage_root)) == ("globus", "globus", "/far")
+    assert made.site_work["far"]["root"] == "/data/far" and made.sites["near"].carrier == "copy"
+
+
+def test_transfer_needs_a_collection_here(tmp_path: Path) -> None:
+    with pytest.raises(UserMistake, match="globus: sites.far is reached by Globus Transfer, which needs a collection"):
+        plan(tmp_path, {"far": globus_entry("/data/far")}, globus=None)
+
+
+def test_the_run_directory_lies_in_the_collection_here(tmp_path: Path) -> None:
+    globus = {"collection": IDS[2], "folder": "/somewhere/else"}
+    with pytest.raises(UserMistake, match=f"{tmp_path / 'r'} is not below /somewhere/else"):
+        plan(tmp_path, {"far": globus_entry("/data/far")}, globus=globus)
+
+
+def test_the_same_path_at_two_facilities_is_two_places(tmp_path: Path) -> None:
+    tasks = {"tasks": ["molecule_description"]}
+    other = globus_entry("/data/x", IDS[1], **tasks)
+    assert len(plan(tmp_path, {"a": globus_entry("/data/x"), "b": other}).sites) == 2
+    with pytest.raises(UserMistake, match="sites.b: stores in /data/x as a does; each site needs its own storage"):
+        plan(tmp_path, {"a": globus_entry("/data/x"), "b": globus_entry("/data/x", **tasks)})
+
+
+def test_data_and_model_at_the_site_are_not_looked_for_here(tmp_path: Path) -> None:
+    entry = globus_entry("/data/far", data="/data/records", model="/data/weights")
+    made = plan(tmp_path, {"far": entry})
+    assert made.site_work["far"]["data"]["source"] == "/data/records"
+    assert made.site_work["far"]["model"]["source"] == "/data/weights"
+    assert made.server_work["model"]["source"] == "tiny"
+
+
+def test_a_full_disk_is_told_before_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=SPARE_BYTES - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(UserMistake, match="has 200 MB of free disk space. Free some and start again"):
+        check_space(tmp_path / "not" / "there")

@@ -1,0 +1,113 @@
+"""All of a run that goes through Globus: who asks, the executors of its sites, and what carries its artifacts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from workflows.executors import TRANSFERS
+from workflows.units import bytes_text
+
+if TYPE_CHECKING:
+    from parsl.executors.base import ParslExecutor
+
+    from site_configs.base import Site
+    from workflows.globus.carriage import Carriage
+    from workflows.globus.executor import SiteExecutor
+    from workflows.globus.https import FileReader
+    from workflows.globus.signs import SignOf
+    from workflows.preflight import Plan
+    from workflows.rundir import RunDirectory
+
+
+@dataclass(frozen=True)
+class GlobusRoute:
+    """What a driver keeps of Globus; empty for a campaign that does not use it."""
+
+    sites: Mapping[str, SiteExecutor] = field(default_factory=dict)
+    carriage: Carriage | None = None
+
+    def executors(self) -> list[ParslExecutor]:
+        """For Parsl: one for each site, and threads of this process for the transfers."""
+        from parsl.executors import ThreadPoolExecutor
+
+        from workflows.globus.shipping import AT_ONCE
+
+        threads = [ThreadPoolExecutor(label=TRANSFERS, max_threads=AT_ONCE)] if self.carriage else []
+        return [*self.sites.values(), *threads]
+
+    def close(self) -> None:
+        """Let go of what is under way: transfers and the sites' tasks go on without this driver."""
+        if self.carriage:
+            self.carriage.close()
+
+    def carried(self, site: str) -> str | None:
+        """What is on its way to or from a site, for people."""
+        return carried_words(self.carriage.progress(site)) if self.carriage else None
+
+    def left_behind(self) -> dict[str, int]:
+        """Tasks that go on at each site when this driver ends."""
+        counts = {name: executor.open_tasks() for name, executor in self.sites.items()}
+        return {name: count for name, count in counts.items() if count}
+
+
+def globus_route(plan: Plan, run: RunDirectory) -> GlobusRoute:
+    """The route of a plan; nothing is asked of Globus yet.
+
+    Raises:
+        UserMistake: half of a service account is set in the environment.
+    """
+    reached = {name: site for name, site in plan.sites.items() if site.route == "globus"}
+    carried = [name for name, site in plan.sites.items() if site.carrier == "globus"]
+    if not reached and not carried:
+        return GlobusRoute()
+    from workflows.globus.carriage import Carriage
+    from workflows.globus.executor import SiteExecutor
+    from workflows.globus.https import FileReader
+    from workflows.globus.identity import compute_client, globus_app, https_authorizer, transfer_client
+    from workflows.globus.service import ComputeService
+    from workflows.globus.template import user_endpoint_config
+
+    app = globus_app()
+    service = ComputeService(partial(compute_client, app), run.journal)
+    carriage, look = None, None
+    if carried:
+        assert plan.campaign.globus is not None  # checked before
+        server = plan.campaign.globus.as_collection()
+        carriage = Carriage(
+            run.journal, partial(transfer_client, app), server, plan.sites, name=run.path.name,
+            retries=plan.campaign.retries,
+        )  # fmt: skip
+        look = partial(seen_over_https, FileReader(carriage.caller, partial(https_authorizer, app)), plan.sites)
+    executors = {
+        name: SiteExecutor(site, service, user_endpoint_config=user_endpoint_config(site), sign_of=_sign_of(site, look))
+        for name, site in reached.items()
+    }
+    return GlobusRoute(executors, carriage)
+
+
+def _sign_of(site: Site, look: SignOf | None) -> SignOf | None:
+    """How a site is looked at beside its tasks, where it has no endpoint for that."""
+    assert site.endpoint is not None
+    return look if site.carrier == "globus" and not site.endpoint.files else None
+
+
+def seen_over_https(reader: FileReader, sites: Mapping[str, Site], name: str) -> dict[str, Any] | None:
+    """A site's progress file, where its collection has a web server; None: nothing can be seen."""
+    site = sites[name]
+    assert site.collection is not None
+    content = reader.read(site.collection, site.storage_root / "progress.json")
+    return {"progress": json.loads(content)} if content else None
+
+
+def carried_words(moving: Mapping[str, Any] | None) -> str | None:
+    """A transfer that is under way, for people; None: none is."""
+    if not moving:
+        return None
+    way = "sending the model" if moving["direction"] == "send" else "fetching the update"
+    done = f"{bytes_text(moving['bytes_transferred'])} of {bytes_text(moving['nbytes'])}"
+    held_up = f" ({moving['trouble']})" if moving.get("trouble") else ""
+    return f"{way}: {done}{held_up}"
