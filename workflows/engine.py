@@ -283,7 +283,9 @@ class Engine:
         if flow.base.done():
             progress = self.kernel.progress(site)
             current = progress is not None and progress["round"] == flow.action.round
-            return (progress["phase"], progress) if progress and current else ("queued", None)
+            if progress and current:
+                return progress["phase"], progress
+            return self.kernel.globus.asked(site) or "queued", None
         return (self.kernel.globus.carried(site) or "staging") if flow.model.done() else "idle", None
 
 

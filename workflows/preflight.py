@@ -258,6 +258,10 @@ def _evaluation_work(campaign: Campaign, store: str, model: ModelSpec) -> Evalua
     )  # fmt: skip
 
 
+def _reached(site: Site) -> str:
+    return f"{site.machine}, through endpoint {site.endpoint.training}" if site.endpoint else site.machine
+
+
 def plan_in_words(plan: Plan) -> list[tuple[str, Any]]:
     """The plan in words, for ``--check``."""
     campaign = plan.campaign
@@ -271,7 +275,7 @@ def plan_in_words(plan: Plan) -> list[tuple[str, Any]]:
         ("data", f"{campaign.data.source}, {len(plan.evaluation_work['data']['tasks'])} tasks"),
     ]  # fmt: skip
     lines += [
-        (f"site {name}", f"{site.machine}; {len(plan.tasks[name])} tasks: {', '.join(plan.tasks[name])}")
+        (f"site {name}", f"{_reached(site)}; {len(plan.tasks[name])} tasks: {', '.join(plan.tasks[name])}")
         for name, site in plan.sites.items()
     ]
     return lines

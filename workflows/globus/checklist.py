@@ -133,7 +133,7 @@ def _data(storage_root: Path) -> Iterator[str]:
         f"Put the site's records where its compute nodes read them, for example `{records_folder(storage_root)}`: they",
         "never leave the site. Not below the folder of the collection, where the driver's identity could read them.",
         "A model that is not shipped with a package goes to a folder as well (compute nodes may have no network); name",
-        "it in the campaign as `model.source`, the same path at every site and the driver.",
+        "it in the campaign as `model`, beside `data`.",
         "",
     )
 

@@ -93,6 +93,12 @@ class SiteExecutor(ParslExecutor):
         """Calls that have been submitted to the site and not been answered."""
         return sum(bool(job.attempts) for job in self._jobs())
 
+    def asked(self) -> str | None:
+        """What Globus says of the site's tasks, for people; None: there are none."""
+        states = {attempt.status for job in self._jobs() for attempt in job.attempts.values()}
+        words = ", ".join(sorted(state.replace("-", " ") for state in states if state))
+        return f"at its endpoint: {words or 'asked'}" if states else None
+
     def outstanding(self) -> int:
         return len(self._jobs())
 

@@ -48,6 +48,11 @@ class GlobusRoute:
         """What is on its way to or from a site, for people."""
         return carried_words(self.carriage.progress(site)) if self.carriage else None
 
+    def asked(self, site: str) -> str | None:
+        """What Globus says of a site's task, for people."""
+        executor = self.sites.get(site)
+        return executor.asked() if executor else None
+
     def left_behind(self) -> dict[str, int]:
         """Tasks that go on at each site when this driver ends."""
         counts = {name: executor.open_tasks() for name, executor in self.sites.items()}

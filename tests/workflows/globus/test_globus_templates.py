@@ -63,9 +63,9 @@ def template(folder: Path, endpoint: str = "train") -> str:
 
 @pytest.mark.parametrize("machine", ["polaris", "frontier", "slurm", "local"])
 def test_golden_files(machine: str, tmp_path: Path) -> None:
-    """The files as they were when somebody last looked at them; CROSSFED_GOLDEN=1 writes them anew."""
+    """The files as they were when somebody last looked at them; CROSSFED_WRITE_GOLDEN=1 writes them anew."""
     folder = written(machine, tmp_path)
-    if os.environ.get("CROSSFED_GOLDEN") == "1":
+    if os.environ.get("CROSSFED_WRITE_GOLDEN") == "1":
         shutil.copytree(folder, GOLDEN / machine, dirs_exist_ok=True)
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     assert names == sorted(str(p.relative_to(GOLDEN / machine)) for p in (GOLDEN / machine).rglob("*") if p.is_file())
