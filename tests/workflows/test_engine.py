@@ -146,7 +146,7 @@ class OneByOne:
 
     def order(self, site: str) -> Train:
         self.task += 1
-        return Train(self.task, site, self.version, self.version + 1, 0)
+        return Train(self.task, site, self.version, self.version + 1)
 
     def react(self, event: Any) -> list[Any]:
         match event:
