@@ -94,7 +94,7 @@ class Attempt:
 def train(
     model: Model, samples: Sequence[Sample], spec: TrainingSpec, seed: int, moments: dict | None, attempt: Attempt
 ) -> Outcome:
-    """Train the model in place, from the newest checkpoint if there is one, to the last step, to the order's time, or until it must stop.
+    """Train the model in place, from the newest checkpoint if there is one, as far as ordered or until it must stop.
 
     Args:
         model: with the state to start from; its trained tensors change.

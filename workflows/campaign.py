@@ -16,8 +16,11 @@ from pydantic import (
     model_validator,
 )
 
+from apps.server import LINEAR_METHODS
 from workflows.memory.wish import ParallelSection
-from workflows.strategies import StrategySection
+from workflows.strategies import AnySection, is_plain_mean
+from workflows.strategies.fedavg import FedAvgSection, SynchronousSection
+from workflows.strategies.scaffold import ScaffoldSection
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,59}$"
 LINEAR_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -132,7 +135,7 @@ class Campaign(Section):
     rounds: PositiveInt
     model: ModelSection
     data: DataSection = DataSection()
-    strategy: StrategySection = StrategySection()
+    strategy: AnySection = FedAvgSection()
     training: TrainingSection
     parallel: ParallelSection = ParallelSection()
     evaluation: EvaluationSection = EvaluationSection()
@@ -150,6 +153,21 @@ class Campaign(Section):
             raise ValueError("training.keep_optimizer: flora begins every round with new adapters, no moments fit")
         if "{input}" not in self.data.prompt:
             raise ValueError("data.prompt: must contain {input}, the place of the question")
-        if self.strategy.quorum is not None and self.strategy.quorum > len(self.sites):
-            raise ValueError(f"strategy.quorum: {self.strategy.quorum} is more than the {len(self.sites)} sites")
+        return self
+
+    @model_validator(mode="after")
+    def _strategy_fits(self) -> Self:
+        strategy, adapter = self.strategy, self.model.adapter
+        if isinstance(strategy, SynchronousSection) and strategy.quorum and strategy.quorum > len(self.sites):
+            raise ValueError(f"strategy.quorum: {strategy.quorum} is more than the {len(self.sites)} sites")
+        if isinstance(strategy, ScaffoldSection):
+            raise ValueError(
+                "strategy.name: scaffold corrects the gradients of plain SGD, and the sites train with AdamW; it runs"
+                " in the virtual machine room only (algorithm_study.py). Near to it: fednova, fedprox"
+            )
+        if adapter and adapter.method not in LINEAR_METHODS and not is_plain_mean(strategy):
+            raise ValueError(
+                f"model.adapter.method: {adapter.method} makes a model out of one round's updates only, {strategy.name}"
+                f" also sums earlier models; use {' or '.join(LINEAR_METHODS)}, or the strategy fedavg or fedprox"
+            )
         return self

@@ -25,8 +25,9 @@ REFRESH_S = 0.25
 PLAIN_EVERY_S = 30.0
 TROUBLES = ("update_refused", "task_failed", "block_replaced", "block_failed")
 PHASES = {
-    "starting": "starting workers", "ready": "ready", "idle": "idle, waiting for the others",
-    "staging": "staging the model out", "queued": "queued", "loading": "loading model and data",
+    "starting": "starting workers", "asking": "asking for a block", "ready": "ready",
+    "idle": "idle, waiting for the others", "staging": "staging the model out",
+    "queued": "queued", "loading": "loading model and data",
     "training": "training", "saving": "saving", "returning": "returning its update",
 }  # fmt: skip
 

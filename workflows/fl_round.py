@@ -30,7 +30,7 @@ def federate(strategy: Strategy, engine: Engine) -> str | None:
     Returns:
         Why the campaign could not be finished, or None.
     """
-    from workflows.strategies.base import Aggregate, SetTimer, Stop, Train
+    from workflows.strategies.base import Aggregate, ReleaseBlock, RequestBlock, SetTimer, Stop, Train
 
     engine.begin()  # the model of round 0; every site enrols
     for event in engine.events():
@@ -40,6 +40,10 @@ def federate(strategy: Strategy, engine: Engine) -> str | None:
                     engine.train(action)  # stage out, train, stage in
                 case Aggregate():
                     engine.aggregate(action)  # the next model, and its evaluation beside the next round
+                case RequestBlock():
+                    engine.request_block(action)  # told when it starts
+                case ReleaseBlock():
+                    engine.release_block(action)
                 case SetTimer():
                     engine.set_timer(action)
                 case Stop(failure=failure):

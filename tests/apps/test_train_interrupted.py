@@ -137,7 +137,7 @@ def test_an_order_ends_with_the_step_in_which_its_time_passes(tmp_path, monkeypa
     cut = site.train(steps=STEPS, until=1000.0)
     assert (cut["steps_done"], cut["steps_asked"], cut["samples"]) == (5, STEPS, 10)
     assert site.saved_steps() == []
-    assert site.train(steps=STEPS, until=1000.0) == cut | {"reused": True}  # its time is over, however often it is asked
+    assert site.train(steps=STEPS, until=1000.0) == cut | {"reused": True}  # its time is over
     assert site.train(steps=STEPS)["steps_done"] == STEPS  # who asks for all of it is not served with a part
 
 

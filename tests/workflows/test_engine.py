@@ -14,12 +14,15 @@ from benchmarks import orchestration as trainer
 from apps.errors import CrossfedError
 from workflows import engine as engine_module
 from workflows import kernel as kernel_module
-from workflows.engine import Engine, decode_event
+from workflows.engine import Engine
 from workflows.fl_round import federate
 from workflows.preflight import make_plan
+from workflows.replay import decode_event
 from workflows.rundir import RunDirectory, open_existing, open_new
 from workflows.strategies.base import (
     Aggregate,
+    BlockEnded,
+    BlockStarted,
     CampaignStarted,
     SetTimer,
     SiteFacts,
@@ -177,6 +180,8 @@ def test_an_asynchronous_strategy_with_a_timer(run: RunDirectory) -> None:
         UpdateArrived(1.0, "a", 2, "id", 3, 4, 5.0, 6.0),
         SiteFailed(1.0, "a", 2, "reason"),
         TimerFired(2.0, "end"),
+        BlockStarted(3.0, "a", 60.0, None),
+        BlockEnded(4.0, "a", "timeout"),
     ],
 )
 def test_events_survive_the_journal(event: Any) -> None:

@@ -64,9 +64,15 @@ class Ledger:
         """The order that has ended; None where it was told before."""
         order = self.out.pop(event.task, None)
         if order is not None:
-            failed = isinstance(event, SiteFailed)
-            self.failures[order.site] = self.failures.get(order.site, 0) + 1 if failed else 0
+            if isinstance(event, SiteFailed):
+                self.failed(order.site)
+            else:
+                self.failures[order.site] = 0
         return order
+
+    def failed(self, site: str) -> None:
+        """A site could not be had at all."""
+        self.failures[site] = self.failures.get(site, 0) + 1
 
     def busy(self) -> set[str]:
         return {order.site for order in self.out.values()}
