@@ -18,7 +18,7 @@ from pydantic import (
 
 from apps.server import LINEAR_METHODS
 from workflows.memory.wish import ParallelSection
-from workflows.strategies import AnySection, is_plain_mean
+from workflows.strategies import AnySection, has_rounds, is_plain_mean
 from workflows.strategies.fedavg import FedAvgSection, SynchronousSection
 from workflows.strategies.scaffold import ScaffoldSection
 
@@ -154,6 +154,17 @@ class Campaign(Section):
         if "{input}" not in self.data.prompt:
             raise ValueError("data.prompt: must contain {input}, the place of the question")
         return self
+
+    @property
+    def period(self) -> str:
+        """What ``rounds`` counts: ``round``, or ``version`` of the model where the strategy knows no rounds."""
+        return "round" if has_rounds(self.strategy.name) else "version"
+
+    @property
+    def extent(self) -> str:
+        """How long it is, for people."""
+        by = "" if isinstance(self.strategy, FedAvgSection) else f" of {self.strategy.name}"
+        return f"{self.rounds} {self.period}s{by}"
 
     @model_validator(mode="after")
     def _strategy_fits(self) -> Self:

@@ -1,0 +1,39 @@
+"""A plan in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from workflows.campaign import Campaign
+from workflows.preflight import Plan
+from workflows.strategies.fedecho import FedEchoSection
+
+
+def plan_in_words(plan: Plan) -> list[tuple[str, Any]]:
+    """The plan in words, for ``--check``."""
+    campaign = plan.campaign
+    training, adapter = campaign.training, campaign.model.adapter
+    each = "a round" if campaign.period == "round" else "an order"
+    length = f"{campaign.rounds} {campaign.period}s"
+    how = f"LoRA {adapter.method}, rank {adapter.rank}" if adapter else "all parameters"
+    lines: list[tuple[str, Any]] = [
+        ("campaign", f"{campaign.name}, seed {campaign.seed}, {length} of {campaign.strategy.name}"),
+        ("model", f"{campaign.model.source} ({campaign.model.dtype}), {how}"),
+        ("training", f"{training.steps} steps of {training.batch_size * training.accumulate} samples {each},"
+                     f" learning rate {training.learning_rate:g} ({training.schedule})"),
+        ("data", f"{campaign.data.source}, {len(plan.evaluation_work['data']['tasks'])} tasks"),
+    ]  # fmt: skip
+    lines += [
+        (f"site {name}", f"{site.machine}; {len(plan.tasks[name])} tasks: {', '.join(plan.tasks[name])}")
+        for name, site in plan.sites.items()
+    ]
+    return [*lines, *(("switched off", what) for what in switched_off(campaign))]
+
+
+def switched_off(campaign: Campaign) -> list[str]:
+    """What of the strategy does not hold on machines, in words."""
+    if isinstance(campaign.strategy, FedEchoSection) and campaign.strategy.early:
+        return [
+            "strategy.early: on machines a site has one batch job at a time; the next is asked for when it has ended"
+        ]
+    return []
