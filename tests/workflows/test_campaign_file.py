@@ -145,6 +145,14 @@ def test_a_campaign_survives_its_own_file(tmp_path: Path) -> None:
     assert as_plain(load_campaign(saved(tmp_path, as_yaml(campaign)))) == as_plain(campaign)
 
 
+def test_a_default_is_of_the_type_that_it_has_when_it_is_read_again(tmp_path: Path) -> None:
+    """A resumed driver must name a task by the very same values, or all work would be asked for again."""
+    campaign = load_campaign(saved(tmp_path, nano(model={"source": "x", "adapter": {}}, strategy="fedecho")))
+    again = load_campaign(saved(tmp_path, as_yaml(campaign)))
+    assert repr(as_plain(again)) == repr(as_plain(campaign))
+    assert isinstance(campaign.training.checkpoint_s, float)
+
+
 plain = st.recursive(
     st.integers() | st.text(max_size=3),
     lambda inner: st.dictionaries(st.text("abc", min_size=1, max_size=2), inner, max_size=3),
