@@ -32,8 +32,13 @@ def plan_in_words(plan: Plan) -> list[tuple[str, Any]]:
 
 def switched_off(campaign: Campaign) -> list[str]:
     """What of the strategy does not hold on machines, in words."""
-    if isinstance(campaign.strategy, FedEchoSection) and campaign.strategy.early:
-        return [
-            "strategy.early: on machines a site has one batch job at a time; the next is asked for when it has ended"
-        ]
-    return []
+    strategy, words = campaign.strategy, list[str]()
+    if not isinstance(strategy, FedEchoSection):
+        return words
+    if strategy.early:
+        words.append(
+            "strategy.early is off: on machines a site has one block at a time; the next is asked for when it has ended"
+        )
+    if strategy.gather and not strategy.late_binding:
+        words.append("strategy.gather is off: without late_binding nobody tells whose block runs and could be awaited")
+    return words
