@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 from apps import errors
 from apps.errors import CrossfedError, TaskError
 
-FUNCTIONS = ("apps.train:enrol", "apps.train:local_train", "apps.look:look", "apps.look:examine")
+FUNCTIONS = ("apps.train:enrol", "apps.train:local_train", "apps.look:look", "apps.look:examine", "apps.block:ready")
 FIELDS: dict[str, type] = {"what": str, "site": str, "round": int, "file": str, "remedy": str}
 
 

@@ -70,6 +70,7 @@ class Watch:
         stop: a request to stop.
         step_s, save_s: seconds that a step and a save took in an earlier attempt; 0 where that is not known.
         clock: tells the UNIX time.
+        until: UNIX time at which the order itself is over, or None.
     """
 
     def __init__(
@@ -80,9 +81,10 @@ class Watch:
         step_s: float = 0.0,
         save_s: float = 0.0,
         clock: Callable[[], float] = time.time,
+        until: float | None = None,
     ) -> None:
         self.checkpoint_s, self.end, self.stop, self.clock = checkpoint_s, end, stop, clock
-        self.step_s, self.save_s = step_s, save_s
+        self.step_s, self.save_s, self.until = step_s, save_s, until
         self.last_save = clock()
 
     def stepped(self, seconds: float) -> None:
@@ -97,6 +99,10 @@ class Watch:
         if self.stop.asked:
             return True
         return self.end is not None and self.clock() + self.step_s > self.end - max(2 * self.save_s, MARGIN_S)
+
+    def is_over(self) -> bool:
+        """Whether the time is up that the order gave; what is done is the answer then."""
+        return self.until is not None and self.clock() >= self.until
 
     def save_is_due(self) -> bool:
         period = self.checkpoint_s if self.save_s else min(self.checkpoint_s, FIRST_SAVE_S)

@@ -91,10 +91,10 @@ def _begin(checkpoints: Checkpoints, progress: ProgressFile, root: Path) -> Diar
 
 def _watch(task: Task, diary: Diary | None, stop: StopRequest) -> Watch:
     """The watch of a rank; the end of the block is looked after by the rank that writes."""
-    checkpoint_s = task.order["training"]["checkpoint_s"]
+    spec = task.order["training"]
     if diary is None:
-        return Watch(checkpoint_s, None, stop)
-    return Watch(checkpoint_s, block_end(), stop, diary["step_s"], diary["save_s"])
+        return Watch(spec["checkpoint_s"], None, stop)
+    return Watch(spec["checkpoint_s"], block_end(), stop, diary["step_s"], diary["save_s"], until=spec["until"])
 
 
 def _load(task: Task, team: Team, started: float) -> Loaded:
@@ -116,7 +116,7 @@ def _require_enough(outcome: Outcome, task: Task) -> None:
         Unfinished, BlockTooShort: see ``attempt_task``.
     """
     spec, done = task.order["training"], outcome.standing.steps
-    if done == spec["steps"] or (done and spec["on_walltime"] == "return"):
+    if done == spec["steps"] or (done and (outcome.cut or spec["on_walltime"] == "return")):
         return
     so_far = f"{done} of {spec['steps']} steps are done and saved"
     if outcome.steps_here:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -13,7 +14,7 @@ from apps.parallel import Parallel
 from apps.training import TrainingSpec
 
 PARALLEL_ELSEWHERE = ("launch", "interface")  # how ranks are started and meet does not change what they compute
-TRAINING_ELSEWHERE = ("checkpoint_s", "on_walltime")  # neither changes what a whole training comes to
+TRAINING_ELSEWHERE = ("checkpoint_s", "on_walltime", "until")  # none changes what a whole training comes to
 
 
 class SiteWork(TypedDict):
@@ -83,5 +84,6 @@ def found_answer(task: Task) -> Manifest | None:
     manifest = find_manifest(task.root, task.id)
     if manifest is None:
         return None
-    whole = manifest["steps_done"] == manifest["steps_asked"]
-    return manifest if whole or task.order["training"]["on_walltime"] == "return" else None
+    spec, whole = task.order["training"], manifest["steps_done"] == manifest["steps_asked"]
+    is_over = spec["until"] is not None and time.time() >= spec["until"]
+    return manifest if whole or is_over or spec["on_walltime"] == "return" else None

@@ -48,17 +48,19 @@ class TrainingSpec(TypedDict):
     keep_optimizer: bool
     checkpoint_s: float  # between two saves; no part of the work's identity
     on_walltime: str  # "finish" in the next block, or "return" what is done; no part of the work's identity
+    until: float | None  # UNIX time: the step during which it passes is the last; no part of the work's identity
 
 
 @dataclass
 class Outcome:
     """What came of some steps over all attempts; losses in nats, ``padding`` as a share of positions.
 
-    ``steps_here`` are those of this attempt; ``save_s`` is what the last save took, 0 where there was none.
+    ``steps_here`` are those of this attempt; ``cut`` says that the order's time was over before all were done.
     """
 
     standing: Standing
     steps_here: int
+    cut: bool
     samples: int
     padding: float
     optimizer: torch.optim.Optimizer
@@ -92,7 +94,7 @@ class Attempt:
 def train(
     model: Model, samples: Sequence[Sample], spec: TrainingSpec, seed: int, moments: dict | None, attempt: Attempt
 ) -> Outcome:
-    """Train the model in place, from the newest checkpoint if there is one, to the last step or until it must stop.
+    """Train the model in place, from the newest checkpoint if there is one, as far as ordered or until it must stop.
 
     Args:
         model: with the state to start from; its trained tensors change.
@@ -119,24 +121,24 @@ def train(
     plan = plan_batches(lengths, spec["batch_size"], spec["steps"] * spec["accumulate"], seed)
     model.network.train()
     first = saved = standing.steps
-    *_, stop = team.total(0, watch.must_stop())
-    while standing.steps < spec["steps"] and not stop:
+    stop, cut = team.total(watch.must_stop(), standing.steps > 0 and watch.is_over())
+    while standing.steps < spec["steps"] and not stop and not cut:
         began = time.monotonic()
         rows = plan[standing.steps * spec["accumulate"] : (standing.steps + 1) * spec["accumulate"]]
         groups = [[samples[i] for i in group] for group in rows]
         part = _gradients(model, groups, spec, attempt)
         update_parameters(optimizer, list(model.trained.values()), start, spec, _rate(spec, standing.steps))
         watch.stepped(time.monotonic() - began)
-        loss, due, stop = team.total(part, watch.save_is_due(), watch.must_stop())
+        loss, due, stop, cut = team.total(part, watch.save_is_due(), watch.must_stop(), watch.is_over())
         _count(standing, loss, groups, time.monotonic() - began)
         attempt.report(standing.steps, loss, standing.tokens / max(1e-9, standing.seconds))
-        if (due or stop) and standing.steps < spec["steps"]:
+        if (due or stop) and standing.steps < spec["steps"] and not cut:
             _save(model, optimizer, standing, attempt)
             saved = standing.steps
     done = plan[: standing.steps * spec["accumulate"]]
-    assert standing.steps in (saved, spec["steps"])
+    assert cut or standing.steps in (saved, spec["steps"])
     return Outcome(
-        standing, standing.steps - first, sum(map(len, done)), padding_share(done, lengths), optimizer
+        standing, standing.steps - first, bool(cut), sum(map(len, done)), padding_share(done, lengths), optimizer
     )  # fmt: skip
 
 

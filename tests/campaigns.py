@@ -68,4 +68,5 @@ def tasks_done(run_dir: Path, app: str) -> list[dict[str, Any]]:
 
 def final_hash(run_dir: Path) -> str:
     """SHA-256 of the last global model."""
-    return max(tasks_done(run_dir, "aggregate"), key=lambda r: r["result"]["version"])["result"]["artifact"]["sha256"]
+    made = [*tasks_done(run_dir, "aggregate"), *tasks_done(run_dir, "advance")]
+    return max(made, key=lambda r: r["result"]["version"])["result"]["artifact"]["sha256"]

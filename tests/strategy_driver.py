@@ -141,7 +141,7 @@ class World:
         assert order.task not in self.orders and 0 <= order.version <= self.version
         rounds = {(o.site, o.round) for o in self.orders.values() if o.task not in self.failed()}
         assert (order.site, order.round) not in rounds, "the same samples in the same order again"
-        assert order.steps is not None and order.steps >= 1 and order.rate_factor > 0 and order.start_step >= 0
+        assert order.steps is not None and order.steps >= 1 and order.rate_factor > 0
         assert {task for task, _ in order.correction} <= self.arrived
 
     def failed(self) -> set[int]:

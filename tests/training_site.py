@@ -32,6 +32,7 @@ TRAINING = {
     "steps": 2, "batch_size": 2, "accumulate": 1, "learning_rate": 0.01, "schedule": "constant", "final_factor": 0.0,
     "warmup_steps": 0, "start_step": 0, "total_steps": 0, "weight_decay": 0.0, "clip_norm": 1.0, "proximal_mu": 0.0,
     "precision": "no", "device": "cpu", "keep_optimizer": False, "checkpoint_s": 300.0, "on_walltime": "finish",
+    "until": None,
 }  # fmt: skip
 PARALLEL = {
     "nodes": 1, "ranks_per_node": 1, "sharding": "none", "offload": False, "checkpoint_activations": False,

@@ -79,7 +79,7 @@ def _without_model(run: FinishedRun) -> UserMistake:
         return UserMistake(f"{run.path} is finished, but its folder model/ is gone", remedy="Bring it back from a copy")
     done = len({record["round"] for record in _records(run.path) if record["event"] == "aggregated"})
     return UserMistake(
-        f"{run.path} is unfinished ({done} of {run.campaign.rounds} rounds done) and has no model yet",
+        f"{run.path} is unfinished ({done} of {run.campaign.rounds} {run.campaign.period}s done) and has no model yet",
         remedy=f"Wait while its driver works, or {resume_hint(run.path)}",
     )
 

@@ -17,9 +17,12 @@ from pydantic import (
     model_validator,
 )
 
+from apps.server import LINEAR_METHODS
 from site_configs.base import Collection
 from workflows.memory.wish import ParallelSection
-from workflows.strategies import StrategySection
+from workflows.strategies import AnySection, has_rounds, is_plain_mean
+from workflows.strategies.fedavg import FedAvgSection, SynchronousSection
+from workflows.strategies.scaffold import ScaffoldSection
 
 UUID = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,59}$"
@@ -27,7 +30,9 @@ LINEAR_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    """A part of the file. Defaults are validated too: 300 for a float would name another task than 300.0 read again."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
 
 class Adapter(Section):
@@ -146,7 +151,7 @@ class Campaign(Section):
     rounds: PositiveInt
     model: ModelSection
     data: DataSection = DataSection()
-    strategy: StrategySection = StrategySection()
+    strategy: AnySection = FedAvgSection()
     training: TrainingSection
     parallel: ParallelSection = ParallelSection()
     evaluation: EvaluationSection = EvaluationSection()
@@ -165,6 +170,32 @@ class Campaign(Section):
             raise ValueError("training.keep_optimizer: flora begins every round with new adapters, no moments fit")
         if "{input}" not in self.data.prompt:
             raise ValueError("data.prompt: must contain {input}, the place of the question")
-        if self.strategy.quorum is not None and self.strategy.quorum > len(self.sites):
-            raise ValueError(f"strategy.quorum: {self.strategy.quorum} is more than the {len(self.sites)} sites")
+        return self
+
+    @property
+    def period(self) -> str:
+        """What ``rounds`` counts: ``round``, or ``version`` of the model where the strategy knows no rounds."""
+        return "round" if has_rounds(self.strategy.name) else "version"
+
+    @property
+    def extent(self) -> str:
+        """How long it is, for people."""
+        by = "" if isinstance(self.strategy, FedAvgSection) else f" of {self.strategy.name}"
+        return f"{self.rounds} {self.period}s{by}"
+
+    @model_validator(mode="after")
+    def _strategy_fits(self) -> Self:
+        strategy, adapter = self.strategy, self.model.adapter
+        if isinstance(strategy, SynchronousSection) and strategy.quorum and strategy.quorum > len(self.sites):
+            raise ValueError(f"strategy.quorum: {strategy.quorum} is more than the {len(self.sites)} sites")
+        if isinstance(strategy, ScaffoldSection):
+            raise ValueError(
+                "strategy.name: scaffold corrects the gradients of plain SGD, and the sites train with AdamW; it runs"
+                " in the virtual machine room only (algorithm_study.py). Near to it: fednova, fedprox"
+            )
+        if adapter and adapter.method not in LINEAR_METHODS and not is_plain_mean(strategy):
+            raise ValueError(
+                f"model.adapter.method: {adapter.method} makes a model out of one round's updates only, {strategy.name}"
+                f" also sums earlier models; use {' or '.join(LINEAR_METHODS)}, or the strategy fedavg or fedprox"
+            )
         return self

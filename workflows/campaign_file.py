@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,6 +13,8 @@ from pydantic import BaseModel, ValidationError
 
 from apps.errors import UserMistake
 from workflows.campaign import Campaign, SiteEntry
+from workflows.strategies import SECTIONS
+from workflows.strategies.section import Section
 
 NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
@@ -100,6 +102,15 @@ def apply_set(raw: dict[str, Any], text: str) -> None:
         place[last] = yaml.load(value, Loader)
     except yaml.YAMLError:
         raise UserMistake(f"--set {text}: the value is not valid YAML") from None
+    if key == "strategy.name":
+        _keep_what_it_knows(place)
+
+
+def _keep_what_it_knows(strategy: dict[str, Any]) -> None:
+    """Settings of the strategy that stood there before mean nothing to another one."""
+    section = SECTIONS.get(strategy["name"]) if isinstance(strategy["name"], str) else None
+    for key in [key for key in strategy if section and key not in section.model_fields]:
+        del strategy[key]
 
 
 def choose_sites(known: dict[str, Any], text: str) -> dict[str, Any]:
@@ -130,8 +141,13 @@ def _first_line(error: ValidationError) -> str:
     errors = error.errors()
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     place = [str(p) for p in first["loc"] if not str(p).startswith("function-")]
+    if first["type"] == "union_tag_invalid":
+        return f"strategy.name: there is no strategy {first['ctx']['tag']!r}{_closest(first['ctx']['tag'], SECTIONS)}"
+    known = _keys_at(Campaign, place[:-1]) if first["type"] == "extra_forbidden" else []
+    if place[:1] == ["strategy"]:
+        del place[1:2]  # the name of the strategy, by which its keys were chosen
     if first["type"] == "extra_forbidden":
-        return f"{'.'.join(place)}: unknown key{_did_you_mean(place)}"
+        return f"{'.'.join(place)}: unknown key{_closest(place[-1], known)}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
         return f"{'.'.join(place)}: missing"
@@ -141,15 +157,17 @@ def _first_line(error: ValidationError) -> str:
     return f"{'.'.join(place)}: {message[0].lower()}{message[1:]}{given}"
 
 
-def _did_you_mean(place: Sequence[str]) -> str:
-    known = _keys_at(Campaign, place[:-1])
-    close = difflib.get_close_matches(place[-1], known, 1)
+def _closest(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, known, 1)
     return f", did you mean {close[0]!r}?" if close else f"; known here: {', '.join(known)}"
 
 
 def _keys_at(model: type[BaseModel], place: Sequence[str]) -> list[str]:
-    """The keys that the schema knows at a place."""
+    """The keys that the schema knows at a place; below ``strategy`` its first part is the name of one."""
     for part in place:
+        if issubclass(model, Section) and part in SECTIONS:
+            model = SECTIONS[part]
+            continue
         found = model.model_fields.get(part)
         inner = list(_types_in(found.annotation)) if found else []
         if not inner:

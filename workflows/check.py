@@ -20,7 +20,8 @@ from site_configs.schedulers import scheduler_for
 from workflows.executors import job_prefix, launch_command, worker_init
 from workflows.memory.campaign import describe_site, job_of
 from workflows.memory.model import shape_of
-from workflows.preflight import Plan, address_problem, missing_here, plan_in_words
+from workflows.plan_words import plan_in_words
+from workflows.preflight import Plan, address_problem, missing_here
 
 VERSIONS = (
     "import json, platform; from apps.versions import code_version, library_versions; "

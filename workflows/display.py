@@ -29,8 +29,9 @@ GLOBUS_TROUBLES = (
     "transfer_unreachable", "transfer_back", "transfer_trouble",
 )  # fmt: skip
 PHASES = {
-    "starting": "starting workers", "ready": "ready", "idle": "idle, waiting for the others",
-    "staging": "staging the model out", "queued": "queued", "loading": "loading model and data",
+    "starting": "starting workers", "asking": "asking for a block", "ready": "ready",
+    "idle": "idle, waiting for the others", "staging": "staging the model out",
+    "queued": "queued", "loading": "loading model and data",
     "training": "training", "saving": "saving", "returning": "returning its update",
 }  # fmt: skip
 
@@ -38,8 +39,8 @@ PHASES = {
 class Display:
     """Shows a campaign on the terminal; ``tick`` may be called as often as one likes."""
 
-    def __init__(self, console: Console, sites: Sequence[str], rounds: int) -> None:
-        self.console, self.sites, self.rounds = console, sites, rounds
+    def __init__(self, console: Console, sites: Sequence[str], rounds: int, period: str = "round") -> None:
+        self.console, self.sites, self.rounds, self.period = console, sites, rounds, period
         self.live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
         self.shown: set[int] = set()
         self.last_tick = self.last_plain = 0.0
@@ -65,7 +66,7 @@ class Display:
             self.live.update(self._site_table(engine))
         elif now - self.last_plain > PLAIN_EVERY_S:
             self.last_plain = now
-            said = "  ".join(f"{site}: {site_words(engine, site)}" for site in self.sites)
+            said = "  ".join(f"{site}: {site_words(engine, site, self.period)}" for site in self.sites)
             self.console.print(said, highlight=False, markup=False, soft_wrap=True)
 
     def show_all(self, engine: Engine) -> None:
@@ -92,22 +93,23 @@ class Display:
         self.told = len(records)
 
     def _header(self) -> str:
-        cells = ["round", "global loss", *self.sites, "moved", "seconds"]
-        return "  ".join(cell.rjust(max(len(cell), 7)) for cell in cells)
+        return "  ".join(head.rjust(max(len(head), 7)) for head in self._heads())
+
+    def _heads(self) -> list[str]:
+        return [self.period, "global loss", *self.sites, "moved", "seconds"]
 
     def _row(self, row: RoundSummary) -> str:
         losses = [f"{row.site_losses[s]:.3f}" if s in row.site_losses else "-" for s in self.sites]
         cells = [f"{row.number}/{self.rounds}", f"{row.global_loss:.3f}", *losses]
         cells += [bytes_text(row.nbytes), f"{row.seconds:.1f}"]
-        heads = ["round", "global loss", *self.sites, "moved", "seconds"]
-        return "  ".join(cell.rjust(max(len(head), 7)) for head, cell in zip(heads, cells, strict=True))
+        return "  ".join(cell.rjust(max(len(head), 7)) for head, cell in zip(self._heads(), cells, strict=True))
 
     def _site_table(self, engine: Engine) -> Table:
         table = Table.grid(padding=(0, 2))
         for site in self.sites:
             phase, progress = engine.phase(site)
             bar = Text(_bar(progress), style="cyan") if progress and phase == "training" else Text("")
-            table.add_row(Text(f"  {site}", style="bold"), Text(site_words(engine, site)), bar)
+            table.add_row(Text(f"  {site}", style="bold"), Text(site_words(engine, site, self.period)), bar)
         return table
 
 
@@ -142,9 +144,9 @@ def globus_trouble(record: Record) -> str | None:
     return None
 
 
-def site_words(engine: Engine, site: str) -> str:
+def site_words(engine: Engine, site: str, period: str = "round") -> str:
     """What a site is doing; at a batch site with its running block and how long that may still run."""
-    words = phase_words(*engine.phase(site))
+    words = phase_words(*engine.phase(site), period)
     watch = engine.kernel.watches.get(site)
     block = block_words(watch, time.time()) if watch is not None else None
     return f"{block}: {words}" if block else words
@@ -165,11 +167,12 @@ def _bar(progress: Progress, width: int = 20) -> str:
     return "━" * done + "╌" * (width - done)
 
 
-def phase_words(phase: str, progress: Progress | None) -> str:
+def phase_words(phase: str, progress: Progress | None, period: str = "round") -> str:
     """A phase of the engine in words; what it does not know is in words already."""
     text = PHASES.get(phase, phase)
     if phase == "training" and progress:
-        text = f"round {progress['round']}: step {progress['step']} of {progress['steps']}"
+        number = f"{'round' if period == 'round' else 'order'} {progress['round']}"
+        text = f"{number}: step {progress['step']} of {progress['steps']}"
         if progress["loss"] is not None:
             text += f", loss {progress['loss']:.3f}, {progress['tokens_per_s']:.0f} tokens/s"
     return text

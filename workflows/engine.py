@@ -12,7 +12,7 @@ import queue
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any
 
 from parsl.dataflow.futures import AppFuture
 
@@ -20,21 +20,24 @@ from apps.errors import ArtifactError, UpdateRefused
 from apps.evaluate import evaluate
 from apps.manifests import Manifest, Place
 from apps.progress import Progress
-from apps.server import aggregate, prepare, save_model
-from apps.train import Order, enrol, local_train
-from apps.training import TrainingSpec
+from apps.server import advance, aggregate, prepare, save_model
+from apps.train import enrol, local_train
+from workflows.block_events import BlockEvents, Handler, facts_of
 from workflows.executors import EVALUATOR, SERVER
 from workflows.kernel import Kernel, root_cause
 from workflows.metrics import write_metrics
+from workflows.orders import counted_updates, order_of, rule_of, site_weights
 from workflows.preflight import Plan
-from workflows.resume import rounds_asked, schedule_rounds
+from workflows.replay import Clock, decode_event, forget_failures, recorded_events
+from workflows.resume import rounds_asked
 from workflows.rundir import RunDirectory
 from workflows.strategies.base import (
     Aggregate,
     CampaignStarted,
     Event,
+    ReleaseBlock,
+    RequestBlock,
     SetTimer,
-    SiteFacts,
     SiteFailed,
     TimerFired,
     Train,
@@ -44,7 +47,6 @@ from workflows.ways import Ways
 
 logger = logging.getLogger(__name__)
 TICK_S = 0.25
-EVENTS = {kind.__name__: kind for kind in (CampaignStarted, UpdateArrived, SiteFailed, TimerFired)}
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,9 @@ class Engine:
 
     def __init__(self, plan: Plan, run: RunDirectory, kernel: Kernel, on_tick: Callable[[Engine], None]) -> None:
         self.plan, self.run, self.kernel, self.on_tick = plan, run, kernel, on_tick
-        self.inbox: queue.SimpleQueue[tuple[Callable[..., Event | None], tuple[Any, ...]]] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[Handler] = queue.SimpleQueue()
+        self.clock = Clock(run.journal, run.opened["time"])
+        self.blocks = BlockEvents(plan.sites, kernel, run.journal, self.clock, self.inbox.put)
         self.timers: list[tuple[float, str]] = []
         self.models: dict[int, Any] = {}  # version -> future of the result that carries it
         self.shards: dict[str, AppFuture] = {}
@@ -72,12 +76,14 @@ class Engine:
         self.last_task: dict[str, str] = {}  # site -> identity of its last finished task
         self.background: list[AppFuture] = []  # evaluations that nobody waits for but the end
         self.settled: set[int] = set()  # tasks whose end the strategy knows
+        self.counted: set[int] = set()  # tasks that are part of some model
+        self.told_s = 0.0  # when the event happened that the strategy was told of last
         self.told = {r["version"] for r in run.journal.events("aggregated")}  # versions the journal knows of
         self.asked = rounds_asked(run.journal)
-        self.recorded = [r for r in run.journal.events("strategy_event") if not self._is_forgotten(r)]
+        self.recorded = recorded_events(run.journal)
         # what failed for good under an earlier driver; the strategy has gone on without it
         self.failed = {r["fields"]["task"] for r in self.recorded if r["kind"] == "SiteFailed"}
-        self.flows: dict[str, Flow] = {}  # site -> its part of the current round
+        self.flows: dict[str, Flow] = {}  # site -> what it does
         self.ways = Ways(plan, str(run.artifacts), self._submit, kernel.globus.carriage)
         self.unwritten = False  # evaluations that metrics.csv does not have yet
 
@@ -102,7 +108,8 @@ class Engine:
     def _train(self, action: Train, attempt: int) -> None:
         site, number = action.site, action.round
         base = self.ways.out(site, number, self.models[action.version], attempt)
-        order = self._order(action, attempt)
+        until = None if action.until_s is None else self.clock.unix(action.until_s)
+        order = order_of(self.plan, action, self.asked, attempt, self.last_task.get(site), until)
         manifest = self._submit(
             local_train, site, number, self.plan.site_work[site], order, base, self.shards[site], on=site
         )
@@ -111,35 +118,29 @@ class Engine:
         self.flows[site] = Flow(action, self.models[action.version], base, manifest, update)
         update.add_done_callback(lambda future: self.inbox.put((self._arrived, (action, attempt, future))))
 
-    def _order(self, action: Train, attempt: int) -> Order:
-        training = self.plan.campaign.training
-        scheduled = schedule_rounds(self.asked, action.round) * training.steps
-        spec: dict[str, Any] = {
-            **training.model_dump(),
-            "start_step": action.start_step,
-            "total_steps": 0 if training.schedule == "constant" else scheduled,
-            "device": self.plan.sites[action.site].device,
-        }
-        keep = self.last_task.get(action.site) if training.keep_optimizer else None
-        return Order(training=cast(TrainingSpec, spec), optimizer_from=keep, attempt=attempt)
-
     def aggregate(self, action: Aggregate) -> None:
-        """The next model, as a future that the next round's stage-outs wait for."""
-        tasks = [task for task, _ in action.parts]
-        weights = [weight for _, weight in action.parts]
-        number = max(self.orders[task].round for task in tasks)
+        """The next model, as a future that what comes after it waits for."""
+        weights = [weight for _, weight in (*action.parts, *action.models)]
+        terms = [self.updates[task] for task, _ in action.parts] + [self.models[v] for v, _ in action.models]
+        mean = not action.models and action.server is None
+        how = (weights, action.version) if mean else (weights, action.version, rule_of(action))
         self.models[action.version] = self._submit(
-            aggregate, SERVER, number, self.plan.server_work, self.models[action.base],
-            weights, action.version, *(self.updates[task] for task in tasks), on=SERVER,
+            aggregate if mean else advance, SERVER, action.version, self.plan.server_work, self.models[action.base],
+            *how, *terms, on=SERVER,
         )  # fmt: skip
-        shares = {self.orders[task].site: weight for task, weight in action.parts}
+        updates = counted_updates(action, self.orders, self.counted)
+        self.counted.update(updates)
         if action.version not in self.told:
-            self.run.journal.write("aggregated", version=action.version, round=number, weights=shares)
+            self.run.journal.write(
+                "aggregated", version=action.version, round=action.version, weights=site_weights(updates),
+                updates=list(updates.values()), models=dict(action.models),
+            )  # fmt: skip
         evaluation = self.plan.campaign.evaluation
-        if number % evaluation.every == 0 or number == self.plan.campaign.rounds:
-            self.evaluate("global", number, self.models[action.version])
-            for task in tasks if evaluation.sites else ():
-                self.evaluate(self.orders[task].site, number, self.updates[task])
+        if action.version % evaluation.every == 0 or action.version == self.plan.campaign.rounds:
+            self.evaluate("global", action.version, self.models[action.version])
+            fresh = {update["site"]: task for task, update in updates.items() if update["new"]}
+            for site, task in fresh.items() if evaluation.sites else ():
+                self.evaluate(site, action.version, self.updates[task])
 
     def evaluate(self, who: str, number: int, candidate: AppFuture) -> None:
         future = self._submit(evaluate, EVALUATOR, number, self.plan.evaluation_work, candidate, who, on=EVALUATOR)
@@ -149,12 +150,22 @@ class Engine:
     def set_timer(self, action: SetTimer) -> None:
         self.timers = sorted([*self.timers, (action.at_s, action.name)])
 
+    def request_block(self, action: RequestBlock) -> None:
+        self.blocks.request(action.site, self.told_s)
+
+    def release_block(self, action: ReleaseBlock) -> None:
+        self.blocks.release(action.site)
+
     # -- events -------------------------------------------------------------------------------------------------
 
     def events(self) -> Iterator[Event]:
         """What the strategy is told: first what the journal knows, then what happens."""
         for record in self.recorded:
+            self.clock.as_of(record["time"])
             yield self._remember(decode_event(record["kind"], record["fields"]))
+        self.clock.as_of(time.time())
+        for ended in self.blocks.go_live():
+            yield self._record(ended)
         if not self.recorded:
             yield self._record(self._started())
         while True:
@@ -162,22 +173,19 @@ class Engine:
             if event is not None:
                 yield self._record(event)
 
-    def _is_forgotten(self, record: dict[str, Any]) -> bool:
-        """Whether a failure was given up on by an earlier driver, so that its work is asked for again."""
-        task = record["fields"].get("task")
-        later = (r for r in self.run.journal.events("failures_forgotten") if r["seq"] > record["seq"])
-        return record["kind"] == "SiteFailed" and any(task in r["tasks"] for r in later)
-
     def _started(self) -> CampaignStarted:
         self._wait(self.models[0])
-        facts = tuple(SiteFacts(site, self._wait(future)["samples"]) for site, future in self.shards.items())
-        return CampaignStarted(self.now(), facts)
+        samples = {site: self._wait(future)["samples"] for site, future in self.shards.items()}
+        facts = tuple(facts_of(self.plan.sites[site], count) for site, count in samples.items())
+        return CampaignStarted(self.clock.now(), facts)
 
     def _record(self, event: Event) -> Event:
         self.run.journal.write("strategy_event", kind=type(event).__name__, fields=asdict(event))
         return self._remember(event)
 
     def _remember(self, event: Event) -> Event:
+        self.told_s = event.time_s
+        self.blocks.remember(event)
         if isinstance(event, UpdateArrived | SiteFailed):
             self.settled.add(event.task)
         if isinstance(event, UpdateArrived):
@@ -190,8 +198,11 @@ class Engine:
         """The next thing that happens, or None after a moment without any."""
         self.on_tick(self)
         self.kernel.check_health()
-        if self.timers and self.timers[0][0] <= self.now():
-            return TimerFired(self.now(), self.timers[0][1])
+        if self.timers and self.timers[0][0] <= self.clock.now():
+            return TimerFired(self.clock.now(), self.timers[0][1])
+        ended = self.blocks.look()
+        if ended is not None:
+            return ended
         try:
             handle, args = self.inbox.get(timeout=TICK_S)
         except queue.Empty:
@@ -214,13 +225,13 @@ class Engine:
         kind = "update_refused" if isinstance(error, UpdateRefused) else "task_failed"
         self.run.journal.write(kind, app="local_train", site=action.site, round=action.round, reason=str(error))
         logger.error("%s", error)
-        return SiteFailed(self.now(), action.site, action.task, str(error))
+        return SiteFailed(self.clock.now(), action.site, action.task, str(error))
 
     def _update_event(self, action: Train, arrival: dict[str, Any]) -> UpdateArrived:
         manifest: Manifest = arrival["manifest"]
         return UpdateArrived(
-            self.now(), action.site, action.task, manifest["task_id"], manifest["steps_done"], manifest["samples"],
-            manifest["train_s"], arrival["wait_s"],
+            self.clock.now(), action.site, action.task, manifest["task_id"], manifest["steps_done"],
+            manifest["samples"], manifest["train_s"], arrival["wait_s"],
         )  # fmt: skip
 
     def _evaluated(self, future: AppFuture) -> None:
@@ -244,10 +255,8 @@ class Engine:
         write_metrics(self.run)
 
     def give_up(self) -> None:
-        """The round cannot be finished now. A resume asks the sites that failed in it again."""
-        done = max((r["round"] for r in self.run.journal.events("aggregated")), default=0)
-        failed = [r["fields"]["task"] for r in self.run.journal.events("strategy_event") if r["kind"] == "SiteFailed"]
-        self.run.journal.write("failures_forgotten", tasks=[task for task in failed if self.orders[task].round > done])
+        """The campaign cannot go on now. A resume asks the sites again that have failed since the newest model."""
+        forget_failures(self.run.journal)
 
     def _wait(self, future: AppFuture) -> Any:
         """A result that the campaign cannot go on without; the display stays alive meanwhile."""
@@ -260,20 +269,18 @@ class Engine:
             raise error
         return future.result()
 
-    def now(self) -> float:
-        """Seconds since the campaign began, over all its drivers."""
-        return time.time() - self.run.opened["time"]
-
     def phase(self, site: str) -> tuple[str, Progress | None]:
         """What a site is doing, in a word, and how far its training is."""
         word, progress = self._phase(site)
         watch = self.kernel.watches.get(site)
-        if watch and word in ("starting", "queued", "loading", "training") and not watch.running():
+        if watch and word in ("starting", "asking", "queued", "loading", "training") and not watch.running():
             return watch.state(), None
         return word, progress
 
     def _phase(self, site: str) -> tuple[str, Progress | None]:
         flow = self.flows.get(site)
+        if site in self.blocks.asked_s and (flow is None or flow.update.done()):
+            return "asking", None
         if flow is None:
             return ("ready" if self.shards[site].done() else "starting") if site in self.shards else "starting", None
         if flow.update.done():
@@ -287,10 +294,3 @@ class Engine:
                 return progress["phase"], progress
             return self.kernel.globus.asked(site) or "queued", None
         return (self.kernel.globus.carried(site) or "staging") if flow.model.done() else "idle", None
-
-
-def decode_event(kind: str, fields: dict[str, Any]) -> Event:
-    """The event that ``asdict`` made plain."""
-    if kind == "CampaignStarted":
-        fields = {**fields, "sites": tuple(SiteFacts(**facts) for facts in fields["sites"])}
-    return EVENTS[kind](**fields)

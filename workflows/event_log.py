@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from workflows.journal import ends_unfinished, read_lines
+from workflows.strategies import has_rounds
 
 OUT_APPS, IN_APPS = ("stage_out", "send"), ("stage_in", "fetch")  # what brings artifacts to a site, and from it
 
 Span = tuple[float, float]
+AT_SITES = ("stage_out", "local_train", "stage_in")
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,28 @@ class EventLog:
     def named(self, name: str) -> list[dict[str, Any]]:
         return [event for event in self.events if event["event"] == name]
 
+    @property
+    def period(self) -> str:
+        """What the campaign counts: ``round``, or ``version`` of the model where its strategy knows no rounds."""
+        for event in self.named("campaign_opened")[:1]:
+            return period_of(event.get("campaign"))
+        return "round"
+
+
+def period_of(campaign: Any) -> str:
+    """``round`` or ``version``, by the strategy of a campaign in plain values."""
+    strategy = campaign.get("strategy") if isinstance(campaign, dict) else None
+    name = strategy.get("name") if isinstance(strategy, dict) else None
+    return "round" if has_rounds(str(name)) else "version"
+
 
 @dataclass(frozen=True)
 class TaskRun:
-    """One finished task; its times are unix seconds, as in the journal."""
+    """One finished task; its times are unix seconds, as in the journal.
+
+    Where a strategy knows no rounds, ``round`` of what is done at a site is the version of the model that was in the
+    making when it ended. ``order`` numbers the work of a site: its round, or its so-many-th order.
+    """
 
     app: str
     round: int
@@ -39,6 +59,7 @@ class TaskRun:
     started: float
     ended: float
     result: Mapping[str, Any] = field(default_factory=dict)
+    order: int = 0
 
 
 def read_events(path: Path) -> EventLog:
@@ -73,7 +94,21 @@ def _is_task(event: Mapping[str, Any]) -> bool:
 
 def task_runs(journal: EventLog) -> list[TaskRun]:
     """The finished tasks, in journal order; a time that was not recorded is the nearest one that was."""
-    return [as_task_run(event) for event in journal.named("task_done")]
+    if journal.period == "round":
+        return [as_task_run(event) for event in journal.named("task_done")]
+    return list(_runs_by_version(journal))
+
+
+def _runs_by_version(journal: EventLog) -> Iterator[TaskRun]:
+    """What ends after the last version of a finished campaign counts to that."""
+    last = len(journal.named("aggregated")) + (not journal.named("campaign_finished"))
+    version = 1
+    for event in journal.events:
+        if event["event"] == "aggregated":
+            version = min(version + 1, last)
+        elif event["event"] == "task_done":
+            task = as_task_run(event)
+            yield replace(task, round=version) if task.app in AT_SITES else task
 
 
 def as_task_run(event: Mapping[str, Any]) -> TaskRun:
@@ -87,6 +122,7 @@ def as_task_run(event: Mapping[str, Any]) -> TaskRun:
         started=started,
         ended=ended,
         result=event.get("result") or {},
+        order=int(event.get("round") or 0),
     )
 
 
@@ -146,7 +182,7 @@ def _nbytes(result: Mapping[str, Any]) -> int:
 
 def trainings(tasks: Iterable[TaskRun]) -> list[TaskRun]:
     """The trainings that count: of one that was answered again after a resume, the last answer only."""
-    kept = {(task.round, task.site): task for task in tasks if task.app == "local_train"}
+    kept = {(task.order, task.site): task for task in tasks if task.app == "local_train"}
     return list(kept.values())
 
 

@@ -75,7 +75,7 @@ def _mark_rounds(axes: Axes, timeline: Timeline, size: float) -> None:
     for number, start in timeline.round_starts.items():
         axes.axvline(start / size, color="#777777", linewidth=0.8, linestyle=(0, (2, 3)), zorder=4)
         if start - last_label > 0.03 * timeline.length_s:
-            text = f"round {number}" if last_label == -math.inf else str(number)
+            text = f"{timeline.period} {number}" if last_label == -math.inf else str(number)
             axes.annotate(text, (start / size, 1), xycoords=("data", "axes fraction"), xytext=(2, 3),
                           textcoords="offset points", fontsize=11, color="#555555")  # fmt: skip
             last_label = start + (0.05 * timeline.length_s if last_label == -math.inf else 0.0)

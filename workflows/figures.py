@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-def loss_figure(mean_losses: DataFrame, sites: Sequence[str], n_tasks: int) -> Figure:
-    """Mean test loss against round; a table with one row per round and one column per model."""
+def loss_figure(mean_losses: DataFrame, sites: Sequence[str], n_tasks: int, period: str = "round") -> Figure:
+    """Mean test loss against round or version; a table with one row for each and one column per model."""
     figure, axes = new_figure(12, 6.75)
     ends: list[tuple[str, float, float]] = []
     for model in reversed(mean_losses.columns):
@@ -40,7 +40,7 @@ def loss_figure(mean_losses: DataFrame, sites: Sequence[str], n_tasks: int) -> F
             axes.plot(line.index, line, marker="o", markersize=5, **line_style(model, sites))
             ends.append((model, float(line.index[-1]), float(line.iloc[-1])))
     whole_rounds(axes, int(mean_losses.index.max()))
-    axes.set_xlabel("round")
+    axes.set_xlabel(period)
     axes.set_ylabel(f"test loss, mean over {n_tasks} tasks" if n_tasks != 1 else "test loss")
     _label_ends(axes, ends, sites)
     return figure
@@ -61,7 +61,9 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[str, float, float]], sites: Seq
         )  # fmt: skip
 
 
-def task_figure(losses: DataFrame, owners: Mapping[str, Sequence[str]], sites: Sequence[str]) -> Figure:
+def task_figure(
+    losses: DataFrame, owners: Mapping[str, Sequence[str]], sites: Sequence[str], period: str = "round"
+) -> Figure:
     """One panel per task; columns of the table are (model, task), `owners` says which sites hold a task."""
     tasks = list(owners)
     columns = min(len(tasks), 4)
@@ -73,7 +75,7 @@ def task_figure(losses: DataFrame, owners: Mapping[str, Sequence[str]], sites: S
         _task_panel(axes, task, losses, owners[task], sites)
     for axes in panels[len(tasks) :]:
         axes.set_visible(False)
-    figure.supxlabel("round")
+    figure.supxlabel(period)
     figure.supylabel("test loss")
     models = [model for model in (GLOBAL, *sites) if model in losses.columns.get_level_values(0)]
     _model_legend(figure, models, sites)
@@ -150,12 +152,12 @@ def heatmap_figure(final: DataFrame, owners: Mapping[str, Sequence[str]]) -> Fig
 def cost_figure(moved: Sequence[Move], timeline: Timeline, full_nbytes: int | None, sites: Sequence[str]) -> Figure:
     """Left: bytes each round, out beside in, stacked by site. Right: seconds per phase each round."""
     figure, (left, right) = new_figure(14, 6.4, ncols=2)
-    _bytes_panel(left, moved, full_nbytes, sites)
+    _bytes_panel(left, moved, full_nbytes, sites, timeline.period)
     _seconds_panel(right, timeline)
     return figure
 
 
-def _bytes_panel(axes: Axes, moved: Sequence[Move], full_nbytes: int | None, sites: Sequence[str]) -> None:
+def _bytes_panel(axes: Axes, moved: Sequence[Move], full_nbytes: int | None, sites: Sequence[str], period: str) -> None:
     from matplotlib.ticker import FuncFormatter
 
     rounds = sorted({move.round for move in moved})
@@ -170,12 +172,12 @@ def _bytes_panel(axes: Axes, moved: Sequence[Move], full_nbytes: int | None, sit
             axes.bar([r + shift for r in rounds], sums, 0.38, bottoms, label=site if out else None, **look)
             for number, nbytes in zip(rounds, sums, strict=True):
                 base[number, out] += nbytes
-    title = "bytes per round; plain: to the sites, hatched: back"
+    title = f"bytes per {period}; plain: to the sites, hatched: back"
     if full_nbytes and moved:
         title += "\n" + _compare_with_full_model(axes, moved, full_nbytes, max(base.values()))
     axes.set_title(title, loc="left")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: bytes_text(value)))
-    _finish_bars(axes, rounds, len(sites) <= 12)
+    _finish_bars(axes, rounds, len(sites) <= 12, period)
 
 
 def _compare_with_full_model(axes: Axes, moved: Sequence[Move], full_nbytes: int, highest: float) -> str:
@@ -200,17 +202,18 @@ def _seconds_panel(axes: Axes, timeline: Timeline) -> None:
     beside = [sum(phases[number].get(phase, 0.0) for phase in BESIDE) / size for number in phases]
     axes.bar([number + 0.26 for number in phases], beside, 0.2, color=PHASE_COLOURS[EVALUATION], label="evaluation")
     for number, length in lengths.items():
-        label = "length of the round" if number == min(lengths) else "_nolegend_"
+        label = f"length of the {timeline.period}" if number == min(lengths) else "_nolegend_"
         axes.hlines(length / size, number - 0.42, number + 0.16, color="#D55E00", linewidth=2.2, label=label)
-    axes.set_title("time per round, mean over the sites\nevaluation runs beside the next round", loc="left")
+    title = f"time per {timeline.period}, mean over the sites\nevaluation runs beside the next {timeline.period}"
+    axes.set_title(title, loc="left")
     axes.set_ylabel(UNIT_NAMES[unit])
-    _finish_bars(axes, list(phases), True)
+    _finish_bars(axes, list(phases), True, timeline.period)
 
 
-def _finish_bars(axes: Axes, rounds: Sequence[int], with_legend: bool) -> None:
+def _finish_bars(axes: Axes, rounds: Sequence[int], with_legend: bool, period: str) -> None:
     whole_rounds(axes, max(rounds, default=1), first=min(rounds, default=1))
     axes.set_xlim(min(rounds, default=1) - 0.6, max(rounds, default=1) + 0.6)
-    axes.set_xlabel("round")
+    axes.set_xlabel(period)
     axes.grid(False, axis="x")
     if with_legend and axes.get_legend_handles_labels()[0]:
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=4, columnspacing=1.2, handlelength=1.4)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from apps.errors import UserMistake
 from workflows.batch_jobs import BatchJob, SiteJobs, batch_jobs, site_jobs
-from workflows.event_log import EventLog, full_model_nbytes, moves, read_events, task_runs, trainings
+from workflows.event_log import EventLog, full_model_nbytes, moves, period_of, read_events, task_runs, trainings
 from workflows.figure_style import GLOBAL
 from workflows.timeline import Timeline, build_timeline
 from workflows.units import plural
@@ -71,6 +71,11 @@ class Run:
 
         last = {model: _last_scored(self.losses[model]) for model in self.models}
         return pandas.DataFrame(last, columns=self.models).reindex(list(self.owners))
+
+    @property
+    def period(self) -> str:
+        """What the campaign counts: ``round`` or ``version``."""
+        return period_of(self.campaign)
 
     @cached_property
     def timeline(self) -> Timeline:

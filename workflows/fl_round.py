@@ -30,7 +30,7 @@ def federate(strategy: Strategy, engine: Engine) -> str | None:
     Returns:
         Why the campaign could not be finished, or None.
     """
-    from workflows.strategies.base import Aggregate, SetTimer, Stop, Train
+    from workflows.strategies.base import Aggregate, ReleaseBlock, RequestBlock, SetTimer, Stop, Train
 
     engine.begin()  # the model of round 0; every site enrols
     for event in engine.events():
@@ -40,6 +40,10 @@ def federate(strategy: Strategy, engine: Engine) -> str | None:
                     engine.train(action)  # stage out, train, stage in
                 case Aggregate():
                     engine.aggregate(action)  # the next model, and its evaluation beside the next round
+                case RequestBlock():
+                    engine.request_block(action)  # told when it starts
+                case ReleaseBlock():
+                    engine.release_block(action)
                 case SetTimer():
                     engine.set_timer(action)
                 case Stop(failure=failure):
@@ -121,6 +125,7 @@ def start(options: argparse.Namespace) -> tuple[Plan, RunDirectory]:
     """A new run of a checked campaign."""
     from workflows.campaign_file import load_campaign
     from workflows.command import say
+    from workflows.plan_words import switched_off
     from workflows.preflight import make_plan, require_all, settle_dtype
     from workflows.rundir import choose_path, open_new, resume_hint
 
@@ -132,7 +137,9 @@ def start(options: argparse.Namespace) -> tuple[Plan, RunDirectory]:
     if unfinished:
         say(f"{unfinished} is unfinished; {resume_hint(unfinished)}\nThis is a new run: {path}\n")
     run = open_new(path, campaign, source, options.sets, options.sites)
-    say(f"{campaign.name}: {campaign.rounds} rounds at {', '.join(plan.sites)}; all files go to {path}")
+    say(f"{campaign.name}: {campaign.extent} at {', '.join(plan.sites)}; all files go to {path}")
+    for what in switched_off(campaign):
+        say(what)
     return plan, run
 
 
@@ -151,7 +158,7 @@ def resume(options: argparse.Namespace) -> tuple[Plan, RunDirectory]:
     except BaseException:
         run.close()
         raise
-    say(f"Resuming {options.resume}: {campaign.rounds} rounds at {', '.join(plan.sites)}")
+    say(f"Resuming {options.resume}: {campaign.extent} at {', '.join(plan.sites)}")
     return plan, run
 
 
@@ -194,10 +201,13 @@ def run_campaign(plan: Plan, run: RunDirectory) -> int:
 
     campaign, began, console = plan.campaign, time.time(), Console(highlight=False)
     if run.finished_rounds == campaign.rounds:
-        say(f"All {campaign.rounds} rounds are done already; the report is {short(write_report(run.path))}")
+        say(f"All {campaign.extent} are done already; the report is {short(write_report(run.path))}")
         return DONE
     strategy = make_strategy(campaign.strategy, campaign.rounds, campaign.training.steps)
-    with Display(console, list(plan.sites), campaign.rounds) as display, parsl_for(plan, run) as kernel:
+    with (
+        Display(console, list(plan.sites), campaign.rounds, campaign.period) as display,
+        parsl_for(plan, run) as kernel,
+    ):
         engine = Engine(plan, run, kernel, display.tick)
         failure = federate(strategy, engine)
         display.show_all(engine)

@@ -18,6 +18,7 @@ from parsl.dataflow.dflow import DataFlowKernel
 from parsl.dataflow.errors import PropagatedException
 from parsl.dataflow.futures import AppFuture
 from parsl.executors.errors import BadStateException
+from parsl.executors.status_handling import BlockProviderExecutor
 
 from apps.errors import CrossfedError
 from apps.files import remove_unfinished
@@ -54,7 +55,9 @@ class Kernel:
         for label, process in self.interchanges.items():
             run.journal.write("executor_started", site=label, interchange_pid=process.pid)
 
-    def submit(self, function: Callable[..., Any], place: Place, *args: Any, on: str) -> AppFuture:
+    def submit(
+        self, function: Callable[..., Any], place: Place, *args: Any, on: str, remember: bool = True
+    ) -> AppFuture:
         """One app call on an executor; its result is remembered in the journal.
 
         Args:
@@ -62,14 +65,36 @@ class Kernel:
             place: the site and the round the call belongs to.
             args: plain values, and futures of them.
             on: label of the executor.
+            remember: False for an answer that holds for the moment only.
         """
-        app = parsl.python_app(function, data_flow_kernel=self.kernel, executors=[on], cache=True)
+        app = parsl.python_app(function, data_flow_kernel=self.kernel, executors=[on], cache=remember)
         return app(place, *args)
 
     def progress(self, site: str) -> Progress | None:
         """How far a site's task is, where it can be seen."""
         remote = self.globus.sites.get(site)
         return remote.sign.get("progress") if remote else read_progress(self.plan.sites[site].storage_root)
+
+    def block_end(self, label: str, block: str) -> str | None:
+        """How a block has ended, in a word; None while it runs, and where nobody here can tell.
+
+        Args:
+            label: of its executor.
+            block: Parsl's number of it, as its workers have it; empty where they have none.
+        """
+        executor = self.kernel.executors[label]
+        if not isinstance(executor, BlockProviderExecutor):
+            return None
+        status = executor.status_facade.get(block)
+        return status.state.name.lower().replace("_", " ") if status is not None and status.terminal else None
+
+    def give_back(self, label: str) -> bool:
+        """End the block of a site if it has nothing to do. False where it has, and where its blocks are not ours."""
+        executor = self.kernel.executors[label]
+        if not isinstance(executor, BlockProviderExecutor) or executor.outstanding():
+            return False
+        executor.scale_in_facade(1)
+        return True
 
     def check_health(self) -> None:
         """Replace broken blocks.

@@ -70,7 +70,7 @@ class JournalMemoizer(Memoizer):
 
 
 def still_there(result: Any, unseen: Collection[str] = ()) -> bool:
-    """Whether the artifact that a result speaks of still lies where it says, with its size.
+    """Whether the artifacts that a result speaks of still lie where it says, with their size.
 
     Its content is verified by whoever uses it; to hash every artifact at each resume would take hours for large models.
     """
@@ -78,8 +78,9 @@ def still_there(result: Any, unseen: Collection[str] = ()) -> bool:
         return True
     if result["store"] in unseen:
         return True
-    path = artifact_path(result["store"], result["artifact"])
-    return path.is_file() and path.stat().st_size == result["artifact"]["nbytes"]
+    artifacts = [result["artifact"], *filter(None, [result.get("state")])]
+    found = [(artifact_path(result["store"], artifact), artifact["nbytes"]) for artifact in artifacts]
+    return all(path.is_file() and path.stat().st_size == nbytes for path, nbytes in found)
 
 
 def _launched(task: TaskRecord) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from apps.batches import DataSpec
 from apps.errors import UserMistake
@@ -256,26 +256,3 @@ def _evaluation_work(campaign: Campaign, store: str, model: ModelSpec) -> Evalua
         data=_data_spec(campaign, source, tasks, section.per_task), device=section.device,
         code_version=code_version(),
     )  # fmt: skip
-
-
-def _reached(site: Site) -> str:
-    return f"{site.machine}, through endpoint {site.endpoint.training}" if site.endpoint else site.machine
-
-
-def plan_in_words(plan: Plan) -> list[tuple[str, Any]]:
-    """The plan in words, for ``--check``."""
-    campaign = plan.campaign
-    training, adapter = campaign.training, campaign.model.adapter
-    how = f"LoRA {adapter.method}, rank {adapter.rank}" if adapter else "all parameters"
-    lines: list[tuple[str, Any]] = [
-        ("campaign", f"{campaign.name}, seed {campaign.seed}, {campaign.rounds} rounds of {campaign.strategy.name}"),
-        ("model", f"{campaign.model.source} ({campaign.model.dtype}), {how}"),
-        ("training", f"{training.steps} steps of {training.batch_size * training.accumulate} samples a round,"
-                     f" learning rate {training.learning_rate:g} ({training.schedule})"),
-        ("data", f"{campaign.data.source}, {len(plan.evaluation_work['data']['tasks'])} tasks"),
-    ]  # fmt: skip
-    lines += [
-        (f"site {name}", f"{_reached(site)}; {len(plan.tasks[name])} tasks: {', '.join(plan.tasks[name])}")
-        for name, site in plan.sites.items()
-    ]
-    return lines

@@ -43,9 +43,9 @@ def paint(run: Run, found: Findings, folder: Path) -> list[tuple[str, str, Path]
         pictures.append((title, caption, save(folder / name, painter, *inputs)))
 
     if run.models:
-        means = (run.mean_losses, run.sites, len(run.owners))
+        means = (run.mean_losses, run.sites, len(run.owners), run.period)
         add("Loss", loss_caption(run, found), "loss.png", loss_figure, *means)
-        lines = (run.losses, run.owners, run.sites)
+        lines = (run.losses, run.owners, run.sites, run.period)
         add("Loss by task", task_caption(found), "loss_per_task.png", task_figure, *lines)
     if found.compared:
         finals = (run.final_losses, run.owners)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from workflows.findings import Findings, Run
 from workflows.report_blocks import block_text, job_table, sum_table
-from workflows.report_tables import round_table, site_table, task_table, trouble_table
+from workflows.report_tables import round_table, site_table, task_table, trouble_table, update_table
 from workflows.report_words import big_numbers, lead_text, subtitle
 
 PAGE = """<!doctype html>
@@ -87,7 +87,8 @@ def page(run: Run, found: Findings, pictures: Sequence[tuple[str, str, Path]]) -
     import jinja2
 
     images = [(t, c, base64.b64encode(path.read_bytes()).decode("ascii")) for t, c, path in pictures]
-    tables = [trouble_table(run), round_table(run), task_table(run), site_table(run), sum_table(run), job_table(run)]
+    tables = [trouble_table(run), round_table(run), update_table(run), task_table(run), site_table(run)]
+    tables += [sum_table(run), job_table(run)]
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(PAGE).render(
         name=run.campaign.get("name") or run.directory.name,

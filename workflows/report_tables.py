@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from workflows.event_log import moves, task_runs, trainings
 from workflows.figure_style import GLOBAL
@@ -28,7 +29,7 @@ class Table:
 def round_table(run: Run) -> Table:
     """One row per round that was scored or begun."""
     tasks, lengths, means = task_runs(run.journal), round_lengths(run.timeline), run.mean_losses
-    used = {e.get("version"): len(e.get("weights") or {}) for e in run.journal.named("aggregated")}
+    used = {e.get("version"): _used_text(e) for e in run.journal.named("aggregated")}
     tokens: Counter[int] = Counter()
     nbytes: Counter[tuple[int, bool]] = Counter()
     for task in trainings(tasks):
@@ -41,12 +42,38 @@ def round_table(run: Run) -> Table:
         sites = {site: losses[site] for site in run.sites if site in losses}
         best = min(sites, key=sites.__getitem__, default=None)
         cells = [str(number), loss_text(losses.get(GLOBAL)), f"{loss_text(sites[best])} {best}" if best else NONE]
-        cells += [str(used.get(number, NONE)), f"{tokens[number]:,}"]
+        cells += [used.get(number, NONE), f"{tokens[number]:,}"]
         cells += [bytes_text(nbytes[number, out]) for out in (True, False)]
         rows.append([*cells, seconds_text(lengths[number]) if number in lengths else NONE])
-    columns = ("round", "global loss", "best site", "updates used", "tokens", "bytes out", "bytes in")
-    note = "Losses are unweighted means over the tasks; round 0 is untrained."
-    return Table("Rounds", (*columns, "length"), rows, note)
+    columns = (run.period, "global loss", "best site", "updates used", "tokens", "bytes out", "bytes in")
+    note = f"Losses are unweighted means over the tasks; {run.period} 0 is untrained."
+    if run.period == "version":
+        note += " Tokens, bytes and length are of the time since the version before."
+    return Table(f"{run.period.capitalize()}s", (*columns, "length"), rows, note)
+
+
+def _used_text(event: Mapping[str, Any]) -> str:
+    """How many updates are in a model, and how many of them for the first time."""
+    updates = event.get("updates")
+    if updates is None:
+        return str(len(event.get("weights") or {}))
+    new = sum(bool(update["new"]) for update in updates)
+    return str(len(updates)) if new == len(updates) else f"{len(updates)}, {new} new"
+
+
+def update_table(run: Run) -> Table | None:
+    """One row per update of a strategy without rounds, in the order in which they counted."""
+    if run.period == "round":
+        return None
+    rows = [
+        [str(event["version"]), update["site"], str(update["order"]), str(update["staleness"]),
+         f"{update['weight']:.3f}", "" if update["new"] else "again"]
+        for event in run.journal.named("aggregated")
+        for update in event.get("updates") or ()
+    ]  # fmt: skip
+    note = "Staleness: versions made between the model that the site started from and the one that its update joined."
+    columns = ("version", "site", "its order", "staleness", "weight", "")
+    return Table("Updates", columns, rows, note, "remarks")
 
 
 def task_table(run: Run) -> Table:
@@ -73,9 +100,13 @@ def site_table(run: Run) -> Table:
         cells = [site, str(entry.get("config") or site), str(held), str(len(trained))]
         cells += [f"{value:,}" for value in sums] + [f"{seconds:,.0f}" for seconds in spent]
         rows.append([*cells, f"{idle_share(timeline, site):.0%}"])
-    columns = ("site", "config", "tasks", "rounds", "samples", "tokens", "steps", "training [s]", "queue [s]")
+    columns = ("site", "config", "tasks", _orders(run), "samples", "tokens", "steps", "training [s]", "queue [s]")
     note = "Idle: the share of the time with a driver in which the site neither moved, waited nor trained."
     return Table("Sites", (*columns, "staging [s]", "idle"), rows, note)
+
+
+def _orders(run: Run) -> str:
+    return "rounds" if run.period == "round" else "orders"
 
 
 def trouble_table(run: Run) -> Table | None:
@@ -89,5 +120,5 @@ def trouble_table(run: Run) -> Table | None:
             when = seconds_text(event["time"] - opened)
             cells = [when, str(event.get("round", NONE)), str(event.get("site", NONE)), names[event["event"]]]
             rows.append([*cells, ": ".join(words)])
-    columns = ("after", "round", "site", "what", "why")
+    columns = ("after", "round" if run.period == "round" else "order", "site", "what", "why")
     return Table("Refused updates and failures", columns, rows, look="text") if rows else None

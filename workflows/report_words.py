@@ -50,7 +50,7 @@ def lead_text(run: Run, found: Findings) -> str:
     strategy = _section(run.campaign, "strategy").get("name", "unnamed")
     size = f"{plural(len(run.sites), 'site')}, {plural(len(run.owners), 'task')}, strategy {strategy}"
     planned = run.campaign.get("rounds")
-    rounds = plural(found.rounds, "round") + (f" of {planned} planned" if planned != found.rounds else "")
+    rounds = plural(found.rounds, run.period) + (f" of {planned} planned" if planned != found.rounds else "")
     if found.loss_first is None or found.loss_last is None:
         return f"{size}; no model has been scored yet."
     if found.rounds == 0:
@@ -67,7 +67,7 @@ def lead_text(run: Run, found: Findings) -> str:
 def big_numbers(run: Run, found: Findings) -> list[tuple[str, str]]:
     """The few numbers at the top, each with its label."""
     planned = run.campaign.get("rounds")
-    numbers = [(f"{found.rounds} of {planned}" if planned else str(found.rounds), "rounds scored")]
+    numbers = [(f"{found.rounds} of {planned}" if planned else str(found.rounds), f"{run.period}s scored")]
     numbers.append((f"{loss_text(found.loss_first)} → {loss_text(found.loss_last)}", "mean test loss, global model"))
     if found.best_site:
         numbers.append((loss_text(found.site_losses[found.best_site]), f"best single site ({found.best_site})"))
@@ -92,10 +92,10 @@ def loss_caption(run: Run, found: Findings) -> str:
     means = run.mean_losses[GLOBAL].dropna()
     risen = [str(number) for number in means.index[1:][means.diff().iloc[1:] > 0]]
     above = sum(loss > found.loss_last for loss in found.site_losses.values())
-    text = f"Mean test loss over the tasks: after round {found.rounds} the global model is at "
+    text = f"Mean test loss over the tasks: after {run.period} {found.rounds} the global model is at "
     sites = plural(len(found.site_losses), "site")
     text += f"{found.loss_last:.3f}, below the models of {above} of {sites}."
-    return text + (f" It rose in round {', '.join(risen)}." if risen else " It fell in every round.")
+    return text + (f" It rose in {run.period} {', '.join(risen)}." if risen else f" It fell in every {run.period}.")
 
 
 def task_caption(found: Findings) -> str:
@@ -118,10 +118,10 @@ def heatmap_caption(found: Findings) -> str:
 def timeline_caption(run: Run) -> str:
     timeline = run.timeline
     waits = [i for i in timeline.intervals if i.phase == WAITING]
-    text = "What each site did when; dotted lines mark where rounds begin."
+    text = "What each site did when; dotted lines mark where " + f"{run.period}s begin."
     if waits:
         worst = max(waits, key=lambda wait: wait.length_s)
-        when = f"in round {worst.round}" if worst.round else "before the first round"
+        when = f"in {run.period} {worst.round}" if worst.round else f"before the first {run.period}"
         text += f" The longest wait in a queue was {seconds_text(worst.length_s)} at {worst.row} {when}."
     idle = {site: idle_share(timeline, site) for site in run.sites}
     most = max(idle, key=idle.__getitem__, default=None)
@@ -142,6 +142,6 @@ def cost_caption(run: Run, found: Findings) -> str:
     if lengths:
         phases = phase_seconds(run.timeline).values()
         trained, waited = (sum(p.get(name, 0.0) for p in phases) / lengths for name in (TRAINING, WAITING))
-        text += f". Averaged over sites and rounds, {trained:.0%} of a round went into training "
+        text += f". Averaged over sites and {run.period}s, {trained:.0%} of a {run.period} went into training "
         text += f"and {waited:.0%} into waiting in queues"
     return text + "."

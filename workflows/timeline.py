@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from workflows.batch_jobs import BatchJob, batch_jobs
 from workflows.event_log import EventLog, Span, TaskRun, covered_s, down_spans, task_runs
@@ -25,6 +25,7 @@ PHASE_OF_APP = {
     "send": STAGING_OUT,
     "fetch": STAGING_IN,
     "aggregate": AGGREGATION,
+    "advance": AGGREGATION,
     "evaluate": EVALUATION,
     "save_model": HOUSEKEEPING,
 }
@@ -49,7 +50,11 @@ class Interval:
 
 @dataclass(frozen=True)
 class Timeline:
-    """Everything that happened between the opening of a campaign and the last word about it."""
+    """Everything that happened between the opening of a campaign and the last word about it.
+
+    ``period`` says what is counted, rounds or versions; versions follow each other without a gap and have
+    ``round_ends``.
+    """
 
     rows: tuple[str, ...]
     intervals: tuple[Interval, ...]
@@ -57,6 +62,8 @@ class Timeline:
     round_starts: Mapping[int, float]
     length_s: float
     jobs: tuple[BatchJob, ...] = ()
+    period: str = "round"
+    round_ends: Mapping[int, float] = field(default_factory=dict)
 
     def of(self, row: str, *phases: str) -> list[Interval]:
         """The intervals of one row, in some phases or in all of them."""
@@ -79,13 +86,19 @@ def build_timeline(journal: EventLog, sites: Sequence[str]) -> Timeline:
     intervals = [i for task in tasks for i in _intervals_of(task, tasks, jobs, origin)]
     seen = dict.fromkeys([*sites, *(task.site for task in tasks if task.site not in SERVER_ROWS)])
     servers = [row for row in SERVER_ROWS if any(task.site == row for task in tasks)]
+    starts, ends = _round_starts(intervals), dict[int, float]()
+    if journal.period == "version":
+        ends = {event["version"]: event["time"] - origin for event in journal.named("aggregated")}
+        starts = {n: start if n == 1 else ends[n - 1] for n, start in starts.items() if n == 1 or n - 1 in ends}
     return Timeline(
         rows=(*seen, *servers),
         intervals=tuple(sorted(intervals, key=lambda i: (i.start_s, i.end_s))),
         down=tuple((start - origin, end - origin) for start, end in down_spans(journal)),
-        round_starts=_round_starts(intervals),
+        round_starts=starts,
         length_s=max(times, default=origin) - origin,
         jobs=tuple(job.shifted(origin) for job in jobs),
+        period=journal.period,
+        round_ends=ends,
     )
 
 
@@ -166,7 +179,8 @@ def round_lengths(timeline: Timeline) -> dict[int, float]:
     less the driver's absence."""
     lengths: dict[int, float] = {}
     for number, start in timeline.round_starts.items():
-        end = max(i.end_s for i in timeline.intervals if i.round == number and i.phase not in BESIDE)
+        last = max(i.end_s for i in timeline.intervals if i.round == number and i.phase not in BESIDE)
+        end = timeline.round_ends.get(number, last)
         down = [(down_start - start, down_end - start) for down_start, down_end in timeline.down]
         lengths[number] = end - start - covered_s(down, end - start)
     return lengths

@@ -120,3 +120,12 @@ def test_other_threads_leave_signals_alone():
     thread.start()
     thread.join()
     assert seen == [(False, before)]
+
+
+def test_the_time_of_an_order_is_told_apart_from_the_end_of_its_block():
+    clock = Clock()
+    watch = Watch(300.0, None, StopRequest(), clock=clock, until=1010.0)
+    assert not watch.is_over() and not watch.must_stop()
+    clock.now = 1010.0
+    assert watch.is_over() and not watch.must_stop()
+    assert not Watch(300.0, None, StopRequest(), clock=clock).is_over()

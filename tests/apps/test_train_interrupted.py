@@ -130,6 +130,22 @@ def test_partial_work_is_returned_as_partial_work(tmp_path, limits):
     assert site.train(steps=STEPS, on_walltime="return") == whole | {"reused": True}
 
 
+def test_an_order_ends_with_the_step_in_which_its_time_passes(tmp_path, monkeypatch):
+    seen = iter([999.0] * 4 + [1000.0] * 99)
+    monkeypatch.setattr(deadline.Watch, "is_over", lambda watch: watch.until is not None and next(seen) >= watch.until)
+    site = Site(tmp_path)
+    cut = site.train(steps=STEPS, until=1000.0)
+    assert (cut["steps_done"], cut["steps_asked"], cut["samples"]) == (5, STEPS, 10)
+    assert site.saved_steps() == []
+    assert site.train(steps=STEPS, until=1000.0) == cut | {"reused": True}  # its time is over
+    assert site.train(steps=STEPS)["steps_done"] == STEPS  # who asks for all of it is not served with a part
+
+
+def test_an_order_that_comes_too_late_is_good_for_one_step(tmp_path):
+    late = Site(tmp_path).train(steps=STEPS, until=time.time() - 60)
+    assert (late["steps_done"], late["steps_asked"]) == (1, STEPS)
+
+
 def test_the_walltime_stops_it(tmp_path, monkeypatch):
     monkeypatch.setattr(deadline, "MARGIN_S", 1.0)
     monkeypatch.setenv("CROSSFED_BLOCK_END", str(time.time() + 6.0))

@@ -43,7 +43,7 @@ def training_spec(**changes) -> training.TrainingSpec:
         "steps": 3, "batch_size": 4, "accumulate": 1, "learning_rate": 0.01, "schedule": "constant",
         "final_factor": 0.0, "warmup_steps": 0, "start_step": 0, "total_steps": 0, "weight_decay": 0.0,
         "clip_norm": None, "proximal_mu": 0.0, "precision": "no", "device": "cpu", "keep_optimizer": False,
-        "checkpoint_s": 300.0, "on_walltime": "finish",
+        "checkpoint_s": 300.0, "on_walltime": "finish", "until": None,
     }  # fmt: skip
     return spec | changes
 

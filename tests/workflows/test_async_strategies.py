@@ -54,7 +54,7 @@ def test_fedasync_mixes_each_update_in_and_asks_again_at_once() -> None:
     strategy, (a, b) = begin(name="fedasync", alpha=0.8)
     mixed, again = strategy.react(arrived(a))
     assert mixed == Aggregate(1, 0, ((0, 0.8),), ((0, pytest.approx(0.2)),))
-    assert again == Train(2, "a", 1, 2, 5, 5)
+    assert again == Train(2, "a", 1, 2, 5)
     stale, _ = strategy.react(arrived(b))
     assert stale.parts == ((1, pytest.approx(0.8 * 2**-0.5)),)
     assert strategy.react(arrived(b)) == []
@@ -68,11 +68,11 @@ def test_fedasync_as_appfl_has_it_is_damped_by_the_number_of_sites() -> None:
 def test_fedbuff_adds_the_mean_difference_of_its_buffer() -> None:
     strategy, (a, b) = begin(name="fedbuff", buffer=2, rate=0.7)
     (again,) = strategy.react(arrived(a))
-    assert again == Train(2, "a", 0, 2, 5, 5)
+    assert again == Train(2, "a", 0, 2, 5)
     mean, _ = strategy.react(arrived(b))
     assert mean == Aggregate(1, 0, ((0, 0.35), (1, 0.35)), ((0, pytest.approx(0.3)),))
     strategy.react(arrived(again))  # from version 0, the model is 1: staleness 1
-    order = next(Train(t, o.site, o.version, 0, 0) for t, o in strategy.memory.ledger.out.items() if o.version == 1)
+    order = next(Train(t, o.site, o.version, 0) for t, o in strategy.memory.ledger.out.items() if o.version == 1)
     stale = strategy.react(arrived(order))[0]
     weight = 0.35 * 2**-0.5
     assert dict(stale.parts) == {2: pytest.approx(weight), order.task: 0.35}
@@ -119,7 +119,7 @@ def test_a_block_that_ends_is_asked_for_again_when_its_work_is_over() -> None:
 
 def test_an_update_without_a_step_makes_no_model() -> None:
     strategy, (a, _) = begin(name="fedasync")
-    assert strategy.react(arrived(a, steps=0)) == [Train(2, "a", 0, 2, 5, 5)]
+    assert strategy.react(arrived(a, steps=0)) == [Train(2, "a", 0, 2, 5)]
 
 
 def test_a_site_that_fails_in_a_row_is_left_out_and_the_last_version_stops() -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from apps.errors import UserMistake
 from workflows.campaign import Campaign
 from workflows.campaign_file import apply_set, as_plain, as_yaml, choose_sites, differences, load_campaign
+from workflows.strategies import SECTIONS
 
 READY_MADE = sorted((PROJECT / "workflows" / "campaigns").glob("*.yaml"))
 
@@ -49,7 +50,18 @@ MISTAKES = [
     ({"model": {"source": "x", "adapter": {"method": "mean"}}}, "model.adapter.method: input should be 'fedit', 'ffa'"),
     ({"data": {"prompt": "no place"}}, "data.prompt: must contain {input}"),
     ({"strategy": {"quorum": 3}}, "strategy.quorum: 3 is more than the 2 sites"),
-    ({"strategy": {"name": "fedsgd"}}, "strategy.name: input should be 'fedavg'"),
+    ({"strategy": {"name": "fedbuf"}}, "strategy.name: there is no strategy 'fedbuf', did you mean 'fedbuff'?"),
+    ({"strategy": {"name": "sgd"}}, "strategy.name: there is no strategy 'sgd'; known here: fedavg, fedprox, "),
+    ({"strategy": {"name": "fedbuff", "bufer": 2}}, "strategy.bufer: unknown key, did you mean 'buffer'?"),
+    ({"strategy": {"name": "fedbuff", "quorum": 2}}, "strategy.quorum: unknown key; known here: name, buffer, rate"),
+    ({"strategy": {"name": "fedbuff", "staleness": {"knd": "hinge"}}}, "strategy.staleness.knd: unknown key, did you"),
+    ({"strategy": {"name": "fedbuff", "buffer": 0}}, "strategy.buffer: input should be greater than 0, got 0"),
+    ({"strategy": {"name": "fedadam", "quorum": 3}}, "strategy.quorum: 3 is more than the 2 sites"),
+    ({"strategy": {"name": "scaffold"}}, "strategy.name: scaffold corrects the gradients of plain SGD, and the sites"),
+    (
+        {"model": {"source": "x", "adapter": {"method": "svd"}}, "strategy": {"name": "fedasync"}},
+        "model.adapter.method: svd makes a model out of one round's updates only, fedasync also sums earlier models",
+    ),
     ({"sites": {}}, "sites: "),
     ({"model": {"source": "tiny", "tiny": {"width": 7}}}, "model.tiny.width: must be a multiple of 4"),
     ({"training": {"steps": 1, "learning_rate": float("inf")}}, "training.learning_rate: "),
@@ -92,6 +104,24 @@ def test_set_reads_values_as_yaml_and_makes_the_folders(tmp_path: Path) -> None:
     assert campaign.sites["aurora"].settings == {"threads": 2}
 
 
+@pytest.mark.parametrize("name", [name for name in SECTIONS if name != "scaffold"])
+def test_every_strategy_is_chosen_by_its_name(tmp_path: Path, name: str) -> None:
+    path = saved(tmp_path, nano(strategy={"name": "fedavg", "weights": "equal", "quorum": 1}))
+    campaign = load_campaign(path, [f"strategy.name={name}"])
+    assert type(campaign.strategy) is SECTIONS[name]
+    settings = {"weights": "equal", "quorum": 1}
+    kept = {key: value for key, value in settings.items() if key in SECTIONS[name].model_fields}
+    assert kept.items() <= campaign.strategy.model_dump().items()
+    assert load_campaign(saved(tmp_path, nano(strategy=name))).strategy.model_dump()["name"] == name
+    assert as_plain(load_campaign(saved(tmp_path, as_yaml(campaign)))) == as_plain(campaign)
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedprox"])
+def test_a_mean_of_one_round_goes_with_every_adapter(tmp_path: Path, strategy: str) -> None:
+    adapted = {"source": "x", "adapter": {"method": "flora"}}
+    assert load_campaign(saved(tmp_path, nano(model=adapted, strategy=strategy))).model.adapter is not None
+
+
 @pytest.mark.parametrize("text", ["training.steps", "=3", "rounds.x=3", "seed=[1"])
 def test_set_tells_what_is_wrong_with_it(text: str) -> None:
     with pytest.raises(UserMistake, match="--set"):
@@ -113,6 +143,14 @@ def test_sites_choose_swap_and_add() -> None:
 def test_a_campaign_survives_its_own_file(tmp_path: Path) -> None:
     campaign = Campaign.model_validate(nano())
     assert as_plain(load_campaign(saved(tmp_path, as_yaml(campaign)))) == as_plain(campaign)
+
+
+def test_a_default_is_of_the_type_that_it_has_when_it_is_read_again(tmp_path: Path) -> None:
+    """A resumed driver must name a task by the very same values, or all work would be asked for again."""
+    campaign = load_campaign(saved(tmp_path, nano(model={"source": "x", "adapter": {}}, strategy="fedecho")))
+    again = load_campaign(saved(tmp_path, as_yaml(campaign)))
+    assert repr(as_plain(again)) == repr(as_plain(campaign))
+    assert isinstance(campaign.training.checkpoint_s, float)
 
 
 plain = st.recursive(

@@ -14,12 +14,16 @@ from benchmarks import orchestration as trainer
 from apps.errors import CrossfedError
 from workflows import engine as engine_module
 from workflows import kernel as kernel_module
-from workflows.engine import Engine, decode_event
+from workflows.engine import Engine
 from workflows.fl_round import federate
 from workflows.preflight import make_plan
+from workflows.replay import decode_event
 from workflows.rundir import RunDirectory, open_existing, open_new
+from workflows.strategies import SECTIONS, make_strategy
 from workflows.strategies.base import (
     Aggregate,
+    BlockEnded,
+    BlockStarted,
     CampaignStarted,
     SetTimer,
     SiteFacts,
@@ -146,7 +150,7 @@ class OneByOne:
 
     def order(self, site: str) -> Train:
         self.task += 1
-        return Train(self.task, site, self.version, self.version + 1, 0)
+        return Train(self.task, site, self.version, self.version + 1)
 
     def react(self, event: Any) -> list[Any]:
         match event:
@@ -170,6 +174,57 @@ def test_an_asynchronous_strategy_with_a_timer(run: RunDirectory) -> None:
     assert [r["kind"] for r in run.journal.events("strategy_event")] == kinds
 
 
+ASYNCHRONOUS: list[dict[str, Any]] = [
+    {"name": "fedbuff", "buffer": 2, "momentum": 0.5},
+    {"name": "fedbuff", "buffer": 3, "late_binding": True},
+    {"name": "fedasync"},
+    {"name": "area"},
+    {"name": "fedcompass", "min_steps": 1, "max_steps": 3},
+    {"name": "fedqueue", "window_s": 0.2, "safety_s": 0.0, "warm_steps": 1},
+    {"name": "fedecho", "hold_s": 0.2},
+    {"name": "fedadam", "rate": 0.01},
+]
+
+
+def strategy_of(section: dict[str, Any], rounds: int) -> Any:
+    kind = SECTIONS[section["name"]]
+    return make_strategy(kind.model_validate(section), rounds, 1)
+
+
+@pytest.mark.parametrize("section", ASYNCHRONOUS, ids=lambda s: f"{s['name']}-{len(s)}")
+def test_interrupted_at_any_tick_a_strategy_goes_on_with_its_own_history(
+    run: RunDirectory, section: dict[str, Any]
+) -> None:
+    told: list[dict[str, Any]] = []
+    for events in (1, 2, 4, 6):
+
+        def interrupt(engine: Engine, events: int = events) -> None:
+            if sum(1 for _ in engine.run.journal.events("strategy_event")) >= events:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            drive(run, strategy_of(section, 7), interrupt)
+        run.close()
+        run = open_existing(run.path)
+        assert list(run.journal.events("aggregated"))[: len(told)] == told
+        told = list(run.journal.events("aggregated"))
+    assert drive(run, strategy_of(section, 7)) is None
+    assert [r["version"] for r in run.journal.events("aggregated")] == list(range(1, 8))
+    made = [r["result"]["version"] for r in run.journal.events("task_done") if r["app"] in ("aggregate", "advance")]
+    assert sorted(made) == list(range(1, 8))
+    trained = names(run, "local_train")
+    assert len(trained) == len(set(trained))
+    assert_the_clock_stood_still(run)
+
+
+def assert_the_clock_stood_still(run: RunDirectory) -> None:
+    """Times never go back, and are those of an observer who sleeps while no driver is there."""
+    times = [r["fields"]["time_s"] for r in run.journal.events("strategy_event")]
+    assert times == sorted(times)
+    first, last = run.journal.records[0]["time"], run.journal.records[-1]["time"]
+    assert times[-1] <= last - first
+
+
 @pytest.mark.parametrize(
     "event",
     [
@@ -177,6 +232,8 @@ def test_an_asynchronous_strategy_with_a_timer(run: RunDirectory) -> None:
         UpdateArrived(1.0, "a", 2, "id", 3, 4, 5.0, 6.0),
         SiteFailed(1.0, "a", 2, "reason"),
         TimerFired(2.0, "end"),
+        BlockStarted(3.0, "a", 60.0, None),
+        BlockEnded(4.0, "a", "timeout"),
     ],
 )
 def test_events_survive_the_journal(event: Any) -> None:

@@ -39,7 +39,7 @@ def failed(order: Train) -> SiteFailed:
 
 def test_a_round_asks_every_site_for_the_current_model() -> None:
     orders = FedAvg(2, 5, "equal", None).react(started(a=1, b=3))
-    assert orders == [Train(0, "a", 0, 1, 0, 5), Train(1, "b", 0, 1, 0, 5)]
+    assert orders == [Train(0, "a", 0, 1, 5), Train(1, "b", 0, 1, 5)]
 
 
 def test_the_mean_comes_with_the_next_round_and_the_last_one_stops() -> None:
@@ -48,7 +48,7 @@ def test_the_mean_comes_with_the_next_round_and_the_last_one_stops() -> None:
     assert strategy.react(arrived(b)) == []
     mean, *orders = strategy.react(arrived(a))
     assert mean == Aggregate(1, 0, ((0, 0.25), (1, 0.75)))
-    assert orders == [Train(2, "a", 1, 2, 5, 5), Train(3, "b", 1, 2, 5, 5)]
+    assert orders == [Train(2, "a", 1, 2, 5), Train(3, "b", 1, 2, 5)]
     strategy.react(arrived(orders[0]))
     assert strategy.react(arrived(orders[1])) == [Aggregate(2, 1, ((2, 0.25), (3, 0.75))), Stop()]
 
@@ -190,7 +190,7 @@ def test_the_family_differs_by_its_server_rule(name: str, rule: ServerRule) -> N
 
 def test_fedprox_holds_its_sites() -> None:
     orders = SECTIONS["fedprox"].model_validate({"name": "fedprox", "mu": 0.3}).strategy(2, 5).react(started(a=1))
-    assert orders == [Train(0, "a", 0, 1, 0, 5, proximal_mu=0.3)]
+    assert orders == [Train(0, "a", 0, 1, 5, proximal_mu=0.3)]
 
 
 def test_scaffold_corrects_by_the_others_last_gradients() -> None:

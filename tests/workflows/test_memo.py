@@ -91,3 +91,14 @@ def test_a_result_whose_artifact_is_gone_or_cut_off_is_made_again(call, tmp_path
 
 def test_results_without_artifact_need_none() -> None:
     assert still_there(3) and still_there({"samples": 3})
+
+
+def test_the_state_of_a_server_rule_counts_as_well(tmp_path: Path) -> None:
+    def artifact(name: str) -> dict[str, Any]:
+        return {"sha256": name, "nbytes": 3, "kind": "model"}
+
+    result = {"artifact": artifact("abc"), "state": artifact("def"), "store": str(tmp_path)}
+    (tmp_path / "abc.safetensors").write_bytes(b"123")
+    assert not still_there(result) and still_there({**result, "state": None})
+    (tmp_path / "def.safetensors").write_bytes(b"123")
+    assert still_there(result)

@@ -12,9 +12,12 @@ import pytest
 from rich.console import Console
 
 from workflows.display import Display
+from workflows.event_log import EventLog, task_runs
 from workflows.journal import Journal
 from workflows.metrics import metric_rows, write_metrics
+from workflows.report_tables import update_table
 from workflows.rounds import summaries
+from workflows.timeline import build_timeline
 
 
 def score(journal: Journal, number: int, who: str, loss: float) -> None:
@@ -65,6 +68,61 @@ def test_metrics_are_sorted_and_free_of_doubles(journal: Journal, tmp_path: Path
     assert list(read[0])[:5] == ["round", "model", "task", "loss", "samples"] and read[0]["loss"] == "2.000000"
 
 
+@pytest.fixture
+def versions(tmp_path: Path) -> Journal:
+    """Two versions of a strategy without rounds; site a was fast, and its first update counts in both."""
+    journal = Journal(tmp_path / "versions.jsonl")
+    journal.write("campaign_opened", campaign={"strategy": {"name": "fedecho"}})
+    score(journal, 0, "global", 3.0)
+    for order in (1, 2):
+        move(journal, "stage_in", order, 100)
+    first = {"site": "a", "order": 1, "weight": 1.0, "staleness": 0, "new": True}
+    journal.write("aggregated", version=1, round=1, weights={"a": 1.0}, updates=[first], models={})
+    journal.write("task_done", app="advance", round=1, site="server", result={}, started=24.0, ended=25.0)
+    score(journal, 1, "global", 2.5)
+    score(journal, 1, "a", 2.6)
+    move(journal, "stage_out", 1, 7)
+    second = {"site": "b", "order": 1, "weight": 0.5, "staleness": 1, "new": True}
+    again = {**first, "weight": 0.5, "staleness": 1, "new": False}
+    journal.write("aggregated", version=2, round=2, weights={"a": 0.5, "b": 0.5}, updates=[again, second], models={})
+    journal.write("task_done", app="advance", round=2, site="server", result={}, started=26.0, ended=28.0)
+    score(journal, 2, "global", 2.0)
+    score(journal, 2, "b", 2.75)
+    return journal
+
+
+def test_a_version_is_told_with_the_sites_that_are_new_in_it(versions: Journal) -> None:
+    rows = summaries(versions, with_sites=True)
+    assert [(row.number, row.site_losses) for row in rows] == [(0, {}), (1, {"a": 2.6}), (2, {"b": 2.75})]
+    assert [row.nbytes for row in rows] == [0, 200, 7]  # what has moved since the version before
+    assert rows[2].seconds == 3.0
+
+
+def test_the_report_tells_of_each_update_and_counts_versions(versions: Journal, tmp_path: Path) -> None:
+    run: Any = SimpleNamespace(period="version", journal=EventLog(tuple(versions.records)))
+    table = update_table(run)
+    assert table is not None and [list(row) for row in table.rows] == [
+        ["1", "a", "1", "0", "1.000", ""],
+        ["2", "a", "1", "1", "0.500", "again"],
+        ["2", "b", "1", "1", "0.500", ""],
+    ]
+    assert update_table(SimpleNamespace(period="round")) is None  # type: ignore[arg-type]
+    timeline = build_timeline(run.journal, ["a", "b"])
+    origin = versions.records[0]["time"]
+    made = [r["time"] - origin for r in versions.events("aggregated")]
+    assert timeline.period == "version" and list(timeline.round_ends.values()) == made
+
+
+def test_the_work_of_a_site_belongs_to_the_version_in_the_making(versions: Journal) -> None:
+    runs = task_runs(EventLog(tuple(versions.records)))
+    assert [(run.app, run.round, run.order) for run in runs if run.site == "a"] == [
+        ("stage_in", 1, 1), ("stage_in", 1, 2), ("stage_out", 2, 1)
+    ]  # fmt: skip
+    versions.write("campaign_finished", rounds=2, seconds=1)
+    move(versions, "stage_in", 3, 1)  # what the end came before
+    assert task_runs(EventLog(tuple(versions.records)))[-1].round == 2
+
+
 class FakeEngine:
     def __init__(self, journal: Journal) -> None:
         self.run = SimpleNamespace(journal=journal)
@@ -95,6 +153,17 @@ def test_plain_lines_without_a_terminal(journal: Journal) -> None:
     assert text.count("  ! site a, round 2: [3] values are not finite") == 1
     (row,) = [line for line in text.splitlines() if line.strip().startswith("1/8")]
     assert row.split() == ["1/8", "2.000", "2.500", "2.750", "300", "B", "15.0"]
+
+
+def test_versions_are_called_versions(versions: Journal) -> None:
+    text = io.StringIO()
+    console, engine = Console(file=text, width=120, highlight=False), FakeEngine(versions)
+    with Display(console, ["a", "b"], 8, "version") as display:
+        display.tick(engine)  # type: ignore[arg-type]
+    lines = text.getvalue().splitlines()
+    assert lines[0].split()[:3] == ["version", "global", "loss"]
+    assert lines[2].split() == ["1/8", "2.500", "2.600", "-", "200", "B", "0.0"]
+    assert "a: order 2: step 3 of 6, loss 1.500, 90 tokens/s" in text.getvalue()
 
 
 def test_a_line_per_site_on_a_terminal(journal: Journal) -> None:

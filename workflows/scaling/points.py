@@ -125,5 +125,6 @@ def training_of(campaign: Campaign, point: Point, steps: int) -> TrainingSpec:
         **campaign.training.model_dump(), "steps": steps, "accumulate": 1, "keep_optimizer": False,
         "batch_size": point.memory.choice.micro_batch * point.memory.machine.ranks, "schedule": "constant",
         "warmup_steps": 0, "start_step": 0, "total_steps": 0, "device": point.site.device, "checkpoint_s": NEVER_S,
+        "until": None,
     }  # fmt: skip
     return cast(TrainingSpec, spec)

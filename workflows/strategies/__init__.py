@@ -12,7 +12,7 @@ from workflows.strategies.diloco import DiLoCoSection
 from workflows.strategies.fedadagrad import FedAdagradSection
 from workflows.strategies.fedadam import FedAdamSection
 from workflows.strategies.fedasync import FedAsyncSection
-from workflows.strategies.fedavg import FedAvgSection
+from workflows.strategies.fedavg import FedAvgSection, SynchronousSection
 from workflows.strategies.fedavgm import FedAvgMSection
 from workflows.strategies.fedbuff import FedBuffSection
 from workflows.strategies.fedcompass import FedCompassSection
@@ -24,7 +24,6 @@ from workflows.strategies.fedyogi import FedYogiSection
 from workflows.strategies.scaffold import ScaffoldSection
 from workflows.strategies.section import Section
 
-StrategySection = FedAvgSection  # what a campaign has that says nothing about its strategy
 SECTIONS: dict[str, type[Section]] = {
     "fedavg": FedAvgSection, "fedprox": FedProxSection, "fedavgm": FedAvgMSection,
     "fedadagrad": FedAdagradSection, "fedadam": FedAdamSection, "fedyogi": FedYogiSection, "fednova": FedNovaSection,
@@ -34,7 +33,9 @@ SECTIONS: dict[str, type[Section]] = {
 
 
 def _named(section: Any) -> Any:
-    """Without a name the section means FedAvg."""
+    """Without a name the section means FedAvg; a name alone means its defaults."""
+    if isinstance(section, str):
+        return {"name": section}
     return {"name": "fedavg", **section} if isinstance(section, dict) else section
 
 
@@ -57,6 +58,16 @@ AnySection = Annotated[
     Discriminator("name"),
     BeforeValidator(_named),
 ]
+
+
+def has_rounds(name: str) -> bool:
+    """Whether a strategy goes in rounds; the others make versions of the model out of what comes when it comes."""
+    return issubclass(SECTIONS.get(name, FedAvgSection), SynchronousSection)
+
+
+def is_plain_mean(section: Section) -> bool:
+    """Whether each model is a mean of updates of the one before, and nothing else."""
+    return isinstance(section, FedAvgSection | FedProxSection)
 
 
 def make_strategy(section: Section, rounds: int, steps: int) -> Strategy:

@@ -76,6 +76,10 @@ class Asynchronous:
             case BlockEnded() if event.site in memory.held:
                 memory.held.remove(event.site)
                 return [] if event.site in memory.ledger.busy() else self._ask(event.site, event.time_s)
+            case BlockEnded() if event.site in memory.requested:
+                memory.requested.remove(event.site)
+                memory.ledger.failed(event.site)
+                return [*self._ask(event.site, event.time_s), *self._given_up()]
             case UpdateArrived() | SiteFailed():
                 order = memory.ledger.close(event)
                 return self._closed(event, order) if order else []
@@ -90,10 +94,13 @@ class Asynchronous:
                 actions.append(made)
         if memory.version >= self.rounds:
             return [*actions, Stop()]
-        actions += self._ask(event.site, event.time_s)
-        if all(memory.ledger.failures.get(site, 0) >= PATIENCE for site in memory.ledger.samples):
-            return [*actions, Stop(f"every site has failed {PATIENCE} times in a row")]
-        return actions
+        return [*actions, *self._ask(event.site, event.time_s), *self._given_up()]
+
+    def _given_up(self) -> list[Action]:
+        """The end, once no site is left to be asked."""
+        if all(self.memory.ledger.failures.get(site, 0) >= PATIENCE for site in self.memory.ledger.samples):
+            return [Stop(f"every site has failed {PATIENCE} times in a row")]
+        return []
 
     def _ask(self, site: str, now_s: float) -> list[Action]:
         memory = self.memory

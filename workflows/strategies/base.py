@@ -48,7 +48,7 @@ class BlockStarted:
 
 @dataclass(frozen=True)
 class BlockEnded:
-    """A running block is gone: walltime, idle, preempted, cancelled."""
+    """A running block is gone (walltime, idle, preempted, cancelled), or one that was asked for cannot be had."""
 
     time_s: float
     site: str
@@ -110,14 +110,14 @@ class Train:
 
     ``round`` seeds the order of the samples: for a site it is never twice the same. The work ends after ``steps``,
     after the step during which ``until_s`` passes, or when the block nears its walltime, whichever is first; the
-    update then says how many steps were done.
+    update then says how many steps were done. Warm-up and decay of the learning rate follow ``version``, of which
+    every strategy makes as many as the campaign has rounds.
     """
 
     task: int
     site: str
     version: int
     round: int
-    start_step: int  # of the learning-rate schedule
     steps: int | None = None  # None: the campaign's training.steps
     until_s: float | None = None
     rate_factor: float = 1.0  # on the learning rate

@@ -148,8 +148,8 @@ class FedAvg:
     def _order(self, site: str) -> Train:
         memory = self.memory
         order = memory.ledger.order(
-            site, memory.version, self.steps, round=memory.version + 1, start_step=memory.version * self.steps,
-            proximal_mu=self.proximal_mu, correction=self._correction(site) if self.corrected else (),
+            site, memory.version, self.steps, round=memory.version + 1, proximal_mu=self.proximal_mu,
+            correction=self._correction(site) if self.corrected else (),
         )  # fmt: skip
         memory.current[order.task] = site
         return order

@@ -142,9 +142,12 @@ class FedEcho:
                 return self._block_started(event)
             case BlockEnded():
                 blocks = memory.blocks[event.site]
+                if not blocks.ends_s and blocks.waiting:  # it cannot be had
+                    blocks.waiting -= 1
+                    memory.ledger.failed(event.site)
                 blocks.ends_s = blocks.ends_s[1:]
                 asked = self._ask(event.site, event.time_s) if self.section.late_binding else []
-                return [*asked, *self._round(event.time_s)]
+                return [*asked, *self._round(event.time_s), *self._given_up()]
             case UpdateArrived() | SiteFailed():
                 order = memory.ledger.close(event)
                 return self._closed(event, order) if order else []
@@ -159,7 +162,7 @@ class FedEcho:
         return self._ask(event.site, event.time_s, fresh=True)
 
     def _closed(self, event: UpdateArrived | SiteFailed, order: Order) -> list[Action]:
-        memory, section, before = self.memory, self.section, list[Action]()
+        memory, before = self.memory, list[Action]()
         if isinstance(event, UpdateArrived) and event.steps_done > 0:
             if order.site in memory.fresh:  # heard a second time, from its next block: the first word counts too
                 before = self._merged(event.time_s)
@@ -170,10 +173,14 @@ class FedEcho:
             memory.heard_s[order.site] = event.time_s
             memory.fresh = [*(site for site in memory.fresh if site != order.site), order.site]
         asked = [] if order.site in memory.fresh else self._ask(order.site, event.time_s)
-        actions = [*before, *asked, *self._round(event.time_s)]
-        if all(memory.ledger.failures.get(site, 0) >= section.patience for site in memory.ledger.samples):
-            return [*actions, Stop(f"every site has failed {section.patience} times in a row")]
-        return actions
+        return [*before, *asked, *self._round(event.time_s), *self._given_up()]
+
+    def _given_up(self) -> list[Action]:
+        """The end, once no site is left to be asked."""
+        patience = self.section.patience
+        if all(self.memory.ledger.failures.get(site, 0) >= patience for site in self.memory.ledger.samples):
+            return [Stop(f"every site has failed {patience} times in a row")]
+        return []
 
     def _round(self, now_s: float) -> list[Action]:
         """A merge and new work, if there is news and nobody to wait for."""

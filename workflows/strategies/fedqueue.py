@@ -117,7 +117,7 @@ class FedQueue:
         entry = Entry(event.task, order.version, event.steps_done)
         in_time = event.wait_s <= memory.deadline_s[order.site]
         (memory.admitted if in_time else memory.late)[order.site] = entry
-        site, step_s = order.site, event.train_s / event.steps_done
+        site, step_s = order.site, max(event.train_s / event.steps_done, 1e-9)
         memory.wait_s[site] = section.wait_factor * event.wait_s + (1 - section.wait_factor) * memory.wait_s[site]
         known = memory.step_s.get(site, step_s)
         memory.step_s[site] = section.speed_factor * step_s + (1 - section.speed_factor) * known

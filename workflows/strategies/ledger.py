@@ -48,28 +48,31 @@ class Ledger:
     next_task: int = 0
     out: dict[int, Order] = field(default_factory=dict)
     rounds: dict[str, int] = field(default_factory=dict)  # orders a site was given
-    steps: dict[str, int] = field(default_factory=dict)  # steps a site was asked for
     failures: dict[str, int] = field(default_factory=dict)  # in a row
 
     def enrol(self, sites: Iterable[SiteFacts]) -> None:
         self.samples = {site.name: site.samples for site in sites}
 
     def order(self, site: str, version: int, steps: int, asked_s: float = 0.0, **details: Any) -> Train:
-        """The next order of a site; rounds and steps count per site unless ``details`` give them."""
+        """The next order of a site; rounds count per site unless ``details`` give them."""
         task, self.next_task = self.next_task, self.next_task + 1
         self.out[task] = Order(site, version, steps, asked_s)
-        number, before = self.rounds.get(site, 0) + 1, self.steps.get(site, 0)
-        self.rounds[site], self.steps[site] = number, before + steps
-        place = {"round": number, "start_step": before, **details}
-        return Train(task, site, version, steps=steps, **place)
+        self.rounds[site] = self.rounds.get(site, 0) + 1
+        return Train(task, site, version, steps=steps, **{"round": self.rounds[site], **details})
 
     def close(self, event: UpdateArrived | SiteFailed) -> Order | None:
         """The order that has ended; None where it was told before."""
         order = self.out.pop(event.task, None)
         if order is not None:
-            failed = isinstance(event, SiteFailed)
-            self.failures[order.site] = self.failures.get(order.site, 0) + 1 if failed else 0
+            if isinstance(event, SiteFailed):
+                self.failed(order.site)
+            else:
+                self.failures[order.site] = 0
         return order
+
+    def failed(self, site: str) -> None:
+        """A site could not be had at all."""
+        self.failures[site] = self.failures.get(site, 0) + 1
 
     def busy(self) -> set[str]:
         return {order.site for order in self.out.values()}

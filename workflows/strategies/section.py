@@ -14,7 +14,7 @@ Weights = Literal["samples", "equal"]
 class Section(BaseModel):
     """Settings of one strategy; each gives the strategy it describes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
     def strategy(self, rounds: int, steps: int) -> Strategy:
         """A fresh strategy.

@@ -77,7 +77,7 @@ def play(answer: Callable[[Event], list[Action]], facility: Facility = PLAIN, bu
 
 
 def order(task: int, steps: int = 10, **details: Any) -> Train:
-    return Train(task, "a", 0, task + 1, 0, steps, **details)
+    return Train(task, "a", 0, task + 1, steps, **details)
 
 
 def at_start(*actions: Action) -> Callable[[Event], list[Action]]:
@@ -178,7 +178,7 @@ def test_timers_fire_and_the_end_is_the_end() -> None:
 def test_shares_count_the_steps_behind_the_model() -> None:
     def answer(event: Event) -> list[Action]:
         if isinstance(event, CampaignStarted):
-            return [order(0, 30), Train(1, "b", 0, 1, 0, 10)]
+            return [order(0, 30), Train(1, "b", 0, 1, 10)]
         done = isinstance(event, UpdateArrived) and event.task == 0
         return [Aggregate(1, 0, ((0, 0.5), (1, 0.5)))] if done else []
 
