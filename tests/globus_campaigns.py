@@ -120,7 +120,8 @@ def files_with(words: list[str], *folders: Path) -> list[tuple[Path, str]]:
 
 def compute_tasks(run_dir: Path, function: str = "apps.train:local_train") -> list[dict[str, Any]]:
     """The Compute tasks that were submitted for a function."""
-    return [r for r in events(run_dir, "compute_submitted") if r.get("function", function) == function]
+    keys = {r["key"] for r in events(run_dir, "compute_submitting") if r["function"] == function}
+    return [r for r in events(run_dir, "compute_submitted") if r["key"] in keys]
 
 
 def pid_lives(pid: int) -> bool:
