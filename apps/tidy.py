@@ -1,57 +1,41 @@
-"""Makes room at a site: artifacts that no coming task needs are deleted."""
+"""Makes room at a site: the artifacts of a training that the server has are deleted there."""
 
 from __future__ import annotations
 
-import logging
-import re
 import time
-from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
+from apps.artifacts import artifact_path
 from apps.errors import placed
 from apps.files import inside
-from apps.manifests import Place
-
-logger = logging.getLogger(__name__)
-ARTIFACT = re.compile(r"([0-9a-f]{64})\.(safetensors|damaged)")
-SPARE_S = 600.0
+from apps.manifests import Manifest, Place
 
 
-def tidy(place: Place, root: str, keep: Sequence[str], spare_s: float = SPARE_S) -> dict[str, Any]:
-    """Delete the artifacts in a site's storage but for those to keep.
+def forget(
+    place: Place, root: str, base: dict[str, Any], earlier: dict[str, Any], manifest: Manifest
+) -> dict[str, Any]:
+    """Delete what a finished training began with and what it came to.
 
     Args:
         place: the site and the round.
         root: the site's storage.
-        keep: SHA-256 of artifacts that stay: those of tasks to come, and of manifests whose answers are still wanted.
-        spare_s: what was written within so many seconds stays too: a task may have made it that the driver has not
-            heard of yet.
+        base: the stage-out result of the next training, whose model stays.
+        earlier: that of the finished training.
+        manifest: of its update.
 
     Returns:
-        ``removed`` (SHA-256, sorted) and ``nbytes`` that are free now. Artifacts with other names than their links
-        lose the name only.
+        ``tidied``, the folder, and ``removed``, the SHA-256 of what is not there any more.
     """
-    removed, nbytes = [], 0
-    started = time.time()
+    started, removed = time.time(), forgotten(base, earlier, manifest)
     with placed(**place):
-        for path, sha in _artifacts(inside(root, "artifacts")):
-            if sha in keep:
-                continue
-            with suppress(OSError):  # gone meanwhile, or a folder of another user
-                known = path.stat()
-                if started - known.st_mtime < spare_s:
-                    continue
-                path.unlink()
-                removed.append(sha)
-                nbytes += known.st_size if known.st_nlink == 1 else 0
-    return {"removed": sorted(removed), "nbytes": nbytes, "started": started, "ended": time.time()}
+        store = inside(root, "artifacts")
+        for sha256 in removed:
+            with suppress(OSError):  # gone already, or of another user; nothing of the campaign depends on it
+                artifact_path(store, {"sha256": sha256, "nbytes": 0, "kind": ""}).unlink()
+    return {"tidied": f"{root}/artifacts", "removed": removed, "started": started, "ended": time.time()}
 
 
-def _artifacts(store: Path) -> Iterator[tuple[Path, str]]:
-    """Files of a store that are named as artifacts are; nothing else in it is ours to delete."""
-    for path in sorted(store.glob("*")):
-        match = ARTIFACT.fullmatch(path.name)
-        if match and path.is_file() and not path.is_symlink():
-            yield path, match[1]
+def forgotten(base: dict[str, Any], *finished: Any) -> list[str]:
+    """SHA-256 of the artifacts of these results, but for that of ``base``; sorted."""
+    return sorted({result["artifact"]["sha256"] for result in finished} - {base["artifact"]["sha256"]})

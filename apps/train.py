@@ -20,6 +20,7 @@ from apps.parallel import fits_in_worker
 from apps.ranks import unmask_devices
 from apps.task import Order, SiteWork, Task, found_answer
 from apps.team import Team
+from apps.transfer import move
 from apps.versions import library_versions, require_same_code
 
 STORAGE = ("artifacts", "manifests", "optimizer", "checkpoints", "logs", CLAIMS)
@@ -97,7 +98,11 @@ def earlier_answer(task: Task) -> Manifest | None:
 
 
 def train_now(task: Task, stop: StopRequest) -> Manifest:
-    """Train in this process, or as ranks that it starts."""
+    """Train in this process, or as ranks that it starts.
+
+    The model may have been left in the store of another site of the same facility: it takes a name of its own here.
+    """
+    move(task.base["artifact"], task.base["store"], str(task.root / "artifacts"), link=True)
     if not fits_in_worker(task.work["parallel"]):
         return train_as_ranks(task, stop)
     unmask_devices(os.environ)

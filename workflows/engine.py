@@ -115,6 +115,9 @@ class Engine:
         )
         update = self.ways.back(site, number, manifest, base, attempt)
         self.updates[action.task] = update
+        before = self.flows.get(site)
+        if before and before.action.task != action.task and before.update.done() and root_cause(before.update) is None:
+            self.ways.clear(site, number, base, before.base, before.manifest)
         self.flows[site] = Flow(action, self.models[action.version], base, manifest, update)
         update.add_done_callback(lambda future: self.inbox.put((self._arrived, (action, attempt, future))))
 

@@ -32,7 +32,10 @@ class JournalMemoizer(Memoizer):
 
     def __init__(self, journal: Journal, unseen: Collection[str] = ()) -> None:
         self.journal, self.unseen = journal, unseen
-        self.known = {r["key"]: r["result"] for r in journal.events("task_done")}
+        self.known: dict[str, Any] = {}
+        self.gone: set[tuple[str, str]] = set()  # store and SHA-256 of what was deleted on purpose
+        for record in journal.events("task_done"):
+            self._know(record["key"], record["result"])
 
     def start(self, *, run_dir: str, config_run_dir: str) -> None:
         """Nothing to load: the journal is open."""
@@ -40,12 +43,21 @@ class JournalMemoizer(Memoizer):
     def close(self) -> None:
         """Nothing to write: every record is on the disk."""
 
+    def _know(self, key: str, result: Any) -> None:
+        self.known[key] = result
+        if isinstance(result, dict) and "tidied" in result:
+            self.gone.update((result["tidied"], sha256) for sha256 in result["removed"])
+
+    def _holds(self, key: str) -> bool:
+        """Whether a result is known, and what it speaks of is there as far as it should be."""
+        return key in self.known and still_there(self.known[key], self.unseen, self.gone)
+
     def check_memo(self, task: TaskRecord) -> Future[Any] | None:
         if not task["memoize"]:
             task["hashsum"] = None
             return None
         key = task["hashsum"] = make_hash(task)
-        if key not in self.known or not still_there(self.known[key], self.unseen):
+        if not self._holds(key):
             return None
         done: Future[Any] = Future()
         done.set_result(self.known[key])
@@ -53,9 +65,9 @@ class JournalMemoizer(Memoizer):
 
     def update_memo_result(self, task: TaskRecord, r: Any) -> None:
         key = task["hashsum"]
-        if key is None or task["from_memo"] or (key in self.known and still_there(self.known[key], self.unseen)):
+        if key is None or task["from_memo"] or self._holds(key):
             return
-        self.known[key] = r
+        self._know(key, r)
         try:
             place = task["args"][0]  # every app takes its place first
             self.journal.write(
@@ -69,7 +81,7 @@ class JournalMemoizer(Memoizer):
         """Told to the journal by the driver, which knows what follows from it."""
 
 
-def still_there(result: Any, unseen: Collection[str] = ()) -> bool:
+def still_there(result: Any, unseen: Collection[str] = (), gone: Collection[tuple[str, str]] = ()) -> bool:
     """Whether the artifacts that a result speaks of still lie where it says, with their size.
 
     Its content is verified by whoever uses it; to hash every artifact at each resume would take hours for large models.
@@ -79,7 +91,9 @@ def still_there(result: Any, unseen: Collection[str] = ()) -> bool:
     if result["store"] in unseen:
         return True
     artifacts = [result["artifact"], *filter(None, [result.get("state")])]
-    found = [(artifact_path(result["store"], artifact), artifact["nbytes"]) for artifact in artifacts]
+    store = result["store"]
+    wanted = [artifact for artifact in artifacts if (store, artifact["sha256"]) not in gone]
+    found = [(artifact_path(store, artifact), artifact["nbytes"]) for artifact in wanted]
     return all(path.is_file() and path.stat().st_size == nbytes for path, nbytes in found)
 
 

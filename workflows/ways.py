@@ -7,10 +7,12 @@ the server's worker checks what has arrived.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from parsl.dataflow.futures import AppFuture
 
+from apps.manifests import Manifest, Place
+from apps.tidy import forget, forgotten
 from apps.transfer import stage_in, stage_out
 from workflows.executors import SERVER, TRANSFERS
 
@@ -61,6 +63,27 @@ class Ways:
         return self.submit(
             stage_in, site, number, manifest, base, source, self.store, self.plan.rules, *self._linked(site), on=SERVER
         )
+
+    def clear(self, site: str, number: int, base: AppFuture, earlier: AppFuture, manifest: AppFuture) -> AppFuture:
+        """Make room at a site, once the next model is there, for what the server has of an earlier round.
+
+        Args:
+            site, number: whose training comes next, and in which round.
+            base: its stage-out result.
+            earlier, manifest: the stage-out result of the training before it, and what that came to.
+        """
+        if self.plan.sites[site].carrier == "globus":
+            return self.submit(self.clear_far, site, number, base, earlier, manifest, on=TRANSFERS)
+        root = self.plan.site_work[site]["root"]
+        return self.submit(forget, site, number, root, base, earlier, manifest, on=SERVER)
+
+    def clear_far(
+        self, place: Place, base: dict[str, Any], earlier: dict[str, Any], manifest: Manifest
+    ) -> dict[str, Any]:
+        """The app behind ``clear`` where Globus carries; a model that several sites read from one store stays there."""
+        assert self.carriage is not None
+        shared = list(self.stores.values()).count(self._store_at(place["site"])) > 1
+        return self.carriage.clean(place, forgotten(base, manifest, *(() if shared else (earlier,))))
 
     def _store_at(self, site: str) -> str:
         return f"{self.plan.site_work[site]['root']}/artifacts"

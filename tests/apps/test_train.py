@@ -163,6 +163,17 @@ def test_base_model_that_is_not_whole_is_refused(site):
         site.train()
 
 
+def test_a_model_left_at_a_neighbour_site_is_linked_from_there(site, tmp_path):
+    expected = site.train()["artifact"]
+    neighbour = tmp_path / "neighbour"
+    (site.root / "artifacts").rename(neighbour)
+    shutil.rmtree(site.root / "manifests")
+    site.base = {**site.base, "store": str(neighbour)}
+    assert site.train()["artifact"] == expected
+    own, other = (artifact_path(store, site.base["artifact"]) for store in (site.artifacts, neighbour))
+    assert own.samefile(other)
+
+
 def test_base_of_another_model_is_refused(site):
     site.base = site.base | {"artifact": save_tensors(site.artifacts, {"x": torch.zeros(1)}, "model")}
     with pytest.raises(ArtifactError, match=r"site aurora, round 1: artifact is of another model"):

@@ -90,6 +90,27 @@ def test_interrupted_at_any_tick_it_goes_on_to_the_same_models(run: RunDirectory
     assert len(trained) == len(set(trained)) == 6
 
 
+def test_sites_keep_only_what_they_need_and_a_resume_does_nothing_again(run: RunDirectory, tmp_path: Path) -> None:
+    drive(run, FedAvg(3, 1, "equal", None))
+    expected = versions(run)
+    again = open_new(tmp_path / "again", trainer.campaign_of(2, 3), tmp_path / "campaign.yaml", [], None)
+
+    def interrupt(engine: Engine) -> None:
+        if len(names(engine.run, "forget")) >= 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        drive(again, FedAvg(3, 1, "equal", None), interrupt)
+    again.close()
+    again = open_existing(again.path)
+    assert drive(again, FedAvg(3, 1, "equal", None)) is None
+    assert versions(again) == expected
+    for app in ("local_train", "stage_out"):
+        assert len(names(again, app)) == len(set(names(again, app))) == 6
+    kept = [path.name for path in (again.path / "sites" / "site00" / "artifacts").iterdir()]
+    assert len(kept) == 2  # the model and the update of the last round
+
+
 def test_an_update_whose_file_is_bad_is_asked_for_again(run: RunDirectory) -> None:
     attempts: list[int] = []
 

@@ -89,6 +89,24 @@ def test_a_result_whose_artifact_is_gone_or_cut_off_is_made_again(call, tmp_path
     assert CALLS == [5, 5, 5]
 
 
+def tidied(place: dict, folder: str) -> dict[str, Any]:
+    (Path(folder) / "abc.safetensors").unlink()
+    return {"tidied": folder, "removed": ["abc"]}
+
+
+def test_what_was_deleted_on_purpose_is_not_made_again(call, tmp_path: Path) -> None:
+    store = str(tmp_path)
+    call(stored, store)
+    call(tidied, store)
+    call(stored, store)
+    assert CALLS == [5] and not (tmp_path / "abc.safetensors").exists()
+
+
+def test_a_store_out_of_sight_is_believed(tmp_path: Path) -> None:
+    result = {"artifact": {"sha256": "abc", "nbytes": 3, "kind": "model"}, "store": "/far/away"}
+    assert still_there(result, unseen={"/far/away"}) and not still_there(result)
+
+
 def test_results_without_artifact_need_none() -> None:
     assert still_there(3) and still_there({"samples": 3})
 

@@ -184,6 +184,7 @@ def worker_lines(site: Site, choices: Choices) -> list[str]:
     values = {**site.environment, "HF_HUB_DISABLE_TELEMETRY": "1"}
     programs = ":".join(shlex.quote(str(folder / "bin")) for folder in (site.python_env, choices.agent))
     return [
+        "unset GLOBUS_COMPUTE_CLIENT_ID GLOBUS_COMPUTE_CLIENT_SECRET  # of the agent's account, no business of a job",
         *(site.setup.splitlines() if site.setup else []),
         *(f"export {name}={shlex.quote(value)}" for name, value in values.items()),
         f"export PATH={programs}:$PATH",
