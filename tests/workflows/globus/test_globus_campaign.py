@@ -47,3 +47,20 @@ def test_two_globus_sites_and_a_local_one_give_the_model_of_three_local_ones(wor
     assert {r["state"] for r in events(run_dir, "transfer_ended")} == {"SUCCEEDED"}
     assert len(world.transfer.tasks) == 12  # one each way, site and round
     assert files_with(world.secrets(), run_dir, *(world.root / name for name in world.sites)) == []
+    for name in world.sites:  # what the server has does not stay
+        assert len(list((world.root / name / "data" / "artifacts").iterdir())) == 2
+
+
+def test_two_sites_of_one_facility_share_what_is_sent_and_bind_late(world: GlobusWorld) -> None:
+    """An asynchronous strategy that asks for blocks through an endpoint; the model of a version crosses once for both."""
+    entry = world.site("polaris")
+    near = {**entry, "storage_root": f"{entry['storage_root']}/near"}
+    far = {**entry, "storage_root": f"{entry['storage_root']}/far"}
+    strategy = {"name": "fedbuff", "buffer": 2, "late_binding": True}
+    output = finish(world.start(write(world, {"near": near, "far": far}, strategy=strategy, rounds=2)))
+    run_dir = world.root / "driver" / "runs" / "nano"
+    kinds = [r["kind"] for r in events(run_dir, "strategy_event")]
+    assert kinds.count("BlockStarted") >= 2 and kinds.count("UpdateArrived") >= 4, output
+    sent = [r["artifact"] for r in events(run_dir, "transfer_submitted", "transfer_submitting") if r["direction"] == "send" and "artifact" in r]  # noqa: E501
+    assert len(sent) == len(set(sent)) and trained_once(run_dir)
+    assert [r["version"] for r in events(run_dir, "aggregated")] == [1, 2]
