@@ -53,7 +53,7 @@ def test_two_globus_sites_and_a_local_one_give_the_model_of_three_local_ones(wor
 
 
 def test_two_sites_of_one_facility_share_what_is_sent_and_bind_late(world: GlobusWorld) -> None:
-    """An asynchronous strategy that asks for blocks through an endpoint; the model of a version crosses once for both."""
+    """An asynchronous strategy asks for blocks through an endpoint; the model of a version crosses once for both."""
     entry = world.site("polaris")
     near = {**entry, "storage_root": f"{entry['storage_root']}/near"}
     far = {**entry, "storage_root": f"{entry['storage_root']}/far"}
