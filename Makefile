@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 ENDPOINT := .endpoint-venv
+# most of the whole campaigns is waiting; files stay together, since their tests share facilities
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: help setup endpoint-env demo test test-fast test-slurm test-globus lint bench study data clean
 
@@ -32,16 +34,16 @@ demo: setup  ## four sites fine-tune a real language model (about four minutes a
 	$(BIN)/python workflows/fl_round.py
 
 test: setup lint  ## lint, types and all tests that this machine can run
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: setup  ## the tests that start no worker processes
-	$(BIN)/python -m pytest -m 'not campaign'
+	$(PYTEST) -m 'not campaign'
 
 test-slurm: setup  ## the tests that need Slurm on this machine (.ci/packages.sh installs it); none may be skipped
-	CROSSFED_REQUIRE_SLURM=1 $(BIN)/python -m pytest -m slurm
+	CROSSFED_REQUIRE_SLURM=1 $(PYTEST) -m "slurm and not globus"
 
 test-globus: setup endpoint-env  ## the tests that need RabbitMQ (.ci/packages.sh) and a Globus Compute agent; none may be skipped
-	CROSSFED_REQUIRE_GLOBUS=1 $(BIN)/python -m pytest -m globus
+	CROSSFED_REQUIRE_SLURM=1 CROSSFED_REQUIRE_GLOBUS=1 $(PYTEST) -m globus
 
 lint: setup  ## ruff and mypy
 	$(BIN)/python -m ruff check .
