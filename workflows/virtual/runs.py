@@ -69,13 +69,14 @@ def _jobs(scenario: Scenario, trace: str | None) -> Any:
     return jobs_of(scenario, Path(trace) if trace else None)
 
 
-def play(run: Run) -> Outcome:
-    """The campaign itself."""
+def play(run: Run, target: float | None = None) -> Outcome:
+    """The campaign itself; with a ``target`` it ends where the loss has come so low."""
     section = TypeAdapter(AnySection).validate_python(json.loads(run.section))
     waits = waits_of(run.scenario, run.sites, run.seed, _jobs(run.scenario, run.trace))
     problem = Digits(run.sites, run.alpha, run.seed)
     room = machine_room(run.sites, run.seed)
-    return VirtualEngine(section.strategy(ENDLESS, run.steps), room, waits, problem, run.seed).run(run.budget_s)
+    engine = VirtualEngine(section.strategy(ENDLESS, run.steps), room, waits, problem, run.seed)
+    return engine.run(run.budget_s, target)
 
 
 def played(run: Run, folder: str, code: str) -> dict[str, Any]:
@@ -105,19 +106,24 @@ def summary(run: Run, outcome: Outcome) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def lows(outcome: Outcome) -> list[tuple[float, float]]:
-    """(time, loss) whenever the global model was better than ever before."""
-    best, found = math.inf, []
+def lows(outcome: Outcome) -> list[tuple[float, float, float]]:
+    """(time, loss, node-hours spent) whenever the global model was better than ever before."""
+    best, found = math.inf, list[tuple[float, float, float]]()
     for point in outcome.points:
         if point.score.loss < best:
             best = point.score.loss
-            found.append((point.time_s, best))
+            found.append((point.time_s, best, point.node_hours))
     return found
 
 
 def time_to(result: dict[str, Any], target: float) -> float | None:
     """When the global model first had this loss or less; None: never."""
-    return next((time_s for time_s, loss in result["lows"] if loss <= target), None)
+    return next((time_s for time_s, loss, _ in result["lows"] if loss <= target), None)
+
+
+def node_hours_to(result: dict[str, Any], target: float) -> float | None:
+    """What had been spent when the global model first had this loss or less; None: never."""
+    return next((hours for _, loss, hours in result["lows"] if loss <= target), None)
 
 
 def thinned(points: list[Any]) -> list[Any]:
