@@ -13,18 +13,21 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
 from apps.files import write_json
 from workflows.strategies import AnySection
+from workflows.virtual.chemistry import ChemistryTasks
 from workflows.virtual.digits import Digits
 from workflows.virtual.engine import VirtualEngine
 from workflows.virtual.facility import machine_room
 from workflows.virtual.outcome import Outcome
 from workflows.virtual.scenarios import Scenario, jobs_of, waits_of
 
+ProblemName = Literal["digits", "tasks"]
+PROBLEMS: tuple[ProblemName, ...] = ("digits", "tasks")
 CURVE_POINTS = 240
 ENDLESS = 10**9  # versions: virtual campaigns end by their budget of seconds
 
@@ -42,6 +45,7 @@ class Run:
     seed: int
     budget_s: float
     trace: str | None = None
+    problem: ProblemName = "digits"
 
     def key(self, code: str) -> str:
         plain = {**asdict(self), "trace": trace_sha256(self.trace), "code": code}
@@ -54,7 +58,7 @@ def trace_sha256(path: str | None) -> str | None:
 
 
 def code_sha256() -> str:
-    """Of the strategies, the virtual engine, and the split of the data."""
+    """Of the strategies, the virtual engine, and the split of the data; the training of the tasks has no part in it."""
     here = Path(__file__).parent
     files = sorted([*here.glob("*.py"), *(here.parent / "strategies").glob("*.py")])
     files.append(here.parent.parent / "data" / "partition.py")
@@ -73,7 +77,8 @@ def play(run: Run, target: float | None = None) -> Outcome:
     """The campaign itself; with a ``target`` it ends where the loss has come so low."""
     section = TypeAdapter(AnySection).validate_python(json.loads(run.section))
     waits = waits_of(run.scenario, run.sites, run.seed, _jobs(run.scenario, run.trace))
-    problem = Digits(run.sites, run.alpha, run.seed)
+    kind = ChemistryTasks if run.problem == "tasks" else Digits
+    problem = kind(run.sites, run.alpha, run.seed)
     room = machine_room(run.sites, run.seed)
     engine = VirtualEngine(section.strategy(ENDLESS, run.steps), room, waits, problem, run.seed)
     return engine.run(run.budget_s, target)

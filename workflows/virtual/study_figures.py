@@ -57,7 +57,7 @@ def paint_panels(results: Sequence[Result]) -> Figure | None:
     from matplotlib.figure import Figure
 
     grouped = by_strategy(results)
-    shown = [name for name in PANELS if name in grouped] or list(grouped)[:4]
+    shown = [name for name in grouped if name.removesuffix("-published") in PANELS] or list(grouped)[:4]
     figure = Figure(figsize=(12, 3.6 * math.ceil(len(shown) / 2)), layout="constrained")
     for number, name in enumerate(shown, 1):
         axes = figure.add_subplot(math.ceil(len(shown) / 2), 2, number)

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from apps.files import atomic_file
@@ -135,14 +136,20 @@ def summary_rows(results: Sequence[Result], target: float) -> list[list[str]]:
     return rows
 
 
+def standing(results: Sequence[Result], target: float) -> tuple[float, float]:
+    """(median hours to the target, median final loss): the less, the better."""
+    return median_interval(times(results, target)).value, median([r["final_loss"] for r in results])
+
+
 def comparison_rows(results: Sequence[Result], target: float, ours: str) -> list[list[str]]:
-    """Ours against each other strategy, seed by seed: ratios and differences of medians with intervals."""
+    """Ours against each other strategy, seed by seed: ratios and differences of medians with intervals.
+
+    The one that is first at the target stands first; of those that do not get there, the one with the least loss.
+    """
     grouped = by_strategy(results)
+    mine = grouped.pop(ours)
     rows = []
-    for name, theirs in grouped.items():
-        if name == ours:
-            continue
-        mine = grouped[ours]
+    for name, theirs in sorted(grouped.items(), key=lambda item: standing(item[1], target)):
         rows.append([
             name, str(ratio_of_medians(times(mine, target), times(theirs, target))),
             f"{wins(times(mine, target), times(theirs, target)):.2f}",
