@@ -1,7 +1,8 @@
 """Compare strategies in a virtual machine room: many seeds, real training, tables and pictures.
 
 python workflows/algorithm_study.py [--scenario calm|lognormal|bursty|replay] [--trace FILE.swf[.gz]] [--seeds N]
-    [--sites N] [--strategies A,B] [--alpha DIRICHLET] [--budget-s S] [--target LOSS] [--out DIR]
+    [--sites N] [--strategies A,B] [--alpha DIRICHLET] [--budget-s S] [--target LOSS]
+    [--problem digits|tasks] [--out DIR]
 
 What is done is kept in OUT/done, so that an interrupted study goes on, and a repeated one is read back.
 """
@@ -18,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from workflows.virtual.queue_check import QueueCheck
     from workflows.virtual.runs import Run
 
-BUDGET_S = 216_000.0  # 60 hours
+BUDGETS_S = {"calm": 21_600.0, "lognormal": 86_400.0, "bursty": 216_000.0, "replay": 216_000.0}  # 6, 24, 60 hours
 TARGET = 0.5  # nats; a guess among ten classes has 2.3
+PROBLEMS = ("digits", "tasks")
 SCENARIOS = ("calm", "lognormal", "bursty", "replay")
 
 
@@ -43,13 +46,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--scenario", choices=SCENARIOS, default="bursty", help="the queues (bursty)")
-    add("--trace", type=Path, metavar="FILE.swf[.gz]", help="what replay replays")
+    add("--trace", type=Path, metavar="FILE.swf[.gz]", help="what replay replays; 'history': your own blocks")
     add("--seeds", type=positive, default=20, metavar="N", help="campaigns of each strategy (20)")
     add("--sites", type=positive, default=4, metavar="N", help="facilities (4)")
-    add("--strategies", metavar="A,B", help="names (all), or 'ablation'")
+    add("--strategies", metavar="A,B", help="names (all), 'ablation', or 'published'")
     add("--alpha", type=_above_zero, default=0.1, metavar="DIRICHLET", help="evenness of the classes over sites (0.1)")
-    add("--budget-s", type=_above_zero, default=BUDGET_S, metavar="S", help=f"virtual seconds ({BUDGET_S:.0f})")
+    budgets = ", ".join(f"{name} {budget_s:.0f}" for name, budget_s in BUDGETS_S.items())
+    add("--budget-s", type=_above_zero, metavar="S", help=f"virtual seconds ({budgets})")
     add("--target", type=_above_zero, default=TARGET, metavar="LOSS", help=f"for the time to target ({TARGET})")
+    add("--problem", choices=PROBLEMS, default="digits", help="digits, or the 14 chemistry tasks: hours (digits)")
     add("--first-seed", type=int, default=0, metavar="N", help="the seeds count from here (0)")
     add("--out", type=Path, default=Path("runs/study"), metavar="DIR", help="where all goes (runs/study)")
     add("--workers", type=positive, default=None, metavar="N", help="processes (one for each core)")
@@ -88,17 +93,20 @@ def plan(options: argparse.Namespace) -> Study:
     Raises:
         UserMistake: an unknown strategy, or a trace that is missing or unreadable.
     """
+    from workflows.queues.history import history_path
     from workflows.virtual.contestants import setting_of
     from workflows.virtual.runs import Run
     from workflows.virtual.scenarios import jobs_of
 
+    options.trace = history_path() if options.trace == Path("history") else options.trace
     jobs_of(options.scenario, options.trace)
     trace = str(options.trace) if options.scenario == "replay" else None
-    names = chosen(options.strategies)
+    names, budget_s = chosen(options.strategies), options.budget_s or BUDGETS_S[options.scenario]
     settings = {name: setting_of(name, options.scenario) for name in names}
     runs = tuple(
         Run(
-            name, section, steps, options.scenario, options.sites, options.alpha, seed, options.budget_s, trace
+            name, section, steps, options.scenario, options.sites, options.alpha, seed, budget_s, trace,
+            options.problem,
         )
         for seed in range(options.first_seed, options.first_seed + options.seeds)
         for name, (steps, section) in settings.items()
@@ -109,10 +117,11 @@ def plan(options: argparse.Namespace) -> Study:
 def chosen(text: str | None) -> list[str]:
     """The strategies that were asked for; raises UserMistake for an unknown one."""
     from apps.errors import UserMistake
-    from workflows.virtual.contestants import ABLATIONS, CONTESTANTS, KNOWN, OURS
+    from workflows.virtual.contestants import ABLATIONS, CONTESTANTS, KNOWN, OURS, PUBLISHED
 
-    if text == "ablation":
-        return [OURS, *ABLATIONS]
+    groups = {"ablation": [OURS, *ABLATIONS], "published": list(PUBLISHED)}
+    if text in groups:
+        return groups[text]
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip())) if text else CONTESTANTS
     unknown = [name for name in names if name not in KNOWN]
     if unknown or not names:
@@ -193,8 +202,7 @@ def draw(study: Study, results: Sequence[dict[str, Any]]) -> list[str]:
     """The pictures; answers with their names."""
     from workflows.figure_style import save
     from workflows.virtual import study_figures as figures
-    from workflows.virtual.queue_check import check_queue, paint_queue_check
-    from workflows.virtual.scenarios import jobs_of
+    from workflows.virtual.queue_check import paint_queue_check
 
     pictures: dict[str, tuple[Any, ...]] = {
         "loss.png": (figures.paint_curves, results, study.target),
@@ -204,12 +212,25 @@ def draw(study: Study, results: Sequence[dict[str, Any]]) -> list[str]:
         "fairness.png": (figures.paint_fairness, results),
         "node_hours.png": (figures.paint_node_hours, results),
     }
-    jobs = jobs_of("replay", study.trace) if study.trace else None
-    if jobs is not None:
-        pictures["queue_model.png"] = (paint_queue_check, check_queue(jobs))
+    checked = queue_check(study.trace) if study.trace else None
+    if checked is not None:
+        pictures["queue_model.png"] = (paint_queue_check, checked)
     for name, (paint, *inputs) in pictures.items():
         save(study.out / name, paint, *inputs)
     return list(pictures)
+
+
+def queue_check(trace: Path) -> QueueCheck | None:
+    """The model of waits against a trace; None for a history too short to fit one to."""
+    from workflows.virtual.queue_check import LEAST_IN_CELL, check_queue
+    from workflows.virtual.scenarios import jobs_of
+    from workflows.virtual.trace import is_history, read_trace
+
+    machines = jobs_of("replay", trace)
+    most = max(machines, key=len)
+    if len(most) < LEAST_IN_CELL:
+        return None
+    return check_queue(most, None if is_history(trace) else read_trace(trace))
 
 
 if __name__ == "__main__":

@@ -15,9 +15,11 @@ from workflows.strategies.base import (
     ReleaseBlock,
     RequestBlock,
     ServerRule,
+    SetTimer,
     SiteFacts,
     SiteFailed,
     Stop,
+    TimerFired,
     Train,
     UpdateArrived,
 )
@@ -95,7 +97,7 @@ EXACT = 1 - 0.7**0.05  # of a step, where 20 steps contract by 0.3
 def test_an_echo_fades_as_the_model_follows_and_ends_where_averaging_would(kappa: float) -> None:
     """Two sites whose training contracts by C towards 0 and 1: alone, b cannot pull the model beyond the echo of a."""
     contraction, goal = 0.3, {"a": 0.0, "b": 1.0}
-    strategy, _ = begin(kappa=kappa, rounds=1000, gather=False)
+    strategy, _ = begin(kappa=kappa, rate=1.0, rounds=1000, gather=False, stretch=False)
     models, updates = {0: 0.5}, {}
 
     def play(order: Train) -> Train:
@@ -111,7 +113,7 @@ def test_an_echo_fades_as_the_model_follows_and_ends_where_averaging_would(kappa
     for _ in range(300):
         order = play(order)
     last = models[strategy.memory.version]
-    word = strategy.memory.words["a"]
+    (word,) = strategy.memory.words["a"]
     rest = (updates[word.task] - models[0]) - (1 - (1 - kappa) ** 20) * (last - models[0])
     assert rest + contraction * (1 - last) == pytest.approx(0, abs=1e-6)  # the changes balance
     assert seen < last < 1.0
@@ -136,61 +138,141 @@ def test_without_memory_only_the_newest_change_counts() -> None:
     assert made.parts == ((a.task, 0.5),) and dict(made.models) == {0: pytest.approx(0.5)}
 
 
+def test_an_echo_is_the_mean_of_the_last_words_and_a_fresh_word_stands_alone() -> None:
+    strategy, _ = begin(kappa=0.0, gather=False, words=2)
+    (a,) = start(strategy, "a")
+    tasks = []
+    for _ in range(3):
+        tasks.append(a.task)
+        made, a = strategy.react(arrived(a))
+        assert dict(made.parts) == {tasks[-1]: 1.0}  # fresh
+    (b,) = start(strategy, "b")
+    made, _ = strategy.react(arrived(b))
+    assert dict(made.parts) == {tasks[1]: 0.25, tasks[2]: 0.25, b.task: 0.5}
+    assert dict(made.models) == {3: 0.5, 1: -0.25, 2: -0.25}  # b has begun from 3, a's last two words from 1 and 2
+
+
+def test_averaging_over_words_takes_the_noise_out_of_an_echo() -> None:
+    """a's change is 1 and noise of 2; b stands still: where W words are kept, the merge moves by q / sqrt(W) of it."""
+    draw, moves = np.random.default_rng(0), {1: list[float](), 8: list[float]()}
+    for words in moves:
+        for _ in range(200):
+            strategy, _ = begin(kappa=0.0, gather=False, words=words)
+            (a,) = start(strategy, "a")
+            models, updates = {0: 0.0}, {}
+            for _ in range(8):
+                updates[a.task] = models[a.version] + 1 + 2 * draw.standard_normal()
+                made, again = strategy.react(arrived(a))
+                models[made.version] = value(made, models, updates)
+                a = again
+            (b,) = start(strategy, "b")
+            updates[b.task] = models[b.version]
+            made = strategy.react(arrived(b))[0]
+            moves[words].append(value(made, models, updates) - models[made.base])
+    assert np.mean(moves[1]) == pytest.approx(0.5, abs=0.2) and np.mean(moves[8]) == pytest.approx(0.5, abs=0.1)
+    assert np.std(moves[1]) / np.std(moves[8]) == pytest.approx(8**0.5, rel=0.2)
+
+
 def both_known(**settings: Any) -> tuple[FedEcho, Train, Train]:
-    """Two sites at work at once, both measured: 10 s a step, 100 s on the way; their orders went out at 600 s."""
+    """Two sites at work at once, both measured: 10 s a step, 100 s on the way; their orders went out at 300 s."""
     strategy, _ = begin(**settings)
     (a,) = start(strategy, "a", 0.0)
     (b,) = start(strategy, "b", 0.0)
-    _, a = strategy.react(arrived(a, 300.0))
-    answer = strategy.react(arrived(b, 300.0))
-    answer = [*answer, *strategy.react(arrived(a, 600.0))]
+    answer = [*strategy.react(arrived(a, 300.0)), *strategy.react(arrived(b, 300.0))]
     orders = {order.site: order for order in answer if isinstance(order, Train)}
     return strategy, orders["a"], orders["b"]
 
 
 def test_a_round_waits_for_those_at_work_and_its_momentum_is_by_their_number() -> None:
     strategy, a, b = both_known()
-    assert strategy.react(arrived(a, 900.0)) == []
-    made, *orders = strategy.react(arrived(b, 910.0))
-    assert made.server == ServerRule("momentum", 1.0, 0.5)
-    assert [(order.site, order.version) for order in orders] == [("a", 3), ("b", 3)]
+    (timer,) = strategy.react(arrived(a, 600.0))
+    assert timer == SetTimer("merge 2", 600.0 + 4 * 300.0 + 1)  # b is due now, an order takes 300 s
+    made, *orders = strategy.react(arrived(b, 610.0))
+    assert made.server == ServerRule("momentum", 2.0, 0.5)
+    assert [(order.site, order.version) for order in orders] == [("a", 2), ("b", 2)]
 
 
-def test_a_site_heard_twice_before_a_merge_counts_twice() -> None:
-    strategy, a, _ = both_known()
-    strategy.react(arrived(a, 900.0))
-    strategy.react(BlockEnded(901.0, "a", "walltime"))
-    (again,) = start(strategy, "a", 902.0)
-    made = strategy.react(arrived(again, 903.0))[0]
-    assert a.task in dict(made.parts) and again.task not in dict(made.parts)
+def test_a_site_not_met_yet_is_waited_for_where_it_has_just_begun() -> None:
+    strategy, _ = begin()
+    (a,) = start(strategy, "a", 0.0)
+    start(strategy, "b", 250.0)
+    assert isinstance(strategy.react(arrived(a, 300.0))[0], SetTimer)
+    strategy, _ = begin(hold=0.1)
+    (a,) = start(strategy, "a", 0.0)
+    start(strategy, "b", 250.0)
+    assert isinstance(strategy.react(arrived(a, 300.0))[0], Aggregate)
+
+
+def test_the_momentum_of_many_stays_below_its_limit() -> None:
+    strategy, _ = begin("abcdefgh")
+    orders = [start(strategy, site, 0.0)[0] for site in "abcdefgh"]
+    made = [action for order in orders for action in strategy.react(arrived(order)) if isinstance(action, Aggregate)]
+    assert [one.server for one in made] == [ServerRule("momentum", 2.0, 0.8)]
+
+
+def test_a_site_whose_word_waits_is_given_no_work_on_the_old_model() -> None:
+    strategy, a, b = both_known()
+    strategy.react(arrived(a, 600.0))
+    assert strategy.react(BlockEnded(601.0, "a", "walltime")) == [RequestBlock("a")]
+    assert start(strategy, "a", 602.0) == []
+    _, *orders = strategy.react(arrived(b, 610.0))
+    assert [(order.site, order.version) for order in orders] == [("a", 2), ("b", 2)]
 
 
 def test_a_site_that_has_lost_its_block_is_not_waited_for() -> None:
     strategy, a, _ = both_known()
-    strategy.react(arrived(a, 900.0))
-    _, made, again = strategy.react(BlockEnded(950.0, "b", "preempted"))
-    assert made.server == ServerRule("momentum", 2**-0.5, 0.0) and again.site == "a"  # b was heard a moment ago
+    strategy.react(arrived(a, 600.0))
+    _, made, again = strategy.react(BlockEnded(650.0, "b", "preempted"))
+    assert made.server == ServerRule("momentum", 2.0, 0.0) and again.site == "a"
 
 
-def test_who_is_far_away_or_long_overdue_is_not_waited_for() -> None:
-    for time_s in (700.0, 1100.0):  # both should be done at 900 or so
-        strategy, a, _ = both_known()
-        strategy.section = strategy.section.model_copy(update={"hold_s": 50.0})
-        assert isinstance(strategy.react(arrived(a, time_s))[0], Aggregate)
+@pytest.mark.parametrize("time_s", [400.0, 800.0])
+def test_who_is_far_away_or_long_overdue_is_not_waited_for(time_s: float) -> None:
+    strategy, a, _ = both_known(hold=0.3)  # both should be done at 600 or so
+    assert isinstance(strategy.react(arrived(a, time_s))[0], Aggregate)
+
+
+def test_waiting_in_vain_ends_by_a_timer() -> None:
+    strategy, a, _ = both_known()
+    (timer,) = strategy.react(arrived(a, 600.0))
+    made, again = strategy.react(TimerFired(timer.at_s, timer.name))
+    assert made.server == ServerRule("momentum", 2.0, 0.0) and again.site == "a"
+    assert strategy.react(TimerFired(timer.at_s, timer.name)) == []
 
 
 def test_without_gathering_and_momentum_every_arrival_is_merged_as_it_is() -> None:
-    strategy, a, _ = both_known(gather=False, momentum=False, crowd=0.0)
-    made = strategy.react(arrived(a, 900.0))[0]
-    assert isinstance(made, Aggregate) and made.server == ServerRule("momentum", 1.0, 0.0)
+    strategy, a, _ = both_known(gather=False, momentum=False)
+    made = strategy.react(arrived(a, 600.0))[0]
+    assert isinstance(made, Aggregate) and made.server == ServerRule("momentum", 2.0, 0.0)
 
 
-def test_partial_work_counts_as_whole_work_but_at_most_double() -> None:
-    for done, factor in ((20, 1.0), (16, 1.25), (2, 2.0)):
-        strategy, _ = begin("a", kappa=0.0)
-        (a,) = start(strategy, "a")
-        made = strategy.react(arrived(a, steps=done))[0]
-        assert dict(made.parts)[a.task] == pytest.approx(factor)
+def test_a_fast_site_works_as_long_as_the_slowest() -> None:
+    for stretch, steps in ((True, 47), (False, 20)):
+        strategy, _ = begin(stretch=stretch)
+        (a,), (b,) = start(strategy, "a", 0.0), start(strategy, "b", 0.0)
+        strategy.react(arrived(a, 240.0, step_s=10.0))  # 40 s on the way
+        _, a, b = strategy.react(arrived(b, 510.0, step_s=25.0))  # 10 s on the way: an order is 510 s long
+        assert (a.steps, b.steps) == (steps, 20)
+
+
+def test_who_joins_works_until_the_others_are_done_if_that_is_half_an_order() -> None:
+    for now_s, steps in ((350.0, 15), (500.0, 20)):
+        strategy, a, b = both_known()  # both are due at 600
+        strategy.react(SiteFailed(310.0, "b", b.task, "disk"))
+        strategy.memory.ledger.out = {o.task: strategy.memory.ledger.out[o.task] for o in (a,)}
+        strategy.react(BlockEnded(320.0, "b", "walltime"))
+        (order,) = start(strategy, "b", now_s)
+        assert order.steps == steps
+
+
+def test_partial_work_counts_as_whole_work_but_at_most_three_times() -> None:
+    """All changes are scaled to the mean of the steps in a merge."""
+    for done, factors in ((20, (1.0, 1.0)), (5, (2.5, 0.625)), (2, (3.0, 0.55))):
+        strategy, _ = begin("ab", kappa=0.0)
+        (a,), (b,) = start(strategy, "a", 0.0), start(strategy, "b", 0.0)
+        strategy.react(arrived(a, steps=done))
+        made = strategy.react(arrived(b))[0]
+        assert [2 * weight for _, weight in made.parts] == pytest.approx(factors)
     strategy, _ = begin("a")
     (a,) = start(strategy, "a")
     assert not any(isinstance(x, Aggregate) for x in strategy.react(arrived(a, steps=0)))
@@ -213,7 +295,7 @@ def test_a_fresh_block_gets_work_even_where_the_way_was_longer_than_a_block() ->
     assert strategy.react(arrived(order, time_s=5000.0))[-1] == ReleaseBlock("a")
     strategy.react(BlockEnded(5001.0, "a", "released"))
     (again,) = start(strategy, "a", 6000.0, 6600.0)
-    assert again.steps == 5
+    assert again.steps == 3
 
 
 def test_the_end_and_a_site_that_only_fails() -> None:

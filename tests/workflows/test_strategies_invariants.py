@@ -25,6 +25,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"name": "fedbuff", "late_binding": True},
     {"name": "area", "buffer": 3, "late_binding": True},
     {"name": "fedecho", "early": False, "kappa": 0.5, "rate": 0.5, "weights": "samples"},
+    {"name": "fedecho", "words": 1, "stretch": False, "gather": False},
     {"name": "fedecho", "late_binding": False, "memory": False, "fit": False},
     {"name": "fedqueue", "window_s": 600, "weights": "equal", "staleness": {"kind": "exponential", "a": 0.3}},
 ]
@@ -35,7 +36,7 @@ def world_of(
     settings: dict[str, Any], seed: int, sites: int, failing: float, rounds: int = 12, events: int = 400
 ) -> World:
     section = TypeAdapter(AnySection).validate_python(settings)
-    echoing = settings["name"] == "fedecho"
+    echoing = settings.get("words", 8) if settings["name"] == "fedecho" else 0
     world = World(lambda: make_strategy(section, rounds, 20), random.Random(seed), failing, echoing=echoing)
     world.play(sites, events)
     return world

@@ -14,6 +14,7 @@ from workflows.campaign_file import check_campaign
 from workflows.engine import Engine
 from workflows.event_log import read_events, task_runs, trainings
 from workflows.fl_round import federate
+from workflows.globus.route import GlobusRoute
 from workflows.kernel import Kernel, parsl_for
 from workflows.preflight import make_plan, settle_dtype
 from workflows.report import write_report
@@ -48,7 +49,7 @@ TABLE: list[tuple[dict[str, Any], int]] = [
     ({"name": "area"}, 6),
     ({"name": "fedcompass", "min_steps": 2, "max_steps": 4}, 3),
     ({"name": "fedqueue", "window_s": 2.0, "safety_s": 0.0, "warm_steps": 3}, 3),
-    ({"name": "fedecho", "hold_s": 2.0}, 4),
+    ({"name": "fedecho", "hold": 2.0}, 4),
     ({"name": "fedecho", "late_binding": False, "gather": False}, 4),
 ]
 
@@ -89,8 +90,8 @@ class Listening:
 def play(workers: Any, folder: Path, strategy: dict[str, Any], rounds: int, **changes: Any) -> tuple[Engine, Listening]:
     plan, run = planned(folder, strategy, rounds, **changes)
     workers.wait_for_current_tasks()  # those that the campaign before had no use for any more
-    workers.memoizer.journal, workers.memoizer.known = run.journal, {}
-    engine = Engine(plan, run, Kernel(workers, run, plan), lambda engine: None)
+    workers.memoizer.journal, workers.memoizer.known, workers.memoizer.gone = run.journal, {}, set()
+    engine = Engine(plan, run, Kernel(workers, run, plan, GlobusRoute()), lambda engine: None)
     listening = Listening(make_strategy(plan.campaign.strategy, rounds, plan.campaign.training.steps))
     assert federate(listening, engine) is None
     run.journal.write("campaign_finished", rounds=rounds, seconds=0.0)

@@ -132,7 +132,8 @@ class VirtualEngine:
         self._scored(action.version)
 
     def _scored(self, version: int) -> None:
-        self.points.append(Point(self.env.now, version, self.problem.score(self.models[version])))
+        score = self.problem.score(self.models[version])
+        self.points.append(Point(self.env.now, version, score, self._node_hours()))
         if self.target is not None and self.points[-1].score.loss <= self.target:
             self._end(None)
 
@@ -163,6 +164,9 @@ class VirtualEngine:
         loss = self.problem.score(self.updates[task]).loss
         self.sites[self.orders[task].site].account.losses.append((self.env.now, loss))
 
+    def _node_hours(self) -> float:
+        return sum(site.block_s() * site.facility.nodes for site in self.sites.values()) / HOUR_S
+
     # -- the end ------------------------------------------------------------------------------------------------
 
     def _outcome(self) -> Outcome:
@@ -170,10 +174,10 @@ class VirtualEngine:
         total = float(last.sum()) or 1.0
         for site in self.sites.values():
             site.close()
-        node_s = sum(site.account.block_s * site.facility.nodes for site in self.sites.values())
+        node_hours = self._node_hours()
         useful_s = sum(node_seconds for task, (_, node_seconds) in self.done.items() if task in self.counted)
         return Outcome(
             self.points, {name: site.account for name, site in self.sites.items()}, self.staleness,
             {name: float(last[site.number]) / total for name, site in self.sites.items()},
-            node_s / HOUR_S, (node_s - useful_s) / HOUR_S, self.env.now, self.failure,
+            node_hours, node_hours - useful_s / HOUR_S, self.env.now, self.failure,
         )  # fmt: skip

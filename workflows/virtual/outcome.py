@@ -14,6 +14,7 @@ class Point:
     time_s: float
     version: int
     score: Score
+    node_hours: float = 0.0  # spent until then
 
 
 @dataclass

@@ -78,7 +78,7 @@ class RegimeWaits:
         self.past: dict[tuple[int, int], list[float]] = {}  # (site, process) -> its values on the grid
 
     def wait_s(self, site: int, now_s: float, number: int) -> float:
-        alone = keyed(self.seed, "request", site, number, round(now_s)).gauss(0, 1)
+        alone = keyed(self.seed, "request", site, number).gauss(0, 1)
         latent = self.latent(site, now_s) + math.sqrt(self.weather.nugget) * alone
         return self.cells[site % len(self.cells)].at(NORMAL.cdf(latent))
 

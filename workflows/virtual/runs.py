@@ -13,18 +13,21 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
 from apps.files import write_json
 from workflows.strategies import AnySection
+from workflows.virtual.chemistry import ChemistryTasks
 from workflows.virtual.digits import Digits
 from workflows.virtual.engine import VirtualEngine
 from workflows.virtual.facility import machine_room
 from workflows.virtual.outcome import Outcome
 from workflows.virtual.scenarios import Scenario, jobs_of, waits_of
 
+ProblemName = Literal["digits", "tasks"]
+PROBLEMS: tuple[ProblemName, ...] = ("digits", "tasks")
 CURVE_POINTS = 240
 ENDLESS = 10**9  # versions: virtual campaigns end by their budget of seconds
 
@@ -42,6 +45,7 @@ class Run:
     seed: int
     budget_s: float
     trace: str | None = None
+    problem: ProblemName = "digits"
 
     def key(self, code: str) -> str:
         plain = {**asdict(self), "trace": trace_sha256(self.trace), "code": code}
@@ -54,7 +58,7 @@ def trace_sha256(path: str | None) -> str | None:
 
 
 def code_sha256() -> str:
-    """Of the strategies, the virtual engine, and the split of the data."""
+    """Of the strategies, the virtual engine, and the split of the data; the training of the tasks has no part in it."""
     here = Path(__file__).parent
     files = sorted([*here.glob("*.py"), *(here.parent / "strategies").glob("*.py")])
     files.append(here.parent.parent / "data" / "partition.py")
@@ -69,13 +73,15 @@ def _jobs(scenario: Scenario, trace: str | None) -> Any:
     return jobs_of(scenario, Path(trace) if trace else None)
 
 
-def play(run: Run) -> Outcome:
-    """The campaign itself."""
+def play(run: Run, target: float | None = None) -> Outcome:
+    """The campaign itself; with a ``target`` it ends where the loss has come so low."""
     section = TypeAdapter(AnySection).validate_python(json.loads(run.section))
     waits = waits_of(run.scenario, run.sites, run.seed, _jobs(run.scenario, run.trace))
-    problem = Digits(run.sites, run.alpha, run.seed)
+    kind = ChemistryTasks if run.problem == "tasks" else Digits
+    problem = kind(run.sites, run.alpha, run.seed)
     room = machine_room(run.sites, run.seed)
-    return VirtualEngine(section.strategy(ENDLESS, run.steps), room, waits, problem, run.seed).run(run.budget_s)
+    engine = VirtualEngine(section.strategy(ENDLESS, run.steps), room, waits, problem, run.seed)
+    return engine.run(run.budget_s, target)
 
 
 def played(run: Run, folder: str, code: str) -> dict[str, Any]:
@@ -105,19 +111,24 @@ def summary(run: Run, outcome: Outcome) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def lows(outcome: Outcome) -> list[tuple[float, float]]:
-    """(time, loss) whenever the global model was better than ever before."""
-    best, found = math.inf, []
+def lows(outcome: Outcome) -> list[tuple[float, float, float]]:
+    """(time, loss, node-hours spent) whenever the global model was better than ever before."""
+    best, found = math.inf, list[tuple[float, float, float]]()
     for point in outcome.points:
         if point.score.loss < best:
             best = point.score.loss
-            found.append((point.time_s, best))
+            found.append((point.time_s, best, point.node_hours))
     return found
 
 
 def time_to(result: dict[str, Any], target: float) -> float | None:
     """When the global model first had this loss or less; None: never."""
-    return next((time_s for time_s, loss in result["lows"] if loss <= target), None)
+    return next((time_s for time_s, loss, _ in result["lows"] if loss <= target), None)
+
+
+def node_hours_to(result: dict[str, Any], target: float) -> float | None:
+    """What had been spent when the global model first had this loss or less; None: never."""
+    return next((hours for _, loss, hours in result["lows"] if loss <= target), None)
 
 
 def thinned(points: list[Any]) -> list[Any]:

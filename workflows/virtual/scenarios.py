@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -9,23 +10,26 @@ from apps.errors import UserMistake
 from workflows.virtual.draws import keyed
 from workflows.virtual.facility import HOUR_S
 from workflows.virtual.regimes import BUSY_WEATHER, RegimeWaits, busy_cell
-from workflows.virtual.trace import Trace, read_trace, similar_jobs
-from workflows.virtual.waits import CalmWaits, LogNormalWaits, ReplayedWaits, Waits
+from workflows.virtual.trace import Trace, machine_traces
+from workflows.virtual.waits import CalmWaits, LogNormalWaits, MachineWaits, ReplayedWaits, Waits
 
 Scenario = Literal["calm", "lognormal", "bursty", "replay"]
 SCENARIOS: tuple[Scenario, ...] = ("calm", "lognormal", "bursty", "replay")
 
 
-def jobs_of(scenario: Scenario, trace: Path | None, walltime_s: float = HOUR_S) -> Trace | None:
-    """The jobs that a replay takes its waits from; raises UserMistake without a trace."""
+def jobs_of(scenario: Scenario, trace: Path | None, walltime_s: float = HOUR_S) -> tuple[Trace, ...]:
+    """The jobs of each machine that a replay takes its waits from; raises UserMistake without a trace."""
     if scenario != "replay":
-        return None
+        return ()
     if trace is None:
-        raise UserMistake("--scenario replay needs a trace", remedy="Add --trace FILE.swf or FILE.swf.gz")
-    return similar_jobs(read_trace(trace), walltime_s)
+        raise UserMistake(
+            "--scenario replay needs a trace",
+            remedy="Add --trace FILE.swf, FILE.swf.gz, or history for the waits of your own blocks",
+        )
+    return machine_traces(trace, walltime_s)
 
 
-def waits_of(scenario: Scenario, sites: int, seed: int, jobs: Trace | None) -> Waits:
+def waits_of(scenario: Scenario, sites: int, seed: int, jobs: Sequence[Trace] = ()) -> Waits:
     """The queues of all sites."""
     if scenario == "calm":
         return CalmWaits(seed)
@@ -34,5 +38,4 @@ def waits_of(scenario: Scenario, sites: int, seed: int, jobs: Trace | None) -> W
         return LogNormalWaits(seed, means)
     if scenario == "bursty":
         return RegimeWaits(seed, [busy_cell()], BUSY_WEATHER)
-    assert jobs is not None
-    return ReplayedWaits(jobs, seed)
+    return MachineWaits(tuple(ReplayedWaits(machine, seed) for machine in jobs))

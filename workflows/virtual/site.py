@@ -113,10 +113,13 @@ class Site:
         self.around.tell(BlockEnded(self.env.now, facility.name, reason))
         self._provide()
 
+    def block_s(self) -> float:
+        """Seconds of blocks until now, those that run among them."""
+        return self.account.block_s + sum(self.env.now - began_s for began_s in self.began.values())
+
     def close(self) -> None:
         """The books at the end: what still runs has cost something."""
-        self.account.block_s += sum(self.env.now - began_s for began_s in self.began.values())
-        self.began = {}
+        self.account.block_s, self.began = self.block_s(), {}
 
     def _ends(self, number: int) -> float:
         """When the block ends at the latest: by its walltime or by preemption."""

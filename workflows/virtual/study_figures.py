@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from workflows.figure_style import SITE_COLOURS, SITE_DASHES
-from workflows.virtual.study_tables import Result, by_strategy, times
+from workflows.virtual.study_tables import Result, by_strategy, staleness_counts, times
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,7 +57,7 @@ def paint_panels(results: Sequence[Result]) -> Figure | None:
     from matplotlib.figure import Figure
 
     grouped = by_strategy(results)
-    shown = [name for name in PANELS if name in grouped] or list(grouped)[:4]
+    shown = [name for name in grouped if name.removesuffix("-published") in PANELS] or list(grouped)[:4]
     figure = Figure(figsize=(12, 3.6 * math.ceil(len(shown) / 2)), layout="constrained")
     for number, name in enumerate(shown, 1):
         axes = figure.add_subplot(math.ceil(len(shown) / 2), 2, number)
@@ -104,12 +104,9 @@ def paint_staleness(results: Sequence[Result]) -> Figure:
     figure = Figure(figsize=(10, 5))
     axes = figure.add_subplot()
     for number, (name, runs) in enumerate(by_strategy(results).items()):
-        counts: dict[int, int] = {}
-        for run in runs:
-            for staleness, count in run["staleness"]:
-                counts[staleness] = counts.get(staleness, 0) + count
+        counts = dict(staleness_counts(runs))
         total, left, line = sum(counts.values()) or 1, 1.0, []
-        for staleness in sorted(counts):
+        for staleness in counts:
             line.append((staleness, left))
             left -= counts[staleness] / total
         axes.step([s + 1 for s, _ in line], [share for _, share in line], where="post", label=name, **look(number))

@@ -1,7 +1,8 @@
-"""Jobs of a batch queue as arrays, from a trace in the Standard Workload Format."""
+"""Jobs of a batch queue as arrays, from a trace in the Standard Workload Format or the user's own history."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from apps.errors import UserMistake
 if TYPE_CHECKING:
     import numpy as np
 
+LEAST_OWN_JOBS = 5  # that a machine of the user's history needs
 COLUMNS = {"submit_s": 2, "wait_s": 3, "run_s": 4, "nodes": 5, "asked_nodes": 8, "asked_s": 9}  # of the format
 
 
@@ -63,6 +65,45 @@ def trace_of(columns: dict[str, np.ndarray], path: Path) -> Trace:
         if len(order) >= 50 and kept[0][-1] > kept[0][0]:
             return Trace(kept[0] - kept[0][0], *kept[1:])
     raise UserMistake("has fewer than 50 jobs with a wait, a size and a walltime", file=str(path))
+
+
+def machine_traces(path: Path, walltime_s: float) -> tuple[Trace, ...]:
+    """What a replay takes its waits from, machine by machine.
+
+    Of a trace the jobs like ours; of the user's history all jobs, as they were like ours when they were asked for.
+
+    Raises:
+        UserMistake: the file is neither, or tells too little.
+    """
+    from workflows.queues.sources import history_reading
+
+    if not is_history(path):
+        return (similar_jobs(read_trace(path), walltime_s),)
+    waits = history_reading(path).waits
+    found = [own_trace(jobs["submitted"], jobs["wait_s"]) for _, jobs in waits.groupby("machine")]
+    enough = tuple(trace for trace in found if len(trace) >= LEAST_OWN_JOBS and trace.span_s > 0)
+    if not enough:
+        raise UserMistake(f"has no machine with {LEAST_OWN_JOBS} jobs that have started", file=str(path))
+    return enough
+
+
+def is_history(path: Path) -> bool:
+    """Whether a file is a user's history of blocks; raises UserMistake where it cannot be read."""
+    from workflows.queues.history import COLUMNS as HISTORY_COLUMNS
+    from workflows.queues.sources import read_content
+
+    first = next((line for line in read_content(path).splitlines() if line.strip()), "")
+    return all(name in first for name in HISTORY_COLUMNS)
+
+
+def own_trace(asked_s: Sequence[float], waited_s: Sequence[float]) -> Trace:
+    """The user's own jobs at a machine: when blocks were asked for, and how long they waited."""
+    import numpy as np
+
+    order = np.argsort(np.asarray(asked_s), kind="stable")
+    asked, waited = np.asarray(asked_s, float)[order], np.asarray(waited_s, float)[order]
+    unknown = np.ones_like(asked)
+    return Trace(asked - asked[0], waited, unknown, unknown, unknown)
 
 
 def similar_jobs(trace: Trace, walltime_s: float, least: int = 200) -> Trace:

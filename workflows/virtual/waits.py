@@ -1,4 +1,4 @@
-"""How long a request waits in a queue: four sources behind one question.
+"""How long a request waits in a queue: several sources behind one question.
 
 A wait depends on the seed, the site, the moment of asking and the number of the request, and on nothing else, so that
 two strategies meet the same weather.
@@ -73,11 +73,11 @@ class ReplayedWaits:
         return float(self.jobs.wait_s[index % len(self.jobs)])
 
 
-def history_waits(asked_s: Sequence[float], waited_s: Sequence[float]) -> ReplayedWaits:
-    """The user's own history at a site: when blocks were asked for, and how long they waited."""
-    import numpy as np
+@dataclass(frozen=True)
+class MachineWaits:
+    """Each site in the queue of one of several machines, in turn."""
 
-    order = np.argsort(np.asarray(asked_s), kind="stable")
-    asked, waited = np.asarray(asked_s, float)[order], np.asarray(waited_s, float)[order]
-    unknown = np.ones_like(asked)
-    return ReplayedWaits(Trace(asked - asked[0], waited, unknown, unknown, unknown), 0, (0.0,))
+    machines: tuple[Waits, ...]
+
+    def wait_s(self, site: int, now_s: float, number: int) -> float:
+        return self.machines[site % len(self.machines)].wait_s(site, now_s, number)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from apps.errors import UserMistake
+from workflows.queues.history import BlockRecord, append
 from workflows.virtual.facility import DAY_S, HOUR_S
 from workflows.virtual.regimes import (
     BUSY_WEATHER,
@@ -22,7 +23,7 @@ from workflows.virtual.regimes import (
 )
 from workflows.virtual.scenarios import jobs_of, waits_of
 from workflows.virtual.trace import Trace, read_trace, similar_jobs
-from workflows.virtual.waits import CalmWaits, LogNormalWaits, ReplayedWaits, history_waits
+from workflows.virtual.waits import CalmWaits, LogNormalWaits, ReplayedWaits
 
 THETA = Path(__file__).resolve().parents[4] / "shared" / "queue_traces" / "theta_2022.swf.gz"
 
@@ -81,9 +82,39 @@ def test_a_replayed_request_waits_as_the_job_submitted_next_did_and_starts_over_
     )
 
 
-def test_the_users_own_history() -> None:
-    waits = history_waits([300.0, 100.0, 200.0], [3.0, 1.0, 2.0])
-    assert [waits.wait_s(0, now, 1) for now in (0.0, 50.0, 150.0)] == [1, 2, 3]
+def block(machine: str, job: int, submitted: float, wait_s: float | None) -> BlockRecord:
+    started = None if wait_s is None else submitted + wait_s
+    return BlockRecord(machine, "s", "c", "slurm", "q", str(job), 2, 3600, submitted, started, None, "COMPLETED")
+
+
+def test_the_users_own_history_is_replayed_machine_by_machine(tmp_path: Path) -> None:
+    path = tmp_path / "history.csv"
+    for job, submitted in enumerate((900.0, 100.0, 300.0, 500.0, 700.0)):  # not in order
+        append(block("polaris", job, submitted, submitted / 100), path)
+    for job in range(5):
+        append(block("aurora", job, 1e9 + 60 * job, 7.0), path)
+    for job in range(9):
+        append(block("new", job, 60.0 * job, None), path)  # none has started
+    jobs = jobs_of("replay", path)
+    assert [len(machine) for machine in jobs] == [5, 5]
+    assert jobs[1].submit_s.tolist() == [0, 200, 400, 600, 800] and jobs[1].wait_s.tolist() == [1, 3, 5, 7, 9]
+    waits = waits_of("replay", 3, 1, jobs)
+    assert [waits.wait_s(site, 1e4, 1) for site in (0, 2)] == [7, 7]
+    assert {waits.wait_s(1, now, 1) for now in range(0, 800, 50)} - {1} == {3, 5, 7, 9}
+
+
+def test_a_history_that_tells_too_little_is_a_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "history.csv"
+    for job in range(4):
+        append(block("polaris", job, 100.0 * job, 5.0), path)
+    with pytest.raises(UserMistake, match="5 jobs"):
+        jobs_of("replay", path)
+
+
+def test_a_request_has_its_own_luck_by_its_number_whenever_it_is_made() -> None:
+    """Strategies ask some seconds apart: within a quarter of an hour they meet the same queue."""
+    waits = RegimeWaits(5, [busy_cell()], BUSY_WEATHER)
+    assert waits.wait_s(0, 0.0, 1) == waits.wait_s(0, 25.0, 1) != waits.wait_s(0, 25.0, 2)
 
 
 def test_log_normal_waits_have_the_mean_that_was_asked_for() -> None:
@@ -139,7 +170,7 @@ def test_the_weights_of_a_weather_are_found_again() -> None:
 
 def test_the_scenarios_need_no_trace_but_replay() -> None:
     for scenario in ("calm", "lognormal", "bursty"):
-        assert waits_of(scenario, 4, 1, None).wait_s(3, 100.0, 1) >= 0  # type: ignore[arg-type]
+        assert waits_of(scenario, 4, 1).wait_s(3, 100.0, 1) >= 0  # type: ignore[arg-type]
 
 
 @pytest.mark.skipif(not THETA.exists(), reason="the trace is not on this machine")

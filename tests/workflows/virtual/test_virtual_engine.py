@@ -221,3 +221,21 @@ def test_a_thousand_sites_in_seconds() -> None:
     outcome = VirtualEngine(section.strategy(10**6, 40), room, CalmWaits(1), CostModel(1000), 1).run(2 * HOUR_S)
     assert outcome.points[-1].version > 20
     assert outcome.points[-1].score.loss < outcome.points[0].score.loss
+
+
+def test_a_model_knows_what_had_been_spent_when_it_was_made() -> None:
+    """Two nodes; the block starts after 100 s, works after 60 more, and each order of ten steps takes 100 s."""
+
+    def answer(event: Event) -> list[Action]:
+        if isinstance(event, CampaignStarted):
+            return [order(0)]
+        if isinstance(event, UpdateArrived):
+            made = Aggregate(event.task + 1, event.task, ((event.task, 1.0),))
+            return [made, order(event.task + 1)] if event.task < 2 else [made, Stop()]
+        return []
+
+    _, outcome = play(answer)
+    assert [point.time_s for point in outcome.points] == [0, 260, 360, 460]
+    assert [point.node_hours * HOUR_S for point in outcome.points] == pytest.approx([0, 320, 520, 720])
+    assert outcome.node_hours * HOUR_S == pytest.approx(720)
+    assert outcome.wasted_node_hours * HOUR_S == pytest.approx(120)
