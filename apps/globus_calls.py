@@ -75,7 +75,7 @@ class Caller:
                 if not passing(error):
                     raise _final(error) from None
                 failures += 1
-                self.on_trouble(f"{type(error).__name__}: {error}"[:REASON_LENGTH])
+                self.on_trouble(in_words(error))
                 self.stop.wait(max(self.patience.back_off(failures), wait_asked_s(error)))
             else:
                 self.on_trouble(None)
@@ -89,6 +89,17 @@ class Caller:
             # the one repetition is for a token that has run out; longer waiting is done where it can be ended
             with self._client.retry_config.tune(max_retries=1, max_sleep=min(1, self.patience.back_off_s)):
                 return call(self._client)
+
+
+def in_words(error: Exception) -> str:
+    """An error that may pass, in a line for people."""
+    from globus_sdk import GlobusTimeoutError, NetworkError
+
+    if isinstance(error, GlobusTimeoutError):
+        return "no answer in time"
+    if isinstance(error, NetworkError):
+        return "no connection"
+    return f"{type(error).__name__}: {error}"[:REASON_LENGTH]
 
 
 def _final(error: Exception) -> CrossfedError:

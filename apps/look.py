@@ -17,6 +17,8 @@ from apps.files import inside
 from apps.manifests import Place
 from apps.progress import Progress, read_progress
 
+MARK = ".crossfed-here"  # by which a driver tells that a collection shows this folder
+
 
 class Sight(TypedDict):
     """A moment of a site's storage.
@@ -56,12 +58,15 @@ def examine(place: Place, root: str) -> dict[str, Any]:
 
     Returns:
         ``versions`` of Python, of this project and of its libraries; ``storage``: why the root cannot be written, or
-        None. The root is made if it is not there.
+        None. The root is made if it is not there, with an empty file ``MARK`` in it.
     """
     from apps.versions import code_version, library_versions
 
     versions = {"python": platform.python_version(), "crossfed": code_version(), **library_versions()}
-    return {"versions": versions, "storage": storage_problem(Path(root))}
+    problem = storage_problem(Path(root))
+    if problem is None:
+        (Path(root) / MARK).touch()
+    return {"versions": versions, "storage": problem}
 
 
 def storage_problem(root: Path) -> str | None:

@@ -190,6 +190,12 @@ def job_environment(site: Site) -> dict[str, str]:
     return dict(os.environ)
 
 
+def _counting(key: str, version: object) -> str:
+    """The part of a version that has to be the same: a site's torch may be built for other devices (2.13.0+rocm7)."""
+    plain = str(version).partition("+")[0]
+    return ".".join(plain.split(".")[:2]) if key == "python" else plain
+
+
 def versions_problem(told: str) -> str | None:
     """What of a site's versions differs from the driver's, or None."""
     import platform
@@ -201,5 +207,9 @@ def versions_problem(told: str) -> str | None:
     except (ValueError, TypeError):
         return f"its python is none: it says {told[:REASON_LENGTH]!r}"
     ours = {"python": platform.python_version(), "crossfed": code_version(), **library_versions()}
-    differ = [f"{key} {theirs.get(key)} instead of {value}" for key, value in ours.items() if theirs.get(key) != value]
+    differ = [
+        f"{key} {theirs.get(key)} instead of {value}"
+        for key, value in ours.items()
+        if _counting(key, theirs.get(key)) != _counting(key, value)
+    ]
     return ", ".join(differ) or None

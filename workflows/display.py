@@ -76,12 +76,11 @@ class Display:
 
     def show_rounds(self, engine: Engine) -> None:
         """Print the rounds that were not printed yet."""
-        for summary in summaries(engine.run.journal, engine.plan.campaign.evaluation.sites):
-            if summary.number not in self.shown:
-                if not self.shown:
-                    self.console.print(self._header(), style="bold", highlight=False, soft_wrap=True)
-                self.shown.add(summary.number)
-                self.console.print(self._row(summary), highlight=False, soft_wrap=True)
+        for summary in summaries(engine.run.journal, engine.plan.campaign.evaluation.sites, self.shown):
+            if not self.shown:
+                self.console.print(self._header(), style="bold", highlight=False, soft_wrap=True)
+            self.shown.add(summary.number)
+            self.console.print(self._row(summary), highlight=False, soft_wrap=True)
 
     def show_troubles(self, engine: Engine) -> None:
         """Print what went wrong since the last look, in the journal's words."""

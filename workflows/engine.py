@@ -226,9 +226,10 @@ class Engine:
             self._train(action, attempt + 1)
             return None
         kind = "update_refused" if isinstance(error, UpdateRefused) else "task_failed"
-        self.run.journal.write(kind, app="local_train", site=action.site, round=action.round, reason=str(error))
-        logger.error("%s", error)
-        return SiteFailed(self.clock.now(), action.site, action.task, str(error))
+        reason = f"{error}{self.ways.hint(action.site, error)}"
+        self.run.journal.write(kind, app="local_train", site=action.site, round=action.round, reason=reason)
+        logger.error("%s", reason)
+        return SiteFailed(self.clock.now(), action.site, action.task, reason)
 
     def _update_event(self, action: Train, arrival: dict[str, Any]) -> UpdateArrived:
         manifest: Manifest = arrival["manifest"]

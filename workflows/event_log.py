@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from workflows.strategies import has_rounds
 OUT_APPS, IN_APPS = ("stage_out", "send"), ("stage_in", "fetch")  # what brings artifacts to a site, and from it
 
 Span = tuple[float, float]
-AT_SITES = ("stage_out", "local_train", "stage_in")
+AT_SITES = (*OUT_APPS, "local_train", *IN_APPS)
 
 
 @dataclass(frozen=True)
@@ -96,12 +97,11 @@ def task_runs(journal: EventLog) -> list[TaskRun]:
     """The finished tasks, in journal order; a time that was not recorded is the nearest one that was."""
     if journal.period == "round":
         return [as_task_run(event) for event in journal.named("task_done")]
-    return list(_runs_by_version(journal))
+    return list(_runs_by_version(journal, len(journal.named("aggregated")) + (not journal.named("campaign_finished"))))
 
 
-def _runs_by_version(journal: EventLog) -> Iterator[TaskRun]:
-    """What ends after the last version of a finished campaign counts to that."""
-    last = len(journal.named("aggregated")) + (not journal.named("campaign_finished"))
+def _runs_by_version(journal: EventLog, last: int) -> Iterator[TaskRun]:
+    """What ends after the version ``last`` was made counts to that, too."""
     version = 1
     for event in journal.events:
         if event["event"] == "aggregated":
@@ -158,7 +158,7 @@ def covered_s(spans: Iterable[Span], length_s: float) -> float:
 
 @dataclass(frozen=True)
 class Move:
-    """One finished transfer between the server and a site; `out` is towards the site."""
+    """One finished transfer of bytes between the server and a site; `out` is towards the site."""
 
     round: int
     site: str
@@ -167,12 +167,29 @@ class Move:
 
 
 def moves(tasks: Iterable[TaskRun]) -> list[Move]:
-    """Every finished transfer, with the bytes that crossed; a transfer done twice counts twice."""
+    """Every finished transfer in which bytes crossed; a transfer done twice counts twice.
+
+    What was there before, or was fetched by Globus before it was checked in, is no transfer.
+    """
     return [
         Move(task.round, task.site, task.app in OUT_APPS, _nbytes(task.result))
         for task in tasks
-        if task.app in (*OUT_APPS, *IN_APPS)
+        if task.app in (*OUT_APPS, *IN_APPS) and _nbytes(task.result)
     ]
+
+
+def moved_nbytes(journal: EventLog) -> Counter[tuple[int, bool]]:
+    """Bytes by (round or version, whether towards the sites).
+
+    A version that was told does not change: what moves after the last one counts to the next, even if that is never
+    made.
+    """
+    by_round = journal.period == "round"
+    tasks = task_runs(journal) if by_round else _runs_by_version(journal, len(journal.named("aggregated")) + 1)
+    nbytes: Counter[tuple[int, bool]] = Counter()
+    for move in moves(tasks):
+        nbytes[move.round, move.out] += move.nbytes
+    return nbytes
 
 
 def _nbytes(result: Mapping[str, Any]) -> int:

@@ -197,7 +197,7 @@ def _seconds_panel(axes: Axes, timeline: Timeline) -> None:
         heights = [phases[number].get(phase, 0.0) / size for number in phases]
         if any(heights):
             places = [number - 0.13 for number in phases]
-            axes.bar(places, heights, 0.5, list(base.values()), color=PHASE_COLOURS[phase], label=phase)
+            axes.bar(places, heights, 0.5, list(base.values()), color=PHASE_COLOURS[phase], label=timeline.label(phase))
             base = {number: base[number] + height for number, height in zip(phases, heights, strict=True)}
     beside = [sum(phases[number].get(phase, 0.0) for phase in BESIDE) / size for number in phases]
     axes.bar([number + 0.26 for number in phases], beside, 0.2, color=PHASE_COLOURS[EVALUATION], label="evaluation")

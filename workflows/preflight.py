@@ -63,9 +63,15 @@ def make_plan(campaign: Campaign, run_dir: Path, source: Path) -> Plan:
 
 
 def require_all(plan: Plan, source: Path) -> None:
-    """Raises UserMistake if this machine lacks what the campaign needs."""
+    """Raises UserMistake if this machine lacks what the campaign needs, or nobody is logged in where it has to be."""
     for what in missing_here(plan):
         raise UserMistake(f"{source}: {what}")
+    if any("globus" in (site.route, site.carrier) for site in plan.sites.values()):
+        from workflows.globus.standing import login_problem
+
+        problem = login_problem()
+        if problem:
+            raise UserMistake(problem)
 
 
 def _make_plan(campaign: Campaign, run_dir: Path) -> Plan:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from workflows.event_log import moves, task_runs, trainings
+from workflows.event_log import moved_nbytes, task_runs, trainings
 from workflows.figure_style import GLOBAL
 from workflows.findings import Run
 from workflows.report_words import NONE, loss_text
@@ -31,11 +31,9 @@ def round_table(run: Run) -> Table:
     tasks, lengths, means = task_runs(run.journal), round_lengths(run.timeline), run.mean_losses
     used = {e.get("version"): _used_text(e) for e in run.journal.named("aggregated")}
     tokens: Counter[int] = Counter()
-    nbytes: Counter[tuple[int, bool]] = Counter()
+    nbytes = moved_nbytes(run.journal)
     for task in trainings(tasks):
         tokens[task.round] += int(task.result.get("tokens") or 0)
-    for move in moves(tasks):
-        nbytes[move.round, move.out] += move.nbytes
     rows = []
     for number in sorted({*map(int, means.index), *lengths}):
         losses = means.loc[number].dropna() if number in means.index else {}
@@ -49,6 +47,7 @@ def round_table(run: Run) -> Table:
     note = f"Losses are unweighted means over the tasks; {run.period} 0 is untrained."
     if run.period == "version":
         note += " Tokens, bytes and length are of the time since the version before."
+        note += " What moves after the last version of a finished campaign is in no row."
     return Table(f"{run.period.capitalize()}s", (*columns, "length"), rows, note)
 
 
@@ -100,7 +99,8 @@ def site_table(run: Run) -> Table:
         cells = [site, str(entry.get("config") or site), str(held), str(len(trained))]
         cells += [f"{value:,}" for value in sums] + [f"{seconds:,.0f}" for seconds in spent]
         rows.append([*cells, f"{idle_share(timeline, site):.0%}"])
-    columns = ("site", "config", "tasks", _orders(run), "samples", "tokens", "steps", "training [s]", "queue [s]")
+    waiting = "queue [s]" if timeline.queued else "waiting [s]"
+    columns = ("site", "config", "tasks", _orders(run), "samples", "tokens", "steps", "training [s]", waiting)
     note = "Idle: the share of the time with a driver in which the site neither moved, waited nor trained."
     return Table("Sites", (*columns, "staging [s]", "idle"), rows, note)
 

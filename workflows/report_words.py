@@ -122,14 +122,15 @@ def timeline_caption(run: Run) -> str:
     if waits:
         worst = max(waits, key=lambda wait: wait.length_s)
         when = f"in {run.period} {worst.round}" if worst.round else f"before the first {run.period}"
-        text += f" The longest wait in a queue was {seconds_text(worst.length_s)} at {worst.row} {when}."
+        where = "in a queue" if timeline.queued else "for a worker"
+        text += f" The longest wait {where} was {seconds_text(worst.length_s)} at {worst.row} {when}."
     idle = {site: idle_share(timeline, site) for site in run.sites}
     most = max(idle, key=idle.__getitem__, default=None)
     text += f" {most} was idle most, {idle[most]:.0%} of the time." if most else ""
     text += " The band under a site shows its batch jobs." if timeline.jobs else ""
     if timeline.down:
         gaps = plural(len(timeline.down), "gap")
-        text += f" The driver was down for {seconds_text(timeline.down_s)} in {gaps}."
+        text += f" The driver was down for at most {seconds_text(timeline.down_s)} in {gaps}."
     return text
 
 
@@ -143,5 +144,5 @@ def cost_caption(run: Run, found: Findings) -> str:
         phases = phase_seconds(run.timeline).values()
         trained, waited = (sum(p.get(name, 0.0) for p in phases) / lengths for name in (TRAINING, WAITING))
         text += f". Averaged over sites and {run.period}s, {trained:.0%} of a {run.period} went into training "
-        text += f"and {waited:.0%} into waiting in queues"
+        text += f"and {waited:.0%} into waiting {'in queues' if run.timeline.queued else 'for a worker'}"
     return text + "."

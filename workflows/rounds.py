@@ -5,15 +5,17 @@ Of a strategy without rounds these are the versions of the model; bytes are thos
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from workflows.event_log import IN_APPS, OUT_APPS, EventLog
+from workflows.event_log import EventLog, moved_nbytes
 from workflows.journal import Journal, Record
+from workflows.timeline import build_timeline, round_lengths
 
 
 @dataclass
 class RoundSummary:
-    """One round; loss is the unweighted mean over the tasks, in nats."""
+    """One round; loss is the unweighted mean over the tasks, in nats; seconds and bytes are those of the report."""
 
     number: int
     global_loss: float
@@ -22,31 +24,24 @@ class RoundSummary:
     seconds: float = 0.0
 
 
-def summaries(journal: Journal, with_sites: bool) -> list[RoundSummary]:
-    """The rounds whose evaluation is complete, in order."""
+def summaries(journal: Journal, with_sites: bool, shown: Collection[int] = ()) -> list[RoundSummary]:
+    """The rounds whose evaluation is complete, in order, but for those that were shown already."""
     losses: dict[int, dict[str, float]] = {}
-    moved: dict[int, int] = {}
-    ends: dict[int, float] = {}
     expected: dict[int, set[str]] = {0: {"global"}}
     records = list(journal.records)
-    by_round = EventLog(tuple(records[:1])).period == "round"
     for record in records:
         if record["event"] == "aggregated":
             expected[record["round"]] = {"global", *(_new_sites(record) if with_sites else ())}
-        if record["event"] != "task_done":
-            continue
-        number, result = record["round"], record["result"]
-        if record["app"] == "evaluate":
-            losses.setdefault(number, {})[result["who"]] = result["mean_loss"]
-        elif record["app"] in (*OUT_APPS, *IN_APPS):
-            number = number if by_round else len(expected)
-            moved[number] = moved.get(number, 0) + result["nbytes_moved"]
-        elif record["app"] in ("aggregate", "advance", "prepare"):
-            ends[number] = record["ended"]
+        elif record["event"] == "task_done" and record["app"] == "evaluate":
+            losses.setdefault(record["round"], {})[record["result"]["who"]] = record["result"]["mean_loss"]
+    told = [n for n, who in sorted(losses.items()) if n not in shown and expected.get(n, {"nobody"}) <= who.keys()]
+    if not told:  # a terminal asks several times a second, and a timeline takes its time
+        return []
+    log = EventLog(tuple(records))
+    nbytes, lengths = moved_nbytes(log), round_lengths(build_timeline(log, ()))
     return [
-        _summary(number, who, moved, ends)
-        for number, who in sorted(losses.items())
-        if expected.get(number, {"nobody"}) <= who.keys()
+        _summary(number, losses[number], nbytes[number, True] + nbytes[number, False], lengths.get(number, 0.0))
+        for number in told
     ]
 
 
@@ -57,8 +52,6 @@ def _new_sites(record: Record) -> list[str]:
     return [update["site"] for update in record["updates"] if update["new"]]
 
 
-def _summary(number: int, who: dict[str, float], moved: dict[int, int], ends: dict[int, float]) -> RoundSummary:
-    before = max((n for n in ends if n < number), default=None)
-    seconds = ends[number] - ends[before] if before is not None and number in ends else 0.0
+def _summary(number: int, who: dict[str, float], nbytes: int, seconds: float) -> RoundSummary:
     sites = {name: loss for name, loss in who.items() if name != "global"}
-    return RoundSummary(number, who["global"], sites, moved.get(number, 0), seconds)
+    return RoundSummary(number, who["global"], sites, nbytes, seconds)

@@ -32,6 +32,7 @@ The settings are those of the site in a campaign; python_env is the project's en
 """
 NOT_YET = "00000000-0000-4000-8000-000000000000"  # the endpoint has no id before it is set up
 EXECUTABLE = 0o755
+SHORTEST_BARE_S = 60
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ def work(options: argparse.Namespace) -> None:
     Raises:
         UserMistake: an unknown machine, a setting that is missing or cannot be.
     """
+    from workflows.globus.checklist import endpoints_folder
     from workflows.globus.template import Choices
 
     request = requested(options)
@@ -97,8 +99,9 @@ def work(options: argparse.Namespace) -> None:
         write(folder / name, text)
     (folder / "endpoints.sh").chmod(EXECUTABLE)
     say(f"Written to {folder} for {site.machine}. Read {folder / 'CHECKLIST.md'}: it says what to do there, in order.")
-    copied = f"rsync -a {shlex.quote(str(folder))}/ HOST:{agent.parent}/endpoints/"
-    say(f"Copy the folder to the facility, for example: {copied}")
+    there = shlex.quote(str(endpoints_folder(Path(str(request.settings["storage_root"])), site.name)))
+    say("Copy it to a file system that the compute nodes can write to, but not into the collection; for example:")
+    say(f"  ssh HOST mkdir -p {there} && rsync -a {shlex.quote(str(folder))}/ HOST:{there}/")
 
 
 def requested(options: argparse.Namespace) -> Request:
@@ -115,7 +118,7 @@ def requested(options: argparse.Namespace) -> Request:
             raise UserMistake(f"{options.campaign}: {there}", remedy=f"Its sites are {', '.join(sites)}")
         entry = dict(sites[name] or {})
         config = config or entry.get("config") or name
-        settings = {key: value for key, value in entry.items() if key not in ("config", "tasks", "data")}
+        settings = {key: value for key, value in entry.items() if key not in ("config", "tasks", "data", "model")}
     if not config:
         raise UserMistake("name a machine, or --campaign FILE --site NAME", remedy="See --help")
     for text in options.sets:
@@ -143,18 +146,22 @@ def made(request: Request) -> Site:
 
 
 def duration(text: str) -> int:
-    """Seconds of ``30m``.
+    """Seconds of ``30m``; a number alone is seconds, too, and must be a minute or more: ``3`` means another unit.
 
     Raises:
-        UserMistake: it is none.
+        UserMistake: it is none, or has no unit and is very short.
     """
     from apps.errors import UserMistake
     from site_configs.queues import parse_walltime
 
     try:
-        return parse_walltime(text)
+        found_s = parse_walltime(text)
     except ValueError:
         raise UserMistake(f"--idle {text}: not a length of time such as 30m or 4h") from None
+    if text.strip().isdigit() and found_s < SHORTEST_BARE_S:
+        number = text.strip()
+        raise UserMistake(f"--idle {text}: it has no unit", remedy=f"Write {number}s, {number}m or {number}h")
+    return found_s
 
 
 def endpoint_files(site: Site, request: Request, choices: Choices, files: bool) -> dict[str, str]:

@@ -15,6 +15,7 @@ from workflows.event_log import EventLog, Span, TaskRun, covered_s, down_spans, 
 STAGING_OUT, WAITING, TRAINING, STAGING_IN = "staging out", "waiting in queue", "training", "staging in"
 AGGREGATION, EVALUATION, HOUSEKEEPING = "aggregation", "evaluation", "set-up and saving"
 BESIDE = (EVALUATION, HOUSEKEEPING)  # what does not hold up the next round
+QUEUE_EVENTS = ("block_submitted", "compute_submitted")  # what a site with a queue, or maybe one, leaves behind
 PHASES = (STAGING_OUT, WAITING, TRAINING, STAGING_IN, AGGREGATION, EVALUATION, HOUSEKEEPING)
 PHASE_OF_APP = {
     "prepare": HOUSEKEEPING,
@@ -53,7 +54,7 @@ class Timeline:
     """Everything that happened between the opening of a campaign and the last word about it.
 
     ``period`` says what is counted, rounds or versions; versions follow each other without a gap and have
-    ``round_ends``.
+    ``round_ends``. ``queued`` says whether some site has a queue.
     """
 
     rows: tuple[str, ...]
@@ -64,6 +65,7 @@ class Timeline:
     jobs: tuple[BatchJob, ...] = ()
     period: str = "round"
     round_ends: Mapping[int, float] = field(default_factory=dict)
+    queued: bool = True
 
     def of(self, row: str, *phases: str) -> list[Interval]:
         """The intervals of one row, in some phases or in all of them."""
@@ -71,6 +73,10 @@ class Timeline:
 
     def seconds(self, row: str, *phases: str) -> float:
         return sum(interval.length_s for interval in self.of(row, *phases))
+
+    def label(self, phase: str) -> str:
+        """A phase in words; where no site has a queue nobody waits in one."""
+        return phase if phase != WAITING or self.queued else "waiting for a worker"
 
     @property
     def down_s(self) -> float:
@@ -89,7 +95,8 @@ def build_timeline(journal: EventLog, sites: Sequence[str]) -> Timeline:
     starts, ends = _round_starts(intervals), dict[int, float]()
     if journal.period == "version":
         ends = {event["version"]: event["time"] - origin for event in journal.named("aggregated")}
-        starts = {n: start if n == 1 else ends[n - 1] for n, start in starts.items() if n == 1 or n - 1 in ends}
+        first = {n: start for n, start in starts.items() if n == 1}
+        starts = first | {n: ends[n - 1] for n in sorted({*starts, *ends}) if n - 1 in ends}
     return Timeline(
         rows=(*seen, *servers),
         intervals=tuple(sorted(intervals, key=lambda i: (i.start_s, i.end_s))),
@@ -99,6 +106,7 @@ def build_timeline(journal: EventLog, sites: Sequence[str]) -> Timeline:
         jobs=tuple(job.shifted(origin) for job in jobs),
         period=journal.period,
         round_ends=ends,
+        queued=any(event["event"] in QUEUE_EVENTS for event in journal.events),
     )
 
 
@@ -175,12 +183,20 @@ def phase_seconds(timeline: Timeline) -> dict[int, dict[str, float]]:
 
 
 def round_lengths(timeline: Timeline) -> dict[int, float]:
-    """Seconds from the first task of a round to its last but for evaluation, which runs beside the next round, and
-    less the driver's absence."""
+    """Seconds from the first task of a round to its model, or to its last task so far, less the driver's absence.
+
+    Evaluation does not count: it runs beside the next round.
+    """
     lengths: dict[int, float] = {}
     for number, start in timeline.round_starts.items():
-        last = max(i.end_s for i in timeline.intervals if i.round == number and i.phase not in BESIDE)
-        end = timeline.round_ends.get(number, last)
+        end = timeline.round_ends.get(number)
+        end = _round_end(timeline, number, start) if end is None else end
         down = [(down_start - start, down_end - start) for down_start, down_end in timeline.down]
         lengths[number] = end - start - covered_s(down, end - start)
     return lengths
+
+
+def _round_end(timeline: Timeline, number: int, start: float) -> float:
+    tasks = [i for i in timeline.intervals if i.round == number and i.phase not in BESIDE]
+    made = [i.end_s for i in tasks if i.phase == AGGREGATION]
+    return max(start, min(made) if made else max((i.end_s for i in tasks), default=start))  # clocks differ

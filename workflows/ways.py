@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from parsl.dataflow.futures import AppFuture
 
+from apps.errors import ArtifactError
 from apps.manifests import Manifest, Place
 from apps.tidy import forget, forgotten
 from apps.transfer import stage_in, stage_out
@@ -84,6 +85,13 @@ class Ways:
         assert self.carriage is not None
         shared = list(self.stores.values()).count(self._store_at(place["site"])) > 1
         return self.carriage.clean(place, forgotten(base, manifest, *(() if shared else (earlier,))))
+
+    def hint(self, site: str, error: BaseException) -> str:
+        """What a person should look at first when a file that was carried is not where it should be."""
+        collection = self.plan.sites[site].collection
+        if self.plan.sites[site].carrier != "globus" or collection is None or not isinstance(error, ArtifactError):
+            return ""
+        return f". Does the site's collection show {collection.folder} as /? If not: sites.{site}.collection_folder"
 
     def _store_at(self, site: str) -> str:
         return f"{self.plan.site_work[site]['root']}/artifacts"

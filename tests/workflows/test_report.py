@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
-from synthetic_run import MODEL, OPENED, SAMPLES, SyntheticRun, finished_run, start_run
+from synthetic_run import MODEL, OPENED, SAMPLES, SyntheticRun, batch_run, finished_run, start_run
 
 from apps.errors import UserMistake
 from workflows import report, report_tables, report_words
@@ -270,7 +270,7 @@ def test_a_resumed_run_with_trouble_in_it(tmp_path: Path) -> None:
     assert failed[1:] == ["3", "polaris", "task failed", "stage_in: TransferFailed: bad hash"]
     assert report_tables.round_table(load_run(folder)).rows[2][3] == "3"
     page = page_of(folder)
-    assert "The driver was down for 90 min in 1 gap." in page.text
+    assert "The driver was down for at most 90 min in 1 gap." in page.text
     assert "norm 812.4 > bound <10>" in page.text
 
 
@@ -310,6 +310,29 @@ def test_a_campaign_of_the_full_model_claims_no_saving(tmp_path: Path) -> None:
     run = load_run(folder)
     assert "in the same transfers: 1.08 GB, the same." in report_words.cost_caption(run, find(run))
     assert "all parameters trained" in report_words.subtitle(run)
+
+
+def test_entries_that_moved_nothing_would_not_have_moved_the_full_model_either(tmp_path: Path) -> None:
+    run = start_run(tmp_path / "run", sites=2, tasks=2, rounds=1, adapter=False)
+    run.round(1)
+    for site in run.tasks:  # what Globus has fetched or what was there before
+        run.task("stage_in", 1, site, run.time, run.time, run.time + 1, nbytes_moved=0)
+    folder = run.write()
+    read = load_run(folder)
+    found = find(read)
+    assert found.nbytes_full == found.nbytes_moved == 4 * MODEL["full"]
+    assert ", the same." in report_words.cost_caption(read, found)
+
+
+def test_local_sites_wait_for_a_worker_and_batch_sites_in_a_queue(finished: SyntheticRun, tmp_path: Path) -> None:
+    local, batch = load_run(finished.directory), load_run(batch_run(tmp_path / "batch").write())
+    for run, wait, share, column in (
+        (local, "The longest wait for a worker was", "into waiting for a worker.", "waiting [s]"),
+        (batch, "The longest wait in a queue was", "into waiting in queues.", "queue [s]"),
+    ):
+        assert wait in report_words.timeline_caption(run)
+        assert report_words.cost_caption(run, find(run)).endswith(share)
+        assert column in report_tables.site_table(run).columns
 
 
 def test_the_longest_wait_and_the_idlest_site_are_named(finished: SyntheticRun) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,12 +13,12 @@ import pytest
 from rich.console import Console
 
 from workflows.display import Display
-from workflows.event_log import EventLog, task_runs
+from workflows.event_log import EventLog, moved_nbytes, moves, task_runs
 from workflows.journal import Journal
 from workflows.metrics import metric_rows, write_metrics
 from workflows.report_tables import update_table
 from workflows.rounds import summaries
-from workflows.timeline import build_timeline
+from workflows.timeline import build_timeline, round_lengths
 
 
 def score(journal: Journal, number: int, who: str, loss: float) -> None:
@@ -28,8 +29,9 @@ def score(journal: Journal, number: int, who: str, loss: float) -> None:
     journal.write("task_done", app="evaluate", round=number, site="evaluator", result=result, started=1.0, ended=2.0)
 
 
-def move(journal: Journal, app: str, number: int, nbytes: int) -> None:
-    journal.write("task_done", app=app, round=number, site="a", result={"nbytes_moved": nbytes}, started=1.0, ended=2.0)
+def move(journal: Journal, app: str, number: int, nbytes: int, started: float = 10.0) -> None:
+    times = {"started": started, "ended": started + 1}
+    journal.write("task_done", app=app, round=number, site="a", result={"nbytes_moved": nbytes}, **times)
 
 
 @pytest.fixture
@@ -68,20 +70,49 @@ def test_metrics_are_sorted_and_free_of_doubles(journal: Journal, tmp_path: Path
     assert list(read[0])[:5] == ["round", "model", "task", "loss", "samples"] and read[0]["loss"] == "2.000000"
 
 
+def test_neither_the_terminal_nor_the_report_counts_the_absence_of_a_driver() -> None:
+    def done(app: str, site: str, number: int, ended: float, **result: Any) -> dict[str, Any]:
+        named = {"time": ended, "event": "task_done", "app": app, "site": site, "round": number, "result": result}
+        return {**named, "started": ended - 5, "ended": ended}
+
+    records = [
+        {"time": 0.0, "event": "campaign_opened"},
+        {"time": 1.0, "event": "driver_started"},
+        done("prepare", "server", 0, 10.0),
+        done("evaluate", "evaluator", 0, 15.0, who="global", mean_loss=3.0),
+        done("stage_out", "a", 1, 25.0, nbytes_moved=9),
+        {"time": 60.0, "event": "driver_started"},
+        done("local_train", "a", 1, 80.0),
+        {"time": 81.0, "event": "aggregated", "version": 1, "round": 1, "weights": {"a": 1.0}},
+        done("aggregate", "server", 1, 90.0),
+        done("evaluate", "evaluator", 1, 99.0, who="global", mean_loss=2.0),
+        done("stage_in", "late", 1, 120.0, nbytes_moved=9),
+    ]
+    journal: Any = SimpleNamespace(records=records)
+    shown = {row.number: row.seconds for row in summaries(journal, with_sites=False)}
+    assert shown == {0: 0.0, 1: 35.0}  # from 20 to 90 with nobody from 25 to 60
+    assert round_lengths(build_timeline(EventLog(tuple(records)), ["a"])) == {1: 35.0}
+    assert [row.number for row in summaries(journal, with_sites=False, shown={0})] == [1]
+
+
 @pytest.fixture
-def versions(tmp_path: Path) -> Journal:
-    """Two versions of a strategy without rounds; site a was fast, and its first update counts in both."""
+def versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Journal:
+    """Two versions of a strategy without rounds; site a was fast, and its first update counts in both.
+
+    One record is written each second, the first at 1000.
+    """
+    monkeypatch.setattr("workflows.journal.time", SimpleNamespace(time=itertools.count(1000.0).__next__))
     journal = Journal(tmp_path / "versions.jsonl")
     journal.write("campaign_opened", campaign={"strategy": {"name": "fedecho"}})
     score(journal, 0, "global", 3.0)
     for order in (1, 2):
-        move(journal, "stage_in", order, 100)
+        move(journal, "stage_in", order, 100, started=1001.0)
     first = {"site": "a", "order": 1, "weight": 1.0, "staleness": 0, "new": True}
     journal.write("aggregated", version=1, round=1, weights={"a": 1.0}, updates=[first], models={})
     journal.write("task_done", app="advance", round=1, site="server", result={}, started=24.0, ended=25.0)
     score(journal, 1, "global", 2.5)
     score(journal, 1, "a", 2.6)
-    move(journal, "stage_out", 1, 7)
+    move(journal, "stage_out", 1, 7, started=1007.0)
     second = {"site": "b", "order": 1, "weight": 0.5, "staleness": 1, "new": True}
     again = {**first, "weight": 0.5, "staleness": 1, "new": False}
     journal.write("aggregated", version=2, round=2, weights={"a": 0.5, "b": 0.5}, updates=[again, second], models={})
@@ -95,7 +126,29 @@ def test_a_version_is_told_with_the_sites_that_are_new_in_it(versions: Journal) 
     rows = summaries(versions, with_sites=True)
     assert [(row.number, row.site_losses) for row in rows] == [(0, {}), (1, {"a": 2.6}), (2, {"b": 2.75})]
     assert [row.nbytes for row in rows] == [0, 200, 7]  # what has moved since the version before
-    assert rows[2].seconds == 3.0
+    assert [row.seconds for row in rows] == [0.0, 3.0, 5.0]
+
+
+def test_the_report_counts_the_bytes_of_a_version_as_the_terminal_does(versions: Journal) -> None:
+    move(versions, "send", 1, 40)  # for a version that was never made
+    move(versions, "fetch", 2, 2)
+    versions.write("campaign_finished", rounds=2, seconds=1)
+    log = EventLog(tuple(versions.records))
+    nbytes = moved_nbytes(log)
+    assert nbytes == {(1, False): 200, (2, True): 7, (3, True): 40, (3, False): 2}
+    shown = {row.number: row.nbytes for row in summaries(versions, with_sites=True)}
+    assert shown == {number: nbytes[number, True] + nbytes[number, False] for number in range(3)}
+    assert sum(move.nbytes for move in moves(task_runs(log))) == sum(nbytes.values())
+    assert {run.round for run in task_runs(log) if run.app in ("send", "fetch")} == {2}
+
+
+def test_a_version_in_which_no_site_moved_has_a_length(versions: Journal) -> None:
+    versions.write("aggregated", version=3, round=3, weights={"a": 1.0}, updates=[], models={})
+    last = versions.write("aggregated", version=4, round=4, weights={"a": 1.0}, updates=[], models={})
+    score(versions, 4, "global", 1.0)
+    (row,) = summaries(versions, with_sites=True, shown=range(4))
+    assert (row.number, row.nbytes, row.seconds) == (4, 0, 1.0)
+    assert build_timeline(EventLog(tuple(versions.records)), ["a"]).round_ends[4] == last["time"] - 1000.0
 
 
 def test_the_report_tells_of_each_update_and_counts_versions(versions: Journal, tmp_path: Path) -> None:
@@ -162,7 +215,7 @@ def test_versions_are_called_versions(versions: Journal) -> None:
         display.tick(engine)  # type: ignore[arg-type]
     lines = text.getvalue().splitlines()
     assert lines[0].split()[:3] == ["version", "global", "loss"]
-    assert lines[2].split() == ["1/8", "2.500", "2.600", "-", "200", "B", "0.0"]
+    assert lines[2].split() == ["1/8", "2.500", "2.600", "-", "200", "B", "3.0"]
     assert "a: order 2: step 3 of 6, loss 1.500, 90 tokens/s" in text.getvalue()
 
 

@@ -218,7 +218,7 @@ def test_a_round_is_not_charged_with_the_absence_of_the_driver() -> None:
     assert round_lengths(timeline) == {2: 40.0}
 
 
-def test_moves_count_what_crossed_and_fall_back_on_the_size_of_the_artifact() -> None:
+def test_moves_are_those_that_crossed_and_fall_back_on_the_size_of_the_artifact() -> None:
     log = EventLog(
         (
             task("stage_out", "n", 0, 0, 1, nbytes_moved=0, artifact={"nbytes": 9}),
@@ -226,7 +226,26 @@ def test_moves_count_what_crossed_and_fall_back_on_the_size_of_the_artifact() ->
             task("aggregate", "server", 2, 2, 3),
         )
     )
-    assert [(move.out, move.nbytes) for move in moves(task_runs(log))] == [(True, 0), (False, 9)]
+    assert [(move.out, move.nbytes) for move in moves(task_runs(log))] == [(False, 9)]
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("driver_started", "waiting for a worker"),
+        ("block_submitted", "waiting in queue"),
+        ("compute_submitted", "waiting in queue"),
+    ],
+)
+def test_only_where_there_is_a_queue_one_waits_in_it(name: str, label: str) -> None:
+    timeline = build_timeline(EventLog((*ONE_ROUND.events, event(name, 1200.0, site="north", job_id="1"))), ["north"])
+    assert timeline.label(WAITING) == label
+    assert timeline.label(TRAINING) == TRAINING
+
+
+def test_a_round_ends_with_its_model_whoever_comes_late() -> None:
+    late = task("stage_in", "south", 1180.0, 1180.0, 1190.0)
+    assert round_lengths(build_timeline(EventLog((*ONE_ROUND.events, late)), ["north"])) == {1: 160.0}
 
 
 def test_a_training_answered_twice_counts_once() -> None:

@@ -15,7 +15,19 @@ from workflows.globus.template import Choices, user_endpoint_config
 
 TRAINING, FILES = "train", "files"
 AGENT_PACKAGE = "globus-compute-endpoint"
-TORCH = "torch==2.13.0"
+LEAST_TORCH, TORCH_BEFORE = "2.13", "3"  # as pyproject.toml asks for it
+# version strings alone: a login node has no devices to ask about
+TORCH_FACTS = (
+    "import torch; v = torch.version;"
+    " print(torch.__version__, 'cuda', v.cuda, 'hip', v.hip, 'xpu', getattr(v, 'xpu', None))"
+)
+DESCRIBED_BY_ITS_USER = ("local", "pbs", "slurm")
+HOUR_S = 3600
+REMARKS = {
+    "data": "optional; left out: data.source of the campaign (the embedded data)",
+    "model": "optional; left out: model.source of the campaign",
+    "tasks": "optional; left out: what no other site names is dealt out",
+}
 
 
 def checklist(site: Site, config: str, settings: Mapping[str, Any], choices: Choices, files: bool) -> str:
@@ -30,42 +42,104 @@ def checklist(site: Site, config: str, settings: Mapping[str, Any], choices: Cho
     """
     storage_root = Path(str(settings["storage_root"]))
     parts = (
-        _title(site), _environments(site, choices), _agent(site, files), _collection(site, settings),
-        _data(storage_root), _campaign(site, config, settings, files), _driver(settings), _later(files),
+        _title(site, storage_root), _environments(site, config, choices), _agent(site, files),
+        _collection(site, settings), _data(storage_root), _campaign(site, config, settings, files),
+        _driver(settings), _later(files),
     )  # fmt: skip
     return "\n".join(line for part in parts for line in part) + "\n"
 
 
-def _title(site: Site) -> Iterator[str]:
+def endpoints_folder(storage_root: Path, name: str) -> Path:
+    """Where the endpoints of a site may lie: written to by compute nodes, one for each site, not in the collection."""
+    return storage_root.parent / "crossfed-endpoints" / name
+
+
+def _title(site: Site, storage_root: Path) -> Iterator[str]:
+    folder = endpoints_folder(storage_root, site.name)
     yield from (
         f"# {site.machine}: what to do once for the route through Globus",
         "",
         "All of 1 to 3 is done on a login node of the facility, with this folder copied to a file system that the",
-        "compute nodes can read and write (logs and job scripts go below it). Nothing here needs an administrator.",
+        f"compute nodes can read and write (logs and job scripts go below it), for example `{folder}`.",
+        "Not into the folder of the collection: the agent keeps its tokens here. None of this needs an administrator.",
         "",
     )
 
 
-def _environments(site: Site, choices: Choices) -> Iterator[str]:
+def torch_build(site: Site, config: str) -> tuple[str, str]:
+    """The build of torch for a site's devices, in words, and the words of ``TORCH_FACTS`` that tell it."""
+    variable = site.node.device_variable if site.node else ""
+    if site.device == "cpu":
+        return "any build will do (the CPU build is the smallest)", "any"
+    if site.device == "xpu":
+        return "the XPU build", "`xpu`"
+    if variable.startswith(("ROCR_", "HIP_")):
+        return "the ROCm build", "`hip`"
+    if config in DESCRIBED_BY_ITS_USER or config.endswith(".py"):
+        return "the CUDA build, or the ROCm build where the devices are AMD's", "`cuda` (ROCm: `hip`)"
+    return "the CUDA build", "`cuda`"
+
+
+def _environments(site: Site, config: str, choices: Choices) -> Iterator[str]:
     assert site.python_env is not None
     env, agent = shlex.quote(str(site.python_env)), shlex.quote(str(choices.agent))
     yield from (
         "## 1. Two Python environments",
         "",
         f"The project's own and that of the agent: `{AGENT_PACKAGE}` and `transformers` want different versions of",
-        "`click`, so they cannot share one. Both want Python 3.11 to 3.13; the project's wants the driver's version.",
+        "`click`, so they cannot share one. Both want Python 3.11 to 3.13. The project's should have the minor version",
+        "of the driver's (3.11 with 3.11), and gets the same versions of packages from `.ci/constraints.txt`; the",
+        "agent's need not match anything.",
         "",
-        "In a copy of this project, of the same commit as the driver's:",
+        "Get a copy of this project with git, at the driver's commit: `git -C PROJECT rev-parse HEAD` on the driver's",
+        "machine tells it, `git checkout COMMIT` here takes it. In that copy:",
         "",
         "```bash",
         *(site.setup.splitlines() if site.setup else ()),
         f"python3 -m venv --system-site-packages {env}   # the modules' own torch stays visible",
-        f'{env}/bin/python -c "import torch; print(torch.__version__, torch.cuda.is_available())" \\',
-        f"  || {env}/bin/pip install {TORCH}",
-        f"{env}/bin/pip install -c .ci/constraints.txt -e .   # leave out -c where torch is the facility's",
+        f'show_torch() {{ {env}/bin/python -c "{TORCH_FACTS}"; }}',
+        "show_torch",
+        "```",
+        "",
+        *_torch(site, config, env),
+        "```bash",
+        f"{env}/bin/pip install -c .ci/constraints.txt -e .",
+        "show_torch   # the same line as before",
+        "```",
+        "",
+        "If that line has changed, pip has put another torch in the place of yours: install the right build again, and",
+        "the line above once more.",
+        "",
+        "The agent's:",
+        "",
+        "```bash",
         f"python3 -m venv {agent}",
         f"{agent}/bin/pip install {AGENT_PACKAGE}=={_agent_version()}",
         "```",
+        "",
+    )
+
+
+def _torch(site: Site, config: str, env: str) -> Iterator[str]:
+    """What the environment must show before pip is let loose on it."""
+    build, shown = torch_build(site, config)
+    told = "which of the three is not `None` does not matter" if shown == "any" else f"{shown} is not `None`"
+    yield from (
+        f"The environment must have torch {LEAST_TORCH} or later (below {TORCH_BEFORE}), and the build for the devices",
+        f"of this machine: {build}. The line shows it: the version, and {told}.",
+        "That holds on login nodes too. A pre-release (`a0`) of a version counts as older than it.",
+        "",
+        "If there is no torch, an older one or another build: install the right build first, or the next command",
+        "brings PyPI's, which is a CUDA build. The facility's guide says where it has one; else take the command of",
+        "<https://pytorch.org/get-started/locally/> (PyTorch has a wheel index for each of CUDA, ROCm, XPU and CPU),",
+        f"with `{env}/bin/pip` for `pip3` and `--force-reinstall 'torch>={LEAST_TORCH},<{TORCH_BEFORE}'`",
+        "for its packages: pip would otherwise keep the torch that it sees. Go on when this shows the right one:",
+        "",
+        "```bash",
+        "show_torch",
+        "```",
+        "",
+        "Then the project:",
         "",
     )
 
@@ -87,10 +161,27 @@ def _agent(site: Site, files: bool) -> Iterator[str]:
         f"This folder holds the configuration of two endpoints: {names}.",
         "It obeys the identity that starts it, and nobody else: use the identity of the driver.",
         "",
+        "In this folder, as one of the two, A or B. A, a person:",
+        "",
         "```bash",
-        "chmod 700 . && ./endpoints.sh login   # a person: shows an address, asks for the code",
-        "# or, for a service account, instead of the login:",
-        "umask 077; cat > account.env   # two lines: GLOBUS_COMPUTE_CLIENT_ID=... GLOBUS_COMPUTE_CLIENT_SECRET=...",
+        "chmod 700 .",
+        "./endpoints.sh login   # shows an address, asks for the code",
+        "```",
+        "",
+        "B, a service account: no login; put its own two values in the place of `ID` and `SECRET`:",
+        "",
+        "```bash",
+        "chmod 700 .",
+        "(umask 077; cat > account.env <<'END'",
+        "GLOBUS_COMPUTE_CLIENT_ID=ID",
+        "GLOBUS_COMPUTE_CLIENT_SECRET=SECRET",
+        "END",
+        ")",
+        "```",
+        "",
+        "Then, for both:",
+        "",
+        "```bash",
         "./endpoints.sh start",
         "./endpoints.sh status                 # shows the UUIDs",
         "```",
@@ -109,7 +200,9 @@ def _collection(site: Site, settings: Mapping[str, Any]) -> Iterator[str]:
     yield from (
         "## 3. A guest collection for the project folder",
         "",
-        "It needs no consent for each campaign and no login each hour, which the facility's own collection may.",
+        "Once it is there, a guest collection asks for nothing more. The facility's own collection asks for a consent,",
+        "and may ask for a new login while a campaign runs. A service account can usually use a",
+        "guest collection only.",
         "",
         f"1. `mkdir -p {shlex.quote(str(storage_root))}`",
         f"2. <https://app.globus.org/file-manager>: open {base}, go to `{storage_root}`,",
@@ -132,8 +225,8 @@ def _data(storage_root: Path) -> Iterator[str]:
         "",
         f"Put the site's records where its compute nodes read them, for example `{records_folder(storage_root)}`: they",
         "never leave the site. Not below the folder of the collection, where the driver's identity could read them.",
-        "A model that is not shipped with a package goes to a folder as well (compute nodes may have no network); name",
-        "it in the campaign as `model`, beside `data`.",
+        "A model that is not shipped with a package goes to a folder as well (compute nodes may have no network). The",
+        "campaign names both, as `data` and `model`; without them the site takes what the campaign says for all.",
         "",
     )
 
@@ -146,12 +239,27 @@ def _campaign(site: Site, config: str, settings: Mapping[str, Any], files: bool)
         entry |= {"collection": "UUID of the guest collection", "collection_folder": str(storage_root)}
     entry["data"] = str(records_folder(storage_root))
     entry |= {key: value for key, value in settings.items() if value is not None}
-    text = yaml.safe_dump({"sites": {site.name: entry}}, sort_keys=False)
-    yield from ("## 5. The campaign", "", "Into the campaign's file:", "", "```yaml", *text.splitlines(), "```", "")
-    if sent := user_endpoint_config(site):
-        told = ", ".join(f"{key} {value}" for key, value in sent.items())
-        yield f"With each task it sends what these settings make of the block: {told}."
-        yield ""
+    text = yaml.safe_dump({"sites": {site.name: entry}}, sort_keys=False, width=1000)
+    snippet = [f"{line}   # {REMARKS['data']}" if line.startswith("    data:") else line for line in text.splitlines()]
+    snippet += [f"    # {key}   # {REMARKS[key.split(':')[0]]}" for key in ("model: FOLDER", "tasks: [FAMILY]")]
+    yield from ("## 5. The campaign", "", "Into the campaign's file:", "", "```yaml", *snippet, "```", "")
+    yield from _admitted(site)
+
+
+def _admitted(site: Site) -> Iterator[str]:
+    """What a campaign sends, and how much of it the endpoint takes."""
+    if not (sent := user_endpoint_config(site)):
+        return
+    assert site.block is not None
+    most, hours = site.block.queue.max_nodes, f"{site.block.walltime_s / HOUR_S:.4g} h"
+    told = ", ".join(f"{key} {value}" + (f" ({hours})" if key == "walltime_s" else "") for key, value in sent.items())
+    yield from (
+        f"With each task it sends what these settings make of the block: {told}.",
+        f"The endpoint admits at most {most} {'node' if most == 1 else 'nodes'}, as many as `{site.block.queue.name}`"
+        " takes. For more, run `setup_site.py` again with",
+        "these settings and copy the folder anew.",
+        "",
+    )
 
 
 def carried(settings: Mapping[str, Any]) -> bool:

@@ -5,22 +5,23 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.errors import REASON_LENGTH, CrossfedError
 from apps.globus_calls import Caller, Patience
+from apps.look import MARK
 from site_configs.base import Collection, Site
 from workflows.globus.identity import compute_client, globus_app, transfer_client
-from workflows.globus.probe import Trip, Trouble, carry, clean_up, existing, limited
+from workflows.globus.probe import Trip, Trouble, carry, clean_up, existing, is_there, limited
 from workflows.globus.standing import Finding, standing
 
 if TYPE_CHECKING:
     from globus_compute_sdk import Client
     from globus_sdk import GlobusApp
 
-LIMIT_S = 300.0  # Globus needs seconds for a small transfer, and minutes where it is busy
+LIMIT_S = 90.0  # Globus needs seconds for a small transfer, and minutes where it is busy
 OLDEST_AGENT = (4, 10)  # from here on an agent renders a template for each campaign
 LOOKING = Patience(poll_s=0.5, slowest_poll_s=5.0, back_off_s=1.0, longest_back_off_s=10.0)
 Ask = Callable[[Site], Mapping[str, Any]]
@@ -63,7 +64,9 @@ def globus_answers(
     if carried:
         yield from _collection(site, server, work, app, limit_s, patience)
     if site.endpoint:
-        yield from _project(site, ask)
+        told = yield from _project(site, ask)
+        if carried and told:
+            yield _same_folder(app, site, limit_s, patience)
 
 
 # -- endpoints --------------------------------------------------------------------------------------------------
@@ -170,18 +173,38 @@ def _round_trip(
 # -- the project at the site ------------------------------------------------------------------------------------
 
 
-def _project(site: Site, ask: Ask | None) -> Iterator[Finding]:
+def _project(site: Site, ask: Ask | None) -> Generator[Finding, None, bool]:
+    """What the project's Python there says; whether it has left its mark in the storage."""
     from workflows.check import versions_problem
 
     what = f"Python, packages and code in {site.python_env} are those of the driver"
     assert site.endpoint is not None
     if ask is None or not site.endpoint.files:
         yield f"{what}: asked by the first task (there is no files_endpoint)", None
-        return
+        return False
     try:
         told = ask(site)
     except CrossfedError as error:
         yield what, str(error)
-        return
+        return False
     yield what, versions_problem(json.dumps(told.get("versions")))
     yield f"storage {site.storage_root} can be written at the site", told.get("storage")
+    return told.get("storage") is None
+
+
+def _same_folder(app: GlobusApp, site: Site, limit_s: float, patience: Patience) -> Finding:
+    """Whether the collection shows the folder that the site's tasks write to, by the mark that they have left there."""
+    assert site.collection is not None
+    there, trouble = site.collection, Trouble()
+    mark = there.path_of(site.storage_root / MARK)
+    what = f"the collection shows what the site writes in {site.storage_root}"
+    with limited(limit_s) as stop:
+        caller = Caller(lambda: transfer_client(app, [there.id]), patience, stop, trouble.note)
+        try:
+            seen = caller(lambda client: is_there(client, there.id, mark))
+        except CrossfedError as error:
+            return what, trouble.words(error)
+    if not seen:
+        return what, f"not at {mark}. Set collection_folder to the folder that the collection shows as /"
+    clean_up(app, there.id, mark, limit_s, patience)
+    return what, None

@@ -96,8 +96,9 @@ class SiteExecutor(ParslExecutor):
     def asked(self) -> str | None:
         """What Globus says of the site's tasks, for people; None: there are none."""
         states = {attempt.status for job in self._jobs() for attempt in job.attempts.values()}
-        words = ", ".join(sorted(state.replace("-", " ") for state in states if state))
-        return f"at its endpoint: {words or 'asked'}" if states else None
+        if not states:
+            return None
+        return "at work, its endpoint says" if "running" in states else "asked; its endpoint has not said more yet"
 
     def outstanding(self) -> int:
         return len(self._jobs())

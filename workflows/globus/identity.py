@@ -34,9 +34,11 @@ from globus_sdk.login_flows import LoginFlowManager
 from globus_sdk.scopes import GCSCollectionScopes
 from globus_sdk.token_storage import TokenValidationError
 from globus_sdk.token_storage.validating_token_storage import UnmetScopeRequirementsError
+from globus_sdk.transport import RequestsTransport
 
 from apps.errors import UserMistake
 
+ANSWER_S = 20.0  # a name that is given to a transfer beforehand lets it be handed in again
 LOGIN = "python workflows/login.py"
 SECRETS = "GLOBUS_COMPUTE_CLIENT_ID and GLOBUS_COMPUTE_CLIENT_SECRET"
 MAPPED = "GCSv5_mapped_collection"
@@ -101,7 +103,7 @@ def transfer_client(app: GlobusApp, collections: Iterable[str] = ()) -> Transfer
     Raises:
         LoginNeeded: a person has to log in, or to consent.
     """
-    client = TransferClient(app=app)
+    client = TransferClient(app=app, transport=RequestsTransport(http_timeout=ANSWER_S))
     wanting = [collection for collection in dict.fromkeys(collections) if needs_data_access(client, collection)]
     if wanting:
         client.add_app_data_access_scope(wanting)

@@ -11,7 +11,15 @@ from globus_sdk.exc import NetworkError
 from globus_sdk.scopes import AuthScopes, ComputeScopes, GCSCollectionScopes, TransferScopes
 
 from apps.errors import REASON_LENGTH, CrossfedError
-from workflows.globus.identity import LOGIN, Account, https_authorizer, needs_data_access
+from workflows.globus.identity import (
+    LOGIN,
+    SECRETS,
+    Account,
+    LoginNeeded,
+    globus_app,
+    https_authorizer,
+    needs_data_access,
+)
 
 Finding = tuple[str, str | None]  # what was looked at, and what is wrong with it, or None
 SERVICES = {
@@ -35,6 +43,20 @@ def require_services(app: GlobusApp, names: bool = False) -> None:
             AuthScopes.resource_server: auth,
         }
     )
+
+
+def login_problem() -> str | None:
+    """Why nobody could ask Globus for anything, or None. A person's login is looked for here; Globus is not asked."""
+    app = globus_app()
+    if isinstance(app, Account):
+        return None
+    require_services(app)
+    try:
+        for server in (ComputeScopes.resource_server, TransferScopes.resource_server):
+            app.get_authorizer(server)
+    except LoginNeeded as error:
+        return f"{error.what}. Log in: {LOGIN} --campaign FILE; or for a service account set {SECRETS}"
+    return None
 
 
 def require_collections(app: GlobusApp, collections: Iterable[str]) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from apps.errors import CrossfedError, EndpointProblem, UserMistake
+from apps.globus_calls import in_words
 from workflows.globus.wire import RESULT_SERIALIZERS, is_coming_back, one_line, shipped_source
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ def meaning_of(error: Exception) -> Exception:
     if isinstance(error, TokenValidationError):
         return UserMistake(f"Globus: not logged in: {error}", remedy=f"Run: {LOGIN}")
     if isinstance(error, globus_sdk.NetworkError | requests.RequestException | OSError):
-        return Unreachable(f"{type(error).__name__}: {one_line(str(error))}")
+        return Unreachable(in_words(error))
     if not isinstance(error, globus_sdk.GlobusAPIError):
         return error
     status, words = error.http_status, one_line(error.message or error.text or error.code or "")
@@ -186,7 +187,7 @@ def meaning_of(error: Exception) -> Exception:
         return UserMistake(f"Globus Compute finds the request too large: {words}")
     remedies = {
         403: "Ask the endpoint's owner to admit you, or run: " + LOGIN,
-        404: "Check the endpoint's id in the campaign, and that it was started once",
-        422: "Check the site's settings against what the endpoint's template asks for",
+        404: "Check the endpoint's id; a resume takes another: --set sites.NAME.endpoint=ID",
+        422: "Check the site's settings against what the endpoint's template asks for, or run setup_site.py again",
     }
     return EndpointProblem(f"the endpoint refuses the call ({status}): {words}", remedy=remedies.get(status))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -111,7 +112,10 @@ class TaskRunner:
         def delete() -> None:
             if not path.exists() and not task.document.get("ignore_missing"):
                 raise Transient("FILE_NOT_FOUND", item["path"])
-            path.unlink(missing_ok=True)
+            if path.is_dir() and task.document.get("recursive"):
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
             task.files_transferred += 1
 
         return [delete]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ from facilities.globus.auth import COMPUTE_SERVER
 from facilities.globus.http import Request, refuse
 from facilities.globus.stack import client_variables
 from facilities.globus.transfer_fixtures import TransferFacility, transfer_facility  # noqa: F401
-from facilities.globus.transfer_tasks import TaskRunner
 
 from apps.errors import WorkersLost
 from apps.globus_calls import Patience
+from apps.look import MARK, examine
+from apps.manifests import Place
 from apps.versions import code_version, library_versions
 from site_configs.base import Collection, Endpoint, Site
 from workflows.globus.checks import endpoint_answer, globus_answers, version_of
@@ -80,24 +81,7 @@ def scene(
 ) -> Iterator[Scene]:
     for name, value in client_variables(transfer_facility.service, transfer_facility.account).items():
         monkeypatch.setenv(name, value)
-    delete_whole_folders(monkeypatch)
     yield Scene(transfer_facility, tmp_path)
-
-
-def delete_whole_folders(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the hosted service does with ``recursive``: the stand-in deletes files, one at a time."""
-    import shutil
-
-    inner: Callable[..., Any] = TaskRunner._deletion
-
-    def deletion(self: TaskRunner, task: Any, item: Any) -> Any:
-        path = task.collections[0].file(item["path"])
-        if path.is_dir():
-            assert task.document["recursive"] is True
-            return [lambda: shutil.rmtree(path)]
-        return inner(self, task, item)
-
-    monkeypatch.setattr(TaskRunner, "_deletion", deletion)
 
 
 def test_all_is_well(scene: Scene) -> None:
@@ -203,6 +187,8 @@ def test_the_project_at_the_site(scene: Scene) -> None:
 
     def ask(there: Site) -> dict[str, Any]:
         asked.append(there.name)
+        there.storage_root.mkdir(parents=True, exist_ok=True)
+        (there.storage_root / MARK).touch()
         return told
 
     assert set(scene.answers(site, ask=ask).values()) == {None} and asked == ["polaris"]
@@ -214,6 +200,28 @@ def test_the_project_at_the_site(scene: Scene) -> None:
         raise WorkersLost("/eagle/env/bin/python does not run crossfed: no module named apps")
 
     assert "does not run crossfed" in str([p for p in scene.answers(site, ask=lost).values() if p])
+
+
+def test_a_collection_that_shows_another_folder(scene: Scene) -> None:
+    """The site writes where it should, and Globus would carry to somewhere else."""
+    scene.agents[FILES]["status"] = "online"
+    site = dataclasses.replace(scene.site, endpoint=Endpoint(TRAINING, FILES))
+    ours = {"python": platform.python_version(), "crossfed": code_version(), **library_versions()}
+
+    def ask(there: Site) -> dict[str, Any]:
+        return marked(there, ours)
+
+    seen = "the collection shows what the site writes"
+    assert scene.problem(seen, site=site, ask=ask) is None
+    assert not (site.storage_root / MARK).exists()
+    wrong = dataclasses.replace(site, collection=Collection(scene.there.id, scene.root))
+    problem = str(scene.problem(seen, site=wrong, ask=ask))
+    assert problem.startswith("not at /eagle/ABC/demo/polaris/.crossfed-here. Set collection_folder to")
+
+
+def marked(site: Site, versions: dict[str, Any]) -> dict[str, Any]:
+    """What the genuine ``examine`` does at a site."""
+    return {**examine(Place(site=site.name, round=0), str(site.storage_root)), "versions": versions}
 
 
 def test_versions_of_agents() -> None:

@@ -8,6 +8,9 @@ import re
 import shutil
 import stat
 import subprocess
+import sys
+import tomllib
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from hypothesis import strategies as st
 from site_configs.base import Site
 from site_configs.resolve import available, resolve_site
 from workflows import setup_site
+from workflows.globus.checklist import LEAST_TORCH, TORCH_BEFORE, torch_build
 from workflows.globus.template import WORD, Choices, schema, training_template, user_endpoint_config
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -97,7 +101,8 @@ def test_an_idle_block_is_kept_or_given_back_like_blocks(tmp_path: Path) -> None
     kept = template(written("polaris", tmp_path))
     assert "set idle_s = idle_s | default(14400)" in kept
     assert "default(60)" in template(written("polaris", tmp_path, "--set", "blocks=per_round"))
-    assert "default(1800)" in template(written("polaris", tmp_path, "--idle", "30m"))
+    for given_time, idle_s in (("30m", 1800), ("3s", 3), ("90", 90), ("60", 60), ("1h", 3600)):
+        assert f"idle_s | default({idle_s})" in template(written("polaris", tmp_path, "--idle", given_time))
 
 
 def test_no_endpoint_for_files(tmp_path: Path) -> None:
@@ -120,13 +125,96 @@ def test_the_checklist_is_in_order(tmp_path: Path) -> None:
     site = resolve_site("polaris", pasted["config"], tmp_path / "run", own)
     assert site.route == "globus" and site.carrier == "globus" and user_endpoint_config(site)["nodes"] == 2
     assert not Path(pasted["data"]).is_relative_to(own["collection_folder"])  # records are not shared
+    assert "    data: /eagle/ABC/crossfed-records   # optional; left out: " in text
+    assert "    # model: FOLDER   # optional; " in text and "    # tasks: [FAMILY]   # optional; " in text
+    assert "nodes 2, walltime_s 7200 (2 h)." in text and "admits at most 4 nodes, as many as `capacity` takes" in text
+    assert schema(site)["properties"]["nodes"]["maximum"] == 4
+
+
+def shell_blocks(folder: Path) -> list[str]:
+    """The blocks of commands in a checklist, each as it is pasted."""
+    return re.findall(r"^```bash\n(.*?)^```", (folder / "CHECKLIST.md").read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("machine", available())
+def test_every_block_of_the_checklist_is_whole(machine: str, tmp_path: Path) -> None:
+    for block in shell_blocks(written(machine, tmp_path)):
+        read = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True)
+        assert (read.returncode, read.stderr) == (0, ""), block
+
+
+def test_a_person_and_a_service_account_have_a_block_each(tmp_path: Path) -> None:
+    folder = written("polaris", tmp_path)
+    person, account, start = (block for block in shell_blocks(folder) if "endpoints.sh" in block or "account" in block)
+    assert person.splitlines()[0] == account.splitlines()[0] == "chmod 700 ."
+    assert "login" in person and "account.env" not in person and "login" not in account
+    assert [line.split("   ")[0] for line in start.splitlines()] == ["./endpoints.sh start", "./endpoints.sh status"]
+    told = subprocess.run(["bash"], input=account + "echo next", capture_output=True, text=True, cwd=folder)
+    assert (told.stdout, told.stderr) == ("next\n", "")  # what is pasted after it is not swallowed
+    written_there = (folder / "account.env").read_text()
+    assert written_there == "GLOBUS_COMPUTE_CLIENT_ID=ID\nGLOBUS_COMPUTE_CLIENT_SECRET=SECRET\n"
+    assert stat.S_IMODE((folder / "account.env").stat().st_mode) == 0o600
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("machine", sorted(STORAGE))
+def test_endpoints_lie_beside_the_storage_under_the_sites_name(
+    machine: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An environment where compute nodes cannot write, as below /global/common/software, does not lead there."""
+    folder = written(machine, tmp_path, "--set", "python_env=/global/common/software/m1/env", "--site", "one")
+    there = f"{Path(STORAGE[machine]).parent}/crossfed-endpoints/one"
+    assert f"ssh HOST mkdir -p {there} && rsync -a {folder}/ HOST:{there}/\n" in capsys.readouterr().out
+    text = (folder / "CHECKLIST.md").read_text()
+    assert f"`{there}`" in text and "/global/common/software/m1/endpoints" not in text
+
+
+@pytest.mark.parametrize(
+    ("machine", "sets", "build", "shown"),
+    [
+        ("polaris", (), "the CUDA build", "`cuda`"),
+        ("perlmutter_80gb", (), "the CUDA build", "`cuda`"),
+        ("frontier", (), "the ROCm build", "`hip`"),
+        ("aurora", (), "the XPU build", "`xpu`"),
+        ("slurm", (), "the CUDA build, or the ROCm build where the devices are AMD's", "`cuda` (ROCm: `hip`)"),
+        ("slurm", ("--set", "device=xpu"), "the XPU build", "`xpu`"),
+        ("pbs", ("--set", "device=cpu"), "any build will do (the CPU build is the smallest)", "any"),
+        ("local", (), "any build will do (the CPU build is the smallest)", "any"),
+    ],
+)
+def test_the_build_of_torch_is_that_of_the_devices(
+    machine: str, sets: tuple[str, ...], build: str, shown: str, tmp_path: Path
+) -> None:
+    request = setup_site.requested(setup_site.parse([*arguments(machine), *sets]))
+    assert torch_build(setup_site.made(request), machine) == (build, shown)
+    text = (written(machine, tmp_path, *sets) / "CHECKLIST.md").read_text()
+    assert f"of this machine: {build}. The line shows it" in text
+
+
+def test_torch_is_shown_before_and_after_the_project_is_installed(tmp_path: Path) -> None:
+    blocks = shell_blocks(written("aurora", tmp_path))[:3]
+    assert [block.splitlines()[-1].split("   ")[0] for block in blocks] == ["show_torch"] * 3
+    assert "pip install -c .ci/constraints.txt -e ." in blocks[2] and "pip" not in blocks[0] + blocks[1]
+    assert not any("is_available" in block or "||" in block for block in blocks)  # no device on a login node
+    asked = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert f"torch>={LEAST_TORCH},<{TORCH_BEFORE}" in asked
+
+
+def test_the_line_about_torch_is_right(tmp_path: Path) -> None:
+    """With the installed torch, called as the checklist calls it."""
+    lines = shell_blocks(written("polaris", tmp_path))[0].splitlines()
+    function = next(line for line in lines if line.startswith("show_torch()"))
+    here = function.replace("/eagle/ABC/env/bin/python", sys.executable)
+    shown = subprocess.run(["bash", "-c", f"{here}\nshow_torch"], capture_output=True, text=True, check=True).stdout
+    assert re.fullmatch(rf"{re.escape(version('torch'))} cuda \S+ hip \S+ xpu \S+\n", shown)
 
 
 def test_from_a_campaign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     campaign = tmp_path / "c.yaml"
     campaign.write_text(
         "sites:\n  argonne: {config: polaris, route: globus, account: ABC, nodes: 2, storage_root: /eagle/ABC/cf,"
-        " python_env: /eagle/ABC/env, tasks: [chemistry], data: /eagle/ABC/records}\n  other: {config: local}\n"
+        " python_env: /eagle/ABC/env, tasks: [chemistry], data: /eagle/ABC/records,"
+        " model: /eagle/ABC/model}\n  other: {config: local}\n"
     )
     take = ["--campaign", str(campaign), "--out", str(tmp_path / "out")]
     assert setup_site.main([*take, "--site", "argonne", "--set", "nodes=3"]) == 0
@@ -146,6 +234,7 @@ def test_from_a_campaign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["local", "--set", "storage_root=/d"], "local: route: globus needs python_env"),
         (["local", "--set", "python_env=/e"], "local: route: globus needs storage_root"),
         (["local", "--set", "storage_root=/d", "--set", "python_env=/e", "--idle", "x"], "--idle x: not a length of"),
+        ([*arguments("polaris"), "--idle", "3"], "--idle 3: it has no unit. Write 3s, 3m or 3h"),
         (["polaris", "--set", "account"], "write KEY=VALUE"),
     ],
 )
