@@ -85,7 +85,9 @@ def _phase_legend(figure: Figure, timeline: Timeline) -> None:
     from matplotlib.patches import Patch
 
     seen = {interval.phase for interval in timeline.intervals}
-    handles: list[Artist] = [Patch(color=PHASE_COLOURS[phase], label=timeline.label(phase)) for phase in PHASES if phase in seen]
+    handles: list[Artist] = [
+        Patch(color=PHASE_COLOURS[phase], label=timeline.label(phase)) for phase in PHASES if phase in seen
+    ]
     handles.append(Patch(color="#BBBBBB", label="idle (thin line)"))
     handles += _job_handles(timeline)
     if timeline.down:
