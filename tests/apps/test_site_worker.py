@@ -26,6 +26,8 @@ from apps.site_worker import answer_line
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, CrossfedError)]
 SHIPPED = PROJECT / "workflows" / "globus" / "shipped.py"
 ENVIRONMENT = {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
+# the interpreter that the environment was made from: nothing is installed in it
+BARE_PYTHON = str(Path(sys.base_prefix) / "bin" / f"python3.{sys.version_info.minor}")
 TRAIN = "apps.train:local_train"
 
 WORKER = """
@@ -158,7 +160,7 @@ def test_after_other_code_the_child_makes_way(worker, tmp_path):
 @pytest.mark.parametrize(
     ("python", "variables", "words"),
     [("/no/such/python", {}, "cannot start /no/such/python: No such file"),
-     (sys.executable, {"PYTHONPATH": "/"}, "No module named 'apps'")],
+     (BARE_PYTHON, {"PYTHONPATH": "/"}, "No module named 'apps'")],
 )  # fmt: skip
 def test_an_environment_without_the_project_is_the_users_mistake(worker, python, variables, words):
     found = error_from(worker.call("apps.look:look", PLACE, "/tmp", python=python, **variables)["error"])
