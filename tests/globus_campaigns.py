@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -122,11 +121,3 @@ def compute_tasks(run_dir: Path, function: str = "apps.train:local_train") -> li
     """The Compute tasks that were submitted for a function."""
     keys = {r["key"] for r in events(run_dir, "compute_submitting") if r["function"] == function}
     return [r for r in events(run_dir, "compute_submitted") if r["key"] in keys]
-
-
-def pid_lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True

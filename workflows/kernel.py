@@ -141,8 +141,7 @@ class Kernel:
 
     def close(self) -> None:
         """End Parsl in order where that can be. It would wait for ever for an interchange that is dead."""
-        for site, count in self.globus.left_behind().items():
-            self.run.journal.write("tasks_left", site=site, tasks=count)
+        left = self.globus.left_behind()
         self.globus.close()
         ending = threading.Thread(target=self.kernel.cleanup, name="parsl-cleanup", daemon=True)
         dead = self.dead_executors()
@@ -153,6 +152,8 @@ class Kernel:
             logger.warning("Parsl could not be ended in order; its processes are ended by their token")
         for watch in self.watches.values():
             watch.close()
+        for site, count in left.items():  # last: the disk may be full
+            self.run.journal.write("tasks_left", site=site, tasks=count)
 
 
 @contextmanager
