@@ -47,9 +47,10 @@ def quick_web() -> Web:
 
 def site_config(root: Path, endpoint: str, **settings: Any) -> SiteConfig:
     own = {name: settings.pop(name) for name in ("files", "silence_s", "queue_s") if name in settings}
+    settings = {"python_env": Path(sys.prefix), **settings}
     return SiteConfig(
         name="aurora", machine="test", route="globus", storage_root=root, provider=None,
-        python_env=Path(sys.prefix), endpoint=Endpoint(endpoint, **own), **settings,
+        endpoint=Endpoint(endpoint, **own), **settings,
     )  # fmt: skip
 
 

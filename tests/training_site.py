@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import time
+import venv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,12 @@ PARALLEL = {
     "nodes": 1, "ranks_per_node": 1, "sharding": "none", "offload": False, "checkpoint_activations": False,
     "micro_batch": 8, "backend": "gloo", "launch": [], "interface": "",
 }  # fmt: skip
+
+
+def bare_environment(folder: Path) -> Path:
+    """An environment of its own with nothing installed in it, whatever the interpreter of the tests has."""
+    venv.create(folder, symlinks=True)
+    return folder
 
 
 def model_spec(method: str | None = None, dtype: str = "float32", **changes: Any) -> dict:

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from training_site import PLACE, PROJECT, Site, wait_until
+from training_site import PLACE, PROJECT, Site, bare_environment, wait_until
 
 from apps import errors
 from apps.calls import FUNCTIONS, answer, error_from, error_record, find_function
@@ -26,8 +26,6 @@ from apps.site_worker import answer_line
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, CrossfedError)]
 SHIPPED = PROJECT / "workflows" / "globus" / "shipped.py"
 ENVIRONMENT = {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
-# the interpreter that the environment was made from: nothing is installed in it
-BARE_PYTHON = str(Path(sys.base_prefix) / "bin" / f"python3.{sys.version_info.minor}")
 TRAIN = "apps.train:local_train"
 
 WORKER = """
@@ -157,15 +155,14 @@ def test_after_other_code_the_child_makes_way(worker, tmp_path):
     assert worker.call("apps.train:enrol", PLACE, site.work)["worker"]["pid"] != found["worker"]["pid"]
 
 
-@pytest.mark.parametrize(
-    ("python", "variables", "words"),
-    [("/no/such/python", {}, "cannot start /no/such/python: No such file"),
-     (BARE_PYTHON, {"PYTHONPATH": "/"}, "No module named 'apps'")],
-)  # fmt: skip
-def test_an_environment_without_the_project_is_the_users_mistake(worker, python, variables, words):
-    found = error_from(worker.call("apps.look:look", PLACE, "/tmp", python=python, **variables)["error"])
-    assert isinstance(found, UserMistake)
-    assert words in str(found) and "python_env" in str(found)
+def test_an_environment_without_the_project_is_the_users_mistake(worker, tmp_path):
+    bare = bare_environment(tmp_path / "bare") / "bin" / "python"
+    cases = {"/no/such/python": "cannot start /no/such/python: No such file", str(bare): "No module named 'apps'"}
+    for python, words in cases.items():
+        answer = worker.call("apps.look:look", PLACE, "/tmp", python=python, PYTHONPATH="/")
+        found = error_from(answer["error"])
+        assert isinstance(found, UserMistake)
+        assert words in str(found) and "python_env" in str(found)
 
 
 @pytest.mark.parametrize("word", [signal.SIGKILL, signal.SIGTERM])

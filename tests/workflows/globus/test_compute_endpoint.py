@@ -14,7 +14,7 @@ import parsl
 import pytest
 from globus_site import child_variables, driver, site_config
 from parsl.config import Config
-from training_site import PLACE, PROJECT, Site, wait_until
+from training_site import PLACE, PROJECT, Site, bare_environment, wait_until
 
 from apps.errors import EndpointProblem, UserMistake, VersionMismatch, WorkersLost
 from apps.look import look
@@ -99,8 +99,8 @@ def test_as_parsls_executor(tmp_path, aurora, site):
 
 
 def test_a_site_without_the_project_is_told_with_the_remedy(tmp_path, aurora, site):
-    config = site_config(site.root, aurora.endpoint_id)
-    with driver(tmp_path / "run", config, environment={"PYTHONPATH": "/"}) as run:
+    config = site_config(site.root, aurora.endpoint_id, python_env=bare_environment(tmp_path / "bare"))
+    with driver(tmp_path / "run", config) as run:
         words = r"site aurora: .*does not run crossfed.*No module named 'apps'.*python_env"
         with pytest.raises(UserMistake, match=words):
             run.train(site).result(COLD_S)
