@@ -25,7 +25,7 @@ def forget(
         manifest: of its update.
 
     Returns:
-        ``tidied``, the folder, and ``removed``, the SHA-256 of what is not there any more.
+        ``removed``, the SHA-256 of what is not there any more.
     """
     started, removed = time.time(), forgotten(base, earlier, manifest)
     with placed(**place):
@@ -33,7 +33,7 @@ def forget(
         for sha256 in removed:
             with suppress(OSError):  # gone already, or of another user; nothing of the campaign depends on it
                 artifact_path(store, {"sha256": sha256, "nbytes": 0, "kind": ""}).unlink()
-    return {"tidied": f"{root}/artifacts", "removed": removed, "started": started, "ended": time.time()}
+    return {"removed": removed, "started": started, "ended": time.time()}
 
 
 def forgotten(base: dict[str, Any], *finished: Any) -> list[str]:

@@ -17,6 +17,8 @@ from parsl.dataflow.taskrecord import TaskRecord
 
 from apps.artifacts import artifact_path
 from apps.errors import CrossfedError
+from apps.manifests import Place
+from apps.tidy import forget, forgotten
 from workflows.journal import Journal
 
 logger = logging.getLogger(__name__)
@@ -34,8 +36,11 @@ class JournalMemoizer(Memoizer):
         self.journal, self.unseen = journal, unseen
         self.known: dict[str, Any] = {}
         self.gone: set[tuple[str, str]] = set()  # store and SHA-256 of what was deleted on purpose
-        for record in journal.events("task_done"):
-            self._know(record["key"], record["result"])
+        for record in journal.events("task_done", "tidying"):
+            if record["event"] == "tidying":
+                self._give_up(record["store"], record["removed"])
+            else:
+                self._know(record["key"], record["result"])
 
     def start(self, *, run_dir: str, config_run_dir: str) -> None:
         """Nothing to load: the journal is open."""
@@ -45,8 +50,11 @@ class JournalMemoizer(Memoizer):
 
     def _know(self, key: str, result: Any) -> None:
         self.known[key] = result
-        if isinstance(result, dict) and "tidied" in result:
-            self.gone.update((result["tidied"], sha256) for sha256 in result["removed"])
+        if isinstance(result, dict) and "artifact" in result and "store" in result:
+            self.gone.discard((result["store"], result["artifact"]["sha256"]))  # it has been brought back
+
+    def _give_up(self, store: str, removed: Collection[str]) -> None:
+        self.gone.update((store, sha256) for sha256 in removed)
 
     def _holds(self, key: str) -> bool:
         """Whether a result is known, and what it speaks of is there as far as it should be."""
@@ -58,10 +66,19 @@ class JournalMemoizer(Memoizer):
             return None
         key = task["hashsum"] = make_hash(task)
         if not self._holds(key):
+            if task["func_name"] == forget.__name__:
+                self._foretell(*task["args"])
             return None
         done: Future[Any] = Future()
         done.set_result(self.known[key])
         return done
+
+    def _foretell(self, place: Place, root: str, base: dict[str, Any], *finished: dict[str, Any]) -> None:
+        """What is to be deleted is in the journal before it is. If this driver is killed meanwhile, the next one would
+        otherwise take the artifacts for lost and have finished work done again."""
+        store, removed = f"{root}/artifacts", forgotten(base, *finished)
+        self.journal.write("tidying", **place, store=store, removed=removed)
+        self._give_up(store, removed)
 
     def update_memo_result(self, task: TaskRecord, r: Any) -> None:
         key = task["hashsum"]

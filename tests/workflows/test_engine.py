@@ -11,9 +11,12 @@ from unittest import mock
 import pytest
 from benchmarks import orchestration as trainer
 
+from apps import tidy
 from apps.errors import CrossfedError
+from apps.manifests import Place
 from workflows import engine as engine_module
 from workflows import kernel as kernel_module
+from workflows import ways as ways_module
 from workflows.engine import Engine
 from workflows.fl_round import federate
 from workflows.preflight import make_plan
@@ -212,6 +215,29 @@ ASYNCHRONOUS: list[dict[str, Any]] = [
 def strategy_of(section: dict[str, Any], rounds: int) -> Any:
     kind = SECTIONS[section["name"]]
     return make_strategy(kind.model_validate(section), rounds, 1)
+
+
+@pytest.mark.parametrize("section", [{"name": "fedavg"}, *ASYNCHRONOUS[:2]], ids=lambda s: f"{s['name']}-{len(s)}")
+def test_a_driver_that_dies_while_a_site_is_tidied_has_lost_nothing(run: RunDirectory, section: dict[str, Any]) -> None:
+    """The files are gone, and nobody has told the driver so."""
+    tidied: list[str] = []
+
+    def forget(place: Place, *args: Any) -> None:
+        tidy.forget(place, *args)
+        tidied.append(place["site"])
+        raise CrossfedError("the driver is dead, the answer is lost")
+
+    def interrupt(engine: Engine) -> None:
+        if len(tidied) >= 3:
+            raise KeyboardInterrupt
+
+    with mock.patch.object(ways_module, "forget", forget), pytest.raises(KeyboardInterrupt):
+        drive(run, strategy_of(section, 7), interrupt)
+    run.close()
+    run = open_existing(run.path)
+    assert drive(run, strategy_of(section, 7)) is None
+    for app in ("local_train", "stage_out"):
+        assert len(names(run, app)) == len(set(names(run, app)))
 
 
 @pytest.mark.parametrize("section", ASYNCHRONOUS, ids=lambda s: f"{s['name']}-{len(s)}")

@@ -12,6 +12,7 @@ from parsl.config import Config
 from parsl.executors import ThreadPoolExecutor
 
 from apps.artifacts import Artifact
+from apps.tidy import forgotten
 from workflows.journal import Journal
 from workflows.memo import JournalMemoizer, still_there
 
@@ -33,6 +34,10 @@ def stored(place: dict, folder: str) -> dict[str, Any]:
     (Path(folder) / "abc.safetensors").write_bytes(b"12345")
     CALLS.append(5)
     return {"artifact": Artifact(sha256="abc", nbytes=5, kind="model"), "store": folder}
+
+
+def stored_again(place: dict, folder: str) -> dict[str, Any]:
+    return stored(place, folder)
 
 
 @pytest.fixture
@@ -89,17 +94,34 @@ def test_a_result_whose_artifact_is_gone_or_cut_off_is_made_again(call, tmp_path
     assert CALLS == [5, 5, 5]
 
 
-def tidied(place: dict, folder: str) -> dict[str, Any]:
-    (Path(folder) / "abc.safetensors").unlink()
-    return {"tidied": folder, "removed": ["abc"]}
+def forget(place: dict, root: str, base: dict, *finished: dict) -> None:
+    """Deletes as the app of that name does; its answer does not reach the driver."""
+    for sha256 in forgotten(base, *finished):
+        (Path(root) / "artifacts" / f"{sha256}.safetensors").unlink()
+    raise ValueError("killed")
 
 
 def test_what_was_deleted_on_purpose_is_not_made_again(call, tmp_path: Path) -> None:
-    store = str(tmp_path)
-    call(stored, store)
-    call(tidied, store)
-    call(stored, store)
-    assert CALLS == [5] and not (tmp_path / "abc.safetensors").exists()
+    """Not even where the driver was killed before it heard that the file is gone."""
+    store = tmp_path / "artifacts"
+    store.mkdir()
+    made = call(stored, str(store))
+    call(forget, str(tmp_path), {"artifact": {"sha256": "def"}}, made)
+    assert call(stored, str(store)) == made
+    assert CALLS == [5] and not (store / "abc.safetensors").exists()
+    (record,) = Journal(tmp_path / "journal.jsonl").events("tidying")
+    assert (record["store"], record["removed"]) == (str(store), ["abc"])
+
+
+def test_what_is_brought_back_after_it_was_deleted_must_be_there_again(call, tmp_path: Path) -> None:
+    store = tmp_path / "artifacts"
+    store.mkdir()
+    made = call(stored, str(store))
+    call(forget, str(tmp_path), {"artifact": {"sha256": "def"}}, made)
+    again = call(stored_again, str(store))
+    (store / "abc.safetensors").unlink()
+    assert call(stored_again, str(store)) == again
+    assert CALLS == [5, 5, 5]
 
 
 def test_a_store_out_of_sight_is_believed(tmp_path: Path) -> None:
