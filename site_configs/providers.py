@@ -60,6 +60,7 @@ class Tamed(ClusterProvider):
         scheduler: answers what became of them.
         tasks_per_node: ranks that a node of the block is asked for.
         poll_s: seconds between questions.
+        told_to_end: ids of the jobs whose end was asked for here; any other that is cancelled, somebody else has ended.
     """
 
     block: Block
@@ -67,6 +68,7 @@ class Tamed(ClusterProvider):
     scheduler: Scheduler
     tasks_per_node: int = 1
     poll_s: int = 60
+    told_to_end: set[str]
 
     def _tame(self, block: Block, job_prefix: str, tasks_per_node: int, poll_s: int) -> None:
         self.block, self.job_prefix = block, job_prefix
@@ -74,6 +76,7 @@ class Tamed(ClusterProvider):
         self.scheduler = scheduler_for(block.scheduler, block.command_environment)
         self._lost: dict[str, float] = {}  # names of jobs whose submission was not answered, and when
         self._unseen: dict[str, float] = {}  # jobs that no answer has shown yet, and when they were submitted
+        self.told_to_end = set()
         self._said: tuple[int, str, str] = (0, "", "")  # the last command's exit code and words
 
     @property
@@ -166,6 +169,7 @@ class Tamed(ClusterProvider):
         """End jobs; True for those that have been told to end or are gone."""
         if not job_ids:
             return []
+        self.told_to_end |= {str(job_id) for job_id in job_ids}  # first: who watches the jobs may see them end at once
         left = self.scheduler.cancel([str(job_id) for job_id in job_ids])
         for job_id in job_ids:
             if job_id in self.resources and job_id not in left:

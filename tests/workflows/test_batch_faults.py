@@ -115,9 +115,12 @@ def pbs_case(tmp_path: Path, facility: PbsFacility, **settings: Any) -> Case:
 
 
 def test_a_block_that_is_cancelled_in_mid_training(on_slurm: Case, slurm_site: SlurmCluster, undisturbed: str) -> None:
-    slurm_site.run("scancel", on_slurm.training())
-    on_slurm.ended(undisturbed)
+    job = on_slurm.training()
+    slurm_site.run("scancel", job)
+    output = on_slurm.ended(undisturbed)
     assert on_slurm.attempts()[0] == 2 and len(on_slurm.states()) == 2
+    assert output.count(f"! alpha: block {job} was cancelled, not by this campaign; what it was at goes on") == 1
+    assert output.count("was cancelled") == 1  # the last one is given back
 
 
 def test_a_pbs_block_that_is_deleted_in_mid_training(tmp_path: Path, pbs_site: PbsFacility, undisturbed: str) -> None:
