@@ -182,22 +182,32 @@ class Tamed(ClusterProvider):
         Args:
             command: starts the worker pool.
         """
+        with TemporaryDirectory() as folder:
+            asked = self.write_script(command, Path(folder))
+            (script,) = Path(folder).iterdir()
+            text = f"{script.read_text().rstrip()}\n\n# submitted with: {asked}\n".replace(
+                script.name, f"{self.job_prefix}-NUMBER"
+            )
+        return re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE).replace(folder, self.script_dir or "submit_scripts")
+
+    def write_script(self, command: str, folder: Path) -> str:
+        """Write the script that Parsl would submit for a command, and tell what would submit it; asks no scheduler.
+
+        Args:
+            command: starts the worker pool.
+            folder: where the script goes, alone.
+        """
         asked: list[str] = []
 
         def note(cmd: str, timeout: int | None = None) -> tuple[int, str, str]:
             asked.append(cmd)
             return 0, "Submitted batch job 0", ""
 
-        with TemporaryDirectory() as folder:
-            double: Any = copy.copy(self)
-            double.script_dir, double.execute_wait = folder, note
-            double.resources, double._lost, double._unseen = {}, {}, {}
-            double.submit(command, 1)
-            (script,) = Path(folder).iterdir()
-            text = f"{script.read_text().rstrip()}\n\n# submitted with: {asked[-1]}\n".replace(
-                script.name, f"{self.job_prefix}-NUMBER"
-            )
-        return re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE).replace(folder, self.script_dir or "submit_scripts")
+        double: Any = copy.copy(self)
+        double.script_dir, double.execute_wait = str(folder), note
+        double.resources, double._lost, double._unseen = {}, {}, {}
+        double.submit(command, 1)
+        return asked[-1]
 
 
 def parsl_state(answer: Answer) -> tuple[JobState, str]:

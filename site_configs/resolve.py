@@ -16,7 +16,7 @@ from site_configs.errors import SiteConfigError as SiteConfigError
 from site_configs.globus_settings import KEYS, apply_settings, split_settings
 
 SiteFunction = Callable[..., Site]
-HELPERS = {"__init__", "base", "errors", "globus_settings", "machine", "providers", "queues", "resolve"}
+HELPERS = {"__init__", "base", "errors", "globus_settings", "machine", "providers", "queues", "resolve", "trial"}
 
 
 def available() -> list[str]:

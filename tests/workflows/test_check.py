@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -224,7 +226,7 @@ Ask = Callable[[Site], tuple[bool, list[str]]]
 def live(site: Site) -> tuple[bool, list[str]]:
     """Whether all is well, and what is said."""
     said: list[str] = []
-    plan: Any = SimpleNamespace(sites={site.name: site})
+    plan: Any = SimpleNamespace(sites={site.name: site}, server_work={"store": "runs/not_there/artifacts"})
     return check_live(plan, said.append), said
 
 
@@ -282,8 +284,10 @@ def test_a_scheduler_that_is_not_there(quickly: Ask, tmp_path: Path, monkeypatch
 def test_slurm_with_nothing_to_complain_of(tmp_path: Path, slurm_site: SlurmCluster) -> None:
     fine, said = live(slurm_alpha(slurm_site, tmp_path))
     assert fine, said
-    assert [line.partition("alpha: ")[2] for line in said] == [
+    words = [re.sub("T[0-9:]+ using .*", "", line.partition("alpha: ")[2]) for line in said]
+    assert words == [
         "queue regular takes jobs", "account fusion is valid", "my jobs in regular: 0",
+        f"Slurm would take its job, to start at {date.today()}",
         f"storage {tmp_path / 'storage' / 'run' / 'alpha'} can be written",
         "Python, packages and code in its jobs are those of the driver",
         "there is an address that its compute nodes can call back",
@@ -301,9 +305,9 @@ def test_the_clusters_own_partition_has_no_name_to_ask_for(
 @pytest.mark.slurm
 def test_slurm_with_a_wrong_account(quickly: Ask, tmp_path: Path, slurm_site: SlurmCluster) -> None:
     fine, said = quickly(slurm_alpha(slurm_site, tmp_path, account="fission"))
-    (problem,) = problems(said)
+    problem, refused = problems(said)
     assert not fine and "account fission is valid: account fission is not yours on shared; yours are: " in problem
-    assert "fusion" in problem
+    assert "fusion" in problem and "Slurm would take its job: " in refused and "Invalid account" in refused
 
 
 @pytest.mark.slurm
@@ -315,11 +319,32 @@ def test_slurm_with_a_closed_partition_and_one_that_is_none(
         fine, said = quickly(slurm_alpha(slurm_site, tmp_path))
     finally:
         slurm_site.set_partition("regular", "up")
-    assert not fine and problems(said) == [
-        "PROBLEM  alpha: queue regular takes jobs: partition regular is draining: it takes no jobs"
-    ]
+    closed, refused = problems(said)
+    assert not fine and closed.endswith("queue regular takes jobs: partition regular is draining: it takes no jobs")
+    assert refused.startswith("PROBLEM  alpha: Slurm would take its job: allocation failure: ")
     fine, said = quickly(slurm_alpha(slurm_site, tmp_path, partition="gpu"))
-    assert not fine and "there is no partition or QOS gpu" in problems(said)[0]
+    unknown, refused = problems(said)
+    assert not fine and "there is no partition or QOS gpu" in unknown
+    assert "Slurm would take its job: " in refused and "invalid partition specified: gpu" in refused
+
+
+@pytest.mark.slurm
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"partition": "debug", "walltime": "45m"}, "Requested time limit is invalid"),
+        ({"partition": "debug", "nodes": 2}, "Node count specification invalid"),
+        ({"qos": "express"}, "Invalid qos specification"),
+        ({"options": ["--constraint=h100"]}, "Invalid feature specification"),
+    ],
+)
+def test_what_only_slurm_itself_knows(
+    quickly: Ask, tmp_path: Path, slurm_site: SlurmCluster, settings: dict[str, Any], words: str
+) -> None:
+    fine, said = quickly(slurm_alpha(slurm_site, tmp_path, **settings))
+    (problem,) = problems(said)
+    assert not fine and problem.startswith("PROBLEM  alpha: Slurm would take its job: ") and words in problem
+    assert slurm_site.jobs() == {}  # nothing was submitted
 
 
 @pytest.mark.slurm
