@@ -78,6 +78,11 @@ def resolve_site(name: str, config: str, run_dir: Path, settings: Mapping[str, A
     return apply_settings(_made(function, name, config, run_dir, own), shared, run_dir, config)
 
 
+def takes(config: str, key: str) -> bool:
+    """Whether a machine has a setting of its own of this name."""
+    return key in inspect.signature(site_function(config)).parameters
+
+
 def _made(function: SiteFunction, name: str, config: str, run_dir: Path, settings: Mapping[str, Any]) -> Site:
     """What the machine's function makes of its own settings."""
     from pydantic import ConfigDict, ValidationError, validate_call

@@ -16,9 +16,11 @@ from apps.look import storage_problem
 from apps.versions import library_versions
 from site_configs.base import Block, Site
 from site_configs.queues import format_walltime
+from site_configs.resolve import takes
 from site_configs.schedulers import scheduler_for
+from workflows.batch_jobs import duration_text
 from workflows.executors import job_prefix, launch_command, worker_init
-from workflows.memory.campaign import describe_site, job_of
+from workflows.memory.campaign import describe_site, job_of, samples_per_s
 from workflows.memory.model import shape_of
 from workflows.plan_words import plan_in_words
 from workflows.preflight import Plan, address_problem, missing_here
@@ -40,6 +42,7 @@ def describe(plan: Plan, run_dir: Path) -> Iterator[str]:
     for name, site in plan.sites.items():
         if site.block:
             yield f"{'block of ' + name + ':':{WIDTH}s} {block_in_words(site.block)}"
+            yield from _walltime_hint(plan, name, site.block)
     yield f"{'run directory:':{WIDTH}s} {run_dir}"
     for what in missing_here(plan):
         yield f"{'not on this machine:':{WIDTH}s} {what}"
@@ -51,6 +54,32 @@ def block_in_words(block: Block) -> str:
     kept = "kept over rounds" if block.reuse == "pilot" else "given back after each round"
     rule = f" (rule of {queue.as_of}, {queue.source})"
     return f"{nodes} for {format_walltime(block.walltime_s)} in queue {queue.name}{account}, {kept}{rule}"
+
+
+def _walltime_hint(plan: Plan, name: str, block: Block) -> Iterator[str]:
+    """What to know where nobody has chosen the walltime: a short campaign waits as long as a long job does."""
+    entry = plan.campaign.sites[name]
+    if entry.settings.get("walltime") is not None or not takes(entry.config or name, "walltime"):
+        return
+    yield (
+        f"{'walltime of ' + name + ':':{WIDTH}s} none is set, so that {format_walltime(block.walltime_s)} is asked for;"
+        f" a shorter job often starts sooner: --set sites.{name}.walltime=4h{_training_time(plan, name, block)}"
+    )
+
+
+def _training_time(plan: Plan, name: str, block: Block) -> str:
+    """How long the training in a block should take, in words; empty where that cannot be told beforehand."""
+    memory, training = plan.memory.get(name), plan.campaign.training
+    if memory is None or plan.campaign.period != "round":
+        return ""
+    shape, job = shape_of(plan.site_work[name]["model"]), job_of(plan.campaign)
+    rate = samples_per_s(plan.sites[name], memory, shape, job)
+    rounds, what = (plan.campaign.rounds, "all rounds") if block.reuse == "pilot" else (1, "a round")
+    if not rate:
+        return ""
+    seconds = rounds * training.steps * training.batch_size / rate
+    estimate = f"{duration_text(seconds)} or more" if seconds >= 60 else "minutes"  # it comes out too short
+    return f" (training alone, {what}: {estimate}, an estimate)"
 
 
 def dry_run(plan: Plan, run_dir: Path) -> Iterator[str]:

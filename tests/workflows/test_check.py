@@ -15,18 +15,20 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from batch_sites import pbs_entry, slurm_entry
 
-from site_configs.base import Site
+from site_configs.base import Block, Queue, Site
 from site_configs.local import site as local_site
+from site_configs.queues import format_walltime
 from site_configs.resolve import resolve_site
 from workflows import check
 from workflows.campaign_file import load_campaign
-from workflows.check import check_live, describe, dry_run, environment_answer, storage_problem
+from workflows.check import _walltime_hint, check_live, describe, dry_run, environment_answer, storage_problem
 from workflows.preflight import Plan, make_plan, settle_dtype
 
 if TYPE_CHECKING:
     from facilities.pbs import PbsFacility
     from facilities.slurm import SlurmCluster
 
+BLOCK = Block("slurm", Queue("small", 1, 8, 7200, date(2026, 8, 19), "a guide"), 2, 5400)
 LLAMA = Path(__file__).resolve().parents[2] / "workflows" / "campaigns" / "smolinstruct_llama2_7b.yaml"
 STORAGE = {
     "perlmutter": "/pscratch/sd/a/ada/crossfed",
@@ -128,6 +130,28 @@ def test_the_plan_in_words(llama: Plan, run_dir: Path) -> None:
     assert "rule of 2026" in lines["block of frontier"] and str(run_dir) in lines["run directory"]
     missing = [line for line in describe(llama, run_dir) if line.startswith("not on this machine")]
     assert any("sites.polaris.data: smolinstruct/data.zip" in line for line in missing)
+
+
+def test_a_walltime_that_nobody_chose_is_told_with_how_to_choose(llama: Plan, run_dir: Path) -> None:
+    lines = dict(line.split(":", 1) for line in describe(llama, run_dir))
+    unset = lines["walltime of aurora"].strip()
+    block = llama.sites["aurora"].block
+    assert block is not None
+    assert unset.startswith(f"none is set, so that {format_walltime(block.walltime_s)} is asked for; a shorter job")
+    assert re.search(
+        r"--set sites.aurora.walltime=4h \(training alone, all rounds: .* (min|h) or more, an estim", unset
+    )
+    sets = [f"sites.{name}.{key}" for name in STORAGE for key in ("account=ABC", f"storage_root={STORAGE[name]}")]
+    chosen = load_campaign(LLAMA, [*sets, "sites.aurora.walltime=4h", "sites.polaris.blocks=per_round"])
+    again = dict(line.split(":", 1) for line in describe(make_plan(settle_dtype(chosen), run_dir, LLAMA), run_dir))
+    assert "walltime of aurora" not in again and " 4:00:00 " in again["block of aurora"]
+    assert "(training alone, a round: " in again["walltime of polaris"]
+
+
+def test_a_machine_whose_walltime_cannot_be_set_gets_no_advice(tmp_path: Path) -> None:
+    entry = SimpleNamespace(config="local", settings={})
+    plan: Any = SimpleNamespace(campaign=SimpleNamespace(sites={"alpha": entry}))
+    assert list(_walltime_hint(plan, "alpha", BLOCK)) == []
 
 
 # -- this machine's part of the live check ----------------------------------------------------------------------
