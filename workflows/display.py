@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 REFRESH_S = 0.25
 PLAIN_EVERY_S = 30.0
-TROUBLES = ("update_refused", "task_failed", "block_replaced", "block_failed")
+TROUBLES = ("update_refused", "task_failed", "block_replaced", "block_failed", "blocks_left")
 GLOBUS_TROUBLES = (
     "compute_unreachable", "compute_back", "compute_asked_again", "endpoint_status",
     "transfer_unreachable", "transfer_back", "transfer_trouble",

@@ -205,6 +205,23 @@ def test_a_driver_killed_while_its_job_runs(on_slurm: Case, slurm_site: SlurmClu
     assert on_slurm.attempts()[0] == 2 or any(m["reused"] for m in done if m["site"] == "alpha")
 
 
+def test_a_site_moves_away_while_its_job_waits(tmp_path: Path, slurm_site: SlurmCluster, undisturbed: str) -> None:
+    """The next driver trains here, and cancels what waits there."""
+    blocker = slurm_site.submit("sleep 600", "--partition=regular", f"--nodes={len(slurm_site.nodes)}", "--exclusive")
+    slurm_site.wait_for_state(blocker, "RUNNING")
+    case = Case(tmp_path, slurm_entry(slurm_site, tmp_path / "storage", partition="regular"), slurm_site)
+    waiting = case.job()
+    kill(case.driver)
+    kept = case.run_dir / "campaign.yaml"
+    campaign = yaml.safe_load(kept.read_text())
+    campaign["sites"]["alpha"] = {"config": "local", "tasks": campaign["sites"]["alpha"]["tasks"]}
+    kept.write_text(yaml.safe_dump(campaign))
+    finish(start(case.folder, "--resume", case.run_dir))
+    assert final_hash(case.run_dir) == undisturbed
+    assert slurm_site.jobs()[waiting].state == "CANCELLED"
+    assert [r["job_ids"] for r in events(case.run_dir, "blocks_cancelled")] == [[waiting]]
+
+
 def kill(driver: Popen[str]) -> None:
     """End a driver as a power cut would."""
     os.kill(driver.pid, signal.SIGKILL)

@@ -126,6 +126,10 @@ def ended(state: str, reason: str = "", **more: Any) -> dict[str, Any]:
         (ended("completed", asked=False), None),
         (ended("completed"), None),
         ({"event": "block_failed", "site": "north", "reason": "no such queue"}, "north: no such queue"),
+        (
+            {"event": "blocks_left", "site": "north", "reason": "north: job 7 of its earlier configuration ..."},
+            "north: job 7 of its earlier configuration ...",
+        ),
         ({"event": "block_replaced", "site": "north", "reason": "it was broken"}, "north: it was broken"),
         ({"event": "update_refused", "site": "north", "reason": "site north: not finite"}, "site north: not finite"),
         (
