@@ -60,6 +60,7 @@ class Tamed(ClusterProvider):
         scheduler: answers what became of them.
         tasks_per_node: ranks that a node of the block is asked for.
         poll_s: seconds between questions.
+        told_to_end: ids of the jobs whose end was asked for here; any other that is cancelled, somebody else has ended.
     """
 
     block: Block
@@ -67,6 +68,7 @@ class Tamed(ClusterProvider):
     scheduler: Scheduler
     tasks_per_node: int = 1
     poll_s: int = 60
+    told_to_end: set[str]
 
     def _tame(self, block: Block, job_prefix: str, tasks_per_node: int, poll_s: int) -> None:
         self.block, self.job_prefix = block, job_prefix
@@ -74,6 +76,7 @@ class Tamed(ClusterProvider):
         self.scheduler = scheduler_for(block.scheduler, block.command_environment)
         self._lost: dict[str, float] = {}  # names of jobs whose submission was not answered, and when
         self._unseen: dict[str, float] = {}  # jobs that no answer has shown yet, and when they were submitted
+        self.told_to_end = set()
         self._said: tuple[int, str, str] = (0, "", "")  # the last command's exit code and words
 
     @property
@@ -166,6 +169,7 @@ class Tamed(ClusterProvider):
         """End jobs; True for those that have been told to end or are gone."""
         if not job_ids:
             return []
+        self.told_to_end |= {str(job_id) for job_id in job_ids}  # first: who watches the jobs may see them end at once
         left = self.scheduler.cancel([str(job_id) for job_id in job_ids])
         for job_id in job_ids:
             if job_id in self.resources and job_id not in left:
@@ -178,22 +182,32 @@ class Tamed(ClusterProvider):
         Args:
             command: starts the worker pool.
         """
+        with TemporaryDirectory() as folder:
+            asked = self.write_script(command, Path(folder))
+            (script,) = Path(folder).iterdir()
+            text = f"{script.read_text().rstrip()}\n\n# submitted with: {asked}\n".replace(
+                script.name, f"{self.job_prefix}-NUMBER"
+            )
+        return re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE).replace(folder, self.script_dir or "submit_scripts")
+
+    def write_script(self, command: str, folder: Path) -> str:
+        """Write the script that Parsl would submit for a command, and tell what would submit it; asks no scheduler.
+
+        Args:
+            command: starts the worker pool.
+            folder: where the script goes, alone.
+        """
         asked: list[str] = []
 
         def note(cmd: str, timeout: int | None = None) -> tuple[int, str, str]:
             asked.append(cmd)
             return 0, "Submitted batch job 0", ""
 
-        with TemporaryDirectory() as folder:
-            double: Any = copy.copy(self)
-            double.script_dir, double.execute_wait = folder, note
-            double.resources, double._lost, double._unseen = {}, {}, {}
-            double.submit(command, 1)
-            (script,) = Path(folder).iterdir()
-            text = f"{script.read_text().rstrip()}\n\n# submitted with: {asked[-1]}\n".replace(
-                script.name, f"{self.job_prefix}-NUMBER"
-            )
-        return re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE).replace(folder, self.script_dir or "submit_scripts")
+        double: Any = copy.copy(self)
+        double.script_dir, double.execute_wait = str(folder), note
+        double.resources, double._lost, double._unseen = {}, {}, {}
+        double.submit(command, 1)
+        return asked[-1]
 
 
 def parsl_state(answer: Answer) -> tuple[JobState, str]:

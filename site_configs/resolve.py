@@ -16,7 +16,7 @@ from site_configs.errors import SiteConfigError as SiteConfigError
 from site_configs.globus_settings import KEYS, apply_settings, split_settings
 
 SiteFunction = Callable[..., Site]
-HELPERS = {"__init__", "base", "errors", "globus_settings", "machine", "providers", "queues", "resolve"}
+HELPERS = {"__init__", "base", "errors", "globus_settings", "machine", "providers", "queues", "resolve", "trial"}
 
 
 def available() -> list[str]:
@@ -76,6 +76,11 @@ def resolve_site(name: str, config: str, run_dir: Path, settings: Mapping[str, A
     own, shared = split_settings(settings, known)
     _check_keys(function, known, name, config, own)
     return apply_settings(_made(function, name, config, run_dir, own), shared, run_dir, config)
+
+
+def takes(config: str, key: str) -> bool:
+    """Whether a machine has a setting of its own of this name."""
+    return key in inspect.signature(site_function(config)).parameters
 
 
 def _made(function: SiteFunction, name: str, config: str, run_dir: Path, settings: Mapping[str, Any]) -> Site:

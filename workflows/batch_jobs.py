@@ -136,8 +136,10 @@ def _end(
     if "block_ended" in telling:
         place, event = telling["block_ended"]
         state, ended = str(event.get("state")), _number(event.get("ended"), event["time"])
-        asked_for = state == "cancelled" and (event.get("site") in per_round or _is_over(journal, place))
-        return ended or 0.0, GIVEN_BACK if asked_for else state
+        asked_for = event.get("asked")
+        if asked_for is None:  # not told: it was, where nothing came after it
+            asked_for = event.get("site") in per_round or _is_over(journal, place)
+        return ended or 0.0, GIVEN_BACK if state == "cancelled" and asked_for else state
     if "blocks_cancelled" in telling:
         return float(telling["blocks_cancelled"][1]["time"]), LEFT_BEHIND
     submitted = telling["block_submitted"][1]["time"]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from apps.errors import CrossfedError
 from site_configs.base import Block, Site
-from site_configs.providers import SETTLE_S
+from site_configs.providers import SETTLE_S, Tamed
 from site_configs.schedulers import GONE, LIVE, UNKNOWN, JobFacts, Scheduler, scheduler_for
 from workflows.executors import job_prefix
 from workflows.journal import Journal
@@ -123,9 +123,17 @@ class BlockWatch:
         facts = job.facts
         self.journal.write(
             "block_ended", site=self.site.name, job_id=job.job_id, state=state, reason=reason,
-            started=facts.started if facts else None, ended=facts.ended if facts else time.time(),
+            asked=self._asked_for(job), started=facts.started if facts else None,
+            ended=facts.ended if facts else time.time(),
         )  # fmt: skip
         append(self._record(job, state))
+
+    def _asked_for(self, job: Job) -> bool | None:
+        """Whether this driver has asked for the end of a job; None: its provider is none of ours and does not tell."""
+        if self.closing.is_set():
+            return True
+        provider = self.executor.provider
+        return job.job_id in provider.told_to_end if isinstance(provider, Tamed) else None
 
     def _record(self, job: Job, state: str) -> BlockRecord:
         facts = job.facts

@@ -16,9 +16,11 @@ from apps.look import storage_problem
 from apps.versions import library_versions
 from site_configs.base import Block, Site
 from site_configs.queues import format_walltime
+from site_configs.resolve import takes
 from site_configs.schedulers import scheduler_for
+from workflows.batch_jobs import duration_text
 from workflows.executors import job_prefix, launch_command, worker_init
-from workflows.memory.campaign import describe_site, job_of
+from workflows.memory.campaign import describe_site, job_of, samples_per_s
 from workflows.memory.model import shape_of
 from workflows.plan_words import plan_in_words
 from workflows.preflight import Plan, address_problem, missing_here
@@ -40,6 +42,7 @@ def describe(plan: Plan, run_dir: Path) -> Iterator[str]:
     for name, site in plan.sites.items():
         if site.block:
             yield f"{'block of ' + name + ':':{WIDTH}s} {block_in_words(site.block)}"
+            yield from _walltime_hint(plan, name, site.block)
     yield f"{'run directory:':{WIDTH}s} {run_dir}"
     for what in missing_here(plan):
         yield f"{'not on this machine:':{WIDTH}s} {what}"
@@ -53,6 +56,32 @@ def block_in_words(block: Block) -> str:
     return f"{nodes} for {format_walltime(block.walltime_s)} in queue {queue.name}{account}, {kept}{rule}"
 
 
+def _walltime_hint(plan: Plan, name: str, block: Block) -> Iterator[str]:
+    """What to know where nobody has chosen the walltime: a short campaign waits as long as a long job does."""
+    entry = plan.campaign.sites[name]
+    if entry.settings.get("walltime") is not None or not takes(entry.config or name, "walltime"):
+        return
+    yield (
+        f"{'walltime of ' + name + ':':{WIDTH}s} none is set, so that {format_walltime(block.walltime_s)} is asked for;"
+        f" a shorter job often starts sooner: --set sites.{name}.walltime=4h{_training_time(plan, name, block)}"
+    )
+
+
+def _training_time(plan: Plan, name: str, block: Block) -> str:
+    """How long the training in a block should take, in words; empty where that cannot be told beforehand."""
+    memory, training = plan.memory.get(name), plan.campaign.training
+    if memory is None or plan.campaign.period != "round":
+        return ""
+    shape, job = shape_of(plan.site_work[name]["model"]), job_of(plan.campaign)
+    rate = samples_per_s(plan.sites[name], memory, shape, job)
+    rounds, what = (plan.campaign.rounds, "all rounds") if block.reuse == "pilot" else (1, "a round")
+    if not rate:
+        return ""
+    seconds = rounds * training.steps * training.batch_size / rate
+    estimate = f"{duration_text(seconds)} or more" if seconds >= 60 else "minutes"  # it comes out too short
+    return f" (training alone, {what}: {estimate}, an estimate)"
+
+
 def dry_run(plan: Plan, run_dir: Path) -> Iterator[str]:
     """Per site: the very script that would be submitted, the workers' command, and how training is started."""
     for name, site in plan.sites.items():
@@ -60,16 +89,21 @@ def dry_run(plan: Plan, run_dir: Path) -> Iterator[str]:
         if site.route == "globus":
             yield from endpoint_in_words(site)
         elif site.block:
-            command = launch_command(site, run_dir)
-            provider: Any = site.provider(worker_init(site))
-            provider.job_prefix = job_prefix("RUN")
-            provider.script_dir = str(run_dir / "parsl" / "000" / "submit_scripts")
+            provider, command = _submission(site, run_dir)
             yield f"# submitted to {site.block.scheduler}; ADDRESS and PORT are filled in when the campaign starts"
             yield provider.render(command).rstrip()
         else:
             yield f"# started on this machine\n{worker_init(site)}\n{launch_command(site, run_dir)}"
         for line in training_in_words(plan, name):
             yield f"# {line}"
+
+
+def _submission(site: Site, run_dir: Path) -> tuple[Any, str]:
+    """The provider as Parsl would have it, and the command that its jobs run."""
+    provider: Any = site.provider(worker_init(site))
+    provider.job_prefix = job_prefix("RUN")
+    provider.script_dir = str(run_dir / "parsl" / "000" / "submit_scripts")
+    return provider, launch_command(site, run_dir)
 
 
 def endpoint_in_words(site: Site) -> Iterator[str]:
@@ -102,7 +136,8 @@ def check_live(plan: Plan, say: Callable[[str], None]) -> bool:
     """Ask the sites themselves; one line per question. True if nothing speaks against a start."""
     fine = True
     for name, site in plan.sites.items():
-        answers = globus_questions(plan, site) if "globus" in (site.route, site.carrier) else site_answers(site)
+        by_globus = "globus" in (site.route, site.carrier)
+        answers = globus_questions(plan, site) if by_globus else site_answers(site, _run_dir(plan))
         for question, problem in answers:
             fine = fine and problem is None
             say(f"ok       {name}: {question}" if problem is None else f"PROBLEM  {name}: {question}: {problem}")
@@ -119,6 +154,11 @@ def globus_questions(plan: Plan, site: Site) -> Iterator[tuple[str, str | None]]
     yield from globus_answers(site, server, work=_folder_here(plan), ask=partial(examine_site, app), app=app)
     if site.own_block:
         yield from _scheduler_answers(site.own_block)
+        yield from _submission_answer(site, _run_dir(plan))
+
+
+def _run_dir(plan: Plan) -> Path:
+    return Path(plan.server_work["store"]).parent
 
 
 def _folder_here(plan: Plan) -> Path | None:
@@ -127,10 +167,11 @@ def _folder_here(plan: Plan) -> Path | None:
     return next((folder for folder in store.parents if folder.is_dir()), None)
 
 
-def site_answers(site: Site) -> Iterator[tuple[str, str | None]]:
+def site_answers(site: Site, run_dir: Path) -> Iterator[tuple[str, str | None]]:
     """Questions about a site, and what is wrong, or None."""
     if site.own_block:
         yield from _scheduler_answers(site.own_block)
+        yield from _submission_answer(site, run_dir)
     yield f"storage {site.storage_root} can be written", storage_problem(site.storage_root)
     problem, said = environment_answer(site)
     words = f" (its set-up says: {said})" if said else ""
@@ -154,6 +195,17 @@ def _scheduler_answers(block: Block) -> Iterator[tuple[str, str | None]]:
     full = limit is not None and len(mine) >= limit
     problem = f"{queue.name} takes {limit} jobs of a user ({queue.source}, {queue.as_of})" if full else None
     yield f"my jobs in {wanted or 'all queues'}: {len(mine)}", problem
+
+
+def _submission_answer(site: Site, run_dir: Path) -> Iterator[tuple[str, str | None]]:
+    """Whether Slurm would take the job, and when it would start; PBS has no such question."""
+    from site_configs.providers import SlurmBlocks
+    from site_configs.trial import try_out
+
+    provider, command = _submission(site, run_dir)
+    if isinstance(provider, SlurmBlocks):
+        verdict = try_out(provider, command)
+        yield f"Slurm would take its job{', ' * bool(verdict.promise)}{verdict.promise}", verdict.problem
 
 
 def environment_answer(site: Site) -> tuple[str | None, str]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 REFRESH_S = 0.25
 PLAIN_EVERY_S = 30.0
-TROUBLES = ("update_refused", "task_failed", "block_replaced", "block_failed")
+TROUBLES = ("update_refused", "task_failed", "block_replaced", "block_failed", "blocks_left")
 GLOBUS_TROUBLES = (
     "compute_unreachable", "compute_back", "compute_asked_again", "endpoint_status",
     "transfer_unreachable", "transfer_back", "transfer_trouble",
@@ -114,15 +114,27 @@ class Display:
 
 def trouble(record: Record) -> str | None:
     """A record of something that went wrong, in a line; None for all others."""
-    if record["event"] == "block_ended" and record["state"] in LOST:
-        because = f" ({record['reason']})" if record["reason"] else ""
-        return f"{record['site']}: block {record['job_id']} has ended: {record['state'].replace('_', ' ')}{because}"
+    if record["event"] == "block_ended":
+        return block_trouble(record)
     if record["event"] in GLOBUS_TROUBLES:
         return globus_trouble(record)
     if record["event"] not in TROUBLES:
         return None
     reason: str = record["reason"]
     return reason if record["site"] in reason else f"{record['site']}: {reason}"
+
+
+def block_trouble(record: Record) -> str | None:
+    """A batch job that has ended and that nobody here has told to; None for all others."""
+    named = f"{record['site']}: block {record['job_id']}"
+    because = f" ({record['reason']})" if record["reason"] else ""
+    if record["state"] in LOST:
+        return f"{named} has ended: {record['state'].replace('_', ' ')}{because}"
+    if record["state"] not in ("cancelled", "unknown") or record.get("asked") is not False:
+        return None
+    how = f"was cancelled, not by this campaign{because}" if record["state"] == "cancelled" else f"has ended{because}"
+    left = "what it was at goes on in the next" if record["started"] else "it was still waiting, the next is asked for"
+    return f"{named} {how}; {left}"
 
 
 def globus_trouble(record: Record) -> str | None:

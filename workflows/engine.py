@@ -18,15 +18,16 @@ from parsl.dataflow.futures import AppFuture
 
 from apps.errors import ArtifactError, UpdateRefused
 from apps.evaluate import evaluate
-from apps.manifests import Manifest, Place
+from apps.manifests import Place
 from apps.progress import Progress
 from apps.server import advance, aggregate, prepare, save_model
 from apps.train import enrol, local_train
-from workflows.block_events import BlockEvents, Handler, facts_of
+from workflows.block_events import BlockEvents, Handler
+from workflows.enrolment import enrolled
 from workflows.executors import EVALUATOR, SERVER
 from workflows.kernel import Kernel, root_cause
 from workflows.metrics import write_metrics
-from workflows.orders import counted_updates, order_of, rule_of, site_weights
+from workflows.orders import counted_updates, order_of, rule_of, site_weights, update_event
 from workflows.preflight import Plan
 from workflows.replay import Clock, decode_event, forget_failures, recorded_events
 from workflows.resume import rounds_asked
@@ -95,9 +96,16 @@ class Engine:
     def begin(self) -> None:
         """The model of round 0, and the sites' word on what they have."""
         self.models[0] = self._submit(prepare, EVALUATOR, 0, self.plan.server_work, on=EVALUATOR)
-        for site, work in self.plan.site_work.items():
-            self.shards[site] = self._submit(enrol, site, 0, work, on=site)
+        for site in self.plan.sites:
+            self._shard(site)
         self.evaluate("global", 0, self.models[0])
+
+    def _shard(self, site: str) -> AppFuture:
+        """What a site has to train on; one that could not tell is asked again."""
+        told = self.shards.get(site)
+        if told is None or (told.done() and root_cause(told) is not None):
+            self.shards[site] = self._submit(enrol, site, 0, self.plan.site_work[site], on=site)
+        return self.shards[site]
 
     def train(self, action: Train) -> None:
         """Stage out, train, stage in: one site's part of a round."""
@@ -111,7 +119,7 @@ class Engine:
         until = None if action.until_s is None else self.clock.unix(action.until_s)
         order = order_of(self.plan, action, self.asked, attempt, self.last_task.get(site), until)
         manifest = self._submit(
-            local_train, site, number, self.plan.site_work[site], order, base, self.shards[site], on=site
+            local_train, site, number, self.plan.site_work[site], order, base, self._shard(site), on=site
         )
         update = self.ways.back(site, number, manifest, base, attempt)
         self.updates[action.task] = update
@@ -178,8 +186,7 @@ class Engine:
 
     def _started(self) -> CampaignStarted:
         self._wait(self.models[0])
-        samples = {site: self._wait(future)["samples"] for site, future in self.shards.items()}
-        facts = tuple(facts_of(self.plan.sites[site], count) for site, count in samples.items())
+        facts = enrolled(self.plan, self.shards, self._wait, self.run.journal)
         return CampaignStarted(self.clock.now(), facts)
 
     def _record(self, event: Event) -> Event:
@@ -220,7 +227,7 @@ class Engine:
             return None
         error = root_cause(future)
         if error is None:
-            return self._update_event(action, future.result())
+            return update_event(self.clock.now(), action, future.result(), self.shards[action.site].result())
         if isinstance(error, ArtifactError) and attempt <= self.plan.campaign.retries:
             logger.warning("%s; the site is asked again", error)
             self._train(action, attempt + 1)
@@ -230,13 +237,6 @@ class Engine:
         self.run.journal.write(kind, app="local_train", site=action.site, round=action.round, reason=reason)
         logger.error("%s", reason)
         return SiteFailed(self.clock.now(), action.site, action.task, reason)
-
-    def _update_event(self, action: Train, arrival: dict[str, Any]) -> UpdateArrived:
-        manifest: Manifest = arrival["manifest"]
-        return UpdateArrived(
-            self.clock.now(), action.site, action.task, manifest["task_id"], manifest["steps_done"],
-            manifest["samples"], manifest["train_s"], arrival["wait_s"],
-        )  # fmt: skip
 
     def _evaluated(self, future: AppFuture) -> None:
         error = root_cause(future)

@@ -13,6 +13,7 @@ from workflows.strategies import has_rounds
 
 OUT_APPS, IN_APPS = ("stage_out", "send"), ("stage_in", "fetch")  # what brings artifacts to a site, and from it
 
+BEFORE_DRIVER = ("campaign_changed", "blocks_cancelled", "blocks_left")  # what a driver writes just before it starts
 Span = tuple[float, float]
 AT_SITES = (*OUT_APPS, "local_train", *IN_APPS)
 
@@ -136,7 +137,7 @@ def down_spans(journal: EventLog) -> list[Span]:
     last: float | None = None
     driven = False
     for event in journal.events:
-        if event["event"] == "blocks_cancelled":  # the next driver's, just before it starts
+        if event["event"] in BEFORE_DRIVER:
             continue
         if event["event"] == "driver_started":
             if driven and last is not None and event["time"] > last:

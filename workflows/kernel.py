@@ -28,6 +28,7 @@ from workflows.block_errors import BlockPatience
 from workflows.blocks import cancel_leftovers, watch_blocks
 from workflows.executors import job_prefix, make_config
 from workflows.globus.route import GlobusRoute, globus_route
+from workflows.leftovers import settle_moved_sites
 from workflows.local_blocks import LocalBlocks
 from workflows.memo import JournalMemoizer
 from workflows.orphans import TOKEN_VARIABLE, end_orphans
@@ -165,6 +166,8 @@ def parsl_for(plan: Plan, run: RunDirectory) -> Iterator[Kernel]:
     for site in plan.sites.values() if resumed else ():
         if site.own_block:
             cancel_leftovers(site, job_prefix(token), run.journal)
+    if resumed:
+        settle_moved_sites(plan, run)
     remove_unfinished(run.path)
     os.environ[TOKEN_VARIABLE] = token
     run.journal.write("driver_started", pid=os.getpid(), host=os.uname().nodename, resumed=resumed, ended=ended)

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TypedDict, cast
 
+from apps.manifests import Manifest
 from apps.server_optimizer import Rule
 from apps.task import Order
 from apps.training import TrainingSpec
 from workflows.preflight import Plan
 from workflows.resume import schedule_rounds
-from workflows.strategies.base import Aggregate, Train
+from workflows.strategies.base import Aggregate, Train, UpdateArrived
 
 
 def order_of(
@@ -47,6 +48,22 @@ def order_of(
 def rule_of(action: Aggregate) -> Rule | None:
     """The optimiser at the server, as the app takes it."""
     return cast(Rule, asdict(action.server)) if action.server else None
+
+
+def update_event(now_s: float, action: Train, arrival: Mapping[str, Any], shard: Mapping[str, Any]) -> UpdateArrived:
+    """What a strategy is told of an update that has passed the checks.
+
+    Args:
+        now_s: seconds since the campaign began.
+        action: what was asked for.
+        arrival: the stage-in result.
+        shard: the site's enrol result.
+    """
+    manifest: Manifest = arrival["manifest"]
+    return UpdateArrived(
+        now_s, action.site, action.task, manifest["task_id"], manifest["steps_done"], manifest["samples"],
+        manifest["train_s"], arrival["wait_s"], shard["samples"],
+    )  # fmt: skip
 
 
 class Counted(TypedDict):

@@ -108,6 +108,8 @@ def _with(plain: dict[str, Any], changes: Changes) -> dict[str, Any]:
         for folder in folders:
             place = place.setdefault(folder, {})
         place[last] = value
+        if value is None and folders[:1] == ["sites"]:  # taken away; another machine does not even know the setting
+            del place[last]
     return result
 
 

@@ -19,6 +19,13 @@ from apps.errors import AtWork, BlockTooShort, RanksLost, Unfinished, WorkersLos
 logger = logging.getLogger(__name__)
 
 
+def losses() -> tuple[type[Exception], ...]:
+    """The errors that tell of workers that are gone, not of work that they refuse."""
+    from parsl.executors.high_throughput.errors import ManagerLost, WorkerLost
+
+    return ManagerLost, WorkerLost, RanksLost, WorkersLost
+
+
 class RetryPolicy:
     """Parsl's ``retry_handler`` for a run.
 
@@ -33,8 +40,6 @@ class RetryPolicy:
 
     def __call__(self, error: Exception, task: Any) -> float:
         """The cost of this failure, out of the campaign's ``retries``."""
-        from parsl.executors.high_throughput.errors import ManagerLost, WorkerLost
-
         site = task["executor"]
         if isinstance(error, Unfinished | BlockTooShort):
             logger.info("%s", error)
@@ -42,7 +47,7 @@ class RetryPolicy:
             return 0 if isinstance(error, Unfinished) else 1
         if isinstance(error, AtWork):
             return 0
-        if isinstance(error, ManagerLost | WorkerLost | RanksLost | WorkersLost):
+        if isinstance(error, losses()):
             cost = 0 if self._got_on(site) else 1
             logger.warning("%s at %s lost its worker, trying again at cost %d", task["func_name"], site, cost)
             return cost

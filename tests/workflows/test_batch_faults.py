@@ -115,9 +115,12 @@ def pbs_case(tmp_path: Path, facility: PbsFacility, **settings: Any) -> Case:
 
 
 def test_a_block_that_is_cancelled_in_mid_training(on_slurm: Case, slurm_site: SlurmCluster, undisturbed: str) -> None:
-    slurm_site.run("scancel", on_slurm.training())
-    on_slurm.ended(undisturbed)
+    job = on_slurm.training()
+    slurm_site.run("scancel", job)
+    output = on_slurm.ended(undisturbed)
     assert on_slurm.attempts()[0] == 2 and len(on_slurm.states()) == 2
+    assert output.count(f"! alpha: block {job} was cancelled, not by this campaign; what it was at goes on") == 1
+    assert output.count("was cancelled") == 1  # the last one is given back
 
 
 def test_a_pbs_block_that_is_deleted_in_mid_training(tmp_path: Path, pbs_site: PbsFacility, undisturbed: str) -> None:
@@ -200,6 +203,23 @@ def test_a_driver_killed_while_its_job_runs(on_slurm: Case, slurm_site: SlurmClu
     done = [r["result"] for r in events(on_slurm.run_dir, "task_done") if r["app"] == "local_train"]
     # its worker may have come to the end before it noticed
     assert on_slurm.attempts()[0] == 2 or any(m["reused"] for m in done if m["site"] == "alpha")
+
+
+def test_a_site_moves_away_while_its_job_waits(tmp_path: Path, slurm_site: SlurmCluster, undisturbed: str) -> None:
+    """The next driver trains here, and cancels what waits there."""
+    blocker = slurm_site.submit("sleep 600", "--partition=regular", f"--nodes={len(slurm_site.nodes)}", "--exclusive")
+    slurm_site.wait_for_state(blocker, "RUNNING")
+    case = Case(tmp_path, slurm_entry(slurm_site, tmp_path / "storage", partition="regular"), slurm_site)
+    waiting = case.job()
+    kill(case.driver)
+    kept = case.run_dir / "campaign.yaml"
+    campaign = yaml.safe_load(kept.read_text())
+    campaign["sites"]["alpha"] = {"config": "local", "tasks": campaign["sites"]["alpha"]["tasks"]}
+    kept.write_text(yaml.safe_dump(campaign))
+    finish(start(case.folder, "--resume", case.run_dir))
+    assert final_hash(case.run_dir) == undisturbed
+    assert slurm_site.jobs()[waiting].state == "CANCELLED"
+    assert [r["job_ids"] for r in events(case.run_dir, "blocks_cancelled")] == [[waiting]]
 
 
 def kill(driver: Popen[str]) -> None:

@@ -119,6 +119,13 @@ def test_what_is_cancelled_while_the_campaign_goes_on_was_cancelled(later: dict[
     assert batch_jobs(log(*story), per_round=["north"])[0].ending == GIVEN_BACK
 
 
+@pytest.mark.parametrize(("asked", "ending"), [(True, GIVEN_BACK), (False, "cancelled")])
+def test_where_the_driver_noted_whose_wish_it_was_that_counts(asked: bool, ending: str) -> None:
+    end = ended(1000.0, "cancelled", 300.0) | {"asked": asked}
+    for later in (trained(1100.0, 1200.0), event("campaign_finished", 1010.0)):
+        assert batch_jobs(log(submitted(100.0), started(300.0, 200.0), end, later))[0].ending == ending
+
+
 def test_a_job_id_that_comes_again_is_a_new_job() -> None:
     first = [submitted(100.0), started(110.0, 10.0), ended(200.0, "requeued", 110.0)]
     jobs = batch_jobs(log(*first, submitted(200.0), started(500.0, 300.0), ended(900.0, "timeout", 500.0)))

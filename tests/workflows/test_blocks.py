@@ -18,6 +18,7 @@ from campaigns import journal as records
 from apps.errors import CrossfedError, StorageError
 from site_configs.base import Block, Queue, Site
 from site_configs.local import site as local_site
+from site_configs.providers import SlurmBlocks
 from site_configs.schedulers import GONE, UNKNOWN, Answer, JobFacts
 from workflows import blocks
 from workflows.blocks import SETTLE_S, BlockWatch, cancel_leftovers, watch_blocks
@@ -107,7 +108,7 @@ def batch_site(name: str = "alpha", **changes: Any) -> Site:
 @pytest.fixture
 def world(script: Script, tmp_path: Path) -> World:
     submitted = {"0": "7"}
-    executor = SimpleNamespace(blocks_to_job_id=submitted)
+    executor = SimpleNamespace(blocks_to_job_id=submitted, provider=SlurmBlocks(BLOCK))
     diary = Journal(tmp_path / "journal.jsonl")
     watch = BlockWatch(batch_site(), "frontier", executor, diary, "demo", "cf-12", 0.01)
     return World(tmp_path, script, watch, submitted)
@@ -178,6 +179,23 @@ def test_a_job_that_is_cancelled_while_it_waits_has_never_begun(world: World) ->
     world.tell(facts("cancelled", ended=NOW))
     assert world.told("block_started") == [] and world.told("block_ended")[0]["started"] is None
     assert read_history()[0].started is None
+
+
+@pytest.mark.parametrize(("ours", "asked"), [(True, True), (False, False)])
+def test_whose_wish_an_end_was_is_noted(world: World, monkeypatch: pytest.MonkeyPatch, ours: bool, asked: bool) -> None:
+    provider: Any = world.watch.executor.provider
+    monkeypatch.setattr(provider, "scheduler", world.script)
+    world.tell(RUNNING)
+    if ours:
+        provider.cancel(["7"])
+    world.tell(facts("cancelled", started=NOW - 20, ended=NOW))
+    assert [r["asked"] for r in world.told("block_ended")] == [asked]
+
+
+def test_a_provider_that_is_not_ours_does_not_tell_whose_wish_it_was(world: World) -> None:
+    world.watch.executor.provider = object()
+    world.tell(facts("cancelled", ended=NOW))
+    assert [r["asked"] for r in world.told("block_ended")] == [None]
 
 
 def test_unknown_is_never_an_end(world: World, clock: Any) -> None:
@@ -297,7 +315,7 @@ def test_close_cancels_what_is_left_and_waits_for_its_end(world: World) -> None:
     world.script.cancel = cancel  # type: ignore[method-assign]
     world.watch.close()
     assert set(world.script.sought) == {"cf-12"} and world.script.cancelled == ["7", "7"]
-    assert [r["state"] for r in world.told("block_ended")] == ["cancelled"]
+    assert [(r["state"], r["asked"]) for r in world.told("block_ended")] == [("cancelled", True)]
 
 
 def test_close_goes_on_asking_while_the_scheduler_is_silent(world: World, caplog: pytest.LogCaptureFixture) -> None:

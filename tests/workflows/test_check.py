@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -13,18 +15,20 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from batch_sites import pbs_entry, slurm_entry
 
-from site_configs.base import Site
+from site_configs.base import Block, Queue, Site
 from site_configs.local import site as local_site
+from site_configs.queues import format_walltime
 from site_configs.resolve import resolve_site
 from workflows import check
 from workflows.campaign_file import load_campaign
-from workflows.check import check_live, describe, dry_run, environment_answer, storage_problem
+from workflows.check import _walltime_hint, check_live, describe, dry_run, environment_answer, storage_problem
 from workflows.preflight import Plan, make_plan, settle_dtype
 
 if TYPE_CHECKING:
     from facilities.pbs import PbsFacility
     from facilities.slurm import SlurmCluster
 
+BLOCK = Block("slurm", Queue("small", 1, 8, 7200, date(2026, 8, 19), "a guide"), 2, 5400)
 LLAMA = Path(__file__).resolve().parents[2] / "workflows" / "campaigns" / "smolinstruct_llama2_7b.yaml"
 STORAGE = {
     "perlmutter": "/pscratch/sd/a/ada/crossfed",
@@ -128,6 +132,28 @@ def test_the_plan_in_words(llama: Plan, run_dir: Path) -> None:
     assert any("sites.polaris.data: smolinstruct/data.zip" in line for line in missing)
 
 
+def test_a_walltime_that_nobody_chose_is_told_with_how_to_choose(llama: Plan, run_dir: Path) -> None:
+    lines = dict(line.split(":", 1) for line in describe(llama, run_dir))
+    unset = lines["walltime of aurora"].strip()
+    block = llama.sites["aurora"].block
+    assert block is not None
+    assert unset.startswith(f"none is set, so that {format_walltime(block.walltime_s)} is asked for; a shorter job")
+    assert re.search(
+        r"--set sites.aurora.walltime=4h \(training alone, all rounds: .* (min|h) or more, an estim", unset
+    )
+    sets = [f"sites.{name}.{key}" for name in STORAGE for key in ("account=ABC", f"storage_root={STORAGE[name]}")]
+    chosen = load_campaign(LLAMA, [*sets, "sites.aurora.walltime=4h", "sites.polaris.blocks=per_round"])
+    again = dict(line.split(":", 1) for line in describe(make_plan(settle_dtype(chosen), run_dir, LLAMA), run_dir))
+    assert "walltime of aurora" not in again and " 4:00:00 " in again["block of aurora"]
+    assert "(training alone, a round: " in again["walltime of polaris"]
+
+
+def test_a_machine_whose_walltime_cannot_be_set_gets_no_advice(tmp_path: Path) -> None:
+    entry = SimpleNamespace(config="local", settings={})
+    plan: Any = SimpleNamespace(campaign=SimpleNamespace(sites={"alpha": entry}))
+    assert list(_walltime_hint(plan, "alpha", BLOCK)) == []
+
+
 # -- this machine's part of the live check ----------------------------------------------------------------------
 
 
@@ -224,7 +250,7 @@ Ask = Callable[[Site], tuple[bool, list[str]]]
 def live(site: Site) -> tuple[bool, list[str]]:
     """Whether all is well, and what is said."""
     said: list[str] = []
-    plan: Any = SimpleNamespace(sites={site.name: site})
+    plan: Any = SimpleNamespace(sites={site.name: site}, server_work={"store": "runs/not_there/artifacts"})
     return check_live(plan, said.append), said
 
 
@@ -282,8 +308,10 @@ def test_a_scheduler_that_is_not_there(quickly: Ask, tmp_path: Path, monkeypatch
 def test_slurm_with_nothing_to_complain_of(tmp_path: Path, slurm_site: SlurmCluster) -> None:
     fine, said = live(slurm_alpha(slurm_site, tmp_path))
     assert fine, said
-    assert [line.partition("alpha: ")[2] for line in said] == [
+    words = [re.sub("T[0-9:]+ using .*", "", line.partition("alpha: ")[2]) for line in said]
+    assert words == [
         "queue regular takes jobs", "account fusion is valid", "my jobs in regular: 0",
+        f"Slurm would take its job, to start at {date.today()}",
         f"storage {tmp_path / 'storage' / 'run' / 'alpha'} can be written",
         "Python, packages and code in its jobs are those of the driver",
         "there is an address that its compute nodes can call back",
@@ -301,9 +329,9 @@ def test_the_clusters_own_partition_has_no_name_to_ask_for(
 @pytest.mark.slurm
 def test_slurm_with_a_wrong_account(quickly: Ask, tmp_path: Path, slurm_site: SlurmCluster) -> None:
     fine, said = quickly(slurm_alpha(slurm_site, tmp_path, account="fission"))
-    (problem,) = problems(said)
+    problem, refused = problems(said)
     assert not fine and "account fission is valid: account fission is not yours on shared; yours are: " in problem
-    assert "fusion" in problem
+    assert "fusion" in problem and "Slurm would take its job: " in refused and "Invalid account" in refused
 
 
 @pytest.mark.slurm
@@ -315,11 +343,32 @@ def test_slurm_with_a_closed_partition_and_one_that_is_none(
         fine, said = quickly(slurm_alpha(slurm_site, tmp_path))
     finally:
         slurm_site.set_partition("regular", "up")
-    assert not fine and problems(said) == [
-        "PROBLEM  alpha: queue regular takes jobs: partition regular is draining: it takes no jobs"
-    ]
+    closed, refused = problems(said)
+    assert not fine and closed.endswith("queue regular takes jobs: partition regular is draining: it takes no jobs")
+    assert refused.startswith("PROBLEM  alpha: Slurm would take its job: allocation failure: ")
     fine, said = quickly(slurm_alpha(slurm_site, tmp_path, partition="gpu"))
-    assert not fine and "there is no partition or QOS gpu" in problems(said)[0]
+    unknown, refused = problems(said)
+    assert not fine and "there is no partition or QOS gpu" in unknown
+    assert "Slurm would take its job: " in refused and "invalid partition specified: gpu" in refused
+
+
+@pytest.mark.slurm
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"partition": "debug", "walltime": "45m"}, "Requested time limit is invalid"),
+        ({"partition": "debug", "nodes": 2}, "Node count specification invalid"),
+        ({"qos": "express"}, "Invalid qos specification"),
+        ({"options": ["--constraint=h100"]}, "Invalid feature specification"),
+    ],
+)
+def test_what_only_slurm_itself_knows(
+    quickly: Ask, tmp_path: Path, slurm_site: SlurmCluster, settings: dict[str, Any], words: str
+) -> None:
+    fine, said = quickly(slurm_alpha(slurm_site, tmp_path, **settings))
+    (problem,) = problems(said)
+    assert not fine and problem.startswith("PROBLEM  alpha: Slurm would take its job: ") and words in problem
+    assert slurm_site.jobs() == {}  # nothing was submitted
 
 
 @pytest.mark.slurm

@@ -96,8 +96,9 @@ def test_phases_in_words() -> None:
     assert phase_words("training", None) == "training"
 
 
-def ended(state: str, reason: str = "") -> dict[str, Any]:
-    return {"event": "block_ended", "site": "north", "job_id": "4711", "state": state, "reason": reason}
+def ended(state: str, reason: str = "", **more: Any) -> dict[str, Any]:
+    told = {"event": "block_ended", "site": "north", "job_id": "4711", "state": state, "reason": reason}
+    return told | {"started": 5.0, "asked": None} | more
 
 
 @pytest.mark.parametrize(
@@ -107,8 +108,28 @@ def ended(state: str, reason: str = "") -> dict[str, Any]:
         (ended("node_fail"), "north: block 4711 has ended: node fail"),
         (ended("requeued"), "north: block 4711 has ended: requeued"),
         (ended("cancelled"), None),
+        (ended("cancelled", asked=True), None),
+        (
+            ended("cancelled", asked=False),
+            "north: block 4711 was cancelled, not by this campaign; what it was at goes on in the next",
+        ),
+        (
+            ended("cancelled", "by root", asked=False, started=None),
+            "north: block 4711 was cancelled, not by this campaign (by root); "
+            "it was still waiting, the next is asked for",
+        ),
+        (
+            ended("unknown", "the scheduler no longer knows the job", asked=False),
+            "north: block 4711 has ended (the scheduler no longer knows the job); what it was at goes on in the next",
+        ),
+        (ended("unknown", "the scheduler no longer knows the job", asked=True), None),
+        (ended("completed", asked=False), None),
         (ended("completed"), None),
         ({"event": "block_failed", "site": "north", "reason": "no such queue"}, "north: no such queue"),
+        (
+            {"event": "blocks_left", "site": "north", "reason": "north: job 7 of its earlier configuration ..."},
+            "north: job 7 of its earlier configuration ...",
+        ),
         ({"event": "block_replaced", "site": "north", "reason": "it was broken"}, "north: it was broken"),
         ({"event": "update_refused", "site": "north", "reason": "site north: not finite"}, "site north: not finite"),
         (

@@ -279,6 +279,7 @@ def assert_the_clock_stood_still(run: RunDirectory) -> None:
     [
         CampaignStarted(0.5, (SiteFacts("a", 3), SiteFacts("b", 4))),
         UpdateArrived(1.0, "a", 2, "id", 3, 4, 5.0, 6.0),
+        UpdateArrived(1.0, "a", 2, "id", 3, 4, 5.0, 6.0, 7),
         SiteFailed(1.0, "a", 2, "reason"),
         TimerFired(2.0, "end"),
         BlockStarted(3.0, "a", 60.0, None),

@@ -66,6 +66,26 @@ def test_a_site_may_move_to_another_machine_but_keeps_its_tasks(run: RunDirector
         resumed_campaign(run, None, [], "aurora")
 
 
+def test_a_site_may_move_to_a_machine_that_does_not_know_its_settings(run: RunDirectory) -> None:
+    kept = run.path / "campaign.yaml"
+    edited = yaml.safe_load(kept.read_text())
+    plain = dict(edited["sites"]["aurora"])
+    cluster = {"config": "slurm", "partition": "gpu", "storage_root": "/s", "command_environment": {"A": "1", "B": "2"}}
+    edited["sites"]["aurora"] = plain | cluster
+    kept.write_text(yaml.safe_dump(edited))
+    assert resumed_campaign(run, None, [], None).sites["aurora"].settings["partition"] == "gpu"
+    del edited["sites"]["aurora"]["command_environment"]["B"], edited["sites"]["aurora"]["partition"]
+    kept.write_text(yaml.safe_dump(edited))
+    expected = {"storage_root": "/s", "command_environment": {"A": "1"}}
+    assert resumed_campaign(run, None, [], None).sites["aurora"].settings == expected
+    edited["sites"]["aurora"] = plain
+    kept.write_text(yaml.safe_dump(edited))
+    moved = resumed_campaign(run, None, [], None)
+    assert moved.sites["aurora"].settings == {} and moved.sites["aurora"].tasks == plain["tasks"]
+    assert list(run.journal.events("campaign_changed"))[-1]["changes"]["sites.aurora.storage_root"] == ("/s", None)
+    assert resumed_campaign(run, None, [], None) == moved
+
+
 def test_a_settled_type_is_no_change(tmp_path: Path, source: Path) -> None:
     from workflows.preflight import settle_dtype
 

@@ -190,6 +190,12 @@ def test_every_gap_between_drivers_is_found_and_the_first_start_is_none() -> Non
     assert down_spans(EventLog()) == []
 
 
+@pytest.mark.parametrize("name", ["campaign_changed", "blocks_cancelled", "blocks_left"])
+def test_what_the_next_driver_writes_before_it_starts_is_no_word_of_the_last_one(name: str) -> None:
+    story = (event("driver_started", 10.0), event("aggregated", 20.0), event(name, 90.0), event("driver_started", 95.0))
+    assert down_spans(EventLog(story)) == [(20.0, 95.0)]
+
+
 @given(st.lists(st.tuples(st.integers(-5, 40), st.integers(-5, 40)), max_size=8), st.integers(0, 30))
 def test_covered_seconds_are_those_of_the_union(spans: list[tuple[int, int]], length: int) -> None:
     seconds = {s for start, end in spans for s in range(start, end)} & set(range(length))

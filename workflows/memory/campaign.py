@@ -50,12 +50,19 @@ def describe(plans: Mapping[str, MemoryPlan], shape: ModelShape | None, job: Job
 
 def describe_site(site: Site, plan: MemoryPlan, shape: ModelShape | None, job: Job) -> Lines:
     lines = [(f"memory {site.name}", spread_text(plan)), *_sum_lines(plan)]
-    rates = rates_of(site)
-    if plan.need and shape and rates:
-        step = estimate(shape, job, plan.machine, plan.choice, rates)
-        speed = f"{step.samples_per_s:,.0f}" if step.samples_per_s >= 10 else f"{step.samples_per_s:.2g}"
+    rate = samples_per_s(site, plan, shape, job)
+    if rate:
+        speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
         lines.append(("", f"about {speed} samples/s of {job.length} tokens (an estimate)"))
     return lines
+
+
+def samples_per_s(site: Site, plan: MemoryPlan, shape: ModelShape | None, job: Job) -> float | None:
+    """The estimate of a site's speed in training; None where its machine is not known."""
+    rates = rates_of(site)
+    if not (plan.need and shape and rates):
+        return None
+    return estimate(shape, job, plan.machine, plan.choice, rates).samples_per_s
 
 
 def spread_text(plan: MemoryPlan) -> str:

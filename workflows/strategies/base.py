@@ -23,7 +23,7 @@ class SiteFacts:
     """What a strategy may know of a site before it trains."""
 
     name: str
-    samples: int
+    samples: int  # 0: it could not be asked yet, its first update tells
     max_blocks: int = 1  # batch jobs of ours that the queue takes at once, waiting and running
     walltime_s: float | None = None  # of a block; None: no limit
 
@@ -67,6 +67,7 @@ class UpdateArrived:
     samples: int
     train_s: float
     wait_s: float  # between the model's arrival at the site and the start of the work: the queue
+    site_samples: int = 0  # that the site has, for a mean by samples; 0: as it told when it enrolled
 
 
 @dataclass(frozen=True)

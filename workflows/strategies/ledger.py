@@ -68,6 +68,7 @@ class Ledger:
                 self.failed(order.site)
             else:
                 self.failures[order.site] = 0
+                self.samples[order.site] = event.site_samples or self.samples[order.site]
         return order
 
     def failed(self, site: str) -> None:
