@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 ENDPOINT := .endpoint-venv
-# most of the whole campaigns is waiting; files stay together, since their tests share facilities
-PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile
+# files stay together, since their tests share facilities, and in the order of tests/conftest.py
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup endpoint-env demo test test-fast test-slurm test-globus lint bench study data clean
 

@@ -24,6 +24,11 @@ settings.load_profile("crossfed")
 pytest_plugins = ("facilities.globus.fixtures", "facilities.globus.transfer_fixtures")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long ones first: two processes then end at about the same time."""
+    items.sort(key=lambda item: item.get_closest_marker("campaign") is None)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests that want software of this machine are skipped where it is missing, and fail where it is required."""
     for marker, missing_of, remedy in (

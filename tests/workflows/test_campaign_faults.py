@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -40,6 +41,25 @@ from site_configs.local import site as local
 def site(name: str, run_dir: Path) -> Site:
     return replace(local(name, run_dir), setup="export PYTHONPATH={folder}")
 """
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished campaign, and beside it a copy of that."""
+    folder = tmp_path_factory.mktemp("finished") / "work"
+    folder.mkdir()
+    ended = run(folder, write_campaign(folder))
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    shutil.copytree(folder, folder.with_name("copy"))
+    return folder
+
+
+@pytest.fixture
+def finished(original: Path) -> Path:
+    """The run directory of a finished campaign, as it was at its end."""
+    shutil.rmtree(original)
+    shutil.copytree(original.with_name("copy"), original)
+    return original / "runs" / "nano"
 
 
 @pytest.fixture
@@ -101,10 +121,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def test_a_full_disk_stops_it_in_order_and_space_brings_it_back(tmp_path: Path, small_disk: Path) -> None:
-    undisturbed = tmp_path / "undisturbed"
-    undisturbed.mkdir()
-    assert run(undisturbed, write_campaign(undisturbed)).returncode == 0
+def test_a_full_disk_stops_it_in_order_and_space_brings_it_back(finished: Path, small_disk: Path) -> None:
     campaign, run_dir = write_campaign(small_disk), small_disk / "runs" / "nano"
     driver = subprocess.Popen(
         command(campaign),
@@ -128,22 +145,19 @@ def test_a_full_disk_stops_it_in_order_and_space_brings_it_back(tmp_path: Path, 
     (small_disk / "filler").unlink()
     resumed = run(small_disk, "--resume", run_dir)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    assert final_hash(run_dir) == final_hash(undisturbed / "runs" / "nano")
+    assert final_hash(run_dir) == final_hash(finished)
     assert find_orphans(journal(run_dir, "campaign_opened")[0]["token"]) == []
 
 
-def test_a_lost_and_an_altered_update_are_made_again_on_resume(tmp_path: Path) -> None:
-    campaign = write_campaign(tmp_path)
-    assert run(tmp_path, campaign).returncode == 0
-    run_dir = tmp_path / "runs" / "nano"
-    before = final_hash(run_dir)
-    last = [r["result"] for r in tasks_done(run_dir, "local_train") if r["round"] == 3]
+def test_a_lost_and_an_altered_update_are_made_again_on_resume(finished: Path) -> None:
+    before = final_hash(finished)
+    last = [r["result"] for r in tasks_done(finished, "local_train") if r["round"] == 3]
     Path(last[0]["store"], f"{last[0]['artifact']['sha256']}.safetensors").unlink()
     for result in last:
-        (run_dir / "artifacts" / f"{result['artifact']['sha256']}.safetensors").unlink()
-    resumed = run(tmp_path, "--resume", run_dir, "--set", "rounds=4")
+        (finished / "artifacts" / f"{result['artifact']['sha256']}.safetensors").unlink()
+    resumed = run(finished, "--resume", finished, "--set", "rounds=4")
     assert resumed.returncode == 0, resumed.stderr
-    versions = {r["result"]["version"]: r["result"]["artifact"]["sha256"] for r in tasks_done(run_dir, "aggregate")}
+    versions = {r["result"]["version"]: r["result"]["artifact"]["sha256"] for r in tasks_done(finished, "aggregate")}
     assert versions[3] == before and set(versions) == {1, 2, 3, 4}
 
 
@@ -162,15 +176,12 @@ def test_a_killed_interchange_ends_the_driver_with_a_word_and_a_resume_goes_on(t
     assert run(tmp_path, "--resume", run_dir).returncode == 0
 
 
-def test_a_damaged_global_model_is_made_again(tmp_path: Path) -> None:
-    campaign = write_campaign(tmp_path)
-    assert run(tmp_path, campaign).returncode == 0
-    run_dir = tmp_path / "runs" / "nano"
-    path = run_dir / "artifacts" / f"{final_hash(run_dir)}.safetensors"
+def test_a_damaged_global_model_is_made_again(finished: Path) -> None:
+    path = finished / "artifacts" / f"{final_hash(finished)}.safetensors"
     content = bytearray(path.read_bytes())
     content[-4:] = b"\xff\x00\xff\x00"
     path.write_bytes(content)
-    first = run(tmp_path, "--resume", run_dir, "--set", "rounds=4")
+    first = run(finished, "--resume", finished, "--set", "rounds=4")
     assert first.returncode in (0, 1) and "Traceback" not in first.stderr
-    assert first.returncode == 0 or run(tmp_path, "--resume", run_dir).returncode == 0
+    assert first.returncode == 0 or run(finished, "--resume", finished).returncode == 0
     assert sha256_file(path) == path.stem
