@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 settings.register_profile("crossfed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("crossfed")
 
-pytest_plugins = ("facilities.globus.fixtures", "facilities.globus.transfer_fixtures")
+pytest_plugins = ("batch_cases", "facilities.globus.fixtures", "facilities.globus.transfer_fixtures")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

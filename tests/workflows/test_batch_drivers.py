@@ -1,0 +1,55 @@
+"""Drivers that die while batch jobs wait and run, and sites that move away meanwhile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+from batch_cases import Case, kill
+from batch_sites import events, finish, slurm_entry, start
+from campaigns import final_hash
+
+if TYPE_CHECKING:
+    from facilities.slurm import SlurmCluster
+
+pytestmark = [pytest.mark.slurm, pytest.mark.campaign]
+
+
+def test_a_driver_killed_while_its_job_waits(tmp_path: Path, slurm_site: SlurmCluster, undisturbed: str) -> None:
+    blocker = slurm_site.submit("sleep 600", "--partition=regular", f"--nodes={len(slurm_site.nodes)}", "--exclusive")
+    slurm_site.wait_for_state(blocker, "RUNNING")
+    case = Case(tmp_path, slurm_entry(slurm_site, tmp_path / "storage", partition="regular"), slurm_site)
+    waiting = case.job()
+    kill(case.driver)
+    assert slurm_site.jobs()[waiting].state == "PENDING"
+    slurm_site.run("scancel", blocker)
+    case.ended(undisturbed, resume=True)
+    assert slurm_site.jobs()[waiting].state not in ("PENDING", "RUNNING")
+
+
+def test_a_driver_killed_while_its_job_runs(on_slurm: Case, slurm_site: SlurmCluster, undisturbed: str) -> None:
+    on_slurm.training()
+    kill(on_slurm.driver)
+    on_slurm.ended(undisturbed, resume=True)
+    done = [r["result"] for r in events(on_slurm.run_dir, "task_done") if r["app"] == "local_train"]
+    # its worker may have come to the end before it noticed
+    assert on_slurm.attempts()[0] == 2 or any(m["reused"] for m in done if m["site"] == "alpha")
+
+
+def test_a_site_moves_away_while_its_job_waits(tmp_path: Path, slurm_site: SlurmCluster, undisturbed: str) -> None:
+    """The next driver trains here, and cancels what waits there."""
+    blocker = slurm_site.submit("sleep 600", "--partition=regular", f"--nodes={len(slurm_site.nodes)}", "--exclusive")
+    slurm_site.wait_for_state(blocker, "RUNNING")
+    case = Case(tmp_path, slurm_entry(slurm_site, tmp_path / "storage", partition="regular"), slurm_site)
+    waiting = case.job()
+    kill(case.driver)
+    kept = case.run_dir / "campaign.yaml"
+    campaign = yaml.safe_load(kept.read_text())
+    campaign["sites"]["alpha"] = {"config": "local", "tasks": campaign["sites"]["alpha"]["tasks"]}
+    kept.write_text(yaml.safe_dump(campaign))
+    finish(start(case.folder, "--resume", case.run_dir))
+    assert final_hash(case.run_dir) == undisturbed
+    assert slurm_site.jobs()[waiting].state == "CANCELLED"
+    assert [r["job_ids"] for r in events(case.run_dir, "blocks_cancelled")] == [[waiting]]
