@@ -180,13 +180,12 @@ class Engine:
         if not self.recorded:
             yield self._record(self._started())
         while True:
-            event = self._next()
-            if event is not None:
+            if (event := self._next()) is not None:
                 yield self._record(event)
 
     def _started(self) -> CampaignStarted:
         self._wait(self.models[0])
-        facts = enrolled(self.plan, self.shards, self._wait, self.run.journal)
+        facts = enrolled(self.plan, self.shards, self._until, self.run.journal)
         return CampaignStarted(self.clock.now(), facts)
 
     def _record(self, event: Event) -> Event:
@@ -248,11 +247,9 @@ class Engine:
 
     def finish(self) -> None:
         """Wait for what still runs, and write the model that people take away."""
-        version = max(self.models)
-        folder = str(self.run.path / "model")
-        number = self.plan.campaign.rounds
+        last, folder = self.models[max(self.models)], str(self.run.path / "model")
         saved = self._submit(
-            save_model, EVALUATOR, number, self.plan.server_work, self.models[version], folder, on=EVALUATOR
+            save_model, EVALUATOR, self.plan.campaign.rounds, self.plan.server_work, last, folder, on=EVALUATOR
         )
         for future in (*self.background, saved):
             self._wait(future)
@@ -263,15 +260,18 @@ class Engine:
         forget_failures(self.run.journal)
 
     def _wait(self, future: AppFuture) -> Any:
-        """A result that the campaign cannot go on without; the display stays alive meanwhile."""
-        while not future.done():
-            self.on_tick(self)
-            self.kernel.check_health()
-            time.sleep(0.05)
+        """A result that the campaign cannot go on without."""
+        self._until(future.done)
         error = root_cause(future)
         if error is not None:
             raise error
         return future.result()
+
+    def _until(self, happened: Callable[[], bool]) -> None:
+        while not happened():  # the display stays alive meanwhile
+            self.on_tick(self)
+            self.kernel.check_health()
+            time.sleep(0.05)
 
     def phase(self, site: str) -> tuple[str, Progress | None]:
         """What a site is doing, in a word, and how far its training is."""

@@ -2,14 +2,16 @@
 
 A wrong path, other code or a full disk is told before anything trains. A site whose workers or blocks are lost is
 treated as in later rounds: the others begin if they are enough for the strategy, and with each order it is asked again
-for what it has.
+for what it has. A site whose first job is still in the queue when others are there is not waited for: their blocks
+would idle meanwhile. What it has, or a mistake there, is told when its job starts.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING
 
 from parsl.dataflow.futures import AppFuture
 
@@ -17,6 +19,7 @@ from apps.errors import REASON_LENGTH, CrossfedError
 from workflows.block_errors import BlocksFailed
 from workflows.block_events import facts_of
 from workflows.journal import Journal
+from workflows.kernel import root_cause
 from workflows.retries import losses
 from workflows.strategies.base import SiteFacts
 from workflows.strategies.fedavg import SynchronousSection
@@ -24,42 +27,55 @@ from workflows.strategies.fedavg import SynchronousSection
 if TYPE_CHECKING:
     from workflows.preflight import Plan
 
+GATHER_S = 120.0  # a block that has nothing to do yet is paid for
 logger = logging.getLogger(__name__)
 
 
 def enrolled(
-    plan: Plan, shards: Mapping[str, AppFuture], wait: Callable[[AppFuture], Any], journal: Journal
+    plan: Plan, shards: Mapping[str, AppFuture], until: Callable[[Callable[[], bool]], None], journal: Journal
 ) -> tuple[SiteFacts, ...]:
-    """What a strategy may know of all sites; of a lost one it does not know the samples yet.
+    """What a strategy may know of all sites; of one that is lost or not there yet it does not know the samples.
 
     Args:
         plan: the checked campaign.
         shards: what each site was asked for, in the order of the campaign.
-        wait: gives the result of a future, or raises what is at the root of its failure.
+        until: comes back when a condition holds.
         journal: is told of each lost site.
 
     Raises:
         CrossfedError: what a site answered when it was asked; or the first loss, where too few are left.
     """
-    samples: dict[str, int] = {}
-    lost: dict[str, Exception] = {}
-    kinds: tuple[type[Exception], ...] = (*losses(), BlocksFailed)
-    for site, shard in shards.items():
-        try:
-            samples[site] = wait(shard)["samples"]
-        except kinds as loss:
-            lost[site] = loss
-    needed = _needed(plan)
+    gather(shards.values(), until)
+    answers = {site: root_cause(shard) for site, shard in shards.items() if shard.done()}
+    lost = {site: error for site, error in answers.items() if error is not None}
+    for error in lost.values():
+        if not isinstance(error, (*losses(), BlocksFailed)):
+            raise error
+    left, needed = len(shards) - len(lost), _needed(plan)
     for site, error in lost.items():
-        if len(samples) < needed:
+        if left < needed:
             raise CrossfedError(
-                f"{_words(error)}; {len(samples)} of {len(shards)} sites are there and {needed} are needed", site=site,
+                f"{_words(error)}; {left} of {len(shards)} sites are there and {needed} are needed", site=site,
                 remedy="Resume when it is there again",
             ) from error  # fmt: skip
         reason = f"site {site}: {_words(error)}; the others begin without it, and it is asked again"
         journal.write("task_failed", app="enrol", site=site, round=0, reason=reason)
         logger.warning("%s", reason)
+    for site in shards.keys() - answers.keys():
+        logger.info("site %s has not started yet; the others begin", site)
+    samples = {site: shards[site].result()["samples"] for site in answers.keys() - lost.keys()}
     return tuple(facts_of(plan.sites[site], samples.get(site, 0)) for site in shards)
+
+
+def gather(shards: Collection[AppFuture], until: Callable[[Callable[[], bool]], None]) -> None:
+    """Wait for the first site that is there, and a little for the others."""
+
+    def all_have_answered() -> bool:
+        return all(shard.done() for shard in shards)
+
+    until(lambda: all_have_answered() or any(shard.done() and root_cause(shard) is None for shard in shards))
+    closes = time.monotonic() + GATHER_S
+    until(lambda: all_have_answered() or time.monotonic() > closes)
 
 
 def _needed(plan: Plan) -> int:
@@ -68,6 +84,6 @@ def _needed(plan: Plan) -> int:
     return (section.quorum or len(plan.sites)) if isinstance(section, SynchronousSection) else 1
 
 
-def _words(error: Exception) -> str:
+def _words(error: BaseException) -> str:
     """A loss in a line, without its place."""
     return error.what if isinstance(error, CrossfedError) else f"{type(error).__name__}: {error}"[:REASON_LENGTH]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from parsl.executors.high_throughput.errors import ManagerLost
 
 from apps.errors import CrossfedError, StorageError, UserMistake, VersionMismatch, WorkersLost
 from workflows import engine as engine_module
+from workflows import enrolment
 from workflows import kernel as kernel_module
 from workflows.block_errors import BlocksFailed
 from workflows.display import trouble
@@ -150,3 +152,44 @@ def test_a_campaign_that_began_without_a_site_is_resumed_to_the_same_models(run:
     ]
     assert made[0] == made[1] and len(made[0]) == ROUNDS
     assert len(trained(again)) == len(set(trained(again)))
+
+
+def test_a_site_that_is_still_in_its_queue_keeps_nobody_waiting(run: RunDirectory, monkeypatch: Any) -> None:
+    """It enrols when its job starts, here once the others have made the first model without it."""
+    monkeypatch.setattr(enrolment, "GATHER_S", 0.2)
+
+    def answer(site: str) -> None:
+        while site == "site02" and not weights(run):
+            time.sleep(0.01)
+
+    assert drive(run, answer, quorum=2, deadline_s=0.5) is None
+    assert weights(run)[0] == pytest.approx({"site00": 1 / 3, "site01": 2 / 3})
+    (started,) = (r["fields"] for r in run.journal.events("strategy_event") if r["kind"] == "CampaignStarted")
+    assert [site["samples"] for site in started["sites"]] == [10, 20, 0]
+    assert ("site02", 1) in trained(run)
+    assert not list(run.journal.events("task_failed"))
+
+
+def test_a_mistake_at_a_site_that_comes_later_is_told_then(run: RunDirectory, monkeypatch: Any) -> None:
+    monkeypatch.setattr(enrolment, "GATHER_S", 0.2)
+
+    def answer(site: str) -> Exception | None:
+        while site == "site02" and not list(run.journal.events("strategy_event")):
+            time.sleep(0.01)
+        return UserMistake("there are no records", site=site) if site == "site02" else None
+
+    ended = drive(run, answer)
+    assert ended is not None and "round 1 has 2 of 3 updates and needs 3: site02: " in ended
+    assert "there are no records" in ended
+    assert drive(run, lambda site: None) is None  # mended
+    assert len(trained(run)) == len(set(trained(run))) == len(SITES) * ROUNDS
+
+
+def test_sites_that_come_within_the_grace_are_known_from_the_start(run: RunDirectory) -> None:
+    def answer(site: str) -> None:
+        time.sleep(0.5 if site == "site02" else 0.0)
+
+    assert drive(run, answer) is None
+    assert [sorted(w.values()) for w in weights(run)] == [[pytest.approx(n / 6) for n in (1, 2, 3)]] * ROUNDS
+    (started,) = (r["fields"] for r in run.journal.events("strategy_event") if r["kind"] == "CampaignStarted")
+    assert [site["samples"] for site in started["sites"]] == [10, 20, 30]
