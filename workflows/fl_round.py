@@ -85,10 +85,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     from apps.errors import CrossfedError, UserMistake
-    from workflows.command import FAILED, INTERRUPTED, MISTAKE, complain, log_to, stopped
+    from workflows.command import FAILED, INTERRUPTED, MISTAKE, complain, interruption, log_to, stopped
 
     stop_in_order()
-    run = None
+    plan, run = None, None
     try:
         if options.check or options.dry_run or options.live:
             return check(options)
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserMistake as error:
         return complain(str(error), MISTAKE)
     except KeyboardInterrupt:
-        return stopped(run, "\nInterrupted; all blocks are cancelled", INTERRUPTED)
+        return stopped(run, f"\n{interruption(plan)}", INTERRUPTED)
     except (CrossfedError, OSError) as error:
         return stopped(run, str(error), FAILED)
     except Exception as error:  # the outermost edge: what nobody foresaw is told in one line, the log has the rest
