@@ -22,6 +22,7 @@ from workflows.memory.campaign import describe_site, job_of
 from workflows.memory.model import shape_of
 from workflows.plan_words import plan_in_words
 from workflows.preflight import Plan, address_problem, missing_here
+from workflows.units import plural
 
 VERSIONS = (
     "import json, platform; from apps.versions import code_version, library_versions; "
@@ -46,7 +47,7 @@ def describe(plan: Plan, run_dir: Path) -> Iterator[str]:
 
 
 def block_in_words(block: Block) -> str:
-    queue, nodes = block.queue, f"{block.nodes} node" + "s" * (block.nodes != 1)
+    queue, nodes = block.queue, plural(block.nodes, "node")
     account = f", account {block.account}" if block.account else ""
     kept = "kept over rounds" if block.reuse == "pilot" else "given back after each round"
     rule = f" (rule of {queue.as_of}, {queue.source})"
@@ -152,7 +153,9 @@ def _scheduler_answers(block: Block) -> Iterator[tuple[str, str | None]]:
         return
     limit = queue.queued_per_user
     full = limit is not None and len(mine) >= limit
-    problem = f"{queue.name} takes {limit} jobs of a user ({queue.source}, {queue.as_of})" if full else None
+    problem = (
+        f"{queue.name} takes {plural(limit or 0, 'job')} of a user ({queue.source}, {queue.as_of})" if full else None
+    )
     yield f"my jobs in {wanted or 'all queues'}: {len(mine)}", problem
 
 

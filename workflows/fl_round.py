@@ -201,7 +201,8 @@ def run_campaign(plan: Plan, run: RunDirectory) -> int:
 
     campaign, began, console = plan.campaign, time.time(), Console(highlight=False)
     if run.finished_rounds == campaign.rounds:
-        say(f"All {campaign.extent} are done already; the report is {short(write_report(run.path))}")
+        whole = f"The {campaign.extent} is" if campaign.rounds == 1 else f"All {campaign.extent} are"
+        say(f"{whole} done already; the report is {short(write_report(run.path))}")
         return DONE
     strategy = make_strategy(campaign.strategy, campaign.rounds, campaign.training.steps)
     with (
