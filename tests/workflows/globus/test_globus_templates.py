@@ -27,6 +27,8 @@ from workflows.globus.checklist import LEAST_TORCH, TORCH_BEFORE, torch_build
 from workflows.globus.template import WORD, Choices, schema, training_template, user_endpoint_config
 
 GOLDEN = Path(__file__).parent / "golden"
+SCRIPT = "endpoints.sh"  # the same at every machine but for a folder, so there is one golden file of it
+ELSEWHERE = "/data/ada/crossfed"
 STORAGE = {
     "aurora": "/flare/ABC/crossfed", "frontier": "/lustre/orion/abc123/proj-shared/crossfed",
     "perlmutter": "/pscratch/sd/a/ada/crossfed", "perlmutter_80gb": "/pscratch/sd/a/ada/crossfed",
@@ -45,7 +47,7 @@ MORE: dict[str, list[str]] = {
 
 def arguments(machine: str) -> list[str]:
     """Settings of a machine on the command line."""
-    root = STORAGE.get(machine, "/data/ada/crossfed")
+    root = STORAGE.get(machine, ELSEWHERE)
     sets = [f"storage_root={root}", f"python_env={Path(root).parent}/env"]
     sets += MORE.get(machine, ["account=ABC", "nodes=2", "walltime=2h"])
     if machine in ("slurm", "pbs"):
@@ -69,8 +71,12 @@ def template(folder: Path, endpoint: str = "train") -> str:
 def test_golden_files(machine: str, tmp_path: Path) -> None:
     """The files as they were when somebody last looked at them; CROSSFED_WRITE_GOLDEN=1 writes them anew."""
     folder = written(machine, tmp_path)
+    script = (folder / SCRIPT).read_text().replace(f"{Path(STORAGE.get(machine, ELSEWHERE)).parent}/", "/SITE/")
+    (folder / SCRIPT).unlink()
     if os.environ.get("CROSSFED_WRITE_GOLDEN") == "1":
         shutil.copytree(folder, GOLDEN / machine, dirs_exist_ok=True)
+        (GOLDEN / SCRIPT).write_text(script)
+    assert script == (GOLDEN / SCRIPT).read_text()
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     assert names == sorted(str(p.relative_to(GOLDEN / machine)) for p in (GOLDEN / machine).rglob("*") if p.is_file())
     for name in names:
@@ -268,7 +274,7 @@ def test_a_machine_with_another_provider(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def site_of(machine: str, **settings: Any) -> Site:
-    root = STORAGE.get(machine, "/data/ada/crossfed")
+    root = STORAGE.get(machine, ELSEWHERE)
     known: dict[str, Any] = {"storage_root": root, "python_env": "/env", "route": "globus", "carrier": "copy"}
     known |= {"endpoint": setup_site.NOT_YET} | ({} if machine == "local" else {"account": "ABC", "walltime": "2h"})
     return resolve_site("x", machine, Path("/runs/r"), {**known, **settings})
