@@ -74,13 +74,16 @@ def dry_run(plan: Plan, run_dir: Path) -> Iterator[str]:
 
 
 def endpoint_in_words(site: Site) -> Iterator[str]:
-    """What a site's endpoint is sent with each task; the scripts are its own."""
+    """What a site's endpoint is sent with each task, and the batch script that it would make of it: not seen there."""
+    from workflows.globus.rendered import endpoint_script
     from workflows.globus.template import user_endpoint_config
 
     assert site.endpoint is not None
-    yield f"# its endpoint {site.endpoint.training} submits the blocks, from the template that setup_site.py writes"
-    for key, value in user_endpoint_config(site).items():
-        yield f"{key}: {value}"
+    sent = ", ".join(f"{key}={value}" for key, value in user_endpoint_config(site).items())
+    yield f"# its endpoint {site.endpoint.training} is sent with each task: {sent or 'nothing'}"
+    what = "a block's script is" if site.block else "its workers start with"
+    yield f"# if it uses the template that setup_site.py writes, {what}"
+    yield endpoint_script(site)
 
 
 def training_in_words(plan: Plan, name: str) -> Iterator[str]:

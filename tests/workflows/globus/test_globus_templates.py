@@ -24,6 +24,7 @@ from site_configs.base import Site
 from site_configs.resolve import available, resolve_site
 from workflows import setup_site
 from workflows.globus.checklist import LEAST_TORCH, TORCH_BEFORE, torch_build
+from workflows.globus.rendered import endpoint_script
 from workflows.globus.template import WORD, Choices, schema, training_template, user_endpoint_config
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -413,9 +414,12 @@ def test_the_agents_batch_script_asks_for_what_ours_does(machine: str, tmp_path:
     request = setup_site.requested(setup_site.parse(arguments(machine)))
     provider: Any = setup_site.made(request).provider("")
     ours, theirs = head(provider.render("the pool")), head(found["script"])
+    shown = endpoint_script(setup_site.made(request))
+    shown_head = head(shown)
+    assert set(found["worker_init"].splitlines()) <= set(shown.splitlines())
     for own in ("-N", "-o", "-e", "--job-name", "--output", "--error"):  # names of files
-        ours.pop(own, None), theirs.pop(own, None)
-    assert theirs == ours
+        ours.pop(own, None), theirs.pop(own, None), shown_head.pop(own, None)
+    assert theirs == ours == shown_head
     if found["provider"] == "PBSProProvider":
         asked = next(line for line in provider.render("x").splitlines() if line.startswith("# submitted with"))
         assert found["command"][0].split()[1:-1] == asked.split()[4:-1]
