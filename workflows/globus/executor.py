@@ -96,7 +96,7 @@ class SiteExecutor(ParslExecutor):
         return sum(bool(job.attempts) for job in self._jobs())
 
     def asked(self) -> str | None:
-        """What Globus says of the site's tasks, for people; None: there are none."""
+        """What Globus says of the site's tasks, for people; None: all are answered."""
         calls = [job for job in list(self.service.jobs.values()) if job.target.site == self.label and job.journaled]
         return asked_words(calls, time.time())
 
@@ -126,9 +126,9 @@ class SiteExecutor(ParslExecutor):
 
 
 def asked_words(calls: Sequence[Job], now: float) -> str | None:
-    """How far the open ones of all calls to a site are, and when its endpoint was asked last; None: none is open."""
+    """How far the open calls to a site are, and when its endpoint was asked last; None: all are answered."""
     jobs = [job for job in calls if not job.over]
-    if not jobs:
+    if calls and not jobs:
         return None
     attempts = [attempt for job in jobs for attempt in list(job.attempts.values())]
     if not attempts:

@@ -35,7 +35,7 @@ def call(status: str | None = None, asked_at: float | None = NOON, over: bool = 
 @pytest.mark.parametrize(
     ("calls", "words"),
     [
-        ([], None),
+        ([], "asking its endpoint"),
         ([call("success", over=True)], None),
         ([call()], "asking its endpoint"),
         ([call("waiting-for-ep")], "asked at 12:00; its endpoint starts, or waits for a block"),
