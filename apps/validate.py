@@ -47,9 +47,9 @@ def check_layout(found: Header, wanted: Header) -> None:
     """Raises ArtifactError unless names, types and shapes are those of the trained tensors."""
     missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     if missing:
-        raise ArtifactError(f"{len(missing)} tensors are missing, the first is {missing[0]!r}")
+        raise ArtifactError(f"missing tensors: {len(missing)}, the first is {missing[0]!r}")
     if extra:
-        raise ArtifactError(f"{len(extra)} unknown tensors, the first is {extra[0]!r}")
+        raise ArtifactError(f"unknown tensors: {len(extra)}, the first is {extra[0]!r}")
     for name, spec in wanted.items():
         if not spec.like(found[name]):
             raise ArtifactError(
@@ -83,7 +83,7 @@ def _tensor_change(name: str, path: Path, spec: TensorSpec, base: Path, base_spe
         if not math.isfinite(square):
             bad = int((~torch.isfinite(value)).sum())
             if bad:
-                raise ArtifactError(f"{bad:,} values that are not finite in tensor {name!r}")
+                raise ArtifactError(f"values that are not finite in tensor {name!r}: {bad:,}")
             square = float(change.double().square().sum())
         total += square
     return total

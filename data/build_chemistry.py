@@ -82,7 +82,7 @@ def refuse_unsound(chosen: Chosen) -> None:
         rows[split].extend(records)
     if problems := check_records(rows):
         shown = "\n  ".join(problems[:MAX_PROBLEMS])
-        raise ValueError(f"nothing was written, since this set has {len(problems)} problems:\n  {shown}")
+        raise ValueError(f"nothing was written, since this set has problems, {len(problems)} in all:\n  {shown}")
 
 
 def write_set(out: Path, chosen: Chosen) -> dict[str, dict[str, Any]]:

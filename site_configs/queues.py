@@ -127,9 +127,10 @@ def _distance(offer: Request, nodes: int, walltime_s: int) -> float:
 
 def rule_of(queue: Queue) -> str:
     """A queue's limits in words, with their source and date."""
+    noun = "node" if queue.max_nodes == 1 else "nodes"
     nodes = f"{queue.min_nodes}" if queue.min_nodes == queue.max_nodes else f"{queue.min_nodes}-{queue.max_nodes}"
     shortest = f"{format_walltime(queue.min_walltime_s)} to " if queue.min_walltime_s else "up to "
-    limits = f"{queue.name} takes {nodes} nodes for {shortest}{format_walltime(queue.max_walltime_s)}"
+    limits = f"{queue.name} takes {nodes} {noun} for {shortest}{format_walltime(queue.max_walltime_s)}"
     return f"{limits} ({queue.source}, {queue.as_of})"
 
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workflows.units import plural
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -177,7 +179,8 @@ def write_report(study: Study, results: Sequence[dict[str, Any]]) -> None:
     write_rows(study.out / "summary.csv", SUMMARY_COLUMNS, summary)
     run = study.runs[0]
     seeds = len({r.seed for r in study.runs})
-    title = f"{run.scenario}, {run.sites} sites, {seeds} seeds: median [95 % interval], target loss {study.target:g}"
+    size = f"{plural(run.sites, 'site')}, {plural(seeds, 'seed')}"
+    title = f"{run.scenario}, {size}: median [95 % interval], target loss {study.target:g}"
     console.print(table(title, SUMMARY_COLUMNS, summary))
     names = {r.strategy for r in study.runs}
     if OURS in names and len(names) > 1:

@@ -20,6 +20,7 @@ from workflows.campaign_file import load_campaign
 from workflows.journal import read_journal
 from workflows.preflight import model_spec, settle_dtype
 from workflows.rundir import is_finished, resume_hint
+from workflows.units import plural
 
 TRAINED, BASE = "trained", "base"
 BATCH = 16  # questions at once: a step costs little more for sixteen than for one
@@ -78,8 +79,9 @@ def _without_model(run: FinishedRun) -> UserMistake:
     if is_finished(run.path):
         return UserMistake(f"{run.path} is finished, but its folder model/ is gone", remedy="Bring it back from a copy")
     done = len({record["round"] for record in _records(run.path) if record["event"] == "aggregated"})
+    planned = plural(run.campaign.rounds, run.campaign.period)
     return UserMistake(
-        f"{run.path} is unfinished ({done} of {run.campaign.rounds} {run.campaign.period}s done) and has no model yet",
+        f"{run.path} is unfinished ({done} of {planned} done) and has no model yet",
         remedy=f"Wait while its driver works, or {resume_hint(run.path)}",
     )
 

@@ -23,6 +23,7 @@ from workflows.memory.wish import ParallelSection
 from workflows.strategies import AnySection, has_rounds, is_plain_mean
 from workflows.strategies.fedavg import FedAvgSection, SynchronousSection
 from workflows.strategies.scaffold import ScaffoldSection
+from workflows.units import plural
 
 UUID = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,59}$"
@@ -181,13 +182,13 @@ class Campaign(Section):
     def extent(self) -> str:
         """How long it is, for people."""
         by = "" if isinstance(self.strategy, FedAvgSection) else f" of {self.strategy.name}"
-        return f"{self.rounds} {self.period}s{by}"
+        return f"{plural(self.rounds, self.period)}{by}"
 
     @model_validator(mode="after")
     def _strategy_fits(self) -> Self:
         strategy, adapter = self.strategy, self.model.adapter
         if isinstance(strategy, SynchronousSection) and strategy.quorum and strategy.quorum > len(self.sites):
-            raise ValueError(f"strategy.quorum: {strategy.quorum} is more than the {len(self.sites)} sites")
+            raise ValueError(f"strategy.quorum: {strategy.quorum} is more than the {plural(len(self.sites), 'site')}")
         if isinstance(strategy, ScaffoldSection):
             raise ValueError(
                 "strategy.name: scaffold corrects the gradients of plain SGD, and the sites train with AdamW; it runs"

@@ -24,6 +24,7 @@ from workflows.memory.campaign import describe_site, job_of, samples_per_s
 from workflows.memory.model import shape_of
 from workflows.plan_words import plan_in_words
 from workflows.preflight import Plan, address_problem, missing_here
+from workflows.units import plural
 
 VERSIONS = (
     "import json, platform; from apps.versions import code_version, library_versions; "
@@ -49,7 +50,7 @@ def describe(plan: Plan, run_dir: Path) -> Iterator[str]:
 
 
 def block_in_words(block: Block) -> str:
-    queue, nodes = block.queue, f"{block.nodes} node" + "s" * (block.nodes != 1)
+    queue, nodes = block.queue, plural(block.nodes, "node")
     account = f", account {block.account}" if block.account else ""
     kept = "kept over rounds" if block.reuse == "pilot" else "given back after each round"
     rule = f" (rule of {queue.as_of}, {queue.source})"
@@ -107,13 +108,16 @@ def _submission(site: Site, run_dir: Path) -> tuple[Any, str]:
 
 
 def endpoint_in_words(site: Site) -> Iterator[str]:
-    """What a site's endpoint is sent with each task; the scripts are its own."""
+    """What a site's endpoint is sent with each task, and the batch script that it would make of it: not seen there."""
+    from workflows.globus.rendered import endpoint_script
     from workflows.globus.template import user_endpoint_config
 
     assert site.endpoint is not None
-    yield f"# its endpoint {site.endpoint.training} submits the blocks, from the template that setup_site.py writes"
-    for key, value in user_endpoint_config(site).items():
-        yield f"{key}: {value}"
+    sent = ", ".join(f"{key}={value}" for key, value in user_endpoint_config(site).items())
+    yield f"# its endpoint {site.endpoint.training} is sent with each task: {sent or 'nothing'}"
+    what = "a block's script is" if site.block else "its workers start with"
+    yield f"# if it uses the template that setup_site.py writes, {what}"
+    yield endpoint_script(site)
 
 
 def training_in_words(plan: Plan, name: str) -> Iterator[str]:
@@ -193,7 +197,9 @@ def _scheduler_answers(block: Block) -> Iterator[tuple[str, str | None]]:
         return
     limit = queue.queued_per_user
     full = limit is not None and len(mine) >= limit
-    problem = f"{queue.name} takes {limit} jobs of a user ({queue.source}, {queue.as_of})" if full else None
+    problem = (
+        f"{queue.name} takes {plural(limit or 0, 'job')} of a user ({queue.source}, {queue.as_of})" if full else None
+    )
     yield f"my jobs in {wanted or 'all queues'}: {len(mine)}", problem
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 from apps.errors import CrossfedError, StorageError, UserMistake
 
 if TYPE_CHECKING:
+    from workflows.preflight import Plan
     from workflows.rundir import RunDirectory
 
 DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
@@ -54,8 +55,18 @@ def stopped(run: RunDirectory | None, reason: str, code: int) -> int:
     stopped_at = max((r["seq"] for r in run.journal.events("driver_started")), default=0)
     for record in run.journal.events("tasks_left"):
         if record["seq"] > stopped_at:
-            complain(f"What {record['site']} is at goes on there; the resume asks for it.", code)
+            site = record["site"]
+            complain(f"What runs at {site} goes on, what queues there keeps its place: the resume takes it up.", code)
     return complain(f"What is done is kept. Go on with: {command_line('fl_round.py')} --resume {short(run.path)}", code)
+
+
+def interruption(plan: Plan | None) -> str:
+    """What Ctrl-C has ended, by kind of site; of what goes on the journal tells. None: nothing was begun."""
+    sites = plan.sites.values() if plan else ()
+    batch = [site.name for site in sites if site.own_block]
+    ended = ["the workers on this machine have ended"] if any(site.route == "local" for site in sites) else []
+    ended += [f"the batch jobs of {', '.join(batch)} are cancelled"] if batch else []
+    return "; ".join(["Interrupted", *ended])
 
 
 def command_line(script: str) -> str:

@@ -14,7 +14,7 @@ from rich.text import Text
 from workflows.batch_jobs import LOST, duration_text
 from workflows.journal import Record
 from workflows.rounds import RoundSummary, summaries
-from workflows.units import bytes_text
+from workflows.units import bytes_text, seconds_text
 
 if TYPE_CHECKING:
     from apps.progress import Progress
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 REFRESH_S = 0.25
 PLAIN_EVERY_S = 30.0
+OLD_S = 5.0  # the age from which on it is told
 TROUBLES = ("update_refused", "task_failed", "block_replaced", "block_failed", "blocks_left")
 GLOBUS_TROUBLES = (
     "compute_unreachable", "compute_back", "compute_asked_again", "endpoint_status",
@@ -157,7 +158,7 @@ def globus_trouble(record: Record) -> str | None:
 
 def site_words(engine: Engine, site: str, period: str = "round") -> str:
     """What a site is doing; at a batch site with its running block and how long that may still run."""
-    words = phase_words(*engine.phase(site), period)
+    words = phase_words(*engine.phase(site), period, seen_at=engine.kernel.globus.seen_at(site))
     watch = engine.kernel.watches.get(site)
     block = block_words(watch, time.time()) if watch is not None else None
     return f"{block}: {words}" if block else words
@@ -178,12 +179,23 @@ def _bar(progress: Progress, width: int = 20) -> str:
     return "━" * done + "╌" * (width - done)
 
 
-def phase_words(phase: str, progress: Progress | None, period: str = "round") -> str:
-    """A phase of the engine in words; what it does not know is in words already."""
+def phase_words(phase: str, progress: Progress | None, period: str = "round", seen_at: float | None = None) -> str:
+    """A phase of the engine in words; what it does not know is in words already.
+
+    Args:
+        phase, progress: of the engine.
+        period: what the campaign counts.
+        seen_at: UNIX time at which the progress was so; None: now.
+    """
     text = PHASES.get(phase, phase)
     if phase == "training" and progress:
         number = f"{'round' if period == 'round' else 'order'} {progress['round']}"
         text = f"{number}: step {progress['step']} of {progress['steps']}"
         if progress["loss"] is not None:
             text += f", loss {progress['loss']:.3f}, {progress['tokens_per_s']:.0f} tokens/s"
-    return text
+    return text + (age_words(time.time() - seen_at) if progress and seen_at is not None else "")
+
+
+def age_words(age_s: float) -> str:
+    """How old a view is, where it is older than a person would think."""
+    return f", {seconds_text(age_s)} ago" if age_s >= OLD_S else ""

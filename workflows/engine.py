@@ -286,15 +286,15 @@ class Engine:
         if site in self.blocks.asked_s and (flow is None or flow.update.done()):
             return "asking", None
         if flow is None:
-            return ("ready" if self.shards[site].done() else "starting") if site in self.shards else "starting", None
+            enrolled = site in self.shards and self.shards[site].done()
+            return ("ready" if enrolled else self.kernel.globus.asked(site) or "starting"), None
         if flow.update.done():
             return "idle", None
         if flow.manifest.done():
             return self.kernel.globus.carried(site) or "returning", None
         if flow.base.done():
             progress = self.kernel.progress(site)
-            current = progress is not None and progress["round"] == flow.action.round
-            if progress and current:
+            if progress and progress["round"] == flow.action.round:
                 return progress["phase"], progress
-            return self.kernel.globus.asked(site) or "queued", None
+            return self.kernel.globus.asked(site, flow.base) or "queued", None
         return (self.kernel.globus.carried(site) or "staging") if flow.model.done() else "idle", None

@@ -159,12 +159,16 @@ def covered_s(spans: Iterable[Span], length_s: float) -> float:
 
 @dataclass(frozen=True)
 class Move:
-    """One finished transfer of bytes between the server and a site; `out` is towards the site."""
+    """One finished transfer of bytes between the server and a site.
+
+    `out` is towards the site, `ended` when it was there, in unix seconds.
+    """
 
     round: int
     site: str
     out: bool
     nbytes: int
+    ended: float = 0.0
 
 
 def moves(tasks: Iterable[TaskRun]) -> list[Move]:
@@ -173,7 +177,7 @@ def moves(tasks: Iterable[TaskRun]) -> list[Move]:
     What was there before, or was fetched by Globus before it was checked in, is no transfer.
     """
     return [
-        Move(task.round, task.site, task.app in OUT_APPS, _nbytes(task.result))
+        Move(task.round, task.site, task.app in OUT_APPS, _nbytes(task.result), task.ended)
         for task in tasks
         if task.app in (*OUT_APPS, *IN_APPS) and _nbytes(task.result)
     ]

@@ -9,6 +9,7 @@ import math
 import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from workflows.event_log import Move
@@ -150,9 +151,16 @@ def heatmap_figure(final: DataFrame, owners: Mapping[str, Sequence[str]]) -> Fig
 
 
 def cost_figure(moved: Sequence[Move], timeline: Timeline, full_nbytes: int | None, sites: Sequence[str]) -> Figure:
-    """Left: bytes each round, out beside in, stacked by site. Right: seconds per phase each round."""
+    """Left: bytes each round, out beside in, stacked by site. Right: seconds per phase each round.
+
+    Where there are no rounds bytes are shown over time: a version is made whenever an update comes, and what moved
+    for it moved before, or for several of them.
+    """
     figure, (left, right) = new_figure(14, 6.4, ncols=2)
-    _bytes_panel(left, moved, full_nbytes, sites, timeline.period)
+    if timeline.period == "round":
+        _bytes_panel(left, moved, full_nbytes, sites, timeline.period)
+    else:
+        _bytes_over_time(left, moved, full_nbytes, sites, timeline)
     _seconds_panel(right, timeline)
     return figure
 
@@ -178,6 +186,36 @@ def _bytes_panel(axes: Axes, moved: Sequence[Move], full_nbytes: int | None, sit
     axes.set_title(title, loc="left")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: bytes_text(value)))
     _finish_bars(axes, rounds, len(sites) <= 12, period)
+
+
+def _bytes_over_time(
+    axes: Axes, moved: Sequence[Move], full_nbytes: int | None, sites: Sequence[str], timeline: Timeline
+) -> None:
+    """What has crossed so far, a stair for each site and direction."""
+    from matplotlib.ticker import FuncFormatter
+
+    unit, size = time_unit(timeline.length_s)
+    for site in sites:
+        for out, width in ((True, 3.0), (False, 1.2)):
+            own = sorted(
+                (move.ended - timeline.origin, move.nbytes) for move in moved if (move.site, move.out) == (site, out)
+            )
+            times = [0.0, *(ended_s for ended_s, _ in own), timeline.length_s]
+            sums = [0, *accumulate(nbytes for _, nbytes in own)]
+            look = line_style(site, sites) | {"linewidth": width}
+            axes.step(
+                [time / size for time in times], [*sums, sums[-1]], where="post", label=site if out else None, **look
+            )
+    title = "bytes moved so far; thick: to the sites, thin: back"
+    if full_nbytes and moved:
+        times_more = times_text(full_nbytes * len(moved) / max(1, sum(move.nbytes for move in moved)))
+        title += f"\nfull models in their place: {bytes_text(full_nbytes * len(moved))}, {times_more}"
+    axes.set_title(title, loc="left")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: bytes_text(value)))
+    axes.set_xlim(0, max(timeline.length_s / size, 1e-3))
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(f"{UNIT_NAMES[unit]} since the campaign was opened")
+    _legend_below(axes, len(sites) <= 12)
 
 
 def _compare_with_full_model(axes: Axes, moved: Sequence[Move], full_nbytes: int, highest: float) -> str:
@@ -215,5 +253,9 @@ def _finish_bars(axes: Axes, rounds: Sequence[int], with_legend: bool, period: s
     axes.set_xlim(min(rounds, default=1) - 0.6, max(rounds, default=1) + 0.6)
     axes.set_xlabel(period)
     axes.grid(False, axis="x")
+    _legend_below(axes, with_legend)
+
+
+def _legend_below(axes: Axes, with_legend: bool) -> None:
     if with_legend and axes.get_legend_handles_labels()[0]:
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=4, columnspacing=1.2, handlelength=1.4)

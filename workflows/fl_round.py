@@ -85,10 +85,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     from apps.errors import CrossfedError, UserMistake
-    from workflows.command import FAILED, INTERRUPTED, MISTAKE, complain, log_to, stopped
+    from workflows.command import FAILED, INTERRUPTED, MISTAKE, complain, interruption, log_to, stopped
 
     stop_in_order()
-    run = None
+    plan, run = None, None
     try:
         if options.check or options.dry_run or options.live:
             return check(options)
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserMistake as error:
         return complain(str(error), MISTAKE)
     except KeyboardInterrupt:
-        return stopped(run, "\nInterrupted; all blocks are cancelled", INTERRUPTED)
+        return stopped(run, f"\n{interruption(plan)}", INTERRUPTED)
     except (CrossfedError, OSError) as error:
         return stopped(run, str(error), FAILED)
     except Exception as error:  # the outermost edge: what nobody foresaw is told in one line, the log has the rest
@@ -201,7 +201,8 @@ def run_campaign(plan: Plan, run: RunDirectory) -> int:
 
     campaign, began, console = plan.campaign, time.time(), Console(highlight=False)
     if run.finished_rounds == campaign.rounds:
-        say(f"All {campaign.extent} are done already; the report is {short(write_report(run.path))}")
+        whole = f"The {campaign.extent} is" if campaign.rounds == 1 else f"All {campaign.extent} are"
+        say(f"{whole} done already; the report is {short(write_report(run.path))}")
         return DONE
     strategy = make_strategy(campaign.strategy, campaign.rounds, campaign.training.steps)
     with (

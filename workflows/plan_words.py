@@ -8,6 +8,7 @@ from site_configs.base import Site
 from workflows.campaign import Campaign
 from workflows.preflight import Plan
 from workflows.strategies.fedecho import FedEchoSection
+from workflows.units import plural
 
 
 def plan_in_words(plan: Plan) -> list[tuple[str, Any]]:
@@ -15,17 +16,18 @@ def plan_in_words(plan: Plan) -> list[tuple[str, Any]]:
     campaign = plan.campaign
     training, adapter = campaign.training, campaign.model.adapter
     each = "a round" if campaign.period == "round" else "an order"
-    length = f"{campaign.rounds} {campaign.period}s"
+    length = plural(campaign.rounds, campaign.period)
     how = f"LoRA {adapter.method}, rank {adapter.rank}" if adapter else "all parameters"
+    samples = plural(training.batch_size * training.accumulate, "sample")
     lines: list[tuple[str, Any]] = [
         ("campaign", f"{campaign.name}, seed {campaign.seed}, {length} of {campaign.strategy.name}"),
         ("model", f"{campaign.model.source} ({campaign.model.dtype}), {how}"),
-        ("training", f"{training.steps} steps of {training.batch_size * training.accumulate} samples {each},"
+        ("training", f"{plural(training.steps, 'step')} of {samples} {each},"
                      f" learning rate {training.learning_rate:g} ({training.schedule})"),
-        ("data", f"{campaign.data.source}, {len(plan.evaluation_work['data']['tasks'])} tasks"),
+        ("data", f"{campaign.data.source}, {plural(len(plan.evaluation_work['data']['tasks']), 'task')}"),
     ]  # fmt: skip
     lines += [
-        (f"site {name}", f"{_reached(site)}; {len(plan.tasks[name])} tasks: {', '.join(plan.tasks[name])}")
+        (f"site {name}", f"{_reached(site)}; {plural(len(plan.tasks[name]), 'task')}: {', '.join(plan.tasks[name])}")
         for name, site in plan.sites.items()
     ]
     return [*lines, *(("switched off", what) for what in switched_off(campaign))]

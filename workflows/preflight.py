@@ -26,6 +26,7 @@ from workflows.executors import driver_address
 from workflows.memory.campaign import plan_memory
 from workflows.memory.plan import MemoryPlan
 from workflows.storage_checks import check_collections, check_space, check_storage
+from workflows.units import plural
 
 SPLITS = ("train", "dev", "test")
 RESERVED_NAMES = ("server", "evaluator", "transfers", "global")
@@ -128,7 +129,9 @@ def _check_layers(campaign: Campaign) -> None:
     else:
         return  # on the hub, which is not asked here
     if adapter.last_layers > layers:
-        raise UserMistake(f"model.adapter.last_layers: {adapter.last_layers}, but {source} has {layers} layers")
+        raise UserMistake(
+            f"model.adapter.last_layers: {adapter.last_layers}, but {source} has {plural(layers, 'layer')}"
+        )
 
 
 def share_tasks(campaign: Campaign) -> dict[str, tuple[str, ...]]:

@@ -67,7 +67,8 @@ def lead_text(run: Run, found: Findings) -> str:
 def big_numbers(run: Run, found: Findings) -> list[tuple[str, str]]:
     """The few numbers at the top, each with its label."""
     planned = run.campaign.get("rounds")
-    numbers = [(f"{found.rounds} of {planned}" if planned else str(found.rounds), f"{run.period}s scored")]
+    noun = run.period if (planned or found.rounds) == 1 else f"{run.period}s"
+    numbers = [(f"{found.rounds} of {planned}" if planned else str(found.rounds), f"{noun} scored")]
     numbers.append((f"{loss_text(found.loss_first)} → {loss_text(found.loss_last)}", "mean test loss, global model"))
     if found.best_site:
         numbers.append((loss_text(found.site_losses[found.best_site]), f"best single site ({found.best_site})"))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workflows.command import EXIT_CODES, carry_out, positive, say
+from workflows.units import plural
 
 if TYPE_CHECKING:
     from workflows.campaign import Campaign
@@ -76,7 +77,8 @@ def study(options: argparse.Namespace) -> None:
     with_rows = {row.key for row in read_rows(folder / "scaling.csv")}
     missing = [point for point in points if point.key not in with_rows]
     if len(missing) < len(points):
-        say(f"{len(points) - len(missing)} of {len(points)} points are in {short(folder / 'scaling.csv')} already")
+        there = f"{len(points) - len(missing)} of {plural(len(points), 'point is', 'points are')}"
+        say(f"{there} in {short(folder / 'scaling.csv')} already")
     failures = []
     if missing:
         run = opened(folder, campaign, options)
@@ -87,7 +89,9 @@ def study(options: argparse.Namespace) -> None:
             run.close()
     draw(folder)
     if failures:
-        raise CrossfedError(f"{len(failures)} of {len(missing)} points could not be measured", remedy="Ask again")
+        raise CrossfedError(
+            f"{len(failures)} of {plural(len(missing), 'point')} could not be measured", remedy="Ask again"
+        )
 
 
 def prepared(options: argparse.Namespace) -> tuple[Campaign, Plan, Path, list[Point]]:
@@ -166,7 +170,7 @@ def keep(folder: Path, row: Row) -> None:
     path = folder / "scaling.csv"
     write_rows(path, [old for old in read_rows(path) if old.key != row.key] + [row])
     say(
-        f"{row.site}: {row.nodes} x {row.devices // row.nodes} devices, {row.sharding}: "
+        f"{row.site}: {row.nodes} x {plural(row.devices // row.nodes, 'device')}, {row.sharding}: "
         f"{row.samples_per_s:.3g} samples/s ({row.low:.3g} to {row.high:.3g}), {row.tokens_per_s:,.0f} tokens/s"
     )
 

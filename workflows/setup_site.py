@@ -87,12 +87,12 @@ def work(options: argparse.Namespace) -> None:
         UserMistake: an unknown machine, a setting that is missing or cannot be.
     """
     from workflows.globus.checklist import endpoints_folder
-    from workflows.globus.template import Choices
+    from workflows.globus.template import Choices, usual_agent
 
     request = requested(options)
     site = made(request)
     assert site.python_env is not None
-    agent = options.agent or site.python_env.parent / "globus-agent"
+    agent = options.agent or usual_agent(site.python_env)
     choices = Choices(agent, duration(options.idle) if options.idle else None)
     folder = options.out or Path("endpoints") / request.name
     for name, text in endpoint_files(site, request, choices, not options.no_files).items():

@@ -54,7 +54,7 @@ class Timeline:
     """Everything that happened between the opening of a campaign and the last word about it.
 
     ``period`` says what is counted, rounds or versions; versions follow each other without a gap and have
-    ``round_ends``. ``queued`` says whether some site has a queue.
+    ``round_ends``. ``queued`` says whether some site has a queue; ``origin`` is the opening in unix seconds.
     """
 
     rows: tuple[str, ...]
@@ -66,6 +66,7 @@ class Timeline:
     period: str = "round"
     round_ends: Mapping[int, float] = field(default_factory=dict)
     queued: bool = True
+    origin: float = 0.0
 
     def of(self, row: str, *phases: str) -> list[Interval]:
         """The intervals of one row, in some phases or in all of them."""
@@ -107,6 +108,7 @@ def build_timeline(journal: EventLog, sites: Sequence[str]) -> Timeline:
         period=journal.period,
         round_ends=ends,
         queued=any(event["event"] in QUEUE_EVENTS for event in journal.events),
+        origin=origin,
     )
 
 

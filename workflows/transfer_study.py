@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workflows.command import EXIT_CODES, FAILED, carry_out, positive, say
+from workflows.units import plural
 
 if TYPE_CHECKING:
     from workflows.rundir import RunDirectory
@@ -91,7 +92,8 @@ def study(options: argparse.Namespace) -> None:
 
     plan = prepare(options)
     if len(plan.trips) < plan.planned:
-        say(f"{plan.planned - len(plan.trips)} of {plan.planned} trips are in {short(plan.table)} already")
+        there = f"{plan.planned - len(plan.trips)} of {plural(plan.planned, 'trip is', 'trips are')}"
+        say(f"{there} in {short(plan.table)} already")
     for line in traffic(plan.trips, plan.folder):
         say(line)
     check_budget(plan.trips, plan.folder, options.budget_gb)
@@ -107,7 +109,7 @@ def study(options: argparse.Namespace) -> None:
             run.close()
     show(plan, options.dtype)
     if made < len(plan.trips):
-        missing = f"{len(plan.trips) - made} of {len(plan.trips)} trips are missing"
+        missing = f"{len(plan.trips) - made} of {plural(len(plan.trips), 'trip is', 'trips are')} missing"
         raise CrossfedError(missing, remedy="Mend what failed and ask again: what is in the table is kept")
 
 
@@ -139,13 +141,14 @@ def move_all(plan: Study, run: RunDirectory, dtype: str) -> int:
 def rows_text(rows: Sequence[Row]) -> str:
     """A trip's rows in a line."""
     from workflows.transfers.figures import WAY_NAMES
+    from workflows.transfers.table import rate_text
     from workflows.units import seconds_text
 
     parts = []
     for row in rows:
         waited = f", after {seconds_text(row.queued_s)} in the queue" if row.queued_s >= 1 else ""
-        faults = f", {row.faults} faults" if row.faults else ""
-        took = f"{WAY_NAMES[row.direction]} {seconds_text(row.seconds)}, {row.rate_mb_s:.3g} MB/s"
+        faults = f", {plural(row.faults, 'fault')}" if row.faults else ""
+        took = f"{WAY_NAMES[row.direction]} {seconds_text(row.seconds)}, {rate_text(row.rate_mb_s)}"
         parts.append(f"{took}{waited}{faults}")
     return "; ".join(parts)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 HOUR_S = 3600.0
 # unit, its length, and up to which length of time it reads well, both in seconds
@@ -39,6 +40,13 @@ def times_text(times: float) -> str:
 def time_unit(seconds: float) -> tuple[str, float]:
     """The unit in which a stretch of time reads best, and its size in seconds."""
     return next((unit, size) for unit, size, limit in TIME_UNITS if seconds <= limit)
+
+
+def clock_text(moment: float, now: float) -> str:
+    """When something was, both in UNIX time: ``at 14:03``, with the day where that was another one."""
+    then = time.localtime(moment)
+    day = "" if then[:3] == time.localtime(now)[:3] else f"on {time.strftime('%Y-%m-%d', then)} "
+    return f"{day}at {time.strftime('%H:%M', then)}"
 
 
 def plural(count: int, thing: str, things: str = "") -> str:

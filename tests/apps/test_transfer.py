@@ -161,7 +161,7 @@ def test_update_that_is_damaged_at_the_site_is_an_artifact_error(spoil, stores):
 def test_update_that_must_not_count_is_refused_though_it_arrived(stores):
     server, site = stores
     manifest, base = staged(server, site, math.nan)
-    with pytest.raises(UpdateRefused, match=r"1,000 values that are not finite in tensor 'w'") as caught:
+    with pytest.raises(UpdateRefused, match=r"values that are not finite in tensor 'w': 1,000") as caught:
         stage_in(PLACE, manifest, base, site, server, RULES)
     assert (caught.value.site, caught.value.round) == ("aurora", 2)
     with pytest.raises(UpdateRefused, match="norm"):

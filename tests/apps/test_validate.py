@@ -75,21 +75,21 @@ def test_float64_values_beyond_float32_are_measured(tmp_path):
 def test_values_that_are_not_finite(value, name, tmp_path):
     bad = BASE[name].clone()
     bad.view(-1)[1:3] = value
-    assert f"2 values that are not finite in tensor '{name}'" in refusal(tmp_path, BASE | {name: bad})
+    assert f"values that are not finite in tensor '{name}': 2" in refusal(tmp_path, BASE | {name: bad})
 
 
 def test_not_finite_in_a_later_piece(tmp_path, monkeypatch):
     monkeypatch.setattr(streams, "PIECE", 2)
     bad = BASE["w"].clone()
     bad[1, 2] = math.nan
-    assert "1 values" in refusal(tmp_path, BASE | {"w": bad})
+    assert "tensor 'w': 1" in refusal(tmp_path, BASE | {"w": bad})
 
 
 def test_shapes_types_and_names(tmp_path):
     assert "'w' is F32[3, 2] instead of F32[2, 3]" in refusal(tmp_path, BASE | {"w": torch.zeros(3, 2)})
     assert "'w' is F16[2, 3] instead of F32[2, 3]" in refusal(tmp_path, BASE | {"w": torch.zeros(2, 3).half()})
-    assert "1 tensors are missing, the first is 'w'" in refusal(tmp_path, {n: t for n, t in BASE.items() if n != "w"})
-    assert "1 unknown tensors, the first is 'x'" in refusal(tmp_path, BASE | {"x": torch.zeros(1)})
+    assert "missing tensors: 1, the first is 'w'" in refusal(tmp_path, {n: t for n, t in BASE.items() if n != "w"})
+    assert "unknown tensors: 1, the first is 'x'" in refusal(tmp_path, BASE | {"x": torch.zeros(1)})
 
 
 def test_other_base_model(tmp_path):

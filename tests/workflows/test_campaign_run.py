@@ -212,6 +212,7 @@ def test_ctrl_c_stops_cleanly_and_names_the_way_back(tmp_path: Path, number: sig
     output, _ = driver.communicate(timeout=60)
     assert driver.returncode == 130, output
     assert "--resume runs/nano" in output and "Traceback" not in output
+    assert "Interrupted; the workers on this machine have ended" in output
     assert journal(run_dir)[-1]["event"] == "driver_stopped"
     assert_nothing_left(run_dir)
 

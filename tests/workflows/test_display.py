@@ -14,6 +14,7 @@ from rich.console import Console
 from site_configs.schedulers import JobFacts
 from workflows.blocks import BlockWatch, Job
 from workflows.display import Display, block_words, phase_words, site_words, trouble
+from workflows.globus.route import GlobusRoute
 from workflows.journal import Journal
 
 NOW = 10_000.0
@@ -36,7 +37,7 @@ def engine(watch: Any = None, phase: str = "training", progress: Any = None, jou
     shown = (watch.state(), None) if watch is not None and not watch.running() else (phase, progress)
     return SimpleNamespace(
         phase=lambda site: shown,
-        kernel=SimpleNamespace(watches={} if watch is None else {"north": watch}),
+        kernel=SimpleNamespace(watches={} if watch is None else {"north": watch}, globus=GlobusRoute()),
         run=SimpleNamespace(journal=journal),
         plan=SimpleNamespace(campaign=SimpleNamespace(evaluation=SimpleNamespace(sites=True))),
     )

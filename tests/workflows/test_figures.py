@@ -216,6 +216,25 @@ def test_a_full_model_far_above_the_bars_is_a_note_and_no_line() -> None:
     assert "1 kB each way, 100 times as much" in left.get_title(loc="left")
 
 
+def test_without_rounds_bytes_are_shown_over_time() -> None:
+    """Stairs that end at the sum of each site and direction; a version's own bytes would tell of nobody's work."""
+    moved = [
+        Move(1, "north", True, 10, 1000.0), Move(1, "north", False, 7, 1060.0), Move(2, "north", True, 10, 1061.0),
+        Move(5, "south", False, 5, 1090.0),
+    ]  # fmt: skip
+    timeline = small_timeline(period="version", length_s=100.0, origin=1000.0)
+    left, right = cost_figure(moved, timeline, 16, SITES[:2]).axes
+    assert left.get_xlabel() == "seconds since the campaign was opened" and right.get_xlabel() == "version"
+    stairs = [(list(line.get_xdata()), list(line.get_ydata())) for line in left.get_lines()]
+    assert stairs == [
+        ([0, 0, 61, 100], [0, 10, 20, 20]), ([0, 60, 100], [0, 7, 7]),
+        ([0, 100], [0, 0]), ([0, 90, 100], [0, 5, 5]),
+    ]  # fmt: skip
+    thick, thin = (line.get_linewidth() for line in left.get_lines()[:2])
+    assert thick > thin and left.get_legend_handles_labels()[1] == SITES[:2]
+    assert "full models in their place: 64 B, 2 times as much" in left.get_title(loc="left")
+
+
 @pytest.mark.parametrize("options", [{"sites": 1, "rounds": 1}, {"sites": 12, "rounds": 2}])
 def test_every_picture_of_a_run_can_be_painted(tmp_path: Path, options: dict[str, int]) -> None:
     run = finished_run(tmp_path / "run", **options)

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from workflows.display import Display
 from workflows.event_log import EventLog, moved_nbytes, moves, task_runs
+from workflows.globus.route import GlobusRoute
 from workflows.journal import Journal
 from workflows.metrics import metric_rows, write_metrics
 from workflows.report_tables import update_table
@@ -179,7 +180,7 @@ def test_the_work_of_a_site_belongs_to_the_version_in_the_making(versions: Journ
 class FakeEngine:
     def __init__(self, journal: Journal) -> None:
         self.run = SimpleNamespace(journal=journal)
-        self.kernel = SimpleNamespace(watches={})
+        self.kernel = SimpleNamespace(watches={}, globus=GlobusRoute())
         self.plan = SimpleNamespace(campaign=SimpleNamespace(evaluation=SimpleNamespace(sites=True)))
 
     def phase(self, site: str) -> tuple[str, dict | None]:

@@ -333,7 +333,7 @@ def test_a_complete_table_is_only_drawn_again(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "runs" / "nano-scaling"
     write_rows(folder / "scaling.csv", [replace(ROW, site="aurora", nodes=1, devices=1)])
     assert main([str(write_campaign(tmp_path)), "--sites", "aurora"]) == 0
-    assert "1 of 1 points are in runs/nano-scaling/scaling.csv already" in capsys.readouterr().out
+    assert "1 of 1 point is in runs/nano-scaling/scaling.csv already" in capsys.readouterr().out
     assert (folder / "scaling.png").is_file()
     assert not (folder / "journal.jsonl").exists()
 

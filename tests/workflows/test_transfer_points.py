@@ -157,6 +157,8 @@ def test_more_than_the_budget_is_refused_with_the_number_that_would_do(tmp_path)
     check_budget(trips, tmp_path, 11)
     with pytest.raises(UserMistake, match=r"10.4 GB would move.* 10 GB of --budget-gb; nothing.*--budget-gb 11$"):
         check_budget(trips, tmp_path, 10)
+    with pytest.raises(UserMistake, match=r"10.4 GB would move in all, more than the 10 kB of --budget-gb"):
+        check_budget(trips, tmp_path, 1e-5)
 
 
 # --- room -------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -177,6 +178,9 @@ def test_a_trip_in_words():
     there, back = rows_text([row, replace(row, direction=RETURN, queued_s=0.3, faults=0)]).split("; ")
     assert there == "to the site 2.5 s, 100 MB/s, after 61 s in the queue, 2 faults"
     assert back == "back 2.5 s, 100 MB/s"
+    assert rows_text([replace(row, seconds=0.0, rate_mb_s=math.nan, queued_s=0.0, faults=1)]) == (
+        "to the site 0 s, too short to tell, 1 fault"
+    )
 
 
 # --- the command ------------------------------------------------------------------------------------------------

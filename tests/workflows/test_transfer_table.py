@@ -27,6 +27,7 @@ from workflows.transfers.table import (
     line_table,
     line_texts,
     mend,
+    rate_text,
     read_rows,
     speed_table,
     speeds,
@@ -122,6 +123,27 @@ def test_the_tables_on_the_terminal():
     told = printed(line_table({("polaris", SEND): LINE, ("aurora", SEND): None}))
     assert "1.5 s" in told and "350 to 500" in told and "–" in told
     assert line_texts(replace(LINE, latency_error_s=None, bandwidth_range=None)) == ("1.5 s", "–", "400", "–")
+    assert line_texts(replace(LINE, bandwidth_range=(350e6, math.inf)))[3] == "350 or more"
+
+
+def test_a_transfer_that_took_no_time_tells_of_no_speed(tmp_path):
+    """Its row is kept; no table, no word and no picture makes a number of it."""
+    short = replace(ROW, seconds=0.0, rate_mb_s=math.nan)
+    table = tmp_path / "transfers.csv"
+    mend(table)
+    add(table, trip(short))
+    assert table.read_text().splitlines()[1].endswith(",0,1.25,,0,1")
+    (there, back), timed = read_rows(table), replace(ROW, repeat=2)
+    assert math.isnan(there.rate_mb_s) and [row.key for row in mend(table)] == [there.key, back.key]
+    assert rate_text(there.rate_mb_s) == "too short to tell" and rate_text(timed.rate_mb_s) == "100 MB/s"
+    assert speeds([there], "polaris", SEND) == {}
+    assert speeds([there, timed], "polaris", SEND)["opt-125m", ROW.nbytes].repeats == 1
+    told = printed(speed_table([there, back]))
+    assert "too short to tell" in told and "nan" not in told and "251 MB" in told
+    for found in ([there, back], [there, back, *trip(timed)]):
+        figures.speed_figure(found, lines_of(found))
+        bars = figures.mean_figure(found).axes[0].patches
+        assert [bar.get_height() for bar in bars] == [100.0 if len(found) > 2 else 0.0] * 2
 
 
 # --- the line ---------------------------------------------------------------------------------------------------
@@ -173,7 +195,7 @@ def test_too_little_tells_of_no_line():
 def test_a_bandwidth_that_is_hardly_told_has_no_upper_edge():
     line = fit([(10**6, 1.0), (10**6, 3.0), (10**8, 1.1), (10**8, 3.1)])
     assert line.bandwidth_range[1] == math.inf
-    assert "inf" in line_texts(line)[3]
+    assert line_texts(line)[3].endswith(" or more")
 
 
 def test_each_site_and_direction_has_its_line():

@@ -7,7 +7,8 @@ go on after a crash of the driver stands in the journal.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from workflows.globus.jobs import Job, Target
 from workflows.globus.service import ComputeService
 from workflows.globus.signs import SignOf, Signs
 from workflows.globus.wire import key_of, pack, require_fits
+from workflows.units import clock_text
 
 LOCAL_TRAIN = "apps.train:local_train"
 
@@ -94,11 +96,9 @@ class SiteExecutor(ParslExecutor):
         return sum(bool(job.attempts) for job in self._jobs())
 
     def asked(self) -> str | None:
-        """What Globus says of the site's tasks, for people; None: there are none."""
-        states = {attempt.status for job in self._jobs() for attempt in job.attempts.values()}
-        if not states:
-            return None
-        return "at work, its endpoint says" if "running" in states else "asked; its endpoint has not said more yet"
+        """What Globus says of the site's tasks, for people; None: all are answered."""
+        calls = [job for job in list(self.service.jobs.values()) if job.target.site == self.label and job.journaled]
+        return asked_words(calls, time.time())
 
     def outstanding(self) -> int:
         return len(self._jobs())
@@ -110,8 +110,9 @@ class SiteExecutor(ParslExecutor):
 
     @property
     def sign(self) -> dict[str, Any]:
-        """The last look at the site, as of ``apps.look.look``, and ``heard_at``, the UNIX time of its last change."""
-        return {**self.signs.last, "heard_at": self.signs.heard_at}
+        """The last look at the site, as of ``apps.look.look``; ``seen_at``, the UNIX time when it was so; ``heard_at``,
+        that of its last change."""
+        return {**self.signs.last, "seen_at": self.signs.seen_at, "heard_at": self.signs.heard_at}
 
     def newest_checkpoint(self) -> str | None:
         """The last checkpoint seen at the site, by its path below the site's root: it tells the task and the step."""
@@ -122,6 +123,26 @@ class SiteExecutor(ParslExecutor):
 
     def _jobs(self) -> list[Job]:
         return [job for job in self.service.open_jobs() if job.target.site == self.label and job.journaled]
+
+
+def asked_words(calls: Sequence[Job], now: float) -> str | None:
+    """How far the open calls to a site are, and when its endpoint was asked last; None: all are answered."""
+    jobs = [job for job in calls if not job.over]
+    if calls and not jobs:
+        return None
+    attempts = [attempt for job in jobs for attempt in list(job.attempts.values())]
+    if not attempts:
+        return "asking its endpoint"
+    asked = max((attempt.asked_at for attempt in attempts if attempt.asked_at is not None), default=None)
+    since = "asked" if asked is None else f"asked {clock_text(asked, now)}"
+    states = {attempt.status for attempt in attempts}
+    if "running" in states:
+        return f"{since}; at work, its endpoint says"
+    if states & {"waiting-for-nodes", "waiting-for-launch"}:
+        return f"{since}; the task waits at its endpoint for a block"
+    if any(job.over for job in calls):  # there are workers, or were; the service tells late that a task runs, or never
+        return f"{since}; its endpoint has not said more yet"
+    return f"{since}; its endpoint starts, or waits for a block"
 
 
 def _follow(future: Future[Any]) -> Future[Any]:

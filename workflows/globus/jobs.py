@@ -43,8 +43,9 @@ class Target:
 
 @dataclass
 class Attempt:
-    """A task of the service."""
+    """A task of the service, and the UNIX time at which it was submitted."""
 
+    asked_at: float | None = None
     status: str = ""
     unknown: int = 0  # answers in a row without it
 
@@ -81,8 +82,8 @@ class Job:
     def over(self) -> bool:
         return self.answer is not None
 
-    def submitted(self, task_id: str, now: float) -> None:
-        self.attempts[task_id] = Attempt()
+    def submitted(self, task_id: str, now: float, asked_at: float | None = None) -> None:
+        self.attempts[task_id] = Attempt(asked_at)
         self.due, self.heard, self.begun = None, now, False
 
     def told(self, task_id: str, record: Mapping[str, Any] | None, now: float) -> str | None:

@@ -19,10 +19,13 @@ class Ledger:
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
         ended = {r["task_id"] for r in journal.events("compute_ended")}
-        self.open: dict[tuple[str, str], list[str]] = {}  # key and endpoint -> tasks that may still answer
+        # key and endpoint -> tasks that may still answer, and when they were submitted
+        self.open: dict[tuple[str, str], list[tuple[str, float]]] = {}
         for record in journal.events("compute_submitted"):
             if record["task_id"] not in ended:
-                self.open.setdefault((record["key"], record["endpoint"]), []).append(record["task_id"])
+                self.open.setdefault((record["key"], record["endpoint"]), []).append(
+                    (record["task_id"], record["time"])
+                )
 
     def function_id(self) -> str | None:
         """Under which id the service has the shipped function, if it has this very text."""
@@ -32,8 +35,8 @@ class Ledger:
     def registered(self, function_id: str) -> None:
         self.journal.write("compute_function", function_id=function_id, source=_source_name())
 
-    def adopt(self, job: Job) -> list[str]:
-        """Tasks that an earlier driver has submitted for the same call to the same endpoint."""
+    def adopt(self, job: Job) -> list[tuple[str, float]]:
+        """Tasks that an earlier driver has submitted for the same call to the same endpoint, and when (UNIX time)."""
         return self.open.pop((job.key, job.target.endpoint), []) if job.journaled else []
 
     def submitting(self, job: Job) -> None:

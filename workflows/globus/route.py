@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -48,10 +49,22 @@ class GlobusRoute:
         """What is on its way to or from a site, for people."""
         return carried_words(self.carriage.progress(site)) if self.carriage else None
 
-    def asked(self, site: str) -> str | None:
-        """What Globus says of a site's task, for people."""
+    def asked(self, site: str, sent: Future[Any] | None = None) -> str | None:
+        """What Globus says of a site's task, for people; before it what has gone there by Globus for that task.
+
+        Args:
+            site: its name.
+            sent: its stage-out result, if it is there.
+        """
         executor = self.sites.get(site)
-        return executor.asked() if executor else None
+        words = executor.asked() if executor else None
+        nbytes = sent.result()["nbytes_moved"] if words and sent and sent.exception() is None else 0
+        return f"model sent ({bytes_text(nbytes)}); {words}" if nbytes else words
+
+    def seen_at(self, site: str) -> float | None:
+        """UNIX time at which a site was as it is shown; None: it is seen from here, or was never looked at."""
+        executor = self.sites.get(site)
+        return executor.sign["seen_at"] if executor else None
 
     def left_behind(self) -> dict[str, int]:
         """Tasks that go on at each site when this driver ends."""

@@ -73,9 +73,9 @@ class ComputeService:
             known = self.jobs.get(job.key)
             if known is not None and not known.over:
                 return known.future
-            for task_id in self.ledger.adopt(job):
+            for task_id, asked_at in self.ledger.adopt(job):
                 logger.info("task %s of %s is adopted", task_id, job.target.site)
-                job.submitted(task_id, time.monotonic())
+                job.submitted(task_id, time.monotonic(), asked_at)
             self.jobs[job.key] = job  # from here on it belongs to the thread
             self.poll_s, self.next_poll = POLL_S, 0.0
             self.condition.notify_all()
@@ -155,7 +155,7 @@ class ComputeService:
             self._end(job, error)
             return
         self.ledger.submitted(job, task_id)
-        job.submitted(task_id, time.monotonic())
+        job.submitted(task_id, time.monotonic(), time.time())
         self.poll_s, self.next_poll = POLL_S, time.monotonic() + POLL_S
 
     def _poll(self) -> None:

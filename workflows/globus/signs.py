@@ -41,6 +41,7 @@ class Signs:
 
     Attributes:
         last: what was seen last.
+        seen_at: UNIX time at which it was so.
         heard_at: UNIX time of the last change in it.
     """
 
@@ -57,7 +58,8 @@ class Signs:
         self.environment = dict(environment or {})
         self.last: dict[str, Any] = {}
         self.heard_at: float | None = None
-        self.look_s, self.next_look = LOOK_S, 0.0
+        self.seen_at: float | None = None
+        self.look_s, self.next_look, self.asked_at = LOOK_S, 0.0, 0.0
         self.looking: Future[Any] | None = None
 
     def tend(self, now: float) -> None:
@@ -70,7 +72,7 @@ class Signs:
                 self._seen(seen.result(), now)
         working = [job for job in self._jobs() if job.attempts]
         if working and now >= self.next_look and self.looking is None:
-            self.next_look = now + self.look_s
+            self.next_look, self.asked_at = now + self.look_s, time.time()
             self.looking = self._look()
 
     def _jobs(self) -> list[Job]:
@@ -87,13 +89,19 @@ class Signs:
     def _seen(self, sight: dict[str, Any], now: float) -> None:
         names = ("progress", "checkpoint", "finished")
         news = any(sight.get(name) != self.last.get(name) for name in names) or bool(sight.get("claims"))
-        self.last = sight
+        self.last, self.seen_at = sight, moment_of(sight, self.asked_at, time.time())
         if news:
             self.heard_at = time.time()
         progress = sight.get("progress") or {}
         for job in self._jobs():
             mine = job.work in (sight.get("claims") or ()) or (news and progress.get("task_id") == job.work)
             job.sign(now, mine, sight.get("finished") == job.work)
+
+
+def moment_of(sight: Mapping[str, Any], asked_at: float, answered_at: float) -> float:
+    """When a site was as it was seen: what its clock says, if that lies between question and answer; UNIX time."""
+    told = sight.get("time")
+    return answered_at if told is None else min(max(float(told), asked_at), answered_at)
 
 
 def _in_a_thread(sign_of: SignOf, site: str) -> Future[Any]:

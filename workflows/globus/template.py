@@ -45,6 +45,11 @@ class Choices:
     idle_s: int | None = None
 
 
+def usual_agent(python_env: Path) -> Path:
+    """Where an agent's own environment is made if nobody says otherwise."""
+    return python_env.parent / "globus-agent"
+
+
 def user_endpoint_config(site: Site) -> dict[str, Any]:
     """What a campaign sends with each task, so that the block is the one of its own settings.
 

@@ -38,7 +38,8 @@ def scaling_figure(rows: Sequence[Row]) -> Figure:
     left.set_ylabel("samples a second")
     micro_batches = sorted({row.micro_batch for row in rows})
     each = " or ".join(map(str, micro_batches))
-    figure.suptitle(f"training throughput, {each} samples a device and pass", x=0.02, ha="left")
+    samples = "sample" if micro_batches == [1] else "samples"
+    figure.suptitle(f"training throughput, {each} {samples} a device and pass", x=0.02, ha="left")
     _legend(figure, right, rows)
     return figure
 

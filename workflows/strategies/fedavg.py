@@ -38,6 +38,7 @@ from workflows.strategies.base import (
 )
 from workflows.strategies.ledger import Ledger, as_plain, from_plain, shares
 from workflows.strategies.section import Section, Weights
+from workflows.units import plural
 
 
 class SynchronousSection(Section):
@@ -54,7 +55,7 @@ class SynchronousSection(Section):
         if self.deadline_s is not None and self.quorum is None:
             raise ValueError("deadline_s: needs a quorum, the number of updates that is enough at the deadline")
         if self.quorum and self.participants and self.quorum > self.participants:
-            raise ValueError(f"quorum: {self.quorum} is more than the {self.participants} participants")
+            raise ValueError(f"quorum: {self.quorum} is more than the {plural(self.participants, 'participant')}")
         return self
 
     def rounds_of(self, rounds: int, steps: int, **details: Any) -> FedAvg:
@@ -179,7 +180,7 @@ class FedAvg:
             return []
         if not enough:
             reasons = "; ".join(f"{site}: {reason}" for site, reason in memory.failed.items())
-            have = f"{len(memory.arrived)} of {len(memory.asked)} updates"
+            have = f"{len(memory.arrived)} of {plural(len(memory.asked), 'update')}"
             return [Stop(f"round {memory.version + 1} has {have} and needs {needed}: {reasons}")]
         memory.current.clear()
         memory.version += 1

@@ -37,6 +37,7 @@ from workflows.strategies.base import (
 from workflows.strategies.ledger import Ledger, Order, as_plain, from_plain
 from workflows.strategies.section import Section
 from workflows.strategies.staleness import Staleness
+from workflows.units import plural
 
 
 class FedCompassSection(Section):
@@ -148,7 +149,7 @@ class FedCompass:
         if memory.ledger.failures.get(site, 0) < self.section.patience:
             return [*actions, *self._assign(site, now_s)]
         if all(memory.ledger.failures.get(name, 0) >= self.section.patience for name in memory.ledger.samples):
-            return [*actions, Stop(f"every site has failed {self.section.patience} times in a row")]
+            return [*actions, Stop(f"every site has failed {plural(self.section.patience, 'time')} in a row")]
         return actions
 
     def _merge_group(self, number: int, now_s: float) -> list[Action]:

@@ -76,6 +76,7 @@ from workflows.strategies.base import (
 from workflows.strategies.echo import Word, echoed
 from workflows.strategies.ledger import Ledger, Order, as_plain, from_plain, shares
 from workflows.strategies.section import Section, Weights
+from workflows.units import plural
 
 
 class FedEchoSection(Section):
@@ -180,7 +181,7 @@ class FedEcho:
         """The end, once no site is left to be asked."""
         patience = self.section.patience
         if all(self.memory.ledger.failures.get(site, 0) >= patience for site in self.memory.ledger.samples):
-            return [Stop(f"every site has failed {patience} times in a row")]
+            return [Stop(f"every site has failed {plural(patience, 'time')} in a row")]
         return []
 
     def _measure(self, event: UpdateArrived, order: Order) -> None:

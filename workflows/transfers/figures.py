@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,7 @@ def speed_figure(rows: Sequence[Row], lines: Lines) -> Figure:
 
 def _speed_axis(axes: Axes, rates: Sequence[float]) -> None:
     """Logarithmic only where the rates are wide apart."""
+    rates = [rate for rate in rates if not math.isnan(rate)] or [1.0]
     if max(rates) < WIDE * min(rates):
         axes.set_yscale("linear")
         axes.set_ylim(0, 1.08 * max(rates))
@@ -92,7 +94,8 @@ def mean_figure(rows: Sequence[Row]) -> Figure:
     for number, site in enumerate(sites):
         for offset, way in ((-0.2, SEND), (0.2, RETURN)):
             middles = [speed.middle for speed in speeds(rows, site, way).values()]
-            axes.bar(number + offset, sum(middles) / len(middles), 0.36, **_bar(way, line_style(site, sites)["color"]))
+            mean = sum(middles) / max(1, len(middles))
+            axes.bar(number + offset, mean, 0.36, **_bar(way, line_style(site, sites)["color"]))
             axes.plot([number + offset] * len(middles), middles, **POINT)
     axes.set_xticks(range(len(sites)), sites)
     axes.grid(False, axis="x")

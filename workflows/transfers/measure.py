@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -114,8 +115,9 @@ def _there_and_back(trip: Trip, way: Way, artifact: Artifact, stores: Stores, sh
 
 def _row(trip: Trip, direction: Direction, passage: Passage) -> Row:
     load = trip.load
+    rate = load.nbytes / passage.seconds / MB if passage.seconds > 0 else math.nan
     return Row(
         site=trip.site.name, carrier=trip.site.carrier, direction=direction, model=load.model.name,
         parameters=load.model.parameters, nbytes=load.nbytes, seconds=passage.seconds, queued_s=passage.queued_s,
-        rate_mb_s=load.nbytes / passage.seconds / MB, faults=passage.faults, repeat=trip.repeat,
+        rate_mb_s=rate, faults=passage.faults, repeat=trip.repeat,
     )  # fmt: skip

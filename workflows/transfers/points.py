@@ -88,7 +88,8 @@ def check_budget(trips: Sequence[Trip], folder: Path, budget_gb: float) -> None:
     total = sum(crossing(trip, folder) for trip in trips)
     if total > budget_gb * GB:
         raise UserMistake(
-            f"{bytes_text(total)} would move in all, more than the {budget_gb:g} GB of --budget-gb; nothing has moved",
+            f"{bytes_text(total)} would move in all, more than the {bytes_text(budget_gb * GB)} of --budget-gb;"
+            " nothing has moved",
             remedy=f"Ask for fewer --models, --sites or --repeat, or agree by --budget-gb {math.ceil(total / GB)}",
         )
 

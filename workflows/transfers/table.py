@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from workflows.transfers.line import Line
 
 MB = 1e6
+TOO_SHORT = "too short to tell"
 Direction = Literal["send", "return"]
 SEND: Direction = "send"
 RETURN: Direction = "return"
@@ -38,7 +40,8 @@ class Row:
         nbytes: of the file.
         seconds: that it took, its wait in the service's queue not counted.
         queued_s: that wait.
-        rate_mb_s: nbytes by seconds, in 10^6 bytes a second.
+        rate_mb_s: nbytes by seconds, in 10^6 bytes a second; NaN, in the file an empty cell, of one that was too
+            short for its clock.
         faults: of which the service has told; it mends them by itself.
     """
 
@@ -67,7 +70,7 @@ def read_rows(path: Path) -> list[Row]:
     """
     if not path.exists():
         return []
-    kinds: dict[str, Any] = {"int": int, "float": float, "str": str}
+    kinds: dict[str, Any] = {"int": int, "float": lambda text: float(text or "nan"), "str": str}
     try:
         lines = path.read_text().splitlines(keepends=True)
         whole = [line for line in lines if line.endswith("\n")]
@@ -106,8 +109,14 @@ def as_csv(rows: Iterable[Row], header: bool = True) -> str:
     if header:
         writer.writeheader()
     for row in rows:
-        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in asdict(row).items()})
+        writer.writerow({name: _cell(value) for name, value in asdict(row).items()})
     return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    return "" if math.isnan(value) else f"{value:.6g}"
 
 
 @dataclass(frozen=True)
@@ -130,9 +139,9 @@ def ends(rows: Iterable[Row]) -> list[tuple[str, str]]:
 
 
 def speeds(rows: Sequence[Row], site: str, direction: str) -> dict[tuple[str, int], Speed]:
-    """(model, nbytes) -> its rates between here and a site, small files first."""
+    """(model, nbytes) -> its rates between here and a site, small files first, without those that have none."""
     found: dict[tuple[str, int], Speed] = {}
-    own = [row for row in rows if (row.site, row.direction) == (site, direction)]
+    own = [row for row in rows if (row.site, row.direction) == (site, direction) and not math.isnan(row.rate_mb_s)]
     for row in sorted(own, key=lambda row: row.nbytes):
         rates = [other.rate_mb_s for other in own if (other.model, other.nbytes) == (row.model, row.nbytes)]
         found[row.model, row.nbytes] = Speed(
@@ -152,12 +161,24 @@ def speed_table(rows: Sequence[Row]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for site, way in ends(rows):
         first = (site, way)
-        for (model, _), speed in speeds(rows, site, way).items():
-            numbers = f"{speed.middle:.3g}", f"{speed.low:.3g} to {speed.high:.3g}", str(speed.repeats)
-            table.add_row(*first, model, bytes_text(speed.nbytes), *numbers)
+        own, found = [row for row in rows if (row.site, row.direction) == (site, way)], speeds(rows, site, way)
+        for nbytes, model in sorted({(row.nbytes, row.model) for row in own}):
+            table.add_row(*first, model, bytes_text(nbytes), *_speed_texts(found.get((model, nbytes))))
             first = ("", "")
         table.add_section()
     return table
+
+
+def _speed_texts(speed: Speed | None) -> tuple[str, str, str]:
+    """Median, spread and number of trips."""
+    if speed is None:
+        return TOO_SHORT, "–", "–"
+    return f"{speed.middle:.3g}", f"{speed.low:.3g} to {speed.high:.3g}", str(speed.repeats)
+
+
+def rate_text(rate_mb_s: float) -> str:
+    """A rate for people."""
+    return TOO_SHORT if math.isnan(rate_mb_s) else f"{rate_mb_s:.3g} MB/s"
 
 
 def line_table(lines: Mapping[tuple[str, str], Line | None]) -> Table:
@@ -183,5 +204,7 @@ def line_texts(line: Line | None) -> tuple[str, str, str, str]:
     if line is None:
         return "–", "–", "–", "–"
     error = "–" if line.latency_error_s is None else seconds_text(line.latency_error_s)
-    edges = "–" if line.bandwidth_range is None else "{:.3g} to {:.3g}".format(*(b / MB for b in line.bandwidth_range))
+    low, high = (b / MB for b in line.bandwidth_range or (0.0, 0.0))
+    edges = f"{low:.3g} to {high:.3g}" if math.isfinite(high) else f"{low:.3g} or more"
+    edges = edges if line.bandwidth_range else "–"
     return seconds_text(line.latency_s), error, f"{line.bandwidth / MB:.3g}", edges

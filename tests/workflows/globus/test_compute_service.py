@@ -216,7 +216,7 @@ def test_a_look_that_fails_is_no_sign(tmp_path, agent):
         order = Site(tmp_path / "site").arguments()
         run.executor.submit(local_train, {}, *order)
         wait_until(lambda: len(looks) > 2)
-        assert run.executor.sign == {"heard_at": None}
+        assert run.executor.sign == {"seen_at": None, "heard_at": None}
     assert set(looks) == {"look-aurora"}
 
 

@@ -24,9 +24,12 @@ from site_configs.base import Site
 from site_configs.resolve import available, resolve_site
 from workflows import setup_site
 from workflows.globus.checklist import LEAST_TORCH, TORCH_BEFORE, torch_build
+from workflows.globus.rendered import endpoint_script
 from workflows.globus.template import WORD, Choices, schema, training_template, user_endpoint_config
 
 GOLDEN = Path(__file__).parent / "golden"
+SCRIPT = "endpoints.sh"  # the same at every machine but for a folder, so there is one golden file of it
+ELSEWHERE = "/data/ada/crossfed"
 STORAGE = {
     "aurora": "/flare/ABC/crossfed", "frontier": "/lustre/orion/abc123/proj-shared/crossfed",
     "perlmutter": "/pscratch/sd/a/ada/crossfed", "perlmutter_80gb": "/pscratch/sd/a/ada/crossfed",
@@ -45,7 +48,7 @@ MORE: dict[str, list[str]] = {
 
 def arguments(machine: str) -> list[str]:
     """Settings of a machine on the command line."""
-    root = STORAGE.get(machine, "/data/ada/crossfed")
+    root = STORAGE.get(machine, ELSEWHERE)
     sets = [f"storage_root={root}", f"python_env={Path(root).parent}/env"]
     sets += MORE.get(machine, ["account=ABC", "nodes=2", "walltime=2h"])
     if machine in ("slurm", "pbs"):
@@ -69,8 +72,12 @@ def template(folder: Path, endpoint: str = "train") -> str:
 def test_golden_files(machine: str, tmp_path: Path) -> None:
     """The files as they were when somebody last looked at them; CROSSFED_WRITE_GOLDEN=1 writes them anew."""
     folder = written(machine, tmp_path)
+    script = (folder / SCRIPT).read_text().replace(f"{Path(STORAGE.get(machine, ELSEWHERE)).parent}/", "/SITE/")
+    (folder / SCRIPT).unlink()
     if os.environ.get("CROSSFED_WRITE_GOLDEN") == "1":
         shutil.copytree(folder, GOLDEN / machine, dirs_exist_ok=True)
+        (GOLDEN / SCRIPT).write_text(script)
+    assert script == (GOLDEN / SCRIPT).read_text()
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     assert names == sorted(str(p.relative_to(GOLDEN / machine)) for p in (GOLDEN / machine).rglob("*") if p.is_file())
     for name in names:
@@ -268,7 +275,7 @@ def test_a_machine_with_another_provider(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def site_of(machine: str, **settings: Any) -> Site:
-    root = STORAGE.get(machine, "/data/ada/crossfed")
+    root = STORAGE.get(machine, ELSEWHERE)
     known: dict[str, Any] = {"storage_root": root, "python_env": "/env", "route": "globus", "carrier": "copy"}
     known |= {"endpoint": setup_site.NOT_YET} | ({} if machine == "local" else {"account": "ABC", "walltime": "2h"})
     return resolve_site("x", machine, Path("/runs/r"), {**known, **settings})
@@ -407,9 +414,12 @@ def test_the_agents_batch_script_asks_for_what_ours_does(machine: str, tmp_path:
     request = setup_site.requested(setup_site.parse(arguments(machine)))
     provider: Any = setup_site.made(request).provider("")
     ours, theirs = head(provider.render("the pool")), head(found["script"])
+    shown = endpoint_script(setup_site.made(request))
+    shown_head = head(shown)
+    assert set(found["worker_init"].splitlines()) <= set(shown.splitlines())
     for own in ("-N", "-o", "-e", "--job-name", "--output", "--error"):  # names of files
-        ours.pop(own, None), theirs.pop(own, None)
-    assert theirs == ours
+        ours.pop(own, None), theirs.pop(own, None), shown_head.pop(own, None)
+    assert theirs == ours == shown_head
     if found["provider"] == "PBSProProvider":
         asked = next(line for line in provider.render("x").splitlines() if line.startswith("# submitted with"))
         assert found["command"][0].split()[1:-1] == asked.split()[4:-1]

@@ -9,7 +9,7 @@
 # readable for you alone (chmod 600). Otherwise log in once: ./endpoints.sh login
 set -u
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-export PATH=/eagle/ABC/globus-agent/bin:$PATH
+export PATH=/SITE/globus-agent/bin:$PATH
 export GLOBUS_COMPUTE_USER_DIR=$here
 endpoints=(train files)
 # A killed agent's mark is believed for three heartbeats: one that is started earlier would refuse
