@@ -66,16 +66,23 @@ def _rebuild(
 
 @contextmanager
 def placed(site: str | None, round: int | None = None) -> Iterator[None]:
-    """Errors that leave the block carry the place of the task they come from."""
+    """Errors that leave the block carry the place of the task they come from.
+
+    What a library has raised stays in the worker's log. The driver could not read it: Parsl pickles the cause of an
+    error as well, and the errors of libraries often cannot be made again from their pickle.
+    """
     try:
         yield
     except CrossfedError as error:
         error.at(site=site, round=round)
-        raise
-    except Exception as error:  # the edge of a task: errors of libraries may not survive the way to the driver
+        if error.__cause__ is None:
+            raise
+        logger.exception("%s", error)
+        raise error from None
+    except Exception as error:  # the edge of a task
         logger.exception("unforeseen")
         reason = (str(error).strip() or "no more is known").splitlines()[0][:REASON_LENGTH]
-        raise TaskError(f"{type(error).__name__}: {reason}", site=site, round=round) from error
+        raise TaskError(f"{type(error).__name__}: {reason}", site=site, round=round) from None
 
 
 class TaskError(CrossfedError):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import dill
 import pytest
@@ -57,11 +60,11 @@ def test_place_is_filled_in_once():
     assert UpdateRefused("x", round=0).at(round=5).round == 0
 
 
-def test_placed_fills_in_and_keeps_the_cause():
+def test_placed_fills_in_and_leaves_the_cause_in_the_log(caplog):
     with pytest.raises(StorageError) as caught, errors.placed("aurora", 4):
-        raise StorageError("cannot write") from OSError("disk")
+        raise StorageError("cannot write") from OSError("the disk of node 7")
     assert (caught.value.site, caught.value.round) == ("aurora", 4)
-    assert isinstance(caught.value.__cause__, OSError)
+    assert caught.value.__cause__ is None and "the disk of node 7" in caplog.text
 
 
 def test_every_kind_is_a_crossfed_error():
@@ -69,12 +72,41 @@ def test_every_kind_is_a_crossfed_error():
     assert not issubclass(UpdateRefused, ArtifactError)  # the one is not asked for again, the other is
 
 
-def test_a_foreign_error_becomes_one_that_travels():
-    class UnpicklableError(Exception):
-        def __init__(self, what: str, cause: str) -> None:
-            super().__init__(f"{what}\nbecause {cause}")
+WORKER = """
+import sys
+import parsl  # first, as in a worker: it changes how errors are pickled
+from parsl.app.errors import wrap_error
+from parsl.serialize import serialize
+from apps.errors import StorageError, placed
 
-    with pytest.raises(errors.TaskError) as caught, errors.placed("polaris", 3):
-        raise UnpicklableError("wrong shape", "of a bad file")
-    again = pickle.loads(pickle.dumps(caught.value))
-    assert str(again) == "site polaris, round 3: UnpicklableError: wrong shape"
+class LibraryError(Exception):
+    def __init__(self, what, cause):
+        super().__init__(f"{what}\\nbecause {cause}")
+
+def task():
+    with placed("polaris", 3):
+        foreign = LibraryError("wrong shape", "of a bad file")
+        if sys.argv[1] == "alone":
+            raise foreign
+        raise StorageError("cannot read") from foreign
+
+print(serialize(wrap_error(task)()).hex())
+"""
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "words"),
+    [("alone", errors.TaskError, "LibraryError: wrong shape"), ("as a cause", StorageError, "cannot read")],
+)
+def test_the_errors_of_libraries_do_not_keep_ours_from_the_driver(raised, kind, words):
+    from parsl.serialize import deserialize
+
+    project = Path(errors.__file__).parents[1]
+    worker = subprocess.run(
+        [sys.executable, "-c", WORKER, raised],
+        env={"PYTHONPATH": str(project)}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    with pytest.raises(kind) as caught:
+        deserialize(bytes.fromhex(worker.stdout)).reraise()
+    assert str(caught.value) == f"site polaris, round 3: {words}"
+    assert "because of a bad file" in worker.stderr  # all of it is in the worker's log

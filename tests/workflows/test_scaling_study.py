@@ -344,7 +344,7 @@ def test_a_study_on_this_machine_from_end_to_end(tmp_path):
     asked = (path, "--sites", "aurora", "--steps", 20, "--repeats", 2)
     first = run_script(tmp_path, *asked)
     assert first.returncode == 0, first.stderr
-    assert "aurora: 1 x 1 devices, none: " in first.stdout
+    assert "aurora: 1 x 1 device, none: " in first.stdout
     folder = tmp_path / "runs" / "nano-scaling"
     (row,) = read_rows(folder / "scaling.csv")
     assert (row.key, row.sharding, row.micro_batch, row.repeats) == (("aurora", 1, 1), "none", 4, 2)
