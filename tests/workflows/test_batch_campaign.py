@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 from batch_sites import batch_campaign, events, finish, nothing_left, pbs_entry, slurm_entry, start, trained_once
-from campaigns import final_hash, run, tasks_done
+from campaigns import tasks_done
 
 from workflows.queues.history import read_history
 
@@ -87,14 +87,3 @@ def test_a_block_for_each_round_is_given_back(tmp_path: Path, slurm_site: SlurmC
     run_dir = tmp_path / "runs" / "nano"
     assert len(events(run_dir, "block_submitted")) >= 2 and trained_once(run_dir)
     assert nothing_left(run_dir, slurm_site)
-
-
-def test_batch_and_local_sites_give_the_same_model(tmp_path: Path, slurm_site: SlurmCluster) -> None:
-    """Where the work is done changes nothing of what it comes to."""
-    folders = tmp_path / "local", tmp_path / "batch"
-    for folder, entry in zip(folders, ({"config": "local"}, slurm_entry(slurm_site, tmp_path / "st")), strict=True):
-        folder.mkdir()
-        (folder / "c.yaml").write_text(yaml.safe_dump(batch_campaign({"alpha": entry, "beta": {"config": "local"}})))
-        ended = run(folder, folder / "c.yaml")
-        assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert final_hash(folders[0] / "runs" / "nano") == final_hash(folders[1] / "runs" / "nano")
