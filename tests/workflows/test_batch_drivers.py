@@ -17,12 +17,18 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.slurm, pytest.mark.campaign]
 
 
-def test_a_driver_killed_while_its_job_waits(tmp_path: Path, slurm_site: SlurmCluster, undisturbed: str) -> None:
-    blocker = slurm_site.submit("sleep 600", "--partition=regular", f"--nodes={len(slurm_site.nodes)}", "--exclusive")
-    slurm_site.wait_for_state(blocker, "RUNNING")
-    case = Case(tmp_path, slurm_entry(slurm_site, tmp_path / "storage", partition="regular"), slurm_site)
+def killed_while_waiting(folder: Path, cluster: SlurmCluster) -> tuple[Case, str, str]:
+    """A campaign whose driver is dead, its job in the queue, and the job that keeps all nodes."""
+    blocker = cluster.submit("sleep 600", "--partition=regular", f"--nodes={len(cluster.nodes)}", "--exclusive")
+    cluster.wait_for_state(blocker, "RUNNING")
+    case = Case(folder, slurm_entry(cluster, folder / "storage", partition="regular"), cluster)
     waiting = case.job()
     kill(case.driver)
+    return case, waiting, blocker
+
+
+def test_a_driver_killed_while_its_job_waits(tmp_path: Path, slurm_site: SlurmCluster, undisturbed: str) -> None:
+    case, waiting, blocker = killed_while_waiting(tmp_path, slurm_site)
     assert slurm_site.jobs()[waiting].state == "PENDING"
     slurm_site.run("scancel", blocker)
     case.ended(undisturbed, resume=True)
@@ -40,11 +46,7 @@ def test_a_driver_killed_while_its_job_runs(on_slurm: Case, slurm_site: SlurmClu
 
 def test_a_site_moves_away_while_its_job_waits(tmp_path: Path, slurm_site: SlurmCluster, undisturbed: str) -> None:
     """The next driver trains here, and cancels what waits there."""
-    blocker = slurm_site.submit("sleep 600", "--partition=regular", f"--nodes={len(slurm_site.nodes)}", "--exclusive")
-    slurm_site.wait_for_state(blocker, "RUNNING")
-    case = Case(tmp_path, slurm_entry(slurm_site, tmp_path / "storage", partition="regular"), slurm_site)
-    waiting = case.job()
-    kill(case.driver)
+    case, waiting, _ = killed_while_waiting(tmp_path, slurm_site)
     kept = case.run_dir / "campaign.yaml"
     campaign = yaml.safe_load(kept.read_text())
     campaign["sites"]["alpha"] = {"config": "local", "tasks": campaign["sites"]["alpha"]["tasks"]}
