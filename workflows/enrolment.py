@@ -46,11 +46,10 @@ def enrolled(
         CrossfedError: what a site answered when it was asked; or the first loss, where too few are left.
     """
     gather(shards.values(), until)
+    for mistake in filter(None, map(_mistake, shards.values())):
+        raise mistake
     answers = {site: root_cause(shard) for site, shard in shards.items() if shard.done()}
     lost = {site: error for site, error in answers.items() if error is not None}
-    for error in lost.values():
-        if not isinstance(error, (*losses(), BlocksFailed)):
-            raise error
     left, needed = len(shards) - len(lost), _needed(plan)
     for site, error in lost.items():
         if left < needed:
@@ -68,14 +67,20 @@ def enrolled(
 
 
 def gather(shards: Collection[AppFuture], until: Callable[[Callable[[], bool]], None]) -> None:
-    """Wait for the first site that is there, and a little for the others."""
+    """Wait for the first site that is there, and a little for the others; a mistake is not waited on."""
 
-    def all_have_answered() -> bool:
-        return all(shard.done() for shard in shards)
+    def settled() -> bool:
+        return all(shard.done() for shard in shards) or any(_mistake(shard) for shard in shards)
 
-    until(lambda: all_have_answered() or any(shard.done() and root_cause(shard) is None for shard in shards))
+    until(lambda: settled() or any(shard.done() and root_cause(shard) is None for shard in shards))
     closes = time.monotonic() + GATHER_S
-    until(lambda: all_have_answered() or time.monotonic() > closes)
+    until(lambda: settled() or time.monotonic() > closes)
+
+
+def _mistake(shard: AppFuture) -> BaseException | None:
+    """What a site has answered that asking again would not change."""
+    error = root_cause(shard) if shard.done() else None
+    return None if isinstance(error, (*losses(), BlocksFailed)) else error
 
 
 def _needed(plan: Plan) -> int:

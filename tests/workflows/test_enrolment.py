@@ -118,6 +118,19 @@ def test_a_mistake_is_told_before_anything_trains_whatever_the_quorum(run: RunDi
     assert trained(run) == []
 
 
+def test_a_mistake_is_told_while_others_still_queue(run: RunDirectory) -> None:
+    ticks: list[Engine] = []
+
+    def answer(site: str) -> Exception | None:
+        while site != "site00" and len(ticks) < 60:
+            time.sleep(0.01)
+        return UserMistake("there are no records") if site == "site00" else None
+
+    with pytest.raises(UserMistake):
+        drive(run, answer, ticks.append)
+    assert len(ticks) < 60
+
+
 def test_a_mistake_counts_more_than_a_loss(run: RunDirectory) -> None:
     answers = {"site00": LOST, "site01": UserMistake("there are no records")}
     with pytest.raises(UserMistake):
