@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 BUDGETS_S = {"calm": 21_600.0, "lognormal": 86_400.0, "bursty": 216_000.0, "replay": 216_000.0}  # 6, 24, 60 hours
 TARGET = 0.5  # nats; a guess among ten classes has 2.3
+LOG_WIDTH = 160  # of tables that do not go to a terminal
 PROBLEMS = ("digits", "tasks")
 SCENARIOS = ("calm", "lognormal", "bursty", "replay")
 
@@ -175,6 +176,7 @@ def write_report(study: Study, results: Sequence[dict[str, Any]]) -> None:
 
     write_tables(study.out, results, study.target)
     console = Console(highlight=False)
+    console.width = console.width if console.is_terminal else max(console.width, LOG_WIDTH)
     summary = summary_rows(results, study.target)
     write_rows(study.out / "summary.csv", SUMMARY_COLUMNS, summary)
     run = study.runs[0]
@@ -195,7 +197,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
     shown = Table(title=title)
     for number, column in enumerate(columns):
-        shown.add_column(column, justify="right" if number else "left")
+        shown.add_column(column, justify="right" if number else "left", overflow="fold")
     for row in rows:
         shown.add_row(*row)
     return shown

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from apps.errors import UserMistake
+from site_configs.resolve import available, takes
 from workflows.campaign import Campaign, SiteEntry
 from workflows.strategies import SECTIONS
 from workflows.strategies.section import Section
@@ -20,7 +21,16 @@ NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 class Loader(yaml.SafeLoader):
-    """YAML 1.1 without its numbers to the base of sixty: ``2:30`` is a text, not 150."""
+    """YAML 1.1 without its numbers to the base of sixty: ``2:30`` is a text, not 150; and no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys: set[str] = set()
+        for key, _ in node.value:
+            if key.value in keys:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is set twice", key.start_mark)
+            if isinstance(key, yaml.ScalarNode):
+                keys.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 Loader.yaml_implicit_resolvers = {
@@ -98,12 +108,15 @@ def apply_set(raw: dict[str, Any], text: str) -> None:
         place = place[folder]
         if not isinstance(place, dict):
             raise UserMistake(f"--set {text}: {folder} holds a value, not keys")
+    before = place.get(last)
     try:
         place[last] = yaml.load(value, Loader)
     except yaml.YAMLError:
         raise UserMistake(f"--set {text}: the value is not valid YAML") from None
     if key == "strategy.name":
         _keep_what_it_knows(place)
+    if folders[:1] == ["sites"] and len(folders) == 2 and last == "config":
+        _keep_what_it_takes(place, before or folders[1])
 
 
 def _keep_what_it_knows(strategy: dict[str, Any]) -> None:
@@ -111,6 +124,13 @@ def _keep_what_it_knows(strategy: dict[str, Any]) -> None:
     section = SECTIONS.get(strategy["name"]) if isinstance(strategy["name"], str) else None
     for key in [key for key in strategy if section and key not in section.model_fields]:
         del strategy[key]
+
+
+def _keep_what_it_takes(entry: dict[str, Any], before: str) -> None:
+    """Settings of the machine that stood there before mean nothing to one that does not have them."""
+    if {before, entry["config"]} <= set(available()):
+        for key in [key for key in entry if takes(before, key) and not takes(entry["config"], key)]:
+            del entry[key]
 
 
 def choose_sites(known: dict[str, Any], text: str) -> dict[str, Any]:

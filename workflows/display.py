@@ -14,7 +14,7 @@ from rich.text import Text
 from workflows.batch_jobs import LOST, duration_text
 from workflows.journal import Record
 from workflows.rounds import RoundSummary, summaries
-from workflows.units import bytes_text, seconds_text
+from workflows.units import bytes_text, plural, seconds_text
 
 if TYPE_CHECKING:
     from apps.progress import Progress
@@ -31,6 +31,7 @@ GLOBUS_TROUBLES = (
 )  # fmt: skip
 PHASES = {
     "starting": "starting workers", "asking": "asking for a block", "ready": "ready",
+    "gathering": "ready; waits two minutes at most for the others",
     "idle": "idle, waiting for the others", "staging": "staging the model out",
     "queued": "queued", "loading": "loading model and data",
     "training": "training", "saving": "saving", "returning": "returning its update",
@@ -117,6 +118,9 @@ def trouble(record: Record) -> str | None:
     """A record of something that went wrong, in a line; None for all others."""
     if record["event"] == "block_ended":
         return block_trouble(record)
+    if record["event"] == "blocks_cancelled":
+        jobs = plural(len(record["job_ids"]), "job")
+        return f"{record['site']}: {jobs} of an earlier driver cancelled: {', '.join(record['job_ids'])}"
     if record["event"] in GLOBUS_TROUBLES:
         return globus_trouble(record)
     if record["event"] not in TROUBLES:
@@ -158,7 +162,10 @@ def globus_trouble(record: Record) -> str | None:
 
 def site_words(engine: Engine, site: str, period: str = "round") -> str:
     """What a site is doing; at a batch site with its running block and how long that may still run."""
-    words = phase_words(*engine.phase(site), period, seen_at=engine.kernel.globus.seen_at(site))
+    phase, progress = engine.phase(site)
+    if phase == "ready" and not engine.told_s:  # the strategy has not been told of any site yet
+        phase = "gathering"
+    words = phase_words(phase, progress, period, seen_at=engine.kernel.globus.seen_at(site))
     watch = engine.kernel.watches.get(site)
     block = block_words(watch, time.time()) if watch is not None else None
     return f"{block}: {words}" if block else words

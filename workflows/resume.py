@@ -23,7 +23,7 @@ from workflows.campaign_file import (
 from workflows.journal import Journal
 from workflows.rundir import RunDirectory
 
-MAY_CHANGE = ("retries", "strategy.quorum", "evaluation.threads", "evaluation.batch_size")
+MAY_CHANGE = ("retries", "strategy.quorum", "strategy.deadline_s", "evaluation.threads", "evaluation.batch_size")
 FIXED_SITE_KEYS = ("tasks", "data", "model")  # of a site all may change but its share of the work
 Changes = dict[str, tuple[Any, Any]]
 

@@ -104,6 +104,21 @@ def test_set_reads_values_as_yaml_and_makes_the_folders(tmp_path: Path) -> None:
     assert campaign.sites["aurora"].settings == {"threads": 2}
 
 
+def test_a_key_that_is_set_twice_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = saved(tmp_path, "name: x\nrounds: 2\ntraining:\n  steps: 3\nrounds: 6\n")
+    with pytest.raises(UserMistake, match=r"c\.yaml: line 5: not valid YAML: 'rounds' is set twice"):
+        load_campaign(path)
+
+
+def test_another_machine_under_a_site_keeps_what_it_takes(tmp_path: Path) -> None:
+    cluster = {"config": "slurm", "partition": "gpu", "storage_root": "/s", "threads": 2, "tasks": ["retrosynthesis"]}
+    path = saved(tmp_path, nano(sites={"aurora": cluster}))
+    moved = load_campaign(path, ["sites.aurora.config=local"]).sites["aurora"]
+    assert moved.settings == {"storage_root": "/s", "threads": 2} and moved.tasks == ["retrosynthesis"]
+    typo = load_campaign(path, ["sites.aurora.partitoin=debug", "sites.aurora.config=local"]).sites["aurora"]
+    assert "partitoin" in typo.settings  # told as a mistake, not lost without a word
+
+
 @pytest.mark.parametrize("name", [name for name in SECTIONS if name != "scaffold"])
 def test_every_strategy_is_chosen_by_its_name(tmp_path: Path, name: str) -> None:
     path = saved(tmp_path, nano(strategy={"name": "fedavg", "weights": "equal", "quorum": 1}))

@@ -33,10 +33,13 @@ def watch(*jobs: Job) -> Any:
     return found
 
 
-def engine(watch: Any = None, phase: str = "training", progress: Any = None, journal: Any = None) -> Any:
+def engine(
+    watch: Any = None, phase: str = "training", progress: Any = None, journal: Any = None, told_s: float = 9.0
+) -> Any:
     shown = (watch.state(), None) if watch is not None and not watch.running() else (phase, progress)
     return SimpleNamespace(
         phase=lambda site: shown,
+        told_s=told_s,
         kernel=SimpleNamespace(watches={} if watch is None else {"north": watch}, globus=GlobusRoute()),
         run=SimpleNamespace(journal=journal),
         plan=SimpleNamespace(campaign=SimpleNamespace(evaluation=SimpleNamespace(sites=True))),
@@ -63,6 +66,11 @@ def test_a_running_block_stands_before_what_the_site_does_in_it() -> None:
     words = site_words(engine(begun, "training", TRAINING), "north")
     assert words == "block 4711 runs, 50 min left: round 2: step 3 of 6, loss 1.500, 90 tokens/s"
     assert site_words(engine(begun, "idle"), "north") == "block 4711 runs, 50 min left: idle, waiting for the others"
+
+
+def test_a_site_that_is_ready_before_the_campaign_begins_tells_how_long_it_waits() -> None:
+    assert site_words(engine(phase="ready", told_s=0.0), "north") == "ready; waits two minutes at most for the others"
+    assert site_words(engine(phase="ready"), "north") == "ready"
 
 
 def test_a_site_without_a_batch_system_has_no_block() -> None:
@@ -130,6 +138,10 @@ def ended(state: str, reason: str = "", **more: Any) -> dict[str, Any]:
         (
             {"event": "blocks_left", "site": "north", "reason": "north: job 7 of its earlier configuration ..."},
             "north: job 7 of its earlier configuration ...",
+        ),
+        (
+            {"event": "blocks_cancelled", "site": "north", "job_ids": ["14", "15"], "reason": "left"},
+            "north: 2 jobs of an earlier driver cancelled: 14, 15",
         ),
         ({"event": "block_replaced", "site": "north", "reason": "it was broken"}, "north: it was broken"),
         ({"event": "update_refused", "site": "north", "reason": "site north: not finite"}, "site north: not finite"),

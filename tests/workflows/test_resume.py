@@ -66,6 +66,11 @@ def test_a_site_may_move_to_another_machine_but_keeps_its_tasks(run: RunDirector
         resumed_campaign(run, None, [], "aurora")
 
 
+def test_a_deadline_helps_a_round_that_waits_for_a_queue(run: RunDirectory) -> None:
+    changed = resumed_campaign(run, None, ["strategy.quorum=1", "strategy.deadline_s=20"], None)
+    assert changed.strategy.model_dump()["deadline_s"] == 20.0
+
+
 def test_a_site_may_move_to_a_machine_that_does_not_know_its_settings(run: RunDirectory) -> None:
     kept = run.path / "campaign.yaml"
     edited = yaml.safe_load(kept.read_text())

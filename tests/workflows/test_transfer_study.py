@@ -37,6 +37,14 @@ def files_in(folder: Path, ending: str = "") -> list[Path]:
     return [path for path in folder.rglob(f"*{ending}") if path.is_file()]
 
 
+def size_of(path: Path) -> int:
+    """0 for a file that has got another name meanwhile."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 def silent(words: str, nbytes: int, total: int) -> None: ...
 
 
@@ -297,7 +305,7 @@ def test_a_study_that_was_stopped_goes_on_where_it_was(tmp_path, number):
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     study, limit = tmp_path / "out" / "sites" / "aurora" / "transfer_study", time.monotonic() + 120
-    while not (study.is_dir() and any(p.stat().st_size > 1_000_000 for p in study.iterdir())):
+    while not (study.is_dir() and any(size_of(path) > 1_000_000 for path in study.iterdir())):
         assert process.poll() is None and time.monotonic() < limit
         time.sleep(0.005)
     os.kill(process.pid, number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +89,7 @@ def paint_times(results: Sequence[Result], target: float) -> Figure:
     for row, runs in enumerate(grouped.values()):
         hours = times(runs, target)
         axes.plot([min(h, edge * 1.1) for h in hours], [row] * len(hours), "o", alpha=0.4, color=SITE_COLOURS[0])
-        middle = sorted(hours)[len(hours) // 2]
+        middle = statistics.median(hours)
         axes.plot(min(middle, edge * 1.1), row, "k|", markersize=18, markeredgewidth=2)
     axes.axvline(edge, color="#888888", linewidth=1)
     axes.set(xlabel=f"virtual hours to loss {target:g} (right of the line: never)", yticks=range(len(grouped)))

@@ -19,6 +19,7 @@ from workflows.virtual.contestants import ABLATIONS, CONTESTANTS, KNOWN, OURS, P
 from workflows.virtual.queue_check import check_queue
 from workflows.virtual.runs import Run, node_hours_to, played, thinned, time_to
 from workflows.virtual.scenarios import SCENARIOS
+from workflows.virtual.study_figures import paint_times
 from workflows.virtual.study_tables import comparison_rows
 from workflows.virtual.trace import read_trace
 
@@ -188,3 +189,11 @@ def test_the_model_of_a_trace_has_its_quantiles(trace: Path) -> None:
             assert model == pytest.approx(measured, rel=0.35)
     slowest = [model for _, _, model in check.slowest]
     assert slowest == sorted(slowest)
+
+
+def test_the_middle_of_an_even_number_of_seeds_is_drawn_between_the_two() -> None:
+    runs = [{"strategy": "fedecho", "seed": seed, "budget_s": 36_000.0} for seed in range(2)]
+    found = zip(runs, (3600.0, 10_800.0), strict=True)
+    figure = paint_times([{"run": run, "lows": [(reached, 0.4, 1.0)]} for run, reached in found], 0.5)
+    marks = [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_marker() == "|"]
+    assert marks == [2.0]
