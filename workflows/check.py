@@ -24,6 +24,7 @@ from workflows.memory.campaign import describe_site, job_of, samples_per_s
 from workflows.memory.model import shape_of
 from workflows.plan_words import plan_in_words
 from workflows.preflight import Plan, address_problem, missing_here
+from workflows.strategies.fedavg import SynchronousSection
 from workflows.units import plural
 
 VERSIONS = (
@@ -44,6 +45,7 @@ def describe(plan: Plan, run_dir: Path) -> Iterator[str]:
         if site.block:
             yield f"{'block of ' + name + ':':{WIDTH}s} {block_in_words(site.block)}"
             yield from _walltime_hint(plan, name, site.block)
+    yield from _quorum_hint(plan)
     yield f"{'run directory:':{WIDTH}s} {run_dir}"
     for what in missing_here(plan):
         yield f"{'not on this machine:':{WIDTH}s} {what}"
@@ -55,6 +57,18 @@ def block_in_words(block: Block) -> str:
     kept = "kept over rounds" if block.reuse == "pilot" else "given back after each round"
     rule = f" (rule of {queue.as_of}, {queue.source})"
     return f"{nodes} for {format_walltime(block.walltime_s)} in queue {queue.name}{account}, {kept}{rule}"
+
+
+def _quorum_hint(plan: Plan) -> Iterator[str]:
+    """A quorum is thought to spare the others a long queue; alone it does not."""
+    section = plan.campaign.strategy
+    if isinstance(section, SynchronousSection) and section.quorum and section.deadline_s is None:
+        queued = [name for name, site in plan.sites.items() if site.block]
+        if queued:
+            yield (
+                f"{'quorum:':{WIDTH}s} a round still waits for {', '.join(queued)} while they queue; to end it without"
+                " them: --set strategy.deadline_s=SECONDS"
+            )
 
 
 def _walltime_hint(plan: Plan, name: str, block: Block) -> Iterator[str]:

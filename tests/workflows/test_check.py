@@ -132,6 +132,18 @@ def test_the_plan_in_words(llama: Plan, run_dir: Path) -> None:
     assert any("sites.polaris.data: smolinstruct/data.zip" in line for line in missing)
 
 
+def test_a_quorum_without_a_deadline_is_told_to_wait_for_queues_all_the_same(run_dir: Path) -> None:
+    sets = [f"sites.{name}.{key}" for name in STORAGE for key in ("account=ABC", f"storage_root={STORAGE[name]}")]
+
+    def hints(*more: str) -> list[str]:
+        plan = make_plan(settle_dtype(load_campaign(LLAMA, [*sets, *more])), run_dir, LLAMA)
+        return [line for line in describe(plan, run_dir) if line.startswith("quorum:")]
+
+    (hint,) = hints("strategy.quorum=2")
+    assert all(name in hint for name in STORAGE) and hint.endswith("--set strategy.deadline_s=SECONDS")
+    assert not hints() and not hints("strategy.quorum=2", "strategy.deadline_s=3600")
+
+
 def test_a_walltime_that_nobody_chose_is_told_with_how_to_choose(llama: Plan, run_dir: Path) -> None:
     lines = dict(line.split(":", 1) for line in describe(llama, run_dir))
     unset = lines["walltime of aurora"].strip()

@@ -161,7 +161,6 @@ def ended(state: str, reason: str = "", **more: Any) -> dict[str, Any]:
         ),
         ({"event": "transfer_ended", "site": "north", "state": "SUCCEEDED"}, None),
         ({"event": "block_submitted", "site": "north"}, None),
-        ({"event": "blocks_cancelled", "site": "north", "reason": "left by an earlier driver"}, None),
     ],
 )
 def test_what_counts_as_trouble(record: dict[str, Any], text: str | None) -> None:
