@@ -13,6 +13,7 @@ from rich.text import Text
 
 from workflows.batch_jobs import LOST, duration_text
 from workflows.journal import Record
+from workflows.late_updates import LateUpdates
 from workflows.rounds import RoundSummary, summaries
 from workflows.units import bytes_text, plural, seconds_text
 
@@ -48,6 +49,7 @@ class Display:
         self.last_tick = self.last_plain = 0.0
         self.began = time.time()
         self.told = 0  # journal records whose troubles were shown
+        self.late = LateUpdates()
 
     def __enter__(self) -> Display:
         if self.live:
@@ -88,10 +90,15 @@ class Display:
         """Print what went wrong since the last look, in the journal's words."""
         records = engine.run.journal.records
         for record in records[self.told :]:
-            text = trouble(record)
+            text = self._late(record) or trouble(record)
             if text and record["time"] >= self.began:
                 self.console.print(f"  ! {text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
         self.told = len(records)
+
+    def _late(self, record: Record) -> str | None:
+        """An update that does not count, in a line."""
+        late = self.late.hear(record) if self.period == "round" else None
+        return f"{late.site}: {late.reason}" if late else None
 
     def _header(self) -> str:
         return "  ".join(head.rjust(max(len(head), 7)) for head in self._heads())

@@ -157,6 +157,30 @@ def covered_s(spans: Iterable[Span], length_s: float) -> float:
     return total
 
 
+def without(spans: Iterable[Span], taken: Iterable[Span]) -> list[Span]:
+    """What is in some of the spans and in none of those taken, in order."""
+    holes = sorted(taken)
+    left: list[Span] = []
+    for start, end in joined(spans):
+        for hole_start, hole_end in holes:
+            if hole_start < end and hole_end > start:
+                left += [(start, hole_start)] if hole_start > start else []
+                start = max(start, hole_end)
+        left += [(start, end)] if end > start else []
+    return left
+
+
+def joined(spans: Iterable[Span]) -> list[Span]:
+    """The same stretches, those that touch as one, in order."""
+    found: list[Span] = []
+    for start, end in sorted(spans):
+        if found and start <= found[-1][1]:
+            found[-1] = found[-1][0], max(found[-1][1], end)
+        elif end > start:
+            found.append((start, end))
+    return found
+
+
 @dataclass(frozen=True)
 class Move:
     """One finished transfer of bytes between the server and a site.

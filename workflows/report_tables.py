@@ -10,6 +10,7 @@ from typing import Any
 from workflows.event_log import moved_nbytes, task_runs, trainings
 from workflows.figure_style import GLOBAL
 from workflows.findings import Run
+from workflows.late_updates import late_updates
 from workflows.report_words import NONE, loss_text
 from workflows.timeline import STAGING_IN, STAGING_OUT, TRAINING, WAITING, idle_share, round_lengths
 from workflows.units import bytes_text, seconds_text
@@ -30,6 +31,7 @@ def round_table(run: Run) -> Table:
     """One row per round that was scored or begun."""
     tasks, lengths, means = task_runs(run.journal), round_lengths(run.timeline), run.mean_losses
     used = {e.get("version"): _used_text(e) for e in run.journal.named("aggregated")}
+    late = Counter(update.round for update in late_updates(run.journal))
     tokens: Counter[int] = Counter()
     nbytes = moved_nbytes(run.journal)
     for task in trainings(tasks):
@@ -40,7 +42,8 @@ def round_table(run: Run) -> Table:
         sites = {site: losses[site] for site in run.sites if site in losses}
         best = min(sites, key=sites.__getitem__, default=None)
         cells = [str(number), loss_text(losses.get(GLOBAL)), f"{loss_text(sites[best])} {best}" if best else NONE]
-        cells += [used.get(number, NONE), f"{tokens[number]:,}"]
+        cells += [used.get(number, NONE) + (f", {late[number]} too late" if late[number] else "")]
+        cells += [f"{tokens[number]:,}"]
         cells += [bytes_text(nbytes[number, out]) for out in (True, False)]
         rows.append([*cells, seconds_text(lengths[number]) if number in lengths else NONE])
     columns = (run.period, "global loss", "best site", "updates used", "tokens", "bytes out", "bytes in")
@@ -48,6 +51,8 @@ def round_table(run: Run) -> Table:
     if run.period == "version":
         note += " Tokens, bytes and length are of the time since the version before."
         note += " What moves after the last version of a finished campaign is in no row."
+    if late:
+        note += " Too late: an update that came after its round had ended; only its tokens and bytes are in the row."
     return Table(f"{run.period.capitalize()}s", (*columns, "length"), rows, note)
 
 
@@ -110,15 +115,19 @@ def _orders(run: Run) -> str:
 
 
 def trouble_table(run: Run) -> Table | None:
-    """What failed or was refused, in the order of the journal; None when nothing was."""
+    """What failed, was refused or came too late, in the order of time; None when nothing did."""
     names = {"task_failed": "task failed", "update_refused": "update refused", "block_failed": "block failed"}
     opened = run.journal.events[0]["time"] if run.journal.events else 0.0
-    rows = []
+    timed: list[tuple[float, list[str]]] = []
     for event in run.journal.events:
         if event["event"] in names:
             words = [str(event[key]) for key in ("app", "error", "message", "reason") if event.get(key)]
             when = seconds_text(event["time"] - opened)
             cells = [when, str(event.get("round", NONE)), str(event.get("site", NONE)), names[event["event"]]]
-            rows.append([*cells, ": ".join(words)])
+            timed.append((event["time"], [*cells, ": ".join(words)]))
+    for late in late_updates(run.journal):
+        when = seconds_text(late.time - opened)
+        timed.append((late.time, [when, str(late.round), late.site, "update too late", late.reason]))
+    rows = [row for _, row in sorted(timed, key=lambda pair: pair[0])]
     columns = ("after", "round" if run.period == "round" else "order", "site", "what", "why")
-    return Table("Refused updates and failures", columns, rows, look="text") if rows else None
+    return Table("Updates refused or late, and failures", columns, rows, look="text") if rows else None

@@ -8,7 +8,16 @@ from typing import Any
 
 from workflows.figure_style import GLOBAL
 from workflows.findings import Findings, Run
-from workflows.timeline import TRAINING, WAITING, idle_share, phase_seconds, round_lengths
+from workflows.timeline import (
+    TRAINING,
+    WAITING,
+    Interval,
+    Timeline,
+    idle_share,
+    phase_seconds,
+    round_at,
+    round_lengths,
+)
 from workflows.units import HOUR_S, bytes_text, plural, seconds_text, times_text
 
 NONE = "–"
@@ -118,13 +127,11 @@ def heatmap_caption(found: Findings) -> str:
 
 def timeline_caption(run: Run) -> str:
     timeline = run.timeline
-    waits = [i for i in timeline.intervals if i.phase == WAITING]
     text = "What each site did when; dotted lines mark where " + f"{run.period}s begin."
-    if waits:
-        worst = max(waits, key=lambda wait: wait.length_s)
-        when = f"in {run.period} {worst.round}" if worst.round else f"before the first {run.period}"
+    if timeline.waits:
+        worst = max(timeline.waits, key=lambda wait: wait.length_s)
         where = "in a queue" if timeline.queued else "for a worker"
-        text += f" The longest wait {where} was {seconds_text(worst.length_s)} at {worst.row} {when}."
+        text += f" The longest wait {where} was {seconds_text(worst.length_s)} at {worst.row} {_when(worst, timeline)}."
     idle = {site: idle_share(timeline, site) for site in run.sites}
     most = max(idle, key=idle.__getitem__, default=None)
     text += f" {most} was idle most, {idle[most]:.0%} of the time." if most else ""
@@ -133,6 +140,14 @@ def timeline_caption(run: Run) -> str:
         gaps = plural(len(timeline.down), "gap")
         text += f" The driver was down for at most {seconds_text(timeline.down_s)} in {gaps}."
     return text
+
+
+def _when(wait: Interval, timeline: Timeline) -> str:
+    """In which round a wait was, or until which one."""
+    if not wait.round:
+        return f"before the first {timeline.period}"
+    same = round_at(timeline.round_starts, wait.start_s) == wait.round
+    return f"{'in' if same else 'until'} {timeline.period} {wait.round}"
 
 
 def cost_caption(run: Run, found: Findings) -> str:

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from workflows.batch_jobs import BatchJob, batch_jobs
-from workflows.event_log import EventLog, Span, TaskRun, covered_s, down_spans, task_runs
+from workflows.event_log import EventLog, Span, TaskRun, covered_s, down_spans, task_runs, without
 
 STAGING_OUT, WAITING, TRAINING, STAGING_IN = "staging out", "waiting in queue", "training", "staging in"
 AGGREGATION, EVALUATION, HOUSEKEEPING = "aggregation", "evaluation", "set-up and saving"
@@ -55,6 +56,8 @@ class Timeline:
 
     ``period`` says what is counted, rounds or versions; versions follow each other without a gap and have
     ``round_ends``. ``queued`` says whether some site has a queue; ``origin`` is the opening in unix seconds.
+    ``waits`` are the waits of the sites as they were, with the round in which each ended; among the intervals they
+    are cut where a round begins, and what a site did meanwhile is left out of them.
     """
 
     rows: tuple[str, ...]
@@ -67,6 +70,7 @@ class Timeline:
     round_ends: Mapping[int, float] = field(default_factory=dict)
     queued: bool = True
     origin: float = 0.0
+    waits: tuple[Interval, ...] = ()
 
     def of(self, row: str, *phases: str) -> list[Interval]:
         """The intervals of one row, in some phases or in all of them."""
@@ -89,26 +93,31 @@ def build_timeline(journal: EventLog, sites: Sequence[str]) -> Timeline:
     tasks = task_runs(journal)
     origin = _origin(journal, tasks)
     times = [event["time"] for event in journal.events] + [task.ended for task in tasks]
-    jobs = batch_jobs(journal)
+    jobs = tuple(job.shifted(origin) for job in batch_jobs(journal))
     intervals = [i for task in tasks for i in _intervals_of(task, tasks, jobs, origin)]
-    seen = dict.fromkeys([*sites, *(task.site for task in tasks if task.site not in SERVER_ROWS)])
+    busy = [task.site for task in tasks if task.site not in SERVER_ROWS]
+    seen = dict.fromkeys([*sites, *busy, *(job.site for job in jobs)])
     servers = [row for row in SERVER_ROWS if any(task.site == row for task in tasks)]
     starts, ends = _round_starts(intervals), dict[int, float]()
     if journal.period == "version":
         ends = {event["version"]: event["time"] - origin for event in journal.named("aggregated")}
         first = {n: start for n, start in starts.items() if n == 1}
         starts = first | {n: ends[n - 1] for n in sorted({*starts, *ends}) if n - 1 in ends}
+    waits = _waits(intervals, jobs, starts)
+    work = [i for i in intervals if i.phase != WAITING]
+    intervals = work + [piece for wait in waits for piece in _pieces(wait, work, starts)]
     return Timeline(
         rows=(*seen, *servers),
         intervals=tuple(sorted(intervals, key=lambda i: (i.start_s, i.end_s))),
         down=tuple((start - origin, end - origin) for start, end in down_spans(journal)),
         round_starts=starts,
         length_s=max(times, default=origin) - origin,
-        jobs=tuple(job.shifted(origin) for job in jobs),
+        jobs=jobs,
         period=journal.period,
         round_ends=ends,
         queued=any(event["event"] in QUEUE_EVENTS for event in journal.events),
         origin=origin,
+        waits=tuple(waits),
     )
 
 
@@ -120,19 +129,20 @@ def _origin(journal: EventLog, tasks: Sequence[TaskRun]) -> float:
 
 
 def _intervals_of(task: TaskRun, tasks: Sequence[TaskRun], jobs: Sequence[BatchJob], origin: float) -> list[Interval]:
-    """The task itself and, before it, its wait for a place in a batch job."""
+    """The task itself and what went on before it: its wait, or where its site has batch jobs, its earlier attempts."""
     phase = PHASE_OF_APP.get(task.app)
     if phase is None:
         return []
     found = [Interval(task.site, phase, task.round, task.started - origin, task.ended - origin)]
     if task.app in QUEUED_APPS:
         # Futures are submitted before what they depend on is done: the wait proper begins afterwards.
-        before = [other.ended for other in tasks if other.site == task.site and other.ended <= task.started]
+        before = [o.ended for o in tasks if o.site == task.site and o.ended <= task.started and _precedes(o, task)]
         # Of a training that was begun before, the submission is that of its last try.
         first_try = not before or not _begun_before(task)
         ready = max([task.submitted] * first_try + before)
-        before_it = _before(task, ready, [job for job in jobs if job.site == task.site])
-        found += [Interval(task.site, name, task.round, a - origin, b - origin) for name, (a, b) in before_it]
+        here = [job for job in jobs if job.site == task.site]
+        before_it = _before(task, (ready - origin, task.started - origin), here)
+        found += [Interval(task.site, name, task.round, *span) for name, span in before_it]
     return found
 
 
@@ -140,17 +150,45 @@ def _begun_before(task: TaskRun) -> bool:
     return int(task.result.get("attempts") or 1) > 1
 
 
-def _before(task: TaskRun, ready: float, jobs: Sequence[BatchJob]) -> list[tuple[str, Span]]:
+def _precedes(other: TaskRun, task: TaskRun) -> bool:
+    """Whether a task at its site waits for another; nothing is sent to a site before it may be asked what it has."""
+    return task.app != "enrol" or other.app in QUEUED_APPS
+
+
+def _before(task: TaskRun, span: Span, jobs: Sequence[BatchJob]) -> list[tuple[str, Span]]:
     """What went on from when a task could run until it began for the last time; jobs are those of its site.
 
-    Where the jobs are known, the site waited while one was queued, and earlier attempts ran in those that ran.
+    Where there are jobs, they tell when the site waited, and earlier attempts ran in those that ran.
     """
+    ready, started = span
     if not jobs:
-        return [(WAITING, (ready, task.started))] if task.started > ready else []
-    spans = [(WAITING, job.queued) for job in jobs]
-    spans += [(PHASE_OF_APP[task.app], job.ran) for job in jobs if job.ran is not None and _begun_before(task)]
-    cut = [(phase, (max(start, ready), min(end, task.started))) for phase, (start, end) in spans]
-    return [(phase, (start, end)) for phase, (start, end) in cut if end > start]
+        return [(WAITING, span)] if started > ready else []
+    ran = [job.ran for job in jobs if job.ran is not None and _begun_before(task)]
+    cut = [(max(start, ready), min(end, started)) for start, end in ran]
+    return [(PHASE_OF_APP[task.app], (start, end)) for start, end in cut if end > start]
+
+
+def _waits(intervals: Iterable[Interval], jobs: Sequence[BatchJob], starts: Mapping[int, float]) -> list[Interval]:
+    """A site with batch jobs waits while one is queued and none runs; of another one its tasks tell."""
+    spans = [(i.row, (i.start_s, i.end_s)) for i in intervals if i.phase == WAITING]
+    for site in dict.fromkeys(job.site for job in jobs):
+        here = [job for job in jobs if job.site == site]
+        waited = without([job.queued for job in here], [job.ran for job in here if job.ran is not None])
+        spans += [(site, span) for span in waited]
+    return [Interval(site, WAITING, round_at(starts, end), start, end) for site, (start, end) in spans]
+
+
+def _pieces(wait: Interval, work: Iterable[Interval], starts: Mapping[int, float]) -> list[Interval]:
+    """A wait less what its site did meanwhile, cut where a round begins."""
+    cuts = [wait.start_s, *sorted(s for s in starts.values() if wait.start_s < s < wait.end_s), wait.end_s]
+    done = [(i.start_s, i.end_s) for i in work if i.row == wait.row]
+    spans = [span for part in pairwise(cuts) for span in without([part], done)]
+    return [Interval(wait.row, WAITING, round_at(starts, start), start, end) for start, end in spans]
+
+
+def round_at(starts: Mapping[int, float], time_s: float) -> int:
+    """The newest round that had begun by then; 0 before the first."""
+    return max((number for number, start in starts.items() if start <= time_s), default=0)
 
 
 def _round_starts(intervals: Iterable[Interval]) -> dict[int, float]:

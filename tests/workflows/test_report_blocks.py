@@ -24,8 +24,9 @@ from workflows.report_blocks import (
     refusal_sentence,
     sum_table,
 )
-from workflows.report_tables import trouble_table
+from workflows.report_tables import site_table, trouble_table
 from workflows.report_words import big_numbers, hours_text, timeline_caption
+from workflows.timeline import WAITING, Interval
 
 JOB = BatchJob("north", "7", "debug", 2, 3600.0, 100.0, 400.0, 1000.0, "timeout")
 
@@ -99,6 +100,28 @@ def test_a_campaign_without_batch_sites_says_nothing_of_them(tmp_path: Path) -> 
 def test_the_numbers_at_the_top_name_the_node_hours(run: Run) -> None:
     assert big_numbers(run, find(run))[-1][1] == "wall time; 62.1 node-hours held in batch jobs, 52% of them training"
     assert timeline_caption(run).endswith("The band under a site shows its batch jobs.")
+
+
+@pytest.mark.parametrize(
+    ("begun", "over", "last", "words"),
+    [
+        (5.0, 252.0, 2, "247 s at north until round 2."),
+        (110.0, 190.0, 1, "80 s at north in round 1."),
+        (5.0, 90.0, 0, "85 s at north before the first round."),
+    ],
+)
+def test_the_longest_wait_is_told_whole(run: Run, begun: float, over: float, last: int, words: str) -> None:
+    wait = Interval("north", WAITING, last, begun, over)
+    alone = replace(run)
+    alone.__dict__["timeline"] = replace(run.timeline, round_starts={1: 100.0, 2: 200.0}, waits=(wait,))
+    assert f"The longest wait in a queue was {words}" in timeline_caption(alone)
+
+
+def test_caption_and_tables_agree_on_the_queue(run: Run) -> None:
+    queue = {row[0]: row[site_table(run).columns.index("queue [s]")] for row in site_table(run).rows}
+    assert {name: row.queued_s for name in queue for row in run.site_jobs if row.site == name} == pytest.approx(
+        {row.site: float(queue[row.site].replace(",", "")) for row in run.site_jobs}, abs=1
+    )
 
 
 def test_refused_submissions_are_among_the_troubles(run: Run) -> None:

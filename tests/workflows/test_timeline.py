@@ -21,6 +21,7 @@ from workflows.event_log import (
     read_events,
     task_runs,
     trainings,
+    without,
 )
 from workflows.timeline import (
     AGGREGATION,
@@ -337,11 +338,70 @@ def test_the_submission_of_a_second_try_does_not_hide_the_first() -> None:
     events = [*block("1", 10, 100, 200), *block("2", 210, 480, 900)]
     timeline = batch_round(*events, attempts=2, submitted=205.0)
     assert spans(timeline, TRAINING) == [(100, 200), (480, 500), (500, 600)]
-    assert spans(batch_round(*events, attempts=1, submitted=205.0), WAITING) == [(210, 480)]
+    assert spans(timeline, WAITING) == [(20, 100), (210, 480)]
 
 
 def test_a_block_that_was_ready_before_is_no_wait() -> None:
     assert spans(batch_round(*block("1", 0, 5, 900)), WAITING) == []
+
+
+def late_site(*queued: dict[str, Any]) -> Timeline:
+    """Two rounds of one site; the other's part of the first came to it while it queued, and it was asked in the second.
+
+    Its enrolment was asked for at 5 s and began at 260 s.
+    """
+    log = EventLog(
+        (
+            event("campaign_opened", 0.0),
+            *queued,
+            task("stage_out", "m", 100, 100, 110),
+            task("stage_out", "n", 100, 100, 110),
+            task("local_train", "m", 100, 110, 190),
+            task("aggregate", "server", 190, 190, 200),
+            task("stage_out", "m", 200, 200, 210, round=2),
+            task("local_train", "m", 200, 210, 390, round=2),
+            task("enrol", "n", 5, 260, 270, round=0),
+            task("local_train", "n", 270, 275, 300),
+            task("aggregate", "server", 390, 390, 400, round=2),
+        )
+    )
+    return build_timeline(log, ["m", "n"])
+
+
+@pytest.mark.parametrize(
+    ("queued", "begun", "over"), [(block("1", 6, 252, 400), 6, 252), ([], 5, 260)], ids=["batch", "elsewhere"]
+)
+def test_a_site_that_comes_late_has_waited_all_the_time(
+    queued: list[dict[str, Any]], begun: float, over: float
+) -> None:
+    timeline = late_site(*queued)
+    (wait,) = (wait for wait in timeline.waits if wait.row == "n" and wait.length_s > 100)
+    assert wait == Interval("n", WAITING, 2, begun, over)
+    long = [i for i in timeline.of("n", WAITING) if i.length_s > 10]
+    assert [(i.round, i.start_s, i.end_s) for i in long] == [(0, begun, 100), (1, 110, 200), (2, 200, over)]
+    assert phase_seconds(timeline)[1][WAITING] == pytest.approx(90 / 2)
+
+
+def test_a_site_whose_only_block_never_starts_waits_and_is_not_idle() -> None:
+    asked = event("block_submitted", 10.0, site="n", job_id="1", queue="q", nodes=1, walltime_s=60)
+    timeline = late_site(asked | {"site": "s"})
+    assert [(i.start_s, i.end_s) for i in timeline.waits if i.row == "s"] == [(10, 400)]
+    assert timeline.rows == ("m", "n", "s", "server")
+    assert idle_share(timeline, "s") == pytest.approx(10 / 400)
+
+
+def test_a_block_that_queues_while_another_runs_is_no_wait() -> None:
+    events = [*block("1", 10, 100, 450), *block("2", 200, 480, 900)]
+    assert spans(batch_round(*events, attempts=2), WAITING) == [(20, 100), (450, 480)]
+
+
+@given(*[st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=6)] * 2)
+def test_what_is_left_of_spans_is_in_them_and_in_none_taken(first: list[Any], second: list[Any]) -> None:
+    seconds = [{s for start, end in spans for s in range(start, end)} for spans in (first, second)]
+    left = without([pair for pair in first if pair[0] <= pair[1]], [pair for pair in second if pair[0] <= pair[1]])
+    assert {s for start, end in left for s in range(int(start), int(end))} == seconds[0] - seconds[1]
+    assert all(start < end for start, end in left)
+    assert all(later >= end for (_, end), (later, _) in itertools.pairwise(left))
 
 
 def test_the_timeline_has_the_jobs_on_its_own_clock(tmp_path: Path) -> None:
