@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 BLOCK = Block("slurm", Queue("small", 1, 8, 7200, date(2026, 8, 19), "a guide"), 2, 5400)
 LLAMA = Path(__file__).resolve().parents[2] / "workflows" / "campaigns" / "smolinstruct_llama2_7b.yaml"
+TINY = LLAMA.parent / "demo.yaml"
 STORAGE = {
     "perlmutter": "/pscratch/sd/a/ada/crossfed",
     "polaris": "/eagle/ABC/crossfed",
@@ -130,6 +131,15 @@ def test_the_plan_in_words(llama: Plan, run_dir: Path) -> None:
     assert "rule of 2026" in lines["block of frontier"] and str(run_dir) in lines["run directory"]
     missing = [line for line in describe(llama, run_dir) if line.startswith("not on this machine")]
     assert any("sites.polaris.data: smolinstruct/data.zip" in line for line in missing)
+
+
+def test_ranks_without_a_sample_are_told_before_the_start(run_dir: Path) -> None:
+    sets = ["sites={polaris: {account: ABC, storage_root: /eagle/ABC/cf, nodes: 4}}", "training.batch_size=6"]
+    told = describe(make_plan(settle_dtype(load_campaign(TINY, sets)), run_dir, TINY), run_dir)
+    assert [line for line in told if line.startswith("training of ")] == [
+        "training of polaris: 16 ranks share a batch of 6, 10 have nothing to do: use fewer nodes or a larger"
+        " training.batch_size"
+    ]
 
 
 def test_a_walltime_that_nobody_chose_is_told_with_how_to_choose(llama: Plan, run_dir: Path) -> None:
