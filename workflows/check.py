@@ -80,7 +80,7 @@ def _training_time(plan: Plan, name: str, block: Block) -> str:
     rounds, what = (plan.campaign.rounds, "all rounds") if block.reuse == "pilot" else (1, "a round")
     if not rate:
         return ""
-    seconds = rounds * training.steps * training.batch_size / rate
+    seconds = rounds * training.steps * training.accumulate * training.batch_size / rate
     estimate = f"{duration_text(seconds)} or more" if seconds >= 60 else "minutes"  # it comes out too short
     return f" (training alone, {what}: {estimate}, an estimate)"
 

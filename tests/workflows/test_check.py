@@ -142,6 +142,16 @@ def test_ranks_without_a_sample_are_told_before_the_start(run_dir: Path) -> None
     ]
 
 
+def test_accumulated_batches_count_for_the_training_time(run_dir: Path) -> None:
+    told = []
+    for steps, accumulate in ((1_000_000, 3), (3_000_000, 1), (1_000_000, 1)):
+        sets = ["sites={polaris: {account: ABC, storage_root: /eagle/ABC/cf}}", f"training.steps={steps}",
+                f"training.accumulate={accumulate}"]  # fmt: skip
+        lines = describe(make_plan(settle_dtype(load_campaign(TINY, sets)), run_dir, TINY), run_dir)
+        told += [line for line in lines if line.startswith("walltime of polaris")]
+    assert told[0] == told[1] != told[2]
+
+
 def test_a_walltime_that_nobody_chose_is_told_with_how_to_choose(llama: Plan, run_dir: Path) -> None:
     lines = dict(line.split(":", 1) for line in describe(llama, run_dir))
     unset = lines["walltime of aurora"].strip()
