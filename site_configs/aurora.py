@@ -114,5 +114,6 @@ def site(
         block=block,
         node=NODE,
         ranks=Ranks(per_node=ranks_per_node, launch=LAUNCH, backend="xccl", interface="hsn0"),
-        collection=Collection("f39a7a0f-5bfc-46ce-9615-ba9f8592814f", Path("/flare")),  # alcf#dtn_flare, to be verified
+        # alcf#dtn_flare, to be verified
+        collection=Collection("f39a7a0f-5bfc-46ce-9615-ba9f8592814f", Path("/flare"), mapped=True),
     )

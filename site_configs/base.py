@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
+from os.path import normpath
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -111,10 +112,12 @@ class Collection:
     Attributes:
         id: of the collection.
         folder: of the file system, which the collection shows as its ``/``.
+        mapped: it shows everybody what their own account may see; a guest collection shows what its maker shares.
     """
 
     id: str
     folder: Path = Path("/")
+    mapped: bool = False
 
     def path_of(self, path: Path) -> str:
         """A path of the file system as the collection names it.
@@ -125,6 +128,12 @@ class Collection:
         if not path.is_relative_to(self.folder):
             raise SiteConfigError(f"{path} is not below {self.folder}, which is all that collection {self.id} shows")
         return f"/{path.relative_to(self.folder)}"
+
+    def shares(self, path: Path) -> bool:
+        """Whether it opens a path of the file system to others, who may read it and write there."""
+        if self.mapped or self.folder == Path("/"):
+            return False
+        return Path(normpath(path)).is_relative_to(normpath(self.folder))
 
 
 @dataclass(frozen=True)

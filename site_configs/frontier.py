@@ -131,5 +131,5 @@ def site(
         block=block,
         node=NODE,
         ranks=Ranks(per_node=ranks_per_node, launch=LAUNCH, backend="nccl", interface="hsn0"),
-        collection=Collection("36d521b3-c182-4071-b7d5-91db5d380d42"),  # OLCF DTN (Globus 5)
+        collection=Collection("36d521b3-c182-4071-b7d5-91db5d380d42", mapped=True),  # OLCF DTN (Globus 5)
     )

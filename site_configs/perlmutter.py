@@ -119,5 +119,5 @@ def site(
         block=block,
         node=NODE,
         ranks=Ranks(per_node=ranks_per_node, launch=LAUNCH, backend="nccl", interface="hsn0"),
-        collection=Collection("6bdc7956-fc0f-4ad2-989c-7aa5ee643a79"),  # NERSC Perlmutter, to be verified
+        collection=Collection("6bdc7956-fc0f-4ad2-989c-7aa5ee643a79", mapped=True),  # NERSC Perlmutter, to be verified
     )

@@ -119,5 +119,5 @@ def site(
         block=block,
         node=NODE,
         ranks=Ranks(per_node=ranks_per_node, launch=LAUNCH, backend="nccl", interface="hsn0"),
-        collection=Collection("05d2c76a-e867-4f67-aa57-76edeb0beda0", Path("/eagle")),  # alcf#dtn_eagle
+        collection=Collection("05d2c76a-e867-4f67-aa57-76edeb0beda0", Path("/eagle"), mapped=True),  # alcf#dtn_eagle
     )

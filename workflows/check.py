@@ -20,7 +20,7 @@ from site_configs.resolve import takes
 from site_configs.schedulers import scheduler_for
 from workflows.batch_jobs import duration_text
 from workflows.executors import job_prefix, launch_command, worker_init
-from workflows.memory.campaign import describe_site, job_of, samples_per_s
+from workflows.memory.campaign import describe_site, idle_text, job_of, samples_per_s
 from workflows.memory.model import shape_of
 from workflows.plan_words import plan_in_words
 from workflows.preflight import Plan, address_problem, missing_here
@@ -45,6 +45,8 @@ def describe(plan: Plan, run_dir: Path) -> Iterator[str]:
         if site.block:
             yield f"{'block of ' + name + ':':{WIDTH}s} {block_in_words(site.block)}"
             yield from _walltime_hint(plan, name, site.block)
+        if name in plan.memory and (idle := idle_text(plan.memory[name])):
+            yield f"{'training of ' + name + ':':{WIDTH}s} {idle}"
     yield from _quorum_hint(plan)
     yield f"{'run directory:':{WIDTH}s} {run_dir}"
     for what in missing_here(plan):
@@ -92,7 +94,7 @@ def _training_time(plan: Plan, name: str, block: Block) -> str:
     rounds, what = (plan.campaign.rounds, "all rounds") if block.reuse == "pilot" else (1, "a round")
     if not rate:
         return ""
-    seconds = rounds * training.steps * training.batch_size / rate
+    seconds = rounds * training.steps * training.accumulate * training.batch_size / rate
     estimate = f"{duration_text(seconds)} or more" if seconds >= 60 else "minutes"  # it comes out too short
     return f" (training alone, {what}: {estimate}, an estimate)"
 

@@ -10,7 +10,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,6 +93,7 @@ def work(options: argparse.Namespace) -> None:
     site = made(request)
     assert site.python_env is not None
     agent = options.agent or usual_agent(site.python_env)
+    refuse_shared_code(site, request, {"python_env": site.python_env, "--agent": agent})
     choices = Choices(agent, duration(options.idle) if options.idle else None)
     folder = options.out or Path("endpoints") / request.name
     for name, text in endpoint_files(site, request, choices, not options.no_files).items():
@@ -143,6 +144,21 @@ def made(request: Request) -> Site:
     except SiteConfigError as error:
         told = str(error).replace(f"--set sites.{request.name}.", "--set ")
         raise UserMistake(f"{request.config}: {told}") from None
+
+
+def refuse_shared_code(site: Site, request: Request, places: Mapping[str, Path]) -> None:
+    """Raises UserMistake if one of these folders would lie in the collection, which is usually made later."""
+    from site_configs.base import Collection
+    from workflows.globus.checklist import carried
+    from workflows.storage_checks import refuse_shared
+
+    settings, collection = request.settings, site.collection
+    if not carried(settings):
+        return
+    if "collection" not in settings or collection is None:
+        collection = Collection(NOT_YET, Path(str(settings.get("collection_folder") or settings["storage_root"])))
+    for key, path in places.items():
+        refuse_shared(f"{request.config}: {key}", path, collection)
 
 
 def duration(text: str) -> int:

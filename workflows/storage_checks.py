@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from apps.errors import UserMistake
-from site_configs.base import Site
+from data.tasks import EMBEDDED
+from site_configs.base import Collection, Site
 from site_configs.errors import SiteConfigError
 from workflows.campaign import Campaign
 
@@ -39,10 +41,42 @@ def check_collections(campaign: Campaign, sites: dict[str, Site], run_dir: Path)
             if collection is None:
                 raise SiteConfigError(f"sites.{name}: carrier globus needs a collection")
             collection.path_of(sites[name].storage_root)
+            _refuse_shared(sites[name], collection, campaign.sites[name].data)
         if carried and campaign.globus:
             campaign.globus.as_collection().path_of(run_dir)
     except SiteConfigError as error:
         raise UserMistake(str(error)) from None
+
+
+def _refuse_shared(site: Site, collection: Collection, records: str | None) -> None:
+    private = {"data": Path(records) if records and records != EMBEDDED else None, "python_env": site.python_env}
+    for key, path in private.items():
+        if path is None:
+            continue
+        refuse_shared(f"sites.{site.name}.{key}", path, collection)
+        if site.endpoint is None:  # its file system is seen from here, with its links
+            seen = replace(collection, folder=collection.folder.resolve())
+            refuse_shared(f"sites.{site.name}.{key}", path, seen, path.expanduser().resolve())
+
+
+def refuse_shared(key: str, path: Path, collection: Collection, really: Path | None = None) -> None:
+    """Records and code must lie where the driver's identity reaches them by no collection.
+
+    Args:
+        key: under which the path stands, for the error.
+        path: at the site, as given.
+        collection: of the site.
+        really: the path without links, where that is known.
+
+    Raises:
+        UserMistake: the collection shares them.
+    """
+    if collection.shares(really or path):
+        folder = collection.folder
+        raise UserMistake(
+            f"{key}: {path} lies in {folder}, which the driver may read and write through the site's collection",
+            remedy=f"Put it beside {folder}, or let the collection share a smaller folder",
+        )
 
 
 def check_space(run_dir: Path) -> None:

@@ -59,11 +59,25 @@ def test_endpoints_and_their_patience(tmp_path: Path) -> None:
 def test_a_machines_own_collection(tmp_path: Path) -> None:
     own = "05d2c76a-e867-4f67-aa57-76edeb0beda0"
     site = resolved(tmp_path, collection=None, collection_folder=None)
-    assert site.collection == Collection(own, Path("/eagle"))
+    assert site.collection == Collection(own, Path("/eagle"), mapped=True)
     assert site.collection.path_of(site.storage_root) == "/ABC/crossfed/run/there"
     assert resolved(tmp_path, collection=own, collection_folder=None).collection == site.collection
     moved = resolved(tmp_path, collection=None, collection_folder="/eagle/ABC")
-    assert moved.collection == Collection(own, Path("/eagle/ABC"))
+    assert moved.collection == Collection(own, Path("/eagle/ABC"), mapped=True)
+
+
+@pytest.mark.parametrize(
+    ("folder", "path", "shared"),
+    [
+        ("/eagle/ABC/cf", "/eagle/ABC/cf", True), ("/eagle/ABC/cf", "/eagle/ABC/cf/env", True),
+        ("/eagle/ABC/cf/", "/eagle/ABC/x/../cf/env", True), ("/eagle/ABC/cf", "/eagle/ABC/cf/../env", False),
+        ("/eagle/ABC/cf", "/eagle/ABC/cf-records", False), ("/", "/eagle/ABC/cf", False),
+        ("/eagle/ABC/cf", "records", False),
+    ],
+)  # fmt: skip
+def test_what_a_guest_collection_shares(folder: str, path: str, shared: bool) -> None:
+    assert Collection(COLLECTION, Path(folder)).shares(Path(path)) == shared
+    assert not Collection(COLLECTION, Path(folder), mapped=True).shares(Path(path))
 
 
 @pytest.mark.parametrize("carrier", ["copy", "shared"])

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 BLOCK = Block("slurm", Queue("small", 1, 8, 7200, date(2026, 8, 19), "a guide"), 2, 5400)
 LLAMA = Path(__file__).resolve().parents[2] / "workflows" / "campaigns" / "smolinstruct_llama2_7b.yaml"
+TINY = LLAMA.parent / "demo.yaml"
 STORAGE = {
     "perlmutter": "/pscratch/sd/a/ada/crossfed",
     "polaris": "/eagle/ABC/crossfed",
@@ -142,6 +143,25 @@ def test_a_quorum_without_a_deadline_is_told_to_wait_for_queues_all_the_same(run
     (hint,) = hints("strategy.quorum=2")
     assert all(name in hint for name in STORAGE) and hint.endswith("--set strategy.deadline_s=SECONDS")
     assert not hints("strategy.quorum=null") and not hints("strategy.quorum=2", "strategy.deadline_s=3600")
+
+
+def test_ranks_without_a_sample_are_told_before_the_start(run_dir: Path) -> None:
+    sets = ["sites={polaris: {account: ABC, storage_root: /eagle/ABC/cf, nodes: 4}}", "training.batch_size=6"]
+    told = describe(make_plan(settle_dtype(load_campaign(TINY, sets)), run_dir, TINY), run_dir)
+    assert [line for line in told if line.startswith("training of ")] == [
+        "training of polaris: 16 ranks share a batch of 6, 10 have nothing to do: use fewer nodes or a larger"
+        " training.batch_size"
+    ]
+
+
+def test_accumulated_batches_count_for_the_training_time(run_dir: Path) -> None:
+    told = []
+    for steps, accumulate in ((1_000_000, 3), (3_000_000, 1), (1_000_000, 1)):
+        sets = ["sites={polaris: {account: ABC, storage_root: /eagle/ABC/cf}}", f"training.steps={steps}",
+                f"training.accumulate={accumulate}"]  # fmt: skip
+        lines = describe(make_plan(settle_dtype(load_campaign(TINY, sets)), run_dir, TINY), run_dir)
+        told += [line for line in lines if line.startswith("walltime of polaris")]
+    assert told[0] == told[1] != told[2]
 
 
 def test_a_walltime_that_nobody_chose_is_told_with_how_to_choose(llama: Plan, run_dir: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import date
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apps.errors import UserMistake
-from site_configs.base import Node, Ranks, Site
+from site_configs.base import Block, Node, Queue, Ranks, Site
 from site_configs.local import site as local_site
-from workflows.memory.campaign import describe, job_of, plan_memory, spread_text
+from workflows.memory.campaign import describe, idle_text, job_of, plan_memory, samples_per_s, spread_text
 from workflows.memory.model import ModelShape, shape_of
-from workflows.memory.plan import ORDER, candidates, first_fit, fits, machine_of, micro_batches, plan_site
+from workflows.memory.plan import ORDER, MemoryPlan, candidates, first_fit, fits, machine_of, micro_batches, plan_site
 from workflows.memory.reference import zero_plan
 from workflows.memory.speed import Rates, collective_bytes, estimate, operations, rates_of
 from workflows.memory.sums import Choice, Job, Machine, in_flight, need_of
@@ -416,3 +417,40 @@ def test_a_plan_that_was_not_checked_says_so():
     lines = describe({"polaris": plan}, None, MIXED, {"polaris": gpu_site(POLARIS)})
     assert lines[1] == ("", "not checked: the model's configuration is not known on this machine")
     assert "activations computed again" in spread_text(plan)
+
+
+def spread_over(nodes: int, batch: int) -> tuple[MemoryPlan, float]:
+    """The plan of Polaris for a small model, and the estimate of its speed."""
+    queue = Queue("prod", 1, 64, 3600, date(2026, 8, 1), "a test")
+    site = replace(gpu_site(POLARIS), block=Block("pbs", queue, nodes, 3600))
+    small = shape_of(spec("tiny", tiny={"width": 32, "layers": 1}))
+    plan = plan_site(site, small, FLOAT, batch, AUTO)
+    rate = samples_per_s(site, plan, small, FLOAT)
+    assert rate is not None
+    return plan, rate
+
+
+def test_ranks_without_a_sample_are_told():
+    told = {nodes: idle_text(spread_over(nodes, 6)[0]) for nodes in (1, 2, 4)}
+    assert told[1] == ""
+    assert told[4] == (
+        "16 ranks share a batch of 6, 10 have nothing to do: use fewer nodes or a larger training.batch_size"
+    )
+    assert told[2].startswith("8 ranks share a batch of 6, 2 have nothing to do")
+    assert idle_text(spread_over(1, 3)[0]).endswith(
+        "1 has nothing to do: use fewer ranks or a larger training.batch_size"
+    )
+
+
+def test_idle_ranks_do_not_speed_up_the_estimate():
+    speeds = [spread_over(nodes, 6)[1] for nodes in (2, 4, 8)]
+    assert speeds == sorted(speeds, reverse=True)
+    assert speeds[2] == pytest.approx(speeds[0])  # as many samples at once, of the same size
+
+
+@given(st.integers(1, 200), st.integers(1, 8))
+def test_the_share_of_ranks_at_work(batch, nodes):
+    plan = spread_over(nodes, batch)[0]
+    most = max(len(range(rank, batch, plan.machine.ranks)) for rank in range(plan.machine.ranks))
+    assert plan.occupancy * plan.machine.ranks * most == pytest.approx(batch)
+    assert 0 < plan.occupancy <= 1 and (plan.idle_ranks > 0) == (batch < plan.machine.ranks)

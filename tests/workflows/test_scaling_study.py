@@ -45,7 +45,9 @@ def point(
         queue = Queue("debug", 1, 8, 3600, date(2026, 8, 1), "a test")
         site = replace(site, route="batch", block=Block("slurm", queue, nodes, 3600))
     machine = Machine(nodes, ranks, int(40e9), int(512e9), batch)
-    memory = MemoryPlan(name, machine, choice or Choice("ddp", False, False, 4), Need(1, 1, 2, 0, 5, 1, 0))
+    memory = MemoryPlan(
+        name, machine, 4 * machine.ranks, choice or Choice("ddp", False, False, 4), Need(1, 1, 2, 0, 5, 1, 0)
+    )
     return Point(site, memory)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -59,11 +60,42 @@ def test_the_same_path_at_two_facilities_is_two_places(tmp_path: Path) -> None:
 
 
 def test_data_and_model_at_the_site_are_not_looked_for_here(tmp_path: Path) -> None:
-    entry = globus_entry("/data/far", data="/data/records", model="/data/weights")
+    entry = globus_entry("/data/far", data="/private/records", model="/data/weights")
     made = plan(tmp_path, {"far": entry})
-    assert made.site_work["far"]["data"]["source"] == "/data/records"
+    assert made.site_work["far"]["data"]["source"] == "/private/records"
     assert made.site_work["far"]["model"]["source"] == "/data/weights"
     assert made.server_work["model"]["source"] == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("key", "path"),
+    [("data", "/data/records"), ("data", "/data/far/../records"), ("python_env", "/data/env"), ("python_env", "/data")],
+)
+def test_private_records_and_code_lie_outside_of_what_is_shared(key: str, path: str, tmp_path: Path) -> None:
+    told = rf"sites.far.{key}: {re.escape(path)} lies in /data, which the driver may read and write .* beside /data"
+    with pytest.raises(UserMistake, match=told) as caught:
+        plan(tmp_path, {"far": globus_entry("/data/far", **{key: path})})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_collection_that_shows_everything_shares_nothing_more(tmp_path: Path) -> None:
+    inside = {"data": "/data/records", "python_env": "/data/env"}
+    assert plan(tmp_path, {"far": globus_entry("/data/far", collection_folder="/", **inside)}).sites
+    own = {"config": "polaris", "collection": None, "collection_folder": None, "account": "ABC"}
+    entry = globus_entry("/eagle/ABC/cf", data="/eagle/ABC/records", **own) | {"python_env": "/eagle/ABC/env"}
+    assert plan(tmp_path, {"far": {key: value for key, value in entry.items() if value}}).sites
+
+
+def test_links_into_what_is_shared_are_followed_where_they_can_be(tmp_path: Path) -> None:
+    (tmp_path / "shown").mkdir()
+    (tmp_path / "records").symlink_to(tmp_path / "shown")
+    entry = {
+        "config": "local", "carrier": "globus", "collection": IDS[1], "collection_folder": str(tmp_path / "shown"),
+        "storage_root": str(tmp_path / "shown" / "far"), "tasks": ["chemical_reaction"],
+    }  # fmt: skip
+    with pytest.raises(UserMistake, match="sites.far.data: .*/records lies in .*/shown"):
+        plan(tmp_path, {"far": {**entry, "data": str(tmp_path / "records")}})
+    assert plan(tmp_path, {"far": {**entry, "data": "embedded"}}).sites
 
 
 def test_a_full_disk_is_told_before_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

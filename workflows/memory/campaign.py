@@ -62,7 +62,19 @@ def samples_per_s(site: Site, plan: MemoryPlan, shape: ModelShape | None, job: J
     rates = rates_of(site)
     if not (plan.need and shape and rates):
         return None
-    return estimate(shape, job, plan.machine, plan.choice, rates).samples_per_s
+    return estimate(shape, job, plan.machine, plan.choice, rates).samples_per_s * plan.occupancy
+
+
+def idle_text(plan: MemoryPlan) -> str:
+    """What to know where a batch has too few samples for a site's ranks; empty where it has enough."""
+    if not plan.idle_ranks:
+        return ""
+    fewer = "nodes" if plan.machine.nodes > 1 else "ranks"
+    verb = "has" if plan.idle_ranks == 1 else "have"
+    return (
+        f"{plan.machine.ranks} ranks share a batch of {plan.batch}, {plan.idle_ranks} {verb} nothing to do:"
+        f" use fewer {fewer} or a larger training.batch_size"
+    )
 
 
 def spread_text(plan: MemoryPlan) -> str:

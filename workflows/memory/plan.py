@@ -36,6 +36,7 @@ class MemoryPlan:
     Attributes:
         site: its name in the campaign.
         machine: what the plan was made for.
+        batch: samples that its ranks share out among themselves.
         choice: how.
         need: the sum; None where the model or the memory is not known here and nothing was checked.
         note: what a person should know besides.
@@ -43,9 +44,20 @@ class MemoryPlan:
 
     site: str
     machine: Machine
+    batch: int
     choice: Choice
     need: Need | None
     note: str = ""
+
+    @property
+    def idle_ranks(self) -> int:
+        """Ranks that get no sample of a batch; they only keep the others company."""
+        return max(0, self.machine.ranks - self.batch)
+
+    @property
+    def occupancy(self) -> float:
+        """Samples of a batch, as a share of what the ranks would get through in the same time: above 0, at most 1."""
+        return self.batch / (self.machine.ranks * math.ceil(self.batch / self.machine.ranks))
 
     def parallel(self, site: Site) -> dict[str, Any]:
         """The plain values that the trainer takes."""
@@ -94,11 +106,13 @@ def plan_site(site: Site, shape: ModelShape | None, job: Job, batch: int, wish: 
     if shape is None or not machine.device_bytes:
         unknown = "the model's configuration is" if shape is None else "the device's memory is"
         cautious = choices[0] if machine.ranks == 1 or not machine.accelerator else _last_without_offload(choices)
-        return MemoryPlan(site.name, machine, cautious, None, f"not checked: {unknown} not known on this machine")
+        return MemoryPlan(
+            site.name, machine, batch, cautious, None, f"not checked: {unknown} not known on this machine"
+        )
     found = first_fit(shape, job, machine, choices)
     if found is None:
         raise _refusal(site, shape, job, machine, choices)
-    return MemoryPlan(site.name, machine, *found)
+    return MemoryPlan(site.name, machine, batch, *found)
 
 
 def first_fit(shape: ModelShape, job: Job, machine: Machine, choices: Sequence[Choice]) -> tuple[Choice, Need] | None:

@@ -16,7 +16,7 @@ from site_configs.resolve import SiteConfigError, resolve_site
 from workflows.campaign import Campaign
 from workflows.memory.campaign import job_of
 from workflows.memory.model import ModelShape
-from workflows.memory.plan import MemoryPlan, plan_site
+from workflows.memory.plan import MemoryPlan, machine_of, plan_site
 from workflows.memory.wish import ParallelSection
 from workflows.preflight import Plan
 
@@ -73,7 +73,8 @@ def points_of(
 
 
 def _plan(site: Site, campaign: Campaign, shape: ModelShape | None, micro_batch: int) -> MemoryPlan:
-    return plan_site(site, shape, job_of(campaign), micro_batch, ParallelSection(micro_batch=micro_batch))
+    batch = micro_batch * machine_of(site).ranks
+    return plan_site(site, shape, job_of(campaign), batch, ParallelSection(micro_batch=micro_batch))
 
 
 def _sites_at_sizes(name: str, campaign: Campaign, run_dir: Path, sizes: Sizes) -> list[Site]:

@@ -243,13 +243,24 @@ def test_from_a_campaign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["local", "--set", "storage_root=/d", "--set", "python_env=/e", "--idle", "x"], "--idle x: not a length of"),
         ([*arguments("polaris"), "--idle", "3"], "--idle 3: it has no unit. Write 3s, 3m or 3h"),
         (["polaris", "--set", "account"], "write KEY=VALUE"),
+        (["local", "--set", "storage_root=/d", "--set", "python_env=/d/env"],
+         "local: python_env: /d/env lies in /d, which .* Put it beside /d"),
+        (["local", "--set", "storage_root=/d", "--set", "python_env=/e", "--agent", "/d/agent"],
+         "local: --agent: /d/agent lies in /d, which .* Put it beside /d"),
     ],
-)
+)  # fmt: skip
 def test_mistakes_are_told_in_a_line(
     given: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert setup_site.main([*given, "--out", str(tmp_path / "out")]) == 2
     assert re.search(told, capsys.readouterr().err) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("seen", ["carrier=copy", "collection_folder=/"])
+def test_code_may_lie_in_what_no_guest_collection_shows(seen: str, tmp_path: Path) -> None:
+    sets = ["account=ABC", "storage_root=/eagle/ABC", "python_env=/eagle/ABC/env", seen]
+    given = [word for text in sets for word in ("--set", text)]
+    assert setup_site.main(["polaris", *given, "--out", str(tmp_path / "out")]) == 0
 
 
 def test_a_machine_with_another_provider(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
