@@ -155,13 +155,13 @@ def test_ranks_without_a_sample_are_told_before_the_start(run_dir: Path) -> None
 
 
 def test_accumulated_batches_count_for_the_training_time(run_dir: Path) -> None:
+    own = [f"sites.{name}.{key}" for name in STORAGE for key in ("account=ABC", f"storage_root={STORAGE[name]}")]
     told = []
-    for steps, accumulate in ((1_000_000, 3), (3_000_000, 1), (1_000_000, 1)):
-        sets = ["sites={polaris: {account: ABC, storage_root: /eagle/ABC/cf}}", f"training.steps={steps}",
-                f"training.accumulate={accumulate}"]  # fmt: skip
-        lines = describe(make_plan(settle_dtype(load_campaign(TINY, sets)), run_dir, TINY), run_dir)
+    for steps, accumulate in ((300, 3), (900, 1), (300, 1)):
+        sets = [*own, f"training.steps={steps}", f"training.accumulate={accumulate}"]
+        lines = describe(make_plan(settle_dtype(load_campaign(LLAMA, sets)), run_dir, LLAMA), run_dir)
         told += [line for line in lines if line.startswith("walltime of polaris")]
-    assert told[0] == told[1] != told[2]
+    assert "training alone" in told[0] and told[0] == told[1] != told[2]
 
 
 def test_a_walltime_that_nobody_chose_is_told_with_how_to_choose(llama: Plan, run_dir: Path) -> None:
