@@ -26,10 +26,11 @@ class Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
             if key.value in keys:
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is set twice", key.start_mark)
-            if isinstance(key, yaml.ScalarNode):
-                keys.add(key.value)
+            keys.add(key.value)
         return super().construct_mapping(node, deep)
 
 

@@ -46,9 +46,10 @@ def enrolled(
         CrossfedError: what a site answered when it was asked; or the first loss, where too few are left.
     """
     gather(shards.values(), until)
-    for mistake in filter(None, map(_mistake, shards.values())):
+    answered = {site: shard for site, shard in shards.items() if shard.done()}
+    for mistake in filter(None, map(_mistake, answered.values())):
         raise mistake
-    answers = {site: root_cause(shard) for site, shard in shards.items() if shard.done()}
+    answers = {site: root_cause(shard) for site, shard in answered.items()}
     lost = {site: error for site, error in answers.items() if error is not None}
     left, needed = len(shards) - len(lost), _needed(plan)
     for site, error in lost.items():

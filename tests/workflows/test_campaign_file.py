@@ -110,6 +110,11 @@ def test_a_key_that_is_set_twice_is_refused_with_its_line(tmp_path: Path) -> Non
         load_campaign(path)
 
 
+def test_a_key_that_is_a_list_is_a_mistake_like_others(tmp_path: Path) -> None:
+    with pytest.raises(UserMistake, match="not valid YAML"):
+        load_campaign(saved(tmp_path, "name: x\n? [a, b]\n: 3\n"))
+
+
 def test_another_machine_under_a_site_keeps_what_it_takes(tmp_path: Path) -> None:
     cluster = {"config": "slurm", "partition": "gpu", "storage_root": "/s", "threads": 2, "tasks": ["retrosynthesis"]}
     path = saved(tmp_path, nano(sites={"aurora": cluster}))
