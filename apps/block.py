@@ -6,8 +6,8 @@ import os
 import time
 from typing import TypedDict
 
-from apps.deadline import block_end
-from apps.manifests import Place
+from apps.artifacts.manifests import Place
+from apps.training.deadline import block_end
 
 BLOCK_VARIABLE = "PARSL_WORKER_BLOCK_ID"
 

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from apps.artifacts import verify
-from apps.batches import Batch, DataSpec, by_length, collate, encode
-from apps.errors import UserMistake, placed
-from apps.loss import counted_logits, loss_per_sample
-from apps.manifests import Place, identity
-from apps.models import Model, ModelSpec, load_model, set_state
-from apps.versions import require_same_code
+from apps.artifacts.manifests import Place, identity
+from apps.artifacts.store import verify
+from apps.base.errors import UserMistake, placed
+from apps.base.versions import require_same_code
+from apps.models.batches import Batch, DataSpec, by_length, collate, encode
+from apps.models.loss import counted_logits, loss_per_sample
+from apps.models.model import Model, ModelSpec, load_model, set_state
 
 # Kinds of models whose forward pass is embedding, layers that all get the same arguments, norm and output layer,
 # with nothing else after the layers; others scale or cap their logits.

@@ -9,15 +9,23 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-from apps.aggregate import affine_combination, weighted_sum
-from apps.artifacts import verify
-from apps.errors import UserMistake, placed
-from apps.files import cannot_write
-from apps.lora import aggregate_adapters
-from apps.manifests import Place
-from apps.models import ModelSpec, full_nbytes, load_first_model, load_model, save_for_users, save_state, set_state
-from apps.server_optimizer import Rule, optimizer_step
-from apps.versions import require_same_code
+from apps.artifacts.lora import aggregate_adapters
+from apps.artifacts.manifests import Place
+from apps.artifacts.server_optimizer import Rule, optimizer_step
+from apps.artifacts.store import verify
+from apps.artifacts.weighted_sum import affine_combination, weighted_sum
+from apps.base.errors import UserMistake, placed
+from apps.base.files import cannot_write
+from apps.base.versions import require_same_code
+from apps.models.model import (
+    ModelSpec,
+    full_nbytes,
+    load_first_model,
+    load_model,
+    save_for_users,
+    save_state,
+    set_state,
+)
 
 LINEAR_METHODS = ("fedit", "ffa")  # adapter methods that sum tensor by tensor
 

@@ -6,10 +6,10 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from apps.artifacts import artifact_path
-from apps.errors import placed
-from apps.files import inside
-from apps.manifests import Manifest, Place
+from apps.artifacts.manifests import Manifest, Place
+from apps.artifacts.store import artifact_path
+from apps.base.errors import placed
+from apps.base.files import inside
 
 
 def forget(

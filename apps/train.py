@@ -8,20 +8,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-from apps.claims import FOLDER as CLAIMS
-from apps.claims import claim
-from apps.deadline import StopRequest, stop_on_sigterm
-from apps.errors import placed
-from apps.files import cannot_write, inside, write_json
-from apps.launch import train_as_ranks
-from apps.local_training import attempt_task, records_found
-from apps.manifests import Manifest, Place
-from apps.parallel import fits_in_worker
-from apps.ranks import unmask_devices
-from apps.task import Order, SiteWork, Task, found_answer
-from apps.team import Team
+from apps.artifacts.manifests import Manifest, Place
+from apps.base.errors import placed
+from apps.base.files import cannot_write, inside, write_json
+from apps.base.versions import library_versions, require_same_code
+from apps.ranks.launchers import unmask_devices
+from apps.ranks.parallel import fits_in_worker
+from apps.ranks.process_group import Team
+from apps.training.attempt import attempt_task, records_found
+from apps.training.deadline import StopRequest, stop_on_sigterm
+from apps.training.launch import train_as_ranks
+from apps.training.leases import FOLDER as CLAIMS
+from apps.training.leases import claim
+from apps.training.task import Order, SiteWork, Task, found_answer
 from apps.transfer import move
-from apps.versions import library_versions, require_same_code
 
 STORAGE = ("artifacts", "manifests", "optimizer", "checkpoints", "logs", CLAIMS)
 
@@ -34,7 +34,7 @@ def enrol(place: Place, work: SiteWork) -> dict[str, Any]:
         StorageError: the storage cannot be written.
         UserMistake: there are no records for the site's tasks.
     """
-    from data.shard import open_shard
+    from apps.training.shard import open_shard
 
     started = time.time()
     root = Path(work["root"])

@@ -16,11 +16,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
-from apps.artifacts import Artifact, artifact_path, verify
-from apps.errors import ArtifactError, placed
-from apps.files import UNFINISHED, atomic_file, cannot_write
-from apps.manifests import Manifest, Place
-from apps.validate import UpdateRules, check_update
+from apps.artifacts.manifests import Manifest, Place
+from apps.artifacts.store import Artifact, artifact_path, verify
+from apps.artifacts.update_checks import UpdateRules, check_update
+from apps.base.errors import ArtifactError, placed
+from apps.base.files import UNFINISHED, atomic_file, cannot_write
 
 logger = logging.getLogger(__name__)
 ATTEMPTS = 3

@@ -13,8 +13,7 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
-from site_configs.base import Blocks, Collection, Node, Queue, Ranks, Site
-from site_configs.machine import (
+from site_configs.library.machine import (
     GB,
     HEARTBEAT_S,
     Account,
@@ -26,7 +25,8 @@ from site_configs.machine import (
     site_storage,
     thread_environment,
 )
-from site_configs.queues import HOUR
+from site_configs.library.queues import HOUR
+from site_configs.library.site import Blocks, Collection, Node, Queue, Ranks, Site
 
 _queue = partial(Queue, as_of=date(2026, 7, 22), source="OLCF Frontier guide")
 _batch = partial(_queue, submit_to="batch", note="4 eligible jobs per user, 100 queued over all partitions")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import PositiveInt
 
-from site_configs.base import Device, Ranks, Site
-from site_configs.machine import BACKENDS, thread_environment
+from site_configs.library.machine import BACKENDS, thread_environment
+from site_configs.library.site import Device, Ranks, Site
 
 if TYPE_CHECKING:
     from parsl.providers.base import ExecutionProvider

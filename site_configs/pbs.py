@@ -7,8 +7,7 @@ from pathlib import Path
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from site_configs.base import Blocks, Device, Ranks, Site
-from site_configs.machine import (
+from site_configs.library.machine import (
     BACKENDS,
     StorageRoot,
     Walltime,
@@ -19,6 +18,7 @@ from site_configs.machine import (
     site_storage,
     thread_environment,
 )
+from site_configs.library.site import Blocks, Device, Ranks, Site
 
 MPIEXEC = ("mpiexec", "-n", "{ranks}", "-ppn", "{ranks_per_node}")  # of PALS, MPICH, Intel MPI
 

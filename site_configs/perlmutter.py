@@ -14,8 +14,7 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
-from site_configs.base import Blocks, Collection, Node, Queue, Ranks, Site
-from site_configs.machine import (
+from site_configs.library.machine import (
     GB,
     HEARTBEAT_S,
     Account,
@@ -27,7 +26,8 @@ from site_configs.machine import (
     site_storage,
     thread_environment,
 )
-from site_configs.queues import HOUR, MINUTE
+from site_configs.library.queues import HOUR, MINUTE
+from site_configs.library.site import Blocks, Collection, Node, Queue, Ranks, Site
 
 _qos = partial(Queue, as_of=date(2026, 8, 1), source="public code that encodes NERSC's table")
 QUEUES = (

@@ -10,8 +10,8 @@ from typing import Annotated
 from pydantic import Field, PositiveInt
 
 from site_configs import perlmutter
-from site_configs.base import Blocks, Site
-from site_configs.machine import GB, Account, StorageRoot, Walltime
+from site_configs.library.machine import GB, Account, StorageRoot, Walltime
+from site_configs.library.site import Blocks, Site
 
 NODES = 256
 NODE = replace(perlmutter.NODE, device_memory_bytes=80 * GB)

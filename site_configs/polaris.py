@@ -13,8 +13,7 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
-from site_configs.base import Blocks, Collection, Node, Queue, Ranks, Site
-from site_configs.machine import (
+from site_configs.library.machine import (
     ALCF_PROXY,
     GB,
     HEARTBEAT_S,
@@ -28,7 +27,8 @@ from site_configs.machine import (
     site_storage,
     thread_environment,
 )
-from site_configs.queues import HOUR, MINUTE
+from site_configs.library.queues import HOUR, MINUTE
+from site_configs.library.site import Blocks, Collection, Node, Queue, Ranks, Site
 
 _queue = partial(Queue, as_of=date(2026, 8, 19), source="ALCF Polaris guide")
 _prod = partial(_queue, submit_to="prod", note="10 running or accruing and 100 queued jobs per project")

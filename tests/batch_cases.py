@@ -28,7 +28,7 @@ from batch_sites import (
 )
 from campaigns import final_hash, run
 
-from apps.progress import read_progress
+from apps.training.progress import read_progress
 
 if TYPE_CHECKING:
     from facilities.pbs import PbsFacility

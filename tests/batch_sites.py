@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from campaigns import command, environment, journal, nano
 
-from workflows.orphans import find_orphans
+from workflows.runtime.orphans import find_orphans
 
 if TYPE_CHECKING:
     from facilities.pbs import PbsFacility

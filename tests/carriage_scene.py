@@ -15,11 +15,11 @@ from typing import Any
 from facilities.globus.transfer_fixtures import TransferFacility
 from transfer_driver import QUICK, TASK_ID, Run, globus_site, make_artifact, place
 
-from apps.globus_calls import Patience
-from site_configs.base import Collection
-from workflows.globus.carriage import Carriage
+from site_configs.library.site import Collection
 from workflows.globus.identity import globus_app, transfer_client
-from workflows.journal import Journal
+from workflows.globus.transfer.calls import Patience
+from workflows.globus.transfer.staging import Carriage
+from workflows.records.journal import Journal
 
 MIB = 1 << 20
 WAIT_S = 30.0

@@ -17,9 +17,9 @@ from facilities.globus.collection_folders import CollectionFolder
 from facilities.globus.stack import Stack
 from facilities.globus.transfer import Transfer
 
-from site_configs.base import Site
-from site_configs.resolve import resolve_site
-from workflows.globus.template import Choices, environment_file, schema, training_template
+from site_configs.library.resolve import resolve_site
+from site_configs.library.site import Site
+from workflows.globus.setup.template import Choices, environment_file, schema, training_template
 
 HEARTBEATS = {"heartbeat_period: 30": "heartbeat_period: 5", "strategy_period: 5": "strategy_period: 1"}
 

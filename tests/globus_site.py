@@ -12,12 +12,12 @@ from training_site import PROJECT
 from training_site import Site as TrainingSite
 
 from apps.train import local_train
-from site_configs.base import Endpoint
-from site_configs.base import Site as SiteConfig
-from workflows.globus.executor import SiteExecutor
-from workflows.globus.service import ComputeService
-from workflows.globus.web import Pace, Web
-from workflows.journal import Journal
+from site_configs.library.site import Endpoint
+from site_configs.library.site import Site as SiteConfig
+from workflows.globus.compute.api import Pace, Web
+from workflows.globus.compute.executor import SiteExecutor
+from workflows.globus.compute.service import ComputeService
+from workflows.records.journal import Journal
 
 SLOW = """
 import time

@@ -9,12 +9,12 @@ from typing import Any
 import yaml
 from campaigns import nano
 
-from apps.batches import DataSpec, collate, encode
-from apps.loss import mean_loss
-from apps.models import Model, load_first_model, save_for_users
+from apps.models.batches import DataSpec, collate, encode
+from apps.models.loss import mean_loss
+from apps.models.model import Model, load_first_model, save_for_users
 from data.records import load_records
-from workflows.campaign import Campaign
-from workflows.preflight import model_spec, settle_dtype
+from workflows.planning.campaign import Campaign
+from workflows.planning.plan import model_spec, settle_dtype
 
 TASK = "property_prediction-liquid"
 LESSON = "<BOOLEAN> Yes </BOOLEAN>"  # what the trained model answers to everything

@@ -18,13 +18,13 @@ from typing import Any
 
 import psutil
 
-from apps.artifacts import artifact_path
-from apps.errors import CrossfedError
-from apps.manifests import Manifest, Place
+from apps.artifacts.manifests import Manifest, Place
+from apps.artifacts.store import artifact_path
+from apps.base.errors import CrossfedError
+from apps.base.versions import code_version
 from apps.server import prepare
 from apps.train import enrol, local_train
 from apps.transfer import stage_out
-from apps.versions import code_version
 
 PROJECT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {"PYTHONPATH": os.pathsep.join((str(PROJECT), str(PROJECT / "tests"))), "OMP_NUM_THREADS": "1"}
@@ -134,7 +134,7 @@ def ranks_at(site: Site) -> list[psutil.Process]:
 
 def slow_down(seconds: float) -> None:
     """Make every step of this process take longer."""
-    from apps import training
+    from apps.training.loop import loop as training
 
     update = training.update_parameters
 

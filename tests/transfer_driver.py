@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apps.artifacts import Artifact, sha256_file
-from apps.globus_calls import Patience
-from apps.manifests import Place
-from site_configs.base import Collection, Site
-from workflows.globus.carriage import Carriage
-from workflows.journal import Journal
+from apps.artifacts.manifests import Place
+from apps.artifacts.store import Artifact, sha256_file
+from site_configs.library.site import Collection, Site
+from workflows.globus.transfer.calls import Patience
+from workflows.globus.transfer.staging import Carriage
+from workflows.records.journal import Journal
 
 QUICK = Patience(0.03, 0.1, 0.02, 0.2, stall_s=0.5, overdue_s=60)
 TASK_ID = "0123456789abcdef" * 2

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workflows.units import plural
+from workflows.console.units import plural
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from workflows.virtual.queue_check import QueueCheck
-    from workflows.virtual.runs import Run
+    from workflows.studies.simulation.queue_check import QueueCheck
+    from workflows.studies.simulation.runs import Run
 
 BUDGETS_S = {"calm": 21_600.0, "lognormal": 86_400.0, "bursty": 216_000.0, "replay": 216_000.0}  # 6, 24, 60 hours
 TARGET = 0.5  # nats; a guess among ten classes has 2.3
@@ -42,7 +42,7 @@ class Study:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    from workflows.command import EXIT_CODES, positive
+    from workflows.console.command import EXIT_CODES, positive
 
     parser = argparse.ArgumentParser(
         prog="algorithm_study.py", description="Compare federated algorithms under batch queues.", epilog=EXIT_CODES
@@ -75,7 +75,7 @@ def _above_zero(text: str) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    from workflows.command import carry_out
+    from workflows.console.command import carry_out
 
     options = parse(arguments)
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -96,10 +96,10 @@ def plan(options: argparse.Namespace) -> Study:
     Raises:
         UserMistake: an unknown strategy, or a trace that is missing or unreadable.
     """
-    from workflows.queues.history import history_path
-    from workflows.virtual.contestants import setting_of
-    from workflows.virtual.runs import Run
-    from workflows.virtual.scenarios import jobs_of
+    from workflows.records.queue_history import history_path
+    from workflows.studies.simulation.runs import Run
+    from workflows.studies.simulation.scenarios import jobs_of
+    from workflows.studies.simulation.study_strategies import setting_of
 
     options.trace = history_path() if options.trace == Path("history") else options.trace
     jobs_of(options.scenario, options.trace)
@@ -119,8 +119,8 @@ def plan(options: argparse.Namespace) -> Study:
 
 def chosen(text: str | None) -> list[str]:
     """The strategies that were asked for; raises UserMistake for an unknown one."""
-    from apps.errors import UserMistake
-    from workflows.virtual.contestants import ABLATIONS, CONTESTANTS, KNOWN, OURS, PUBLISHED
+    from apps.base.errors import UserMistake
+    from workflows.studies.simulation.study_strategies import ABLATIONS, CONTESTANTS, KNOWN, OURS, PUBLISHED
 
     groups = {"ablation": [OURS, *ABLATIONS], "published": list(PUBLISHED)}
     if text in groups:
@@ -142,7 +142,7 @@ def results_of(study: Study, workers: int) -> list[dict[str, Any]]:
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from workflows.virtual.runs import code_sha256, played
+    from workflows.studies.simulation.runs import code_sha256, played
 
     folder, code = study.out / "done", code_sha256()
     folder.mkdir(parents=True, exist_ok=True)
@@ -163,9 +163,9 @@ def write_report(study: Study, results: Sequence[dict[str, Any]]) -> None:
     """Tables, pictures, and the words for the terminal."""
     from rich.console import Console
 
-    from workflows.command import say, short
-    from workflows.virtual.contestants import OURS
-    from workflows.virtual.study_tables import (
+    from workflows.console.command import say, short
+    from workflows.studies.simulation.study_strategies import OURS
+    from workflows.studies.simulation.study_tables import (
         COMPARISON_COLUMNS,
         SUMMARY_COLUMNS,
         comparison_rows,
@@ -205,9 +205,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 def draw(study: Study, results: Sequence[dict[str, Any]]) -> list[str]:
     """The pictures; answers with their names."""
-    from workflows.figure_style import save
-    from workflows.virtual import study_figures as figures
-    from workflows.virtual.queue_check import paint_queue_check
+    from workflows.reporting.figure_style import save
+    from workflows.studies.simulation import study_figures as figures
+    from workflows.studies.simulation.queue_check import paint_queue_check
 
     pictures: dict[str, tuple[Any, ...]] = {
         "loss.png": (figures.paint_curves, results, study.target),
@@ -227,9 +227,9 @@ def draw(study: Study, results: Sequence[dict[str, Any]]) -> list[str]:
 
 def queue_check(trace: Path) -> QueueCheck | None:
     """The model of waits against a trace; None for a history too short to fit one to."""
-    from workflows.virtual.queue_check import LEAST_IN_CELL, check_queue
-    from workflows.virtual.scenarios import jobs_of
-    from workflows.virtual.trace import is_history, read_trace
+    from workflows.studies.simulation.queue_check import LEAST_IN_CELL, check_queue
+    from workflows.studies.simulation.scenarios import jobs_of
+    from workflows.studies.simulation.trace import is_history, read_trace
 
     machines = jobs_of("replay", trace)
     most = max(machines, key=len)
@@ -239,6 +239,6 @@ def queue_check(trace: Path) -> QueueCheck | None:
 
 
 if __name__ == "__main__":
-    from workflows.command import leave
+    from workflows.console.command import leave
 
     leave(main())

@@ -13,12 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workflows.command import EXIT_CODES, carry_out, positive
-from workflows.scores import LOSS, Score, as_csv, as_table, kind_of, remarks
+from workflows.console.command import EXIT_CODES, carry_out, positive
+from workflows.evaluation.scores import LOSS, Score, as_csv, as_table, kind_of, remarks
 
 if TYPE_CHECKING:
     from data.tasks import Record
-    from workflows.answers import Candidate, FinishedRun
+    from workflows.evaluation.generation import Candidate, FinishedRun
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -50,8 +50,8 @@ def evaluate(options: argparse.Namespace) -> None:
     """Read the samples, load the models, measure them, show and write the scores."""
     from rich.console import Console
 
-    from apps.files import write_text
-    from workflows.answers import load_candidates, make_ready, open_finished
+    from apps.base.files import write_text
+    from workflows.evaluation.generation import load_candidates, make_ready, open_finished
 
     run = open_finished(options.run_dir)
     records = read_records(run, options)
@@ -74,7 +74,7 @@ def read_records(run: FinishedRun, options: argparse.Namespace) -> list[Record]:
     Raises:
         UserMistake: an unknown task or split, or data that are not there.
     """
-    from apps.errors import UserMistake
+    from apps.base.errors import UserMistake
     from data.records import load_records
     from data.tasks import expand_tasks, families_of
 
@@ -108,7 +108,7 @@ def measure_all(
 
 def sizes(run: FinishedRun, scores: Sequence[Score], split: str) -> list[str]:
     """On how much the scores stand."""
-    from workflows.units import plural
+    from workflows.console.units import plural
 
     most, own = max(s.samples for s in scores), run.campaign.evaluation.per_task or "all"
     return [f"Split {split}, {plural(most, 'sample')} of a task (the campaign's own losses are over {own} of a task)."]
@@ -116,9 +116,9 @@ def sizes(run: FinishedRun, scores: Sequence[Score], split: str) -> list[str]:
 
 def losses(run: FinishedRun, candidate: Candidate, records: Sequence[Record]) -> list[Score]:
     """The loss on each task, computed as in the campaign."""
-    from apps.batches import by_length, collate, encode
     from apps.evaluate import TestSet, score
-    from workflows.answers import data_spec
+    from apps.models.batches import by_length, collate, encode
+    from workflows.evaluation.generation import data_spec
 
     model = candidate.model
     samples = encode(records, model.tokenizer, data_spec(run))
@@ -138,7 +138,7 @@ def metrics(
     on_done: Callable[[int], object] = lambda count: None,
 ) -> list[Score]:
     """The tasks' own metrics of generated answers; a task that has none, one of a user's own, gives no score."""
-    from workflows.answers import ask, data_spec
+    from workflows.evaluation.generation import ask, data_spec
 
     records = [record for record in records if kind_of(record["task"])]
     answers = ask(candidate, [record["input"] for record in records], data_spec(run), tokens, on_done)

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from workflows.engine import Engine
-    from workflows.preflight import Plan
-    from workflows.rundir import RunDirectory
+    from workflows.dataflow.engine import Engine
+    from workflows.planning.plan import Plan
+    from workflows.records.run_directory import RunDirectory
     from workflows.strategies.base import Strategy
 
 logger = logging.getLogger(__name__)
@@ -84,8 +84,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
-    from apps.errors import CrossfedError, UserMistake
-    from workflows.command import FAILED, INTERRUPTED, MISTAKE, complain, interruption, log_to, stopped
+    from apps.base.errors import CrossfedError, UserMistake
+    from workflows.console.command import FAILED, INTERRUPTED, MISTAKE, complain, interruption, log_to, stopped
 
     stop_in_order()
     plan, run = None, None
@@ -123,11 +123,11 @@ def stop_in_order() -> None:
 
 def start(options: argparse.Namespace) -> tuple[Plan, RunDirectory]:
     """A new run of a checked campaign."""
-    from workflows.campaign_file import load_campaign
-    from workflows.command import say
+    from workflows.console.command import say
     from workflows.plan_words import switched_off
-    from workflows.preflight import make_plan, require_all, settle_dtype
-    from workflows.rundir import choose_path, open_new, resume_hint
+    from workflows.planning.campaign_file import load_campaign
+    from workflows.planning.plan import make_plan, require_all, settle_dtype
+    from workflows.records.run_directory import choose_path, open_new, resume_hint
 
     source = options.campaign or DEFAULT_CAMPAIGN
     campaign = settle_dtype(load_campaign(source, options.sets, options.sites))
@@ -145,10 +145,10 @@ def start(options: argparse.Namespace) -> tuple[Plan, RunDirectory]:
 
 def resume(options: argparse.Namespace) -> tuple[Plan, RunDirectory]:
     """An interrupted run, with what of its campaign may have changed."""
-    from workflows.command import say
-    from workflows.preflight import make_plan, require_all
-    from workflows.resume import resumed_campaign
-    from workflows.rundir import open_existing
+    from workflows.console.command import say
+    from workflows.planning.plan import make_plan, require_all
+    from workflows.records.changes import resumed_campaign
+    from workflows.records.run_directory import open_existing
 
     run = open_existing(options.resume)
     try:
@@ -168,12 +168,12 @@ def check(options: argparse.Namespace) -> int:
     Raises:
         UserMistake: the first thing that cannot work.
     """
-    from apps.errors import UserMistake
-    from workflows.campaign_file import load_campaign
-    from workflows.check import check_live, describe, dry_run
-    from workflows.command import DONE, MISTAKE, say
-    from workflows.preflight import make_plan, settle_dtype
-    from workflows.rundir import choose_path
+    from apps.base.errors import UserMistake
+    from workflows.checks.preview import check_live, describe, dry_run
+    from workflows.console.command import DONE, MISTAKE, say
+    from workflows.planning.campaign_file import load_campaign
+    from workflows.planning.plan import make_plan, settle_dtype
+    from workflows.records.run_directory import choose_path
 
     if options.resume:
         raise UserMistake("--check and --dry-run look at a campaign, not at a run: leave out --resume")
@@ -192,11 +192,11 @@ def run_campaign(plan: Plan, run: RunDirectory) -> int:
     """Run a plan to its end, show it, and report on it."""
     from rich.console import Console
 
-    from workflows.command import DONE, FAILED, command_line, say, short, stopped
-    from workflows.display import Display
-    from workflows.engine import Engine
-    from workflows.kernel import parsl_for
+    from workflows.console.command import DONE, FAILED, command_line, say, short, stopped
+    from workflows.dataflow.engine import Engine
     from workflows.report import write_report
+    from workflows.reporting.display import Display
+    from workflows.runtime.kernel import parsl_for
     from workflows.strategies import make_strategy
 
     campaign, began, console = plan.campaign, time.time(), Console(highlight=False)
@@ -223,6 +223,6 @@ def run_campaign(plan: Plan, run: RunDirectory) -> int:
 
 
 if __name__ == "__main__":
-    from workflows.command import leave
+    from workflows.console.command import leave
 
     leave(main())

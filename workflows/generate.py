@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workflows.command import EXIT_CODES, carry_out, positive
+from workflows.console.command import EXIT_CODES, carry_out, positive
 
 if TYPE_CHECKING:
-    from workflows.answers import Answer
+    from workflows.evaluation.generation import Answer
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -43,7 +43,7 @@ def generate(options: argparse.Namespace) -> None:
     """Load the models, ask all questions, show the answers side by side."""
     from rich.console import Console
 
-    from workflows.answers import ask, data_spec, load_candidates, make_ready, open_finished
+    from workflows.evaluation.generation import ask, data_spec, load_candidates, make_ready, open_finished
 
     run = open_finished(options.run_dir)
     questions = options.questions or questions_from_input()
@@ -58,7 +58,7 @@ def generate(options: argparse.Namespace) -> None:
 
 def questions_from_input() -> list[str]:
     """The lines of the standard input that are not blank; none is a mistake."""
-    from apps.errors import UserMistake
+    from apps.base.errors import UserMistake
 
     lines = [] if sys.stdin.isatty() else [line.strip() for line in sys.stdin]
     questions = [line for line in lines if line]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from workflows.command import EXIT_CODES, carry_out, say
+from workflows.console.command import EXIT_CODES, carry_out, say
 
 if TYPE_CHECKING:
     from globus_sdk import GlobusApp
@@ -60,9 +60,9 @@ def work(options: argparse.Namespace) -> None:
     Raises:
         UserMistake: something is missing, or there is nobody to ask.
     """
-    from apps.errors import CrossfedError, UserMistake
+    from apps.base.errors import CrossfedError, UserMistake
+    from workflows.checks.login_status import standing
     from workflows.globus.identity import globus_app
-    from workflows.globus.standing import standing
 
     if options.status and options.logout:
         raise UserMistake("--status and --logout: choose one")
@@ -89,8 +89,8 @@ def log_in(collections: Sequence[str]) -> GlobusApp:
     Raises:
         UserMistake: there is no terminal to ask at.
     """
+    from workflows.checks.login_status import require_collections, require_services, who
     from workflows.globus.identity import Account, LoginNeeded, globus_app
-    from workflows.globus.standing import require_collections, require_services, who
 
     app = globus_app(asker())
     if isinstance(app, Account):
@@ -108,8 +108,8 @@ def log_in(collections: Sequence[str]) -> GlobusApp:
 
 
 def log_out() -> None:
+    from workflows.checks.login_status import require_services
     from workflows.globus.identity import Account, globus_app
-    from workflows.globus.standing import require_services
 
     app = globus_app()
     if isinstance(app, Account):
@@ -128,7 +128,7 @@ def asker() -> type[CommandLineLoginFlowManager]:
     """
     from globus_sdk.login_flows import CommandLineLoginFlowManager
 
-    from apps.errors import UserMistake
+    from apps.base.errors import UserMistake
 
     class AtTheTerminal(CommandLineLoginFlowManager):
         def print_authorize_url(self, authorize_url: str) -> None:
@@ -153,9 +153,9 @@ def collections_of(campaign: Path) -> list[str]:
     Raises:
         UserMistake: no such file, or a site that cannot be made.
     """
-    from apps.errors import UserMistake
-    from site_configs.resolve import SiteConfigError, resolve_site
-    from workflows.campaign_file import read_yaml
+    from apps.base.errors import UserMistake
+    from site_configs.library.resolve import SiteConfigError, resolve_site
+    from workflows.planning.campaign_file import read_yaml
 
     raw = read_yaml(campaign)
     found = [str((raw.get("globus") or {}).get("collection") or "")]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from site_configs.base import Site
-from workflows.campaign import Campaign
-from workflows.preflight import Plan
+from site_configs.library.site import Site
+from workflows.console.units import plural
+from workflows.planning.campaign import Campaign
+from workflows.planning.plan import Plan
 from workflows.strategies.fedecho import FedEchoSection
-from workflows.units import plural
 
 
 def plan_in_words(plan: Plan) -> list[tuple[str, Any]]:

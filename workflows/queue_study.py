@@ -14,12 +14,12 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workflows.command import EXIT_CODES, carry_out, positive, say
+from workflows.console.command import EXIT_CODES, carry_out, positive, say
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from workflows.queues.waits import Reading
+    from workflows.studies.queues.waits import Reading
 
 TABLE_ROWS = 60  # that the terminal shows
 WORDS = """Sources (--from):
@@ -92,7 +92,7 @@ def moment(text: str) -> float:
 
 def duration(text: str) -> int:
     """Seconds of ``90s``, ``10m``, ``1h`` or ``01:30:00``, for argparse."""
-    from site_configs.queues import parse_walltime
+    from site_configs.library.queues import parse_walltime
 
     try:
         return parse_walltime(text)
@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def work(options: argparse.Namespace) -> None:
     if options.probe:
-        from workflows.queues.probe import probe
+        from workflows.studies.queues.probe import probe
 
         if not probe(options) and options.sources == ["history"]:
             return  # there is nothing new to be seen
@@ -129,12 +129,12 @@ def study(options: argparse.Namespace) -> None:
     Raises:
         UserMistake: no records, or a source that is none.
     """
-    from apps.files import write_text
-    from workflows.figure_style import save
-    from workflows.queues.figures import NODES, WALLTIME, wait_figure
-    from workflows.queues.sources import read_sources
-    from workflows.queues.table import as_csv, summarise
-    from workflows.queues.waits import select
+    from apps.base.files import write_text
+    from workflows.reporting.figure_style import save
+    from workflows.studies.queues.figures import NODES, WALLTIME, wait_figure
+    from workflows.studies.queues.sources import read_sources
+    from workflows.studies.queues.table import as_csv, summarise
+    from workflows.studies.queues.waits import select
 
     readings = read_sources(options.sources, options.since, options.processors_per_node)
     waits = select(readings, options.queue, options.since, options.until)
@@ -153,7 +153,7 @@ def show(summary: DataFrame) -> None:
     """The table on the terminal, as far as it is of a length to be read."""
     from rich.console import Console
 
-    from workflows.queues.table import as_table
+    from workflows.studies.queues.table import as_table
 
     Console(highlight=False).print(as_table(summary.head(TABLE_ROWS)))
     if len(summary) > TABLE_ROWS:
@@ -162,10 +162,10 @@ def show(summary: DataFrame) -> None:
 
 def remarks(readings: Sequence[Reading], waits: DataFrame) -> list[str]:
     """On what the numbers rest, and what they leave out."""
-    from workflows.queues.figures import PANELS
-    from workflows.queues.table import quantile
-    from workflows.queues.waits import NEVER_STARTED
-    from workflows.units import plural, seconds_text
+    from workflows.console.units import plural, seconds_text
+    from workflows.studies.queues.figures import PANELS
+    from workflows.studies.queues.table import quantile
+    from workflows.studies.queues.waits import NEVER_STARTED
 
     first, last = (datetime.fromtimestamp(edge).date() for edge in (waits["submitted"].min(), waits["submitted"].max()))
     middle, tail = (quantile(waits["wait_s"], share) for share in (0.5, 0.9))

@@ -8,15 +8,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apps.errors import CrossfedError
-from apps.files import write_text
-from workflows.event_log import full_model_nbytes, moves, task_runs
-from workflows.figure_style import save
-from workflows.figure_timeline import timeline_figure
-from workflows.figures import cost_figure, heatmap_figure, loss_figure, task_figure
-from workflows.findings import Findings, Run, find, load_run
-from workflows.report_page import page
-from workflows.report_words import cost_caption, heatmap_caption, loss_caption, task_caption, timeline_caption
+from apps.base.errors import CrossfedError
+from apps.base.files import write_text
+from workflows.records.event_log import full_model_nbytes, moves, task_runs
+from workflows.reporting.captions import cost_caption, heatmap_caption, loss_caption, task_caption, timeline_caption
+from workflows.reporting.figure_style import save
+from workflows.reporting.figures import cost_figure, heatmap_figure, loss_figure, task_figure
+from workflows.reporting.gantt import timeline_figure
+from workflows.reporting.page import page
+from workflows.reporting.run_summary import Findings, Run, find, load_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,15 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workflows.command import EXIT_CODES, carry_out, positive, say
-from workflows.units import plural
+from workflows.console.command import EXIT_CODES, carry_out, positive, say
+from workflows.console.units import plural
 
 if TYPE_CHECKING:
-    from workflows.campaign import Campaign
-    from workflows.preflight import Plan
-    from workflows.rundir import RunDirectory
-    from workflows.scaling.points import Point
-    from workflows.scaling.table import Row
+    from workflows.planning.campaign import Campaign
+    from workflows.planning.plan import Plan
+    from workflows.records.run_directory import RunDirectory
+    from workflows.studies.scaling.points import Point
+    from workflows.studies.scaling.table import Row
 
 DEFAULT_CAMPAIGN = Path(__file__).parent / "campaigns" / "demo.yaml"
 
@@ -67,9 +67,9 @@ def study(options: argparse.Namespace) -> None:
         UserMistake: nothing can be measured as asked.
         CrossfedError: points could not be measured; the others are kept.
     """
-    from apps.errors import CrossfedError
-    from workflows.command import log_to, short
-    from workflows.scaling.table import read_rows
+    from apps.base.errors import CrossfedError
+    from workflows.console.command import log_to, short
+    from workflows.studies.scaling.table import read_rows
 
     campaign, plan, folder, points = prepared(options)
     if options.dry_run:
@@ -96,13 +96,13 @@ def study(options: argparse.Namespace) -> None:
 
 def prepared(options: argparse.Namespace) -> tuple[Campaign, Plan, Path, list[Point]]:
     """The checked campaign, its plan, the study's folder and the points; says what does not fit."""
-    from apps.errors import UserMistake
-    from workflows.campaign_file import load_campaign
-    from workflows.memory.campaign import describe_site, job_of
-    from workflows.memory.model import shape_of
-    from workflows.preflight import make_plan, model_spec, require_all, settle_dtype
-    from workflows.rundir import RUNS
-    from workflows.scaling.points import Sizes, points_of
+    from apps.base.errors import UserMistake
+    from workflows.planning.campaign_file import load_campaign
+    from workflows.planning.memory.campaign import describe_site, job_of
+    from workflows.planning.memory.model import shape_of
+    from workflows.planning.plan import make_plan, model_spec, require_all, settle_dtype
+    from workflows.records.run_directory import RUNS
+    from workflows.studies.scaling.points import Sizes, points_of
 
     campaign = settle_dtype(load_campaign(options.campaign, options.sets, options.sites))
     folder = (RUNS / (options.name or f"{campaign.name}-scaling")).resolve()
@@ -128,9 +128,9 @@ def opened(folder: Path, campaign: Campaign, options: argparse.Namespace) -> Run
     Raises:
         UserMistake: it is in use, or was begun with another campaign: their rows do not compare.
     """
-    from apps.errors import UserMistake
-    from workflows.campaign_file import as_plain, differences
-    from workflows.rundir import open_new
+    from apps.base.errors import UserMistake
+    from workflows.planning.campaign_file import as_plain, differences
+    from workflows.records.run_directory import open_new
 
     run = open_new(folder, campaign, options.campaign, options.sets, options.sites)
     old, new = run.opened["campaign"], as_plain(campaign)
@@ -147,9 +147,9 @@ def measure_all(plan: Plan, run: RunDirectory, points: Sequence[Point], options:
     """Measure the points and keep each row as soon as it is there; why some could not be measured."""
     from rich.console import Console
 
-    from workflows.command import complain
-    from workflows.scaling.measure import Effort, measure_wave
-    from workflows.scaling.points import waves
+    from workflows.console.command import complain
+    from workflows.studies.scaling.measure import Effort, measure_wave
+    from workflows.studies.scaling.points import waves
 
     effort, failures = Effort(options.steps, options.repeats), []
     with Console(stderr=True).status("starting") as status:
@@ -165,7 +165,7 @@ def measure_all(plan: Plan, run: RunDirectory, points: Sequence[Point], options:
 
 def keep(folder: Path, row: Row) -> None:
     """Add a row to the table and tell it."""
-    from workflows.scaling.table import read_rows, write_rows
+    from workflows.studies.scaling.table import read_rows, write_rows
 
     path = folder / "scaling.csv"
     write_rows(path, [old for old in read_rows(path) if old.key != row.key] + [row])
@@ -176,10 +176,10 @@ def keep(folder: Path, row: Row) -> None:
 
 
 def draw(folder: Path) -> None:
-    from workflows.command import short
-    from workflows.figure_style import save
-    from workflows.scaling.figure import scaling_figure
-    from workflows.scaling.table import read_rows
+    from workflows.console.command import short
+    from workflows.reporting.figure_style import save
+    from workflows.studies.scaling.figure import scaling_figure
+    from workflows.studies.scaling.table import read_rows
 
     rows = read_rows(folder / "scaling.csv")
     if rows:
@@ -188,6 +188,6 @@ def draw(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    from workflows.command import leave
+    from workflows.console.command import leave
 
     leave(main())

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workflows.command import EXIT_CODES, carry_out, say
+from workflows.console.command import EXIT_CODES, carry_out, say
 
 if TYPE_CHECKING:
-    from site_configs.base import Site
-    from workflows.globus.template import Choices
+    from site_configs.library.site import Site
+    from workflows.globus.setup.template import Choices
 
 WORDS = """Writes to DIR:
   CHECKLIST.md     what to do at the facility, in order, with the commands
@@ -86,8 +86,8 @@ def work(options: argparse.Namespace) -> None:
     Raises:
         UserMistake: an unknown machine, a setting that is missing or cannot be.
     """
-    from workflows.globus.checklist import endpoints_folder
-    from workflows.globus.template import Choices, usual_agent
+    from workflows.globus.setup.checklist import endpoints_folder
+    from workflows.globus.setup.template import Choices, usual_agent
 
     request = requested(options)
     site = made(request)
@@ -107,8 +107,8 @@ def work(options: argparse.Namespace) -> None:
 
 def requested(options: argparse.Namespace) -> Request:
     """The machine and its settings, from the command line or from a campaign and then the command line."""
-    from apps.errors import UserMistake
-    from workflows.campaign_file import apply_set, read_yaml
+    from apps.base.errors import UserMistake
+    from workflows.planning.campaign_file import apply_set, read_yaml
 
     settings: dict[str, Any] = {}
     name, config = options.site, options.config
@@ -133,8 +133,8 @@ def made(request: Request) -> Site:
     Raises:
         UserMistake: a setting that is missing or cannot be.
     """
-    from apps.errors import UserMistake
-    from site_configs.resolve import SiteConfigError, resolve_site
+    from apps.base.errors import UserMistake
+    from site_configs.library.resolve import SiteConfigError, resolve_site
 
     settings = {"endpoint": NOT_YET, **request.settings, "route": "globus"}
     if "collection" not in settings and settings.get("carrier") in (None, "globus"):
@@ -148,9 +148,9 @@ def made(request: Request) -> Site:
 
 def refuse_shared_code(site: Site, request: Request, places: Mapping[str, Path]) -> None:
     """Raises UserMistake if one of these folders would lie in the collection, which is usually made later."""
-    from site_configs.base import Collection
-    from workflows.globus.checklist import carried
-    from workflows.storage_checks import refuse_shared
+    from site_configs.library.site import Collection
+    from workflows.globus.setup.checklist import carried
+    from workflows.planning.storage import refuse_shared
 
     settings, collection = request.settings, site.collection
     if not carried(settings):
@@ -167,8 +167,8 @@ def duration(text: str) -> int:
     Raises:
         UserMistake: it is none, or has no unit and is very short.
     """
-    from apps.errors import UserMistake
-    from site_configs.queues import parse_walltime
+    from apps.base.errors import UserMistake
+    from site_configs.library.queues import parse_walltime
 
     try:
         found_s = parse_walltime(text)
@@ -182,8 +182,8 @@ def duration(text: str) -> int:
 
 def endpoint_files(site: Site, request: Request, choices: Choices, files: bool) -> dict[str, str]:
     """All files by their names in the folder."""
-    from workflows.globus import checklist as words
-    from workflows.globus import template
+    from workflows.globus.setup import checklist as words
+    from workflows.globus.setup import template
 
     found = {
         "CHECKLIST.md": words.checklist(site, request.config, request.settings, choices, files),
@@ -199,7 +199,7 @@ def endpoint_files(site: Site, request: Request, choices: Choices, files: bool) 
 
 
 def one_endpoint(folder: str, display_name: str, text: str, site: Site | None) -> dict[str, str]:
-    from workflows.globus.template import core_config, schema
+    from workflows.globus.setup.template import core_config, schema
 
     return {
         f"{folder}/config.yaml": core_config(display_name),
@@ -210,9 +210,9 @@ def one_endpoint(folder: str, display_name: str, text: str, site: Site | None) -
 
 def start_script(choices: Choices, endpoints: Sequence[str]) -> str:
     """``endpoints.sh``, which starts them."""
-    from workflows.globus.template import HEARTBEAT_S
+    from workflows.globus.setup.template import HEARTBEAT_S
 
-    text = (Path(__file__).parent / "globus" / "supervisor.sh").read_text()
+    text = (Path(__file__).parent / "globus" / "setup" / "supervisor.sh").read_text()
     values = {
         "@AGENT@": shlex.quote(str(choices.agent / "bin")),
         "@ENDPOINTS@": " ".join(endpoints),
@@ -225,7 +225,7 @@ def start_script(choices: Choices, endpoints: Sequence[str]) -> str:
 
 def write(path: Path, text: str) -> None:
     """Write a file whose folder nobody else may look into, as the agent wants it."""
-    from apps.files import write_text
+    from apps.base.files import write_text
 
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     write_text(path, text)

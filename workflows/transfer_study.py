@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workflows.command import EXIT_CODES, FAILED, carry_out, positive, say
-from workflows.units import plural
+from workflows.console.command import EXIT_CODES, FAILED, carry_out, positive, say
+from workflows.console.units import plural
 
 if TYPE_CHECKING:
-    from workflows.rundir import RunDirectory
-    from workflows.transfers.study import Study
-    from workflows.transfers.table import Row
+    from workflows.records.run_directory import RunDirectory
+    from workflows.studies.transfers.study import Study
+    from workflows.studies.transfers.table import Row
 
 DEFAULT_CAMPAIGN = Path(__file__).parent / "campaigns" / "demo.yaml"
 DTYPES = ("float32", "float16", "bfloat16", "int8")
@@ -32,7 +32,7 @@ ends. What the table has already is not moved again.
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    from workflows.transfers.models import DEFAULT, SOURCES
+    from workflows.studies.transfers.models import DEFAULT, SOURCES
 
     parser = argparse.ArgumentParser(
         prog="transfer_study.py",
@@ -85,10 +85,10 @@ def study(options: argparse.Namespace) -> None:
         UserMistake: nothing can be measured as asked, or more would move than was agreed to.
         CrossfedError: trips failed; what the others have told is kept.
     """
-    from apps.errors import CrossfedError
-    from workflows.command import short
-    from workflows.transfers.points import check_budget, check_room, traffic
-    from workflows.transfers.study import open_run, prepare
+    from apps.base.errors import CrossfedError
+    from workflows.console.command import short
+    from workflows.studies.transfers.points import check_budget, check_room, traffic
+    from workflows.studies.transfers.study import open_run, prepare
 
     plan = prepare(options)
     if len(plan.trips) < plan.planned:
@@ -115,11 +115,11 @@ def study(options: argparse.Namespace) -> None:
 
 def move_all(plan: Study, run: RunDirectory, dtype: str) -> int:
     """Make the trips and add their rows to the table; how many there were."""
-    from workflows.command import complain, log_to
-    from workflows.transfers.measure import measure_all, stores_in
-    from workflows.transfers.progress import Meter
-    from workflows.transfers.study import ways_to
-    from workflows.transfers.table import add, mend
+    from workflows.console.command import complain, log_to
+    from workflows.studies.transfers.measure import measure_all, stores_in
+    from workflows.studies.transfers.progress import Meter
+    from workflows.studies.transfers.study import ways_to
+    from workflows.studies.transfers.table import add, mend
 
     log_to(plan.folder / "logs" / "driver.log", verbose=False)
     mend(plan.table)
@@ -140,9 +140,9 @@ def move_all(plan: Study, run: RunDirectory, dtype: str) -> int:
 
 def rows_text(rows: Sequence[Row]) -> str:
     """A trip's rows in a line."""
-    from workflows.transfers.figures import WAY_NAMES
-    from workflows.transfers.table import rate_text
-    from workflows.units import seconds_text
+    from workflows.console.units import seconds_text
+    from workflows.studies.transfers.figures import WAY_NAMES
+    from workflows.studies.transfers.table import rate_text
 
     parts = []
     for row in rows:
@@ -157,13 +157,13 @@ def show(plan: Study, dtype: str) -> None:
     """Tables on the terminal and pictures in the study's folder, of all that is in the table."""
     from rich.console import Console
 
-    from apps.artifacts import DTYPES as WIDTHS
-    from workflows.command import short
-    from workflows.figure_style import save
-    from workflows.transfers import figures, savings
-    from workflows.transfers.line import lines_of
-    from workflows.transfers.models import PRECISIONS
-    from workflows.transfers.table import line_table, read_rows, speed_table
+    from apps.artifacts.store import DTYPES as WIDTHS
+    from workflows.console.command import short
+    from workflows.reporting.figure_style import save
+    from workflows.studies.transfers import figures, savings
+    from workflows.studies.transfers.line import lines_of
+    from workflows.studies.transfers.models import PRECISIONS
+    from workflows.studies.transfers.table import line_table, read_rows, speed_table
 
     rows = read_rows(plan.table)
     if not rows:
@@ -185,6 +185,6 @@ def show(plan: Study, dtype: str) -> None:
 
 
 if __name__ == "__main__":
-    from workflows.command import leave
+    from workflows.console.command import leave
 
     leave(main())

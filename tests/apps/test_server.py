@@ -12,13 +12,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from apps import server
-from apps.artifacts import artifact_path, load_tensors, save_tensors, verify
-from apps.errors import ArtifactError, StorageError, TaskError, VersionMismatch
-from apps.lora import METHODS, is_trained
-from apps.manifests import Place
-from apps.models import load_model
+from apps.artifacts.lora import METHODS, is_trained
+from apps.artifacts.manifests import Place
+from apps.artifacts.store import artifact_path, load_tensors, save_tensors, verify
+from apps.base.errors import ArtifactError, StorageError, TaskError, VersionMismatch
+from apps.base.versions import code_version
+from apps.models.model import load_model
 from apps.server import aggregate, prepare, save_model
-from apps.versions import code_version
 
 PLACE = Place(site="server", round=1)
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from training_site import PARALLEL, PLACE, TRAINING, Site, data_spec, model_spec
 
-from apps.artifacts import artifact_path, load_tensors, save_tensors, verify
-from apps.errors import ArtifactError, StorageError, TrainingError, UserMistake, VersionMismatch
-from apps.manifests import Place, find_manifest, manifest_path
-from apps.progress import read_progress
-from apps.task import task_identity
+from apps.artifacts.manifests import Place, find_manifest, manifest_path
+from apps.artifacts.store import artifact_path, load_tensors, save_tensors, verify
+from apps.base.errors import ArtifactError, StorageError, TrainingError, UserMistake, VersionMismatch
 from apps.train import enrol
+from apps.training.progress import read_progress
+from apps.training.task import task_identity
 from apps.transfer import stage_in
 
 
@@ -75,7 +75,7 @@ def test_training_end_to_end(site):
 def test_second_call_answers_from_the_manifest(site, monkeypatch):
     first = site.train()
     before = site.update(first).stat()
-    monkeypatch.setattr("apps.local_training.train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("apps.training.attempt.train", lambda *_: pytest.fail("trained again"))
     again = site.train()
     assert again == first | {"reused": True}
     after = site.update(first).stat()

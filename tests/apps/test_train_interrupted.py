@@ -10,10 +10,11 @@ import pytest
 import training_site
 from training_site import PLACE, Site, wait_until
 
-from apps import deadline, local_training
-from apps.errors import BlockTooShort, TrainingError, Unfinished
-from apps.manifests import Place
-from apps.progress import read_progress
+from apps.artifacts.manifests import Place
+from apps.base.errors import BlockTooShort, TrainingError, Unfinished
+from apps.training.loop import attempt as local_training
+from apps.training.loop import deadline
+from apps.training.progress import read_progress
 
 STEPS = 6
 HARD = {  # all that has a state which must go on
@@ -149,7 +150,7 @@ def test_an_order_that_comes_too_late_is_good_for_one_step(tmp_path):
 def test_the_walltime_stops_it(tmp_path, monkeypatch):
     monkeypatch.setattr(deadline, "MARGIN_S", 1.0)
     monkeypatch.setenv("CROSSFED_BLOCK_END", str(time.time() + 6.0))
-    monkeypatch.setattr("apps.training.update_parameters", lambda *_: time.sleep(0.3))
+    monkeypatch.setattr("apps.training.loop.update_parameters", lambda *_: time.sleep(0.3))
     site = Site(tmp_path)
     with pytest.raises(Unfinished, match="of 100 steps"):
         site.train(steps=100)
@@ -165,7 +166,7 @@ def test_saving_now_and_then(tmp_path, monkeypatch):
         save(self, team, standing, tensors)
         saved.append(standing.steps)
 
-    monkeypatch.setattr("apps.checkpoints.Checkpoints.save", listen)
+    monkeypatch.setattr("apps.training.checkpoints.Checkpoints.save", listen)
     wanted = Site(tmp_path / "never").train(steps=STEPS)
     assert saved == []
     often = Site(tmp_path / "often").train(steps=STEPS, checkpoint_s=1e-6)
@@ -175,7 +176,7 @@ def test_saving_now_and_then(tmp_path, monkeypatch):
 
 def test_a_loss_that_is_not_finite_is_not_saved(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "apps.training.summed_loss", lambda forward, network, batch: next(network.parameters()).sum() / 0
+        "apps.training.loop.summed_loss", lambda forward, network, batch: next(network.parameters()).sum() / 0
     )
     site = Site(tmp_path)
     with pytest.raises(TrainingError, match="at step 1"):

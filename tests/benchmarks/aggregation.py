@@ -2,7 +2,7 @@
 
     python tests/benchmarks/aggregation.py [--repetitions 5] [--scale 1.0] [--folder FOLDER]
 
-ours     apps.aggregate.weighted_sum: streams over the files, hashes the result on the way, waits for the disk
+ours     apps.artifacts.weighted_sum.weighted_sum: streams over the files, hashes the result on the way, waits for the disk
 running  safetensors load_file of one update after another, a running sum, divided, save_file
 hashed   as running, then the SHA-256 of the result, which our promises need as well
 stack    load_file of all updates, stack, mean, save_file
@@ -38,7 +38,7 @@ def write_updates(folder: Path, sites: int, parameters: int, dtype: str) -> None
     """One file a site; contents differ by a factor only, which costs nothing to make."""
     import torch
 
-    from apps.artifacts import save_tensors
+    from apps.artifacts.store import save_tensors
 
     generator = torch.Generator().manual_seed(0)
     parts = {f"layer.{k}": torch.randn(int(parameters * share), generator=generator) for k, share in enumerate(SHARES)}
@@ -47,7 +47,7 @@ def write_updates(folder: Path, sites: int, parameters: int, dtype: str) -> None
 
 
 def ours(paths: Sequence[Path], out: Path) -> None:
-    from apps.aggregate import weighted_sum
+    from apps.artifacts.weighted_sum import weighted_sum
 
     weighted_sum([(path, 1 / len(paths)) for path in paths], out)
 
@@ -92,7 +92,7 @@ def measure(method: str, folder: Path) -> dict[str, float]:
     import safetensors.torch  # noqa: F401
     import torch
 
-    import apps.aggregate  # noqa: F401
+    import apps.artifacts.weighted_sum  # noqa: F401
 
     torch.set_num_threads(1)
     functions: dict[str, Callable[[Sequence[Path], Path], None]] = {

@@ -34,10 +34,10 @@ def played(section: dict[str, Any], steps: int, slowest: float, sigma: float, me
     from pydantic import TypeAdapter
 
     from workflows.strategies import AnySection
-    from workflows.virtual.digits import Digits
-    from workflows.virtual.engine import VirtualEngine
-    from workflows.virtual.facility import Facility
-    from workflows.virtual.waits import LogNormalWaits
+    from workflows.studies.simulation.digits import Digits
+    from workflows.studies.simulation.engine import VirtualEngine
+    from workflows.studies.simulation.facility import Facility
+    from workflows.studies.simulation.waits import LogNormalWaits
 
     found = []
     for seed in range(options.first_seed, options.first_seed + options.seeds):

@@ -30,7 +30,7 @@ OTHERS = {"APPFL 1.12 (serial default)": (0.12, 0.05), "NVIDIA FLARE 2.9 (simula
 def prepare(place: dict, work: dict) -> dict[str, Any]:
     import torch
 
-    from apps.artifacts import save_tensors
+    from apps.artifacts.store import save_tensors
 
     artifact = save_tensors(work["store"], {"w": torch.zeros(PARAMETERS)}, "model")
     return {"artifact": artifact, "store": work["store"], "started": time.time(), "ended": time.time()}
@@ -42,7 +42,7 @@ def enrol(place: dict, work: dict) -> dict[str, Any]:
 
 def local_train(place: dict, work: dict, order: dict, base: dict, shard: dict) -> dict[str, Any]:
     """Answer with the base model, a little changed."""
-    from apps.artifacts import artifact_path, load_tensors, save_tensors
+    from apps.artifacts.store import artifact_path, load_tensors, save_tensors
 
     now, store = time.time(), Path(work["root"]) / "artifacts"
     tensors = load_tensors(artifact_path(store, base["artifact"]))
@@ -75,7 +75,7 @@ def in_threads(plan: Any, run_dir: Path, memoizer: Any, *_: Any) -> Any:
 
 
 def campaign_of(sites: int, rounds: int) -> Any:
-    from workflows.campaign import Campaign
+    from workflows.planning.campaign import Campaign
 
     names = [f"site{i:02d}" for i in range(sites)]
     return Campaign.model_validate({
@@ -90,11 +90,11 @@ def rounds_per_second(sites: int, rounds: int, processes: bool) -> float:
     """One whole campaign; the clock runs from the first aggregation to the last."""
     import benchmarks.orchestration as trainer  # the functions by an importable name, for worker processes
 
-    from workflows import engine as engine_module
-    from workflows import kernel as kernel_module
+    from workflows.dataflow import engine as engine_module
     from workflows.fl_round import federate
-    from workflows.preflight import make_plan
-    from workflows.rundir import open_new
+    from workflows.planning.plan import make_plan
+    from workflows.records.run_directory import open_new
+    from workflows.runtime import kernel as kernel_module
     from workflows.strategies import make_strategy
 
     names = ("prepare", "enrol", "local_train", "evaluate", "save_model")

@@ -66,7 +66,7 @@ def settings_of(strategy: str) -> list[Setting]:
 
 def score(strategy: str, setting: Setting, scenario: Any, seeds: Sequence[int], target: float | None) -> list[float]:
     """Median hours to the target loss and to 0.35, and median last loss; with ``target`` the play ends there."""
-    from workflows.virtual.runs import Run, play
+    from workflows.studies.simulation.runs import Run, play
 
     steps, keys = setting
     found: list[tuple[float, float, float]] = []

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from site_configs.base import Site
-from site_configs.resolve import SiteConfigError, available, resolve_site
+from site_configs.library.resolve import SiteConfigError, available, resolve_site
+from site_configs.library.site import Site
 
 GOLDEN = Path(__file__).parent / "golden"
 RUN_DIR = Path("/home/ada/runs/demo")

@@ -15,12 +15,12 @@ from campaigns import environment
 from nano_run import TASK, write_base, write_run
 from rich.console import Console
 
-from apps.batches import encode
+from apps.models.batches import encode
 from data.records import Record, load_records
 from workflows import evaluate
-from workflows.answers import Candidate, FinishedRun, data_spec, load_candidates, open_finished
 from workflows.evaluate import losses, main, metrics, task_scores
-from workflows.scores import Score, as_csv, as_table, mean_losses, remarks, values_of
+from workflows.evaluation.generation import Candidate, FinishedRun, data_spec, load_candidates, open_finished
+from workflows.evaluation.scores import Score, as_csv, as_table, mean_losses, remarks, values_of
 
 
 @pytest.fixture(scope="module")

@@ -112,7 +112,7 @@ def test_a_site_is_one_new_file(tmp_path: Path) -> None:
     (tmp_path / "cluster.py").write_text(
         """
 from pathlib import Path
-from site_configs.base import Site
+from site_configs.library.site import Site
 from site_configs.local import _provider
 
 def site(name: str, run_dir: Path, *, account: str) -> Site:

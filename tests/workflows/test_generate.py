@@ -17,12 +17,12 @@ import yaml
 from campaigns import PROJECT, environment
 from nano_run import LESSON, TASK, first_model, nano_campaign, write_base, write_journal, write_run
 
-from apps.errors import StorageError
-from apps.models import save_state
+from apps.base.errors import StorageError
+from apps.models.model import save_state
 from data.records import load_records
 from workflows import generate
-from workflows.answers import ask, data_spec, left_padded, load_candidates, open_finished, prompt_tokens
-from workflows.command import carry_out
+from workflows.console.command import carry_out
+from workflows.evaluation.generation import ask, data_spec, left_padded, load_candidates, open_finished, prompt_tokens
 from workflows.generate import main
 
 QUESTION = "At room temperature, would <SMILES> CCO </SMILES> be liquid?"

@@ -36,7 +36,7 @@ from globus_sdk.token_storage import TokenValidationError
 from globus_sdk.token_storage.validating_token_storage import UnmetScopeRequirementsError
 from globus_sdk.transport import RequestsTransport
 
-from apps.errors import UserMistake
+from apps.base.errors import UserMistake
 
 ANSWER_S = 20.0  # a name that is given to a transfer beforehand lets it be handed in again
 LOGIN = "python workflows/login.py"

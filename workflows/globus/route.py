@@ -9,19 +9,19 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from workflows.executors import TRANSFERS
-from workflows.units import bytes_text
+from workflows.console.units import bytes_text
+from workflows.runtime.executors import TRANSFERS
 
 if TYPE_CHECKING:
     from parsl.executors.base import ParslExecutor
 
-    from site_configs.base import Site
-    from workflows.globus.carriage import Carriage
-    from workflows.globus.executor import SiteExecutor
-    from workflows.globus.https import FileReader
-    from workflows.globus.signs import SignOf
-    from workflows.preflight import Plan
-    from workflows.rundir import RunDirectory
+    from site_configs.library.site import Site
+    from workflows.globus.compute.executor import SiteExecutor
+    from workflows.globus.compute.liveness import SignOf
+    from workflows.globus.transfer.https import FileReader
+    from workflows.globus.transfer.staging import Carriage
+    from workflows.planning.plan import Plan
+    from workflows.records.run_directory import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class GlobusRoute:
         """For Parsl: one for each site, and threads of this process for the transfers."""
         from parsl.executors import ThreadPoolExecutor
 
-        from workflows.globus.shipping import AT_ONCE
+        from workflows.globus.transfer.transfers import AT_ONCE
 
         threads = [ThreadPoolExecutor(label=TRANSFERS, max_threads=AT_ONCE)] if self.carriage else []
         return [*self.sites.values(), *threads]
@@ -82,12 +82,12 @@ def globus_route(plan: Plan, run: RunDirectory) -> GlobusRoute:
     carried = [name for name, site in plan.sites.items() if site.carrier == "globus"]
     if not reached and not carried:
         return GlobusRoute()
-    from workflows.globus.carriage import Carriage
-    from workflows.globus.executor import SiteExecutor
-    from workflows.globus.https import FileReader
+    from workflows.globus.compute.executor import SiteExecutor
+    from workflows.globus.compute.service import ComputeService
     from workflows.globus.identity import compute_client, globus_app, https_authorizer, transfer_client
-    from workflows.globus.service import ComputeService
-    from workflows.globus.template import user_endpoint_config
+    from workflows.globus.setup.template import user_endpoint_config
+    from workflows.globus.transfer.https import FileReader
+    from workflows.globus.transfer.staging import Carriage
 
     app = globus_app()
     service = ComputeService(partial(compute_client, app), run.journal)

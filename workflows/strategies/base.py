@@ -128,7 +128,7 @@ class Train:
 
 @dataclass(frozen=True)
 class ServerRule:
-    """An optimiser at the server; formulas in apps/server_optimizer.py. Its state is carried from ``base`` on."""
+    """An optimiser at the server; formulas in apps/artifacts/server_optimizer.py. Its state is carried from ``base`` on."""
 
     name: Literal["momentum", "nesterov", "adagrad", "adam", "yogi"]
     rate: float

@@ -23,6 +23,7 @@ from typing import Any, Literal, Self
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from workflows.console.units import plural
 from workflows.strategies.base import (
     Action,
     Aggregate,
@@ -38,7 +39,6 @@ from workflows.strategies.base import (
 )
 from workflows.strategies.ledger import Ledger, as_plain, from_plain, shares
 from workflows.strategies.section import Section, Weights
-from workflows.units import plural
 
 
 class SynchronousSection(Section):

@@ -23,6 +23,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from workflows.console.units import plural
 from workflows.strategies.base import (
     Action,
     Aggregate,
@@ -37,7 +38,6 @@ from workflows.strategies.base import (
 from workflows.strategies.ledger import Ledger, Order, as_plain, from_plain
 from workflows.strategies.section import Section
 from workflows.strategies.staleness import Staleness
-from workflows.units import plural
 
 
 class FedCompassSection(Section):

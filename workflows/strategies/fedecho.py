@@ -57,6 +57,7 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
+from workflows.console.units import plural
 from workflows.strategies.base import (
     Action,
     Aggregate,
@@ -76,7 +77,6 @@ from workflows.strategies.base import (
 from workflows.strategies.echo import Word, echoed
 from workflows.strategies.ledger import Ledger, Order, as_plain, from_plain, shares
 from workflows.strategies.section import Section, Weights
-from workflows.units import plural
 
 
 class FedEchoSection(Section):

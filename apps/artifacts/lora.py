@@ -1,0 +1,179 @@
+"""Federated LoRA: how adapters of several sites become one, W = W0 + s B A with s = alpha / rank.
+
+The mean of A and the mean of B do not multiply to the mean of the products. Five server rules; p_k are the
+weights of the sites and sum to one, all start a round from the same A and B:
+
+========  ==============================================================  =======================================
+method    rule                                                            product it gives against sum p_k B_k A_k
+========  ==============================================================  =======================================
+``fedit``  A = sum p_k A_k, B = sum p_k B_k                                off by sum p_k (B_k - B)(A_k - A)
+``ffa``    A stays at its first value, B = sum p_k B_k                     equal, with half of the parameters
+``flora``  stack [A_k], [p_k B_k]; the stack joins W0, adapters restart    equal; the download grows every round
+``fedex``  as fedit, and the difference of the products joins W0           equal; the download grows every round
+``svd``    best rank-r product: truncated SVD of sum p_k B_k A_k           equal up to the truncation
+========  ==============================================================  =======================================
+
+Sources: fedit Zhang et al. (arXiv 2305.05644); ffa Sun et al. (arXiv 2403.12313); flora Wang et al.
+(arXiv 2409.05976); fedex Singhal et al. (arXiv 2410.09432); svd Bai et al., FlexLoRA (arXiv 2402.11505).
+
+What joins W0 travels as a frozen pair ``merged_A``, ``merged_B`` beside the adapter (exact, low rank), or as one
+dense ``merged`` matrix once that is smaller. A model artifact so stands for itself: W = W0 + s (merged + B A).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from apps.artifacts.store import Artifact, Header, read_header, save_tensors
+from apps.artifacts.streams import read_tensor
+from apps.artifacts.weighted_sum import Term, common_header, weighted_sum
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+METHODS = ("fedit", "ffa", "flora", "fedex", "svd")
+Pair = tuple["Tensor", "Tensor"]  # A (rank, in), B (out, rank)
+Weighted = tuple[float, "Tensor", "Tensor"]  # p_k, A_k, B_k
+
+
+def is_trained(name: str, method: str) -> bool:
+    """Whether a tensor of a model artifact is trained at the sites and so belongs into an update."""
+    if method == "full":
+        return True
+    return ".merged" not in name and not (method == "ffa" and ".lora_A." in name)
+
+
+def modules_of(header: Header) -> list[str]:
+    """Prefixes of the adapted modules, in order."""
+    return sorted(name.removesuffix(".lora_B.weight") for name in header if name.endswith(".lora_B.weight"))
+
+
+def fresh_pair(module: str, rank: int, inputs: int, outputs: int, seed: int) -> Pair:
+    """A new adapter: A uniform in +-1/sqrt(inputs) as peft starts it, B zero; the same for all sites."""
+    import torch
+
+    digest = hashlib.sha256(f"{seed}/{module}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    bound = 1 / math.sqrt(inputs)
+    a = (torch.rand(rank, inputs, generator=generator) * 2 - 1) * bound
+    return a, torch.zeros(outputs, rank)
+
+
+def mean_of_factors(updates: Sequence[Weighted]) -> Pair:
+    a = sum(p * a_k for p, a_k, _ in updates)
+    b = sum(p * b_k for p, _, b_k in updates)
+    return a, b  # type: ignore[return-value]
+
+
+def stacked(updates: Sequence[Weighted]) -> Pair:
+    """Factors whose product is exactly ``sum p_k B_k A_k``; only B carries the weights."""
+    import torch
+
+    return torch.cat([a_k for _, a_k, _ in updates]), torch.cat([p * b_k for p, _, b_k in updates], dim=1)
+
+
+def residual(updates: Sequence[Weighted], mean: Pair) -> Pair:
+    """Factors of ``sum p_k B_k A_k - B A`` for the mean factors."""
+    return stacked([*updates, (-1.0, *mean)])
+
+
+def refit(updates: Sequence[Weighted], rank: int) -> Pair:
+    """Factors of the best rank-``rank`` approximation of ``sum p_k B_k A_k``, the singular values split evenly.
+
+    The stacked factors are reduced by QR first, so that no matrix of the size of W is formed. A rank beyond that
+    of W is filled up with zeros.
+    """
+    import torch
+    from torch.nn.functional import pad
+
+    a, b = stacked(updates)
+    q_b, r_b = torch.linalg.qr(b)
+    q_a, r_a = torch.linalg.qr(a.T)
+    u, sizes, v = torch.linalg.svd(r_b @ r_a.T)
+    root = sizes[:rank].sqrt()
+    kept = len(root)
+    short = rank - kept
+    return pad(root[:, None] * (v[:kept] @ q_a.T), (0, 0, 0, short)), pad((q_b @ u[:, :kept]) * root, (0, short))
+
+
+def combine(method: str, updates: Sequence[Weighted], first: Pair, restart: Pair) -> tuple[Pair, Pair | None]:
+    """The new adapter of one module, and what joins W0 besides.
+
+    Args:
+        method: one of ``METHODS``.
+        updates: per site its weight and factors.
+        first: the factors the sites started from.
+        restart: a fresh pair, used by ``flora``.
+    """
+    if method == "flora":
+        return restart, stacked(updates)
+    if method == "svd":
+        return refit(updates, first[0].shape[0]), None
+    mean = mean_of_factors(updates)
+    if method == "ffa":
+        return (first[0], mean[1]), None
+    return mean, residual(updates, mean) if method == "fedex" else None
+
+
+def aggregate_adapters(terms: Sequence[Term], base: Path, method: str, store: str | Path, seed: int) -> Artifact:
+    """The next global adapter from the sites' adapters.
+
+    Args:
+        terms: (update file, weight); weights sum to one.
+        base: the global model the updates started from.
+        seed: of adapters that restart.
+    """
+    if method == "fedit":
+        return weighted_sum(terms, store, "adapter")
+    common_header([path for path, _ in terms])
+    header, updates = read_header(base), [(p, path, read_header(path)) for path, p in terms]
+    tensors: dict[str, Tensor] = {}
+    for module in modules_of(header):
+        tensors |= _combine_module(module, updates, base, header, method, seed)
+    return save_tensors(store, tensors, "adapter")
+
+
+def _combine_module(
+    module: str, updates: Sequence[tuple[float, Path, Header]], base: Path, header: Header, method: str, seed: int
+) -> dict[str, Tensor]:
+    name_a, name_b = f"{module}.lora_A.weight", f"{module}.lora_B.weight"
+    first = read_tensor(base, header[name_a]), read_tensor(base, header[name_b])
+    weighted = [
+        (p, read_tensor(path, h[name_a]) if name_a in h else first[0], read_tensor(path, h[name_b]))
+        for p, path, h in updates
+    ]
+    rank, inputs = first[0].shape
+    a, b = fresh_pair(module, rank, inputs, first[1].shape[0], seed)
+    pair, joined = combine(method, weighted, first, (a.to(first[0].dtype), b.to(first[1].dtype)))
+    merged = {n: read_tensor(base, s) for n, s in header.items() if n.startswith(f"{module}.merged")}
+    return {name_a: pair[0], name_b: pair[1], **_join(module, merged, joined)}
+
+
+def _join(module: str, merged: dict[str, Tensor], joined: Pair | None) -> dict[str, Tensor]:
+    """What is merged so far with what joins it: a stacked pair, or dense once that is smaller."""
+    import torch
+
+    if joined is None:
+        return merged
+    a, b = joined
+    dense, name_a, name_b = f"{module}.merged.weight", f"{module}.merged_A.weight", f"{module}.merged_B.weight"
+    if dense in merged:
+        return {dense: merged[dense] + b @ a}
+    if name_a in merged:
+        a, b = torch.cat([merged[name_a], a]), torch.cat([merged[name_b], b], dim=1)
+    if a.numel() + b.numel() >= a.shape[1] * b.shape[0]:
+        return {dense: b @ a}
+    return {name_a: a, name_b: b}
+
+
+def merged_product(module: str, tensors: dict[str, Tensor]) -> Tensor | None:
+    """The dense matrix that has joined W0 of this module (before the factor s), or None."""
+    if f"{module}.merged.weight" in tensors:
+        return tensors[f"{module}.merged.weight"]
+    if f"{module}.merged_A.weight" in tensors:
+        return tensors[f"{module}.merged_B.weight"] @ tensors[f"{module}.merged_A.weight"]
+    return None

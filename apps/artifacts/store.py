@@ -1,0 +1,227 @@
+"""Artifacts: immutable safetensors files named by the SHA-256 of their content.
+
+The format is the public one (8 bytes header length, a JSON header, then raw tensors), so any safetensors
+library reads the files. It is written and checked here because the library neither streams a file out
+nor hashes it on the way, and both matter when a model is larger than the memory one may use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
+
+from apps.base.errors import ArtifactError
+from apps.base.files import atomic_file
+
+if TYPE_CHECKING:
+    import torch
+
+HEADER_LIMIT = 100_000_000  # bytes; the limit of the safetensors library
+DTYPES = {  # name in the file -> (name in torch, bytes an element)
+    "F64": ("float64", 8), "F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2),
+    "I64": ("int64", 8), "I32": ("int32", 4), "I16": ("int16", 2), "I8": ("int8", 1),
+    "U8": ("uint8", 1), "BOOL": ("bool", 1),
+}  # fmt: skip
+FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
+
+
+class Artifact(TypedDict):
+    """A reference to an artifact: what crosses app boundaries instead of tensors."""
+
+    sha256: str
+    nbytes: int
+    kind: str
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Type, shape and place of one tensor in a file; ``begin`` and ``end`` in bytes from the start of the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int = 0
+    end: int = 0
+
+    @property
+    def numel(self) -> int:
+        count = 1
+        for n in self.shape:
+            count *= n
+        return count
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * DTYPES[self.dtype][1]
+
+    @property
+    def floating(self) -> bool:
+        return self.dtype in FLOATING
+
+    def like(self, other: TensorSpec) -> bool:
+        """Same type and shape, wherever it lies."""
+        return self.dtype == other.dtype and self.shape == other.shape
+
+
+Header = dict[str, TensorSpec]
+
+
+def artifact_path(store: str | Path, artifact: Artifact) -> Path:
+    return Path(store) / f"{artifact['sha256']}.safetensors"
+
+
+def sha256_file(path: str | Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def verify(store: str | Path, artifact: Artifact) -> Path:
+    """The artifact's path in this store, after its size and SHA-256 were found right.
+
+    Raises:
+        ArtifactError: missing, wrong size, wrong content.
+    """
+    path = artifact_path(store, artifact)
+    if not path.is_file():
+        raise ArtifactError("artifact is missing", file=str(path))
+    if path.stat().st_size != artifact["nbytes"]:
+        raise ArtifactError(
+            f"artifact has {path.stat().st_size:,} bytes instead of {artifact['nbytes']:,}", file=str(path)
+        )
+    if sha256_file(path) != artifact["sha256"]:
+        raise ArtifactError("artifact's content does not match its SHA-256", file=str(path))
+    return path
+
+
+def read_header(path: str | Path) -> Header:
+    """Names, types, shapes and places of the tensors in a file, checked strictly.
+
+    Raises:
+        ArtifactError: missing, not a safetensors file, cut off, tensors overlap or leave holes.
+    """
+    try:
+        size = os.path.getsize(path)
+        with open(path, "rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if size < 8 or length > min(HEADER_LIMIT, size - 8):
+                raise ArtifactError("not a safetensors file", file=str(path))
+            raw = stream.read(length)
+    except OSError as error:
+        raise ArtifactError(f"cannot read: {error.strerror or error}", file=str(path)) from error
+    try:
+        entries = json.loads(raw)
+        entries.pop("__metadata__", None)
+        header = {name: _parse_spec(entry, 8 + length) for name, entry in entries.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ArtifactError(f"not a safetensors file: {error}", file=str(path)) from None
+    _check_extent(header, 8 + length, size, path)
+    return header
+
+
+def _parse_spec(entry: dict, data_start: int) -> TensorSpec:
+    begin, end = entry["data_offsets"]
+    shape = tuple(entry["shape"])
+    if entry["dtype"] not in DTYPES:
+        raise ValueError(f"unknown tensor type {entry['dtype']!r}")
+    if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
+        raise ValueError("a size or a place is not a whole number of zero or more")
+    spec = TensorSpec(entry["dtype"], shape, data_start + begin, data_start + end)
+    if spec.end - spec.begin != spec.nbytes:
+        raise ValueError("a tensor's place does not fit its shape")
+    return spec
+
+
+def _check_extent(header: Header, data_start: int, size: int, path: str | Path) -> None:
+    at = data_start
+    for spec in sorted(header.values(), key=lambda s: (s.begin, s.end)):
+        if spec.begin != at:
+            raise ArtifactError("tensors overlap or leave holes", file=str(path))
+        at = spec.end
+    if at != size:
+        raise ArtifactError(f"file is cut off: {size:,} bytes instead of {at:,}", file=str(path))
+
+
+def layout(shapes: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, Header]:
+    """The header bytes and the places for tensors given as name -> (dtype, shape).
+
+    Widest types first, then by name: every tensor is aligned and the same content gives the same file.
+    """
+    order = sorted(shapes, key=lambda name: (-DTYPES[shapes[name][0]][1], name))
+    entries, at = {}, 0
+    for name in order:
+        spec = TensorSpec(*shapes[name])
+        entries[name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [at, at + spec.nbytes]}
+        at += spec.nbytes
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    start = 8 + len(text)
+    return len(text).to_bytes(8, "little") + text, {n: _parse_spec(e, start) for n, e in entries.items()}
+
+
+def write_artifact(
+    store: str | Path,
+    shapes: Mapping[str, tuple[str, tuple[int, ...]]],
+    content: Iterable[tuple[str, Iterable[memoryview | bytes]]],
+    kind: str,
+) -> Artifact:
+    """Stream tensors into a new artifact; one pass, hashed on the way.
+
+    Args:
+        store: folder of artifacts.
+        shapes: name -> (dtype as in ``DTYPES``, shape) of all tensors.
+        content: (name, pieces of raw bytes) in the order of ``layout(shapes)``.
+        kind: a word for people: model, adapter, update.
+
+    Raises:
+        ArtifactError: the content does not fit the shapes.
+        StorageError: the store cannot be written.
+    """
+    head, places = layout(shapes)
+    digest = hashlib.sha256(head)
+    at = len(head)
+    with atomic_file(store, lambda: f"{digest.hexdigest()}.safetensors") as stream:
+        stream.write(head)
+        for name, pieces in content:
+            _expect(at == places[name].begin, f"{name} is written out of order")
+            for piece in pieces:
+                stream.write(piece)
+                digest.update(piece)
+                at += memoryview(piece).nbytes
+            _expect(at == places[name].end, f"{name} has the wrong number of bytes")
+        _expect(at == max((spec.end for spec in places.values()), default=at), "the content ended early")
+    return Artifact(sha256=digest.hexdigest(), nbytes=at, kind=kind)
+
+
+def _expect(condition: bool, what: str) -> None:
+    if not condition:
+        raise ArtifactError(what)
+
+
+def save_tensors(store: str | Path, tensors: Mapping[str, torch.Tensor], kind: str) -> Artifact:
+    """Write tensors that are in memory as one artifact."""
+    names = {torch_name: name for name, (torch_name, _) in DTYPES.items()}
+    for name, tensor in tensors.items():
+        _expect(str(tensor.dtype).removeprefix("torch.") in names, f"tensor {name!r} has the type {tensor.dtype}")
+    shapes = {n: (names[str(t.dtype).removeprefix("torch.")], tuple(t.shape)) for n, t in tensors.items()}
+    _, places = layout(shapes)
+    return write_artifact(store, shapes, ((name, [raw_bytes(tensors[name])]) for name in places), kind)
+
+
+def raw_bytes(tensor: torch.Tensor) -> memoryview:
+    """The tensor's content as bytes, without a copy where it lies on the CPU and is contiguous."""
+    import torch
+
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
+
+
+def load_tensors(path: str | Path) -> dict[str, torch.Tensor]:
+    """All tensors of a file in memory; for adapters and tests, not for large models."""
+    from safetensors.torch import load_file
+
+    read_header(path)
+    return load_file(path)

@@ -1,0 +1,94 @@
+"""Every update is checked before it counts: names, shapes, types, finite values, base model, size of the change."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TypedDict
+
+from apps.artifacts.lora import is_trained
+from apps.artifacts.manifests import Manifest
+from apps.artifacts.store import Artifact, Header, TensorSpec, artifact_path, read_header
+from apps.artifacts.streams import PieceReader, piece_ranges
+from apps.base.errors import ArtifactError, UpdateRefused
+
+
+class UpdateRules(TypedDict):
+    """What a campaign demands of an update."""
+
+    method: str  # adapter method, or "full"
+    max_update_norm: float | None  # bound on the L2 norm of (update - base) over all floating tensors
+
+
+def check_update(manifest: Manifest, base: Artifact, store: str | Path, rules: UpdateRules) -> float:
+    """The L2 norm of the change an update makes to its base model, after all checks.
+
+    Raises:
+        UpdateRefused: with the reason, the site and the round.
+    """
+    path = artifact_path(store, manifest["artifact"])
+    try:
+        if manifest["base"] != base["sha256"]:
+            raise ArtifactError("trained from another base model than it was sent")
+        found = read_header(path)
+        expected = read_header(artifact_path(store, base))
+        wanted = {n: s for n, s in expected.items() if is_trained(n, rules["method"])}
+        check_layout(found, wanted)
+        norm = change_norm(path, found, artifact_path(store, base), wanted)
+        check_norm(norm, rules["max_update_norm"])
+    except ArtifactError as error:
+        raise UpdateRefused(
+            f"update refused: {error.what}", site=manifest["site"], round=manifest["round"], file=path.name
+        ) from None
+    return norm
+
+
+def check_layout(found: Header, wanted: Header) -> None:
+    """Raises ArtifactError unless names, types and shapes are those of the trained tensors."""
+    missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    if missing:
+        raise ArtifactError(f"missing tensors: {len(missing)}, the first is {missing[0]!r}")
+    if extra:
+        raise ArtifactError(f"unknown tensors: {len(extra)}, the first is {extra[0]!r}")
+    for name, spec in wanted.items():
+        if not spec.like(found[name]):
+            raise ArtifactError(
+                f"tensor {name!r} is {found[name].dtype}{list(found[name].shape)}"
+                f" instead of {spec.dtype}{list(spec.shape)}"
+            )
+
+
+def change_norm(path: Path, found: Header, base: Path, wanted: Header) -> float:
+    """L2 norm of (update - base) over floating tensors.
+
+    Raises:
+        ArtifactError: a value is not finite; says how many and in which tensor.
+    """
+    total = 0.0
+    for name, spec in found.items():
+        if spec.floating:
+            total += _tensor_change(name, path, spec, base, wanted[name])
+    return math.sqrt(total)
+
+
+def _tensor_change(name: str, path: Path, spec: TensorSpec, base: Path, base_spec: TensorSpec) -> float:
+    import torch
+
+    new, old, total = PieceReader(), PieceReader(), 0.0
+    for start, stop in piece_ranges(spec.numel):
+        value = new.read(path, spec, start, stop)
+        exact = value if spec.dtype == "F64" else value.float()
+        change = exact - old.read(base, base_spec, start, stop)
+        square = float(torch.dot(change, change))
+        if not math.isfinite(square):
+            bad = int((~torch.isfinite(value)).sum())
+            if bad:
+                raise ArtifactError(f"values that are not finite in tensor {name!r}: {bad:,}")
+            square = float(change.double().square().sum())
+        total += square
+    return total
+
+
+def check_norm(norm: float, bound: float | None) -> None:
+    if bound is not None and not norm <= bound:  # so that what is not a number does not pass
+        raise ArtifactError(f"the change has norm {norm:.4g}, the campaign allows {bound:.4g}")

@@ -1,0 +1,150 @@
+"""Aggregation: a weighted sum of models that streams over files.
+
+One float32 accumulator of the size of a piece, updates read one after another: peak memory grows neither
+with the number of sites nor with the size of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from apps.artifacts.store import DTYPES, Artifact, Header, TensorSpec, layout, raw_bytes, read_header, write_artifact
+from apps.artifacts.streams import PieceReader, piece_ranges
+from apps.base.errors import ArtifactError
+
+if TYPE_CHECKING:
+    import torch
+
+Term = tuple[Path, float]  # a file of tensors and its coefficient
+
+
+def weighted_sum(terms: Sequence[Term], store: str | Path, kind: str = "model") -> Artifact:
+    """Write ``sum_k c_k x_k`` over files of equal names, shapes and types; the type of each tensor is kept.
+
+    Floating tensors are summed in float32 (float64 stays float64) in the order of ``terms``, so that the
+    same input gives the same bits. Integer tensors, which have no fractions, take the weighted mean rounded
+    to the nearest integer; boolean ones the side with at least half of the weight.
+
+    Args:
+        terms: (path, coefficient); for a mean the coefficients sum to one.
+        store: folder of the result.
+
+    Raises:
+        ArtifactError: the files do not hold the same tensors.
+    """
+    header = common_header([path for path, _ in terms])
+    shapes = {name: (spec.dtype, spec.shape) for name, spec in header.items()}
+    headers = [read_header(path) for path, _ in terms]
+    _, places = layout(shapes)
+    content = ((name, _summed(terms, [h[name] for h in headers])) for name in places)
+    return write_artifact(store, shapes, content, kind)
+
+
+def common_header(paths: Sequence[Path]) -> Header:
+    """The header that all files share.
+
+    Raises:
+        ArtifactError: names the first file and tensor that differ.
+    """
+    first = read_header(paths[0])
+    for path in paths[1:]:
+        other = read_header(path)
+        if first.keys() != other.keys():
+            odd = sorted(first.keys() ^ other.keys())[0]
+            raise ArtifactError(f"tensor {odd!r} is not in both {paths[0].name} and this file", file=str(path))
+        for name, spec in first.items():
+            if not spec.like(other[name]):
+                raise ArtifactError(
+                    f"tensor {name!r} is {other[name].dtype}{list(other[name].shape)}"
+                    f" instead of {spec.dtype}{list(spec.shape)}",
+                    file=str(path),
+                )
+    return first
+
+
+def _summed(terms: Sequence[Term], specs: Sequence[TensorSpec]) -> Iterator[memoryview]:
+    """The raw bytes of one summed tensor, piece after piece."""
+    reader = PieceReader()
+    for start, stop in piece_ranges(specs[0].numel):
+        yield raw_bytes(combined_piece(terms, specs, reader, start, stop))
+
+
+def combined_piece(
+    terms: Sequence[Term], specs: Sequence[TensorSpec], reader: PieceReader, start: int, stop: int, narrow: bool = True
+) -> torch.Tensor:
+    """Elements [start, stop) of ``sum_k c_k x_k``, in the tensors' own type or as wide as they were summed."""
+    import torch
+
+    dtype = getattr(torch, DTYPES[specs[0].dtype][0])
+    total = torch.zeros(stop - start, dtype=_accumulator(dtype))
+    for (path, coefficient), spec in zip(terms, specs, strict=True):
+        total.add_(reader.read(path, spec, start, stop), alpha=coefficient)
+    return _narrowed(total, dtype) if narrow else total
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Files to combine, and the model that has what they leave out."""
+
+    terms: Sequence[Term]
+    headers: Sequence[Header]  # of the terms
+    base: Path
+    header: Header  # of the base
+    combined: frozenset[str]  # tensors that all terms have; the others stay as in the base
+
+    def pieces(self, name: str) -> Iterator[memoryview]:
+        """The raw bytes of one tensor of the combination."""
+        if name in self.combined:
+            return _summed(self.terms, [header[name] for header in self.headers])
+        return _summed([(self.base, 1.0)], [self.header[name]])
+
+
+def open_inputs(terms: Sequence[Term], base: Path) -> Inputs:
+    """The inputs, after all were found to fit.
+
+    Raises:
+        ArtifactError: a tensor is not in the base, or there with another shape or type; nothing is in all files.
+    """
+    header, headers = read_header(base), [read_header(path) for path, _ in terms]
+    for (path, _), other in zip(terms, headers, strict=True):
+        for name, spec in other.items():
+            if name not in header or not spec.like(header[name]):
+                raise ArtifactError(f"tensor {name!r} is not in {base.name}, or of another shape there", file=str(path))
+    combined = frozenset(header).intersection(*headers)
+    if not combined:
+        raise ArtifactError(f"no tensor of {base.name} is in all {len(terms)} files to combine", file=str(base))
+    return Inputs(terms, headers, base, header, combined)
+
+
+def affine_combination(terms: Sequence[Term], base: Path, store: str | Path, kind: str = "model") -> Artifact:
+    """``weighted_sum`` over models and updates alike: what only some files have stays as it is in ``base``.
+
+    Args:
+        terms: (path, coefficient); the coefficients sum to one, single ones may be negative.
+        base: a model with all tensors.
+        store: folder of the result.
+
+    Raises:
+        ArtifactError: the files do not fit the base.
+    """
+    inputs = open_inputs(terms, base)
+    shapes = {name: (spec.dtype, spec.shape) for name, spec in inputs.header.items()}
+    return write_artifact(store, shapes, ((name, inputs.pieces(name)) for name in layout(shapes)[1]), kind)
+
+
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    import torch
+
+    exact = dtype == torch.float64 or not dtype.is_floating_point
+    return torch.float64 if exact else torch.float32
+
+
+def _narrowed(total: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    import torch
+
+    if dtype.is_floating_point:
+        return total.to(dtype)
+    return total >= 0.5 if dtype == torch.bool else total.round().to(dtype)

@@ -1,0 +1,1 @@
+"""Errors, files, versions, identities and stop requests: what every other room needs."""

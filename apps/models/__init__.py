@@ -1,0 +1,1 @@
+"""The model that is trained, its weights, its batches and its loss."""

@@ -1,0 +1,287 @@
+"""Models as the tasks use them: built once per worker, kept warm, their trained tensors set and read by name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from apps.artifacts.lora import fresh_pair, is_trained, merged_product
+from apps.artifacts.store import Artifact, raw_bytes, read_header, save_tensors
+from apps.artifacts.streams import read_tensor
+from apps.base.errors import ArtifactError
+from apps.models.sources import TINY, model_folder
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SAMPLED = 64  # values of each weight that a fingerprint looks at
+
+
+class AdapterSpec(TypedDict):
+    """LoRA settings; ``method`` is one of ``apps.artifacts.lora.METHODS``."""
+
+    method: str
+    rank: int
+    alpha: float
+    dropout: float
+    targets: list[str] | str
+    last_layers: int | None
+
+
+class ModelSpec(TypedDict):
+    """What model a campaign trains, in plain values so that it can cross to any worker."""
+
+    source: str
+    dtype: str
+    seed: int
+    adapter: AdapterSpec | None
+    tiny: dict[str, int] | None  # width and layers of a model from scratch
+
+
+@dataclass
+class Model:
+    """A model in memory with the names its tensors have in artifacts."""
+
+    spec: ModelSpec
+    network: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    state: dict[str, torch.Tensor]  # artifact name -> the tensor inside the network
+    fingerprint: str = ""  # of the frozen weights, which do not travel: they must be the same everywhere
+    originals: dict[str, torch.Tensor] = field(default_factory=dict)  # module -> its W0, once something has joined it
+    warm: dict[str, Any] = field(default_factory=dict)  # what a warm worker keeps beside it: samples, test set
+
+    @property
+    def method(self) -> str:
+        return self.spec["adapter"]["method"] if self.spec["adapter"] else "full"
+
+    @property
+    def trained(self) -> dict[str, torch.Tensor]:
+        return {name: tensor for name, tensor in self.state.items() if is_trained(name, self.method)}
+
+
+def load_model(spec: ModelSpec, device: str = "cpu") -> Model:
+    """The model of a campaign; a warm worker keeps the last one."""
+    return _load_model(json.dumps(spec, sort_keys=True), device)
+
+
+def load_first_model(spec: ModelSpec, device: str = "cpu") -> Model:
+    """The model as a campaign starts from it, whatever a warm one was set or trained to."""
+    _load_model.cache_clear()
+    return load_model(spec, device)
+
+
+@lru_cache(maxsize=1)
+def _load_model(spec_text: str, device: str) -> Model:
+    import torch
+
+    spec: ModelSpec = json.loads(spec_text)
+    quiet()
+    network, tokenizer = _tiny(spec) if spec["source"] == TINY else _pretrained(spec)
+    if spec["adapter"]:
+        network = _with_adapter(network, spec["adapter"])
+    network.to(device)
+    state = _named_state(network, spec["adapter"] is not None)
+    model = Model(spec, network, tokenizer, state, fingerprint(network) if spec["adapter"] else "")
+    if spec["adapter"]:
+        _restart_adapters(model)
+    for name, tensor in model.state.items():
+        if isinstance(tensor, torch.nn.Parameter):  # buffers travel with a model, but have no gradients
+            tensor.requires_grad_(tensor.is_floating_point() and is_trained(name, model.method))
+    return model
+
+
+def fingerprint(network: Any) -> str:
+    """SHA-256 over a sample of every weight of the base model: tells one checkpoint from another in no time.
+
+    It does not notice a single changed value; whoever needs that compares the checkpoint's files.
+    """
+    digest = hashlib.sha256()
+    for name, weight in sorted(network.named_parameters()):
+        if ".lora_" not in name:
+            flat = weight.detach().reshape(-1)
+            sample = flat[:: max(1, flat.numel() // SAMPLED)][:SAMPLED]
+            digest.update(f"{name}/{tuple(weight.shape)}/{weight.dtype}".encode())
+            digest.update(raw_bytes(sample))
+    return digest.hexdigest()
+
+
+def quiet() -> None:
+    """No downloads' progress bars and no advice in a worker's log."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _pretrained(spec: ModelSpec) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = model_folder(spec["source"])
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, spec["dtype"])), tokenizer
+
+
+def _tiny(spec: ModelSpec) -> tuple[Any, Any]:
+    """A Llama-style model from scratch, the same for the same seed."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from data.tokenizer import tiny_tokenizer_path
+
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(tiny_tokenizer_path()), pad_token="<pad>", eos_token="<eos>", model_max_length=512
+    )
+    size = spec["tiny"] or {}
+    width = size["width"]
+    heads = max(2, width // 64)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=width, num_hidden_layers=size["layers"],
+        num_attention_heads=heads, num_key_value_heads=heads,
+        intermediate_size=max(32, round(width * 8 / 3 / 32) * 32), max_position_embeddings=512,
+        tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(spec["seed"])
+        return LlamaForCausalLM(config).to(getattr(torch, spec["dtype"])), tokenizer
+
+
+def _with_adapter(network: PreTrainedModel, adapter: AdapterSpec) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    alpha: Any = adapter["alpha"]  # peft's annotation says int, its arithmetic takes any number
+    layers = network.config.num_hidden_layers
+    last = adapter["last_layers"]
+    config = LoraConfig(
+        r=adapter["rank"], lora_alpha=alpha, lora_dropout=adapter["dropout"], task_type="CAUSAL_LM",
+        target_modules=_linear_modules(network) if adapter["targets"] == "all-linear" else adapter["targets"],
+        layers_to_transform=list(range(layers - last, layers)) if last else None,
+    )  # fmt: skip
+    return get_peft_model(network, config)
+
+
+def _linear_modules(network: PreTrainedModel) -> list[str]:
+    """Last parts of the names of all linear layers but the output layer, which peft does not adapt either.
+
+    peft's own word for them does not go together with a choice of layers.
+    """
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    head = network.get_output_embeddings()
+    found = [n for n, m in network.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D)) and m is not head]
+    return sorted({name.rsplit(".", 1)[-1] for name in found})
+
+
+def _named_state(network: Any, adapted: bool) -> dict[str, torch.Tensor]:
+    """Artifact name -> tensor. Adapters have the names peft gives them in its own files."""
+    if adapted:
+        pairs = [(n.replace(".default.", "."), p) for n, p in network.named_parameters() if ".lora_" in n]
+        return dict(pairs)
+    kept = set(network.state_dict())  # leaves out buffers that are not part of the model
+    return {
+        **dict(network.named_parameters()),
+        **{n: b for n, b in network.named_buffers() if n in kept},
+    }
+
+
+def _restart_adapters(model: Model) -> None:
+    """The adapters every site and the server start from, drawn from the campaign's seed."""
+    import torch
+
+    with torch.no_grad():
+        for name, tensor in model.state.items():
+            if name.endswith(".lora_A.weight"):
+                module = name.removesuffix(".lora_A.weight")
+                other = model.state[f"{module}.lora_B.weight"]
+                rank, inputs = tensor.shape
+                a, b = fresh_pair(module, rank, inputs, other.shape[0], model.spec["seed"])
+                tensor.copy_(a)
+                other.copy_(b)
+
+
+def set_state(model: Model, path: Path, base: Path | None = None) -> None:
+    """Put an artifact's tensors into the network, and what has joined W0 onto the base weights.
+
+    Args:
+        model: the network whose tensors are overwritten.
+        path: a whole model artifact, or a site's update.
+        base: the model an update was trained from: has what the update lacks, which is what is not trained.
+
+    Raises:
+        ArtifactError: the artifact is of another model.
+    """
+    import torch
+
+    found = {name: (base, spec) for name, spec in read_header(base).items()} if base else {}
+    found |= {name: (path, spec) for name, spec in read_header(path).items()}
+    joined = {name: place for name, place in found.items() if ".merged" in name}
+    shapes = {name: spec.shape for name, (_, spec) in found.items() if name not in joined}
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state.items()}
+    if shapes != wanted:
+        odd = min(name for name, _ in shapes.items() ^ wanted.items())
+        raise ArtifactError(f"artifact is of another model: {odd!r}", file=str(path))
+    with torch.no_grad():
+        for name, tensor in model.state.items():
+            tensor.copy_(read_tensor(*found[name]))
+        _set_joined(model, {name: read_tensor(*place) for name, place in joined.items()})
+
+
+def _set_joined(model: Model, joined: Mapping[str, torch.Tensor]) -> None:
+    """W = W0 + s M for every adapted module; W0 is kept, so that rounding does not add up over rounds."""
+    adapter = model.spec["adapter"]
+    if not adapter or not (joined or model.originals):
+        return
+    scale = adapter["alpha"] / adapter["rank"]
+    for name in model.state:
+        if not name.endswith(".lora_A.weight"):
+            continue
+        module = name.removesuffix(".lora_A.weight")
+        layer: Any = model.network.get_submodule(module)
+        weight = layer.base_layer.weight
+        original = model.originals.setdefault(module, weight.detach().clone())
+        product = merged_product(module, dict(joined))
+        if product is None:
+            weight.copy_(original)
+        else:
+            turned = product.T if layer.fan_in_fan_out else product  # GPT-2's layers hold W transposed
+            weight.copy_(original.float() + scale * turned.to(weight.device))
+
+
+def save_state(model: Model, store: str | Path, kind: str, *, trained_only: bool = False) -> Artifact:
+    """Write the model's tensors, or the trained ones alone, as an artifact."""
+    return save_tensors(store, model.trained if trained_only else model.state, kind)
+
+
+def full_nbytes(model: Model) -> int:
+    """Bytes of the whole model in its own type: what would travel without adapters."""
+    names = {id(p): p for n, p in model.network.named_parameters() if ".lora_" not in n}
+    return sum(p.numel() * p.element_size() for p in names.values())
+
+
+def save_for_users(model: Model, folder: Path) -> None:
+    """Write what ``from_pretrained`` of transformers or peft loads.
+
+    An adapter is saved as an adapter, unless something has joined W0 or the base model is a tiny one that nobody
+    else has: then base and adapter become one model.
+    """
+    network: Any = model.network
+    if model.spec["adapter"] and (model.originals or model.spec["source"] == TINY):
+        network = network.merge_and_unload()
+        _load_model.cache_clear()  # the warm model has lost its adapters
+    network.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty form of a model card
+    for path in folder.iterdir():
+        path.chmod(0o644)  # the library makes weights readable to their owner alone; colleagues shall load them

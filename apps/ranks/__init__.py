@@ -1,0 +1,1 @@
+"""Training processes of one site: launch, rendezvous, process group, control line."""

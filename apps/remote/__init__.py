@@ -1,0 +1,1 @@
+"""Calls of the apps at a site behind Globus Compute."""

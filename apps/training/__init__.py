@@ -1,0 +1,1 @@
+"""One local training: task, loop, checkpoints, leases, deadline."""

@@ -1,0 +1,1 @@
+"""Types and rules that the machine files share."""

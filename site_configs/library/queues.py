@@ -1,0 +1,166 @@
+"""Which queue takes a request: the facility's table is asked here, before a job waits in vain."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from site_configs.library.errors import SiteConfigError
+from site_configs.library.site import Queue
+
+MINUTE, HOUR, DAY = 60, 3600, 86400
+UNIT_S = {"d": DAY, "h": HOUR, "m": MINUTE, "s": 1}
+CLOCK = re.compile(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)")
+UNITS = re.compile(r"(?:\s*\d+(?:\.\d+)?\s*[dhms])+\s*")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What can be asked of a facility: so many nodes for so long in that queue."""
+
+    nodes: int
+    walltime_s: int
+    queue: str
+
+
+class QueueRefusedError(SiteConfigError):
+    """No queue takes the request; ``nearest`` is the most similar one that is taken."""
+
+    def __init__(self, text: str, nearest: Request) -> None:
+        super().__init__(text)
+        self.nearest = nearest
+
+
+def choose_queue(queues: Sequence[Queue], nodes: int, walltime_s: int, name: str | None = None) -> Queue:
+    """The queue that takes so many nodes for so long.
+
+    Of several the first by this order: not preemptable; the shortest time limit, because a queue for short jobs moves
+    faster; the smallest node limit. Queues on request are taken only by their own name.
+
+    Args:
+        queues: the facility's table.
+        nodes: of one block.
+        walltime_s: of one block.
+        name: of a queue, or of what several queues are submitted to; None: any.
+
+    Raises:
+        QueueRefusedError: with the rule that is broken and the nearest request that is taken.
+        SiteConfigError: there is no queue of that name.
+    """
+    admitting = [queue for queue in _candidates(queues, name) if _admits(queue, nodes, walltime_s)]
+    if not admitting:
+        raise _refusal(queues, nodes, walltime_s, name)
+    return min(admitting, key=_preference)
+
+
+def longest_walltime(queues: Sequence[Queue], nodes: int, name: str | None = None) -> int:
+    """The longest time, in seconds, that so many nodes are given for; a preemptable queue counts only if it is alone.
+
+    Raises:
+        QueueRefusedError, SiteConfigError: as ``choose_queue``.
+    """
+    fitting = [queue for queue in _candidates(queues, name) if queue.min_nodes <= nodes <= queue.max_nodes]
+    if not fitting:
+        raise _refusal(queues, nodes, HOUR, name)
+    return max(queue.max_walltime_s for queue in [q for q in fitting if not q.preemptable] or fitting)
+
+
+def _candidates(queues: Sequence[Queue], name: str | None) -> list[Queue]:
+    if name is None:
+        found = [queue for queue in queues if not queue.on_request]
+    else:
+        found = [q for q in queues if q.name == name or (q.submit_to == name and not q.on_request)]
+    if found:
+        return found
+    names = list(dict.fromkeys(known for q in queues for known in (q.submit_to, q.name) if known))
+    close = difflib.get_close_matches(name or "", names, 1)
+    hint = f", did you mean {close[0]!r}?" if close else f"; there are: {', '.join(names)}"
+    raise SiteConfigError(f"queue: {name!r} is unknown{hint}" if name else f"queue: name one of {', '.join(names)}")
+
+
+def _admits(queue: Queue, nodes: int, walltime_s: int) -> bool:
+    return (
+        queue.min_nodes <= nodes <= queue.max_nodes and queue.min_walltime_s <= walltime_s <= queue.max_walltime_s
+    )  # fmt: skip
+
+
+def _preference(queue: Queue) -> tuple[bool, int, int]:
+    return queue.preemptable, queue.max_walltime_s, queue.max_nodes
+
+
+def _refusal(queues: Sequence[Queue], nodes: int, walltime_s: int, name: str | None) -> QueueRefusedError:
+    named = _candidates(queues, name)
+    open_to_all = [queue for queue in queues if not queue.on_request and queue not in named]
+    broken, _ = _nearest(named, nodes, walltime_s)
+    _, nearest = _nearest([*named, *open_to_all], nodes, walltime_s)
+    refused = f"queue {name} does not take" if name else "no queue takes"
+    return QueueRefusedError(
+        f"{refused} {_words(nodes, walltime_s)}: {rule_of(broken)};"
+        f" nearest that is taken: {_words(nearest.nodes, nearest.walltime_s)} in queue {nearest.queue}",
+        nearest,
+    )
+
+
+def _nearest(queues: Sequence[Queue], nodes: int, walltime_s: int) -> tuple[Queue, Request]:
+    """The queue whose limits are least away from a request, and the request that it would take."""
+    return min(
+        ((queue, _closest(queue, nodes, walltime_s)) for queue in queues),
+        key=lambda offer: (_distance(offer[1], nodes, walltime_s), _preference(offer[0])),
+    )
+
+
+def _closest(queue: Queue, nodes: int, walltime_s: int) -> Request:
+    return Request(
+        nodes=min(max(nodes, queue.min_nodes), queue.max_nodes),
+        walltime_s=min(max(walltime_s, queue.min_walltime_s), queue.max_walltime_s),
+        queue=queue.name,
+    )
+
+
+def _distance(offer: Request, nodes: int, walltime_s: int) -> float:
+    """By how much a request must change: half the nodes is as far as half the time."""
+    return abs(math.log(offer.nodes / max(nodes, 1))) + abs(math.log(max(offer.walltime_s, 1) / max(walltime_s, 1)))
+
+
+def rule_of(queue: Queue) -> str:
+    """A queue's limits in words, with their source and date."""
+    noun = "node" if queue.max_nodes == 1 else "nodes"
+    nodes = f"{queue.min_nodes}" if queue.min_nodes == queue.max_nodes else f"{queue.min_nodes}-{queue.max_nodes}"
+    shortest = f"{format_walltime(queue.min_walltime_s)} to " if queue.min_walltime_s else "up to "
+    limits = f"{queue.name} takes {nodes} {noun} for {shortest}{format_walltime(queue.max_walltime_s)}"
+    return f"{limits} ({queue.source}, {queue.as_of})"
+
+
+def _words(nodes: int, walltime_s: int) -> str:
+    return f"{nodes} node{'s' * (nodes != 1)} for {format_walltime(walltime_s)}"
+
+
+def format_walltime(walltime_s: int) -> str:
+    """``168:00:00``: hours, minutes, seconds, as both Slurm and PBS take it."""
+    return f"{walltime_s // HOUR}:{walltime_s % HOUR // MINUTE:02d}:{walltime_s % MINUTE:02d}"
+
+
+def parse_walltime(value: object) -> int:
+    """Seconds from ``2:00:00``, ``1-12:00:00``, ``90m``, ``1d 12h`` or a number of seconds.
+
+    YAML itself reads a bare ``2:00:00`` as 7200.
+
+    Raises:
+        ValueError: it is none of these; ``2:30`` is refused, because it may mean minutes or hours.
+    """
+    text = str(value).strip().lower()
+    if clock := CLOCK.fullmatch(text):
+        days, hours, minutes, seconds = (int(part or 0) for part in clock.groups())
+        found = days * DAY + hours * HOUR + minutes * MINUTE + seconds
+    elif UNITS.fullmatch(text):
+        found = round(sum(float(n) * UNIT_S[unit] for n, unit in re.findall(r"(\d+(?:\.\d+)?)\s*([dhms])", text)))
+    elif re.fullmatch(r"\d+", text):
+        found = int(text)
+    else:
+        found = 0
+    if found < 1:
+        raise ValueError(f"{value!r} is no walltime; write 2:00:00, 90m, 1d 12h or seconds")
+    return found

@@ -1,0 +1,147 @@
+"""Each way in which an update can be wrong is refused with a reason, the site and the round."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from apps.artifacts.store import Artifact, artifact_path, save_tensors, sha256_file, streams
+from apps.artifacts.update_checks import UpdateRules, check_update
+from apps.base.errors import UpdateRefused
+
+BASE = {"w": torch.arange(6.0).reshape(2, 3), "b": torch.zeros(4, dtype=torch.bfloat16), "n": torch.tensor([3])}
+FULL = UpdateRules(method="full", max_update_norm=None)
+
+
+def checked(
+    store: Path, update: dict[str, torch.Tensor] | bytes, rules: UpdateRules = FULL, base: str | None = None
+) -> float:
+    first = save_tensors(store, BASE, "model")
+    if isinstance(update, bytes):
+        (store / "raw").write_bytes(update)
+        artifact = Artifact(sha256=sha256_file(store / "raw"), nbytes=len(update), kind="update")
+        (store / "raw").rename(artifact_path(store, artifact))
+    else:
+        artifact = save_tensors(store, update, "update")
+    manifest = {"site": "aurora", "round": 3, "base": base or first["sha256"], "artifact": artifact}
+    return check_update(manifest, first, store, rules)
+
+
+def refusal(*args: object, **kwargs: object) -> str:
+    with pytest.raises(UpdateRefused) as caught:
+        checked(*args, **kwargs)
+    error = caught.value
+    assert (error.site, error.round) == ("aurora", 3)
+    assert error.file.endswith(".safetensors")
+    assert str(error).startswith("site aurora, round 3: update refused: ")
+    return error.what
+
+
+def test_norm_is_that_of_the_change(tmp_path):
+    update = BASE | {"w": BASE["w"] + torch.tensor([[1.0, 2, 0], [0, 0, 2]]), "b": BASE["b"] + 2}
+    assert checked(tmp_path, update) == 5.0  # 1 + 4 + 4 + 4 * 4 = 25
+    assert checked(tmp_path, BASE) == 0.0
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 99), scale=st.sampled_from([1e-10, 1.0, 1e15, 1e25]))
+def test_norm_of_any_size_over_several_pieces(seed, scale, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("norm")
+    generator = torch.Generator().manual_seed(seed)
+    old, new = (torch.randn(1000, generator=generator) * scale for _ in range(2))
+    first, update = (save_tensors(folder, {"w": t}, "model") for t in (old, new))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streams, "PIECE", 300)
+        norm = check_update({"site": "a", "round": 1, "base": first["sha256"], "artifact": update}, first, folder, FULL)
+    assert norm == pytest.approx(float((new.double() - old.double()).norm()), rel=1e-5)
+
+
+def test_float64_values_beyond_float32_are_measured(tmp_path):
+    first = save_tensors(tmp_path, {"w": torch.zeros(2, dtype=torch.float64)}, "model")
+    update = save_tensors(tmp_path, {"w": torch.tensor([3e100, 4e100], dtype=torch.float64)}, "update")
+    manifest = {"site": "a", "round": 1, "base": first["sha256"], "artifact": update}
+    assert check_update(manifest, first, tmp_path, FULL) == pytest.approx(5e100)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["w", "b"])
+def test_values_that_are_not_finite(value, name, tmp_path):
+    bad = BASE[name].clone()
+    bad.view(-1)[1:3] = value
+    assert f"values that are not finite in tensor '{name}': 2" in refusal(tmp_path, BASE | {name: bad})
+
+
+def test_not_finite_in_a_later_piece(tmp_path, monkeypatch):
+    monkeypatch.setattr(streams, "PIECE", 2)
+    bad = BASE["w"].clone()
+    bad[1, 2] = math.nan
+    assert "tensor 'w': 1" in refusal(tmp_path, BASE | {"w": bad})
+
+
+def test_shapes_types_and_names(tmp_path):
+    assert "'w' is F32[3, 2] instead of F32[2, 3]" in refusal(tmp_path, BASE | {"w": torch.zeros(3, 2)})
+    assert "'w' is F16[2, 3] instead of F32[2, 3]" in refusal(tmp_path, BASE | {"w": torch.zeros(2, 3).half()})
+    assert "missing tensors: 1, the first is 'w'" in refusal(tmp_path, {n: t for n, t in BASE.items() if n != "w"})
+    assert "unknown tensors: 1, the first is 'x'" in refusal(tmp_path, BASE | {"x": torch.zeros(1)})
+
+
+def test_other_base_model(tmp_path):
+    assert "another base model" in refusal(tmp_path, BASE, base="0" * 64)
+
+
+def test_norm_bound(tmp_path):
+    update = BASE | {"w": BASE["w"] + torch.tensor([[3.0, 0, 0], [0, 4, 0]])}
+    assert checked(tmp_path, update, UpdateRules(method="full", max_update_norm=5.0)) == 5.0
+    told = refusal(tmp_path, update, UpdateRules(method="full", max_update_norm=4.9))
+    assert "norm 5, the campaign allows 4.9" in told
+
+
+def test_norm_that_is_no_number_does_not_pass_a_bound(tmp_path):
+    """A base model that is itself broken gives a change that is not a number."""
+    first = save_tensors(tmp_path, {"w": torch.tensor([math.nan])}, "model")
+    update = save_tensors(tmp_path, {"w": torch.tensor([1.0])}, "update")
+    manifest = {"site": "a", "round": 1, "base": first["sha256"], "artifact": update}
+    with pytest.raises(UpdateRefused, match="norm nan"):
+        check_update(manifest, first, tmp_path, UpdateRules(method="full", max_update_norm=10.0))
+
+
+def test_files_that_are_no_artifacts(tmp_path):
+    whole = artifact_path(tmp_path, save_tensors(tmp_path, BASE, "update")).read_bytes()
+    assert "cut off" in refusal(tmp_path, whole[:-1])
+    assert "not a safetensors file" in refusal(tmp_path, whole[:20])
+    assert "not a safetensors file" in refusal(tmp_path, pickle.dumps(BASE))
+    assert "not a safetensors file" in refusal(tmp_path, b"")
+
+
+def test_update_that_is_not_there(tmp_path):
+    first = save_tensors(tmp_path, BASE, "model")
+    ghost = Artifact(sha256="0" * 64, nbytes=1, kind="update")
+    with pytest.raises(UpdateRefused, match="cannot read"):
+        check_update({"site": "a", "round": 1, "base": first["sha256"], "artifact": ghost}, first, tmp_path, FULL)
+
+
+def test_adapter_updates_hold_what_is_trained_and_no_more(tmp_path):
+    model = {
+        "m.lora_A.weight": torch.ones(2, 3),
+        "m.lora_B.weight": torch.zeros(4, 2),
+        "m.merged.weight": torch.ones(4, 3),
+    }
+    first = save_tensors(tmp_path, model, "adapter")
+
+    def norm(method: str, *names: str) -> float:
+        update = save_tensors(tmp_path, {n: model[n] + 1 for n in names}, "update")
+        manifest = {"site": "a", "round": 1, "base": first["sha256"], "artifact": update}
+        return check_update(manifest, first, tmp_path, UpdateRules(method=method, max_update_norm=None))
+
+    assert norm("fedit", "m.lora_A.weight", "m.lora_B.weight") == pytest.approx(math.sqrt(14))
+    assert norm("ffa", "m.lora_B.weight") == pytest.approx(math.sqrt(8))
+    with pytest.raises(UpdateRefused, match=r"unknown tensors.*lora_A"):
+        norm("ffa", "m.lora_A.weight", "m.lora_B.weight")
+    with pytest.raises(UpdateRefused, match=r"unknown tensors.*merged"):
+        norm("flora", *model)

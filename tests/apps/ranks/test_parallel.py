@@ -1,0 +1,72 @@
+"""Settings of the ranks that go together, and what activation checkpoints change: nothing."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from training_site import PARALLEL, model_spec
+
+from apps.base.errors import UserMistake
+from apps.models.batches import Sample, collate
+from apps.models.loss import summed_loss
+from apps.models.model import model as models
+from apps.ranks.parallel import fits_in_worker, load_device, spread
+from apps.ranks.process_group import Team
+
+
+@pytest.mark.parametrize(
+    ("changes", "fits"),
+    [
+        ({}, True),
+        ({"sharding": "ddp"}, True),
+        ({"sharding": "full_shard"}, False),
+        ({"sharding": "full_shard", "offload": True}, False),
+        ({"sharding": "ddp", "ranks_per_node": 2}, False),
+        ({"sharding": "ddp", "nodes": 2}, False),
+    ],
+)
+def test_one_rank_that_is_not_sharded_trains_in_the_worker(changes, fits):
+    assert fits_in_worker(PARALLEL | changes) is fits
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"ranks_per_node": 2}, "2 ranks need sharding"),
+        ({"offload": True}, "offload does not go with sharding 'none'"),
+        ({"offload": True, "sharding": "ddp", "nodes": 2}, "offload does not go with sharding 'ddp'"),
+    ],
+)
+def test_settings_that_do_not_go_together(changes, what):
+    with pytest.raises(UserMistake, match=what):
+        fits_in_worker(PARALLEL | changes)
+
+
+def test_a_model_to_be_sharded_is_loaded_on_the_host():
+    assert load_device(PARALLEL | {"sharding": "full_shard"}, Team("cuda:3")) == "cpu"
+    assert load_device(PARALLEL | {"sharding": "ddp"}, Team("cuda:3")) == "cuda:3"
+
+
+@pytest.mark.parametrize("method", [None, "fedit"])
+def test_activation_checkpoints_change_no_gradient(method):
+    samples = [Sample(tuple(range(2, 12)), 3, "t"), Sample(tuple(range(20, 27)), 2, "t")]
+    model = models._load_model.__wrapped__(json.dumps(model_spec(method)), "cpu")
+    model.network.train()
+    batch, found = collate(samples, 0), []
+    for checkpoint_activations in (False, True, False):
+        ready = spread(model, PARALLEL | {"checkpoint_activations": checkpoint_activations}, "no", Team("cpu"))
+        layers = [m for m in model.network.modules() if getattr(m, "gradient_checkpointing", None) is not None]
+        assert all(layer.gradient_checkpointing is checkpoint_activations for layer in layers)
+        loss = summed_loss(ready.forward, model.network, batch)
+        found.append(torch.autograd.grad(loss, list(model.trained.values()), allow_unused=True))
+    for one, two, three in zip(*found, strict=True):
+        torch.testing.assert_close(one, two)
+        torch.testing.assert_close(one, three)
+
+
+def test_mixed_precision_is_autocast_where_nothing_is_sharded():
+    model = models._load_model.__wrapped__(json.dumps(model_spec()), "cpu")
+    assert spread(model, PARALLEL, "bf16", Team("cpu")).autocast
+    assert not spread(model, PARALLEL, "no", Team("cpu")).autocast

@@ -1,0 +1,181 @@
+"""Training as ranks in processes of their own: the same losses as one rank, stopped and resumed, killed together."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from training_site import PROJECT, Site, ranks_at, wait_until
+
+from apps.artifacts.store import read_header
+from apps.base.errors import RanksLost, TrainingError, UserMistake
+from apps.training.progress import read_progress
+
+pytestmark = pytest.mark.campaign
+
+TRAINING = {"steps": 4, "batch_size": 5, "accumulate": 2, "learning_rate": 0.003}
+TWO = {"ranks_per_node": 2, "micro_batch": 2}
+LAYOUTS = [
+    (None, {"sharding": "ddp"}),
+    ("fedit", {"sharding": "ddp", "checkpoint_activations": True}),
+    (None, {"sharding": "shard_grad_op", "checkpoint_activations": True}),
+    ("fedit", {"sharding": "full_shard"}),
+    (None, {"sharding": "full_shard", "offload": True}),
+    ("fedit", {"sharding": "full_shard", "offload": True, "ranks_per_node": 1}),
+]
+
+
+def toy(slow_s: float) -> list[str]:
+    return [sys.executable, str(PROJECT / "tests" / "toy_mpiexec.py"), "{ranks}", str(slow_s)]
+
+
+@pytest.fixture(autouse=True)
+def paths(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", f"{PROJECT}:{PROJECT / 'tests'}")
+
+
+def one_of(site: Site, rank: int) -> psutil.Process:
+    """The process of a rank that is training."""
+    wait_until(lambda: (read_progress(site.root) or {"step": 0})["step"] >= 2)
+    return next(p for p in ranks_at(site) if p.environ().get("PMI_RANK") == str(rank) and "--rank" in p.cmdline())
+
+
+def shapes(path: Path) -> dict:
+    return {name: (spec.dtype, spec.shape) for name, spec in read_header(path).items()}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> dict:
+    """By method and precision: what one rank makes of it."""
+    found = {}
+    for method in (None, "fedit"):
+        site = Site(tmp_path_factory.mktemp("alone"), method)
+        manifest = site.train(**TRAINING)
+        found[method] = (manifest, shapes(site.update(manifest)))
+    return found
+
+
+@pytest.mark.parametrize(("method", "layout"), LAYOUTS)
+def test_ranks_give_the_losses_of_one(method, layout, tmp_path, alone):
+    wanted, shapes_wanted = alone[method]
+    site = Site(tmp_path, method, TWO | layout)
+    found = site.train(**TRAINING)
+    assert found["loss_first"] == pytest.approx(wanted["loss_first"], rel=1e-6)
+    assert found["loss_last"] == pytest.approx(wanted["loss_last"], rel=1e-4)
+    assert (found["tokens"], found["samples"]) == (wanted["tokens"], wanted["samples"])
+    assert shapes(site.update(found)) == shapes_wanted
+    assert site.train(**TRAINING) == found | {"reused": True}
+    assert read_progress(site.root)["phase"] == "saving"
+    assert ranks_at(site) == []
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "full_shard"])
+def test_mixed_precision_over_ranks(sharding, tmp_path, alone):
+    wanted, shapes_wanted = alone[None]
+    site = Site(tmp_path, None, TWO | {"sharding": sharding})
+    found = site.train(precision="bf16", **TRAINING)
+    assert found["loss_first"] != wanted["loss_first"]
+    assert found["loss_last"] == pytest.approx(wanted["loss_last"], rel=0.02)
+    assert shapes(site.update(found)) == shapes_wanted  # the master weights are kept in full
+
+
+def test_adapters_in_float32_on_a_base_in_bfloat16_can_be_sharded(tmp_path):
+    site = Site(tmp_path, "ffa", TWO | {"sharding": "full_shard"}, dtype="bfloat16")
+    update = shapes(site.update(site.train(**TRAINING)))
+    assert {dtype for dtype, _ in update.values()} == {"F32"}
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "full_shard"])
+def test_ranks_stop_when_asked_and_go_on_to_the_bit(sharding, tmp_path):
+    changes = {"steps": 30, "keep_optimizer": True, "proximal_mu": 0.1}
+    layout = {"ranks_per_node": 2, "sharding": sharding}
+    whole = Site(tmp_path / "whole", "fedit", layout, dropout=0.3)
+    wanted = whole.train(**changes)
+
+    site = Site(tmp_path / "asked", "fedit", layout | {"launch": toy(0.1)}, dropout=0.3)
+    process = site.start(**changes)
+    one_of(site, 0)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+    outcome = site.outcome()
+    assert outcome["error"] == "Unfinished", outcome
+    assert f"{site.saved_steps()[0]} of 30 steps" in outcome["text"]
+    assert ranks_at(site) == []
+    found = site.train(**changes)
+    assert found["artifact"] == wanted["artifact"]
+    assert (found["attempts"], found["loss_first"]) == (2, wanted["loss_first"])
+    kept = [next((each.root / "optimizer").iterdir()).read_bytes() for each in (whole, site)]
+    assert kept[0] == kept[1]
+
+
+def test_the_walltime_stops_all_ranks(tmp_path):
+    site = Site(tmp_path, None, TWO | {"sharding": "ddp", "launch": toy(0.3)})
+    process = site.start(environment={"CROSSFED_BLOCK_END": str(time.time() + 15 + 35)}, steps=1000)
+    assert process.wait(60) == 0
+    assert site.outcome()["error"] == "Unfinished"
+    assert ranks_at(site) == []
+
+
+@pytest.mark.parametrize("launch", [toy(0.1), []], ids=["toy", "torchrun"])
+def test_ranks_die_together(launch, tmp_path):
+    """The toy launcher does not care for the ranks that are left; torch's own has ranks without a delay."""
+    site = Site(tmp_path, None, TWO | {"sharding": "ddp", "launch": launch})
+    process = site.start(steps=2000)
+    if launch:
+        victim = one_of(site, 1)
+    else:
+        wait_until(lambda: (read_progress(site.root) or {"step": 0})["step"] >= 2)
+        victim = next(p for p in ranks_at(site) if p.environ().get("RANK") == "1")
+    victim.kill()
+    assert process.wait(60) == 0
+    outcome = site.outcome()
+    assert outcome["error"] == "RanksLost"
+    assert "site aurora, round 1: rank 1 (" in outcome["text"]
+    assert f"process {victim.pid}) of 2 has ended without a word" in outcome["text"]
+    assert ranks_at(site) == []
+
+
+def test_no_rank_outlives_its_worker_and_the_work_goes_on(tmp_path):
+    layout = {"ranks_per_node": 2, "sharding": "full_shard"}
+    wanted = Site(tmp_path / "whole", None, layout).train(steps=20)
+    site = Site(tmp_path / "killed", None, layout | {"launch": toy(0.1)})
+    process = site.start(steps=20, checkpoint_s=0.3)
+    wait_until(lambda: max(site.saved_steps(), default=0) >= 3)
+    assert len(ranks_at(site)) >= 3
+    process.kill()
+    process.wait()
+    wait_until(lambda: ranks_at(site) == [])
+    found = site.train(steps=20)
+    assert found["artifact"] == wanted["artifact"]
+    assert found["attempts"] == 2
+
+
+def test_a_rank_s_error_comes_back_as_it_is(tmp_path):
+    site = Site(tmp_path, None, TWO | {"sharding": "ddp"})
+    with pytest.raises(TrainingError, match=r"site aurora, round 1: loss is (nan|inf) at step \d+.*learning_rate"):
+        site.train(steps=50, learning_rate=1e30, clip_norm=None)
+    assert ranks_at(site) == []
+    log = site.root / "logs" / "round-0001" / "rank-1.log"
+    assert log.is_file()
+
+
+def test_launchers_that_do_not_launch(tmp_path):
+    site = Site(tmp_path, None, TWO | {"sharding": "ddp", "launch": ["no-such-launcher"]})
+    with pytest.raises(UserMistake, match="site aurora, round 1: cannot start 'no-such-launcher'"):
+        site.train()
+    site.work["parallel"] = site.work["parallel"] | {"launch": ["sh", "-c", "echo 'srun: no such node' >&2; exit 3"]}
+    with pytest.raises(RanksLost, match=r"0 of 2 ranks came up.*code 3: srun: no such node"):
+        site.train()
+    site.work["parallel"] = site.work["parallel"] | {"launch": ["env"]}
+    with pytest.raises(RanksLost, match="none of 2 ranks"):
+        site.train()
+
+
+def test_one_rank_of_many_nodes_needs_a_way_to_share(tmp_path):
+    site = Site(tmp_path, None, {"ranks_per_node": 2})
+    with pytest.raises(UserMistake, match="site aurora, round 1: 2 ranks need sharding"):
+        site.train()

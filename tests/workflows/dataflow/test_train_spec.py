@@ -1,0 +1,68 @@
+"""Orders and models as apps and journal take them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from campaigns import nano
+
+from workflows.dataflow.train_spec import counted_updates, order_of, rule_of, site_weights
+from workflows.planning.campaign_file import check_campaign
+from workflows.planning.plan import Plan, make_plan, settle_dtype
+from workflows.strategies.base import Aggregate, ServerRule, Train
+
+TRAINING = {"steps": 4, "learning_rate": 0.5, "proximal_mu": 0.25, "schedule": "linear"}
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    campaign = settle_dtype(check_campaign(nano(training=TRAINING), tmp_path))
+    return make_plan(campaign, tmp_path, tmp_path)
+
+
+def spec_of(plan: Plan, action: Train, **changes: Any) -> dict[str, Any]:
+    settings = {"asked": [3], "attempt": 1, "keep": None, "until": None} | changes
+    return dict(order_of(plan, action, **settings)["training"])
+
+
+def test_what_the_strategy_leaves_open_is_as_the_campaign_says(plan: Plan) -> None:
+    spec = spec_of(plan, Train(0, "aurora", 2, 3))
+    assert {key: spec[key] for key in TRAINING} == TRAINING
+    assert (spec["start_step"], spec["total_steps"], spec["until"], spec["device"]) == (8, 12, None, "cpu")
+
+
+def test_what_the_strategy_says_holds(plan: Plan) -> None:
+    action = Train(0, "aurora", 1, 7, steps=9, rate_factor=0.5, proximal_mu=0.0)
+    spec = spec_of(plan, action, until=99.0)
+    assert (spec["steps"], spec["learning_rate"], spec["proximal_mu"], spec["until"]) == (9, 0.25, 0.0, 99.0)
+    assert spec["start_step"] == 4  # the schedule follows the versions, not the orders of a site
+
+
+def test_versions_that_a_resume_has_added_follow_the_longer_schedule(plan: Plan) -> None:
+    assert spec_of(plan, Train(0, "aurora", 2, 3), asked=[3, 5])["total_steps"] == 12
+    assert spec_of(plan, Train(0, "aurora", 3, 4), asked=[3, 5])["total_steps"] == 20
+
+
+def test_moments_go_on_only_where_the_campaign_keeps_them(plan: Plan) -> None:
+    order = order_of(plan, Train(0, "aurora", 0, 1), [3], 2, "before", None)
+    assert (order["optimizer_from"], order["attempt"]) == (None, 2)
+
+
+def test_the_journal_tells_of_each_update_where_it_began_and_whether_it_is_new() -> None:
+    orders = {0: Train(0, "a", 0, 1), 1: Train(1, "b", 2, 1), 5: Train(5, "a", 3, 2)}
+    action = Aggregate(4, 3, ((0, -0.25), (1, 0.5), (5, 0.25)), ((3, 0.5),))
+    updates = counted_updates(action, orders, {0})
+    assert list(updates.values()) == [
+        {"site": "a", "order": 1, "weight": -0.25, "staleness": 3, "new": False},
+        {"site": "b", "order": 1, "weight": 0.5, "staleness": 1, "new": True},
+        {"site": "a", "order": 2, "weight": 0.25, "staleness": 0, "new": True},
+    ]
+    assert site_weights(updates) == {"a": 0.0, "b": 0.5}
+
+
+def test_a_rule_in_plain_values() -> None:
+    action = Aggregate(1, 0, ((0, 1.0),), server=ServerRule("adam", 0.1, 0.9, 0.99, 1e-3))
+    assert rule_of(action) == {"name": "adam", "rate": 0.1, "beta1": 0.9, "beta2": 0.99, "tau": 1e-3}
+    assert rule_of(Aggregate(1, 0, ((0, 1.0),))) is None

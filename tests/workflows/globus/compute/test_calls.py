@@ -1,0 +1,163 @@
+"""The life of a call as bookkeeping: which answers count, when it is asked for again."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from apps.base.errors import AtWork, CrossfedError, TaskError, TrainingError, UserMistake, WorkersLost
+from workflows.globus.compute.calls import AGAIN_S, ANSWER_S, Job, Target
+from workflows.globus.compute.messages import key_of, pack, read_answer, read_failure, require_fits
+
+LOST = "Traceback ...\nparsl.executors.high_throughput.errors.WorkerLost: Task failure due to loss of worker 0\n ***\n"
+BUSY = "Another instance of this endpoint is running.  (Perhaps on another login node?)  Refusing to start."
+
+
+def result(value: Any) -> dict:
+    return {"status": "success", "result": "11\n" + json.dumps(json.dumps({"result": value}))}
+
+
+def error(kind: str) -> dict:
+    return {"status": "success", "result": "11\n" + json.dumps(json.dumps({"error": {"kind": kind, "what": "no"}}))}
+
+
+def job(*task_ids: str, now: float = 0.0) -> Job:
+    made = Job("k", Target("aurora", "e", "python", silence_s=100, queue_s=1000), "f", "{}", work="t")
+    for task_id in task_ids:
+        made.submitted(task_id, now)
+    return made
+
+
+def test_the_first_good_answer_counts():
+    one = job("a", "b")
+    assert one.told("b", result(7), 1) == "success"
+    assert one.over and not one.future.done()
+    one.settle()
+    one.settle()
+    assert one.future.result() == 7
+    assert list(one.attempts) == ["a"]
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_lost_attempt_counts_when_it_was_the_last(last):
+    one = job("a") if last else job("a", "b")
+    assert one.told("a", {"status": "failed", "exception": LOST}, 1) == "WorkersLost"
+    one.settle()
+    assert one.over is last
+    if last:
+        with pytest.raises(WorkersLost, match=r"^site aurora: the endpoint has lost the task: .*loss of worker 0$"):
+            one.future.result()
+
+
+def test_an_error_of_the_call_itself_ends_it():
+    one = job("a", "b")
+    assert one.told("a", error("TrainingError"), 1) == "TrainingError"
+    one.settle()
+    assert isinstance(one.future.exception(), TrainingError)
+
+
+def test_who_meets_another_at_work_waits_for_it_or_asks_again():
+    one = job("a", "b")
+    assert one.told("b", error("AtWork"), 1) == "AtWork"
+    assert one.due is None and not one.over
+    assert one.told("a", error("AtWork"), 5) == "AtWork"
+    assert one.due == 5 + AGAIN_S
+
+
+def test_an_endpoint_that_is_coming_back_is_given_time():
+    one = job("a")
+    assert one.told("a", {"status": "failed", "exception": BUSY}, 3) == "not yet"
+    assert (one.over, one.due, one.attempts) == (False, 3 + AGAIN_S, {})
+
+
+@pytest.mark.parametrize(
+    "record",
+    [None, {"status": "failed", "reason": "unknown task"}, {"status": "ABANDONED"}, {"status": "success"}],
+)
+def test_what_the_service_has_forgotten_is_asked_for_again(record):
+    one = job("a")
+    assert one.told("a", record, 1) is None  # once may be a slip
+    assert one.told("a", {"status": "running"}, 2) is None
+    assert one.told("a", record, 3) is None
+    assert one.told("a", record, 4) == "forgotten"
+    assert (one.due, one.over) == (4, False)
+
+
+def test_silence_is_counted_from_the_last_news():
+    one = job("a", now=10)
+    assert not one.is_silent(1009)
+    assert one.is_silent(1011)
+    one.told("a", {"status": "waiting-for-nodes"}, 500)
+    one.told("a", {"status": "waiting-for-nodes"}, 900)
+    assert not one.is_silent(1499) and one.is_silent(1501)
+    one.told("a", {"status": "running"}, 1400)
+    assert not one.is_silent(1499) and one.is_silent(1501)
+    one.sign(1450, mine=True, written=False)
+    assert not one.is_silent(1549) and one.is_silent(1551)
+    one.ask_again(1551)
+    assert one.due == 1551 and not one.is_silent(9999)
+    one.submitted("b", 1552)
+    assert set(one.attempts) == {"a", "b"}
+    assert not one.is_silent(1952) and one.is_silent(1953)  # what was lost once is not waited for so long
+
+
+def test_what_leaves_no_trace_is_asked_for_earlier_and_ever_more_seldom():
+    one, moments = job("a"), []
+    one.work = None
+    for now in range(2000):
+        if one.is_silent(now):
+            one.ask_again(now)
+            one.submitted(f"again at {now}", now)
+            moments.append(now)
+    assert moments == [201, 602, 1403]
+
+
+def test_a_result_that_lies_at_the_site_and_does_not_come():
+    one = job("a")
+    for now in (10, 30):
+        one.sign(now, mine=False, written=True)
+    assert not one.is_silent(10 + ANSWER_S) and one.is_silent(11 + ANSWER_S)
+
+
+@pytest.mark.parametrize(
+    "buffer",
+    ["00\ngASVBQAAAAAAAACMAWGULg==\n", "01\nabc", "st\nf:def f(): pass", "", None, 7, "11\n7", '11\n"x"', '11\n"[]"'],
+)
+def test_answers_in_any_other_form_are_refused_unread(buffer):
+    found = read_answer(buffer)
+    assert type(found) is TaskError
+    assert "cannot be read" in str(found) or "not JSON" in str(found) or "neither" in str(found)
+
+
+@given(st.text())
+def test_whatever_comes_is_an_answer_or_an_error(text):
+    for buffer in (text, "11\n" + text, "11\n" + json.dumps(text)):
+        assert isinstance(read_answer(buffer), dict | CrossfedError)
+    assert isinstance(read_failure(text), WorkersLost | TaskError)
+    assert "\n" not in str(read_failure(text))
+
+
+@given(st.recursive(st.none() | st.integers() | st.floats(allow_nan=False) | st.text(), lambda x: st.lists(x)))
+def test_equal_calls_have_equal_keys(value):
+    there = json.loads(pack("f", [value], {}))
+    assert key_of("aurora", "f", there["args"]) == key_of("aurora", "f", [value])
+    assert key_of("aurora", "f", [value]) != key_of("polaris", "f", [value])
+
+
+def test_what_is_too_large_is_refused_with_site_and_bytes():
+    require_fits("aurora", "f", "x" * 9_000_000)
+    with pytest.raises(UserMistake, match=r"site aurora: the arguments of f are 9600002 bytes, .* takes 9500000"):
+        require_fits("aurora", "f", "x" * 9_600_000)
+    with pytest.raises(UserMistake, match="10000002 bytes"):
+        require_fits("aurora", "f", '"' * 5_000_000)
+
+
+def test_errors_that_come_from_the_wire_keep_their_kind():
+    found = read_answer(error("AtWork")["result"])
+    assert isinstance(found, AtWork)
+    too_large = read_failure("globus_compute_sdk.errors.MaxResultSizeExceeded: Task result of 11B exceeded limit")
+    assert type(too_large) is TaskError

@@ -1,0 +1,232 @@
+"""Sites behind genuine endpoint agents: real training through them, and every part of the way killed once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import parsl
+import pytest
+from globus_site import child_variables, driver, site_config
+from parsl.config import Config
+from training_site import PLACE, PROJECT, Site, bare_environment, wait_until
+
+from apps.base.errors import EndpointProblem, UserMistake, VersionMismatch, WorkersLost
+from apps.site import look
+from apps.train import enrol, local_train
+from apps.training.progress import read_progress
+
+pytestmark = pytest.mark.globus
+COLD_S = 120  # for an agent to start its child, its interchange and a worker, on a busy machine
+
+
+@pytest.fixture
+def stack(globus_client):
+    return globus_client
+
+
+@pytest.fixture
+def aurora(stack):
+    """The agent, which all tests of this file share."""
+    return stack.agents.get("aurora") or stack.add_agent("aurora")
+
+
+@pytest.fixture(autouse=True)
+def attentive(monkeypatch):
+    """The service is asked once a second even when nothing changes, and calls again after short pauses."""
+    monkeypatch.setattr("workflows.globus.compute.service.LONGEST_POLL_S", 1.0)
+    monkeypatch.setattr("workflows.globus.compute.calls.AGAIN_S", 3.0)
+
+
+@pytest.fixture
+def site(tmp_path) -> Site:
+    return Site(tmp_path / "site")
+
+
+def drive(tmp_path: Path, site: Site, agent, slow_s: float = 0.0, **settings):
+    own = {name: settings.pop(name) for name in ("sign_of", "user_endpoint_config") if name in settings}
+    config = site_config(site.root, agent.endpoint_id, **settings)
+    code = child_variables(tmp_path / f"slow-{slow_s}", slow_s)
+    return driver(tmp_path / "run", config, environment=code, **own)
+
+
+def step(site: Site) -> int:
+    return (read_progress(site.root) or {"step": 0})["step"]
+
+
+def submissions(stack) -> int:
+    return stack.service.count_calls(r"/submit$", "POST")
+
+
+def test_enrolling_and_training(tmp_path, aurora, site):
+    site.work = site.work | {"root": str(tmp_path / "fresh")}
+    site.root = tmp_path / "fresh"
+    with drive(tmp_path, site, aurora) as run:
+        enrolled = run.executor.submit(enrol, {}, PLACE, site.work).result(COLD_S)
+        assert enrolled["shard_sha256"] == site.shard["shard_sha256"]
+        (site.root / "artifacts").mkdir()
+        for path in (tmp_path / "site" / "site" / "artifacts").iterdir():
+            os.link(path, site.root / "artifacts" / path.name)
+        manifest = run.train(site).result(COLD_S)
+        again = run.train(site).result(COLD_S)
+        assert again == manifest | {"reused": True}
+        assert run.executor.open_tasks() == run.executor.outstanding() == 0
+    workers = [(r["worker"]["host"], r["worker"]["pid"]) for r in run.events("compute_ended")]
+    assert len(workers) == 3 and len(set(workers)) == 1  # warm: one process for all
+    assert [r["function"] for r in run.events("compute_submitting")] == [
+        "apps.train:enrol", "apps.train:local_train", "apps.train:local_train",
+    ]  # fmt: skip
+    site.work = site.work | {"root": str(tmp_path / "site" / "site")}
+    assert site.train()["artifact"] == manifest["artifact"]  # the same bits as without Globus
+
+
+def test_as_parsls_executor(tmp_path, aurora, site):
+    with drive(tmp_path, site, aurora) as run:
+        with parsl.load(Config(executors=[run.executor], run_dir=str(tmp_path / "parsl"), initialize_logging=False)):
+            train = parsl.python_app(local_train, executors=["aurora"])
+            place, work, order, base, shard = site.arguments()
+            shard = parsl.python_app(enrol, executors=["aurora"])(place, work)
+            manifest = train(place, work, order, base, shard).result(COLD_S)
+            refused = train(place, work | {"code_version": "x"}, order, base, shard)
+            with pytest.raises(VersionMismatch, match=r"site aurora, round 1: this site runs crossfed code"):
+                refused.result(COLD_S)
+    assert manifest["steps_done"] == 2
+
+
+def test_a_site_without_the_project_is_told_with_the_remedy(tmp_path, aurora, site):
+    config = site_config(site.root, aurora.endpoint_id, python_env=bare_environment(tmp_path / "bare"))
+    with driver(tmp_path / "run", config) as run:
+        words = r"site aurora: .*does not run crossfed.*No module named 'apps'.*python_env"
+        with pytest.raises(UserMistake, match=words):
+            run.train(site).result(COLD_S)
+
+
+def test_a_template_that_does_not_take_the_settings(tmp_path, stack, aurora, site):
+    stack.compute.rules.start_wait_s = 30
+    with drive(tmp_path, site, aurora, user_endpoint_config={"workers_per_node": "no number"}) as run:
+        with pytest.raises(EndpointProblem, match=r"site aurora: the endpoint refuses the call \(422\).*template"):
+            run.train(site).result(COLD_S)
+
+
+def test_a_killed_worker(tmp_path, stack, aurora, site):
+    with drive(tmp_path, site, aurora, slow_s=0.05) as run:
+        lost = run.train(site, steps=60, checkpoint_s=0.2)
+        wait_until(lambda: step(site) >= 8, COLD_S)
+        aurora.kill_worker()
+        with pytest.raises(WorkersLost, match="site aurora: the endpoint has lost the task: .*WorkerLost"):
+            lost.result(COLD_S)
+
+        def finished():  # the other one saves and goes; until then it holds the task
+            return run.train(site, steps=60, checkpoint_s=0.2).result(COLD_S)
+
+        manifest = finished()
+    assert manifest["attempts"] == 2
+    assert manifest["artifact"] == Site(tmp_path / "whole").train(steps=60)["artifact"]
+
+
+def test_a_killed_child_endpoint_is_noticed_by_the_sites_files(tmp_path, stack, aurora, site, monkeypatch):
+    """Its interchange and workers are orphans that go on: the training ends, and nobody tells the service."""
+    with drive(tmp_path, site, aurora, slow_s=0.05, sign_of=lambda _: look(PLACE, str(site.root))) as run:
+        run.executor.signs.look_s = 0.5
+        monkeypatch.setattr("workflows.globus.compute.calls.ANSWER_S", 3.0)
+        training = run.train(site, steps=60, checkpoint_s=0.2)
+        wait_until(lambda: step(site) >= 8, COLD_S)
+        task_id = run.events("compute_submitted")[-1]["task_id"]
+        aurora.kill_child(stack.compute.tasks[task_id]["endpoint_id"])
+        manifest = training.result(COLD_S)
+        assert run.executor.sign["finished"] == manifest["task_id"]
+    assert (manifest["attempts"], manifest["reused"]) == (1, True)
+    assert run.events("compute_asked_again")[0]["reason"] == "its result lies at the site"
+
+
+def test_an_endpoint_that_dies_with_all_its_processes(tmp_path, stack, aurora, site):
+    """As a node that is switched off: no sign of life, so it is asked again, and goes on from the checkpoint."""
+    with drive(
+        tmp_path, site, aurora, slow_s=0.05, silence_s=4.0, sign_of=lambda _: look(PLACE, str(site.root))
+    ) as run:
+        run.executor.signs.look_s = 0.5
+        training = run.train(site, steps=60, checkpoint_s=0.2)
+        wait_until(lambda: step(site) >= 8 and run.executor.newest_checkpoint(), COLD_S)
+        for process in aurora.processes():
+            if process.pid != aurora.pid:
+                process.kill()
+        manifest = training.result(COLD_S)
+    assert (manifest["attempts"], manifest["reused"]) == (2, False)
+    assert {r["reason"] for r in run.events("compute_asked_again")} == {"nothing is heard of it"}
+    assert manifest["artifact"] == Site(tmp_path / "whole").train(steps=60)["artifact"]
+
+
+def test_without_a_broker_for_half_a_minute(tmp_path, stack, aurora, site):
+    with drive(tmp_path, site, aurora, slow_s=0.05) as run:
+        training = run.train(site, steps=40)
+        wait_until(lambda: step(site) >= 3, COLD_S)
+        stack.broker.stop()
+        time.sleep(30)
+        assert not training.done()
+        stack.broker.start()
+        manifest = training.result(COLD_S)
+    assert (manifest["attempts"], manifest["reused"]) == (1, False)
+    assert len(run.events("compute_submitted")) == 1
+
+
+DRIVER = """
+import json, sys
+from pathlib import Path
+from globus_site import child_variables, driver, site_config
+from apps.train import local_train
+folder, endpoint, arguments = json.loads(sys.argv[1])
+folder = Path(folder)
+variables = child_variables(folder / "slow", 0.05)
+with driver(folder / "run", site_config(folder / "site" / "site", endpoint), environment=variables) as run:
+    print(run.executor.submit(local_train, {}, *arguments).result())
+"""
+
+
+def test_a_killed_driver_and_the_next_one(tmp_path, stack, aurora, site):
+    arguments = site.arguments(steps=60)
+    job = json.dumps([str(tmp_path), aurora.endpoint_id, arguments])
+    paths = {"PYTHONPATH": f"{PROJECT}:{PROJECT / 'tests'}"}
+    first = subprocess.Popen([sys.executable, "-c", DRIVER, job], env={**os.environ, **paths})
+    wait_until(lambda: step(site) >= 3, COLD_S)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    with driver(tmp_path / "run", site_config(site.root, aurora.endpoint_id)) as run:
+        training = run.executor.submit(local_train, {}, *arguments)
+        assert run.executor.open_tasks() == 1
+        manifest = training.result(COLD_S)
+    assert (manifest["attempts"], manifest["reused"]) == (1, False)
+    assert submissions(stack) == 1
+    assert [r["state"] for r in run.events("compute_ended")] == ["success"]
+
+
+def test_looking_through_an_endpoint_on_the_login_node(tmp_path, stack, aurora, site):
+    """The endpoint of the blocks is busy with the training; another one tells how far it is."""
+    config = site_config(site.root, aurora.endpoint_id, files=aurora.endpoint_id)
+    code = child_variables(tmp_path / "slow", 0.1)
+    with driver(tmp_path / "run", config, environment=code, files_config={"idle_heartbeats": 100}) as run:
+        run.executor.signs.look_s = 1.0
+        training = run.train(site, steps=150, checkpoint_s=0.5)
+        wait_until(lambda: (run.executor.sign.get("progress") or {}).get("step", 0) > 1, COLD_S)
+        assert run.executor.sign["claims"] == [run.executor.sign["progress"]["task_id"]]
+        assert not training.done()
+        training.result(COLD_S)
+    assert len(run.events("compute_submitted")) == 1  # looks leave no trace
+
+
+def test_no_secret_is_written(tmp_path, stack, aurora, site, caplog):
+    caplog.set_level("DEBUG")
+    with drive(tmp_path, site, aurora) as run:
+        run.train(site, steps=3).result(COLD_S)
+    secrets = [stack.account.secret, *stack.auth._tokens]
+    assert len(secrets) > 1
+    written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    written.append("\n".join(record.getMessage() for record in caplog.records if "urllib3" not in record.name).encode())
+    for task in stack.compute.tasks.values():
+        written.append(json.dumps(task).encode())
+    assert len(written) > 10
+    assert not [secret for secret in secrets for content in written if secret.encode() in content]

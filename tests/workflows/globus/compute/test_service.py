@@ -1,0 +1,353 @@
+"""The genuine client against the loopback service: storms, lost and doubled tasks, a new driver, bad answers."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from globus_site import client, driver, site_config
+from toy_agent import ToyAgent, toy_agent
+from training_site import PLACE, Site, wait_until
+
+from apps.base.errors import EndpointProblem, TaskError, TrainingError, UserMistake, WorkersLost
+from apps.site import look
+from apps.train import enrol, local_train
+from apps.training.leases import claim
+from apps.training.task import Task
+from workflows.globus.compute.api import Pace, Web
+
+LOOK = "apps.site:look"
+
+
+def as_the_site_would(python: str, request: str) -> str:
+    """The project's Python, without an interpreter of its own."""
+    from apps.remote.site_worker import answer_line
+
+    assert python == f"{sys.prefix}/bin/python"
+    return json.dumps(answer_line(request))
+
+
+@pytest.fixture
+def agent(tmp_path, monkeypatch):
+    monkeypatch.setattr("workflows.globus.compute.service.LONGEST_POLL_S", 0.2)
+    monkeypatch.setattr("workflows.globus.compute.service.POLL_S", 0.05)
+    monkeypatch.setattr("workflows.globus.compute.service.PATIENCE_S", 0.1)
+    monkeypatch.setattr("workflows.globus.compute.service.LONGEST_PATIENCE_S", 0.3)
+    monkeypatch.setattr("workflows.globus.compute.service.STATUS_S", 0.2)
+    monkeypatch.setattr("workflows.globus.compute.calls.AGAIN_S", 0.3)
+    with toy_agent(tmp_path / "service", as_the_site_would) as running:
+        for name, value in running.variables(tmp_path / "login").items():
+            monkeypatch.setenv(name, value)
+        yield running
+
+
+@pytest.fixture
+def site(tmp_path) -> Site:
+    return Site(tmp_path / "site")
+
+
+def drive(tmp_path: Path, agent: ToyAgent, site: Site | None = None, **settings):
+    ours = ("sign_of", "environment", "web", "user_endpoint_config")
+    own = {name: settings.pop(name) for name in ours if name in settings}
+    root = site.root if site else tmp_path / "root"
+    return driver(tmp_path / "run", site_config(root, agent.endpoint_id, **settings), **own)
+
+
+def submissions(agent: ToyAgent) -> int:
+    return agent.service.count_calls("/submit$", "POST")
+
+
+def test_calls_and_answers(tmp_path, agent, site):
+    with drive(tmp_path, agent, site, environment={"THIS": "that"}) as run:
+        assert run.executor.submit(enrol, {}, PLACE, site.work).result(20)["samples"] == 6
+        assert run.train(site).result(20)["steps_done"] == 2
+        with pytest.raises(TrainingError, match="site aurora, round 1: loss is"):
+            run.train(site, learning_rate=1e30, steps=9).result(20)
+        assert json.loads(agent.calls[0])["environment"] == {"THIS": "that"}
+    assert agent.service.count_calls("/functions$", "POST") == 1
+    assert [r["state"] for r in run.events("compute_ended")] == ["success", "success", "TrainingError"]
+    assert "learning_rate" not in (tmp_path / "run" / "journal.jsonl").read_text()  # no arguments
+
+
+def test_what_is_too_large_is_refused_and_the_executor_lives_on(tmp_path, agent):
+    with drive(tmp_path, agent) as run:
+        with pytest.raises(UserMistake, match=r"site aurora: the arguments of apps.site:look are 960\d+ bytes"):
+            run.executor.submit(look, {}, PLACE, "x" * 9_600_000)
+        with pytest.raises(TaskError, match=r"site aurora: the arguments of apps.site:look are not plain"):
+            run.executor.submit(look, {}, PLACE, Path("x"))
+        assert submissions(agent) == 0
+        agent.compute.rules.payload_limit_bytes = 20_000
+        with pytest.raises(UserMistake, match=r"site aurora: Globus Compute finds the request too large"):
+            run.executor.submit(look, {}, PLACE, "x" * 30_000).result(20)
+        assert run.executor.submit(look, {}, PLACE, str(tmp_path)).result(20)["finished"] is None
+        assert not run.executor.bad_state_is_set
+
+
+@pytest.mark.parametrize("status", [500, 503, 429, 409])
+def test_a_storm_is_ridden_out(status, tmp_path, agent):
+    agent.compute.storm(status, 8, r"/(functions|submit|batch_status)$")
+    with drive(tmp_path, agent) as run:
+        assert run.executor.submit(look, {}, PLACE, str(tmp_path)).result(30)["claims"] == []
+    assert len(run.events("compute_unreachable")) == len(run.events("compute_back")) == 1
+    assert str(status) in run.events("compute_unreachable")[0]["reason"]
+    assert len(run.events("compute_submitted")) == 1
+
+
+def test_a_service_that_goes_and_comes_back(tmp_path, agent):
+    agent.running.clear()
+    with drive(tmp_path, agent) as run:
+        future = run.executor.submit(look, {}, PLACE, str(tmp_path))
+        wait_until(run.executor.open_tasks)
+        agent.service.stop()
+        wait_until(lambda: run.events("compute_unreachable"))
+        agent.service.start()
+        agent.running.set()
+        assert future.result(30)["claims"] == []
+    assert len(run.events("compute_back")) == 1
+    assert submissions(agent) == 1
+
+
+def test_a_token_that_was_taken_back_is_renewed(tmp_path, agent):
+    with drive(tmp_path, agent) as run:
+        run.executor.submit(look, {}, PLACE, str(tmp_path)).result(20)
+        agent.auth.expire_tokens()
+        run.executor.submit(look, {}, PLACE, f"{tmp_path}/b").result(20)
+    assert len(run.events("compute_submitted")) == 2
+
+
+def test_a_login_that_is_refused_names_the_remedy(tmp_path, agent):
+    agent.auth.change_secret(agent.account)
+    with drive(tmp_path, agent) as run:
+        with pytest.raises(UserMistake, match=r"site aurora: Globus .*Run: python workflows/login.py"):
+            run.executor.submit(look, {}, PLACE, str(tmp_path)).result(30)
+
+
+def test_a_slow_answer_makes_two_tasks_and_one_training(tmp_path, agent, site, monkeypatch):
+    monkeypatch.setenv("GLOBUS_SDK_HTTP_TIMEOUT", "1")
+    agent.running.clear()
+    agent.compute.slow_submissions(2.0)
+    with drive(tmp_path, agent, site) as run:
+        training = run.train(site)
+        wait_until(lambda: len(agent.compute.tasks) == 2)
+        agent.running.set()
+        manifest = training.result(30)
+        wait_until(lambda: len(agent.calls) == 2)
+    assert manifest["attempts"] == 1  # the other one was answered from the manifest
+    assert [len(run.events(name)) for name in ("compute_submitting", "compute_submitted")] == [2, 1]
+
+
+def test_two_tasks_at_once_train_once(tmp_path, agent, site):
+    """The second finds the first at work, and is asked again until the first is done."""
+    order = site.arguments()
+    task = Task(*order)
+    with drive(tmp_path, agent, site) as run:
+        with claim(site.root, task.id, beat_s=0.1):
+            training = run.train(site)
+            wait_until(lambda: len(run.events("compute_ended")) >= 2)
+            assert not training.done()
+        assert training.result(20)["attempts"] == 1
+    states = [r["state"] for r in run.events("compute_ended")]
+    assert set(states[:-1]) == {"AtWork"} and states[-1] == "success"
+
+
+def test_results_that_the_service_has_forgotten_are_asked_for_again(tmp_path, agent, site):
+    agent.compute.rules.abandon_after_s = 0.0
+    with drive(tmp_path, agent, site) as run:
+        training = run.train(site)
+        wait_until(lambda: run.events("compute_ended"))
+        agent.compute.rules.abandon_after_s = None
+        manifest = training.result(20)
+    assert (manifest["attempts"], manifest["reused"]) == (1, True)
+    assert run.events("compute_ended")[0]["state"] == "forgotten"
+
+
+def test_an_unknown_task_does_not_hide_the_others(tmp_path, agent, site):
+    agent.service.fault(
+        "/batch_status$", status=404, count=-1, body={"code": "TASK_NOT_FOUND", "message": "one of them"}
+    )
+    agent.running.clear()
+    with drive(tmp_path, agent, site) as run:
+        training, seen = run.train(site), run.executor.submit(look, {}, PLACE, str(site.root))
+        wait_until(lambda: run.executor.open_tasks() == 2)
+        first = run.events("compute_submitted")[0]["task_id"]
+        del agent.compute.tasks[first]
+        agent.running.set()
+        assert seen.result(20)["time"] > 0
+        assert training.result(20)["steps_done"] == 2
+    assert [(r["task_id"], r["state"]) for r in run.events("compute_ended") if r["state"] != "success"] == [
+        (first, "forgotten")
+    ]
+
+
+def test_tasks_that_are_lost_without_a_word(tmp_path, agent, site):
+    """The training ends, its result is lost on the way: the site's files tell."""
+    agent.compute.rules.drop_results = 1
+    with drive(tmp_path, agent, site, sign_of=lambda _: look(PLACE, str(site.root))) as run:
+        run.executor.signs.look_s = 0.1
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("workflows.globus.compute.calls.ANSWER_S", 0.5)
+            manifest = run.train(site).result(30)
+    assert (manifest["attempts"], manifest["reused"]) == (1, True)
+
+
+def test_silence_without_any_look(tmp_path, agent):
+    agent.compute.rules.drop_results = 1
+    with drive(tmp_path, agent, silence_s=0.25) as run:
+        assert run.executor.submit(look, {}, PLACE, str(tmp_path)).result(20)["claims"] == []
+    assert [r["reason"] for r in run.events("compute_asked_again")] == ["nothing is heard of it"]
+
+
+def test_a_look_that_fails_is_no_sign(tmp_path, agent):
+    agent.running.clear()
+    looks = []
+
+    def broken(site: str) -> None:
+        looks.append(threading.current_thread().name)
+        raise OSError("no way")
+
+    with drive(tmp_path, agent, sign_of=broken) as run:
+        run.executor.signs.look_s = 0.05
+        order = Site(tmp_path / "site").arguments()
+        run.executor.submit(local_train, {}, *order)
+        wait_until(lambda: len(looks) > 2)
+        assert run.executor.sign == {"seen_at": None, "heard_at": None}
+    assert set(looks) == {"look-aurora"}
+
+
+def test_lost_workers_are_told_and_another_try_is_another_task(tmp_path, agent):
+    agent.handle = lambda *_: (_ for _ in ()).throw(RuntimeError("WorkerLost"))
+    with drive(tmp_path, agent) as run:
+        with pytest.raises(WorkersLost, match="site aurora"):
+            run.executor.submit(look, {}, PLACE, str(tmp_path)).result(20)
+        agent.handle = as_the_site_would
+        assert run.executor.submit(look, {}, PLACE, str(tmp_path)).result(20)["claims"] == []
+    assert [r["state"] for r in run.events("compute_ended")] == ["WorkersLost", "success"]
+
+
+def test_nothing_but_json_is_read(tmp_path, agent):
+    """A pickle that would leave a file behind, had anybody read it."""
+    from globus_compute_sdk.serialize import DillDataBase64
+
+    class Bomb:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "boom",)
+
+    agent.buffer = lambda _: DillDataBase64().serialize(Bomb())
+    with drive(tmp_path, agent) as run:
+        with pytest.raises(TaskError, match="site aurora: the site's answer is not JSON and is not read"):
+            run.executor.submit(look, {}, PLACE, str(tmp_path)).result(20)
+        time.sleep(0.2)
+        assert not (tmp_path / "boom").exists()
+
+
+def test_an_endpoint_that_nobody_knows(tmp_path, agent):
+    agent.endpoint_id = "00000000-0000-0000-0000-000000000000"
+    with drive(tmp_path, agent) as run:
+        with pytest.raises(EndpointProblem, match=r"site aurora: the endpoint refuses the call \(404\).*endpoint's id"):
+            run.executor.submit(look, {}, PLACE, str(tmp_path)).result(20)
+
+
+def test_who_is_not_admitted(tmp_path, agent):
+    agent.service.fault(r"/submit$", status=403, body={"code": "FORBIDDEN", "message": "not for you"})
+    with drive(tmp_path, agent) as run:
+        with pytest.raises(EndpointProblem, match=r"\(403\): not for you. Ask the endpoint's owner"):
+            run.executor.submit(look, {}, PLACE, str(tmp_path)).result(20)
+
+
+def test_a_function_that_the_service_has_lost_is_registered_again(tmp_path, agent):
+    with drive(tmp_path, agent) as run:
+        run.executor.submit(look, {}, PLACE, str(tmp_path)).result(20)
+        agent.compute.functions.clear()
+        run.executor.submit(look, {}, PLACE, f"{tmp_path}/b").result(20)
+    assert len(run.events("compute_function")) == 2
+
+
+def test_the_next_driver_adopts_what_is_open(tmp_path, agent, site):
+    agent.running.clear()
+    with drive(tmp_path, agent, site) as first:
+        first.train(site)
+        wait_until(first.executor.open_tasks)
+        assert (first.executor.open_tasks(), first.executor.outstanding()) == (1, 1)
+        began = time.monotonic()
+    assert time.monotonic() - began < 10  # what runs at a site is not waited for
+    with drive(tmp_path, agent, site) as second:
+        training = second.train(site)
+        same = second.train(site)
+        assert second.executor.open_tasks() == 1
+        agent.running.set()
+        assert training.result(20) == same.result(20)
+    assert submissions(agent) == 1
+    assert agent.service.count_calls("/functions$", "POST") == 1
+    with drive(tmp_path, agent, site) as third:  # ended, and asked again all the same
+        assert third.train(site).result(20)["reused"]
+
+
+def test_a_task_of_another_endpoint_is_not_adopted(tmp_path, agent):
+    agent.running.clear()
+    with drive(tmp_path, agent) as first:
+        first.executor.submit(look, {}, PLACE, str(tmp_path))
+        wait_until(first.executor.open_tasks)
+    known, other = agent.compute.endpoints.known, "11111111-0000-0000-0000-000000000000"
+    known[other] = known[agent.endpoint_id]
+    agent.queues.declare(f"{other}.commands")
+    agent.endpoint_id = other
+    with drive(tmp_path, agent) as second:
+        second.executor.submit(look, {}, PLACE, str(tmp_path))
+        wait_until(lambda: len(second.events("compute_submitted")) == 2)
+    assert len({r["endpoint"] for r in second.events("compute_submitted")}) == 2
+
+
+def test_the_journal_tells_when_an_endpoint_goes_and_comes_back(tmp_path, agent):
+    agent.running.clear()
+    with drive(tmp_path, agent) as run:
+        run.executor.submit(look, {}, PLACE, str(tmp_path))
+        wait_until(run.executor.open_tasks)
+        agent.compute.endpoints.known.update_record(agent.endpoint_id, heartbeat_at=0.0)
+        wait_until(lambda: run.events("endpoint_status"))
+        agent.beat()
+        wait_until(lambda: len(run.events("endpoint_status")) == 2)
+    assert [(r["site"], r["status"]) for r in run.events("endpoint_status")] == [
+        ("aurora", "offline"), ("aurora", "online"),
+    ]  # fmt: skip
+
+
+def test_template_values_reach_the_endpoint(tmp_path, agent):
+    with drive(tmp_path, agent, user_endpoint_config={"account": "ABC", "nodes": 2}) as run:
+        run.executor.submit(look, {}, PLACE, str(tmp_path)).result(20)
+    (body, _), *_ = agent.queues.taken(f"{agent.endpoint_id}.commands")
+    assert json.loads(body)["kwargs"]["user_opts"] == {"account": "ABC", "nodes": 2}
+
+
+def test_the_pace():
+    now = [0.0]
+    moments = []
+    pace = Pace(3, 10.0, lambda: now[0], lambda seconds: now.__setitem__(0, now[0] + seconds))
+    for _ in range(8):
+        pace()
+        moments.append(now[0])
+    assert moments == [0, 0, 0, 10, 10, 10, 20, 20]
+
+
+def test_a_client_that_cannot_be_made_is_told(tmp_path, agent, caplog):
+    def nobody():
+        raise UserMistake("not logged in", remedy="Run: python workflows/login.py")
+
+    caplog.set_level(logging.CRITICAL)
+    with drive(tmp_path, agent, web=Web(nobody)) as run:
+        with pytest.raises(UserMistake, match=r"site aurora: not logged in. Run: python workflows/login.py"):
+            run.executor.submit(look, {}, PLACE, str(tmp_path)).result(20)
+
+
+def test_help_does_not_wait_for_globus():
+    code = (
+        "import sys, workflows.globus.compute.api, workflows.globus.service\nprint('globus_compute_sdk' in sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "False"
+    assert client.__doc__

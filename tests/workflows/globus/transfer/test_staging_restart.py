@@ -1,0 +1,130 @@
+"""Drivers die and stop while Globus carries: the next one goes on with the same transfers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from carriage_scene import MIB, WAIT_S, Scene, in_thread, wait_until
+from facilities.globus.transfer_fixtures import TransferFacility
+from transfer_driver import make_artifact, place
+
+from apps.base.errors import CrossfedError, UserMistake
+from workflows.globus.transfer.calls import Patience
+from workflows.globus.transfer.errors import LoginMissing, TransferLeft
+
+
+@pytest.fixture
+def scene(transfer_facility: TransferFacility, tmp_path: Path) -> Iterator[Scene]:
+    made = Scene(transfer_facility, tmp_path)
+    yield made
+    made.close()
+
+
+def driver(scene: Scene) -> subprocess.Popen[bytes]:
+    """Another driver in a process of its own, which sends the model to polaris."""
+    known = scene.facility.account
+    service = f"{scene.facility.service.url}/"
+    names = {"GLOBUS_COMPUTE_CLIENT_ID": known.client_id, "GLOBUS_COMPUTE_CLIENT_SECRET": known.secret}
+    names |= {f"GLOBUS_SDK_SERVICE_URL_{name}": service for name in ("AUTH", "TRANSFER")}
+    root = Path(__file__).resolve().parents[4]
+    names |= {"PYTHONPATH": f"{root}:{root / 'tests'}"}
+    ends = (scene.run.path, scene.here.id, scene.here.folder, scene.there.id, scene.there.folder)
+    arguments = [*map(str, ends), str(scene.run.at("polaris").parent), json.dumps(scene.model["artifact"])]
+    command = [sys.executable, str(root / "tests" / "transfer_driver.py"), *arguments]
+    return subprocess.Popen(command, env={**os.environ, **names})
+
+
+def kill_when(process: subprocess.Popen[bytes], condition: Callable[[], Any]) -> None:
+    try:
+        wait_until(condition)
+        assert process.poll() is None
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def test_a_login_that_is_lost_on_the_way_leaves_the_transfer_to_the_next_driver(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+):
+    scene.there.expired = True  # holds the transfer up
+    sending = in_thread(lambda: scene.send(scene.carriage()))
+    wait_until(lambda: scene.told("transfer_submitted"))
+    account = scene.facility.auth.change_secret(scene.facility.account)
+    scene.facility.auth.expire_tokens()
+    assert isinstance(sending.exception(WAIT_S), UserMistake | LoginMissing)
+    assert scene.states() == []
+    monkeypatch.setenv("GLOBUS_COMPUTE_CLIENT_SECRET", account.secret)
+    scene.there.expired = False
+    assert scene.send(scene.carriage())["nbytes_moved"] == MIB
+    assert len(scene.transfer.tasks) == 1
+
+
+def test_a_driver_killed_while_globus_copies_is_followed_by_the_next(scene: Scene):
+    scene.there.expired = True  # holds the transfer up
+    kill_when(driver(scene), lambda: scene.told("transfer_submitted"))
+    [task] = scene.transfer.tasks
+    scene.there.expired = False
+    sent = scene.send(scene.carriage())
+    assert scene.transfer.tasks == [task]
+    [submitting] = scene.run.records("transfer_submitting")
+    assert (sent["started"], sent["nbytes_moved"]) == (submitting["time"], MIB)
+
+
+@pytest.mark.parametrize("reaches", [True, False], ids=["the request is on its way", "the request is lost"])
+def test_a_driver_killed_between_name_and_task_hands_in_under_the_same_name(scene: Scene, reaches: bool):
+    wrong = {"after": True} if reaches else {"status": 503}
+    scene.facility.service.fault("/transfer$", method="POST", delay_s=10, **wrong)
+    handed_in = (lambda: scene.transfer.tasks) if reaches else (lambda: scene.told("transfer_submitting"))
+    kill_when(driver(scene), handed_in)
+    assert not scene.told("transfer_submitted")
+    scene.facility.service.clear()
+    assert scene.send(scene.carriage())["nbytes_moved"] == MIB
+    [task] = scene.transfer.tasks
+    [submitting] = scene.run.records("transfer_submitting")
+    assert task.document["submission_id"] == submitting["submission_id"]
+
+
+def test_a_task_that_the_service_has_forgotten_is_begun_anew(scene: Scene):
+    carriage = scene.carriage(Patience(0.03, 0.1, stall_s=600))
+    scene.transfer.fault("stall")
+    sending = in_thread(lambda: scene.send(carriage))
+    wait_until(lambda: scene.told("transfer_submitted"))
+    carriage.close()
+    assert isinstance(sending.exception(WAIT_S), TransferLeft)
+    scene.transfer.release()
+    wait_until(lambda: scene.transfer.tasks[0].status == "SUCCEEDED")
+    scene.transfer.tasks.clear()
+    assert scene.send(scene.carriage())["nbytes_moved"] == MIB
+    assert len(scene.transfer.tasks) == 1
+
+
+def test_who_waits_is_let_go_when_the_driver_stops(scene: Scene):
+    scene.transfer.fault("stall")
+    carriage = scene.carriage(Patience(300, 300, stall_s=600))
+    models = [{"artifact": make_artifact(scene.run.store, os.urandom(100))} for _ in range(5)]
+    with scene.threads(5) as threads:
+        store = str(scene.run.store), str(scene.run.at("polaris"))
+        sending = [threads.submit(carriage.send, place(), model, *store, 1) for model in models]
+        wait_until(lambda: len(scene.transfer.tasks) == 3)
+        carriage.close()
+        errors = [future.exception(WAIT_S) for future in sending]
+    assert all(isinstance(error, CrossfedError) and "A resume follows the transfer" in str(error) for error in errors)
+    assert scene.states() == [], "nothing has ended"
+    scene.transfer.release()
+
+
+def test_who_waits_for_a_service_that_is_away_is_let_go_too(scene: Scene):
+    scene.facility.service.fault("submission_id", status=503, count=-1, headers={"Retry-After": "600"})
+    carriage = scene.carriage()
+    sending = in_thread(lambda: scene.send(carriage))
+    wait_until(lambda: scene.told("transfer_unreachable"))
+    carriage.close()
+    assert isinstance(sending.exception(WAIT_S), TransferLeft)

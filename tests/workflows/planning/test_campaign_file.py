@@ -1,0 +1,204 @@
+"""Campaign files: mistakes are told in one line with the key, overrides do what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from campaigns import PROJECT, nano, write_campaign
+from hypothesis import given
+from hypothesis import strategies as st
+
+from apps.base.errors import UserMistake
+from workflows.planning.campaign import Campaign
+from workflows.planning.campaign_file import apply_set, as_plain, as_yaml, choose_sites, differences, load_campaign
+from workflows.strategies import SECTIONS
+
+READY_MADE = sorted((PROJECT / "workflows" / "campaigns").glob("*.yaml"))
+
+
+def saved(folder: Path, raw: object) -> Path:
+    path = folder / "c.yaml"
+    path.write_text(raw if isinstance(raw, str) else yaml.safe_dump(raw))
+    return path
+
+
+@pytest.mark.parametrize("path", READY_MADE, ids=lambda p: p.stem)
+def test_ready_made_campaigns_load(path: Path) -> None:
+    campaign = load_campaign(path)
+    assert len(campaign.sites) == 4 and campaign.name in path.stem
+
+
+def test_the_reference_campaign_has_the_settings_of_the_paper() -> None:
+    campaign = load_campaign(PROJECT / "workflows" / "campaigns" / "smolinstruct_llama2_7b.yaml")
+    assert campaign.rounds == 8 and campaign.model.adapter is None and campaign.model.dtype == "float32"
+    assert campaign.training.learning_rate == 1e-5 and campaign.training.weight_decay == 0.01
+    assert campaign.training.precision == "bf16" and campaign.training.steps == 30
+    assert campaign.data.max_tokens == 512 and campaign.data.loss_on == "answer"
+    assert list(campaign.sites) == ["perlmutter", "polaris", "aurora", "frontier"]
+
+
+MISTAKES = [
+    ({"trainning": {}}, "trainning: unknown key, did you mean 'training'?"),
+    ({"training": {"steps": 1, "learning_rate": 1, "stepz": 2}}, "training.stepz: unknown key, did you mean 'steps'?"),
+    ({"training": {"learning_rate": 1}}, "training.steps: missing"),
+    ({"training": {"steps": "many", "learning_rate": 1}}, "training.steps: input should be a valid integer"),
+    ({"training": {"steps": 0, "learning_rate": 1}}, "training.steps: input should be greater than 0, got 0"),
+    ({"model": {"source": "tiny"}}, "model.tiny: needed with 'source: tiny'"),
+    ({"model": {"source": "x", "tiny": {}}}, "model.tiny: only goes with 'source: tiny'"),
+    ({"model": {"source": "x", "adapter": {"method": "mean"}}}, "model.adapter.method: input should be 'fedit', 'ffa'"),
+    ({"data": {"prompt": "no place"}}, "data.prompt: must contain {input}"),
+    ({"strategy": {"quorum": 3}}, "strategy.quorum: 3 is more than the 2 sites"),
+    ({"strategy": {"name": "fedbuf"}}, "strategy.name: there is no strategy 'fedbuf', did you mean 'fedbuff'?"),
+    ({"strategy": {"name": "sgd"}}, "strategy.name: there is no strategy 'sgd'; known here: fedavg, fedprox, "),
+    ({"strategy": {"name": "fedbuff", "bufer": 2}}, "strategy.bufer: unknown key, did you mean 'buffer'?"),
+    ({"strategy": {"name": "fedbuff", "quorum": 2}}, "strategy.quorum: unknown key; known here: name, buffer, rate"),
+    ({"strategy": {"name": "fedbuff", "staleness": {"knd": "hinge"}}}, "strategy.staleness.knd: unknown key, did you"),
+    ({"strategy": {"name": "fedbuff", "buffer": 0}}, "strategy.buffer: input should be greater than 0, got 0"),
+    ({"strategy": {"name": "fedadam", "quorum": 3}}, "strategy.quorum: 3 is more than the 2 sites"),
+    ({"strategy": {"name": "scaffold"}}, "strategy.name: scaffold corrects the gradients of plain SGD, and the sites"),
+    (
+        {"model": {"source": "x", "adapter": {"method": "svd"}}, "strategy": {"name": "fedasync"}},
+        "model.adapter.method: svd makes a model out of one round's updates only, fedasync also sums earlier models",
+    ),
+    ({"sites": {}}, "sites: "),
+    ({"model": {"source": "tiny", "tiny": {"width": 7}}}, "model.tiny.width: must be a multiple of 4"),
+    ({"training": {"steps": 1, "learning_rate": float("inf")}}, "training.learning_rate: "),
+    (
+        {
+            "model": {"source": "x", "adapter": {"method": "flora"}},
+            "training": {"steps": 1, "learning_rate": 1, "keep_optimizer": True},
+        },
+        "training.keep_optimizer: flora",
+    ),
+    ({"name": "../up"}, "name: string should match"),
+]
+
+
+@pytest.mark.parametrize(("change", "told"), MISTAKES, ids=[told[:40] for _, told in MISTAKES])
+def test_a_mistake_is_told_in_one_line_with_file_and_key(tmp_path: Path, change: dict, told: str) -> None:
+    path = saved(tmp_path, nano(**change))
+    with pytest.raises(UserMistake) as caught:
+        load_campaign(path)
+    assert str(caught.value).startswith(f"{path}: {told}") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["a: [1", "just words", "", "- 1", "a: b: c"])
+def test_what_is_no_campaign_at_all(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UserMistake, match=r"c\.yaml:"):
+        load_campaign(saved(tmp_path, text))
+
+
+def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserMistake, match="there is no campaign file"):
+        load_campaign(tmp_path / "none.yaml")
+    with pytest.raises(UserMistake, match="cannot be read"):
+        load_campaign(tmp_path)
+
+
+def test_set_reads_values_as_yaml_and_makes_the_folders(tmp_path: Path) -> None:
+    sets = ["training.steps=7", "data.tasks=[retrosynthesis]", "checks.max_update_norm=null", "sites.aurora.threads=2"]
+    campaign = load_campaign(saved(tmp_path, nano()), sets)
+    assert campaign.training.steps == 7 and campaign.data.tasks == ["retrosynthesis"]
+    assert campaign.sites["aurora"].settings == {"threads": 2}
+
+
+def test_a_key_that_is_set_twice_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = saved(tmp_path, "name: x\nrounds: 2\ntraining:\n  steps: 3\nrounds: 6\n")
+    with pytest.raises(UserMistake, match=r"c\.yaml: line 5: not valid YAML: 'rounds' is set twice"):
+        load_campaign(path)
+
+
+def test_a_key_that_is_a_list_is_a_mistake_like_others(tmp_path: Path) -> None:
+    with pytest.raises(UserMistake, match="not valid YAML"):
+        load_campaign(saved(tmp_path, "name: x\n? [a, b]\n: 3\n"))
+
+
+def test_another_machine_under_a_site_keeps_what_it_takes(tmp_path: Path) -> None:
+    cluster = {"config": "slurm", "partition": "gpu", "storage_root": "/s", "threads": 2, "tasks": ["retrosynthesis"]}
+    path = saved(tmp_path, nano(sites={"aurora": cluster}))
+    moved = load_campaign(path, ["sites.aurora.config=local"]).sites["aurora"]
+    assert moved.settings == {"storage_root": "/s", "threads": 2} and moved.tasks == ["retrosynthesis"]
+    typo = load_campaign(path, ["sites.aurora.partitoin=debug", "sites.aurora.config=local"]).sites["aurora"]
+    assert "partitoin" in typo.settings  # told as a mistake, not lost without a word
+
+
+@pytest.mark.parametrize("name", [name for name in SECTIONS if name != "scaffold"])
+def test_every_strategy_is_chosen_by_its_name(tmp_path: Path, name: str) -> None:
+    path = saved(tmp_path, nano(strategy={"name": "fedavg", "weights": "equal", "quorum": 1}))
+    campaign = load_campaign(path, [f"strategy.name={name}"])
+    assert type(campaign.strategy) is SECTIONS[name]
+    settings = {"weights": "equal", "quorum": 1}
+    kept = {key: value for key, value in settings.items() if key in SECTIONS[name].model_fields}
+    assert kept.items() <= campaign.strategy.model_dump().items()
+    assert load_campaign(saved(tmp_path, nano(strategy=name))).strategy.model_dump()["name"] == name
+    assert as_plain(load_campaign(saved(tmp_path, as_yaml(campaign)))) == as_plain(campaign)
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedprox"])
+def test_a_mean_of_one_round_goes_with_every_adapter(tmp_path: Path, strategy: str) -> None:
+    adapted = {"source": "x", "adapter": {"method": "flora"}}
+    assert load_campaign(saved(tmp_path, nano(model=adapted, strategy=strategy))).model.adapter is not None
+
+
+@pytest.mark.parametrize("text", ["training.steps", "=3", "rounds.x=3", "seed=[1"])
+def test_set_tells_what_is_wrong_with_it(text: str) -> None:
+    with pytest.raises(UserMistake, match="--set"):
+        apply_set({"rounds": 3}, text)
+
+
+def test_sites_choose_swap_and_add() -> None:
+    known = {"a": {"config": "local", "tasks": ["t"]}, "b": {"config": "local"}}
+    assert choose_sites(known, "b") == {"b": {"config": "local"}}
+    assert choose_sites(known, "a=polaris") == {"a": {"config": "polaris", "tasks": ["t"]}}
+    assert choose_sites(known, "local, my/cluster.py") == {
+        "local": {"config": "local"},
+        "cluster": {"config": "my/cluster.py"},
+    }
+    with pytest.raises(UserMistake, match="at least one"):
+        choose_sites(known, " , ")
+
+
+def test_a_campaign_survives_its_own_file(tmp_path: Path) -> None:
+    campaign = Campaign.model_validate(nano())
+    assert as_plain(load_campaign(saved(tmp_path, as_yaml(campaign)))) == as_plain(campaign)
+
+
+def test_a_default_is_of_the_type_that_it_has_when_it_is_read_again(tmp_path: Path) -> None:
+    """A resumed driver must name a task by the very same values, or all work would be asked for again."""
+    campaign = load_campaign(saved(tmp_path, nano(model={"source": "x", "adapter": {}}, strategy="fedecho")))
+    again = load_campaign(saved(tmp_path, as_yaml(campaign)))
+    assert repr(as_plain(again)) == repr(as_plain(campaign))
+    assert isinstance(campaign.training.checkpoint_s, float)
+
+
+plain = st.recursive(
+    st.integers() | st.text(max_size=3),
+    lambda inner: st.dictionaries(st.text("abc", min_size=1, max_size=2), inner, max_size=3),
+)
+mappings = st.dictionaries(st.text("abc", min_size=1, max_size=2), plain, max_size=3)
+
+
+@given(mappings, mappings)
+def test_differences_are_empty_for_equals_and_mirror_each_other(one: dict, other: dict) -> None:
+    assert differences(one, one) == {}
+    there, back = differences(one, other), differences(other, one)
+    assert there == {key: (old, new) for key, (new, old) in back.items()}
+    assert bool(there) == (one != other)
+
+
+@pytest.mark.parametrize("text", ["2:30", "24:00", "1:00:00"])
+def test_a_clock_is_a_text_and_no_number_to_the_base_of_sixty(tmp_path: Path, text: str) -> None:
+    path = write_campaign(tmp_path)
+    path.write_text(path.read_text().replace("name: nano", "name: nano\nchecks: {max_update_norm: 1e3}"))
+    campaign = load_campaign(path, [f"sites.aurora.walltime={text}", "training.learning_rate=1e-4"])
+    assert campaign.sites["aurora"].settings["walltime"] == text
+    assert campaign.training.learning_rate == 1e-4 and campaign.checks.max_update_norm == 1000
+
+
+def test_a_setting_for_a_site_that_is_not_there_is_not_lost(tmp_path: Path) -> None:
+    path = write_campaign(tmp_path)
+    with pytest.raises(UserMistake, match="--set sites.arora: there is no such site, did you mean 'aurora'"):
+        load_campaign(path, ["sites.arora.threads=2"], "aurora")
+    assert list(load_campaign(path, ["sites.frontier.threads=2"], "aurora").sites) == ["aurora"]

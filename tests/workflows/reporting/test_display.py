@@ -1,0 +1,181 @@
+"""What the terminal says of batch sites: the state of their blocks, and what went wrong with them."""
+
+from __future__ import annotations
+
+import io
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from site_configs.library.schedulers import JobFacts
+from workflows.globus.route import GlobusRoute
+from workflows.records.journal import Journal
+from workflows.reporting.display import Display, block_words, phase_words, site_words, trouble
+from workflows.runtime.block_watch import BlockWatch, Job
+
+NOW = 10_000.0
+TRAINING = {"round": 2, "step": 3, "steps": 6, "loss": 1.5, "tokens_per_s": 90.0}
+
+
+def facts(state: Any, started: float | None, reason: str = "") -> JobFacts:
+    return JobFacts("4711", "cf", state, 5000.0, started, None, 1, "debug", None, reason, 3600)
+
+
+def watch(*jobs: Job) -> Any:
+    """A watch with these jobs and the real words for them."""
+    found: Any = SimpleNamespace(jobs={job.job_id: job for job in jobs}, block=SimpleNamespace(walltime_s=3600))
+    found.state = lambda: BlockWatch.state(found)
+    found.running = lambda: BlockWatch.running(found)
+    return found
+
+
+def engine(
+    watch: Any = None, phase: str = "training", progress: Any = None, journal: Any = None, told_s: float = 9.0
+) -> Any:
+    shown = (watch.state(), None) if watch is not None and not watch.running() else (phase, progress)
+    return SimpleNamespace(
+        phase=lambda site: shown,
+        told_s=told_s,
+        kernel=SimpleNamespace(watches={} if watch is None else {"north": watch}, globus=GlobusRoute()),
+        run=SimpleNamespace(journal=journal),
+        plan=SimpleNamespace(campaign=SimpleNamespace(evaluation=SimpleNamespace(sites=True))),
+    )
+
+
+def test_a_job_that_waits_is_named_with_its_reason() -> None:
+    waiting = watch(Job("4711", time.time() - 720, facts("pending", None, "Priority")))
+    waiting.jobs["4711"].facts = JobFacts(
+        "4711", "cf", "pending", time.time() - 720, None, None, 1, "debug", None, "Priority", 3600
+    )
+    assert site_words(engine(waiting), "north") == "queued for 12 min (job 4711, Priority)"
+
+
+def test_a_site_without_a_job_asks_for_one() -> None:
+    assert site_words(engine(watch()), "north") == "asking for a block"
+    assert (
+        site_words(engine(watch(Job("4711", 5.0, facts("running", 6.0), ended=True))), "north") == "asking for a block"
+    )
+
+
+def test_a_running_block_stands_before_what_the_site_does_in_it() -> None:
+    begun = watch(Job("4711", NOW, facts("running", time.time() - 600.0)))
+    words = site_words(engine(begun, "training", TRAINING), "north")
+    assert words == "block 4711 runs, 50 min left: round 2: step 3 of 6, loss 1.500, 90 tokens/s"
+    assert site_words(engine(begun, "idle"), "north") == "block 4711 runs, 50 min left: idle, waiting for the others"
+
+
+def test_a_site_that_is_ready_before_the_campaign_begins_tells_how_long_it_waits() -> None:
+    assert site_words(engine(phase="ready", told_s=0.0), "north") == "ready; waits two minutes at most for the others"
+    assert site_words(engine(phase="ready"), "north") == "ready"
+
+
+def test_a_site_without_a_batch_system_has_no_block() -> None:
+    assert site_words(engine(None, "training", TRAINING), "north") == "round 2: step 3 of 6, loss 1.500, 90 tokens/s"
+
+
+@pytest.mark.parametrize(
+    ("started", "words"),
+    [
+        (NOW - 600, "block 4711 runs, 50 min left"),
+        (NOW - 3590, "block 4711 runs, 10 s left"),
+        (NOW - 3700, "block 4711 runs"),  # the scheduler gives some grace
+        (None, "block 4711 runs"),
+    ],
+)
+def test_the_time_that_a_block_has_left(started: float | None, words: str) -> None:
+    assert block_words(watch(Job("4711", 5000.0, facts("running", started))), NOW) == words
+
+
+def test_only_the_newest_block_that_is_not_over_counts() -> None:
+    over = Job("4710", 1.0, facts("running", 2.0), ended=True)
+    assert block_words(watch(over), NOW) is None
+    assert block_words(watch(over, Job("4711", 5.0)), NOW) is None
+    assert block_words(watch(over, Job("4711", 5.0, facts("pending", None))), NOW) is None
+
+
+def test_phases_in_words() -> None:
+    assert phase_words("staging", None) == "staging the model out"
+    assert phase_words("queued for 3 min (job 7)", None) == "queued for 3 min (job 7)"
+    quiet: Any = TRAINING | {"loss": None}
+    assert phase_words("training", quiet) == "round 2: step 3 of 6"
+    assert phase_words("training", None) == "training"
+
+
+def ended(state: str, reason: str = "", **more: Any) -> dict[str, Any]:
+    told = {"event": "block_ended", "site": "north", "job_id": "4711", "state": state, "reason": reason}
+    return told | {"started": 5.0, "asked": None} | more
+
+
+@pytest.mark.parametrize(
+    ("record", "text"),
+    [
+        (ended("timeout", "TimeLimit"), "north: block 4711 has ended: timeout (TimeLimit)"),
+        (ended("node_fail"), "north: block 4711 has ended: node fail"),
+        (ended("requeued"), "north: block 4711 has ended: requeued"),
+        (ended("cancelled"), None),
+        (ended("cancelled", asked=True), None),
+        (
+            ended("cancelled", asked=False),
+            "north: block 4711 was cancelled, not by this campaign; what it was at goes on in the next",
+        ),
+        (
+            ended("cancelled", "by root", asked=False, started=None),
+            "north: block 4711 was cancelled, not by this campaign (by root); "
+            "it was still waiting, the next is asked for",
+        ),
+        (
+            ended("unknown", "the scheduler no longer knows the job", asked=False),
+            "north: block 4711 has ended (the scheduler no longer knows the job); what it was at goes on in the next",
+        ),
+        (ended("unknown", "the scheduler no longer knows the job", asked=True), None),
+        (ended("completed", asked=False), None),
+        (ended("completed"), None),
+        ({"event": "block_failed", "site": "north", "reason": "no such queue"}, "north: no such queue"),
+        (
+            {"event": "blocks_left", "site": "north", "reason": "north: job 7 of its earlier configuration ..."},
+            "north: job 7 of its earlier configuration ...",
+        ),
+        (
+            {"event": "blocks_cancelled", "site": "north", "job_ids": ["14", "15"], "reason": "left"},
+            "north: 2 jobs of an earlier driver cancelled: 14, 15",
+        ),
+        ({"event": "block_replaced", "site": "north", "reason": "it was broken"}, "north: it was broken"),
+        ({"event": "update_refused", "site": "north", "reason": "site north: not finite"}, "site north: not finite"),
+        (
+            {"event": "compute_unreachable", "reason": "503 Service Unavailable"},
+            "Globus Compute does not answer: 503 Service Unavailable; what is at the sites goes on",
+        ),
+        ({"event": "transfer_back"}, "Globus Transfer answers again"),
+        ({"event": "endpoint_status", "site": "north", "status": "offline"}, "north: its endpoint is offline"),
+        (
+            {"event": "transfer_trouble", "site": "north", "direction": "fetch", "reason": "permission denied"},
+            "north: fetching the update: permission denied",
+        ),
+        (
+            {"event": "compute_asked_again", "site": "north", "reason": "nothing is heard of it"},
+            "north: asked again, nothing is heard of it",
+        ),
+        ({"event": "transfer_ended", "site": "north", "state": "SUCCEEDED"}, None),
+        ({"event": "block_submitted", "site": "north"}, None),
+    ],
+)
+def test_what_counts_as_trouble(record: dict[str, Any], text: str | None) -> None:
+    assert trouble(record) == text
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_display_of_a_batch_site(tmp_path: Path, terminal: bool) -> None:
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=terminal, width=140, highlight=False)
+    journal = Journal(tmp_path / "journal.jsonl")
+    begun = watch(Job("4711[3].pbs", NOW, facts("running", time.time() - 600.0)))
+    with Display(console, ["north"], 8) as display:
+        journal.write(**ended("preempted", "by [root]"))
+        display.tick(engine(begun, "training", TRAINING, journal))
+    assert "block 4711 runs, 50 min left: round 2: step 3 of 6" in text.getvalue()
+    assert "north: block 4711 has ended: preempted (by [root])" in text.getvalue()
+    journal.close()

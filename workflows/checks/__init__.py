@@ -1,0 +1,1 @@
+"""What --check, --check --live and --dry-run look at."""

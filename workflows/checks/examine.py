@@ -1,0 +1,50 @@
+"""One question to a site through its endpoint for files, outside of any campaign."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import tempfile
+import uuid
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from apps.artifacts.manifests import Place
+from apps.base.errors import CrossfedError
+from site_configs.library.site import Site
+from workflows.globus.compute.calls import Job, Target
+from workflows.globus.compute.messages import pack
+from workflows.globus.compute.service import ComputeService
+from workflows.globus.identity import compute_client
+from workflows.records.journal import Journal
+
+if TYPE_CHECKING:
+    from globus_sdk import GlobusApp
+
+EXAMINE = "apps.site:examine"
+LIMIT_S = 300.0  # an endpoint that sleeps takes half a minute to wake
+
+
+def examine_site(app: GlobusApp, site: Site, limit_s: float = LIMIT_S) -> Mapping[str, Any]:
+    """What ``apps.site.examine`` answers at a site.
+
+    Raises:
+        CrossfedError: no answer, or the site's error.
+    """
+    assert site.endpoint is not None and site.python_env is not None
+    target = Target(site.name, site.endpoint.files, str(site.python_env / "bin" / "python"), {})
+    request = pack(EXAMINE, [Place(site=site.name, round=0), str(site.storage_root)], dict(site.environment))
+    with tempfile.TemporaryDirectory() as folder:
+        journal = Journal(Path(folder) / "journal.jsonl")
+        service = ComputeService(partial(compute_client, app), journal)
+        service.start()
+        try:
+            return service.submit(Job(f"ask-{uuid.uuid4()}", target, EXAMINE, request, journaled=False)).result(limit_s)
+        except concurrent.futures.TimeoutError:
+            raise CrossfedError(f"no answer in {limit_s:.0f} s", remedy="Look at the log of the agent there") from None
+        finally:
+            service.stop()
+            if service.thread:
+                service.thread.join(30)
+            journal.close()

@@ -1,0 +1,113 @@
+"""The blocks that a strategy asks for: requested, started, ended.
+
+A request is a small task that answers when a worker takes it; Parsl gets the block that it needs. So the same holds
+for batch jobs and for processes on this machine. A site has one block at a time here, waiting or running.
+
+A block does not outlive the driver that holds it: the next one begins with its end.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from apps.artifacts.manifests import Place
+from apps.block import Ready, ready
+from workflows.dataflow.replay import Clock
+from workflows.records.journal import Journal
+from workflows.runtime.kernel import Kernel, root_cause
+from workflows.strategies.base import BlockEnded, BlockStarted, Event, SiteFacts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from parsl.dataflow.futures import AppFuture
+
+    from site_configs.library.site import Site
+
+BLOCKS_AT_ONCE = 1
+GONE = "the driver that held it is gone"
+Handler = tuple["Callable[..., Event | None]", tuple[Any, ...]]
+
+
+def facts_of(site: Site, samples: int) -> SiteFacts:
+    """What a strategy may know of a site."""
+    return SiteFacts(site.name, samples, BLOCKS_AT_ONCE, float(site.block.walltime_s) if site.block else None)
+
+
+class BlockEvents:
+    """Carries out requests and releases, and tells what becomes of them.
+
+    Args:
+        sites: of the campaign.
+        put: takes what is to be handled in the engine's own thread.
+    """
+
+    def __init__(
+        self, sites: dict[str, Site], kernel: Kernel, journal: Journal, clock: Clock, put: Callable[[Handler], None]
+    ) -> None:
+        self.sites, self.kernel, self.journal, self.clock, self.put = sites, kernel, journal, clock, put
+        self.live = False  # while the past is replayed nothing is done
+        self.asked_s: dict[str, float] = {}  # sites with a request in the queue
+        self.running: dict[str, str] = {}  # site -> Parsl's number of its block
+        self.released: set[str] = set()
+
+    def go_live(self) -> list[BlockEnded]:
+        """The past is over: ask again for what is still wanted. Answers with the blocks that went with their driver."""
+        self.live = True
+        for site in self.asked_s:
+            self._submit(site)
+        return [BlockEnded(self.clock.now(), site, GONE) for site in self.running]
+
+    def request(self, site: str, now_s: float) -> None:
+        if site in self.asked_s or site in self.running:
+            return
+        self.asked_s[site] = now_s
+        if self.live:
+            self._submit(site)
+
+    def release(self, site: str) -> None:
+        """To be given back once it has nothing more to do."""
+        if self.live and site in self.running:
+            self.released.add(site)
+
+    def remember(self, event: Event) -> None:
+        """An event that the strategy is about to hear."""
+        if isinstance(event, BlockStarted):
+            self.asked_s.pop(event.site, None)
+            self.running.setdefault(event.site, "")
+        if isinstance(event, BlockEnded):
+            self.asked_s.pop(event.site, None)
+            self.running.pop(event.site, None)
+            self.released.discard(event.site)
+
+    def look(self) -> BlockEnded | None:
+        """A block that has ended since the last look."""
+        for site, block in self.running.items():
+            if site in self.released and self.kernel.give_back(site):
+                return BlockEnded(self.clock.now(), site, "released")
+            reason = self.kernel.block_end(site, block)
+            if reason is not None:
+                return BlockEnded(self.clock.now(), site, reason)
+        return None
+
+    def _submit(self, site: str) -> None:
+        future = self.kernel.submit(ready, Place(site=site, round=0), on=site, remember=False)
+        future.add_done_callback(lambda done: self.put((self._answered, (site, done))))
+
+    def _answered(self, site: str, future: AppFuture) -> Event | None:
+        error, now_s = root_cause(future), self.clock.now()
+        if error is not None:
+            self.journal.write("task_failed", app="ready", site=site, round=0, reason=str(error))
+            return BlockEnded(now_s, site, str(error))
+        answer: Ready = future.result()
+        self.running[site] = answer["block"]
+        left_s = answer["left_s"]
+        ends_s = None if left_s is None else now_s + left_s
+        return BlockStarted(now_s, site, self._wait_s(site, now_s, ends_s), ends_s)
+
+    def _wait_s(self, site: str, now_s: float, ends_s: float | None) -> float:
+        """Seconds in the queue; a block that runs already when it is asked for has not waited."""
+        block, began_s = self.sites[site].block, now_s
+        if block is not None and ends_s is not None:
+            began_s = min(now_s, ends_s - block.walltime_s)
+        return max(0.0, began_s - self.asked_s[site])

@@ -1,0 +1,100 @@
+"""What a strategy's actions come to in the plain values of apps and journal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, TypedDict, cast
+
+from apps.artifacts.manifests import Manifest
+from apps.artifacts.server_optimizer import Rule
+from apps.training.loop import TrainingSpec
+from apps.training.task import Order
+from workflows.planning.plan import Plan
+from workflows.records.changes import schedule_rounds
+from workflows.strategies.base import Aggregate, Train, UpdateArrived
+
+
+def order_of(
+    plan: Plan, action: Train, asked: Sequence[int], attempt: int, keep: str | None, until: float | None
+) -> Order:
+    """What a site is asked to do.
+
+    Args:
+        plan: the checked campaign.
+        action: what the strategy wants; what it leaves open is as the campaign says.
+        asked: the numbers of rounds that were asked for, for the learning rate's schedule.
+        attempt: number of this request for the same work.
+        keep: task whose optimiser state goes on, if the campaign carries it over.
+        until: UNIX time of ``action.until_s``.
+    """
+    training = plan.campaign.training
+    total = schedule_rounds(asked, action.version + 1) * training.steps
+    spec: dict[str, Any] = {
+        **training.model_dump(),
+        "steps": training.steps if action.steps is None else action.steps,
+        "learning_rate": training.learning_rate * action.rate_factor,
+        "proximal_mu": training.proximal_mu if action.proximal_mu is None else action.proximal_mu,
+        "start_step": action.version * training.steps,
+        "total_steps": 0 if training.schedule == "constant" else total,
+        "device": plan.sites[action.site].device,
+        "until": until,
+    }
+    return Order(
+        training=cast(TrainingSpec, spec), optimizer_from=keep if training.keep_optimizer else None, attempt=attempt
+    )
+
+
+def rule_of(action: Aggregate) -> Rule | None:
+    """The optimiser at the server, as the app takes it."""
+    return cast(Rule, asdict(action.server)) if action.server else None
+
+
+def update_event(now_s: float, action: Train, arrival: Mapping[str, Any], shard: Mapping[str, Any]) -> UpdateArrived:
+    """What a strategy is told of an update that has passed the checks.
+
+    Args:
+        now_s: seconds since the campaign began.
+        action: what was asked for.
+        arrival: the stage-in result.
+        shard: the site's enrol result.
+    """
+    manifest: Manifest = arrival["manifest"]
+    return UpdateArrived(
+        now_s, action.site, action.task, manifest["task_id"], manifest["steps_done"], manifest["samples"],
+        manifest["train_s"], arrival["wait_s"], shard["samples"],
+    )  # fmt: skip
+
+
+class Counted(TypedDict):
+    """An update in a model, for the journal."""
+
+    site: str
+    order: int  # the site's so-many-th
+    weight: float
+    staleness: int  # versions made since the model that it started from
+    new: bool  # whether it counts for the first time
+
+
+def counted_updates(action: Aggregate, orders: Mapping[int, Train], counted: set[int]) -> dict[int, Counted]:
+    """Task -> what the journal tells of it.
+
+    Args:
+        orders: by task.
+        counted: tasks that were in a model before.
+    """
+    return {
+        task: Counted(
+            site=orders[task].site, order=orders[task].round, weight=weight,
+            staleness=action.base - orders[task].version, new=task not in counted,
+        )
+        for task, weight in action.parts
+    }  # fmt: skip
+
+
+def site_weights(updates: Mapping[int, Counted]) -> dict[str, float]:
+    """The share of each site's updates in a model."""
+    weights: dict[str, float] = {}
+    for update in updates.values():
+        weights[update["site"]] = weights.get(update["site"], 0.0) + update["weight"]
+    return weights

@@ -1,0 +1,1 @@
+"""Loading a finished model, generating with it, scoring it."""

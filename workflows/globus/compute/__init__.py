@@ -1,0 +1,1 @@
+"""Calls of apps at a site through Globus Compute."""

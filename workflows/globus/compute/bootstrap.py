@@ -1,0 +1,91 @@
+"""What runs in a worker of a site's endpoint: hands a call to the project's own Python there, and its answer back.
+
+The text of this file is what is registered with Globus Compute. It runs in the endpoint's environment, which has
+nothing of this project, under whatever Python that is: the standard library only, nothing of ours, no decorators.
+Requests and answers are JSON; nothing is pickled in either direction.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import types
+
+STASH = "crossfed_site_workers"  # in sys.modules, which outlives a task; this text is executed anew for each
+REMEDY = "Check the site's python_env, and that the project is installed in it"
+
+
+def call_site(python: str, request: str) -> str:
+    """Carry out one call at a site.
+
+    Args:
+        python: the interpreter of the project's environment at the site.
+        request: JSON: function, args, and the variables to set for the interpreter before it starts.
+
+    Returns:
+        JSON: result, or error with its kind and place.
+    """
+    own = json.loads(request).get("environment", {})
+    variables = {**os.environ, **own}
+    stash = vars(sys.modules.setdefault(STASH, types.ModuleType(STASH)))
+    children = stash.setdefault("children", {})
+    with stash.setdefault("lock", threading.Lock()):
+        try:
+            child = living_child(children, json.dumps([python, own], sort_keys=True), python, variables)
+        except OSError as error:
+            return refusal("UserMistake", f"the site cannot start {python}: {error.strerror}", REMEDY)
+        if child is None:
+            return refusal("UserMistake", f"{python} does not run crossfed: {complaint(python, variables)}", REMEDY)
+        return ask(child, request)
+
+
+def living_child(
+    children: dict[str, subprocess.Popen[str]], key: str, python: str, variables: dict[str, str]
+) -> subprocess.Popen[str] | None:
+    """The interpreter that is there already, or a new one; None if it ends before it is ready."""
+    if key in children and children[key].poll() is None:
+        return children[key]
+    for other in [children.pop(name) for name in list(children)]:
+        other.kill()  # of other variables, or dead: one at a time has the memory and the devices
+        other.wait()
+    command = [python, "-m", "apps.remote.site_worker", str(os.getpid())]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables)
+    assert child.stdout
+    if "ready" not in child.stdout.readline():
+        child.kill()
+        child.wait()
+        return None
+    children[key] = child
+    return child
+
+
+def ask(child: subprocess.Popen[str], request: str) -> str:
+    """One call and its answer."""
+    answer = ""
+    assert child.stdin and child.stdout
+    try:
+        child.stdin.write(json.dumps(json.loads(request)) + "\n")  # in one line
+        child.stdin.flush()
+        answer = child.stdout.readline()
+    except OSError:
+        pass
+    if answer.endswith("\n"):
+        return answer
+    child.kill()
+    what = f"the project's Python at the site has ended with code {child.wait()} before it answered"
+    return refusal("WorkersLost", what, "Killed, or out of memory? The output of the site's block may tell")
+
+
+def complaint(python: str, variables: dict[str, str]) -> str:
+    """Why the interpreter does not come up, in its own last words."""
+    command = [python, "-c", "import apps.remote.site_worker"]
+    ended = subprocess.run(command, env=variables, stderr=subprocess.PIPE, text=True, check=False)
+    lines = [line for line in ended.stderr.splitlines() if line.strip()]
+    return lines[-1] if lines else f"it ended with code {ended.returncode}"
+
+
+def refusal(kind: str, what: str, remedy: str) -> str:
+    return json.dumps({"error": {"kind": kind, "what": what, "remedy": remedy}})

@@ -1,0 +1,1 @@
+"""The files that set up the endpoints of a site."""

@@ -1,0 +1,1 @@
+"""Artifacts to a site and back through Globus Transfer."""

@@ -1,0 +1,202 @@
+"""The schema of a campaign file: every key, its type, its default and its limits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+from apps.server import LINEAR_METHODS
+from site_configs.library.site import Collection
+from workflows.console.units import plural
+from workflows.planning.memory.wish import ParallelSection
+from workflows.strategies import AnySection, has_rounds, is_plain_mean
+from workflows.strategies.fedavg import FedAvgSection, SynchronousSection
+from workflows.strategies.scaffold import ScaffoldSection
+
+UUID = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,59}$"
+LINEAR_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class Section(BaseModel):
+    """A part of the file. Defaults are validated too: 300 for a float would name another task than 300.0 read again."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+
+class Adapter(Section):
+    """LoRA; ``method`` is the server's rule (``apps/artifacts/lora.py``)."""
+
+    method: Literal["fedit", "ffa", "flora", "fedex", "svd"] = "fedit"
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 16
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: list[str] | Literal["all-linear"] = LINEAR_MODULES
+    last_layers: PositiveInt | None = None  # adapt only so many layers at the end; None: all
+
+
+class Tiny(Section):
+    """Size of a Llama-style model from scratch."""
+
+    width: PositiveInt = 128
+    layers: PositiveInt = 4
+
+    @field_validator("width")
+    @classmethod
+    def _even_heads(cls, width: int) -> int:
+        heads = max(2, width // 64)
+        if width % (2 * heads):
+            raise ValueError(f"must be a multiple of {2 * heads}: {heads} heads of even size")
+        return width
+
+
+class ModelSection(Section):
+    """``source``: smollm2-135m-instruct (shipped by a package), tiny, a folder, or a name on the hub."""
+
+    source: str
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    adapter: Adapter | None = None
+    tiny: Tiny | None = None
+
+
+class DataSection(Section):
+    """``source``: embedded, or the path of a SMolInstruct archive, folder or set of record files."""
+
+    source: str = "embedded"
+    tasks: list[str] | None = None  # task ids or families; None: all of the source
+    per_task: PositiveInt | None = None  # at most so many training samples a task
+    max_tokens: int = Field(default=128, ge=16)
+    prompt: str = "Q: {input}\nA:"
+    loss_on: Literal["answer", "all"] = "answer"
+
+
+class TrainingSection(Section):
+    """How a site trains in a round."""
+
+    steps: PositiveInt
+    batch_size: PositiveInt = 8
+    accumulate: PositiveInt = 1
+    learning_rate: PositiveFloat
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    final_factor: float = Field(default=0.0, ge=0, le=1)  # of the learning rate at the end of a decay
+    warmup_steps: NonNegativeInt = 0  # of the campaign, not of the round
+    weight_decay: NonNegativeFloat = 0.0
+    clip_norm: PositiveFloat | None = 1.0
+    proximal_mu: NonNegativeFloat = 0.0
+    keep_optimizer: bool = False
+    precision: Literal["no", "bf16"] = "no"
+    checkpoint_s: PositiveFloat = 300  # seconds between two saves of a training that is under way
+    on_walltime: Literal["finish", "return"] = "finish"  # in the next block, or return the steps that are done
+
+
+class EvaluationSection(Section):
+    """The pooled test set and when it is looked at."""
+
+    split: str = "test"
+    per_task: PositiveInt | None = None
+    batch_size: PositiveInt = 16
+    every: PositiveInt = 1  # rounds
+    sites: bool = True  # also score each site's own model
+    threads: PositiveInt = 1
+    device: Literal["cpu", "cuda", "xpu"] = "cpu"
+
+
+class ChecksSection(Section):
+    """What an update must not exceed."""
+
+    max_update_norm: PositiveFloat | None = None
+
+
+class GlobusSection(Section):
+    """The driver's own end of Globus Transfer."""
+
+    collection: str = Field(pattern=UUID)
+    folder: Path = Path("/")  # of this machine, which the collection shows as its "/"
+
+    def as_collection(self) -> Collection:
+        return Collection(self.collection, self.folder)
+
+
+class SiteEntry(BaseModel):
+    """A site of the campaign. Keys beyond these go to the site's own file in ``site_configs``."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    config: str | None = None  # a name in site_configs or a FILE.py; None: the site's own name
+    tasks: list[str] | None = None  # task ids or families; None: the families that no site names are dealt out
+    data: str | None = None  # where the site keeps its records; None: data.source
+    model: str | None = None  # where the site keeps the base model; None: model.source
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Campaign(Section):
+    """One federated run."""
+
+    name: str = Field(pattern=NAME)
+    seed: NonNegativeInt = 1
+    rounds: PositiveInt
+    model: ModelSection
+    data: DataSection = DataSection()
+    strategy: AnySection = FedAvgSection()
+    training: TrainingSection
+    parallel: ParallelSection = ParallelSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    checks: ChecksSection = ChecksSection()
+    globus: GlobusSection | None = None  # needed where Globus Transfer carries
+    sites: dict[str, SiteEntry] = Field(min_length=1)
+    retries: NonNegativeInt = 2  # of a task whose worker or block was lost
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Self:
+        if self.model.source == "tiny" and self.model.tiny is None:
+            raise ValueError("model.tiny: needed with 'source: tiny', for example {width: 128, layers: 4}")
+        if self.model.source != "tiny" and self.model.tiny is not None:
+            raise ValueError("model.tiny: only goes with 'source: tiny'")
+        if self.training.keep_optimizer and self.model.adapter and self.model.adapter.method == "flora":
+            raise ValueError("training.keep_optimizer: flora begins every round with new adapters, no moments fit")
+        if "{input}" not in self.data.prompt:
+            raise ValueError("data.prompt: must contain {input}, the place of the question")
+        return self
+
+    @property
+    def period(self) -> str:
+        """What ``rounds`` counts: ``round``, or ``version`` of the model where the strategy knows no rounds."""
+        return "round" if has_rounds(self.strategy.name) else "version"
+
+    @property
+    def extent(self) -> str:
+        """How long it is, for people."""
+        by = "" if isinstance(self.strategy, FedAvgSection) else f" of {self.strategy.name}"
+        return f"{plural(self.rounds, self.period)}{by}"
+
+    @model_validator(mode="after")
+    def _strategy_fits(self) -> Self:
+        strategy, adapter = self.strategy, self.model.adapter
+        if isinstance(strategy, SynchronousSection) and strategy.quorum and strategy.quorum > len(self.sites):
+            raise ValueError(f"strategy.quorum: {strategy.quorum} is more than the {plural(len(self.sites), 'site')}")
+        if isinstance(strategy, ScaffoldSection):
+            raise ValueError(
+                "strategy.name: scaffold corrects the gradients of plain SGD, and the sites train with AdamW; it runs"
+                " in the virtual machine room only (algorithm_study.py). Near to it: fednova, fedprox"
+            )
+        if adapter and adapter.method not in LINEAR_METHODS and not is_plain_mean(strategy):
+            raise ValueError(
+                f"model.adapter.method: {adapter.method} makes a model out of one round's updates only, {strategy.name}"
+                f" also sums earlier models; use {' or '.join(LINEAR_METHODS)}, or the strategy fedavg or fedprox"
+            )
+        return self

@@ -1,0 +1,105 @@
+"""The memory plans of a campaign's sites, and how they read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+from site_configs.library.site import Site
+from workflows.console.units import bytes_text, plural
+from workflows.planning.memory.estimate import BFLOAT16, FLOAT32, Job, Need
+from workflows.planning.memory.model import ModelShape, shape_of
+from workflows.planning.memory.plan import MemoryPlan, plan_site
+from workflows.planning.memory.speed import estimate, rates_of
+
+if TYPE_CHECKING:
+    from apps.models.model import ModelSpec
+    from workflows.planning.campaign import Campaign
+
+Lines = list[tuple[str, str]]
+
+
+def plan_memory(campaign: Campaign, spec: ModelSpec, sites: Mapping[str, Site]) -> dict[str, MemoryPlan]:
+    """The plan of each of these sites.
+
+    Args:
+        campaign: with its ``model.dtype`` decided.
+        spec: its model.
+        sites: by name.
+
+    Raises:
+        UserMistake: at one of the sites nothing fits.
+    """
+    if not sites:
+        return {}
+    shape, job, batch = shape_of(spec), job_of(campaign), campaign.training.batch_size
+    return {name: plan_site(site, shape, job, batch, campaign.parallel) for name, site in sites.items()}
+
+
+def job_of(campaign: Campaign) -> Job:
+    weights = BFLOAT16 if campaign.model.dtype == "bfloat16" else FLOAT32
+    mixed = weights == FLOAT32 and campaign.training.precision == "bf16"
+    return Job(weight_bytes=weights, mixed=mixed, length=campaign.data.max_tokens)
+
+
+def describe(plans: Mapping[str, MemoryPlan], shape: ModelShape | None, job: Job, sites: Mapping[str, Site]) -> Lines:
+    """All plans in words, for ``--dry-run``: how training is spread, the sum and what is there."""
+    return [line for name, plan in plans.items() for line in describe_site(sites[name], plan, shape, job)]
+
+
+def describe_site(site: Site, plan: MemoryPlan, shape: ModelShape | None, job: Job) -> Lines:
+    lines = [(f"memory {site.name}", spread_text(plan)), *_sum_lines(plan)]
+    rate = samples_per_s(site, plan, shape, job)
+    if rate:
+        speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+        lines.append(("", f"about {speed} samples/s of {job.length} tokens (an estimate)"))
+    return lines
+
+
+def samples_per_s(site: Site, plan: MemoryPlan, shape: ModelShape | None, job: Job) -> float | None:
+    """The estimate of a site's speed in training; None where its machine is not known."""
+    rates = rates_of(site)
+    if not (plan.need and shape and rates):
+        return None
+    return estimate(shape, job, plan.machine, plan.choice, rates).samples_per_s * plan.occupancy
+
+
+def idle_text(plan: MemoryPlan) -> str:
+    """What to know where a batch has too few samples for a site's ranks; empty where it has enough."""
+    if not plan.idle_ranks:
+        return ""
+    fewer = "nodes" if plan.machine.nodes > 1 else "ranks"
+    verb = "has" if plan.idle_ranks == 1 else "have"
+    return (
+        f"{plan.machine.ranks} ranks share a batch of {plan.batch}, {plan.idle_ranks} {verb} nothing to do:"
+        f" use fewer {fewer} or a larger training.batch_size"
+    )
+
+
+def spread_text(plan: MemoryPlan) -> str:
+    machine, choice = plan.machine, plan.choice
+    extras = [word for said, word in ((choice.checkpoint, "activations computed again"),
+                                      (choice.offload, "optimiser on the host")) if said]  # fmt: skip
+    where = f"{plural(machine.nodes, 'node')} x {plural(machine.ranks_per_node, 'rank')}"
+    return ", ".join([where, choice.sharding, *extras, f"micro-batch {choice.micro_batch}"])
+
+
+def _sum_lines(plan: MemoryPlan) -> Lines:
+    need, machine = plan.need, plan.machine
+    if need is None:
+        return [("", plan.note)]
+    share = need.device / machine.device_bytes
+    lines = [("", f"per rank: {terms_text(need)} = {bytes_text(need.device)}"
+                  f" of {bytes_text(machine.device_bytes)} ({share:.0%})")]  # fmt: skip
+    if machine.accelerator:
+        room = f" of {bytes_text(machine.host_bytes)}" if machine.host_bytes else ""
+        what = "loading and offloading" if plan.choice.offload else "loading"
+        lines.append(("", f"per host: {bytes_text(need.host)}{room} for {what}"))
+    return lines
+
+
+def terms_text(need: Need) -> str:
+    """The terms of a sum, without those that are nothing."""
+    terms: Sequence[tuple[str, float]] = [(f.name, getattr(need, f.name)) for f in fields(need) if f.name != "host"]
+    return " + ".join(f"{name} {bytes_text(value)}" for name, value in terms if value)

@@ -1,0 +1,173 @@
+"""What a training step needs of a device's memory and of the host's, by formula.
+
+States follow from what torch keeps: weights, gradients of the same type, AdamW's two moments, all sharded by FSDP2
+where it shards. ZeRO-1 and -2 (Rajbhandari et al., arXiv 1910.02054) have no exact counterpart: ``shard_grad_op`` moves
+as many bytes a step as they do (weights once, gradients once) and keeps gradients sharded as ZeRO-2 does, but shards
+the float32 weights too and holds all of them gathered in the compute type from the forward to the backward pass.
+
+What a layer keeps for the backward pass was measured with torch's saved-tensor hooks on transformers' Llama, OPT and
+GPT-2 (torch 2.13, fused attention); the numbers are exact there, and are the rules used for families like them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from workflows.planning.memory.model import ModelShape
+
+Sharding = Literal["none", "ddp", "shard_grad_op", "full_shard"]
+SHARDED = ("shard_grad_op", "full_shard")
+FLOAT32, BFLOAT16 = 4, 2
+SLACK = 1.08  # the allocator's fragments and short-lived buffers
+# bytes a token that a layer keeps, for each unit of its width, of the width of its keys, and of its inner width
+LAYER_BYTES = {
+    "gated": {"float32": (32, 8, 16), "autocast": (32, 2, 8), "bfloat16": (20, 4, 8)},
+    "opt": {"float32": (40, 0, 4), "autocast": (28, 0, 2), "bfloat16": (20, 0, 2)},
+    "other": {"float32": (40, 0, 20), "autocast": (30, 0, 10), "bfloat16": (26, 0, 10)},  # GPT-2, and an upper bound
+}
+FROZEN_BYTES = {  # the same for layers that do not learn, without what adapters keep
+    "gated": {"float32": (24, 8, 16), "autocast": (12, 4, 6), "bfloat16": (12, 4, 6)},
+    "opt": {"float32": (32, 0, 4), "autocast": (16, 0, 2), "bfloat16": (16, 0, 2)},
+    "other": LAYER_BYTES["other"],
+}
+ADAPTER_INPUT_BYTES = {"float32": 0, "autocast": 2, "bfloat16": 4}  # an adapted module's own copy of its input
+CONTEXT_BYTES = {
+    True: 2e9,
+    False: 0.7e9,
+}  # an accelerator's context and communicators; on CPUs Python and its libraries
+
+
+@dataclass(frozen=True)
+class Job:
+    """How a model is trained, as far as memory is concerned.
+
+    Attributes:
+        weight_bytes: of a weight of the base model.
+        mixed: whether a float32 model computes in bfloat16.
+        length: tokens of the longest sample.
+    """
+
+    weight_bytes: int
+    mixed: bool
+    length: int
+
+    @property
+    def compute_bytes(self) -> int:
+        return BFLOAT16 if self.mixed else self.weight_bytes
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a site trains on; ``device_bytes`` of one rank, ``host_bytes`` of one node, 0 where it is not known."""
+
+    nodes: int
+    ranks_per_node: int
+    device_bytes: int
+    host_bytes: int
+    accelerator: bool
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.ranks_per_node
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A way to spread the training; ``micro_batch`` is samples of a rank in one pass."""
+
+    sharding: Sharding
+    checkpoint: bool
+    offload: bool
+    micro_batch: int
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes on one device, and on one host for all its ranks.
+
+    Attributes:
+        weights, gradients, optimizer: what stays between steps.
+        gathered: weights in the compute type and whole gradients, of what is in flight; copies that autocast makes.
+        activations: kept for the backward pass, with the logits.
+        overhead: context, communication buffers, fragments.
+        host: offloaded states, and one copy of the weights for each rank while it loads them.
+    """
+
+    weights: float
+    gradients: float
+    optimizer: float
+    gathered: float
+    activations: float
+    overhead: float
+    host: float
+
+    @property
+    def device(self) -> float:
+        return sum(getattr(self, field.name) for field in fields(self) if field.name != "host")
+
+
+def need_of(shape: ModelShape, job: Job, machine: Machine, choice: Choice) -> Need:
+    """The sum for one way to spread a training."""
+    share = machine.ranks if choice.sharding in SHARDED else 1
+    trained_bytes = FLOAT32 if shape.adapted else job.weight_bytes  # peft keeps adapters in float32
+    base = 0 if not shape.adapted else job.weight_bytes * shape.parameters / share
+    weights = base + trained_bytes * shape.trained / share
+    gradients = trained_bytes * shape.trained / share
+    optimizer = 2 * trained_bytes * shape.trained / share
+    states = 0.0 if choice.offload else weights + gradients + optimizer
+    gathered = in_flight(shape, job, choice.sharding, trained_bytes)
+    activations = activation_bytes(shape, job, choice)
+    # AdamW's update needs one more number a parameter, after what belongs to the backward pass is gone
+    at_update = 0.0 if choice.offload else trained_bytes * shape.trained / share
+    short = max(0.0, at_update - gathered - activations)
+    offloaded = machine.ranks_per_node * (weights + gradients + optimizer) if choice.offload else 0.0
+    loading = machine.ranks_per_node * job.weight_bytes * shape.parameters if machine.accelerator else 0.0
+    kept = 0.0 if choice.offload else 1.0
+    return Need(
+        weights=kept * weights, gradients=kept * gradients, optimizer=kept * optimizer, gathered=gathered + short,
+        activations=activations, host=offloaded + loading,
+        overhead=(SLACK - 1) * (states + gathered + activations) + CONTEXT_BYTES[machine.accelerator],
+    )  # fmt: skip
+
+
+def in_flight(shape: ModelShape, job: Job, sharding: Sharding, trained_bytes: int) -> float:
+    """Bytes beside states and activations while a step runs.
+
+    ``ddp`` reduces gradients in buckets of their size. Under autocast every weight has a copy in the compute type.
+    FSDP2 gathers the next layer while one computes, through a buffer of a layer's size; what is in no layer stays
+    gathered, and its gradients, which come first, are reduced last; of the layers' whole gradients, with the float32
+    input of their reduction, those of one layer are there at a time.
+    """
+    trained_share = shape.trained / shape.parameters
+    if sharding in SHARDED:
+        whole = shape.parameters if sharding == "shard_grad_op" else shape.outside + 2 * shape.layer
+        gradients = job.compute_bytes * shape.outside + (job.compute_bytes + FLOAT32) * shape.layer
+        return job.compute_bytes * (whole + shape.layer) + gradients * trained_share
+    casts = job.compute_bytes * shape.parameters if job.mixed else 0
+    return casts + (trained_bytes * shape.trained if sharding == "ddp" else 0)
+
+
+def activation_bytes(shape: ModelShape, job: Job, choice: Choice) -> float:
+    """What the forward pass keeps for the backward pass, at the longest samples and if every token counts."""
+    tokens = choice.micro_batch * job.length
+    autocast = job.mixed and choice.sharding not in SHARDED
+    layer = layer_bytes(shape, job, autocast)
+    residual = (FLOAT32 if autocast else job.compute_bytes) * shape.width
+    layers = residual * shape.layers + layer if choice.checkpoint else layer * shape.adapted_layers
+    # logits in the compute type, their logarithms in float32 and the gradients of these
+    logits = (2 * FLOAT32 + job.compute_bytes) * shape.vocabulary
+    return tokens * (layers + logits)
+
+
+def layer_bytes(shape: ModelShape, job: Job, autocast: bool) -> float:
+    """Bytes a token that one layer keeps for the backward pass.
+
+    Frozen layers keep fewer inputs, but peft turns the input of each adapted module into the adapters' float32; under
+    autocast that copy is turned back, and the smaller one is kept.
+    """
+    computes = "autocast" if autocast else "float32" if job.compute_bytes == FLOAT32 else "bfloat16"
+    kind = "gated" if shape.gated else "opt" if shape.family == "opt" else "other"
+    per_width, per_key, per_inner = (FROZEN_BYTES if shape.adapted else LAYER_BYTES)[kind][computes]
+    copies = ADAPTER_INPUT_BYTES[computes] * shape.adapter_inputs
+    return per_width * shape.width + per_key * shape.key_width + per_inner * shape.inner + copies

@@ -1,0 +1,228 @@
+"""Which way of spreading a training fits a site: the first of a fixed order, from the fastest to the smallest.
+
+The sum for each way is in ``sums``; its speed, as an estimate, in ``speed``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from apps.base.errors import UserMistake
+from site_configs.library.site import Site
+from workflows.console.units import bytes_text, plural
+from workflows.planning.memory.estimate import SHARDED, Choice, Job, Machine, Need, Sharding, need_of
+from workflows.planning.memory.model import ModelShape
+from workflows.planning.memory.wish import AUTO, ParallelSection
+
+ROOM = 0.92  # of a device's memory that a plan may fill
+HOST_ROOM = 0.9
+MOST_NODES = 1024  # more are not proposed
+# Falling speed. To compute activations again costs a third more arithmetic; full sharding moves the weights once more;
+# offloading waits for the bus and the processor. Gathered weights that stay are of no use beside offloading: what it
+# saves is then held on the device after all.
+ORDER: tuple[tuple[Sharding, bool, bool], ...] = (
+    ("ddp", False, False), ("shard_grad_op", False, False), ("ddp", True, False), ("shard_grad_op", True, False),
+    ("full_shard", False, False), ("full_shard", True, False), ("full_shard", False, True), ("full_shard", True, True),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What a site's training is spread like.
+
+    Attributes:
+        site: its name in the campaign.
+        machine: what the plan was made for.
+        batch: samples that its ranks share out among themselves.
+        choice: how.
+        need: the sum; None where the model or the memory is not known here and nothing was checked.
+        note: what a person should know besides.
+    """
+
+    site: str
+    machine: Machine
+    batch: int
+    choice: Choice
+    need: Need | None
+    note: str = ""
+
+    @property
+    def idle_ranks(self) -> int:
+        """Ranks that get no sample of a batch; they only keep the others company."""
+        return max(0, self.machine.ranks - self.batch)
+
+    @property
+    def occupancy(self) -> float:
+        """Samples of a batch, as a share of what the ranks would get through in the same time: above 0, at most 1."""
+        return self.batch / (self.machine.ranks * math.ceil(self.batch / self.machine.ranks))
+
+    def parallel(self, site: Site) -> dict[str, Any]:
+        """The plain values that the trainer takes."""
+        return {
+            "nodes": self.machine.nodes, "ranks_per_node": self.machine.ranks_per_node,
+            "sharding": self.choice.sharding, "offload": self.choice.offload,
+            "checkpoint_activations": self.choice.checkpoint, "micro_batch": self.choice.micro_batch,
+            "backend": site.ranks.backend, "launch": list(site.ranks.launch), "interface": site.ranks.interface,
+        }  # fmt: skip
+
+
+def machine_of(site: Site) -> Machine:
+    """What a site trains on. Of a machine without a description only this one's memory is known."""
+    nodes = site.block.nodes if site.block else 1
+    ranks, on_cpu = site.ranks.per_node, site.device == "cpu"
+    host = site.node.memory_bytes if site.node else _memory_here() if site.route == "local" else 0
+    device = host // ranks if on_cpu else site.node.device_memory_bytes if site.node else 0
+    return Machine(nodes, ranks, device, host, accelerator=not on_cpu)
+
+
+def _memory_here() -> int:
+    import psutil
+
+    return psutil.virtual_memory().total
+
+
+def plan_site(site: Site, shape: ModelShape | None, job: Job, batch: int, wish: ParallelSection) -> MemoryPlan:
+    """The plan of one site.
+
+    Args:
+        site: with its node, block and ranks.
+        shape: of the model; None: not known on this machine.
+        job: types and length.
+        batch: samples that the site's ranks share out among themselves.
+        wish: what the campaign fixes.
+
+    Raises:
+        UserMistake: nothing fits; names what would.
+    """
+    machine = machine_of(site)
+    sizes = micro_batches(batch, machine.ranks, wish)
+    choices = list(candidates(machine, sizes, wish))
+    if not choices:
+        raise UserMistake(f"parallel: no way of training on {plural(machine.ranks, 'rank')} is left at {site.name}",
+                          remedy="Set parallel.sharding and parallel.offload to auto")  # fmt: skip
+    if shape is None or not machine.device_bytes:
+        unknown = "the model's configuration is" if shape is None else "the device's memory is"
+        cautious = choices[0] if machine.ranks == 1 or not machine.accelerator else _last_without_offload(choices)
+        return MemoryPlan(
+            site.name, machine, batch, cautious, None, f"not checked: {unknown} not known on this machine"
+        )
+    found = first_fit(shape, job, machine, choices)
+    if found is None:
+        raise _refusal(site, shape, job, machine, choices)
+    return MemoryPlan(site.name, machine, batch, *found)
+
+
+def first_fit(shape: ModelShape, job: Job, machine: Machine, choices: Sequence[Choice]) -> tuple[Choice, Need] | None:
+    """The first way that fits, with its sum."""
+    for choice in choices:
+        need = need_of(shape, job, machine, choice)
+        if fits(need, machine):
+            return choice, need
+    return None
+
+
+def fits(need: Need, machine: Machine) -> bool:
+    host_fits = not machine.host_bytes or need.host <= HOST_ROOM * machine.host_bytes
+    return need.device <= ROOM * machine.device_bytes and host_fits
+
+
+def candidates(machine: Machine, sizes: Sequence[int], wish: ParallelSection) -> Iterator[Choice]:
+    """All ways a campaign allows, in the order of falling speed.
+
+    Smaller micro-batches come before offloading: they make the same step of more passes and cost little.
+    """
+    for offloads in (False, True):
+        for size in sizes:
+            for sharding, checkpoint, offload in ORDER:
+                choice = Choice(_for_ranks(sharding, machine), checkpoint, offload, size)
+                if offload == offloads and _possible(choice, machine) and _wanted(choice, sharding, wish):
+                    yield choice
+
+
+def _for_ranks(sharding: Sharding, machine: Machine) -> Sharding:
+    return "none" if sharding == "ddp" and machine.ranks == 1 else sharding
+
+
+def _possible(choice: Choice, machine: Machine) -> bool:
+    if choice.offload:
+        return machine.accelerator
+    return machine.ranks > 1 or choice.sharding == "none"
+
+
+def _wanted(choice: Choice, sharding: Sharding, wish: ParallelSection) -> bool:
+    return all(
+        wanted in (AUTO, *values)
+        for wanted, values in (
+            (wish.sharding, (choice.sharding, sharding)),
+            (wish.offload, (choice.offload,)),
+            (wish.checkpoint_activations, (choice.checkpoint,)),
+        )
+    )
+
+
+def micro_batches(batch: int, ranks: int, wish: ParallelSection) -> list[int]:
+    """Samples of a rank in one pass, the most first: its share of a batch, and what divides that.
+
+    So all passes of a batch are of one size.
+    """
+    if wish.micro_batch != AUTO:
+        return [int(wish.micro_batch)]
+    share = math.ceil(batch / ranks)
+    return [size for size in range(share, 0, -1) if share % size == 0]
+
+
+def _last_without_offload(choices: Sequence[Choice]) -> Choice:
+    return [c for c in choices if not c.offload][-1] if any(not c.offload for c in choices) else choices[0]
+
+
+def _refusal(site: Site, shape: ModelShape, job: Job, machine: Machine, choices: Sequence[Choice]) -> UserMistake:
+    needs = [need_of(shape, job, machine, choice) for choice in choices]
+    least = min(needs, key=lambda need: need.device)
+    what = "adapters" if shape.adapted else "all parameters"
+    text = (
+        f"site {site.name}: a model of {shape.parameters / 1e9:.3g} G parameters, {what} trained on "
+        f"{plural(machine.ranks, 'rank')}, needs at least {bytes_text(least.device)} a rank, and "
+        f"{bytes_text(ROOM * machine.device_bytes)} of {bytes_text(machine.device_bytes)} may be used"
+    )
+    if least.device <= ROOM * machine.device_bytes:
+        text += f"; offloading and loading need {bytes_text(least.host)} of {bytes_text(machine.host_bytes)} a host"
+    return UserMistake(text, remedy="It would fit with " + ", or ".join(ways_out(site, shape, job, machine, choices)))
+
+
+def ways_out(site: Site, shape: ModelShape, job: Job, machine: Machine, choices: Sequence[Choice]) -> list[str]:
+    """What would make a plan fit, in words; at least the advice to look for larger devices."""
+    sizes = sorted({choice.micro_batch for choice in choices}, reverse=True)
+    free = list(candidates(machine, sizes, ParallelSection()))
+    single = list(candidates(machine, [1], ParallelSection()))
+    found = []
+    if first_fit(shape, job, machine, free):
+        found.append("parallel.sharding, offload and checkpoint_activations: auto")
+    elif first_fit(shape, job, machine, single):
+        found.append("parallel.micro_batch: 1")
+    nodes = _enough_nodes(shape, job, machine, choices)
+    if nodes:
+        found.append(f"sites.{site.name}.nodes: {nodes}")
+    if not shape.adapted and first_fit(with_adapter(shape), replace(job, weight_bytes=2), machine, single):
+        found.append("model.adapter (LoRA) with model.dtype: bfloat16")
+    return found or ["larger devices, or a smaller model"]
+
+
+def _enough_nodes(shape: ModelShape, job: Job, machine: Machine, choices: Sequence[Choice]) -> int | None:
+    """The least power of two times the site's nodes that suffices."""
+    nodes = machine.nodes * 2
+    while nodes <= MOST_NODES:
+        if first_fit(shape, job, replace(machine, nodes=nodes), [c for c in choices if c.sharding in SHARDED]):
+            return nodes
+        nodes *= 2
+    return None
+
+
+def with_adapter(shape: ModelShape) -> ModelShape:
+    """About what LoRA of rank 16 on all linear layers makes of a model."""
+    inputs = 6 * shape.width + shape.inner if shape.gated else 5 * shape.width + shape.inner
+    outputs = 2 * shape.width + 2 * shape.key_width + 2 * shape.inner
+    trained = 16 * shape.layers * (inputs + outputs)
+    return replace(shape, trained=trained, adapted=True, adapter_inputs=inputs)

@@ -1,0 +1,267 @@
+"""Everything that can be checked before a job is queued, and the plan that comes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from apps.artifacts.lora import METHODS
+from apps.artifacts.update_checks import UpdateRules
+from apps.base.errors import UserMistake
+from apps.base.versions import code_version
+from apps.evaluate import EvaluationWork
+from apps.models.batches import DataSpec
+from apps.models.model import AdapterSpec, ModelSpec
+from apps.models.sources import PACKAGED, TINY, check_source, config_of, is_converted
+from apps.ranks.parallel import Parallel
+from apps.server import ServerWork
+from apps.train import SiteWork
+from data.partition import deal_tasks
+from data.tasks import EMBEDDED, expand_tasks, families_of
+from site_configs.library.resolve import SiteConfigError, resolve_site
+from site_configs.library.site import Site
+from workflows.console.units import plural
+from workflows.planning.campaign import Campaign
+from workflows.planning.memory.campaign import plan_memory
+from workflows.planning.memory.plan import MemoryPlan
+from workflows.planning.storage import check_collections, check_space, check_storage
+from workflows.runtime.executors import driver_address
+
+SPLITS = ("train", "dev", "test")
+RESERVED_NAMES = ("server", "evaluator", "transfers", "global")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked campaign with all it needs to run, in the plain values that go to the tasks."""
+
+    campaign: Campaign
+    sites: dict[str, Site]
+    tasks: dict[str, tuple[str, ...]]
+    site_work: dict[str, SiteWork]
+    server_work: ServerWork
+    evaluation_work: EvaluationWork
+    rules: UpdateRules
+    memory: dict[str, MemoryPlan]  # of the sites where it is in question
+
+
+def make_plan(campaign: Campaign, run_dir: Path, source: Path) -> Plan:
+    """Check a campaign against its sites and its data.
+
+    Args:
+        campaign: as read.
+        run_dir: where the run goes or is.
+        source: the campaign's file, for errors.
+
+    Raises:
+        UserMistake: the first thing that cannot work, with the file and the key it stands under.
+    """
+    try:
+        return _make_plan(campaign, run_dir)
+    except UserMistake as error:
+        raise UserMistake(f"{source}: {error.what}", remedy=error.remedy) from None
+
+
+def require_all(plan: Plan, source: Path) -> None:
+    """Raises UserMistake if this machine lacks what the campaign needs, or nobody is logged in where it has to be."""
+    for what in missing_here(plan):
+        raise UserMistake(f"{source}: {what}")
+    if any("globus" in (site.route, site.carrier) for site in plan.sites.values()):
+        from workflows.checks.login_status import login_problem
+
+        problem = login_problem()
+        if problem:
+            raise UserMistake(problem)
+
+
+def _make_plan(campaign: Campaign, run_dir: Path) -> Plan:
+    _check_names(campaign)
+    check_source(campaign.model.source)
+    _check_layers(campaign)
+    tasks = share_tasks(campaign)
+    sites = {name: _site(name, campaign, run_dir) for name in campaign.sites}
+    check_storage(sites)
+    check_collections(campaign, sites, run_dir)
+    check_space(run_dir)
+    model = model_spec(campaign)
+    store = str(run_dir / "artifacts")
+    memory = plan_memory(campaign, model, {name: site for name, site in sites.items() if not is_simple(site)})
+    return Plan(
+        campaign=campaign,
+        sites=sites,
+        tasks=tasks,
+        site_work={
+            name: _site_work(campaign, site, tasks[name], model, memory.get(name)) for name, site in sites.items()
+        },
+        server_work=ServerWork(store=store, model=model, threads=1, code_version=code_version()),
+        evaluation_work=_evaluation_work(campaign, store, model),
+        rules=UpdateRules(
+            method=campaign.model.adapter.method if campaign.model.adapter else "full",
+            max_update_norm=campaign.checks.max_update_norm,
+        ),
+        memory=memory,
+    )
+
+
+def is_simple(site: Site) -> bool:
+    """One process on this machine's processors, whose memory needs no plan."""
+    return site.block is None and site.device == "cpu" and site.ranks.per_node == 1
+
+
+def _check_names(campaign: Campaign) -> None:
+    for name in campaign.sites:
+        if name in RESERVED_NAMES or not name.replace("-", "").replace("_", "").isalnum():
+            raise UserMistake(f"sites.{name}: choose another name: letters, digits, - and _, none of {RESERVED_NAMES}")
+
+
+def _check_layers(campaign: Campaign) -> None:
+    adapter, source = campaign.model.adapter, campaign.model.source
+    if not adapter or not adapter.last_layers:
+        return
+    assert adapter.method in METHODS
+    if source == TINY:
+        layers = campaign.model.tiny.layers if campaign.model.tiny else 0
+    elif source in PACKAGED and not is_converted(source):
+        return  # not unpacked yet; told by the first task
+    elif source.startswith((".", "/", "~")) or source in PACKAGED:
+        layers = config_of(source)["num_hidden_layers"]
+    else:
+        return  # on the hub, which is not asked here
+    if adapter.last_layers > layers:
+        raise UserMistake(
+            f"model.adapter.last_layers: {adapter.last_layers}, but {source} has {plural(layers, 'layer')}"
+        )
+
+
+def share_tasks(campaign: Campaign) -> dict[str, tuple[str, ...]]:
+    """Which site owns which tasks.
+
+    Raises:
+        UserMistake: an unknown task, a task of the common source owned twice, or a site without any.
+    """
+    source = campaign.data.source
+    wanted = _tasks_of("data.tasks", campaign.data.tasks or list(families_of(source)), source)
+    named = {
+        name: _tasks_of(f"sites.{name}.tasks", entry.tasks, entry.data or source) if entry.tasks else None
+        for name, entry in campaign.sites.items()
+    }
+    _refuse_two_owners({name: tasks for name, tasks in named.items() if tasks and campaign.sites[name].data is None})
+    try:
+        return deal_tasks(named, wanted)
+    except ValueError as error:
+        raise UserMistake(f"sites.*.tasks: {error}") from None
+
+
+def _tasks_of(key: str, names: list[str], source: str) -> tuple[str, ...]:
+    try:
+        return expand_tasks(names, source)
+    except ValueError as error:
+        raise UserMistake(f"{key}: {error}") from None
+
+
+def _refuse_two_owners(named: dict[str, tuple[str, ...]]) -> None:
+    owner: dict[str, str] = {}
+    for name, tasks in named.items():
+        for task in tasks:
+            if owner.setdefault(task, name) != name:
+                raise UserMistake(f"sites.{name}.tasks: {task} already belongs to {owner[task]}; sites share no data")
+
+
+def missing_here(plan: Plan) -> list[str]:
+    """What the campaign needs on this machine and does not find; a run is not started with any of it missing."""
+    campaign, missing = plan.campaign, []
+    sources = {"data.source": campaign.data.source}
+    here = {name: entry for name, entry in campaign.sites.items() if plan.sites[name].route != "globus"}
+    sources |= {f"sites.{name}.data": entry.data for name, entry in here.items() if entry.data}
+    for key, source in sources.items():
+        if source != EMBEDDED and not Path(source).expanduser().exists():
+            missing.append(f"{key}: {source} does not exist")
+    calling = [site for site in plan.sites.values() if site.route != "globus"]
+    missing += [problem for site in calling if (problem := address_problem(site))]
+    if campaign.data.source == EMBEDDED and campaign.evaluation.split not in SPLITS:
+        missing.append(f"evaluation.split: the embedded data has the splits {', '.join(SPLITS)}")
+    return missing
+
+
+def address_problem(site: Site) -> str | None:
+    """Why a site's workers could not call this host back, or None."""
+    try:
+        driver_address(site)
+    except UserMistake as error:
+        return str(error)
+    return None
+
+
+def _site(name: str, campaign: Campaign, run_dir: Path) -> Site:
+    entry = campaign.sites[name]
+    try:
+        return resolve_site(name, entry.config or name, run_dir, entry.settings)
+    except SiteConfigError as error:
+        raise UserMistake(f"sites.{name}: {error}") from None
+
+
+def model_spec(campaign: Campaign) -> ModelSpec:
+    section = campaign.model
+    adapter: AdapterSpec | None = section.adapter.model_dump() if section.adapter else None  # type: ignore[assignment]
+    tiny = section.tiny.model_dump() if section.tiny else None
+    return ModelSpec(source=section.source, dtype=section.dtype, seed=campaign.seed, adapter=adapter, tiny=tiny)
+
+
+def settle_dtype(campaign: Campaign) -> Campaign:
+    """The campaign with ``model.dtype: auto`` decided: bfloat16 where this processor computes in it, else float32."""
+    if campaign.model.dtype != "auto":
+        return campaign
+    dtype = "bfloat16" if campaign.model.source != TINY and _computes_bfloat16() else "float32"
+    return campaign.model_copy(update={"model": campaign.model.model_copy(update={"dtype": dtype})})
+
+
+def _computes_bfloat16() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _data_spec(campaign: Campaign, source: str, tasks: tuple[str, ...], per_task: int | None) -> DataSpec:
+    data = campaign.data
+    return DataSpec(
+        source=source, tasks=list(tasks), per_task=per_task, max_tokens=data.max_tokens,
+        prompt=data.prompt, loss_on=data.loss_on,
+    )  # fmt: skip
+
+
+def _site_work(
+    campaign: Campaign, site: Site, tasks: tuple[str, ...], model: ModelSpec, memory: MemoryPlan | None
+) -> SiteWork:
+    entry = campaign.sites[site.name]
+    source = entry.data or campaign.data.source
+    if entry.model:
+        model = ModelSpec(**{**model, "source": entry.model})
+    return SiteWork(
+        root=str(site.storage_root), model=model, seed=campaign.seed, threads=site.threads,
+        data=_data_spec(campaign, source, tasks, campaign.data.per_task), code_version=code_version(),
+        parallel=cast(Parallel, memory.parallel(site)) if memory else one_rank(campaign, site),
+    )  # fmt: skip
+
+
+def one_rank(campaign: Campaign, site: Site) -> Parallel:
+    wanted = campaign.parallel.micro_batch
+    return Parallel(
+        nodes=1, ranks_per_node=1, sharding="none", offload=False,
+        checkpoint_activations=campaign.parallel.checkpoint_activations is True,
+        micro_batch=campaign.training.batch_size if wanted == "auto" else wanted,
+        backend=site.ranks.backend, launch=[], interface="",
+    )  # fmt: skip
+
+
+def _evaluation_work(campaign: Campaign, store: str, model: ModelSpec) -> EvaluationWork:
+    section = campaign.evaluation
+    source = campaign.data.source
+    tasks = expand_tasks(campaign.data.tasks or families_of(source), source)
+    return EvaluationWork(
+        store=store, model=model, split=section.split, batch_size=section.batch_size, threads=section.threads,
+        data=_data_spec(campaign, source, tasks, section.per_task), device=section.device,
+        code_version=code_version(),
+    )  # fmt: skip

@@ -1,0 +1,238 @@
+"""The journal as a report reads it: its events, the finished tasks, what they moved, when no driver was there."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from workflows.records.journal import ends_unfinished, read_lines
+from workflows.strategies import has_rounds
+
+OUT_APPS, IN_APPS = ("stage_out", "send"), ("stage_in", "fetch")  # what brings artifacts to a site, and from it
+
+BEFORE_DRIVER = ("campaign_changed", "blocks_cancelled", "blocks_left")  # what a driver writes just before it starts
+Span = tuple[float, float]
+AT_SITES = (*OUT_APPS, "local_train", *IN_APPS)
+
+
+@dataclass(frozen=True)
+class EventLog:
+    """The readable events of a journal in order, and what could not be read, in words.
+
+    A report is made of runs that go on or went wrong, so it reads what it can where a resume would refuse.
+    """
+
+    events: tuple[dict[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def named(self, name: str) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["event"] == name]
+
+    @property
+    def period(self) -> str:
+        """What the campaign counts: ``round``, or ``version`` of the model where its strategy knows no rounds."""
+        for event in self.named("campaign_opened")[:1]:
+            return period_of(event.get("campaign"))
+        return "round"
+
+
+def period_of(campaign: Any) -> str:
+    """``round`` or ``version``, by the strategy of a campaign in plain values."""
+    strategy = campaign.get("strategy") if isinstance(campaign, dict) else None
+    name = strategy.get("name") if isinstance(strategy, dict) else None
+    return "round" if has_rounds(str(name)) else "version"
+
+
+@dataclass(frozen=True)
+class TaskRun:
+    """One finished task; its times are unix seconds, as in the journal.
+
+    Where a strategy knows no rounds, ``round`` of what is done at a site is the version of the model that was in the
+    making when it ended. ``order`` numbers the work of a site: its round, or its so-many-th order.
+    """
+
+    app: str
+    round: int
+    site: str
+    submitted: float
+    started: float
+    ended: float
+    result: Mapping[str, Any] = field(default_factory=dict)
+    order: int = 0
+
+
+def read_events(path: Path) -> EventLog:
+    """Read a journal; a last line without its end is one that was never finished, as for a resume.
+
+    Raises ValueError when there are whole lines but not one of them is an event.
+    """
+    if not path.exists():
+        return EventLog()
+    lines = list(read_lines(path))
+    events = tuple(record for _, record in lines if record is not None and _is_event(record))
+    damaged = [number for number, record in lines if record is None or not _is_event(record)]
+    notes = [f"Line {number} of {path.name} could not be read and was left out." for number in damaged]
+    if ends_unfinished(path):
+        notes.append(f"The last line of {path.name} is unfinished and was left out.")
+    if lines and not events:
+        raise ValueError("no line is an event with a time")
+    return EventLog(events, tuple(notes))
+
+
+def _is_event(record: Mapping[str, Any]) -> bool:
+    timed = "event" in record and isinstance(record.get("time"), int | float)
+    return timed and (record["event"] != "task_done" or _is_task(record))
+
+
+def _is_task(event: Mapping[str, Any]) -> bool:
+    times = [event.get(key) for key in ("submitted", "started", "ended", "round")]
+    return all(time is None or isinstance(time, int | float) for time in times) and isinstance(
+        event.get("result") or {}, dict
+    )
+
+
+def task_runs(journal: EventLog) -> list[TaskRun]:
+    """The finished tasks, in journal order; a time that was not recorded is the nearest one that was."""
+    if journal.period == "round":
+        return [as_task_run(event) for event in journal.named("task_done")]
+    return list(_runs_by_version(journal, len(journal.named("aggregated")) + (not journal.named("campaign_finished"))))
+
+
+def _runs_by_version(journal: EventLog, last: int) -> Iterator[TaskRun]:
+    """What ends after the version ``last`` was made counts to that, too."""
+    version = 1
+    for event in journal.events:
+        if event["event"] == "aggregated":
+            version = min(version + 1, last)
+        elif event["event"] == "task_done":
+            task = as_task_run(event)
+            yield replace(task, round=version) if task.app in AT_SITES else task
+
+
+def as_task_run(event: Mapping[str, Any]) -> TaskRun:
+    ended = _first_number(event.get("ended"), event["time"])
+    started = min(_first_number(event.get("started"), event.get("submitted"), ended), ended)
+    return TaskRun(
+        app=str(event.get("app", "")),
+        round=int(event.get("round") or 0),
+        site=str(event.get("site") or "server"),
+        submitted=min(_first_number(event.get("submitted"), started), started),
+        started=started,
+        ended=ended,
+        result=event.get("result") or {},
+        order=int(event.get("round") or 0),
+    )
+
+
+def _first_number(*values: Any) -> float:
+    return next(float(value) for value in values if value is not None)
+
+
+def down_spans(journal: EventLog) -> list[Span]:
+    """From the last word of one driver to the first of the next, in unix seconds."""
+    spans: list[Span] = []
+    last: float | None = None
+    driven = False
+    for event in journal.events:
+        if event["event"] in BEFORE_DRIVER:
+            continue
+        if event["event"] == "driver_started":
+            if driven and last is not None and event["time"] > last:
+                spans.append((last, event["time"]))
+            driven = True
+        last = event["time"] if last is None else max(last, event["time"])
+    return spans
+
+
+def covered_s(spans: Iterable[Span], length_s: float) -> float:
+    """Seconds of [0, length_s] that lie in at least one span."""
+    total = reached = 0.0
+    for start, end in sorted(spans):
+        start, end = max(start, reached), min(end, length_s)
+        if end > start:
+            total, reached = total + end - start, end
+    return total
+
+
+def without(spans: Iterable[Span], taken: Iterable[Span]) -> list[Span]:
+    """What is in some of the spans and in none of those taken, in order."""
+    holes = sorted(taken)
+    left: list[Span] = []
+    for start, end in joined(spans):
+        for hole_start, hole_end in holes:
+            if hole_start < end and hole_end > start:
+                left += [(start, hole_start)] if hole_start > start else []
+                start = max(start, hole_end)
+        left += [(start, end)] if end > start else []
+    return left
+
+
+def joined(spans: Iterable[Span]) -> list[Span]:
+    """The same stretches, those that touch as one, in order."""
+    found: list[Span] = []
+    for start, end in sorted(spans):
+        if found and start <= found[-1][1]:
+            found[-1] = found[-1][0], max(found[-1][1], end)
+        elif end > start:
+            found.append((start, end))
+    return found
+
+
+@dataclass(frozen=True)
+class Move:
+    """One finished transfer of bytes between the server and a site.
+
+    `out` is towards the site, `ended` when it was there, in unix seconds.
+    """
+
+    round: int
+    site: str
+    out: bool
+    nbytes: int
+    ended: float = 0.0
+
+
+def moves(tasks: Iterable[TaskRun]) -> list[Move]:
+    """Every finished transfer in which bytes crossed; a transfer done twice counts twice.
+
+    What was there before, or was fetched by Globus before it was checked in, is no transfer.
+    """
+    return [
+        Move(task.round, task.site, task.app in OUT_APPS, _nbytes(task.result), task.ended)
+        for task in tasks
+        if task.app in (*OUT_APPS, *IN_APPS) and _nbytes(task.result)
+    ]
+
+
+def moved_nbytes(journal: EventLog) -> Counter[tuple[int, bool]]:
+    """Bytes by (round or version, whether towards the sites).
+
+    A version that was told does not change: what moves after the last one counts to the next, even if that is never
+    made.
+    """
+    by_round = journal.period == "round"
+    tasks = task_runs(journal) if by_round else _runs_by_version(journal, len(journal.named("aggregated")) + 1)
+    nbytes: Counter[tuple[int, bool]] = Counter()
+    for move in moves(tasks):
+        nbytes[move.round, move.out] += move.nbytes
+    return nbytes
+
+
+def _nbytes(result: Mapping[str, Any]) -> int:
+    moved = result.get("nbytes_moved")
+    return int(moved if moved is not None else (result.get("artifact") or {}).get("nbytes", 0))
+
+
+def trainings(tasks: Iterable[TaskRun]) -> list[TaskRun]:
+    """The trainings that count: of one that was answered again after a resume, the last answer only."""
+    kept = {(task.order, task.site): task for task in tasks if task.app == "local_train"}
+    return list(kept.values())
+
+
+def full_model_nbytes(tasks: Iterable[TaskRun]) -> int | None:
+    """Bytes of the full model in its dtype as `prepare` measured it, or None before it did."""
+    sizes = [task.result.get("full_nbytes") for task in tasks if task.app == "prepare"]
+    return next((int(size) for size in reversed(sizes) if size), None)

@@ -1,0 +1,58 @@
+"""Updates that come after their round has ended without them, as the journal tells of them.
+
+A strategy with rounds drops such an update without a word of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from workflows.records.event_log import EventLog
+
+
+@dataclass(frozen=True)
+class LateUpdate:
+    """An update of a round that had ended; ``time`` in unix seconds."""
+
+    site: str
+    round: int
+    time: float
+
+    @property
+    def reason(self) -> str:
+        return f"its update of round {self.round} came after the round had ended without it; it does not count"
+
+
+@dataclass
+class LateUpdates:
+    """Finds them among the records of a campaign whose strategy has rounds, which it hears in their order."""
+
+    rounds: dict[tuple[str, str], int] = field(default_factory=dict)  # site, identity of its training -> round
+    ended: int = 0  # the newest round with a model
+
+    def hear(self, record: Mapping[str, Any]) -> LateUpdate | None:
+        """Whether this record tells of one."""
+        match record["event"]:
+            case "task_done" if record.get("app") == "local_train":
+                trained = str((record.get("result") or {}).get("task_id"))
+                self.rounds[str(record.get("site")), trained] = int(record.get("round") or 0)
+            case "aggregated":
+                self.ended = max(self.ended, int(record.get("version") or 0))
+            case "strategy_event" if record.get("kind") == "UpdateArrived":
+                return self._arrived(record.get("fields") or {}, float(record["time"]))
+        return None
+
+    def _arrived(self, fields: Mapping[str, Any], time: float) -> LateUpdate | None:
+        site = str(fields.get("site"))
+        number = self.rounds.get((site, str(fields.get("task_id"))))
+        return LateUpdate(site, number, time) if number is not None and number <= self.ended else None
+
+
+def late_updates(journal: EventLog) -> list[LateUpdate]:
+    """All of them in the order of the journal; none where a strategy takes what comes when it comes."""
+    if journal.period != "round":
+        return []
+    found = LateUpdates()
+    return [late for event in journal.events if (late := found.hear(event)) is not None]

@@ -1,0 +1,1 @@
+"""The live display, the report page and its figures."""

@@ -1,0 +1,164 @@
+"""What a report says in words: the line under the title, the lead, the big numbers, the captions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from workflows.console.units import HOUR_S, bytes_text, plural, seconds_text, times_text
+from workflows.records.timeline import (
+    TRAINING,
+    WAITING,
+    Interval,
+    Timeline,
+    idle_share,
+    phase_seconds,
+    round_at,
+    round_lengths,
+)
+from workflows.reporting.figure_style import GLOBAL
+from workflows.reporting.run_summary import Findings, Run
+
+NONE = "–"
+
+
+def hours_text(node_s: float) -> str:
+    """Node-seconds as node-hours, to three digits while there are fewer before the point."""
+    hours = node_s / HOUR_S
+    return f"{hours:,.0f}" if hours >= 99.5 else f"{hours:.3g}"
+
+
+def loss_text(value: float | None) -> str:
+    return NONE if value is None or value != value else f"{value:.3f}"
+
+
+def _section(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A part of the campaign, empty where it is absent."""
+    part = settings.get(name)
+    return part if isinstance(part, dict) else {}
+
+
+def subtitle(run: Run) -> str:
+    """Model, adapter, seed and the day, in one line."""
+    model = _section(run.campaign, "model")
+    adapter = _section(model, "adapter")
+    words = [f"model {model.get('source', 'unknown')} ({model.get('dtype', 'unknown dtype')})"]
+    settings = ", ".join(f"{key} {adapter[key]}" for key in ("rank", "alpha") if key in adapter)
+    method = f"{adapter.get('method', 'adapter')} {settings}".strip()
+    words.append(method if adapter else "all parameters trained")
+    words.append(f"seed {run.campaign.get('seed', 'unknown')}")
+    if run.journal.events:
+        opened = datetime.fromtimestamp(run.journal.events[0]["time"], UTC)
+        words.append(f"opened {opened:%Y-%m-%d %H:%M} UTC")
+    return " · ".join(words)
+
+
+def lead_text(run: Run, found: Findings) -> str:
+    """The campaign in two or three sentences."""
+    strategy = _section(run.campaign, "strategy").get("name", "unnamed")
+    size = f"{plural(len(run.sites), 'site')}, {plural(len(run.owners), 'task')}, strategy {strategy}"
+    planned = run.campaign.get("rounds")
+    rounds = plural(found.rounds, run.period) + (f" of {planned} planned" if planned != found.rounds else "")
+    if found.loss_first is None or found.loss_last is None:
+        return f"{size}; no model has been scored yet."
+    if found.rounds == 0:
+        return f"{size}. Only the untrained model is scored; its mean test loss is {found.loss_first:.3f}."
+    verb = "fell" if found.loss_last < found.loss_first else "did not fall: it went"
+    words = f"{size}. In {rounds} the mean test loss of the global model {verb} "
+    words += f"from {found.loss_first:.3f} to {found.loss_last:.3f}."
+    if found.best_site:
+        words += f" The best model of a single site ({found.best_site}) ends at "
+        words += f"{found.site_losses[found.best_site]:.3f}."
+    return words
+
+
+def big_numbers(run: Run, found: Findings) -> list[tuple[str, str]]:
+    """The few numbers at the top, each with its label."""
+    planned = run.campaign.get("rounds")
+    noun = run.period if (planned or found.rounds) == 1 else f"{run.period}s"
+    numbers = [(f"{found.rounds} of {planned}" if planned else str(found.rounds), f"{noun} scored")]
+    numbers.append((f"{loss_text(found.loss_first)} → {loss_text(found.loss_last)}", "mean test loss, global model"))
+    if found.best_site:
+        numbers.append((loss_text(found.site_losses[found.best_site]), f"best single site ({found.best_site})"))
+    numbers.append((f"{found.tokens:,}", "tokens trained"))
+    numbers.append((bytes_text(found.nbytes_moved), f"moved; full model: {_full_text(found)}"))
+    held_node_s = sum(site.held_node_s for site in run.site_jobs)
+    held = ""
+    if held_node_s:
+        share = sum(site.trained_node_s for site in run.site_jobs) / held_node_s
+        held = f"; {hours_text(held_node_s)} node-hours held in batch jobs, {share:.0%} of them training"
+    numbers.append((seconds_text(found.wall_s), "wall time" + held))
+    return numbers
+
+
+def _full_text(found: Findings) -> str:
+    return "unknown" if found.nbytes_full is None else bytes_text(found.nbytes_full)
+
+
+def loss_caption(run: Run, found: Findings) -> str:
+    if found.loss_last is None or found.rounds == 0:
+        return "No trained global model has been scored so far."
+    means = run.mean_losses[GLOBAL].dropna()
+    risen = [str(number) for number in means.index[1:][means.diff().iloc[1:] > 0]]
+    above = sum(loss > found.loss_last for loss in found.site_losses.values())
+    text = f"Mean test loss over the tasks: after {run.period} {found.rounds} the global model is at "
+    sites = plural(len(found.site_losses), "site")
+    text += f"{found.loss_last:.3f}, below the models of {above} of {sites}."
+    return text + (f" It rose in {run.period} {', '.join(risen)}." if risen else f" It fell in every {run.period}.")
+
+
+def task_caption(found: Findings) -> str:
+    if not found.compared:
+        return "No site's model has been scored yet, so there is nothing to compare the global model with."
+    return (
+        f"At its last score the global model is below every site on {len(found.global_wins)} of "
+        f"{plural(found.compared, 'task')}; a site that holds the data of a task stays better on it on "
+        f"{len(found.owner_wins)} of {found.compared}. Solid: global and the owner; thin: the others."
+    )
+
+
+def heatmap_caption(found: Findings) -> str:
+    text = "Final loss on each task; blue is better and red worse than the global model, bold is the best of "
+    text += "the row, a frame marks a site that trains on the task."
+    named = ", ".join(found.owner_wins[:6]) + (" and others" if len(found.owner_wins) > 6 else "")
+    return text + (f" Owners beat the global model on {named}." if named else "")
+
+
+def timeline_caption(run: Run) -> str:
+    timeline = run.timeline
+    text = "What each site did when; dotted lines mark where " + f"{run.period}s begin."
+    if timeline.waits:
+        worst = max(timeline.waits, key=lambda wait: wait.length_s)
+        where = "in a queue" if timeline.queued else "for a worker"
+        text += f" The longest wait {where} was {seconds_text(worst.length_s)} at {worst.row} {_when(worst, timeline)}."
+    idle = {site: idle_share(timeline, site) for site in run.sites}
+    most = max(idle, key=idle.__getitem__, default=None)
+    text += f" {most} was idle most, {idle[most]:.0%} of the time." if most else ""
+    text += " The band under a site shows its batch jobs." if timeline.jobs else ""
+    if timeline.down:
+        gaps = plural(len(timeline.down), "gap")
+        text += f" The driver was down for at most {seconds_text(timeline.down_s)} in {gaps}."
+    return text
+
+
+def _when(wait: Interval, timeline: Timeline) -> str:
+    """In which round a wait was, or until which one."""
+    if not wait.round:
+        return f"before the first {timeline.period}"
+    same = round_at(timeline.round_starts, wait.start_s) == wait.round
+    return f"{'in' if same else 'until'} {timeline.period} {wait.round}"
+
+
+def cost_caption(run: Run, found: Findings) -> str:
+    text = f"{bytes_text(found.nbytes_moved)} crossed between server and sites"
+    if found.nbytes_full:
+        times = times_text(found.nbytes_full / max(1, found.nbytes_moved))
+        text += f"; the full model in the same transfers: {bytes_text(found.nbytes_full)}, {times}"
+    lengths = sum(round_lengths(run.timeline).values())
+    if lengths:
+        phases = phase_seconds(run.timeline).values()
+        trained, waited = (sum(p.get(name, 0.0) for p in phases) / lengths for name in (TRAINING, WAITING))
+        text += f". Averaged over sites and {run.period}s, {trained:.0%} of a {run.period} went into training "
+        text += f"and {waited:.0%} into waiting {'in queues' if run.timeline.queued else 'for a worker'}"
+    return text + "."

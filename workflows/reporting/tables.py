@@ -1,0 +1,133 @@
+"""The tables of a report."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from workflows.console.units import bytes_text, seconds_text
+from workflows.records.event_log import moved_nbytes, task_runs, trainings
+from workflows.records.late_updates import late_updates
+from workflows.records.timeline import STAGING_IN, STAGING_OUT, TRAINING, WAITING, idle_share, round_lengths
+from workflows.reporting.captions import NONE, loss_text
+from workflows.reporting.figure_style import GLOBAL
+from workflows.reporting.run_summary import Run
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under a heading; `note` says how to read them."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+    look: str = ""  # "text": all columns are words; "remarks": the last one is
+
+
+def round_table(run: Run) -> Table:
+    """One row per round that was scored or begun."""
+    tasks, lengths, means = task_runs(run.journal), round_lengths(run.timeline), run.mean_losses
+    used = {e.get("version"): _used_text(e) for e in run.journal.named("aggregated")}
+    late = Counter(update.round for update in late_updates(run.journal))
+    tokens: Counter[int] = Counter()
+    nbytes = moved_nbytes(run.journal)
+    for task in trainings(tasks):
+        tokens[task.round] += int(task.result.get("tokens") or 0)
+    rows = []
+    for number in sorted({*map(int, means.index), *lengths}):
+        losses = means.loc[number].dropna() if number in means.index else {}
+        sites = {site: losses[site] for site in run.sites if site in losses}
+        best = min(sites, key=sites.__getitem__, default=None)
+        cells = [str(number), loss_text(losses.get(GLOBAL)), f"{loss_text(sites[best])} {best}" if best else NONE]
+        cells += [used.get(number, NONE) + (f", {late[number]} too late" if late[number] else "")]
+        cells += [f"{tokens[number]:,}"]
+        cells += [bytes_text(nbytes[number, out]) for out in (True, False)]
+        rows.append([*cells, seconds_text(lengths[number]) if number in lengths else NONE])
+    columns = (run.period, "global loss", "best site", "updates used", "tokens", "bytes out", "bytes in")
+    note = f"Losses are unweighted means over the tasks; {run.period} 0 is untrained."
+    if run.period == "version":
+        note += " Tokens, bytes and length are of the time since the version before."
+        note += " What moves after the last version of a finished campaign is in no row."
+    if late:
+        note += " Too late: an update that came after its round had ended; only its tokens and bytes are in the row."
+    return Table(f"{run.period.capitalize()}s", (*columns, "length"), rows, note)
+
+
+def _used_text(event: Mapping[str, Any]) -> str:
+    """How many updates are in a model, and how many of them for the first time."""
+    updates = event.get("updates")
+    if updates is None:
+        return str(len(event.get("weights") or {}))
+    new = sum(bool(update["new"]) for update in updates)
+    return str(len(updates)) if new == len(updates) else f"{len(updates)}, {new} new"
+
+
+def update_table(run: Run) -> Table | None:
+    """One row per update of a strategy without rounds, in the order in which they counted."""
+    if run.period == "round":
+        return None
+    rows = [
+        [str(event["version"]), update["site"], str(update["order"]), str(update["staleness"]),
+         f"{update['weight']:.3f}", "" if update["new"] else "again"]
+        for event in run.journal.named("aggregated")
+        for update in event.get("updates") or ()
+    ]  # fmt: skip
+    note = "Staleness: versions made between the model that the site started from and the one that its update joined."
+    columns = ("version", "site", "its order", "staleness", "weight", "")
+    return Table("Updates", columns, rows, note, "remarks")
+
+
+def task_table(run: Run) -> Table:
+    """Final losses by task; the owner is the site whose data hold the task."""
+    final = run.final_losses
+    rows = [
+        [task, ", ".join(run.owners[task]) or NONE, *(loss_text(value) for value in losses)]
+        for task, losses in final.iterrows()
+    ]
+    return Table("Final loss by task", ("task", "owner", *run.models), rows, "The last score of each model.")
+
+
+def site_table(run: Run) -> Table:
+    """One row per site: what it holds, what it did, where its time went."""
+    tasks, timeline, rows = task_runs(run.journal), run.timeline, []
+    for site in run.sites:
+        entry = run.campaign["sites"][site] or {}
+        trained = [task.result for task in trainings(tasks) if task.site == site]
+        counted = ("samples", "tokens", "steps_done")
+        sums = [sum(int(result.get(key) or 0) for result in trained) for key in counted]
+        spent = [timeline.seconds(site, p) for p in (TRAINING, WAITING)]
+        spent.append(timeline.seconds(site, STAGING_OUT, STAGING_IN))
+        held = sum(site in owners for owners in run.owners.values())
+        cells = [site, str(entry.get("config") or site), str(held), str(len(trained))]
+        cells += [f"{value:,}" for value in sums] + [f"{seconds:,.0f}" for seconds in spent]
+        rows.append([*cells, f"{idle_share(timeline, site):.0%}"])
+    waiting = "queue [s]" if timeline.queued else "waiting [s]"
+    columns = ("site", "config", "tasks", _orders(run), "samples", "tokens", "steps", "training [s]", waiting)
+    note = "Idle: the share of the time with a driver in which the site neither moved, waited nor trained."
+    return Table("Sites", (*columns, "staging [s]", "idle"), rows, note)
+
+
+def _orders(run: Run) -> str:
+    return "rounds" if run.period == "round" else "orders"
+
+
+def trouble_table(run: Run) -> Table | None:
+    """What failed, was refused or came too late, in the order of time; None when nothing did."""
+    names = {"task_failed": "task failed", "update_refused": "update refused", "block_failed": "block failed"}
+    opened = run.journal.events[0]["time"] if run.journal.events else 0.0
+    timed: list[tuple[float, list[str]]] = []
+    for event in run.journal.events:
+        if event["event"] in names:
+            words = [str(event[key]) for key in ("app", "error", "message", "reason") if event.get(key)]
+            when = seconds_text(event["time"] - opened)
+            cells = [when, str(event.get("round", NONE)), str(event.get("site", NONE)), names[event["event"]]]
+            timed.append((event["time"], [*cells, ": ".join(words)]))
+    for late in late_updates(run.journal):
+        when = seconds_text(late.time - opened)
+        timed.append((late.time, [when, str(late.round), late.site, "update too late", late.reason]))
+    rows = [row for _, row in sorted(timed, key=lambda pair: pair[0])]
+    columns = ("after", "round" if run.period == "round" else "order", "site", "what", "why")
+    return Table("Updates refused or late, and failures", columns, rows, look="text") if rows else None

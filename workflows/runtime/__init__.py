@@ -1,0 +1,1 @@
+"""Parsl and its processes for one run."""

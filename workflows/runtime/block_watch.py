@@ -1,0 +1,228 @@
+"""The batch jobs of a campaign, as their schedulers tell of them: journal, history, and what the user sees.
+
+Parsl's own states decay to COMPLETED and know no times. One watcher per site asks the scheduler itself, in a thread
+of its own, so that a scheduler that does not answer holds up nothing else. An answer that fails leaves a block as it
+was: unknown is never taken for ended.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from apps.base.errors import CrossfedError
+from site_configs.library.providers import SETTLE_S, Tamed
+from site_configs.library.schedulers import GONE, LIVE, UNKNOWN, JobFacts, Scheduler, scheduler_for
+from site_configs.library.site import Block, Site
+from workflows.records.journal import Journal
+from workflows.records.queue_history import BlockRecord, append, machine_of
+from workflows.runtime.executors import job_prefix
+
+if TYPE_CHECKING:
+    from workflows.planning.plan import Plan
+    from workflows.records.run_directory import RunDirectory
+
+logger = logging.getLogger(__name__)
+LAST_WORD_S = 15.0  # how long the end of a campaign waits for the end states of its blocks
+CLOSING_PERIOD_S = 0.5
+
+
+@dataclass
+class Job:
+    """A batch job of this campaign; ``facts`` is the scheduler's last word."""
+
+    job_id: str
+    submitted: float
+    facts: JobFacts | None = None
+    started_told: bool = False
+    ended: bool = False
+
+
+@dataclass
+class BlockWatch:
+    """Follows the blocks of one site.
+
+    Args:
+        site: with a ``block``.
+        machine: name for the history.
+        executor: Parsl's executor of the site.
+        campaign: name for the history.
+        prefix: how the names of all jobs of this run begin.
+    """
+
+    site: Site
+    machine: str
+    executor: Any
+    journal: Journal
+    campaign: str
+    prefix: str
+    period_s: float
+    jobs: dict[str, Job] = field(default_factory=dict)
+    closing: threading.Event = field(default_factory=threading.Event)
+    looking: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        assert self.site.block is not None
+        self.block: Block = self.site.block
+        self.scheduler: Scheduler = scheduler_for(self.block.scheduler, self.block.command_environment)
+        self.thread = threading.Thread(target=self._follow, name=f"blocks-{self.site.name}", daemon=True)
+
+    def start(self) -> None:
+        self.thread.start()
+
+    def _follow(self) -> None:
+        while not self.closing.wait(self.period_s):
+            try:
+                self.look()
+            except CrossfedError:  # the journal cannot be written: the driver meets the same disk and stops
+                logger.exception("the blocks of %s are not followed any more", self.site.name)
+                return
+            except Exception:  # the edge of a thread: an answer that nobody foresaw, the next may be better
+                logger.exception("the blocks of %s could not be looked at", self.site.name)
+
+    def look(self) -> None:
+        """Ask once and record what is new."""
+        with self.looking:
+            self._note_submissions()
+            open_jobs = [job.job_id for job in self.jobs.values() if not job.ended]
+            for job_id, answer in self.scheduler.jobs(open_jobs).items() if open_jobs else ():
+                self._note(self.jobs[job_id], answer)
+
+    def _note_submissions(self) -> None:
+        for block, job_id in list(self.executor.blocks_to_job_id.items()):
+            if job_id not in self.jobs:
+                self.jobs[job_id] = Job(job_id, time.time())
+                self.journal.write(
+                    "block_submitted", site=self.site.name, block=block, job_id=job_id, queue=self.block.queue.name,
+                    nodes=self.block.nodes, walltime_s=self.block.walltime_s,
+                )  # fmt: skip
+
+    def _note(self, job: Job, answer: Any) -> None:
+        too_soon = job.facts is None and time.time() - job.submitted < SETTLE_S
+        if answer is UNKNOWN or (answer is GONE and too_soon):
+            return
+        if answer is GONE:
+            self._ended(job, "unknown", "the scheduler no longer knows the job")
+            return
+        job.facts = answer
+        if answer.started and not job.started_told:
+            job.started_told = True
+            self.journal.write(
+                "block_started", site=self.site.name, job_id=job.job_id, started=answer.started,
+                wait_s=max(0.0, answer.started - (answer.submitted or job.submitted)),
+            )  # fmt: skip
+        if answer.state not in LIVE:
+            self._ended(job, answer.state, answer.reason)
+
+    def _ended(self, job: Job, state: str, reason: str) -> None:
+        job.ended = True
+        facts = job.facts
+        self.journal.write(
+            "block_ended", site=self.site.name, job_id=job.job_id, state=state, reason=reason,
+            asked=self._asked_for(job), started=facts.started if facts else None,
+            ended=facts.ended if facts else time.time(),
+        )  # fmt: skip
+        append(self._record(job, state))
+
+    def _asked_for(self, job: Job) -> bool | None:
+        """Whether this driver has asked for the end of a job; None: its provider is none of ours and does not tell."""
+        if self.closing.is_set():
+            return True
+        provider = self.executor.provider
+        return job.job_id in provider.told_to_end if isinstance(provider, Tamed) else None
+
+    def _record(self, job: Job, state: str) -> BlockRecord:
+        facts = job.facts
+        return BlockRecord(
+            machine=self.machine, site=self.site.name, campaign=self.campaign,
+            scheduler=self.block.scheduler, queue=self.block.queue.name, job_id=job.job_id, nodes=self.block.nodes,
+            walltime_s=self.block.walltime_s, submitted=(facts and facts.submitted) or job.submitted,
+            started=facts.started if facts else None, ended=facts.ended if facts else None, state=state,
+        )  # fmt: skip
+
+    def state(self) -> str:
+        """What the newest block is doing, in words for the user."""
+        live = [job for job in list(self.jobs.values()) if not job.ended]
+        if not live:
+            return "asking for a block"
+        job = live[-1]
+        facts = job.facts
+        if facts is None or facts.state == "pending":
+            waited = time.time() - ((facts and facts.submitted) or job.submitted)
+            reason = f", {facts.reason}" if facts and facts.reason not in ("", "None") else ""
+            return f"queued for {waited / 60:.0f} min (job {job.job_id}{reason})"
+        return f"block {job.job_id} runs"
+
+    def running(self) -> bool:
+        """Whether the newest block has started, as far as is known."""
+        live = [job for job in list(self.jobs.values()) if not job.ended]
+        return bool(live) and live[-1].facts is not None and live[-1].facts.state == "running"
+
+    def close(self) -> None:
+        """Called after Parsl has cancelled the blocks: their end states, and no job left behind."""
+        self.closing.set()
+        self.thread.join(LAST_WORD_S)
+        until = time.monotonic() + LAST_WORD_S
+        while (left := self._cancel_rest()) and time.monotonic() < until:
+            time.sleep(CLOSING_PERIOD_S)
+        if left:
+            logger.warning("site %s: jobs may still be there: %s", self.site.name, left)
+
+    def _cancel_rest(self) -> str:
+        """Cancel what is left; in words what may still be there, empty if nothing is and all ends are known."""
+        left = self.scheduler.find(self.prefix)
+        if left:
+            self.scheduler.cancel([job.job_id for job in left])
+        try:
+            self.look()
+        except CrossfedError:  # a journal that cannot be written is no reason to leave jobs behind
+            logger.exception("the end of the blocks of %s is not in the journal", self.site.name)
+            untold = []
+        else:
+            untold = [job.job_id for job in self.jobs.values() if not job.ended]
+        if left is None:
+            return "the scheduler does not answer"
+        return ", ".join([job.job_id for job in left] or untold)
+
+
+def cancel_leftovers(site: Site, prefix: str, journal: Journal) -> None:
+    """Cancel what an earlier driver of this run has left in a site's queue.
+
+    Raises:
+        CrossfedError: the scheduler cannot be asked, so that nobody knows, or does not take the request: such a job
+            would work in the same storage as the next one.
+    """
+    assert site.block is not None
+    scheduler = scheduler_for(site.block.scheduler, site.block.command_environment)
+    left = scheduler.find(prefix)
+    if left is None:
+        raise CrossfedError("the scheduler does not answer", site=site.name, remedy="Try again when it does")
+    ids = [job.job_id for job in left]
+    kept = scheduler.cancel(ids) if ids else []
+    ended = [job_id for job_id in ids if job_id not in kept]
+    if ended:
+        journal.write("blocks_cancelled", site=site.name, job_ids=ended, reason="left by an earlier driver")
+    if kept:
+        raise CrossfedError(
+            f"jobs of an earlier driver could not be cancelled: {', '.join(kept)}", site=site.name,
+            remedy="Cancel them by hand, or try again later",
+        )  # fmt: skip
+
+
+def watch_blocks(plan: Plan, executors: Mapping[str, Any], run: RunDirectory) -> dict[str, BlockWatch]:
+    """A watcher for each batch site, already at work."""
+    watches = {
+        name: BlockWatch(
+            site, machine_of(name, plan.campaign.sites[name].config or name), executors[name], run.journal,
+            plan.campaign.name, job_prefix(run.opened["token"]), executors[name].status_polling_interval,
+        )
+        for name, site in plan.sites.items()
+        if site.own_block and name in executors
+    }  # fmt: skip
+    for watch in watches.values():
+        watch.start()
+    return watches

@@ -1,0 +1,224 @@
+"""Parsl for one run: started in order, looked after, and gone without a trace at the end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import parsl
+from parsl.config import Config
+from parsl.dataflow.dflow import DataFlowKernel
+from parsl.dataflow.errors import PropagatedException
+from parsl.dataflow.futures import AppFuture
+from parsl.executors.errors import BadStateException
+from parsl.executors.status_handling import BlockProviderExecutor
+
+from apps.artifacts.manifests import Place
+from apps.base.errors import CrossfedError
+from apps.base.files import remove_unfinished
+from apps.training.progress import Progress, read_progress
+from workflows.dataflow.staging import unseen_stores
+from workflows.globus.route import GlobusRoute, globus_route
+from workflows.planning.plan import Plan
+from workflows.records.run_directory import RunDirectory
+from workflows.runtime.block_failures import BlockPatience
+from workflows.runtime.block_watch import cancel_leftovers, watch_blocks
+from workflows.runtime.executors import job_prefix, make_config
+from workflows.runtime.memoizer import JournalMemoizer
+from workflows.runtime.moved_site_jobs import settle_moved_sites
+from workflows.runtime.orphans import TOKEN_VARIABLE, end_orphans
+from workflows.runtime.retry_policy import RetryPolicy, newest_checkpoint
+from workflows.runtime.worker_pools import LocalBlocks
+
+logger = logging.getLogger(__name__)
+CLEANUP_S = 60.0  # to cancel all blocks
+CLOCKS_S = 5.0
+IDLE_S = 5.0  # after so long without a task a block that serves one round only is given back
+
+
+class Kernel:
+    """Submits apps to the executors of a run and watches over these."""
+
+    def __init__(self, kernel: DataFlowKernel, run: RunDirectory, plan: Plan, route: GlobusRoute) -> None:
+        self.kernel, self.run, self.plan, self.globus = kernel, run, plan, route
+        self.began = time.time()
+        here = {k: e for k, e in kernel.executors.items() if hasattr(e, "provider") and not is_batch(plan, k)}
+        self.local_blocks = LocalBlocks(here)
+        self.watches = watch_blocks(plan, kernel.executors, run)
+        self.busy_until = dict.fromkeys(self.watches, time.monotonic())
+        started = {label: getattr(executor, "interchange_proc", None) for label, executor in kernel.executors.items()}
+        self.interchanges = {label: process for label, process in started.items() if process is not None}
+        for label, process in self.interchanges.items():
+            run.journal.write("executor_started", site=label, interchange_pid=process.pid)
+
+    def submit(
+        self, function: Callable[..., Any], place: Place, *args: Any, on: str, remember: bool = True
+    ) -> AppFuture:
+        """One app call on an executor; its result is remembered in the journal.
+
+        Args:
+            function: one of ``apps``; takes ``place`` first.
+            place: the site and the round the call belongs to.
+            args: plain values, and futures of them.
+            on: label of the executor.
+            remember: False for an answer that holds for the moment only.
+        """
+        app = parsl.python_app(function, data_flow_kernel=self.kernel, executors=[on], cache=remember)
+        return app(place, *args)
+
+    def progress(self, site: str) -> Progress | None:
+        """How far a site's task is, where it can be seen."""
+        remote = self.globus.sites.get(site)
+        if remote:
+            return remote.sign.get("progress")
+        found = read_progress(self.plan.sites[site].storage_root)
+        # what the workers of an earlier driver wrote is over; clocks of a facility differ a little
+        return found if found and found["time"] > self.began - CLOCKS_S else None
+
+    def block_end(self, label: str, block: str) -> str | None:
+        """How a block has ended, in a word; None while it runs, and where nobody here can tell.
+
+        Args:
+            label: of its executor.
+            block: Parsl's number of it, as its workers have it; empty where they have none.
+        """
+        executor = self.kernel.executors[label]
+        if not isinstance(executor, BlockProviderExecutor):
+            return None
+        status = executor.status_facade.get(block)
+        return status.state.name.lower().replace("_", " ") if status is not None and status.terminal else None
+
+    def give_back(self, label: str) -> bool:
+        """End the block of a site if it has nothing to do. False where it has, and where its blocks are not ours."""
+        executor = self.kernel.executors[label]
+        if not isinstance(executor, BlockProviderExecutor) or executor.outstanding():
+            return False
+        executor.scale_in_facade(1)
+        return True
+
+    def check_health(self) -> None:
+        """Replace broken blocks.
+
+        Raises:
+            CrossfedError: an interchange has ended; Parsl cannot go on without it, a new driver can.
+        """
+        for label in self.local_blocks.check():
+            self.run.journal.write("block_replaced", site=label, reason="its worker pool was broken")
+        dead = self.dead_executors()
+        if dead:
+            raise CrossfedError("Parsl's interchange or its results have ended", site=dead[0])
+        for label, watch in self.watches.items():
+            if watch.block.reuse == "per_round":
+                self._give_back_idle(label)
+
+    def _give_back_idle(self, label: str) -> None:
+        """End the block of a site that has had nothing to do for a while."""
+        executor: Any = self.kernel.executors[label]
+        now = time.monotonic()
+        if executor.outstanding():
+            self.busy_until[label] = now
+        elif now - self.busy_until[label] > IDLE_S and any(not job.terminal for job in executor.status_facade.values()):
+            self.busy_until[label] = now  # a scheduler that does not take it is not asked at every tick
+            executor.scale_in_facade(1)
+
+    def dead_executors(self) -> list[str]:
+        """Executors that will never answer again: without their interchange, or without who reads its results.
+
+        One that has been given up after its blocks failed reads no more results either: its tasks have the reason.
+        """
+        executors: dict[str, Any] = self.kernel.executors
+        return [
+            label
+            for label, process in self.interchanges.items()
+            if process.poll() is not None or not _reads_results(executors[label])
+        ]
+
+    def close(self) -> None:
+        """End Parsl in order where that can be. It would wait for ever for an interchange that is dead."""
+        left = self.globus.left_behind()
+        self.globus.close()
+        ending = threading.Thread(target=self.kernel.cleanup, name="parsl-cleanup", daemon=True)
+        dead = self.dead_executors()
+        if not dead:
+            ending.start()
+            ending.join(CLEANUP_S)
+        if dead or ending.is_alive():
+            logger.warning("Parsl could not be ended in order; its processes are ended by their token")
+        for watch in self.watches.values():
+            watch.close()
+        for site, count in left.items():  # last: the disk may be full
+            self.run.journal.write("tasks_left", site=site, tasks=count)
+
+
+@contextmanager
+def parsl_for(plan: Plan, run: RunDirectory) -> Iterator[Kernel]:
+    """A running Parsl with all executors of a plan; what an earlier driver has left is ended first."""
+    token = run.opened["token"]
+    resumed = any(run.journal.events("driver_started"))
+    ended = end_orphans(token)
+    for site in plan.sites.values() if resumed else ():
+        if site.own_block:
+            cancel_leftovers(site, job_prefix(token), run.journal)
+    if resumed:
+        settle_moved_sites(plan, run)
+    remove_unfinished(run.path)
+    os.environ[TOKEN_VARIABLE] = token
+    run.journal.write("driver_started", pid=os.getpid(), host=os.uname().nodename, resumed=resumed, ended=ended)
+    kernel: Kernel | None = None
+    try:
+        route = globus_route(plan, run)
+        kernel = Kernel(parsl.load(_config(plan, run, route)), run, plan, route)
+        yield kernel
+    finally:
+        try:
+            if kernel is not None:
+                kernel.close()
+        finally:
+            parsl.clear()
+            end_orphans(token)
+
+
+def is_batch(plan: Plan, label: str) -> bool:
+    """Whether an executor's blocks are batch jobs."""
+    return label in plan.sites and plan.sites[label].own_block is not None
+
+
+def _config(plan: Plan, run: RunDirectory, route: GlobusRoute) -> Config:
+    def give_back(label: str) -> None:
+        """A block whose time is up takes no more tasks, and is not paid for any longer."""
+        if is_batch(plan, label):
+            executor: Any = parsl.dfk().executors[label]
+            executor.scale_in_facade(1)
+
+    def tell(site: str, reason: str) -> None:
+        run.journal.write("block_failed", site=site, reason=reason)
+
+    newest: dict[str, Callable[[], str | None]] = {
+        name: partial(newest_checkpoint, site.storage_root) for name, site in plan.sites.items()
+    }
+    newest |= {name: executor.newest_checkpoint for name, executor in route.sites.items()}
+    memoizer = JournalMemoizer(run.journal, unseen_stores(plan.sites))
+    retry = RetryPolicy(newest, give_back)
+    return make_config(plan, run.path, memoizer, retry, BlockPatience(tell), route.executors())
+
+
+def root_cause(future: Future[Any]) -> BaseException | None:
+    """The error at the start of a chain of failed tasks, or None; of an executor that was given up, why."""
+    error = future.exception()
+    while isinstance(error, PropagatedException):
+        error = error.dependent_exceptions_tids[0][0]
+    if isinstance(error, BadStateException):
+        given_up: Any = error.executor
+        return given_up.executor_exception if isinstance(given_up.executor_exception, CrossfedError) else error
+    return error
+
+
+def _reads_results(executor: Any) -> bool:
+    return bool(executor.bad_state_is_set or executor._result_queue_thread.is_alive())

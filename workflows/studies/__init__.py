@@ -1,0 +1,1 @@
+"""The studies behind the *_study.py scripts."""

@@ -1,0 +1,196 @@
+"""One site of the virtual engine: orders that wait, blocks that come and go, work inside them.
+
+An order is staged out, waits for a block, is trained there, and staged in. A block is requested by the strategy, or by
+itself when an order waits and no block is there or asked for. Requests of ours start in the order of asking, and never
+more of them run than the queue's limits allow. A block without work for ``idle_timeout_s`` is given back. Work that a
+block has too little time for waits for the next one; work that the walltime or the strategy's ``until_s`` ends early
+comes back as partial work. A preempted block takes its unfinished work with it, which is then done again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from workflows.strategies.base import BlockEnded, BlockStarted, Event, SiteFailed, Train, UpdateArrived
+from workflows.studies.simulation.draws import keyed
+from workflows.studies.simulation.facility import HOUR_S, Facility
+from workflows.studies.simulation.result import Account
+from workflows.studies.simulation.waits import Waits
+
+if TYPE_CHECKING:
+    from simpy import Environment
+
+Process = Generator[Any, Any, None]
+RETRIES = 2  # of an order whose block was preempted
+LEAST_SHARE = 0.5  # of an order's steps that a block must have time for
+
+
+@dataclass
+class Arrival:
+    """An order at its site."""
+
+    action: Train
+    at_s: float
+    attempts: int = 0
+
+
+@dataclass(frozen=True)
+class Around:
+    """What a site has from the engine."""
+
+    env: Environment
+    tell: Callable[[Event], None]
+    train: Callable[[Train, int, float], None]  # order, steps, node seconds: make the update
+    came_back: Callable[[int], None]  # task: its update is at the server
+    waits: Waits
+    nbytes: float
+    seed: int
+
+
+class Site:
+    """The state and the processes of one site."""
+
+    def __init__(self, number: int, facility: Facility, around: Around) -> None:
+        import simpy
+
+        self.number, self.facility, self.around, self.env = number, facility, around, around.env
+        self.running = simpy.Resource(self.env, facility.max_running)
+        self.work = self.env.event()  # something has changed for an idle block
+        self.queue: deque[Arrival] = deque()
+        self.requested = 0  # blocks in the queue
+        self.began: dict[int, float] = {}  # running blocks: number -> start
+        self.requests = 0  # ever
+        self.last_start_s = 0.0
+        self.release = False
+        self.account = Account()
+
+    def stage_out(self, action: Train) -> Process:
+        """The way of an order to the site."""
+        yield self.env.timeout(self.facility.stage_out_s(self.around.nbytes))
+        self.queue.append(Arrival(action, self.env.now))
+        self.wake()
+        self._provide()
+
+    def wake(self) -> None:
+        """An idle block looks again."""
+        self.work.succeed()
+        self.work = self.env.event()
+
+    def _provide(self) -> None:
+        """A block for orders that wait while none is there or asked for."""
+        if self.queue and not self.requested and not self.began:
+            self.request()
+
+    def request(self) -> None:
+        """A block is asked for, if the queue takes one more of ours."""
+        if self.requested + len(self.began) < self.facility.max_jobs:
+            self.requested += 1
+            self.requests += 1
+            self.env.process(self._block(self.requests))
+
+    def _block(self, number: int) -> Process:
+        """One batch job: the queue, the start, the work, the end."""
+        facility, asked_s = self.facility, self.env.now
+        start_s = max(asked_s + self.around.waits.wait_s(self.number, asked_s, number), self.last_start_s)
+        self.last_start_s = start_s = facility.opens_s(start_s)
+        yield self.env.timeout(start_s - asked_s)
+        with self.running.request() as place:
+            yield place
+            began_s = self.env.now
+            self.requested, self.began[number], self.release = self.requested - 1, began_s, False
+            self.account.blocks += 1
+            self.account.wait_s.append(began_s - asked_s)
+            ends_s = self._ends(number)
+            yield self.env.timeout(min(facility.startup_s, ends_s - began_s))
+            wall_s = began_s + facility.walltime_s
+            self.around.tell(BlockStarted(self.env.now, facility.name, began_s - asked_s, wall_s))
+            reason = yield from self._inside(wall_s, ends_s)
+            self.account.block_s += self.env.now - self.began.pop(number)
+        self.around.tell(BlockEnded(self.env.now, facility.name, reason))
+        self._provide()
+
+    def block_s(self) -> float:
+        """Seconds of blocks until now, those that run among them."""
+        return self.account.block_s + sum(self.env.now - began_s for began_s in self.began.values())
+
+    def close(self) -> None:
+        """The books at the end: what still runs has cost something."""
+        self.account.block_s, self.began = self.block_s(), {}
+
+    def _ends(self, number: int) -> float:
+        """When the block ends at the latest: by its walltime or by preemption."""
+        facility, wall_s = self.facility, self.env.now + self.facility.walltime_s
+        if not facility.preemptions_an_hour:
+            return wall_s
+        killed_h = keyed(self.around.seed, "preempted", self.number, number).expovariate(facility.preemptions_an_hour)
+        return min(wall_s, self.env.now + killed_h * HOUR_S)
+
+    def _inside(self, wall_s: float, ends_s: float) -> Generator[Any, Any, str]:
+        """The life of a running block; answers why it has ended."""
+        facility = self.facility
+        while self.env.now < ends_s:
+            if not self.queue:
+                if self.release:
+                    return "released"
+                limit_s = min(facility.idle_timeout_s, ends_s - self.env.now)
+                idle = self.env.timeout(limit_s)
+                yield self.work | idle
+                if not self.queue and not self.release and idle.processed:
+                    return "idle" if limit_s == facility.idle_timeout_s else "walltime"
+                continue
+            steps, step_s = self._planned(self.queue[0], wall_s)
+            if steps < 1:
+                return "walltime"
+            arrival = self.queue.popleft()
+            if self.env.now + steps * step_s > ends_s:
+                yield self.env.timeout(ends_s - self.env.now)
+                self._lost(arrival, "preempted")
+                return "preempted"
+            started_s = self.env.now
+            yield self.env.timeout(steps * step_s)
+            self._trained(arrival, steps, started_s)
+        return "walltime"
+
+    def _planned(self, arrival: Arrival, wall_s: float) -> tuple[int, float]:
+        """Steps that the order gets in this block, 0 for none worth while; and the seconds of each."""
+        facility, action = self.facility, arrival.action
+        noise = keyed(self.around.seed, "speed", self.number, action.round).gauss(0, facility.jitter)
+        step_s = facility.step_s * math.exp(noise)
+        whole = int((facility.walltime_s - facility.startup_s - facility.saving_s) / step_s)
+        wanted = max(1, min(action.steps or 1, whole))
+        if action.until_s is not None:
+            wanted = max(1, min(wanted, int((action.until_s - self.env.now) / step_s) + 1))
+        fitting = int((wall_s - facility.saving_s - self.env.now) / step_s)
+        return (0 if fitting < LEAST_SHARE * wanted else min(wanted, fitting)), step_s
+
+    def _lost(self, arrival: Arrival, reason: str) -> None:
+        """Work of a preempted block, or that has failed, is done again a few times, as live; then it is given up."""
+        self.account.failures += 1
+        if arrival.attempts < RETRIES:
+            self.queue.appendleft(Arrival(arrival.action, arrival.at_s, arrival.attempts + 1))
+        else:
+            self.around.tell(SiteFailed(self.env.now, self.facility.name, arrival.action.task, reason))
+
+    def _trained(self, arrival: Arrival, steps: int, started_s: float) -> None:
+        action, facility = arrival.action, self.facility
+        key = (self.around.seed, "failed", self.number, action.round, action.task, arrival.attempts)
+        if keyed(*key).random() < facility.failure_share:
+            self._lost(arrival, "the task has failed")
+            return
+        train_s = self.env.now - started_s
+        self.account.steps += steps
+        self.account.tasks += 1
+        self.account.train_s += train_s
+        self.around.train(action, steps, train_s * facility.nodes)
+        wait_s = started_s - arrival.at_s
+        event = UpdateArrived(0.0, facility.name, action.task, str(action.task), steps, steps, train_s, wait_s)
+        self.env.process(self._stage_in(event))
+
+    def _stage_in(self, event: UpdateArrived) -> Process:
+        yield self.env.timeout(self.facility.stage_in_s(self.around.nbytes))
+        self.around.came_back(event.task)
+        self.around.tell(replace(event, time_s=self.env.now))

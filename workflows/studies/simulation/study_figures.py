@@ -1,0 +1,157 @@
+"""The pictures of a study."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from workflows.reporting.figure_style import SITE_COLOURS, SITE_DASHES
+from workflows.studies.simulation.study_tables import Result, by_strategy, staleness_counts, times
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+HOUR_S = 3600.0
+PANELS = ("fedavg", "fedasync", "fedbuff", "fedcompass")  # Figure 3 of arXiv 2603.19544
+
+
+def look(number: int) -> dict[str, Any]:
+    """Colour and dashes of the number-th line."""
+    count = len(SITE_COLOURS)
+    return {"color": SITE_COLOURS[number % count], "linestyle": SITE_DASHES[number // count % len(SITE_DASHES)]}
+
+
+def on_grid(curve: Sequence[Sequence[float]], grid_s: np.ndarray) -> np.ndarray:
+    """The loss that holds at each time: that of the newest model."""
+    import numpy as np
+
+    points = np.array([point[:2] for point in curve])
+    return points[np.clip(np.searchsorted(points[:, 0], grid_s, "right") - 1, 0, None), 1]
+
+
+def paint_curves(results: Sequence[Result], target: float) -> Figure:
+    """Median over seeds of the global loss against virtual time."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 6))
+    axes = figure.add_subplot()
+    grid = np.linspace(0, results[0]["run"]["budget_s"], 400)
+    for number, (name, runs) in enumerate(by_strategy(results).items()):
+        lines = np.array([on_grid(run["curve"], grid) for run in runs])
+        axes.plot(grid / HOUR_S, np.median(lines, 0), label=name, **look(number))
+        if len(lines) > 3:
+            low, high = np.quantile(lines, (0.25, 0.75), 0)
+            axes.fill_between(grid / HOUR_S, low, high, alpha=0.08, color=look(number)["color"], linewidth=0)
+    axes.axhline(target, color="#888888", linewidth=1)
+    axes.set(xlabel="virtual time (hours)", ylabel="loss on the common test set", yscale="log")
+    axes.legend(ncols=2)
+    return figure
+
+
+def paint_panels(results: Sequence[Result]) -> Figure | None:
+    """One campaign of each of the reference paper's four algorithms: the sites' own models and the global one."""
+    from matplotlib.figure import Figure
+
+    grouped = by_strategy(results)
+    shown = [name for name in grouped if name.removesuffix("-published") in PANELS] or list(grouped)[:4]
+    figure = Figure(figsize=(12, 3.6 * math.ceil(len(shown) / 2)), layout="constrained")
+    for number, name in enumerate(shown, 1):
+        axes = figure.add_subplot(math.ceil(len(shown) / 2), 2, number)
+        _panel(axes, grouped[name][0], name)
+    figure.supxlabel("virtual time (hours)")
+    figure.supylabel("test loss")
+    return figure
+
+
+def _panel(axes: Axes, result: Result, name: str) -> None:
+    for number, (site, curve) in enumerate(result["site_curves"].items()):
+        if curve:
+            axes.plot([t / HOUR_S for t, _ in curve], [loss for _, loss in curve], lw=1, label=site, **look(number))
+    axes.plot([p[0] / HOUR_S for p in result["curve"]], [p[1] for p in result["curve"]], "k", lw=2, label="global")
+    axes.set(title=name, ylim=(0, 4))
+    if len(result["site_curves"]) <= 6:
+        axes.legend(fontsize=9)
+
+
+def paint_times(results: Sequence[Result], target: float) -> Figure:
+    """Hours to the target, a point for each seed; those that never got there stand at the right edge."""
+    from matplotlib.figure import Figure
+
+    grouped = by_strategy(results)
+    figure = Figure(figsize=(10, 0.5 * len(grouped) + 1.5))
+    axes = figure.add_subplot()
+    edge = results[0]["run"]["budget_s"] / HOUR_S
+    for row, runs in enumerate(grouped.values()):
+        hours = times(runs, target)
+        axes.plot([min(h, edge * 1.1) for h in hours], [row] * len(hours), "o", alpha=0.4, color=SITE_COLOURS[0])
+        middle = statistics.median(hours)
+        axes.plot(min(middle, edge * 1.1), row, "k|", markersize=18, markeredgewidth=2)
+    axes.axvline(edge, color="#888888", linewidth=1)
+    axes.set(xlabel=f"virtual hours to loss {target:g} (right of the line: never)", yticks=range(len(grouped)))
+    axes.set_yticklabels(list(grouped))
+    axes.invert_yaxis()
+    return figure
+
+
+def paint_staleness(results: Sequence[Result]) -> Figure:
+    """Share of the counted updates by the number of versions made since their start."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 5))
+    axes = figure.add_subplot()
+    for number, (name, runs) in enumerate(by_strategy(results).items()):
+        counts = dict(staleness_counts(runs))
+        total, left, line = sum(counts.values()) or 1, 1.0, []
+        for staleness in counts:
+            line.append((staleness, left))
+            left -= counts[staleness] / total
+        axes.step([s + 1 for s, _ in line], [share for _, share in line], where="post", label=name, **look(number))
+    axes.set(xscale="log", yscale="log", ylim=(1e-3, 1.2), ylabel="share of updates at least so stale")
+    axes.set_xlabel("staleness in versions + 1")
+    axes.legend(ncols=2)
+    return figure
+
+
+def paint_fairness(results: Sequence[Result]) -> Figure:
+    """Mean and worst loss over the tasks, and the least and most that a site has in the last model."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    grouped = by_strategy(results)
+    figure = Figure(figsize=(12, 0.5 * len(grouped) + 1.8), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for row, runs in enumerate(grouped.values()):
+        left.plot(np.median([r["final_loss"] for r in runs]), row, "o", color=SITE_COLOURS[0])
+        left.plot(np.median([r["worst_task_loss"] for r in runs]), row, "v", color=SITE_COLOURS[1])
+        low, high = (np.median([f(r["shares"].values()) for r in runs]) for f in (min, max))
+        right.plot([low, high], [row, row], "o-", color=SITE_COLOURS[2])
+    left.set(xscale="log", xlabel="final loss: mean (dot), worst task (triangle)", yticks=range(len(grouped)))
+    left.set_yticklabels(list(grouped))
+    left.invert_yaxis()
+    right.axvline(1 / results[0]["run"]["sites"], color="#888888", linewidth=1)
+    right.set_xlabel("share of a site in the last model: least to most")
+    return figure
+
+
+def paint_node_hours(results: Sequence[Result]) -> Figure:
+    """Node-hours, and how much of them went into nothing that counts."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    grouped = by_strategy(results)
+    figure = Figure(figsize=(10, 0.5 * len(grouped) + 1.5))
+    axes = figure.add_subplot()
+    whole = [np.median([r["node_hours"] for r in runs]) for runs in grouped.values()]
+    wasted = [np.median([r["wasted_node_hours"] for r in runs]) for runs in grouped.values()]
+    axes.barh(range(len(grouped)), whole, color=SITE_COLOURS[5], label="all")
+    axes.barh(range(len(grouped)), wasted, color=SITE_COLOURS[1], label="idle, lost, or never counted")
+    axes.set(xlabel="node-hours", yticks=range(len(grouped)))
+    axes.set_yticklabels(list(grouped))
+    axes.invert_yaxis()
+    axes.legend()
+    return figure

@@ -1,0 +1,210 @@
+"""``transfers.csv``: a row for each transfer that was measured, added as it is done; and the tables for people."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from apps.base.errors import UserMistake
+from apps.base.files import cannot_write, write_text
+from workflows.console.units import bytes_text, seconds_text
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from workflows.studies.transfers.line import Line
+
+MB = 1e6
+TOO_SHORT = "too short to tell"
+Direction = Literal["send", "return"]
+SEND: Direction = "send"
+RETURN: Direction = "return"
+DIRECTIONS = (SEND, RETURN)
+Key = tuple[str, str, str, str, int, int]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One transfer.
+
+    Attributes:
+        carrier: copy, shared or globus.
+        direction: send (to the site) or return.
+        nbytes: of the file.
+        seconds: that it took, its wait in the service's queue not counted.
+        queued_s: that wait.
+        rate_mb_s: nbytes by seconds, in 10^6 bytes a second; NaN, in the file an empty cell, of one that was too
+            short for its clock.
+        faults: of which the service has told; it mends them by itself.
+    """
+
+    site: str
+    carrier: str
+    direction: str
+    model: str
+    parameters: int
+    nbytes: int
+    seconds: float
+    queued_s: float
+    rate_mb_s: float
+    faults: int
+    repeat: int
+
+    @property
+    def key(self) -> Key:
+        return self.site, self.carrier, self.direction, self.model, self.nbytes, self.repeat
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of an earlier study; none where there is no file. A last line that was cut off does not count.
+
+    Raises:
+        UserMistake: the file is of another kind.
+    """
+    if not path.exists():
+        return []
+    kinds: dict[str, Any] = {"int": int, "float": lambda text: float(text or "nan"), "str": str}
+    try:
+        lines = path.read_text().splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("\n")]
+        return [
+            Row(**{field.name: kinds[str(field.type)](record[field.name]) for field in fields(Row)})
+            for record in csv.DictReader(whole)
+        ]
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserMistake(f"{path} is no table of a transfer study: {error}", remedy="Move it away") from None
+
+
+def mend(path: Path) -> list[Row]:
+    """The rows of an earlier study, and the file ready to be added to: without a line that a killed one cut off, and
+    without its other half."""
+    rows = read_rows(path)
+    known = {row.key for row in rows}
+    whole = [row for row in rows if all(replace(row, direction=way).key in known for way in DIRECTIONS)]
+    write_text(path, as_csv(whole))
+    return whole
+
+
+def add(path: Path, rows: Sequence[Row]) -> None:
+    """Add rows to the table; they are on the disk when this returns. Raises StorageError."""
+    try:
+        with open(path, "a") as stream:
+            stream.write(as_csv(rows, header=False))
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def as_csv(rows: Iterable[Row], header: bool = True) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
+    if header:
+        writer.writeheader()
+    for row in rows:
+        writer.writerow({name: _cell(value) for name, value in asdict(row).items()})
+    return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    return "" if math.isnan(value) else f"{value:.6g}"
+
+
+@dataclass(frozen=True)
+class Speed:
+    """The rates of one model's transfers to or from a site, in MB/s: median, least and most."""
+
+    parameters: int
+    nbytes: int
+    middle: float
+    low: float
+    high: float
+    repeats: int
+
+
+def ends(rows: Iterable[Row]) -> list[tuple[str, str]]:
+    """(site, direction) in the order of the rows, the ways of a site beside each other."""
+    sites = dict.fromkeys(row.site for row in rows)
+    there = {(row.site, row.direction) for row in rows}
+    return [(site, way) for site in sites for way in DIRECTIONS if (site, way) in there]
+
+
+def speeds(rows: Sequence[Row], site: str, direction: str) -> dict[tuple[str, int], Speed]:
+    """(model, nbytes) -> its rates between here and a site, small files first, without those that have none."""
+    found: dict[tuple[str, int], Speed] = {}
+    own = [row for row in rows if (row.site, row.direction) == (site, direction) and not math.isnan(row.rate_mb_s)]
+    for row in sorted(own, key=lambda row: row.nbytes):
+        rates = [other.rate_mb_s for other in own if (other.model, other.nbytes) == (row.model, row.nbytes)]
+        found[row.model, row.nbytes] = Speed(
+            row.parameters, row.nbytes, statistics.median(rates), min(rates), max(rates), len(rates)
+        )
+    return found
+
+
+def speed_table(rows: Sequence[Row]) -> Table:
+    """Speeds by site, direction and model, for the terminal."""
+    from rich.table import Table
+
+    table = Table(title="speed by size, medians", title_justify="left")
+    for name in ("site", "way", "model"):
+        table.add_column(name, no_wrap=True)
+    for name in ("size", "MB/s", "least to most", "trips"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for site, way in ends(rows):
+        first = (site, way)
+        own, found = [row for row in rows if (row.site, row.direction) == (site, way)], speeds(rows, site, way)
+        for nbytes, model in sorted({(row.nbytes, row.model) for row in own}):
+            table.add_row(*first, model, bytes_text(nbytes), *_speed_texts(found.get((model, nbytes))))
+            first = ("", "")
+        table.add_section()
+    return table
+
+
+def _speed_texts(speed: Speed | None) -> tuple[str, str, str]:
+    """Median, spread and number of trips."""
+    if speed is None:
+        return TOO_SHORT, "–", "–"
+    return f"{speed.middle:.3g}", f"{speed.low:.3g} to {speed.high:.3g}", str(speed.repeats)
+
+
+def rate_text(rate_mb_s: float) -> str:
+    """A rate for people."""
+    return TOO_SHORT if math.isnan(rate_mb_s) else f"{rate_mb_s:.3g} MB/s"
+
+
+def line_table(lines: Mapping[tuple[str, str], Line | None]) -> Table:
+    """Latency and bandwidth by site and direction, with their standard errors.
+
+    Args:
+        lines: (site, direction) -> the fitted line, or None where the times tell of none.
+    """
+    from rich.table import Table
+
+    table = Table(title="fitted: seconds = t0 + bytes / B, with one standard error", title_justify="left")
+    for name in ("site", "way"):
+        table.add_column(name, no_wrap=True)
+    for name in ("t0", "±", "B, MB/s", "from, to"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for (site, way), line in lines.items():
+        table.add_row(site, way, *line_texts(line))
+    return table
+
+
+def line_texts(line: Line | None) -> tuple[str, str, str, str]:
+    """t0 and B, each with its spread."""
+    if line is None:
+        return "–", "–", "–", "–"
+    error = "–" if line.latency_error_s is None else seconds_text(line.latency_error_s)
+    low, high = (b / MB for b in line.bandwidth_range or (0.0, 0.0))
+    edges = f"{low:.3g} to {high:.3g}" if math.isfinite(high) else f"{low:.3g} or more"
+    edges = edges if line.bandwidth_range else "–"
+    return seconds_text(line.latency_s), error, f"{line.bandwidth / MB:.3g}", edges
