@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from apps.artifacts.manifests import Place, identity
 from apps.artifacts.store import verify
 from apps.base.errors import UserMistake, placed
+from apps.base.identity import Place, identity
 from apps.base.versions import require_same_code
 from apps.models.batches import Batch, DataSpec, by_length, collate, encode
 from apps.models.loss import counted_logits, loss_per_sample
@@ -66,9 +66,14 @@ def evaluate(place: Place, work: EvaluationWork, candidate: dict[str, Any], who:
         set_state(model, path, base)
         tasks = score(model, test_set(model, work))
     return {
-        "who": who, "round": place["round"], "artifact": candidate["artifact"], "tasks": tasks,
-        "mean_loss": sum(t["loss"] for t in tasks.values()) / len(tasks), "started": started, "ended": time.time(),
-    }  # fmt: skip
+        "who": who,
+        "round": place["round"],
+        "artifact": candidate["artifact"],
+        "tasks": tasks,
+        "mean_loss": sum(t["loss"] for t in tasks.values()) / len(tasks),
+        "started": started,
+        "ended": time.time(),
+    }
 
 
 def score(model: Model, tests: TestSet) -> dict[str, TaskLoss]:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from apps.artifacts.lora import aggregate_adapters
-from apps.artifacts.manifests import Place
 from apps.artifacts.server_optimizer import Rule, optimizer_step
 from apps.artifacts.store import verify
 from apps.artifacts.weighted_sum import affine_combination, weighted_sum
 from apps.base.errors import UserMistake, placed
 from apps.base.files import cannot_write
+from apps.base.identity import Place
 from apps.base.versions import require_same_code
 from apps.models.model import (
     ModelSpec,
@@ -50,10 +50,15 @@ def prepare(place: Place, work: ServerWork) -> dict[str, Any]:
         model = load_first_model(work["model"])
         artifact = save_state(model, work["store"], "adapter" if work["model"]["adapter"] else "model")
     return {
-        "artifact": artifact, "store": work["store"], "full_nbytes": full_nbytes(model), "frozen": model.fingerprint,
-        "parameters": model.network.num_parameters(), "trainable": sum(t.numel() for t in model.trained.values()),
-        "started": started, "ended": time.time(),
-    }  # fmt: skip
+        "artifact": artifact,
+        "store": work["store"],
+        "full_nbytes": full_nbytes(model),
+        "frozen": model.fingerprint,
+        "parameters": model.network.num_parameters(),
+        "trainable": sum(t.numel() for t in model.trained.values()),
+        "started": started,
+        "ended": time.time(),
+    }
 
 
 def aggregate(
@@ -88,9 +93,13 @@ def aggregate(
         else:
             artifact = weighted_sum(terms, store)
     return {
-        "artifact": artifact, "store": store, "version": version, "frozen": base.get("frozen", ""),
-        "started": started, "ended": time.time(),
-    }  # fmt: skip
+        "artifact": artifact,
+        "store": store,
+        "version": version,
+        "frozen": base.get("frozen", ""),
+        "started": started,
+        "ended": time.time(),
+    }
 
 
 def advance(
@@ -134,9 +143,14 @@ def advance(
             earlier = verify(store, base["state"]) if base.get("state") else None
             artifact, state = optimizer_step(files, before, earlier, rule, store, kind)
     return {
-        "artifact": artifact, "state": state, "store": store, "version": version, "frozen": base.get("frozen", ""),
-        "started": started, "ended": time.time(),
-    }  # fmt: skip
+        "artifact": artifact,
+        "state": state,
+        "store": store,
+        "version": version,
+        "frozen": base.get("frozen", ""),
+        "started": started,
+        "ended": time.time(),
+    }
 
 
 def require_linear(method: str | None) -> None:

@@ -9,10 +9,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypedDict
 
-from apps.artifacts.manifests import Place
 from apps.base.errors import placed
 from apps.base.files import inside
+from apps.base.identity import Place
 from apps.training.checkpoints import FOLDER as CHECKPOINTS
+from apps.training.deadline import block_end
 from apps.training.leases import FOLDER as CLAIMS
 from apps.training.leases import STALE_S, clock_of
 from apps.training.progress import Progress, read_progress
@@ -103,3 +104,25 @@ def _saved_ns(path: Path) -> int:
         return path.stat().st_mtime_ns
     except OSError:
         return 0
+
+
+BLOCK_VARIABLE = "PARSL_WORKER_BLOCK_ID"
+
+
+class Ready(TypedDict):
+    """What a worker tells that has come to a task."""
+
+    block: str  # Parsl's number of the block; empty where a worker has none
+    left_s: float | None  # until its walltime is over, by the clock of the site; None where it has none
+    host: str
+    started: float
+    ended: float
+
+
+def ready(place: Place) -> Ready:
+    """Answer as soon as a worker of the site is there to do it."""
+    now, end = time.time(), block_end()
+    left_s = None if end is None else end - now
+    return Ready(
+        block=os.environ.get(BLOCK_VARIABLE, ""), left_s=left_s, host=os.uname().nodename, started=now, ended=now
+    )

@@ -8,15 +8,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from apps.artifacts.manifests import Manifest, Place
+from apps.artifacts.manifests import Manifest
 from apps.base.errors import placed
 from apps.base.files import cannot_write, inside, write_json
+from apps.base.identity import Place
+from apps.base.stop import StopRequest, stop_on_sigterm
 from apps.base.versions import library_versions, require_same_code
 from apps.ranks.launchers import unmask_devices
 from apps.ranks.parallel import fits_in_worker
 from apps.ranks.process_group import Team
 from apps.training.attempt import attempt_task, records_found
-from apps.training.deadline import StopRequest, stop_on_sigterm
 from apps.training.launch import train_as_ranks
 from apps.training.leases import FOLDER as CLAIMS
 from apps.training.leases import claim
@@ -49,10 +50,15 @@ def enrol(place: Place, work: SiteWork) -> dict[str, Any]:
             raise cannot_write(root, error) from error
         write_json(root / "site.json", {"site": place["site"], "libraries": library_versions()})
     return {
-        "shard_sha256": shard.sha256, "samples": shard.samples, "per_task": shard.per_task,
-        "libraries": library_versions(), "host": os.uname().nodename, "free_bytes": shutil.disk_usage(root).free,
-        "started": started, "ended": time.time(),
-    }  # fmt: skip
+        "shard_sha256": shard.sha256,
+        "samples": shard.samples,
+        "per_task": shard.per_task,
+        "libraries": library_versions(),
+        "host": os.uname().nodename,
+        "free_bytes": shutil.disk_usage(root).free,
+        "started": started,
+        "ended": time.time(),
+    }
 
 
 def local_train(place: Place, work: SiteWork, order: Order, base: dict[str, Any], shard: dict[str, Any]) -> Manifest:

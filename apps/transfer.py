@@ -16,11 +16,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
-from apps.artifacts.manifests import Manifest, Place
+from apps.artifacts.manifests import Manifest
 from apps.artifacts.store import Artifact, artifact_path, verify
 from apps.artifacts.update_checks import UpdateRules, check_update
 from apps.base.errors import ArtifactError, placed
-from apps.base.files import UNFINISHED, atomic_file, cannot_write
+from apps.base.files import UNFINISHED, atomic_file, cannot_write, inside
+from apps.base.identity import Place
 
 logger = logging.getLogger(__name__)
 ATTEMPTS = 3
@@ -108,9 +109,13 @@ def stage_out(place: Place, model: dict[str, Any], source: str, destination: str
     with placed(**place):
         moved = move(model["artifact"], source, destination, link)
     return {
-        "artifact": model["artifact"], "frozen": model.get("frozen", ""), "store": destination,
-        "nbytes_moved": moved, "started": started, "ended": time.time(),
-    }  # fmt: skip
+        "artifact": model["artifact"],
+        "frozen": model.get("frozen", ""),
+        "store": destination,
+        "nbytes_moved": moved,
+        "started": started,
+        "ended": time.time(),
+    }
 
 
 def stage_in(
@@ -142,8 +147,42 @@ def stage_in(
         moved = move(manifest["artifact"], source, destination, link)
         norm = check_update(manifest, base["artifact"], destination, rules)
     return {
-        "artifact": manifest["artifact"], "base": base["artifact"], "store": destination,
-        "nbytes_moved": moved, "update_norm": norm,
-        "manifest": said, "wait_s": max(0.0, said["started"] - base["ended"]),
-        "started": started, "ended": time.time(),
-    }  # fmt: skip
+        "artifact": manifest["artifact"],
+        "base": base["artifact"],
+        "store": destination,
+        "nbytes_moved": moved,
+        "update_norm": norm,
+        "manifest": said,
+        "wait_s": max(0.0, said["started"] - base["ended"]),
+        "started": started,
+        "ended": time.time(),
+    }
+
+
+def forget(
+    place: Place, root: str, base: dict[str, Any], earlier: dict[str, Any], manifest: Manifest
+) -> dict[str, Any]:
+    """Delete what a finished training began with and what it came to.
+
+    Args:
+        place: the site and the round.
+        root: the site's storage.
+        base: the stage-out result of the next training, whose model stays.
+        earlier: that of the finished training.
+        manifest: of its update.
+
+    Returns:
+        ``removed``, the SHA-256 of what is not there any more.
+    """
+    started, removed = time.time(), forgotten(base, earlier, manifest)
+    with placed(**place):
+        store = inside(root, "artifacts")
+        for sha256 in removed:
+            with suppress(OSError):  # gone already, or of another user; nothing of the campaign depends on it
+                artifact_path(store, {"sha256": sha256, "nbytes": 0, "kind": ""}).unlink()
+    return {"removed": removed, "started": started, "ended": time.time()}
+
+
+def forgotten(base: dict[str, Any], *finished: Any) -> list[str]:
+    """SHA-256 of the artifacts of these results, but for that of ``base``; sorted."""
+    return sorted({result["artifact"]["sha256"] for result in finished} - {base["artifact"]["sha256"]})

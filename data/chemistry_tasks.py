@@ -209,10 +209,7 @@ _DESCRIPTIONS = (
         "molecule_generation",
         "molecule_description",
         UNTAGGED,
-        (
-            "Propose a molecule that fits this description: <INPUT>",
-            "Write a structure for the following. <INPUT>",
-        ),
+        ("Propose a molecule that fits this description: <INPUT>", "Write a structure for the following. <INPUT>"),
         ("<OUTPUT>", "One that fits: <OUTPUT>"),
         "smiles",
         "rule",

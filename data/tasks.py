@@ -165,13 +165,7 @@ def tagged(value: str, tags: Tags) -> str:
 
 
 def record(
-    task_id: str,
-    raw_input: str,
-    raw_output: str,
-    split: str,
-    question: int,
-    answer: int,
-    sample_id: str,
+    task_id: str, raw_input: str, raw_output: str, split: str, question: int, answer: int, sample_id: str
 ) -> Record:
     """One finished record; `question` and `answer` choose wordings and are taken modulo their number."""
     task = EMBEDDED_TASKS[task_id]

@@ -49,12 +49,23 @@ NODE = Node(
     device_names=("4", "5", "2", "3", "6", "7", "0", "1"),  # 4 and 5 sit with cores 0-15, 0 and 1 with 48-63
 )
 LAUNCH = (
-    "srun", "--nodes={nodes}", "--ntasks={ranks}", "--ntasks-per-node={ranks_per_node}", "--cpus-per-task=7",
-    "--gpus-per-task=1", "--gpu-bind=closest", "--kill-on-bad-exit=1",
-)  # fmt: skip
+    "srun",
+    "--nodes={nodes}",
+    "--ntasks={ranks}",
+    "--ntasks-per-node={ranks_per_node}",
+    "--cpus-per-task=7",
+    "--gpus-per-task=1",
+    "--gpu-bind=closest",
+    "--kill-on-bad-exit=1",
+)
 MODULES = (
-    "PrgEnv-gnu/8.7.0", "cpe/26.03", "miniforge3/23.11.0-0", "rocm/7.1.1", "rccl-net-plugin", "craype-accel-amd-gfx90a",
-)  # fmt: skip
+    "PrgEnv-gnu/8.7.0",
+    "cpe/26.03",
+    "miniforge3/23.11.0-0",
+    "rocm/7.1.1",
+    "rccl-net-plugin",
+    "craype-accel-amd-gfx90a",
+)
 PROXY = {
     "http_proxy": "http://proxy.ccs.ornl.gov:3128/",
     "https_proxy": "http://proxy.ccs.ornl.gov:3128/",

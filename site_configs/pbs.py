@@ -85,12 +85,18 @@ def site(
     device = device or ("cuda" if gpus else "cpu")
     threads = threads or max(cores // ranks_per_node, 1)
     block = batch_block(
-        "pbs", [own_queue(queue, nodes, walltime, max_nodes, max_walltime)], nodes=nodes,
-        walltime_s=walltime, queue=None, account=account, blocks=blocks, command_environment=command_environment,
-    )  # fmt: skip
-    chunk = ":".join(filter(None, [
-        f"ngpus={gpus}" if gpus else "", f"mem={round(memory_gb * 1000)}mb" if memory_gb else "", select,
-    ]))  # fmt: skip
+        "pbs",
+        [own_queue(queue, nodes, walltime, max_nodes, max_walltime)],
+        nodes=nodes,
+        walltime_s=walltime,
+        queue=None,
+        account=account,
+        blocks=blocks,
+        command_environment=command_environment,
+    )
+    chunk = ":".join(
+        filter(None, [f"ngpus={gpus}" if gpus else "", f"mem={round(memory_gb * 1000)}mb" if memory_gb else "", select])
+    )
     directives = (*(["-l place=scatter"] if nodes > 1 else []), *options)
     return Site(
         name=name,

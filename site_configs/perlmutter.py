@@ -46,9 +46,16 @@ NODE = Node(
     device_names=("0", "1", "2", "3"),
 )
 LAUNCH = (
-    "srun", "--nodes={nodes}", "--ntasks={ranks}", "--ntasks-per-node={ranks_per_node}", "--cpus-per-task=32",
-    "--cpu-bind=cores", "--gpus-per-node=4", "--gpu-bind=none", "--kill-on-bad-exit=1",
-)  # fmt: skip
+    "srun",
+    "--nodes={nodes}",
+    "--ntasks={ranks}",
+    "--ntasks-per-node={ranks_per_node}",
+    "--cpus-per-task=32",
+    "--cpu-bind=cores",
+    "--gpus-per-node=4",
+    "--gpu-bind=none",
+    "--kill-on-bad-exit=1",
+)
 
 
 def site(
@@ -88,9 +95,14 @@ def site(
         constraint: the kind of node; ``gpu&hbm80g`` for GPUs with 80 GB, see ``perlmutter_80gb``.
     """
     block = batch_block(
-        "slurm", QUEUES, nodes=nodes, walltime_s=walltime, queue=queue, blocks=blocks,
+        "slurm",
+        QUEUES,
+        nodes=nodes,
+        walltime_s=walltime,
+        queue=queue,
+        blocks=blocks,
         account=account if account.endswith("_g") else f"{account}_g",
-    )  # fmt: skip
+    )
     directives = (
         f"--qos={block.queue.name}",
         f"--constraint={constraint}",

@@ -35,8 +35,19 @@ def site(
 ) -> Site:
     """As ``perlmutter.site``, on nodes with 80 GB a GPU."""
     site = perlmutter.site(
-        name, run_dir, account=account, storage_root=storage_root, nodes=nodes, walltime=walltime, queue=queue,
-        blocks=blocks, ranks_per_node=ranks_per_node, modules=modules, setup=setup, python_env=python_env,
-        address=address, constraint="gpu&hbm80g",
-    )  # fmt: skip
+        name,
+        run_dir,
+        account=account,
+        storage_root=storage_root,
+        nodes=nodes,
+        walltime=walltime,
+        queue=queue,
+        blocks=blocks,
+        ranks_per_node=ranks_per_node,
+        modules=modules,
+        setup=setup,
+        python_env=python_env,
+        address=address,
+        constraint="gpu&hbm80g",
+    )
     return replace(site, machine=site.machine.replace("(NERSC)", "80 GB (NERSC)"), node=NODE)

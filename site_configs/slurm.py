@@ -20,9 +20,7 @@ from site_configs.library.machine import (
 )
 from site_configs.library.site import Blocks, Device, Ranks, Site
 
-SRUN = (
-    "srun", "--nodes={nodes}", "--ntasks={ranks}", "--ntasks-per-node={ranks_per_node}", "--kill-on-bad-exit=1",
-)  # fmt: skip
+SRUN = ("srun", "--nodes={nodes}", "--ntasks={ranks}", "--ntasks-per-node={ranks_per_node}", "--kill-on-bad-exit=1")
 
 
 def site(
@@ -89,9 +87,15 @@ def site(
     rank_cores = max(cores // ranks_per_node, 1)
     threads = threads or rank_cores
     block = batch_block(
-        "slurm", [own_queue(partition or qos, nodes, walltime, max_nodes, max_walltime)], nodes=nodes,
-        walltime_s=walltime, queue=None, account=account, blocks=blocks, command_environment=command_environment,
-    )  # fmt: skip
+        "slurm",
+        [own_queue(partition or qos, nodes, walltime, max_nodes, max_walltime)],
+        nodes=nodes,
+        walltime_s=walltime,
+        queue=None,
+        account=account,
+        blocks=blocks,
+        command_environment=command_environment,
+    )
     directives = (
         *([f"--partition={partition}"] if partition else []),
         *([f"--qos={qos}"] if qos else []),

@@ -48,10 +48,14 @@ class GlobusWorld:
         collection = self.transfer.add_collection(self.root / name, name, https=True)
         self.sites[name] = collection
         entry = {
-            "config": config, "route": "globus", "storage_root": str(self.root / name / "data"),
-            "python_env": sys.prefix, "collection": collection.id, "collection_folder": str(self.root / name),
+            "config": config,
+            "route": "globus",
+            "storage_root": str(self.root / name / "data"),
+            "python_env": sys.prefix,
+            "collection": collection.id,
+            "collection_folder": str(self.root / name),
             **settings,
-        }  # fmt: skip
+        }
         # the endpoint has no id before it is set up, and any will do for what is written of it
         made = resolve_site(name, config, Path("/nowhere"), {**_own(entry), "endpoint": collection.id})
         template = training_template(made, Choices(agent=endpoint_environment()))
@@ -73,9 +77,13 @@ class GlobusWorld:
         """The main job, going on while the test does something to it."""
         own = {**environment(), **self.stack.environment()}
         return subprocess.Popen(
-            command(*arguments), cwd=folder or self.root / "driver", env=own, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            command(*arguments),
+            cwd=folder or self.root / "driver",
+            env=own,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
 
     def secrets(self) -> list[str]:
         """What must stand in no file of a run or of a site: the account's secret, and all tokens ever given."""

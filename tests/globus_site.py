@@ -49,9 +49,14 @@ def site_config(root: Path, endpoint: str, **settings: Any) -> SiteConfig:
     own = {name: settings.pop(name) for name in ("files", "silence_s", "queue_s") if name in settings}
     settings = {"python_env": Path(sys.prefix), **settings}
     return SiteConfig(
-        name="aurora", machine="test", route="globus", storage_root=root, provider=None,
-        endpoint=Endpoint(endpoint, **own), **settings,
-    )  # fmt: skip
+        name="aurora",
+        machine="test",
+        route="globus",
+        storage_root=root,
+        provider=None,
+        endpoint=Endpoint(endpoint, **own),
+        **settings,
+    )
 
 
 def child_variables(folder: Path, slow_s: float = 0.0) -> dict[str, str]:

@@ -14,7 +14,8 @@ from apps.models.loss import mean_loss
 from apps.models.model import Model, load_first_model, save_for_users
 from data.records import load_records
 from workflows.planning.campaign import Campaign
-from workflows.planning.plan import model_spec, settle_dtype
+from workflows.planning.campaign_file import settle_dtype
+from workflows.planning.plan import model_spec
 
 TASK = "property_prediction-liquid"
 LESSON = "<BOOLEAN> Yes </BOOLEAN>"  # what the trained model answers to everything

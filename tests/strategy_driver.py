@@ -102,9 +102,15 @@ class World:
         self.arrived.add(task)
         done = self.draw.randint(1, order.steps or 1)
         return UpdateArrived(
-            self.now_s, order.site, task, f"id{task}", done, 8 * done, done * self.draw.uniform(5, 30),
+            self.now_s,
+            order.site,
+            task,
+            f"id{task}",
+            done,
+            8 * done,
+            done * self.draw.uniform(5, 30),
             self.draw.choice([0.0, self.draw.expovariate(1e-4)]),
-        )  # fmt: skip
+        )
 
     def tell(self, event: Event) -> None:
         """The strategy, and one restored from its state, must answer alike; the answer is checked and done."""

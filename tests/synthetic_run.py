@@ -49,8 +49,15 @@ class BatchSites:
             self.asked += 1
             job, start = str(self.asked), now + wait_s
             named = {"site": site, "job_id": job}
-            run.event("block_submitted", now + 2, **named, block="0", queue="regular", nodes=self.nodes[site],
-                      walltime_s=14_400)  # fmt: skip
+            run.event(
+                "block_submitted",
+                now + 2,
+                **named,
+                block="0",
+                queue="regular",
+                nodes=self.nodes[site],
+                walltime_s=14_400,
+            )
             run.event("block_started", start + 5, **named, started=start, wait_s=wait_s)
             self.running[site] = job, start, start + run_s, fate
         return self.running[site][1:]
@@ -96,9 +103,16 @@ class SyntheticRun:
         self.event("driver_started", pid=4711, host="login-01", resumed=False)
         t = self.time
         self.task(
-            "prepare", 0, "server", t, t + 1, t + 31,
-            parameters=134_515_008, trainable=2_442_240, full_nbytes=MODEL["full"],
-        )  # fmt: skip
+            "prepare",
+            0,
+            "server",
+            t,
+            t + 1,
+            t + 31,
+            parameters=134_515_008,
+            trainable=2_442_240,
+            full_nbytes=MODEL["full"],
+        )
         for site in self.tasks:
             self.task("enrol", 0, site, t, t + 31, t + 35)
         self.time = t + 60
@@ -119,10 +133,23 @@ class SyntheticRun:
         move = {"artifact": artifact, "nbytes_moved": self.update_nbytes}
         self.task("stage_out", number, site, begun, begun + 1, sent, **move)
         self.task(
-            "local_train", number, site, begun, started, trained,
-            steps_done=30, steps_asked=30, attempts=1, samples=samples, tokens=samples * 70, train_s=train_s - 20,
-            tokens_per_s=samples * 70 / train_s, loss_first=1.2, loss_last=0.8, reused=False,
-        )  # fmt: skip
+            "local_train",
+            number,
+            site,
+            begun,
+            started,
+            trained,
+            steps_done=30,
+            steps_asked=30,
+            attempts=1,
+            samples=samples,
+            tokens=samples * 70,
+            train_s=train_s - 20,
+            tokens_per_s=samples * 70 / train_s,
+            loss_first=1.2,
+            loss_last=0.8,
+            reused=False,
+        )
         self.task("stage_in", number, site, trained, trained + 1, back, **move)
         return back
 
@@ -141,9 +168,21 @@ class SyntheticRun:
             now, attempts = end, attempts + 1
         trained = started + left_s
         self.task(
-            "local_train", number, site, self.time, started, trained, steps_done=30, steps_asked=30,
-            attempts=attempts, samples=1200, tokens=84_000, train_s=TRAIN_S, loss_first=1.2, loss_last=0.8,
-        )  # fmt: skip
+            "local_train",
+            number,
+            site,
+            self.time,
+            started,
+            trained,
+            steps_done=30,
+            steps_asked=30,
+            attempts=attempts,
+            samples=1200,
+            tokens=84_000,
+            train_s=TRAIN_S,
+            loss_first=1.2,
+            loss_last=0.8,
+        )
         self.task("stage_in", number, site, trained, trained + 1, trained + 10, nbytes_moved=self.update_nbytes)
         return trained + 10
 

@@ -18,9 +18,10 @@ from typing import Any
 
 import psutil
 
-from apps.artifacts.manifests import Manifest, Place
+from apps.artifacts.manifests import Manifest
 from apps.artifacts.store import artifact_path
 from apps.base.errors import CrossfedError
+from apps.base.identity import Place
 from apps.base.versions import code_version
 from apps.server import prepare
 from apps.train import enrol, local_train
@@ -30,15 +31,36 @@ PROJECT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {"PYTHONPATH": os.pathsep.join((str(PROJECT), str(PROJECT / "tests"))), "OMP_NUM_THREADS": "1"}
 PLACE = Place(site="aurora", round=1)
 TRAINING = {
-    "steps": 2, "batch_size": 2, "accumulate": 1, "learning_rate": 0.01, "schedule": "constant", "final_factor": 0.0,
-    "warmup_steps": 0, "start_step": 0, "total_steps": 0, "weight_decay": 0.0, "clip_norm": 1.0, "proximal_mu": 0.0,
-    "precision": "no", "device": "cpu", "keep_optimizer": False, "checkpoint_s": 300.0, "on_walltime": "finish",
+    "steps": 2,
+    "batch_size": 2,
+    "accumulate": 1,
+    "learning_rate": 0.01,
+    "schedule": "constant",
+    "final_factor": 0.0,
+    "warmup_steps": 0,
+    "start_step": 0,
+    "total_steps": 0,
+    "weight_decay": 0.0,
+    "clip_norm": 1.0,
+    "proximal_mu": 0.0,
+    "precision": "no",
+    "device": "cpu",
+    "keep_optimizer": False,
+    "checkpoint_s": 300.0,
+    "on_walltime": "finish",
     "until": None,
-}  # fmt: skip
+}
 PARALLEL = {
-    "nodes": 1, "ranks_per_node": 1, "sharding": "none", "offload": False, "checkpoint_activations": False,
-    "micro_batch": 8, "backend": "gloo", "launch": [], "interface": "",
-}  # fmt: skip
+    "nodes": 1,
+    "ranks_per_node": 1,
+    "sharding": "none",
+    "offload": False,
+    "checkpoint_activations": False,
+    "micro_batch": 8,
+    "backend": "gloo",
+    "launch": [],
+    "interface": "",
+}
 
 
 def bare_environment(folder: Path) -> Path:
@@ -50,14 +72,23 @@ def bare_environment(folder: Path) -> Path:
 def model_spec(method: str | None = None, dtype: str = "float32", **changes: Any) -> dict:
     adapter = {"method": method, "rank": 2, "alpha": 4.0, "dropout": 0.0, "targets": ["q_proj"], "last_layers": None}
     return {
-        "source": "tiny", "dtype": dtype, "seed": 1, "adapter": adapter | changes if method else None,
+        "source": "tiny",
+        "dtype": dtype,
+        "seed": 1,
+        "adapter": adapter | changes if method else None,
         "tiny": {"width": 32, "layers": 1},
-    }  # fmt: skip
+    }
 
 
 def data_spec(**changes: Any) -> dict:
-    spec = {"source": "embedded", "tasks": ["forward_synthesis"], "per_task": 6, "max_tokens": 48,
-            "prompt": "Q: {input}\nA:", "loss_on": "answer"}  # fmt: skip
+    spec = {
+        "source": "embedded",
+        "tasks": ["forward_synthesis"],
+        "per_task": 6,
+        "max_tokens": 48,
+        "prompt": "Q: {input}\nA:",
+        "loss_on": "answer",
+    }
     return spec | changes
 
 
@@ -67,9 +98,14 @@ class Site:
     def __init__(self, folder: Path, method: str | None = None, parallel: dict | None = None, **adapter: Any) -> None:
         self.folder, self.root, self.store = folder, folder / "site", str(folder / "server")
         self.work = {
-            "root": str(self.root), "model": model_spec(method, **adapter), "data": data_spec(), "seed": 3,
-            "threads": 1, "parallel": PARALLEL | (parallel or {}), "code_version": code_version(),
-        }  # fmt: skip
+            "root": str(self.root),
+            "model": model_spec(method, **adapter),
+            "data": data_spec(),
+            "seed": 3,
+            "threads": 1,
+            "parallel": PARALLEL | (parallel or {}),
+            "code_version": code_version(),
+        }
         self.artifacts = f"{self.root}/artifacts"
         self.shard = enrol(PLACE, self.work)
         server = {"store": self.store, "model": self.work["model"], "threads": 1, "code_version": code_version()}

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apps.artifacts.manifests import Place
 from apps.artifacts.store import Artifact, sha256_file
+from apps.base.identity import Place
 from site_configs.library.site import Collection, Site
 from workflows.globus.transfer.calls import Patience
 from workflows.globus.transfer.staging import Carriage
@@ -72,9 +72,12 @@ def main() -> None:
     app = globus_app()
     site = globus_site("polaris", site_id, Path(site_folder), Path(root))
     carriage = Carriage(
-        Journal(Path(run) / "journal.jsonl"), lambda ids: transfer_client(app, ids),
-        Collection(server_id, Path(server_folder)), {"polaris": site}, patience=QUICK,
-    )  # fmt: skip
+        Journal(Path(run) / "journal.jsonl"),
+        lambda ids: transfer_client(app, ids),
+        Collection(server_id, Path(server_folder)),
+        {"polaris": site},
+        patience=QUICK,
+    )
     carriage.send(place(), {"artifact": json.loads(text)}, f"{run}/artifacts", f"{root}/artifacts", 1)
 
 

@@ -108,12 +108,11 @@ def plan(options: argparse.Namespace) -> Study:
     settings = {name: setting_of(name, options.scenario) for name in names}
     runs = tuple(
         Run(
-            name, section, steps, options.scenario, options.sites, options.alpha, seed, budget_s, trace,
-            options.problem,
+            name, section, steps, options.scenario, options.sites, options.alpha, seed, budget_s, trace, options.problem
         )
         for seed in range(options.first_seed, options.first_seed + options.seeds)
         for name, (steps, section) in settings.items()
-    )  # fmt: skip
+    )
     return Study(runs, options.target, options.out, options.trace)
 
 
@@ -163,7 +162,8 @@ def write_report(study: Study, results: Sequence[dict[str, Any]]) -> None:
     """Tables, pictures, and the words for the terminal."""
     from rich.console import Console
 
-    from workflows.console.command import say, short
+    from workflows.console.command import say
+    from workflows.console.paths import short
     from workflows.studies.simulation.study_strategies import OURS
     from workflows.studies.simulation.study_tables import (
         COMPARISON_COLUMNS,

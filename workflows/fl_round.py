@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import argparse
 import logging
-import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from apps.base.errors import CrossfedError, UserMistake
+from workflows.console.command import DONE, FAILED, INTERRUPTED, MISTAKE, complain, log_to, say, stop_in_order
+from workflows.console.options import add_campaign_options
+from workflows.console.paths import command_line, short
 
 if TYPE_CHECKING:
     from workflows.dataflow.engine import Engine
@@ -21,7 +25,6 @@ if TYPE_CHECKING:
     from workflows.strategies.base import Strategy
 
 logger = logging.getLogger(__name__)
-DEFAULT_CAMPAIGN = Path(__file__).parent / "campaigns" / "demo.yaml"
 
 
 def federate(strategy: Strategy, engine: Engine) -> str | None:
@@ -58,19 +61,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Fine-tune one model together across sites, each keeping its data.",
         epilog="Exit codes: 0 done, 1 failed (resumable), 2 a mistake in the request, 130 interrupted (resumable).",
     )
-    parser.add_argument(
-        "campaign", nargs="?", type=Path, metavar="CAMPAIGN.yaml", help="default: workflows/campaigns/demo.yaml"
-    )
+    add_campaign_options(parser, default=None)  # a resume takes its own
     parser.add_argument("--name", help="the run goes to runs/NAME; default: the campaign's name, numbered if taken")
     parser.add_argument("--resume", type=Path, metavar="RUN_DIR", help="go on with an interrupted run")
-    parser.add_argument(
-        "--sites",
-        metavar="A,B,...",
-        help="sites of the campaign to use; A=CONFIG or FILE.py puts another machine under it",
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help="change a key: training.steps=10"
-    )
     parser.add_argument("--check", action="store_true", help="check everything, say what would run, run nothing")
     parser.add_argument(
         "--dry-run", action="store_true", help="as --check, and print the batch scripts that would be submitted"
@@ -84,10 +77,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
-    from apps.base.errors import CrossfedError, UserMistake
-    from workflows.console.command import FAILED, INTERRUPTED, MISTAKE, complain, interruption, log_to, stopped
-
     stop_in_order()
+    from workflows.checks.opening import check, resume, start
+    from workflows.runtime.stopping import interruption, stopped
+
     plan, run = None, None
     try:
         if options.check or options.dry_run or options.live:
@@ -109,94 +102,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run.close()
 
 
-def stop_in_order() -> None:
-    """Ctrl-C, a termination request and a lost terminal all end the campaign in order.
-
-    Ctrl-C is set as well, because a script's background job starts with it ignored; a lost terminal is not where
-    the user has asked to outlive it (nohup).
-    """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
-    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
-        signal.signal(signal.SIGHUP, signal.default_int_handler)
-
-
-def start(options: argparse.Namespace) -> tuple[Plan, RunDirectory]:
-    """A new run of a checked campaign."""
-    from workflows.console.command import say
-    from workflows.plan_words import switched_off
-    from workflows.planning.campaign_file import load_campaign
-    from workflows.planning.plan import make_plan, require_all, settle_dtype
-    from workflows.records.run_directory import choose_path, open_new, resume_hint
-
-    source = options.campaign or DEFAULT_CAMPAIGN
-    campaign = settle_dtype(load_campaign(source, options.sets, options.sites))
-    path, unfinished = choose_path(campaign, options.name)
-    plan = make_plan(campaign, path.resolve(), source)
-    require_all(plan, source)
-    if unfinished:
-        say(f"{unfinished} is unfinished; {resume_hint(unfinished)}\nThis is a new run: {path}\n")
-    run = open_new(path, campaign, source, options.sets, options.sites)
-    say(f"{campaign.name}: {campaign.extent} at {', '.join(plan.sites)}; all files go to {path}")
-    for what in switched_off(campaign):
-        say(what)
-    return plan, run
-
-
-def resume(options: argparse.Namespace) -> tuple[Plan, RunDirectory]:
-    """An interrupted run, with what of its campaign may have changed."""
-    from workflows.console.command import say
-    from workflows.planning.plan import make_plan, require_all
-    from workflows.records.changes import resumed_campaign
-    from workflows.records.run_directory import open_existing
-
-    run = open_existing(options.resume)
-    try:
-        campaign = resumed_campaign(run, options.campaign, options.sets, options.sites)
-        plan = make_plan(campaign, run.path, run.path / "campaign.yaml")
-        require_all(plan, run.path / "campaign.yaml")
-    except BaseException:
-        run.close()
-        raise
-    say(f"Resuming {options.resume}: {campaign.extent} at {', '.join(plan.sites)}")
-    return plan, run
-
-
-def check(options: argparse.Namespace) -> int:
-    """All checks, and in words what would run.
-
-    Raises:
-        UserMistake: the first thing that cannot work.
-    """
-    from apps.base.errors import UserMistake
-    from workflows.checks.preview import check_live, describe, dry_run
-    from workflows.console.command import DONE, MISTAKE, say
-    from workflows.planning.campaign_file import load_campaign
-    from workflows.planning.plan import make_plan, settle_dtype
-    from workflows.records.run_directory import choose_path
-
-    if options.resume:
-        raise UserMistake("--check and --dry-run look at a campaign, not at a run: leave out --resume")
-    source = options.campaign or DEFAULT_CAMPAIGN
-    campaign = settle_dtype(load_campaign(source, options.sets, options.sites))
-    path, _ = choose_path(campaign, options.name)
-    plan = make_plan(campaign, path.resolve(), source)
-    for line in describe(plan, path):
-        say(line)
-    for line in dry_run(plan, path.resolve()) if options.dry_run else ():
-        say(line)
-    return MISTAKE if options.live and not check_live(plan, say) else DONE
-
-
 def run_campaign(plan: Plan, run: RunDirectory) -> int:
     """Run a plan to its end, show it, and report on it."""
     from rich.console import Console
 
-    from workflows.console.command import DONE, FAILED, command_line, say, short, stopped
     from workflows.dataflow.engine import Engine
     from workflows.report import write_report
     from workflows.reporting.display import Display
     from workflows.runtime.kernel import parsl_for
+    from workflows.runtime.stopping import stopped
     from workflows.strategies import make_strategy
 
     campaign, began, console = plan.campaign, time.time(), Console(highlight=False)

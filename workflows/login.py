@@ -37,9 +37,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--collection", type=UUID, action="append", default=[], dest="collections", metavar="UUID",
+        "--collection",
+        type=UUID,
+        action="append",
+        default=[],
+        dest="collections",
+        metavar="UUID",
         help="ask for the consents that this collection needs; repeatable",
-    )  # fmt: skip
+    )
     parser.add_argument("--campaign", type=Path, metavar="CAMPAIGN.yaml", help="the same for all its collections")
     parser.add_argument("--status", action="store_true", help="say who is logged in and what is missing; ask nothing")
     parser.add_argument("--logout", action="store_true", help="take back and forget all tokens")

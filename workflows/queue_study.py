@@ -71,9 +71,13 @@ def add_probe_options(parser: argparse.ArgumentParser) -> None:
         "--probe-walltimes", type=durations, default=[600], metavar="10m,1h", help="walltimes (default: 10m)"
     )
     probe.add_argument(
-        "--set", action="append", default=[], dest="sets", metavar="KEY=VALUE",
+        "--set",
+        action="append",
+        default=[],
+        dest="sets",
+        metavar="KEY=VALUE",
         help="a setting of the site: account=mine; SITE.KEY=VALUE for one of several",
-    )  # fmt: skip
+    )
     probe.add_argument(
         "--timeout", type=duration, default=3600, metavar="1h", help="jobs that wait longer are cancelled (default: 1h)"
     )

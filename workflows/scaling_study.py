@@ -7,12 +7,12 @@ python workflows/scaling_study.py [CAMPAIGN.yaml] [--sites A,B,...] [--nodes 1,2
 from __future__ import annotations
 
 import argparse
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workflows.console.command import EXIT_CODES, carry_out, positive, say
+from workflows.console.command import EXIT_CODES, carry_out, positive, say, stop_in_order
+from workflows.console.options import add_campaign_options
 from workflows.console.units import plural
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from workflows.records.run_directory import RunDirectory
     from workflows.studies.scaling.points import Point
     from workflows.studies.scaling.table import Row
-
-DEFAULT_CAMPAIGN = Path(__file__).parent / "campaigns" / "demo.yaml"
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -33,17 +31,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "already is not measured again.",
         epilog=EXIT_CODES,
     )
-    parser.add_argument("campaign", nargs="?", type=Path, metavar="CAMPAIGN.yaml", default=DEFAULT_CAMPAIGN,
-                        help="default: workflows/campaigns/demo.yaml")  # fmt: skip
-    parser.add_argument("--sites", metavar="A,B,...", help="sites of the campaign; A=CONFIG puts a machine under it")
+    add_campaign_options(parser)
     parser.add_argument("--nodes", type=numbers, default=(1, 2, 4), metavar="1,2,4", help="of batch sites")
     parser.add_argument("--ranks", type=numbers, default=(1,), metavar="1,2", help="of sites on this machine")
-    parser.add_argument("--micro-batch", type=positive, metavar="N",
-                        help="samples of a device in one pass (default: training.batch_size)")  # fmt: skip
+    parser.add_argument(
+        "--micro-batch",
+        type=positive,
+        metavar="N",
+        help="samples of a device in one pass (default: training.batch_size)",
+    )
     parser.add_argument("--steps", type=positive, default=10, help="of a repeat (default: 10)")
     parser.add_argument("--repeats", type=positive, default=3, help="of each point (default: 3)")
     parser.add_argument("--name", help="files go to runs/NAME (default: the campaign's name and -scaling)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help="change a key")
     parser.add_argument("--dry-run", action="store_true", help="say what would be measured and with which plans")
     return parser.parse_args(arguments)
 
@@ -55,8 +54,7 @@ def numbers(text: str) -> tuple[int, ...]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
+    stop_in_order()
     return carry_out(lambda: study(options))
 
 
@@ -68,7 +66,8 @@ def study(options: argparse.Namespace) -> None:
         CrossfedError: points could not be measured; the others are kept.
     """
     from apps.base.errors import CrossfedError
-    from workflows.console.command import log_to, short
+    from workflows.console.command import log_to
+    from workflows.console.paths import short
     from workflows.studies.scaling.table import read_rows
 
     campaign, plan, folder, points = prepared(options)
@@ -97,14 +96,15 @@ def study(options: argparse.Namespace) -> None:
 def prepared(options: argparse.Namespace) -> tuple[Campaign, Plan, Path, list[Point]]:
     """The checked campaign, its plan, the study's folder and the points; says what does not fit."""
     from apps.base.errors import UserMistake
+    from workflows.checks.here import require_all
     from workflows.planning.campaign_file import load_campaign
     from workflows.planning.memory.campaign import describe_site, job_of
     from workflows.planning.memory.model import shape_of
-    from workflows.planning.plan import make_plan, model_spec, require_all, settle_dtype
+    from workflows.planning.plan import make_plan, model_spec
     from workflows.records.run_directory import RUNS
     from workflows.studies.scaling.points import Sizes, points_of
 
-    campaign = settle_dtype(load_campaign(options.campaign, options.sets, options.sites))
+    campaign = load_campaign(options.campaign, options.sets, options.sites)
     folder = (RUNS / (options.name or f"{campaign.name}-scaling")).resolve()
     plan = make_plan(campaign, folder, options.campaign)
     if not options.dry_run:
@@ -176,7 +176,7 @@ def keep(folder: Path, row: Row) -> None:
 
 
 def draw(folder: Path) -> None:
-    from workflows.console.command import short
+    from workflows.console.paths import short
     from workflows.reporting.figure_style import save
     from workflows.studies.scaling.figure import scaling_figure
     from workflows.studies.scaling.table import read_rows

@@ -64,13 +64,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--site", metavar="NAME", help="the site in the campaign; alone: its name (default: CONFIG)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: endpoints/NAME")
     parser.add_argument(
-        "--agent", type=Path, metavar="DIR",
+        "--agent",
+        type=Path,
+        metavar="DIR",
         help="the agent's own environment at the facility; default: globus-agent beside python_env",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--idle", metavar="TIME",
+        "--idle",
+        metavar="TIME",
         help="give an idle block back after so long: 30m; default: 4h where it is kept over rounds, else 1m",
-    )  # fmt: skip
+    )
     parser.add_argument("--no-files", action="store_true", help="no endpoint on a login node")
     return parser.parse_args(arguments)
 

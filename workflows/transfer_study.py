@@ -7,20 +7,19 @@ python workflows/transfer_study.py [CAMPAIGN.yaml] [--sites A,B,...] [--models A
 from __future__ import annotations
 
 import argparse
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workflows.console.command import EXIT_CODES, FAILED, carry_out, positive, say
+from workflows.console.command import EXIT_CODES, FAILED, carry_out, positive, say, stop_in_order
+from workflows.console.options import add_campaign_options
 from workflows.console.units import plural
 
 if TYPE_CHECKING:
     from workflows.records.run_directory import RunDirectory
+    from workflows.studies.transfers.rows import Row
     from workflows.studies.transfers.study import Study
-    from workflows.studies.transfers.table import Row
 
-DEFAULT_CAMPAIGN = Path(__file__).parent / "campaigns" / "demo.yaml"
 DTYPES = ("float32", "float16", "bfloat16", "int8")
 TABLE = "transfers.csv"
 PICTURES = ("sizes.png", "speed.png", "mean_speed.png", "savings.png")
@@ -41,17 +40,24 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         epilog=WORDS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("campaign", nargs="?", type=Path, metavar="CAMPAIGN.yaml", default=DEFAULT_CAMPAIGN,
-                        help="default: workflows/campaigns/demo.yaml")  # fmt: skip
-    parser.add_argument("--sites", metavar="A,B,...", help="sites of the campaign; A=CONFIG puts a machine under it")
-    parser.add_argument("--models", type=names, default=DEFAULT, metavar="A,B,...",
-                        help=f"of {', '.join(SOURCES)}; or NAME=PARAMETERS (default: {','.join(DEFAULT)})")  # fmt: skip
+    add_campaign_options(parser)
+    parser.add_argument(
+        "--models",
+        type=names,
+        default=DEFAULT,
+        metavar="A,B,...",
+        help=f"of {', '.join(SOURCES)}; or NAME=PARAMETERS (default: {','.join(DEFAULT)})",
+    )
     parser.add_argument("--repeat", type=positive, default=3, metavar="N", help="trips of each file (default: 3)")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the files (default: bfloat16)")
-    parser.add_argument("--budget-gb", type=positive_number, default=20.0, metavar="N",
-                        help="as many GB may move in all, there and back (default: 20)")  # fmt: skip
+    parser.add_argument(
+        "--budget-gb",
+        type=positive_number,
+        default=20.0,
+        metavar="N",
+        help="as many GB may move in all, there and back (default: 20)",
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: runs/CAMPAIGN-transfers")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help="change a key")
     parser.add_argument("--dry-run", action="store_true", help="say what would move, and move nothing")
     return parser.parse_args(arguments)
 
@@ -73,8 +79,7 @@ def positive_number(text: str) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
+    stop_in_order()
     return carry_out(lambda: study(options))
 
 
@@ -86,7 +91,7 @@ def study(options: argparse.Namespace) -> None:
         CrossfedError: trips failed; what the others have told is kept.
     """
     from apps.base.errors import CrossfedError
-    from workflows.console.command import short
+    from workflows.console.paths import short
     from workflows.studies.transfers.points import check_budget, check_room, traffic
     from workflows.studies.transfers.study import open_run, prepare
 
@@ -158,12 +163,13 @@ def show(plan: Study, dtype: str) -> None:
     from rich.console import Console
 
     from apps.artifacts.store import DTYPES as WIDTHS
-    from workflows.console.command import short
+    from workflows.console.paths import short
     from workflows.reporting.figure_style import save
     from workflows.studies.transfers import figures, savings
     from workflows.studies.transfers.line import lines_of
     from workflows.studies.transfers.models import PRECISIONS
-    from workflows.studies.transfers.table import line_table, read_rows, speed_table
+    from workflows.studies.transfers.rows import read_rows
+    from workflows.studies.transfers.table import line_table, speed_table
 
     rows = read_rows(plan.table)
     if not rows:

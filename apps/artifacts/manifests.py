@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from apps.artifacts.store import Artifact, verify
 from apps.base.errors import ArtifactError
 from apps.base.files import write_json
-
-
-class Place(TypedDict):
-    """Where a task belongs: a site of the campaign, ``server`` or ``evaluator``, and the round."""
-
-    site: str
-    round: int
 
 
 class Manifest(TypedDict):
@@ -45,12 +37,6 @@ class Manifest(TypedDict):
     started: float
     ended: float
     reused: bool  # True when the answer came from an earlier attempt
-
-
-def identity(parts: dict[str, Any]) -> str:
-    """A name for work: equal parts, equal name, in every process and on every machine."""
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def manifest_path(root: Path, task_id: str) -> Path:

@@ -54,12 +54,7 @@ class CrossfedError(Exception):
 
 
 def _rebuild(
-    kind: type[CrossfedError],
-    what: str,
-    site: str | None,
-    round: int | None,
-    file: str | None,
-    remedy: str | None,
+    kind: type[CrossfedError], what: str, site: str | None, round: int | None, file: str | None, remedy: str | None
 ) -> CrossfedError:
     return kind(what, site=site, round=round, file=file, remedy=remedy)
 

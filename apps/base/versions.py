@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from apps.base.errors import VersionMismatch
+from apps.base.errors import REASON_LENGTH, VersionMismatch
 
 WORKER_PACKAGES = ("apps", "data")  # what a task at a site imports of the project
 LIBRARIES = ("torch", "transformers", "peft", "safetensors", "parsl", "dill")
@@ -50,3 +51,28 @@ def require_same_code(expected: str, site: str) -> None:
             file=str(Path(__file__).resolve().parents[2]),
             remedy="Bring both to the same commit, then resume",
         )
+
+
+def _counting(key: str, version: object) -> str:
+    """The part of a version that has to be the same: a site's torch may be built for other devices (2.13.0+rocm7)."""
+    plain = str(version).partition("+")[0]
+    return ".".join(plain.split(".")[:2]) if key == "python" else plain
+
+
+def versions_problem(told: str) -> str | None:
+    """What of a site's versions differs from the driver's, or None."""
+    import platform
+
+    from apps.base.versions import code_version
+
+    try:
+        theirs = dict(json.loads(told))
+    except (ValueError, TypeError):
+        return f"its python is none: it says {told[:REASON_LENGTH]!r}"
+    ours = {"python": platform.python_version(), "crossfed": code_version(), **library_versions()}
+    differ = [
+        f"{key} {theirs.get(key)} instead of {value}"
+        for key, value in ours.items()
+        if _counting(key, theirs.get(key)) != _counting(key, value)
+    ]
+    return ", ".join(differ) or None

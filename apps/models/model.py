@@ -146,12 +146,18 @@ def _tiny(spec: ModelSpec) -> tuple[Any, Any]:
     width = size["width"]
     heads = max(2, width // 64)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=width, num_hidden_layers=size["layers"],
-        num_attention_heads=heads, num_key_value_heads=heads,
-        intermediate_size=max(32, round(width * 8 / 3 / 32) * 32), max_position_embeddings=512,
-        tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        num_hidden_layers=size["layers"],
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        intermediate_size=max(32, round(width * 8 / 3 / 32) * 32),
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec["seed"])
         return LlamaForCausalLM(config).to(getattr(torch, spec["dtype"])), tokenizer
@@ -164,10 +170,13 @@ def _with_adapter(network: PreTrainedModel, adapter: AdapterSpec) -> Any:
     layers = network.config.num_hidden_layers
     last = adapter["last_layers"]
     config = LoraConfig(
-        r=adapter["rank"], lora_alpha=alpha, lora_dropout=adapter["dropout"], task_type="CAUSAL_LM",
+        r=adapter["rank"],
+        lora_alpha=alpha,
+        lora_dropout=adapter["dropout"],
+        task_type="CAUSAL_LM",
         target_modules=_linear_modules(network) if adapter["targets"] == "all-linear" else adapter["targets"],
         layers_to_transform=list(range(layers - last, layers)) if last else None,
-    )  # fmt: skip
+    )
     return get_peft_model(network, config)
 
 
@@ -190,10 +199,7 @@ def _named_state(network: Any, adapted: bool) -> dict[str, torch.Tensor]:
         pairs = [(n.replace(".default.", "."), p) for n, p in network.named_parameters() if ".lora_" in n]
         return dict(pairs)
     kept = set(network.state_dict())  # leaves out buffers that are not part of the model
-    return {
-        **dict(network.named_parameters()),
-        **{n: b for n, b in network.named_buffers() if n in kept},
-    }
+    return {**dict(network.named_parameters()), **{n: b for n, b in network.named_buffers() if n in kept}}
 
 
 def _restart_adapters(model: Model) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from apps.base import errors
-from apps.training.deadline import StopRequest
+from apps.base.stop import StopRequest
 
 logger = logging.getLogger(__name__)
 STOP = b"s"

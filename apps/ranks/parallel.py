@@ -117,9 +117,10 @@ def _shard(model: Model, base: Any, parallel: Parallel, precision: str, team: Te
         "mesh": init_device_mesh(kind, (team.size,)),
         "reshard_after_forward": parallel["sharding"] == "full_shard",
         "offload_policy": CPUOffloadPolicy(pin_memory=kind != "cpu") if parallel["offload"] else OffloadPolicy(),
-        "mp_policy": MixedPrecisionPolicy(torch.bfloat16, torch.float32) if precision == "bf16"
+        "mp_policy": MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+        if precision == "bf16"
         else MixedPrecisionPolicy(),
-    }  # fmt: skip
+    }
     names = _names_inside(model)
     for unit in _units(base):
         fully_shard(unit, **options)

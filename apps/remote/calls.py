@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 from apps.base import errors
 from apps.base.errors import CrossfedError, TaskError
 
-FUNCTIONS = ("apps.train:enrol", "apps.train:local_train", "apps.site:look", "apps.site:examine", "apps.block:ready")
+FUNCTIONS = ("apps.train:enrol", "apps.train:local_train", "apps.site:look", "apps.site:examine", "apps.site:ready")
 FIELDS: dict[str, type] = {"what": str, "site": str, "round": int, "file": str, "remedy": str}
 
 
@@ -50,9 +50,13 @@ def find_function(name: str) -> Callable[..., Any]:
 
 def error_record(error: CrossfedError) -> ErrorRecord:
     return ErrorRecord(
-        kind=type(error).__name__, what=error.what, site=error.site, round=error.round,
-        file=error.file, remedy=error.remedy,
-    )  # fmt: skip
+        kind=type(error).__name__,
+        what=error.what,
+        site=error.site,
+        round=error.round,
+        file=error.file,
+        remedy=error.remedy,
+    )
 
 
 def error_from(record: Any) -> CrossfedError:

@@ -1,8 +1,8 @@
-"""The project's own Python at a site: takes calls as lines of JSON, and answers each with a line.
+"""The project's own Python at a site: takes calls as lines of JSON and answers each with a line.
 
-``python -m apps.remote.site_worker PARENT``, started by the endpoint's worker of that process id. It stays between calls, so
-that model and data stay loaded, and goes with the worker: it is told by a signal, which a training takes as the request
-to save and stop.
+``python -m apps.remote.site_worker PARENT``, started by the endpoint's worker of that process id. It stays between
+calls, so that model and data stay loaded, and ends with the worker: a signal says so, which a training takes as the
+request to save and stop.
 """
 
 from __future__ import annotations

@@ -10,17 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apps.artifacts.manifests import Manifest, identity, write_manifest
+from apps.artifacts.manifests import Manifest, write_manifest
 from apps.artifacts.store import Artifact, artifact_path, load_tensors, verify
 from apps.base.errors import ArtifactError, BlockTooShort, Unfinished, UserMistake, VersionMismatch
 from apps.base.files import inside, remove_unfinished
+from apps.base.identity import identity
+from apps.base.stop import StopRequest
 from apps.models.batches import DataSpec, Sample, encode, seed_of
 from apps.models.model import Model, load_model, set_state
-from apps.pipeline import run_pipeline
 from apps.ranks.parallel import load_device, spread
 from apps.ranks.process_group import Team
 from apps.training.checkpoints import Checkpoints, Diary
-from apps.training.deadline import StopRequest, Watch, block_end
+from apps.training.deadline import Watch, block_end
 from apps.training.loop import Attempt, Outcome, train
 from apps.training.optimization import optimizer_tensors
 from apps.training.progress import ProgressFile
@@ -61,10 +62,15 @@ def attempt_task(task: Task, team: Team, stop: StopRequest) -> Manifest | None:
     spread_model = spread(loaded.model, parallel, spec["precision"], team)
     watch = _watch(task, diary, stop)
     attempt = Attempt(
-        team=team, watch=watch, checkpoints=checkpoints, report=progress.step if team.writes else _silent,
-        forward=spread_model.forward, hold_back=spread_model.hold_back, autocast=spread_model.autocast,
+        team=team,
+        watch=watch,
+        checkpoints=checkpoints,
+        report=progress.step if team.writes else _silent,
+        forward=spread_model.forward,
+        hold_back=spread_model.hold_back,
+        autocast=spread_model.autocast,
         micro_batch=parallel["micro_batch"],
-    )  # fmt: skip
+    )
     seed = seed_of(task.work["seed"], task.place["site"], task.place["round"])
     outcome = train(loaded.model, loaded.samples, spec, seed, loaded.moments, attempt)
     _require_enough(outcome, task)
@@ -130,8 +136,7 @@ def _save(task: Task, team: Team, model: Model, outcome: Outcome) -> Artifact | 
     """The update in the site's store, and the moments if the campaign keeps them; all ranks take part."""
     if task.order["training"]["keep_optimizer"]:
         _keep_optimizer(task, team, model, outcome)
-    update = dict(run_pipeline(model.trained.items(), stages=[]))
-    return team.write(task.root / "artifacts", update, "update")
+    return team.write(task.root / "artifacts", model.trained, "update")
 
 
 def _manifest(
@@ -139,14 +144,30 @@ def _manifest(
 ) -> Manifest:
     done = outcome.standing
     return Manifest(
-        task_id=task.id, code_version=task.work["code_version"], site=task.place["site"], round=task.place["round"],
-        base=task.base["artifact"]["sha256"], artifact=artifact, store=str(task.root / "artifacts"),
-        steps_done=done.steps, steps_asked=task.order["training"]["steps"], samples=outcome.samples,
-        shard_samples=task.shard["samples"], tokens=done.tokens, loss_first=done.losses[0],
-        loss_last=done.losses[-1], train_s=done.seconds, attempts=diary["attempts"], load_s=loaded.load_s,
-        tokens_per_s=done.tokens / max(done.seconds, 1e-9), padding=outcome.padding,
-        optimizer=loaded.optimizer, started=started, ended=time.time(), reused=False,
-    )  # fmt: skip
+        task_id=task.id,
+        code_version=task.work["code_version"],
+        site=task.place["site"],
+        round=task.place["round"],
+        base=task.base["artifact"]["sha256"],
+        artifact=artifact,
+        store=str(task.root / "artifacts"),
+        steps_done=done.steps,
+        steps_asked=task.order["training"]["steps"],
+        samples=outcome.samples,
+        shard_samples=task.shard["samples"],
+        tokens=done.tokens,
+        loss_first=done.losses[0],
+        loss_last=done.losses[-1],
+        train_s=done.seconds,
+        attempts=diary["attempts"],
+        load_s=loaded.load_s,
+        tokens_per_s=done.tokens / max(done.seconds, 1e-9),
+        padding=outcome.padding,
+        optimizer=loaded.optimizer,
+        started=started,
+        ended=time.time(),
+        reused=False,
+    )
 
 
 def require_same_base(model: Model, base: dict[str, Any]) -> None:

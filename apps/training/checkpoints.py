@@ -116,10 +116,8 @@ def _random_states(team: Team) -> dict[str, torch.Tensor]:
     if team.device != "cpu":
         states["device"] = torch.get_device_module(team.device).get_rng_state(team.device)
     return {
-        f"random/{name}/{rank}": state
-        for name, own in states.items()
-        for rank, state in enumerate(team.gathered(own))
-    }  # fmt: skip
+        f"random/{name}/{rank}": state for name, own in states.items() for rank, state in enumerate(team.gathered(own))
+    }
 
 
 def restore(path: Path, team: Team, trained: Mapping[str, torch.Tensor], optimizer: Any) -> Standing:

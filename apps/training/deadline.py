@@ -9,12 +9,10 @@ from __future__ import annotations
 import logging
 import math
 import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Mapping
+
+from apps.base.stop import StopRequest
 
 logger = logging.getLogger(__name__)
 END_VARIABLES = ("SLURM_JOB_END_TIME", "CROSSFED_BLOCK_END")  # the scheduler's word and that of our batch script
@@ -35,30 +33,6 @@ def block_end(environment: Mapping[str, str] | None = None) -> float | None:
         except ValueError:
             logger.warning("%s is %r, not a time", name, values[name])
     return min((end for end in ends if math.isfinite(end) and end > 0), default=None)
-
-
-class StopRequest:
-    """Whether somebody has asked this training to stop."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __call__(self, *_: Any) -> None:
-        self.asked = True
-
-
-@contextmanager
-def stop_on_sigterm() -> Iterator[StopRequest]:
-    """SIGTERM becomes a request for as long as the block runs, where this is the main thread."""
-    request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
-    before = signal.signal(signal.SIGTERM, request)
-    try:
-        yield request
-    finally:
-        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
 
 
 class Watch:

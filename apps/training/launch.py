@@ -15,10 +15,10 @@ from pathlib import Path
 from apps.artifacts.manifests import Manifest
 from apps.base.errors import CrossfedError, RanksLost, TaskError, UserMistake
 from apps.base.files import inside, write_json
+from apps.base.stop import StopRequest
 from apps.ranks.control_line import WorkerEnd
 from apps.ranks.launchers import launch_command, launch_environment, meeting_address
 from apps.ranks.parallel import ranks_of
-from apps.training.deadline import StopRequest
 from apps.training.task import Task, found_answer
 
 logger = logging.getLogger(__name__)
@@ -47,10 +47,16 @@ def train_as_ranks(task: Task, stop: StopRequest) -> Manifest:
     store = TCPStore(address, 0, is_master=True, wait_for_workers=False)  # here, so that no port has to be guessed
     line = WorkerEnd(address)
     job = logs / f"{task.id}.json"
-    write_json(job, {
-        "task": asdict(task), "ranks": ranks_of(parallel), "logs": str(logs), "lifeline": line.address,
-        "meeting": [address, store.port],
-    })  # fmt: skip
+    write_json(
+        job,
+        {
+            "task": asdict(task),
+            "ranks": ranks_of(parallel),
+            "logs": str(logs),
+            "lifeline": line.address,
+            "meeting": [address, store.port],
+        },
+    )
     process = _start(task, job, logs / "launcher.log")
     try:
         _look_after(process, line, stop, ranks_of(parallel))

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 from apps.base.errors import TrainingError
 from apps.models.batches import Sample, collate, padding_share, plan_batches
@@ -21,34 +21,12 @@ from apps.ranks.process_group import Team
 from apps.training.checkpoints import Checkpoints, Standing, restore
 from apps.training.deadline import Watch
 from apps.training.optimization import make_optimizer, optimizer_tensors, rate_factor, update_parameters
+from apps.training.spec import TrainingSpec
 
 if TYPE_CHECKING:
     import torch
 
 Report = Callable[[int, float, float], None]  # steps done, loss, tokens per second
-
-
-class TrainingSpec(TypedDict):
-    """How a site trains in one round, in plain values."""
-
-    steps: int
-    batch_size: int
-    accumulate: int  # batches per step
-    learning_rate: float
-    schedule: str  # constant, linear or cosine
-    final_factor: float  # of the learning rate at the end of a decay
-    warmup_steps: int  # of the campaign, not of the round
-    start_step: int  # steps of the campaign before this round
-    total_steps: int  # steps of the whole campaign
-    weight_decay: float
-    clip_norm: float | None
-    proximal_mu: float
-    precision: str  # "no" or "bf16": mixed precision
-    device: str
-    keep_optimizer: bool
-    checkpoint_s: float  # between two saves; no part of the work's identity
-    on_walltime: str  # "finish" in the next block, or "return" what is done; no part of the work's identity
-    until: float | None  # UNIX time: the step during which it passes is the last; no part of the work's identity
 
 
 @dataclass
@@ -139,7 +117,7 @@ def train(
     assert cut or standing.steps in (saved, spec["steps"])
     return Outcome(
         standing, standing.steps - first, bool(cut), sum(map(len, done)), padding_share(done, lengths), optimizer
-    )  # fmt: skip
+    )
 
 
 def _rate(spec: TrainingSpec, step: int) -> float:

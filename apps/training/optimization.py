@@ -11,7 +11,7 @@ from apps.training.checkpoints import set_moments
 if TYPE_CHECKING:
     import torch
 
-    from apps.training.loop import TrainingSpec
+    from apps.training.spec import TrainingSpec
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 
@@ -38,11 +38,7 @@ def make_optimizer(
     import torch
 
     optimizer = torch.optim.AdamW(
-        list(trained.values()),
-        lr=spec["learning_rate"],
-        betas=BETAS,
-        eps=EPSILON,
-        weight_decay=spec["weight_decay"],
+        list(trained.values()), lr=spec["learning_rate"], betas=BETAS, eps=EPSILON, weight_decay=spec["weight_decay"]
     )
     carried = moments or {}
     for name, parameter in trained.items():

@@ -47,9 +47,15 @@ class ProgressFile:
     def _write(self, phase: str, step: int, loss: float | None, tokens_per_s: float) -> None:
         self.written = time.monotonic()
         record = Progress(
-            task_id=self.task_id, round=self.round, phase=phase, step=step, steps=self.steps,
-            loss=loss, tokens_per_s=tokens_per_s, time=time.time(),
-        )  # fmt: skip
+            task_id=self.task_id,
+            round=self.round,
+            phase=phase,
+            step=step,
+            steps=self.steps,
+            loss=loss,
+            tokens_per_s=tokens_per_s,
+            time=time.time(),
+        )
         temporary = self.path.with_suffix(".part")
         with suppress(OSError):
             temporary.write_text(json.dumps(record))

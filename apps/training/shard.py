@@ -140,10 +140,5 @@ def _write(folder: Path, source: str, split: str, tasks: Sequence[str], per_task
 
 
 def _index_bytes(request: dict[str, Any], fingerprint: str | None, shard: Shard) -> bytes:
-    known = {
-        "request": request,
-        "fingerprint": fingerprint,
-        "sha256": shard.sha256,
-        "per_task": shard.per_task,
-    }
+    known = {"request": request, "fingerprint": fingerprint, "sha256": shard.sha256, "per_task": shard.per_task}
     return (json.dumps(known, indent=1) + "\n").encode()

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
-from apps.artifacts.manifests import Manifest, Place, find_manifest, identity
+from apps.artifacts.manifests import Manifest, find_manifest
+from apps.base.identity import Place, identity
 from apps.models.batches import DataSpec
 from apps.models.model import ModelSpec
 from apps.ranks.parallel import Parallel
-from apps.training.loop import TrainingSpec
+from apps.training.spec import TrainingSpec
 
 PARALLEL_ELSEWHERE = ("launch", "interface")  # how ranks are started and meet does not change what they compute
 TRAINING_ELSEWHERE = ("checkpoint_s", "on_walltime", "until")  # none changes what a whole training comes to
@@ -65,14 +66,22 @@ class Task:
 def task_identity(place: Place, work: SiteWork, order: Order, base: dict[str, Any], shard: dict[str, Any]) -> str:
     """Names the work: code version, base model, shard, settings, ranks, round and site; not where files lie, and not
     in how many attempts it is done."""
-    return identity({
-        "code": work["code_version"], "base": base["artifact"]["sha256"], "shard": shard["shard_sha256"],
-        "model": work["model"], "data": _without(work["data"], "source"),
-        "training": _without(order["training"], *TRAINING_ELSEWHERE),
-        "parallel": _without(work["parallel"], *PARALLEL_ELSEWHERE),
-        "optimizer_from": order["optimizer_from"],
-        "seed": work["seed"], "round": place["round"], "site": place["site"], "threads": work["threads"],
-    })  # fmt: skip
+    return identity(
+        {
+            "code": work["code_version"],
+            "base": base["artifact"]["sha256"],
+            "shard": shard["shard_sha256"],
+            "model": work["model"],
+            "data": _without(work["data"], "source"),
+            "training": _without(order["training"], *TRAINING_ELSEWHERE),
+            "parallel": _without(work["parallel"], *PARALLEL_ELSEWHERE),
+            "optimizer_from": order["optimizer_from"],
+            "seed": work["seed"],
+            "round": place["round"],
+            "site": place["site"],
+            "threads": work["threads"],
+        }
+    )
 
 
 def _without(values: Any, *keys: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The trainer program: one rank of a training. ``python -m apps.training.trainer JOB.json``, started by the site's launcher."""
+"""Run one rank of a training: ``python -m apps.training.trainer JOB.json``, started by the site's launcher."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from apps.base.errors import CrossfedError, placed
+from apps.base.stop import StopRequest
 from apps.ranks.control_line import RankEnd
 from apps.ranks.launchers import Seat, find_seat, team_of, unmask_devices
 from apps.training.attempt import attempt_task
-from apps.training.deadline import StopRequest
 from apps.training.task import Task
 
 

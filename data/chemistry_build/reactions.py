@@ -36,18 +36,12 @@ class Reaction:
 
 
 RULES = (
-    Rule(
-        "esterification",
-        "[CX3:1](=[OX1:2])-;!@[OX2:3]-;!@[#6;!$([#6]=[O,N,S]):4]>>[C:1](=[O:2])O.[O:3][#6:4]",
-    ),
+    Rule("esterification", "[CX3:1](=[OX1:2])-;!@[OX2:3]-;!@[#6;!$([#6]=[O,N,S]):4]>>[C:1](=[O:2])O.[O:3][#6:4]"),
     Rule(
         "amide formation",
         "[CX3;!$(C(N)(=O)[N,O]):1](=[OX1:2])-;!@[NX3;!$(N~[#7,#8]);!$(N(C=O)C=O):3]>>[C:1](=[O:2])Cl.[N:3]",
     ),
-    Rule(
-        "ether formation",
-        "[#6;!$(C=[O,N]):1]-;!@[OX2:2]-;!@[CX4;!$(C([#8])[#8]);H1,H2,H3:3]>>[#6:1][O:2].[C:3]Br",
-    ),
+    Rule("ether formation", "[#6;!$(C=[O,N]):1]-;!@[OX2:2]-;!@[CX4;!$(C([#8])[#8]);H1,H2,H3:3]>>[#6:1][O:2].[C:3]Br"),
     Rule("sulfide formation", "[#6:1][SX2:2]-;!@[CX4;H1,H2,H3:3]>>[#6:1][S:2].[C:3]Br"),
     Rule(
         "reductive amination",
@@ -57,10 +51,7 @@ RULES = (
     Rule("imine formation", "[CX3;H1,$(C([#6])[#6]);!$(C[#8]):1]=;!@[NX2:2]-[#6:3]>>[C:1]=O.[N:2][#6:3]"),
     Rule("sulfonamide formation", "[SX4:1](=[O:2])(=[O:3])[NX3:4]>>[S:1](=[O:2])(=[O:3])Cl.[N:4]"),
     Rule("urea formation", "[NX3;H1:1]-;!@[CX3:2](=[OX1:3])-;!@[NX3:4]>>[N:1]=[C:2]=[O:3].[N:4]"),
-    Rule(
-        "carbamate formation",
-        "[NX3;H1:1]-;!@[CX3:2](=[OX1:3])-;!@[OX2:4][#6:5]>>[N:1]=[C:2]=[O:3].[O:4][#6:5]",
-    ),
+    Rule("carbamate formation", "[NX3;H1:1]-;!@[CX3:2](=[OX1:3])-;!@[OX2:4][#6:5]>>[N:1]=[C:2]=[O:3].[O:4][#6:5]"),
     Rule("nitro reduction", "[c:1][NH2:2]>>[c:1][N+:2](=O)[O-]", "[H][H]"),
     Rule("nitration", "[c:1][N+](=O)[O-]>>[cH:1]", "O=[N+]([O-])O"),
     Rule("bromination", "[c:1][Br]>>[cH:1]", "BrBr"),

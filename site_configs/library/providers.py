@@ -138,8 +138,12 @@ class Tamed(ClusterProvider):
         values = [f"{name}={value}" for name, value in self.block.command_environment.items()]
         process = subprocess.Popen(
             ["env", *(word for name in hidden for word in ("-u", name)), *values, *shlex.split(cmd)],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        )  # fmt: skip
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
         try:
             out, error = process.communicate(timeout=limit_s)
             self._said = process.returncode, out, error
@@ -248,17 +252,32 @@ class SlurmBlocks(Tamed, SlurmProvider):
     """
 
     def __init__(
-        self, block: Block, *, directives: Sequence[str] = (), worker_init: str = "", job_prefix: str = "crossfed",
-        tasks_per_node: int = 1, poll_s: int = 60, command_timeout_s: int = 60,
-    ) -> None:  # fmt: skip
+        self,
+        block: Block,
+        *,
+        directives: Sequence[str] = (),
+        worker_init: str = "",
+        job_prefix: str = "crossfed",
+        tasks_per_node: int = 1,
+        poll_s: int = 60,
+        command_timeout_s: int = 60,
+    ) -> None:
         self._tame(block, job_prefix, tasks_per_node, poll_s)
         minutes = -(-block.walltime_s // 60)  # Slurm's limits have minutes; the block's own end is kept by the trainer
         SlurmProvider.__init__(
-            self, account=block.account or None, nodes_per_block=block.nodes, init_blocks=0, min_blocks=0, max_blocks=1,
-            walltime=format_walltime(60 * minutes), exclusive=False, launcher=OnFirstNode(),
+            self,
+            account=block.account or None,
+            nodes_per_block=block.nodes,
+            init_blocks=0,
+            min_blocks=0,
+            max_blocks=1,
+            walltime=format_walltime(60 * minutes),
+            exclusive=False,
+            launcher=OnFirstNode(),
             scheduler_options="\n".join(f"#SBATCH {directive}" for directive in directives),
-            worker_init=worker_init, cmd_timeout=command_timeout_s,
-        )  # fmt: skip
+            worker_init=worker_init,
+            cmd_timeout=command_timeout_s,
+        )
 
     def execute_wait(self, cmd: str, timeout: int | None = None) -> tuple[int, str, str]:
         """As above; Parsl's question, while a provider is made, whether sacct works is of no use here."""
@@ -274,16 +293,34 @@ class PbsBlocks(Tamed, PBSProProvider):
     """
 
     def __init__(
-        self, block: Block, *, directives: Sequence[str] = (), worker_init: str = "", job_prefix: str = "crossfed",
-        tasks_per_node: int = 1, poll_s: int = 60, command_timeout_s: int = 60, cores: int = 1, select: str = "",
-    ) -> None:  # fmt: skip
+        self,
+        block: Block,
+        *,
+        directives: Sequence[str] = (),
+        worker_init: str = "",
+        job_prefix: str = "crossfed",
+        tasks_per_node: int = 1,
+        poll_s: int = 60,
+        command_timeout_s: int = 60,
+        cores: int = 1,
+        select: str = "",
+    ) -> None:
         self._tame(block, job_prefix, tasks_per_node, poll_s)
         row = block.queue
         queue = row.name if row.submit_to is None else row.submit_to
         PBSProProvider.__init__(
-            self, account=block.account or None, queue=queue or None, nodes_per_block=block.nodes,
+            self,
+            account=block.account or None,
+            queue=queue or None,
+            nodes_per_block=block.nodes,
             scheduler_options="\n".join(f"#PBS {directive}" for directive in directives),
-            select_options=select, cpus_per_node=cores, init_blocks=0, min_blocks=0, max_blocks=1,
-            walltime=format_walltime(block.walltime_s), launcher=OnFirstNode(), worker_init=worker_init,
+            select_options=select,
+            cpus_per_node=cores,
+            init_blocks=0,
+            min_blocks=0,
+            max_blocks=1,
+            walltime=format_walltime(block.walltime_s),
+            launcher=OnFirstNode(),
+            worker_init=worker_init,
             cmd_timeout=command_timeout_s,
-        )  # fmt: skip
+        )

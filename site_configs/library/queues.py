@@ -82,9 +82,7 @@ def _candidates(queues: Sequence[Queue], name: str | None) -> list[Queue]:
 
 
 def _admits(queue: Queue, nodes: int, walltime_s: int) -> bool:
-    return (
-        queue.min_nodes <= nodes <= queue.max_nodes and queue.min_walltime_s <= walltime_s <= queue.max_walltime_s
-    )  # fmt: skip
+    return queue.min_nodes <= nodes <= queue.max_nodes and queue.min_walltime_s <= walltime_s <= queue.max_walltime_s
 
 
 def _preference(queue: Queue) -> tuple[bool, int, int]:

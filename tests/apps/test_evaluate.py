@@ -12,9 +12,9 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
 
 from apps import evaluate as subject
-from apps.artifacts.manifests import Place
 from apps.artifacts.store import artifact_path, save_tensors
 from apps.base.errors import ArtifactError, UserMistake, VersionMismatch
+from apps.base.identity import Place
 from apps.base.versions import code_version
 from apps.models.batches import encode
 from apps.models.model import model as models
@@ -32,13 +32,22 @@ DATA = {
     "loss_on": "answer",
 }
 SIZE = {
-    "vocab_size": 768, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "intermediate_size": 48, "head_dim": 16,
-}  # fmt: skip
+    "vocab_size": 768,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "intermediate_size": 48,
+    "head_dim": 16,
+}
 SIZE_OF_OPT = {
-    "vocab_size": 768, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2,
-    "ffn_dim": 48, "word_embed_proj_dim": 32,
-}  # fmt: skip
+    "vocab_size": 768,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "ffn_dim": 48,
+    "word_embed_proj_dim": 32,
+}
 OTHERS = {  # kinds whose forward pass has more to it
     "gemma2": {"final_logit_softcapping": 3.0, "sliding_window": 8},
     "granite": {"logits_scaling": 4.0},
@@ -71,9 +80,15 @@ def spec(**changes) -> models.ModelSpec:
 
 def work(store: Path, **changes) -> subject.EvaluationWork:
     given = {
-        "store": str(store), "model": spec(), "data": DATA, "split": "test", "batch_size": 4, "threads": 1,
-        "device": "cpu", "code_version": code_version(),
-    }  # fmt: skip
+        "store": str(store),
+        "model": spec(),
+        "data": DATA,
+        "split": "test",
+        "batch_size": 4,
+        "threads": 1,
+        "device": "cpu",
+        "code_version": code_version(),
+    }
     return given | changes
 
 

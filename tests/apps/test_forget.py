@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from apps.artifacts.manifests import Place
 from apps.base.errors import StorageError
-from apps.tidy import forget
+from apps.base.identity import Place
+from apps.transfer import forget
 
 PLACE = Place(site="aurora", round=3)
 SHAS = [letter * 64 for letter in "abcd"]

@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from apps import server
 from apps.artifacts.lora import METHODS, is_trained
-from apps.artifacts.manifests import Place
 from apps.artifacts.store import artifact_path, load_tensors, save_tensors, verify
 from apps.base.errors import ArtifactError, StorageError, TaskError, VersionMismatch
+from apps.base.identity import Place
 from apps.base.versions import code_version
 from apps.models.model import load_model
 from apps.server import aggregate, prepare, save_model
@@ -33,9 +33,12 @@ def work(store: Path, method: str | None = None, **changes) -> server.ServerWork
         "last_layers": None,
     }
     model = {
-        "source": "tiny", "dtype": "float32", "seed": 1, "adapter": adapter if method else None,
+        "source": "tiny",
+        "dtype": "float32",
+        "seed": 1,
+        "adapter": adapter if method else None,
         "tiny": {"width": 32, "layers": 1},
-    }  # fmt: skip
+    }
     return {"store": str(store), "model": model, "threads": 1, "code_version": code_version()} | changes
 
 

@@ -16,8 +16,11 @@ from apps.training.leases import claim
 def test_an_empty_site(tmp_path):
     sight = look(PLACE, str(tmp_path))
     assert {k: v for k, v in sight.items() if k != "time"} == {
-        "progress": None, "claims": [], "checkpoint": None, "finished": None,
-    }  # fmt: skip
+        "progress": None,
+        "claims": [],
+        "checkpoint": None,
+        "finished": None,
+    }
     assert abs(sight["time"] - time.time()) < 60
     assert list(tmp_path.iterdir()) == []
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from training_site import PARALLEL, PLACE, TRAINING, Site, data_spec, model_spec
 
-from apps.artifacts.manifests import Place, find_manifest, manifest_path
+from apps.artifacts.manifests import find_manifest, manifest_path
 from apps.artifacts.store import artifact_path, load_tensors, save_tensors, verify
 from apps.base.errors import ArtifactError, StorageError, TrainingError, UserMistake, VersionMismatch
+from apps.base.identity import Place
 from apps.train import enrol
 from apps.training.progress import read_progress
 from apps.training.task import task_identity
@@ -112,15 +113,30 @@ def test_other_work_has_another_name(site):
         return task_identity(place, work, order, base, shard)
 
     same = [
-        name(), name(attempt=2), name(root="/elsewhere"), name(data=data_spec(source="/elsewhere")),
-        name(checkpoint_s=1.0), name(on_walltime="return"), name(parallel=PARALLEL | {"launch": ["srun"]}),
-    ]  # fmt: skip
+        name(),
+        name(attempt=2),
+        name(root="/elsewhere"),
+        name(data=data_spec(source="/elsewhere")),
+        name(checkpoint_s=1.0),
+        name(on_walltime="return"),
+        name(parallel=PARALLEL | {"launch": ["srun"]}),
+    ]
     others = [
-        name(Place(site="aurora", round=2)), name(Place(site="frontier", round=1)), name(optimizer_from="t"),
-        name(steps=3), name(learning_rate=0.02), name(seed=4), name(threads=2), name(code_version="x"), name(base="c"),
-        name(shard="t"), name(model=model_spec("fedit")), name(data=data_spec(max_tokens=50)),
-        name(parallel=PARALLEL | {"ranks_per_node": 2}), name(parallel=PARALLEL | {"micro_batch": 1}),
-    ]  # fmt: skip
+        name(Place(site="aurora", round=2)),
+        name(Place(site="frontier", round=1)),
+        name(optimizer_from="t"),
+        name(steps=3),
+        name(learning_rate=0.02),
+        name(seed=4),
+        name(threads=2),
+        name(code_version="x"),
+        name(base="c"),
+        name(shard="t"),
+        name(model=model_spec("fedit")),
+        name(data=data_spec(max_tokens=50)),
+        name(parallel=PARALLEL | {"ranks_per_node": 2}),
+        name(parallel=PARALLEL | {"micro_batch": 1}),
+    ]
     assert len(set(same)) == 1
     assert len({*same, *others}) == 1 + len(others)
 

@@ -10,8 +10,8 @@ import pytest
 import training_site
 from training_site import PLACE, Site, wait_until
 
-from apps.artifacts.manifests import Place
 from apps.base.errors import BlockTooShort, TrainingError, Unfinished
+from apps.base.identity import Place
 from apps.training.loop import attempt as local_training
 from apps.training.loop import deadline
 from apps.training.progress import read_progress

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from apps import transfer
-from apps.artifacts.manifests import Place
 from apps.artifacts.store import artifact_path, save_tensors, verify
 from apps.base.errors import ArtifactError, StorageError, UpdateRefused
+from apps.base.identity import Place
 from apps.transfer import move, stage_in, stage_out
 
 PLACE = Place(site="aurora", round=2)

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/aggregation.py [--repetitions 5] [--scale 1.0] [--folder FOLDER]
 
-ours     apps.artifacts.weighted_sum.weighted_sum: streams over the files, hashes the result on the way, waits for the disk
+ours     apps.artifacts.weighted_sum: streams over the files, hashes the result on the way, waits for the disk
 running  safetensors load_file of one update after another, a running sum, divided, save_file
 hashed   as running, then the SHA-256 of the result, which our promises need as well
 stack    load_file of all updates, stack, mean, save_file
@@ -96,8 +96,11 @@ def measure(method: str, folder: Path) -> dict[str, float]:
 
     torch.set_num_threads(1)
     functions: dict[str, Callable[[Sequence[Path], Path], None]] = {
-        "ours": ours, "running": running, "hashed": hashed, "stack": stack,
-    }  # fmt: skip
+        "ours": ours,
+        "running": running,
+        "hashed": hashed,
+        "stack": stack,
+    }
     paths = sorted(folder.glob("*.safetensors"))
     with tempfile.TemporaryDirectory(dir=folder) as out:
         forget_peak()

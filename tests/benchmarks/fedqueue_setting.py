@@ -43,11 +43,16 @@ def played(section: dict[str, Any], steps: int, slowest: float, sigma: float, me
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         room = tuple(
             Facility(
-                f"site{k + 1}", 0.25 * slowest ** (k / 3), max_jobs=1, idle_timeout_s=0.0, startup_s=0.0, saving_s=0.0,
+                f"site{k + 1}",
+                0.25 * slowest ** (k / 3),
+                max_jobs=1,
+                idle_timeout_s=0.0,
+                startup_s=0.0,
+                saving_s=0.0,
                 latency_s=0.0,
             )
             for k in range(4)
-        )  # fmt: skip
+        )
         strategy = TypeAdapter(AnySection).validate_python(section).strategy(10**9, steps)
         waits = LogNormalWaits(seed, (mean_s,) * 4, sigma)
         problem = Digits(4, options.alpha, seed, nbytes=0.0)

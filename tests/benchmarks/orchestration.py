@@ -23,8 +23,11 @@ from unittest import mock
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent.parent), str(Path(__file__).resolve().parent.parent)]
 PARAMETERS = 100_000
-OTHERS = {"APPFL 1.12 (serial default)": (0.12, 0.05), "NVIDIA FLARE 2.9 (simulator)": (0.39, 0.37),
-          "Flower 1.42 (in-process)": (6.1, 3.9)}  # fmt: skip
+OTHERS = {
+    "APPFL 1.12 (serial default)": (0.12, 0.05),
+    "NVIDIA FLARE 2.9 (simulator)": (0.39, 0.37),
+    "Flower 1.42 (in-process)": (6.1, 3.9),
+}
 
 
 def prepare(place: dict, work: dict) -> dict[str, Any]:
@@ -48,16 +51,31 @@ def local_train(place: dict, work: dict, order: dict, base: dict, shard: dict) -
     tensors = load_tensors(artifact_path(store, base["artifact"]))
     artifact = save_tensors(store, {"w": tensors["w"] + 1e-3 * (1 + int(place["site"][-2:]))}, "update")
     return {
-        "task_id": f"{place['site']}-{place['round']}", "site": place["site"], "round": place["round"],
-        "base": base["artifact"]["sha256"], "artifact": artifact, "store": str(store), "steps_done": 1,
-        "samples": 1, "train_s": 0.0, "started": now, "ended": time.time(),
-    }  # fmt: skip
+        "task_id": f"{place['site']}-{place['round']}",
+        "site": place["site"],
+        "round": place["round"],
+        "base": base["artifact"]["sha256"],
+        "artifact": artifact,
+        "store": str(store),
+        "steps_done": 1,
+        "samples": 1,
+        "train_s": 0.0,
+        "started": now,
+        "ended": time.time(),
+    }
 
 
 def evaluate(place: dict, work: dict, candidate: dict, who: str) -> dict[str, Any]:
     now = time.time()
-    return {"who": who, "round": place["round"], "artifact": candidate["artifact"], "tasks": {}, "mean_loss": 0.0,
-            "started": now, "ended": now}  # fmt: skip
+    return {
+        "who": who,
+        "round": place["round"],
+        "artifact": candidate["artifact"],
+        "tasks": {},
+        "mean_loss": 0.0,
+        "started": now,
+        "ended": now,
+    }
 
 
 def save_model(place: dict, work: dict, final: dict, folder: str) -> dict[str, Any]:
@@ -70,20 +88,30 @@ def in_threads(plan: Any, run_dir: Path, memoizer: Any, *_: Any) -> Any:
 
     labels = [*plan.sites, "server", "evaluator"]
     executors = [ThreadPoolExecutor(label=label, max_threads=1) for label in labels]
-    return Config(executors=executors, memoizer=memoizer, run_dir=str(run_dir / "parsl"), initialize_logging=False,
-                  strategy="none", usage_tracking=0)  # fmt: skip
+    return Config(
+        executors=executors,
+        memoizer=memoizer,
+        run_dir=str(run_dir / "parsl"),
+        initialize_logging=False,
+        strategy="none",
+        usage_tracking=0,
+    )
 
 
 def campaign_of(sites: int, rounds: int) -> Any:
     from workflows.planning.campaign import Campaign
 
     names = [f"site{i:02d}" for i in range(sites)]
-    return Campaign.model_validate({
-        "name": "orchestration", "rounds": rounds,
-        "model": {"source": "tiny", "tiny": {"width": 32, "layers": 1}, "dtype": "float32"},
-        "training": {"steps": 1, "learning_rate": 0.1}, "evaluation": {"every": 1_000_000, "sites": False},
-        "sites": {name: {"config": "local", "tasks": ["retrosynthesis"], "data": "embedded"} for name in names},
-    })  # fmt: skip
+    return Campaign.model_validate(
+        {
+            "name": "orchestration",
+            "rounds": rounds,
+            "model": {"source": "tiny", "tiny": {"width": 32, "layers": 1}, "dtype": "float32"},
+            "training": {"steps": 1, "learning_rate": 0.1},
+            "evaluation": {"every": 1_000_000, "sites": False},
+            "sites": {name: {"config": "local", "tasks": ["retrosynthesis"], "data": "embedded"} for name in names},
+        }
+    )
 
 
 def rounds_per_second(sites: int, rounds: int, processes: bool) -> float:

@@ -41,16 +41,18 @@ GRID: dict[str, dict[str, list[Any]]] = {  # keys with a comma are set together
     "fedbuff": {**MIDDLE, "buffer,momentum,rate": [(2, 0.0, 1.0), (2, 0.0, 2.0), (2, 0.5, 1.0), (3, 0.5, 1.0)]},
     "area": {"steps": [5, 20, 40, 100], "buffer": [1, 2, 3, 4]},
     "fedcompass": {
-        "steps": [40], "alpha": [0.5, 0.7, 0.9, 1.0], "min_steps,max_steps": [(2, 10), (5, 40), (10, 40), (20, 100)],
+        "steps": [40],
+        "alpha": [0.5, 0.7, 0.9, 1.0],
+        "min_steps,max_steps": [(2, 10), (5, 40), (10, 40), (20, 100)],
     },
     "fedqueue": {
-        "steps": [40], "window_s": [900.0, 1800.0, 3600.0, 14400.0], "warm_steps": [5, 20],
+        "steps": [40],
+        "window_s": [900.0, 1800.0, 3600.0, 14400.0],
+        "warm_steps": [5, 20],
         "weights": ["steps", "equal"],
     },
-    "fedecho": {
-        "steps": [2, 5, 10, 20], "kappa,rate": [(0.005, 2.0), (0.005, 3.0), (0.01, 2.0), (0.0025, 2.0)],
-    },
-}  # fmt: skip
+    "fedecho": {"steps": [2, 5, 10, 20], "kappa,rate": [(0.005, 2.0), (0.005, 3.0), (0.01, 2.0), (0.0025, 2.0)]},
+}
 
 
 def settings_of(strategy: str) -> list[Setting]:

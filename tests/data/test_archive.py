@@ -94,10 +94,7 @@ def test_several_questions_about_one_molecule(tmp_path: Path) -> None:
         "Can <SMILES> CCO </SMILES> cause eye disorders?",
         "Can <SMILES> CCO </SMILES> cause ear disorders?",
     ]
-    assert [(r["target"], r["raw_output"]) for r in rows] == [
-        ("eye disorders", "Yes"),
-        ("ear disorders", "No"),
-    ]
+    assert [(r["target"], r["raw_output"]) for r in rows] == [("eye disorders", "Yes"), ("ear disorders", "No")]
 
 
 def test_missing_part_names_it(tmp_path: Path, archive: Path) -> None:

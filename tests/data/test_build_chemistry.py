@@ -16,12 +16,7 @@ from data.chemistry_build.molecules import Molecule, kekule_smiles, plain_name
 from data.chemistry_build.properties import hyphenated_cas, is_liquid, properties
 from data.chemistry_build.reactions import REAGENTS, RULES, find_reactions
 from data.chemistry_build.samples import Candidate, candidates, choose
-from data.chemistry_build.splits import (
-    Splits,
-    assign_splits,
-    linked_groups,
-    stable_number,
-)
+from data.chemistry_build.splits import Splits, assign_splits, linked_groups, stable_number
 from data.records import load_records
 from data.tasks import EMBEDDED_TASKS, Record, record
 
@@ -149,8 +144,12 @@ def test_frequent_building_blocks_train() -> None:
 
 def test_linked_groups() -> None:
     assert linked_groups([["c", "b"], ["d", "e"], ["b", "a"], ["z"]]) == {
-        "a": "a", "b": "a", "c": "a", "d": "d", "e": "d",
-    }  # fmt: skip
+        "a": "a",
+        "b": "a",
+        "c": "a",
+        "d": "d",
+        "e": "d",
+    }
 
 
 def test_stable_number_is_the_same_on_every_machine() -> None:
@@ -190,11 +189,7 @@ def test_long_lists_of_groups_say_that_they_are_cut() -> None:
 
 
 def test_small_helpers() -> None:
-    assert (counted(1, "ring"), counted(3, "ring"), counted(11, "ring")) == (
-        "one ring",
-        "three rings",
-        "11 rings",
-    )
+    assert (counted(1, "ring"), counted(3, "ring"), counted(11, "ring")) == ("one ring", "three rings", "11 rings")
     assert hyphenated_cas(" 50000 ") == "50-00-0"
     assert hyphenated_cas("50-00-0") == "50-00-0"
     assert plain_name("ethanol", 48) == "ethanol"

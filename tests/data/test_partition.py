@@ -66,12 +66,7 @@ def test_unnamed_sites_share_all_tasks_without_overlap(number: int, available: l
     assert dealt == deal_tasks(dict.fromkeys(sites, None), available[::-1])
 
 
-@given(
-    st.lists(st.sampled_from(ALL), max_size=60),
-    site_names,
-    st.floats(1e-4, 1e4),
-    st.integers(0, 2**32),
-)
+@given(st.lists(st.sampled_from(ALL), max_size=60), site_names, st.floats(1e-4, 1e4), st.integers(0, 2**32))
 def test_dirichlet_loses_nothing_and_gives_nothing_twice(
     tasks: list[str], sites: list[str], alpha: float, seed: int
 ) -> None:

@@ -247,7 +247,7 @@ def test_file_operations(scene: Scene):
     client.operation_rename(one, oldpath="/data/a.bin", newpath="/made/b.bin")
     assert [(row["name"], row["type"], row["size"]) for row in client.operation_ls(one, path="/made")] == [
         ("b.bin", "file", MIB)
-    ]  # fmt: skip
+    ]
     assert client.operation_stat(one, path="/made/b.bin")["size"] == MIB
     assert refused(lambda: client.operation_stat(one, path="/data/a.bin")).http_status == 404
 

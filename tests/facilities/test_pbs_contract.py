@@ -18,14 +18,7 @@ pytestmark = pytest.mark.slurm
 
 ANSWERS = Path(__file__).with_name("openpbs_answers.txt")
 QUEUES = (
-    PbsQueue(
-        "debug",
-        default_walltime_s=600,
-        max_walltime_s=3600,
-        max_nodes=2,
-        running_per_user=1,
-        queued_per_user=2,
-    ),
+    PbsQueue("debug", default_walltime_s=600, max_walltime_s=3600, max_nodes=2, running_per_user=1, queued_per_user=2),
     PbsQueue("prod", min_nodes=2, max_walltime_s=21_600),
 )
 RULES = PbsRules(systems=("polaris",), filesystems=("home", "eagle"), accounts=("fusion",))

@@ -27,15 +27,33 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "perlmutter": ALCF | {"storage_root": "/pscratch/sd/a/ada/crossfed"},
     "perlmutter_80gb": ALCF | {"storage_root": "/pscratch/sd/a/ada/crossfed"},
     "slurm": {
-        "storage_root": "/scratch/crossfed", "partition": "gpu", "qos": "long", "account": "abc", "nodes": 2,
-        "walltime": "90m", "cores": 16, "memory_gb": 64, "gpus": 2, "ranks_per_node": 2, "setup": "module load cuda",
-        "options": ["--constraint=a100"], "python_env": "/shared/crossfed",
+        "storage_root": "/scratch/crossfed",
+        "partition": "gpu",
+        "qos": "long",
+        "account": "abc",
+        "nodes": 2,
+        "walltime": "90m",
+        "cores": 16,
+        "memory_gb": 64,
+        "gpus": 2,
+        "ranks_per_node": 2,
+        "setup": "module load cuda",
+        "options": ["--constraint=a100"],
+        "python_env": "/shared/crossfed",
     },
     "pbs": {
-        "storage_root": "/scratch/crossfed", "queue": "workq", "account": "abc", "nodes": 2, "walltime": "90m",
-        "cores": 16, "gpus": 2, "ranks_per_node": 2, "select": "system=polaris", "options": ["-l filesystems=home"],
+        "storage_root": "/scratch/crossfed",
+        "queue": "workq",
+        "account": "abc",
+        "nodes": 2,
+        "walltime": "90m",
+        "cores": 16,
+        "gpus": 2,
+        "ranks_per_node": 2,
+        "select": "system=polaris",
+        "options": ["-l filesystems=home"],
     },
-}  # fmt: skip
+}
 
 
 def made(machine: str, **settings: Any) -> Site:
@@ -187,11 +205,22 @@ def test_two_campaigns_and_two_sites_share_a_storage_root() -> None:
 
 def test_any_cluster_takes_what_tests_and_users_need() -> None:
     site = resolve_site(
-        "x", "slurm", RUN_DIR,
-        {"storage_root": "/s", "command_environment": {"SLURM_CONF": "/c"}, "poll_s": 2, "heartbeat_s": 2, "cores": 2,
-         "address": "127.0.0.1", "ranks_per_node": 2, "environment": {"A": "1"}, "exclusive": True,
-         "blocks": "per_round"},
-    )  # fmt: skip
+        "x",
+        "slurm",
+        RUN_DIR,
+        {
+            "storage_root": "/s",
+            "command_environment": {"SLURM_CONF": "/c"},
+            "poll_s": 2,
+            "heartbeat_s": 2,
+            "cores": 2,
+            "address": "127.0.0.1",
+            "ranks_per_node": 2,
+            "environment": {"A": "1"},
+            "exclusive": True,
+            "blocks": "per_round",
+        },
+    )
     provider: Any = site.provider("true")
     assert (provider.status_polling_interval, site.heartbeat_s, site.address) == (2, 2, "127.0.0.1")
     assert site.block and site.block.command_environment == {"SLURM_CONF": "/c"} and site.block.reuse == "per_round"

@@ -184,29 +184,49 @@ def test_a_task_of_a_users_own_has_a_loss_and_no_metric(run_dir: Path) -> None:
 
 
 BOTH = [
-    Score("base", "forward_synthesis", "loss", 2.0, 5), Score("base", "property_prediction-mp", "loss", 4.0, 5),
-    Score("base", "forward_synthesis", "exact_match", 0.4, 5), Score("base", "forward_synthesis", "answered", 0.4, 5),
+    Score("base", "forward_synthesis", "loss", 2.0, 5),
+    Score("base", "property_prediction-mp", "loss", 4.0, 5),
+    Score("base", "forward_synthesis", "exact_match", 0.4, 5),
+    Score("base", "forward_synthesis", "answered", 0.4, 5),
     Score("base", "property_prediction-mp", "answered", 0.0, 5),
-    Score("trained", "forward_synthesis", "loss", 1.0, 5), Score("trained", "property_prediction-mp", "loss", 1.5, 5),
+    Score("trained", "forward_synthesis", "loss", 1.0, 5),
+    Score("trained", "property_prediction-mp", "loss", 1.5, 5),
     Score("trained", "forward_synthesis", "exact_match", 0.2, 5),
     Score("trained", "forward_synthesis", "answered", 1.0, 5),
     Score("trained", "property_prediction-mp", "rmse", 181.23, 5),
     Score("trained", "property_prediction-mp", "answered", 1.0, 5),
-]  # fmt: skip
+]
 
 
 def test_the_table_puts_base_before_trained() -> None:
     lines = [line.split() for line in printed(BOTH).splitlines()]
     assert lines[0] == ["base", "→", "trained"]
-    assert ["forward_synthesis", "2.000", "→", "1.000", "exact", "match", "40%", "→", "20%", "2", "→", "5", "of",
-            "5"] in lines  # fmt: skip
+    assert [
+        "forward_synthesis",
+        "2.000",
+        "→",
+        "1.000",
+        "exact",
+        "match",
+        "40%",
+        "→",
+        "20%",
+        "2",
+        "→",
+        "5",
+        "of",
+        "5",
+    ] in lines
     assert ["property_prediction-mp", "4.000", "→", "1.500", "rmse", "–", "→", "181", "0", "→", "5", "of", "5"] in lines
     assert lines[-1] == ["mean", "over", "the", "tasks", "3.000", "→", "1.250"]
 
 
 def test_the_table_fits_a_terminal_of_80_columns() -> None:
-    longest = [Score(m, "property_prediction-liquid", k, v, 5) for m, v in (("base", 0.0), ("trained", 1.0))
-               for k in ("loss", "element_match", "answered")]  # fmt: skip
+    longest = [
+        Score(m, "property_prediction-liquid", k, v, 5)
+        for m, v in (("base", 0.0), ("trained", 1.0))
+        for k in ("loss", "element_match", "answered")
+    ]
     assert max(len(line.rstrip()) for line in printed(longest, width=200).splitlines()) <= 80
 
 

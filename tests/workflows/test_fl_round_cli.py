@@ -98,8 +98,11 @@ def test_a_campaign_for_another_machine_validates_and_says_what_is_missing(tmp_p
     nameless = run(tmp_path, reference, "--check")
     assert nameless.returncode == 2 and "sites.perlmutter: perlmutter needs account" in nameless.stderr
     roots = {"perlmutter": "/pscratch/a", "polaris": "/eagle/a", "aurora": "/flare/a", "frontier": "/lustre/orion/a"}
-    mine = [word for site, root in roots.items() for word in
-            ("--set", f"sites.{site}.account=abc", "--set", f"sites.{site}.storage_root={root}")]  # fmt: skip
+    mine = [
+        word
+        for site, root in roots.items()
+        for word in ("--set", f"sites.{site}.account=abc", "--set", f"sites.{site}.storage_root={root}")
+    ]
     checked = run(tmp_path, reference, "--check", *mine)
     assert checked.returncode == 0 and "not on this machine: data.source: smolinstruct/data.zip" in checked.stdout
     assert "block of frontier:   2 nodes for 24:00:00 in queue extended" in checked.stdout

@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apps.artifacts.manifests import Place
 from apps.base.errors import CrossfedError
+from apps.base.identity import Place
 from site_configs.library.site import Site
 from workflows.globus.compute.calls import Job, Target
 from workflows.globus.compute.messages import pack

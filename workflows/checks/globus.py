@@ -144,9 +144,14 @@ def _collection(
 
 
 def _round_trip(
-    app: GlobusApp, site: Site, server: Collection | None, work: Path | None, probe: str, limit_s: float,
+    app: GlobusApp,
+    site: Site,
+    server: Collection | None,
+    work: Path | None,
+    probe: str,
+    limit_s: float,
     patience: Patience,
-) -> Finding:  # fmt: skip
+) -> Finding:
     """1 MB to the site and back, with the seconds that it takes; its files here are removed."""
     name = "1 MB goes to the site and comes back"
     if server is None:
@@ -175,7 +180,7 @@ def _round_trip(
 
 def _project(site: Site, ask: Ask | None) -> Generator[Finding, None, bool]:
     """What the project's Python there says; whether it has left its mark in the storage."""
-    from workflows.checks.preview import versions_problem
+    from apps.base.versions import versions_problem
 
     what = f"Python, packages and code in {site.python_env} are those of the driver"
     assert site.endpoint is not None

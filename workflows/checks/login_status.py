@@ -22,10 +22,7 @@ from workflows.globus.identity import (
 )
 
 Finding = tuple[str, str | None]  # what was looked at, and what is wrong with it, or None
-SERVICES = {
-    "Globus Compute": ComputeScopes.resource_server,
-    "Globus Transfer": TransferScopes.resource_server,
-}
+SERVICES = {"Globus Compute": ComputeScopes.resource_server, "Globus Transfer": TransferScopes.resource_server}
 
 
 def require_services(app: GlobusApp, names: bool = False) -> None:

@@ -102,10 +102,15 @@ def clean_up(app: GlobusApp, collection: str, probe: str, limit_s: float, patien
     with limited(limit_s) as stop, suppress(CrossfedError):
         caller = Caller(lambda: transfer_client(app, [collection]), patience, stop, lambda _: None)
         data = DeleteData(
-            collection, label="crossfed check", recursive=True, ignore_missing=True,
+            collection,
+            label="crossfed check",
+            recursive=True,
+            ignore_missing=True,
             submission_id=new_submission_id(caller),
-            notify_on_succeeded=False, notify_on_failed=False, notify_on_inactive=False,
-        )  # fmt: skip
+            notify_on_succeeded=False,
+            notify_on_failed=False,
+            notify_on_inactive=False,
+        )
         data.add_item(probe)
         task_id = str(caller(lambda client: client.submit_delete(data))["task_id"])
         follow(caller, task_id, lambda *_: None)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from apps.artifacts.manifests import Place
-from apps.block import Ready, ready
+from apps.base.identity import Place
+from apps.site import Ready, ready
 from workflows.dataflow.replay import Clock
 from workflows.records.journal import Journal
 from workflows.runtime.kernel import Kernel, root_cause

@@ -16,8 +16,8 @@ from typing import Any
 
 from parsl.dataflow.futures import AppFuture
 
-from apps.artifacts.manifests import Place
 from apps.base.errors import ArtifactError, UpdateRefused
+from apps.base.identity import Place
 from apps.evaluate import evaluate
 from apps.server import advance, aggregate, prepare, save_model
 from apps.train import enrol, local_train
@@ -27,11 +27,11 @@ from workflows.dataflow.enrolment import enrolled
 from workflows.dataflow.replay import Clock, decode_event, forget_failures, recorded_events
 from workflows.dataflow.staging import Ways
 from workflows.dataflow.train_spec import counted_updates, order_of, rule_of, site_weights, update_event
+from workflows.planning.labels import EVALUATOR, SERVER
 from workflows.planning.plan import Plan
 from workflows.records.changes import rounds_asked
 from workflows.records.metrics import write_metrics
 from workflows.records.run_directory import RunDirectory
-from workflows.runtime.executors import EVALUATOR, SERVER
 from workflows.runtime.kernel import Kernel, root_cause
 from workflows.strategies.base import (
     Aggregate,
@@ -136,16 +136,26 @@ class Engine:
         mean = not action.models and action.server is None
         how = (weights, action.version) if mean else (weights, action.version, rule_of(action))
         self.models[action.version] = self._submit(
-            aggregate if mean else advance, SERVER, action.version, self.plan.server_work, self.models[action.base],
-            *how, *terms, on=SERVER,
-        )  # fmt: skip
+            aggregate if mean else advance,
+            SERVER,
+            action.version,
+            self.plan.server_work,
+            self.models[action.base],
+            *how,
+            *terms,
+            on=SERVER,
+        )
         updates = counted_updates(action, self.orders, self.counted)
         self.counted.update(updates)
         if action.version not in self.told:
             self.run.journal.write(
-                "aggregated", version=action.version, round=action.version, weights=site_weights(updates),
-                updates=list(updates.values()), models=dict(action.models),
-            )  # fmt: skip
+                "aggregated",
+                version=action.version,
+                round=action.version,
+                weights=site_weights(updates),
+                updates=list(updates.values()),
+                models=dict(action.models),
+            )
         evaluation = self.plan.campaign.evaluation
         if action.version % evaluation.every == 0 or action.version == self.plan.campaign.rounds:
             self.evaluate("global", action.version, self.models[action.version])

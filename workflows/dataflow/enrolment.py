@@ -55,9 +55,10 @@ def enrolled(
     for site, error in lost.items():
         if left < needed:
             raise CrossfedError(
-                f"{_words(error)}; {left} of {len(shards)} sites are there and {needed} are needed", site=site,
+                f"{_words(error)}; {left} of {len(shards)} sites are there and {needed} are needed",
+                site=site,
                 remedy="Resume when it is there again",
-            ) from error  # fmt: skip
+            ) from error
         reason = f"site {site}: {_words(error)}; the others begin without it, and it is asked again"
         journal.write("task_failed", app="enrol", site=site, round=0, reason=reason)
         logger.warning("%s", reason)

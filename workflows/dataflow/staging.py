@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from parsl.dataflow.futures import AppFuture
 
-from apps.artifacts.manifests import Manifest, Place
+from apps.artifacts.manifests import Manifest
 from apps.base.errors import ArtifactError
-from apps.tidy import forget, forgotten
-from apps.transfer import stage_in, stage_out
-from workflows.runtime.executors import SERVER, TRANSFERS
+from apps.base.identity import Place
+from apps.transfer import forget, forgotten, stage_in, stage_out
+from workflows.planning.labels import SERVER, TRANSFERS
+from workflows.planning.storage import stores_at
 
 if TYPE_CHECKING:
-    from site_configs.library.site import Site
     from workflows.globus.transfer.staging import Carriage
     from workflows.planning.plan import Plan
 
@@ -98,20 +98,3 @@ class Ways:
 
     def _linked(self, site: str) -> tuple[bool, ...]:
         return (True,) if self.plan.sites[site].carrier == "shared" else ()
-
-
-def unseen_stores(sites: dict[str, Site]) -> set[str]:
-    """The stores that this machine cannot look into."""
-    carried = {name: site for name, site in sites.items() if site.carrier == "globus"}
-    return {*stores_at(carried).values(), *(str(site.storage_root / "artifacts") for site in carried.values())}
-
-
-def stores_at(sites: dict[str, Site]) -> dict[str, str]:
-    """Where each site's models are sent to: sites that share a collection and a storage folder share a store, so that
-    a model crosses once for all of them; each takes its own copy from there."""
-    first: dict[tuple[str, str], str] = {}
-    stores = {}
-    for name, site in sites.items():
-        shared = (site.collection.id if site.collection else name, str(site.storage_root.parent))
-        stores[name] = first.setdefault(shared, str(site.storage_root / "artifacts"))
-    return stores

@@ -8,7 +8,7 @@ from typing import Any, TypedDict, cast
 
 from apps.artifacts.manifests import Manifest
 from apps.artifacts.server_optimizer import Rule
-from apps.training.loop import TrainingSpec
+from apps.training.spec import TrainingSpec
 from apps.training.task import Order
 from workflows.planning.plan import Plan
 from workflows.records.changes import schedule_rounds
@@ -61,9 +61,16 @@ def update_event(now_s: float, action: Train, arrival: Mapping[str, Any], shard:
     """
     manifest: Manifest = arrival["manifest"]
     return UpdateArrived(
-        now_s, action.site, action.task, manifest["task_id"], manifest["steps_done"], manifest["samples"],
-        manifest["train_s"], arrival["wait_s"], shard["samples"],
-    )  # fmt: skip
+        now_s,
+        action.site,
+        action.task,
+        manifest["task_id"],
+        manifest["steps_done"],
+        manifest["samples"],
+        manifest["train_s"],
+        arrival["wait_s"],
+        shard["samples"],
+    )
 
 
 class Counted(TypedDict):
@@ -85,11 +92,14 @@ def counted_updates(action: Aggregate, orders: Mapping[int, Train], counted: set
     """
     return {
         task: Counted(
-            site=orders[task].site, order=orders[task].round, weight=weight,
-            staleness=action.base - orders[task].version, new=task not in counted,
+            site=orders[task].site,
+            order=orders[task].round,
+            weight=weight,
+            staleness=action.base - orders[task].version,
+            new=task not in counted,
         )
         for task, weight in action.parts
-    }  # fmt: skip
+    }
 
 
 def site_weights(updates: Mapping[int, Counted]) -> dict[str, float]:

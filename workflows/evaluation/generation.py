@@ -18,7 +18,7 @@ from apps.models.sources import TINY
 from workflows.console.units import plural
 from workflows.planning.campaign import Campaign
 from workflows.planning.campaign_file import load_campaign
-from workflows.planning.plan import model_spec, settle_dtype
+from workflows.planning.plan import model_spec
 from workflows.records.journal import read_journal
 from workflows.records.run_directory import is_finished, resume_hint
 
@@ -69,7 +69,7 @@ def open_finished(path: Path) -> FinishedRun:
     """
     if not (path / "campaign.yaml").is_file():
         raise UserMistake(f"{path} is no run directory: it has no campaign.yaml")
-    run = FinishedRun(path, settle_dtype(load_campaign(path / "campaign.yaml")))
+    run = FinishedRun(path, load_campaign(path / "campaign.yaml"))
     if not any((run.model_folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise _without_model(run)
     return run
@@ -162,9 +162,13 @@ def data_spec(run: FinishedRun) -> DataSpec:
     """How the campaign puts its questions."""
     data = run.campaign.data
     return DataSpec(
-        source=data.source, tasks=data.tasks or [], per_task=None, max_tokens=data.max_tokens, prompt=data.prompt,
+        source=data.source,
+        tasks=data.tasks or [],
+        per_task=None,
+        max_tokens=data.max_tokens,
+        prompt=data.prompt,
         loss_on=data.loss_on,
-    )  # fmt: skip
+    )
 
 
 def ask(
@@ -211,9 +215,11 @@ def _ask_batch(model: Model, prompts: Sequence[tuple[int, ...]], new_tokens: int
     tokenizer: Any = model.tokenizer
     tokens, attention = left_padded(prompts, tokenizer.pad_token_id)
     greedy = GenerationConfig(
-        max_new_tokens=new_tokens, do_sample=False, eos_token_id=tokenizer.eos_token_id,
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+    )
     out = network.generate(
         input_ids=tokens.to(network.device), attention_mask=attention.to(network.device), generation_config=greedy
     )

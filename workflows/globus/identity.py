@@ -60,9 +60,11 @@ def globus_app(flow: type[LoginFlowManager] | None = None) -> GlobusApp:
     client_id, secret = get_client_creds()
     if client_id and secret:
         return Account(
-            client_id=client_id, client_secret=secret, app_name=platform.node(),
+            client_id=client_id,
+            client_secret=secret,
+            app_name=platform.node(),
             config=GlobusAppConfig(token_storage="memory"),
-        )  # fmt: skip
+        )
     if secret:
         raise UserMistake(
             "GLOBUS_COMPUTE_CLIENT_SECRET is set without GLOBUS_COMPUTE_CLIENT_ID",
@@ -71,9 +73,11 @@ def globus_app(flow: type[LoginFlowManager] | None = None) -> GlobusApp:
     storage = get_token_storage()
     keep_private(Path(storage.filepath))
     config = GlobusAppConfig(
-        token_storage=storage, request_refresh_tokens=True, token_validation_error_handler=None,
+        token_storage=storage,
+        request_refresh_tokens=True,
+        token_validation_error_handler=None,
         login_flow_manager=flow or NobodyThere,  # type: ignore[arg-type]
-    )  # fmt: skip
+    )
     return Person(client_id=client_id or DEFAULT_CLIENT_ID, app_name=platform.node(), config=config)
 
 

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from workflows.console.units import bytes_text
-from workflows.runtime.executors import TRANSFERS
+from workflows.planning.labels import TRANSFERS
 
 if TYPE_CHECKING:
     from parsl.executors.base import ParslExecutor
@@ -96,9 +96,13 @@ def globus_route(plan: Plan, run: RunDirectory) -> GlobusRoute:
         assert plan.campaign.globus is not None  # checked before
         server = plan.campaign.globus.as_collection()
         carriage = Carriage(
-            run.journal, partial(transfer_client, app), server, plan.sites, name=run.path.name,
+            run.journal,
+            partial(transfer_client, app),
+            server,
+            plan.sites,
+            name=run.path.name,
             retries=plan.campaign.retries,
-        )  # fmt: skip
+        )
         look = partial(seen_over_https, FileReader(carriage.caller, partial(https_authorizer, app)), plan.sites)
     executors = {
         name: SiteExecutor(site, service, user_endpoint_config=user_endpoint_config(site), sign_of=_sign_of(site, look))

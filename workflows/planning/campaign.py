@@ -20,13 +20,13 @@ from pydantic import (
 from apps.server import LINEAR_METHODS
 from site_configs.library.site import Collection
 from workflows.console.units import plural
-from workflows.planning.memory.wish import ParallelSection
 from workflows.strategies import AnySection, has_rounds, is_plain_mean
 from workflows.strategies.fedavg import FedAvgSection, SynchronousSection
 from workflows.strategies.scaffold import ScaffoldSection
 
 UUID = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,59}$"
+AUTO = "auto"
 LINEAR_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -99,6 +99,18 @@ class TrainingSection(Section):
     precision: Literal["no", "bf16"] = "no"
     checkpoint_s: PositiveFloat = 300  # seconds between two saves of a training that is under way
     on_walltime: Literal["finish", "return"] = "finish"  # in the next block, or return the steps that are done
+
+
+class ParallelSection(Section):
+    """How training is spread over ranks; the memory plan settles what is ``auto``.
+
+    ``micro_batch`` is samples of one rank in one pass.
+    """
+
+    sharding: Literal["auto", "none", "ddp", "shard_grad_op", "full_shard"] = "auto"
+    offload: bool | Literal["auto"] = "auto"
+    checkpoint_activations: bool | Literal["auto"] = "auto"
+    micro_batch: PositiveInt | Literal["auto"] = "auto"
 
 
 class EvaluationSection(Section):

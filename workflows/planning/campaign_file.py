@@ -12,10 +12,11 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from apps.base.errors import UserMistake
+from apps.models.sources import TINY
 from site_configs.library.resolve import available, takes
 from workflows.planning.campaign import Campaign, SiteEntry
 from workflows.strategies import SECTIONS
-from workflows.strategies.section import Section
+from workflows.strategies.base import Section
 
 NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
@@ -51,7 +52,12 @@ Loader.add_implicit_resolver(
 
 
 def load_campaign(path: Path, sets: Sequence[str] = (), sites: str | None = None) -> Campaign:
-    """A checked campaign.
+    """Return a checked campaign in which ``model.dtype: auto`` is decided for this host; see ``read_campaign``."""
+    return settle_dtype(read_campaign(path, sets, sites))
+
+
+def read_campaign(path: Path, sets: Sequence[str] = (), sites: str | None = None) -> Campaign:
+    """Return a checked campaign as it is written.
 
     Args:
         path: the YAML file.
@@ -70,6 +76,22 @@ def load_campaign(path: Path, sets: Sequence[str] = (), sites: str | None = None
         _refuse_unknown(set(raw.get("sites") or {}) - known - set(chosen), known | set(chosen))
         raw["sites"] = chosen
     return check_campaign(raw, path)
+
+
+def settle_dtype(campaign: Campaign) -> Campaign:
+    """The campaign with ``model.dtype: auto`` decided: bfloat16 where this processor computes in it, else float32."""
+    if campaign.model.dtype != "auto":
+        return campaign
+    dtype = "bfloat16" if campaign.model.source != TINY and _computes_bfloat16() else "float32"
+    return campaign.model_copy(update={"model": campaign.model.model_copy(update={"dtype": dtype})})
+
+
+def _computes_bfloat16() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def _refuse_unknown(unknown: set[str], known: set[str]) -> None:

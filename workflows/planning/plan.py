@@ -18,7 +18,7 @@ from apps.ranks.parallel import Parallel
 from apps.server import ServerWork
 from apps.train import SiteWork
 from data.partition import deal_tasks
-from data.tasks import EMBEDDED, expand_tasks, families_of
+from data.tasks import expand_tasks, families_of
 from site_configs.library.resolve import SiteConfigError, resolve_site
 from site_configs.library.site import Site
 from workflows.console.units import plural
@@ -26,7 +26,6 @@ from workflows.planning.campaign import Campaign
 from workflows.planning.memory.campaign import plan_memory
 from workflows.planning.memory.plan import MemoryPlan
 from workflows.planning.storage import check_collections, check_space, check_storage
-from workflows.runtime.executors import driver_address
 
 SPLITS = ("train", "dev", "test")
 RESERVED_NAMES = ("server", "evaluator", "transfers", "global")
@@ -61,18 +60,6 @@ def make_plan(campaign: Campaign, run_dir: Path, source: Path) -> Plan:
         return _make_plan(campaign, run_dir)
     except UserMistake as error:
         raise UserMistake(f"{source}: {error.what}", remedy=error.remedy) from None
-
-
-def require_all(plan: Plan, source: Path) -> None:
-    """Raises UserMistake if this machine lacks what the campaign needs, or nobody is logged in where it has to be."""
-    for what in missing_here(plan):
-        raise UserMistake(f"{source}: {what}")
-    if any("globus" in (site.route, site.carrier) for site in plan.sites.values()):
-        from workflows.checks.login_status import login_problem
-
-        problem = login_problem()
-        if problem:
-            raise UserMistake(problem)
 
 
 def _make_plan(campaign: Campaign, run_dir: Path) -> Plan:
@@ -168,31 +155,6 @@ def _refuse_two_owners(named: dict[str, tuple[str, ...]]) -> None:
                 raise UserMistake(f"sites.{name}.tasks: {task} already belongs to {owner[task]}; sites share no data")
 
 
-def missing_here(plan: Plan) -> list[str]:
-    """What the campaign needs on this machine and does not find; a run is not started with any of it missing."""
-    campaign, missing = plan.campaign, []
-    sources = {"data.source": campaign.data.source}
-    here = {name: entry for name, entry in campaign.sites.items() if plan.sites[name].route != "globus"}
-    sources |= {f"sites.{name}.data": entry.data for name, entry in here.items() if entry.data}
-    for key, source in sources.items():
-        if source != EMBEDDED and not Path(source).expanduser().exists():
-            missing.append(f"{key}: {source} does not exist")
-    calling = [site for site in plan.sites.values() if site.route != "globus"]
-    missing += [problem for site in calling if (problem := address_problem(site))]
-    if campaign.data.source == EMBEDDED and campaign.evaluation.split not in SPLITS:
-        missing.append(f"evaluation.split: the embedded data has the splits {', '.join(SPLITS)}")
-    return missing
-
-
-def address_problem(site: Site) -> str | None:
-    """Why a site's workers could not call this host back, or None."""
-    try:
-        driver_address(site)
-    except UserMistake as error:
-        return str(error)
-    return None
-
-
 def _site(name: str, campaign: Campaign, run_dir: Path) -> Site:
     entry = campaign.sites[name]
     try:
@@ -208,28 +170,16 @@ def model_spec(campaign: Campaign) -> ModelSpec:
     return ModelSpec(source=section.source, dtype=section.dtype, seed=campaign.seed, adapter=adapter, tiny=tiny)
 
 
-def settle_dtype(campaign: Campaign) -> Campaign:
-    """The campaign with ``model.dtype: auto`` decided: bfloat16 where this processor computes in it, else float32."""
-    if campaign.model.dtype != "auto":
-        return campaign
-    dtype = "bfloat16" if campaign.model.source != TINY and _computes_bfloat16() else "float32"
-    return campaign.model_copy(update={"model": campaign.model.model_copy(update={"dtype": dtype})})
-
-
-def _computes_bfloat16() -> bool:
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
 def _data_spec(campaign: Campaign, source: str, tasks: tuple[str, ...], per_task: int | None) -> DataSpec:
     data = campaign.data
     return DataSpec(
-        source=source, tasks=list(tasks), per_task=per_task, max_tokens=data.max_tokens,
-        prompt=data.prompt, loss_on=data.loss_on,
-    )  # fmt: skip
+        source=source,
+        tasks=list(tasks),
+        per_task=per_task,
+        max_tokens=data.max_tokens,
+        prompt=data.prompt,
+        loss_on=data.loss_on,
+    )
 
 
 def _site_work(
@@ -240,20 +190,29 @@ def _site_work(
     if entry.model:
         model = ModelSpec(**{**model, "source": entry.model})
     return SiteWork(
-        root=str(site.storage_root), model=model, seed=campaign.seed, threads=site.threads,
-        data=_data_spec(campaign, source, tasks, campaign.data.per_task), code_version=code_version(),
+        root=str(site.storage_root),
+        model=model,
+        seed=campaign.seed,
+        threads=site.threads,
+        data=_data_spec(campaign, source, tasks, campaign.data.per_task),
+        code_version=code_version(),
         parallel=cast(Parallel, memory.parallel(site)) if memory else one_rank(campaign, site),
-    )  # fmt: skip
+    )
 
 
 def one_rank(campaign: Campaign, site: Site) -> Parallel:
     wanted = campaign.parallel.micro_batch
     return Parallel(
-        nodes=1, ranks_per_node=1, sharding="none", offload=False,
+        nodes=1,
+        ranks_per_node=1,
+        sharding="none",
+        offload=False,
         checkpoint_activations=campaign.parallel.checkpoint_activations is True,
         micro_batch=campaign.training.batch_size if wanted == "auto" else wanted,
-        backend=site.ranks.backend, launch=[], interface="",
-    )  # fmt: skip
+        backend=site.ranks.backend,
+        launch=[],
+        interface="",
+    )
 
 
 def _evaluation_work(campaign: Campaign, store: str, model: ModelSpec) -> EvaluationWork:
@@ -261,7 +220,12 @@ def _evaluation_work(campaign: Campaign, store: str, model: ModelSpec) -> Evalua
     source = campaign.data.source
     tasks = expand_tasks(campaign.data.tasks or families_of(source), source)
     return EvaluationWork(
-        store=store, model=model, split=section.split, batch_size=section.batch_size, threads=section.threads,
-        data=_data_spec(campaign, source, tasks, section.per_task), device=section.device,
+        store=store,
+        model=model,
+        split=section.split,
+        batch_size=section.batch_size,
+        threads=section.threads,
+        data=_data_spec(campaign, source, tasks, section.per_task),
+        device=section.device,
         code_version=code_version(),
-    )  # fmt: skip
+    )

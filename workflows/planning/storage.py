@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from site_configs.library.site import Site
+
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -85,3 +90,20 @@ def check_space(run_dir: Path) -> None:
     free = shutil.disk_usage(place).free
     if free < SPARE_BYTES:
         raise UserMistake(f"{place} has {free / 1e6:.0f} MB of free disk space", remedy="Free some and start again")
+
+
+def unseen_stores(sites: dict[str, Site]) -> set[str]:
+    """The stores that this machine cannot look into."""
+    carried = {name: site for name, site in sites.items() if site.carrier == "globus"}
+    return {*stores_at(carried).values(), *(str(site.storage_root / "artifacts") for site in carried.values())}
+
+
+def stores_at(sites: dict[str, Site]) -> dict[str, str]:
+    """Where each site's models are sent to: sites that share a collection and a storage folder share a store, so that
+    a model crosses once for all of them; each takes its own copy from there."""
+    first: dict[tuple[str, str], str] = {}
+    stores = {}
+    for name, site in sites.items():
+        shared = (site.collection.id if site.collection else name, str(site.storage_root.parent))
+        stores[name] = first.setdefault(shared, str(site.storage_root / "artifacts"))
+    return stores

@@ -113,11 +113,18 @@ def _job(telling: Telling, journal: EventLog, down: Sequence[Span], per_round: C
         submitted = min(submitted, first) if wait_s is None else first - wait_s
     until, ending = _end(telling, journal, down, per_round, started is not None)
     return BatchJob(
-        site=str(asked.get("site")), job_id=str(asked.get("job_id")), queue=str(asked.get("queue") or ""),
-        nodes=int(_number(asked.get("nodes")) or 1), walltime_s=_number(asked.get("walltime_s")),
-        submitted=submitted, started=started, until=max(until, started or submitted), ending=ending,
-        reason=_plain(ended.get("reason")), requeued=first != started,
-    )  # fmt: skip
+        site=str(asked.get("site")),
+        job_id=str(asked.get("job_id")),
+        queue=str(asked.get("queue") or ""),
+        nodes=int(_number(asked.get("nodes")) or 1),
+        walltime_s=_number(asked.get("walltime_s")),
+        submitted=submitted,
+        started=started,
+        until=max(until, started or submitted),
+        ending=ending,
+        reason=_plain(ended.get("reason")),
+        requeued=first != started,
+    )
 
 
 def _number(*values: Any) -> float | None:
@@ -207,14 +214,15 @@ def _sums(site: str, jobs: Sequence[BatchJob], failures: Sequence[str], tasks: S
     trained = trainings(here)
     refused = [reason for reason in failures if reason.startswith(REFUSED)]
     return SiteJobs(
-        site=site, jobs=tuple(jobs),
+        site=site,
+        jobs=tuple(jobs),
         queued_s=covered_s([job.queued for job in jobs], max((job.until for job in jobs), default=0.0)),
         held_node_s=sum(job.nodes * job.ran_s for job in jobs),
         trained_node_s=sum((_number(run.result.get("train_s")) or 0.0) * _nodes(run, jobs) for run in trained),
         continued=sum(_went_on(run, here, jobs) for run in trained),
         refusals=tuple(reason.removeprefix(REFUSED).lstrip(": ") for reason in refused),
         failures=tuple(reason for reason in failures if reason.startswith(STILLBORN)),
-    )  # fmt: skip
+    )
 
 
 def _nodes(training: TaskRun, jobs: Sequence[BatchJob]) -> int:

@@ -17,7 +17,7 @@ from workflows.planning.campaign_file import (
     check_campaign,
     choose_sites,
     differences,
-    load_campaign,
+    read_campaign,
     read_yaml,
 )
 from workflows.records.journal import Journal
@@ -61,7 +61,7 @@ def _candidates(
     if source is None and origin.is_file() and origin.read_text() != opened["source_text"]:
         source = origin
     if source is not None:
-        plain = as_plain(load_campaign(source, [*opened["sets"], *sets], sites or opened["sites"]))
+        plain = as_plain(read_campaign(source, [*opened["sets"], *sets], sites or opened["sites"]))
         if plain["model"]["dtype"] == "auto":
             plain["model"]["dtype"] = recorded["model"]["dtype"]
         yield plain

@@ -16,7 +16,7 @@ from typing import IO, Any
 from apps.base.errors import UserMistake
 from apps.base.files import write_json, write_text
 from apps.base.versions import code_version, library_versions
-from workflows.console.command import command_line
+from workflows.console.paths import command_line
 from workflows.planning.campaign import NAME, Campaign
 from workflows.planning.campaign_file import as_plain, as_yaml
 from workflows.records.journal import Journal
@@ -112,9 +112,16 @@ def open_new(path: Path, campaign: Campaign, source: Path, sets: list[str], site
     run = RunDirectory(path)
     if not run.journal.records:
         run.journal.write(
-            "campaign_opened", token=secrets.token_hex(16), campaign=as_plain(campaign), source=str(source.resolve()),
-            source_text=source.read_text(), sets=sets, sites=sites, code_version=code_version(), rounds=campaign.rounds,
-        )  # fmt: skip
+            "campaign_opened",
+            token=secrets.token_hex(16),
+            campaign=as_plain(campaign),
+            source=str(source.resolve()),
+            source_text=source.read_text(),
+            sets=sets,
+            sites=sites,
+            code_version=code_version(),
+            rounds=campaign.rounds,
+        )
     write_text(run.path / "campaign.yaml", as_yaml(campaign))
     write_environment(run.path)
     return run
@@ -145,11 +152,19 @@ def open_existing(path: Path) -> RunDirectory:
 
 def write_environment(path: Path) -> None:
     """Record what this run depends on."""
-    write_json(path / "environment.json", {
-        "host": platform.node(), "platform": platform.platform(), "python": sys.version.split()[0],
-        "command": sys.argv, "git_commit": _git_commit(), "code_version": code_version(),
-        "packages": library_versions(), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    })  # fmt: skip
+    write_json(
+        path / "environment.json",
+        {
+            "host": platform.node(),
+            "platform": platform.platform(),
+            "python": sys.version.split()[0],
+            "command": sys.argv,
+            "git_commit": _git_commit(),
+            "code_version": code_version(),
+            "packages": library_versions(),
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        },
+    )
 
 
 def _git_commit() -> str:

@@ -6,16 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from workflows.console.units import plural
-from workflows.records.batch_jobs import (
-    GIVEN_BACK,
-    LEFT_BEHIND,
-    RUNS,
-    UNTOLD,
-    WAITS,
-    BatchJob,
-    SiteJobs,
-    duration_text,
-)
+from workflows.records.batch_jobs import GIVEN_BACK, LEFT_BEHIND, RUNS, UNTOLD, WAITS, BatchJob, SiteJobs, duration_text
 from workflows.reporting.captions import NONE, hours_text
 from workflows.reporting.run_summary import Run
 from workflows.reporting.tables import Table
@@ -38,9 +29,13 @@ ENDINGS = {
     RUNS: "runs",
 }
 LOSSES = {
-    "failed": "failure", "timeout": "timeout", "preempted": "preemption",
-    "node_fail": "node failure", "out_of_memory": "lack of memory", "requeued": "requeue",
-}  # fmt: skip
+    "failed": "failure",
+    "timeout": "timeout",
+    "preempted": "preemption",
+    "node_fail": "node failure",
+    "out_of_memory": "lack of memory",
+    "requeued": "requeue",
+}
 
 
 def job_table(run: Run) -> Table:
@@ -48,13 +43,18 @@ def job_table(run: Run) -> Table:
     opened = run.journal.events[0]["time"] if run.journal.events else 0.0
     rows = [
         [
-            job.site, job.job_id, job.queue or NONE, str(job.nodes),
+            job.site,
+            job.job_id,
+            job.queue or NONE,
+            str(job.nodes),
             NONE if job.walltime_s is None else duration_text(job.walltime_s),
-            duration_text(max(0.0, job.submitted - opened)), _waited_text(job),
-            _ran_text(job), ending_text(job),
+            duration_text(max(0.0, job.submitted - opened)),
+            _waited_text(job),
+            _ran_text(job),
+            ending_text(job),
         ]
         for job in run.jobs
-    ]  # fmt: skip
+    ]
     columns = ("site", "job", "queue", "nodes", "walltime", "submitted after", "waited", "ran", "how it ended")
     return Table("Batch jobs", columns, rows, "≥: the end is not known, or not there yet.", "remarks")
 
@@ -89,12 +89,18 @@ def sum_table(run: Run) -> Table:
     """One row per site that had or wanted a batch job."""
     rows = [
         [
-            site.site, str(len(site.jobs)), duration_text(site.queued_s), hours_text(site.held_node_s),
-            hours_text(site.trained_node_s), _share_text(site), str(site.continued), str(len(site.lost)),
+            site.site,
+            str(len(site.jobs)),
+            duration_text(site.queued_s),
+            hours_text(site.held_node_s),
+            hours_text(site.trained_node_s),
+            _share_text(site),
+            str(site.continued),
+            str(len(site.lost)),
             str(len(site.refusals)),
         ]
         for site in run.site_jobs
-    ]  # fmt: skip
+    ]
     columns = ("site", "jobs", "queued", "node-hours held", "node-hours training", "share", "trainings in several jobs")
     note = "Held: from start to end, times the nodes. Training: of finished trainings; the rest went into loading, "
     note += "waiting for the other sites, and steps that were lost with a job."

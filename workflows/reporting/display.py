@@ -27,16 +27,27 @@ PLAIN_EVERY_S = 30.0
 OLD_S = 5.0  # the age from which on it is told
 TROUBLES = ("update_refused", "task_failed", "block_replaced", "block_failed", "blocks_left")
 GLOBUS_TROUBLES = (
-    "compute_unreachable", "compute_back", "compute_asked_again", "endpoint_status",
-    "transfer_unreachable", "transfer_back", "transfer_trouble",
-)  # fmt: skip
+    "compute_unreachable",
+    "compute_back",
+    "compute_asked_again",
+    "endpoint_status",
+    "transfer_unreachable",
+    "transfer_back",
+    "transfer_trouble",
+)
 PHASES = {
-    "starting": "starting workers", "asking": "asking for a block", "ready": "ready",
+    "starting": "starting workers",
+    "asking": "asking for a block",
+    "ready": "ready",
     "gathering": "ready; waits two minutes at most for the others",
-    "idle": "idle, waiting for the others", "staging": "staging the model out",
-    "queued": "queued", "loading": "loading model and data",
-    "training": "training", "saving": "saving", "returning": "returning its update",
-}  # fmt: skip
+    "idle": "idle, waiting for the others",
+    "staging": "staging the model out",
+    "queued": "queued",
+    "loading": "loading model and data",
+    "training": "training",
+    "saving": "saving",
+    "returning": "returning its update",
+}
 
 
 class Display:

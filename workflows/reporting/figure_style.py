@@ -7,15 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.base.files import atomic_file
-from workflows.records.timeline import (
-    AGGREGATION,
-    EVALUATION,
-    HOUSEKEEPING,
-    STAGING_IN,
-    STAGING_OUT,
-    TRAINING,
-    WAITING,
-)
+from workflows.records.timeline import AGGREGATION, EVALUATION, HOUSEKEEPING, STAGING_IN, STAGING_OUT, TRAINING, WAITING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,8 +34,13 @@ DOWN_COLOUR = "#F3D9D9"
 JOB_COLOUR = "#E69F00"
 JOB_QUEUE_LOOK: dict[str, Any] = {"facecolor": "#FFFFFF", "edgecolor": "#777777", "hatch": "//////"}
 LOST_LOOK: dict[str, Any] = {
-    "linestyle": "", "marker": "X", "markersize": 9, "color": "#000000", "markeredgecolor": "#FFFFFF", "zorder": 6,
-}  # fmt: skip
+    "linestyle": "",
+    "marker": "X",
+    "markersize": 9,
+    "color": "#000000",
+    "markeredgecolor": "#FFFFFF",
+    "zorder": 6,
+}
 HEAT_COLOURS = ("#4393C3", "#F7F7F7", "#E07B5D")  # better, same, worse; black text reads on all of them
 STYLE: dict[Any, Any] = {
     "font.size": 13,

@@ -57,9 +57,15 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[str, float, float]], sites: Seq
         leader = {"color": style["color"], "linewidth": 0.8, "alpha": 0.6, "clip_on": False}
         axes.plot([x, right], [y, height], **leader, zorder=2)
         axes.annotate(
-            f"{model}  {y:.3f}", (right, height), xytext=(6, 0), textcoords="offset points", va="center",
-            color=style["color"], weight="bold" if model == GLOBAL else "normal", annotation_clip=False,
-        )  # fmt: skip
+            f"{model}  {y:.3f}",
+            (right, height),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            color=style["color"],
+            weight="bold" if model == GLOBAL else "normal",
+            annotation_clip=False,
+        )
 
 
 def task_figure(
@@ -99,8 +105,9 @@ def _task_panel(axes: Axes, task: str, losses: DataFrame, owners: Sequence[str],
     axes.tick_params(labelbottom=True)
     axes.set_title("\n".join(textwrap.wrap(task, 30)), loc="left", fontsize=12, pad=22)
     text, colour = _owner_mark(owners, sites)
-    axes.annotate(text, (0, 1), xytext=(0, 5), xycoords="axes fraction", textcoords="offset points",
-                  fontsize=11, color=colour)  # fmt: skip
+    axes.annotate(
+        text, (0, 1), xytext=(0, 5), xycoords="axes fraction", textcoords="offset points", fontsize=11, color=colour
+    )
 
 
 def _owner_mark(owners: Sequence[str], sites: Sequence[str]) -> tuple[str, str]:
@@ -132,8 +139,15 @@ def heatmap_figure(final: DataFrame, owners: Mapping[str, Sequence[str]]) -> Fig
     shown = axes.imshow(ratio, cmap=colours, vmin=-1, vmax=1, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
         best = value == np.nanmin(values[row]) if np.isfinite(values[row]).any() else False
-        axes.text(column, row, f"{value:.3f}" if np.isfinite(value) else "–", ha="center", va="center",
-                  weight="bold" if best else "normal", fontsize=12)  # fmt: skip
+        axes.text(
+            column,
+            row,
+            f"{value:.3f}" if np.isfinite(value) else "–",
+            ha="center",
+            va="center",
+            weight="bold" if best else "normal",
+            fontsize=12,
+        )
         if final.columns[column] in owners[final.index[row]]:
             corner = (column - 0.47, row - 0.46)
             axes.add_patch(Rectangle(corner, 0.94, 0.92, fill=False, edgecolor="#111111", linewidth=1.6))

@@ -42,8 +42,9 @@ def timeline_figure(timeline: Timeline, sites: Sequence[str]) -> Figure:
             bars = [(i.start_s / size, i.length_s / size) for i in timeline.of(row, phase)]
             colour = PHASE_COLOURS[phase]
             thickness = 0.5 if row in with_jobs else 0.72
-            axes.broken_barh(bars, (height - 0.36, thickness), facecolor=colour, edgecolor=colour,
-                             linewidth=0.4, zorder=3)  # fmt: skip
+            axes.broken_barh(
+                bars, (height - 0.36, thickness), facecolor=colour, edgecolor=colour, linewidth=0.4, zorder=3
+            )
         _job_band(axes, [job for job in timeline.jobs if job.site == row], height + 0.2, size)
     axes.set_yticks(range(len(timeline.rows)), labels=list(timeline.rows))
     for label in axes.get_yticklabels():
@@ -76,8 +77,15 @@ def _mark_rounds(axes: Axes, timeline: Timeline, size: float) -> None:
         axes.axvline(start / size, color="#777777", linewidth=0.8, linestyle=(0, (2, 3)), zorder=4)
         if start - last_label > 0.03 * timeline.length_s:
             text = f"{timeline.period} {number}" if last_label == -math.inf else str(number)
-            axes.annotate(text, (start / size, 1), xycoords=("data", "axes fraction"), xytext=(2, 3),
-                          textcoords="offset points", fontsize=11, color="#555555")  # fmt: skip
+            axes.annotate(
+                text,
+                (start / size, 1),
+                xycoords=("data", "axes fraction"),
+                xytext=(2, 3),
+                textcoords="offset points",
+                fontsize=11,
+                color="#555555",
+            )
             last_label = start + (0.05 * timeline.length_s if last_label == -math.inf else 0.0)
 
 

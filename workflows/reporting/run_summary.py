@@ -12,15 +12,7 @@ from typing import TYPE_CHECKING, Any
 from apps.base.errors import UserMistake
 from workflows.console.units import plural
 from workflows.records.batch_jobs import BatchJob, SiteJobs, batch_jobs, site_jobs
-from workflows.records.event_log import (
-    EventLog,
-    full_model_nbytes,
-    moves,
-    period_of,
-    read_events,
-    task_runs,
-    trainings,
-)
+from workflows.records.event_log import EventLog, full_model_nbytes, moves, period_of, read_events, task_runs, trainings
 from workflows.records.timeline import Timeline, build_timeline
 from workflows.reporting.figure_style import GLOBAL
 

@@ -70,11 +70,17 @@ def update_table(run: Run) -> Table | None:
     if run.period == "round":
         return None
     rows = [
-        [str(event["version"]), update["site"], str(update["order"]), str(update["staleness"]),
-         f"{update['weight']:.3f}", "" if update["new"] else "again"]
+        [
+            str(event["version"]),
+            update["site"],
+            str(update["order"]),
+            str(update["staleness"]),
+            f"{update['weight']:.3f}",
+            "" if update["new"] else "again",
+        ]
         for event in run.journal.named("aggregated")
         for update in event.get("updates") or ()
-    ]  # fmt: skip
+    ]
     note = "Staleness: versions made between the model that the site started from and the one that its update joined."
     columns = ("version", "site", "its order", "staleness", "weight", "")
     return Table("Updates", columns, rows, note, "remarks")

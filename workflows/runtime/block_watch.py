@@ -97,9 +97,14 @@ class BlockWatch:
             if job_id not in self.jobs:
                 self.jobs[job_id] = Job(job_id, time.time())
                 self.journal.write(
-                    "block_submitted", site=self.site.name, block=block, job_id=job_id, queue=self.block.queue.name,
-                    nodes=self.block.nodes, walltime_s=self.block.walltime_s,
-                )  # fmt: skip
+                    "block_submitted",
+                    site=self.site.name,
+                    block=block,
+                    job_id=job_id,
+                    queue=self.block.queue.name,
+                    nodes=self.block.nodes,
+                    walltime_s=self.block.walltime_s,
+                )
 
     def _note(self, job: Job, answer: Any) -> None:
         too_soon = job.facts is None and time.time() - job.submitted < SETTLE_S
@@ -112,9 +117,12 @@ class BlockWatch:
         if answer.started and not job.started_told:
             job.started_told = True
             self.journal.write(
-                "block_started", site=self.site.name, job_id=job.job_id, started=answer.started,
+                "block_started",
+                site=self.site.name,
+                job_id=job.job_id,
+                started=answer.started,
                 wait_s=max(0.0, answer.started - (answer.submitted or job.submitted)),
-            )  # fmt: skip
+            )
         if answer.state not in LIVE:
             self._ended(job, answer.state, answer.reason)
 
@@ -122,10 +130,15 @@ class BlockWatch:
         job.ended = True
         facts = job.facts
         self.journal.write(
-            "block_ended", site=self.site.name, job_id=job.job_id, state=state, reason=reason,
-            asked=self._asked_for(job), started=facts.started if facts else None,
+            "block_ended",
+            site=self.site.name,
+            job_id=job.job_id,
+            state=state,
+            reason=reason,
+            asked=self._asked_for(job),
+            started=facts.started if facts else None,
             ended=facts.ended if facts else time.time(),
-        )  # fmt: skip
+        )
         append(self._record(job, state))
 
     def _asked_for(self, job: Job) -> bool | None:
@@ -138,11 +151,19 @@ class BlockWatch:
     def _record(self, job: Job, state: str) -> BlockRecord:
         facts = job.facts
         return BlockRecord(
-            machine=self.machine, site=self.site.name, campaign=self.campaign,
-            scheduler=self.block.scheduler, queue=self.block.queue.name, job_id=job.job_id, nodes=self.block.nodes,
-            walltime_s=self.block.walltime_s, submitted=(facts and facts.submitted) or job.submitted,
-            started=facts.started if facts else None, ended=facts.ended if facts else None, state=state,
-        )  # fmt: skip
+            machine=self.machine,
+            site=self.site.name,
+            campaign=self.campaign,
+            scheduler=self.block.scheduler,
+            queue=self.block.queue.name,
+            job_id=job.job_id,
+            nodes=self.block.nodes,
+            walltime_s=self.block.walltime_s,
+            submitted=(facts and facts.submitted) or job.submitted,
+            started=facts.started if facts else None,
+            ended=facts.ended if facts else None,
+            state=state,
+        )
 
     def state(self) -> str:
         """What the newest block is doing, in words for the user."""
@@ -208,21 +229,27 @@ def cancel_leftovers(site: Site, prefix: str, journal: Journal) -> None:
         journal.write("blocks_cancelled", site=site.name, job_ids=ended, reason="left by an earlier driver")
     if kept:
         raise CrossfedError(
-            f"jobs of an earlier driver could not be cancelled: {', '.join(kept)}", site=site.name,
+            f"jobs of an earlier driver could not be cancelled: {', '.join(kept)}",
+            site=site.name,
             remedy="Cancel them by hand, or try again later",
-        )  # fmt: skip
+        )
 
 
 def watch_blocks(plan: Plan, executors: Mapping[str, Any], run: RunDirectory) -> dict[str, BlockWatch]:
     """A watcher for each batch site, already at work."""
     watches = {
         name: BlockWatch(
-            site, machine_of(name, plan.campaign.sites[name].config or name), executors[name], run.journal,
-            plan.campaign.name, job_prefix(run.opened["token"]), executors[name].status_polling_interval,
+            site,
+            machine_of(name, plan.campaign.sites[name].config or name),
+            executors[name],
+            run.journal,
+            plan.campaign.name,
+            job_prefix(run.opened["token"]),
+            executors[name].status_polling_interval,
         )
         for name, site in plan.sites.items()
         if site.own_block and name in executors
-    }  # fmt: skip
+    }
     for watch in watches.values():
         watch.start()
     return watches

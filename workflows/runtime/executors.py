@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from apps.base.errors import UserMistake
 from site_configs.library.site import Site
 from site_configs.local import site as local_site
+from workflows.planning.labels import BLOCK_END_VARIABLE, EVALUATOR, LONGEST_DRAIN_S, SERVER
 from workflows.runtime.orphans import TOKEN_VARIABLE
 
 if TYPE_CHECKING:
@@ -26,13 +27,10 @@ if TYPE_CHECKING:
 
     from workflows.planning.plan import Plan
 
-SERVER, EVALUATOR, TRANSFERS = "server", "evaluator", "transfers"
 PROJECT = Path(__file__).resolve().parents[2]
 IDLE_S = 7 * 24 * 3600.0  # blocks are kept between rounds: to queue again costs more than to wait
 FAILED_LOCAL_BLOCKS = 5  # as many blocks on this machine that fail in a row end an executor
 STRATEGY_PERIOD_S = 1.0
-LONGEST_DRAIN_S = 300
-BLOCK_END_VARIABLE = "CROSSFED_BLOCK_END"
 
 RetryHandler = Callable[[Exception, Any], float]
 BlockErrorHandler = Callable[[Any, Mapping[str, Any]], None]
@@ -100,11 +98,16 @@ def make_executor(site: Site, run_dir: Path, patience: BlockErrorHandler | None 
         block_error_handler=patience if site.block and patience else local_patience,
         encrypted=True,
         interchange_launch_cmd=[
-            sys.executable, "-m", "workflows.runtime.die_with_parent", str(run_dir / "logs" / f"interchange-{site.name}.log"),
-            sys.executable, "-m", "parsl.executors.high_throughput.interchange",
+            sys.executable,
+            "-m",
+            "workflows.runtime.die_with_parent",
+            str(run_dir / "logs" / f"interchange-{site.name}.log"),
+            sys.executable,
+            "-m",
+            "parsl.executors.high_throughput.interchange",
         ],
         working_dir=str(run_dir / "parsl"),
-    )  # fmt: skip
+    )
 
 
 def job_prefix(token: str) -> str:

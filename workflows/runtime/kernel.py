@@ -20,13 +20,13 @@ from parsl.dataflow.futures import AppFuture
 from parsl.executors.errors import BadStateException
 from parsl.executors.status_handling import BlockProviderExecutor
 
-from apps.artifacts.manifests import Place
 from apps.base.errors import CrossfedError
 from apps.base.files import remove_unfinished
+from apps.base.identity import Place
 from apps.training.progress import Progress, read_progress
-from workflows.dataflow.staging import unseen_stores
 from workflows.globus.route import GlobusRoute, globus_route
 from workflows.planning.plan import Plan
+from workflows.planning.storage import unseen_stores
 from workflows.records.run_directory import RunDirectory
 from workflows.runtime.block_failures import BlockPatience
 from workflows.runtime.block_watch import cancel_leftovers, watch_blocks

@@ -15,10 +15,10 @@ from typing import Any
 from parsl.dataflow.memoization import Memoizer, make_hash
 from parsl.dataflow.taskrecord import TaskRecord
 
-from apps.artifacts.manifests import Place
 from apps.artifacts.store import artifact_path
 from apps.base.errors import CrossfedError
-from apps.tidy import forget, forgotten
+from apps.base.identity import Place
+from apps.transfer import forget, forgotten
 from workflows.records.journal import Journal
 
 logger = logging.getLogger(__name__)
@@ -88,9 +88,15 @@ class JournalMemoizer(Memoizer):
         try:
             place = task["args"][0]  # every app takes its place first
             self.journal.write(
-                "task_done", app=task["func_name"], site=place["site"], round=place["round"], key=key,
-                submitted=_launched(task), **_times(r), result=r,
-            )  # fmt: skip
+                "task_done",
+                app=task["func_name"],
+                site=place["site"],
+                round=place["round"],
+                key=key,
+                submitted=_launched(task),
+                **_times(r),
+                result=r,
+            )
         except CrossfedError:
             logger.exception("a finished task could not be recorded")  # the driver meets the same disk and stops
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Discriminator
 
 from workflows.strategies.area import AreaSection
-from workflows.strategies.base import Strategy
+from workflows.strategies.base import Section, Strategy
 from workflows.strategies.diloco import DiLoCoSection
 from workflows.strategies.fedadagrad import FedAdagradSection
 from workflows.strategies.fedadam import FedAdamSection
@@ -22,14 +22,24 @@ from workflows.strategies.fedprox import FedProxSection
 from workflows.strategies.fedqueue import FedQueueSection
 from workflows.strategies.fedyogi import FedYogiSection
 from workflows.strategies.scaffold import ScaffoldSection
-from workflows.strategies.section import Section
 
 SECTIONS: dict[str, type[Section]] = {
-    "fedavg": FedAvgSection, "fedprox": FedProxSection, "fedavgm": FedAvgMSection,
-    "fedadagrad": FedAdagradSection, "fedadam": FedAdamSection, "fedyogi": FedYogiSection, "fednova": FedNovaSection,
-    "scaffold": ScaffoldSection, "diloco": DiLoCoSection, "fedasync": FedAsyncSection, "fedbuff": FedBuffSection,
-    "fedecho": FedEchoSection, "area": AreaSection, "fedcompass": FedCompassSection, "fedqueue": FedQueueSection,
-}  # fmt: skip
+    "fedavg": FedAvgSection,
+    "fedprox": FedProxSection,
+    "fedavgm": FedAvgMSection,
+    "fedadagrad": FedAdagradSection,
+    "fedadam": FedAdamSection,
+    "fedyogi": FedYogiSection,
+    "fednova": FedNovaSection,
+    "scaffold": ScaffoldSection,
+    "diloco": DiLoCoSection,
+    "fedasync": FedAsyncSection,
+    "fedbuff": FedBuffSection,
+    "fedecho": FedEchoSection,
+    "area": AreaSection,
+    "fedcompass": FedCompassSection,
+    "fedqueue": FedQueueSection,
+}
 
 
 def _named(section: Any) -> Any:

@@ -18,9 +18,8 @@ from typing import Literal
 from pydantic import NonNegativeFloat, PositiveInt
 
 from workflows.strategies.asynchronous import Asynchronous
-from workflows.strategies.base import Aggregate
+from workflows.strategies.base import Aggregate, Section
 from workflows.strategies.ledger import Order
-from workflows.strategies.section import Section
 
 
 class AreaSection(Section):

@@ -52,13 +52,7 @@ class Asynchronous:
     """A campaign without rounds."""
 
     def __init__(
-        self,
-        rounds: int,
-        steps: int,
-        merge: Merge,
-        *,
-        late_binding: bool = False,
-        proximal_mu: float | None = None,
+        self, rounds: int, steps: int, merge: Merge, *, late_binding: bool = False, proximal_mu: float | None = None
     ) -> None:
         self.rounds, self.steps, self.late_binding, self.proximal_mu = rounds, steps, late_binding, proximal_mu
         self.memory, self.merge = Memory(), merge

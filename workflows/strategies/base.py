@@ -17,6 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from pydantic import BaseModel, ConfigDict
+
 
 @dataclass(frozen=True)
 class SiteFacts:
@@ -128,7 +130,7 @@ class Train:
 
 @dataclass(frozen=True)
 class ServerRule:
-    """An optimiser at the server; formulas in apps/artifacts/server_optimizer.py. Its state is carried from ``base`` on."""
+    """An optimiser at the server; formulas in apps/artifacts/server_optimizer.py. Its state goes on from ``base``."""
 
     name: Literal["momentum", "nesterov", "adagrad", "adam", "yogi"]
     rate: float
@@ -181,3 +183,21 @@ class Strategy(Protocol):
 
     def restore(self, state: dict[str, Any]) -> None:
         """Become the strategy that gave this state."""
+
+
+Weights = Literal["samples", "equal"]
+
+
+class Section(BaseModel):
+    """Settings of one strategy; each gives the strategy it describes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+    def strategy(self, rounds: int, steps: int) -> Strategy:
+        """A fresh strategy.
+
+        Args:
+            rounds: versions of the global model after which the campaign ends.
+            steps: local steps of one order, where the algorithm does not choose them itself.
+        """
+        raise NotImplementedError

@@ -12,9 +12,8 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat
 
-from workflows.strategies.base import ServerRule
+from workflows.strategies.base import ServerRule, Weights
 from workflows.strategies.fedavg import FedAvg, SynchronousSection
-from workflows.strategies.section import Weights
 
 
 class DiLoCoSection(SynchronousSection):

@@ -17,9 +17,8 @@ from typing import Literal
 from pydantic import Field, NonNegativeFloat
 
 from workflows.strategies.asynchronous import Asynchronous
-from workflows.strategies.base import Aggregate
+from workflows.strategies.base import Aggregate, Section
 from workflows.strategies.ledger import Order
-from workflows.strategies.section import Section
 from workflows.strategies.staleness import Staleness
 
 

@@ -29,6 +29,7 @@ from workflows.strategies.base import (
     Aggregate,
     CampaignStarted,
     Event,
+    Section,
     ServerRule,
     SetTimer,
     SiteFailed,
@@ -36,9 +37,9 @@ from workflows.strategies.base import (
     TimerFired,
     Train,
     UpdateArrived,
+    Weights,
 )
 from workflows.strategies.ledger import Ledger, as_plain, from_plain, shares
-from workflows.strategies.section import Section, Weights
 
 
 class SynchronousSection(Section):
@@ -61,9 +62,15 @@ class SynchronousSection(Section):
     def rounds_of(self, rounds: int, steps: int, **details: Any) -> FedAvg:
         """The synchronous round with these settings."""
         return FedAvg(
-            rounds, steps, self.weights, self.quorum, participants=self.participants, deadline_s=self.deadline_s,
-            seed=self.seed, **details,
-        )  # fmt: skip
+            rounds,
+            steps,
+            self.weights,
+            self.quorum,
+            participants=self.participants,
+            deadline_s=self.deadline_s,
+            seed=self.seed,
+            **details,
+        )
 
 
 class FedAvgSection(SynchronousSection):
@@ -149,9 +156,13 @@ class FedAvg:
     def _order(self, site: str) -> Train:
         memory = self.memory
         order = memory.ledger.order(
-            site, memory.version, self.steps, round=memory.version + 1, proximal_mu=self.proximal_mu,
+            site,
+            memory.version,
+            self.steps,
+            round=memory.version + 1,
+            proximal_mu=self.proximal_mu,
             correction=self._correction(site) if self.corrected else (),
-        )  # fmt: skip
+        )
         memory.current[order.task] = site
         return order
 

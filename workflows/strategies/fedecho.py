@@ -67,16 +67,17 @@ from workflows.strategies.base import (
     Event,
     ReleaseBlock,
     RequestBlock,
+    Section,
     ServerRule,
     SetTimer,
     SiteFailed,
     Stop,
     TimerFired,
     UpdateArrived,
+    Weights,
 )
 from workflows.strategies.echo import Word, echoed
 from workflows.strategies.ledger import Ledger, Order, as_plain, from_plain, shares
-from workflows.strategies.section import Section, Weights
 
 
 class FedEchoSection(Section):

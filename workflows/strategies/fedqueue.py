@@ -31,6 +31,7 @@ from workflows.strategies.base import (
     Aggregate,
     CampaignStarted,
     Event,
+    Section,
     SetTimer,
     SiteFailed,
     Stop,
@@ -38,7 +39,6 @@ from workflows.strategies.base import (
     UpdateArrived,
 )
 from workflows.strategies.ledger import Ledger, Order, as_plain, from_plain
-from workflows.strategies.section import Section
 from workflows.strategies.staleness import Staleness
 
 

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from workflows.strategies.base import Weights
 from workflows.strategies.fedavg import FedAvg, SynchronousSection
-from workflows.strategies.section import Weights
 
 
 class ScaffoldSection(SynchronousSection):

@@ -9,17 +9,7 @@ from site_configs.library.schedulers.pbs import Pbs
 from site_configs.library.schedulers.slurm import Slurm
 from site_configs.library.site import SchedulerKind
 
-__all__ = [
-    "GONE",
-    "LIVE",
-    "UNKNOWN",
-    "Answer",
-    "JobFacts",
-    "JobState",
-    "NoFacts",
-    "Scheduler",
-    "scheduler_for",
-]
+__all__ = ["GONE", "LIVE", "UNKNOWN", "Answer", "JobFacts", "JobState", "NoFacts", "Scheduler", "scheduler_for"]
 
 
 def scheduler_for(kind: SchedulerKind, environment: Mapping[str, str]) -> Scheduler:

@@ -8,15 +8,7 @@ from enum import Enum
 from typing import Literal, Protocol
 
 JobState = Literal[
-    "pending",
-    "running",
-    "completed",
-    "failed",
-    "timeout",
-    "cancelled",
-    "preempted",
-    "node_fail",
-    "out_of_memory",
+    "pending", "running", "completed", "failed", "timeout", "cancelled", "preempted", "node_fail", "out_of_memory"
 ]
 LIVE: frozenset[JobState] = frozenset({"pending", "running"})
 

@@ -13,8 +13,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apps.artifacts.manifests import find_manifest, identity, manifest_path, write_manifest
+from apps.artifacts.manifests import find_manifest, manifest_path, write_manifest
 from apps.artifacts.store import artifact_path, save_tensors
+from apps.base.identity import identity
 
 PROJECT = Path(__file__).resolve().parents[3]
 plain = st.recursive(
@@ -44,10 +45,14 @@ def test_identity_is_the_same_in_every_process():
     told = {
         subprocess.run(
             [sys.executable, "-c", code],
-            cwd=PROJECT, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True,
+            cwd=PROJECT,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
         for seed in ("1", "2")
-    }  # fmt: skip
+    }
     assert told == {identity(parts)}
 
 

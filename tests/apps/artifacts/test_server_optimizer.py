@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from apps import server
-from apps.artifacts.manifests import Place
 from apps.artifacts.server_optimizer import MOMENTS, Rule, optimizer_step
 from apps.artifacts.store import artifact_path, load_tensors, save_tensors, streams
 from apps.artifacts.weighted_sum import affine_combination
 from apps.base.errors import ArtifactError, UserMistake
+from apps.base.identity import Place
 from apps.base.versions import code_version
 
 Tensors = dict[str, torch.Tensor]
@@ -42,11 +42,9 @@ def expected(name: str, x: torch.Tensor, m: torch.Tensor, v: torch.Tensor, c: to
         m = b1 * m - d
         return x - rate * (-d + b1 * m), m, v
     m = b1 * m + (1 - b1) * d
-    v = {
-        "adagrad": v + d**2,
-        "adam": b2 * v + (1 - b2) * d**2,
-        "yogi": v - (1 - b2) * d**2 * torch.sign(v - d**2),
-    }[name]
+    v = {"adagrad": v + d**2, "adam": b2 * v + (1 - b2) * d**2, "yogi": v - (1 - b2) * d**2 * torch.sign(v - d**2)}[
+        name
+    ]
     return x + rate * m / (v.sqrt() + tau), m, v
 
 

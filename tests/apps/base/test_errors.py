@@ -26,9 +26,17 @@ from apps.base.errors import (
 )
 
 KINDS = [
-    CrossfedError, UserMistake, ArtifactError, UpdateRefused, VersionMismatch, StorageError, TrainingError, Unfinished,
-    BlockTooShort, RanksLost,
-]  # fmt: skip
+    CrossfedError,
+    UserMistake,
+    ArtifactError,
+    UpdateRefused,
+    VersionMismatch,
+    StorageError,
+    TrainingError,
+    Unfinished,
+    BlockTooShort,
+    RanksLost,
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -104,8 +112,11 @@ def test_the_errors_of_libraries_do_not_keep_ours_from_the_driver(raised, kind, 
     project = Path(errors.__file__).parents[2]
     worker = subprocess.run(
         [sys.executable, "-c", WORKER, raised],
-        env={"PYTHONPATH": str(project)}, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        env={"PYTHONPATH": str(project)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     with pytest.raises(kind) as caught:
         deserialize(bytes.fromhex(worker.stdout)).reraise()
     assert str(caught.value) == f"site polaris, round 3: {words}"

@@ -15,15 +15,39 @@ VOCABULARY = 50
 
 def networks() -> dict:
     return {
-        "llama": (LlamaForCausalLM, LlamaConfig(
-            vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)),
-        "opt": (OPTForCausalLM, OPTConfig(
-            vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, ffn_dim=48,
-            word_embed_proj_dim=32, max_position_embeddings=40, dropout=0.0)),
-        "gpt2": (GPT2LMHeadModel, GPT2Config(
-            vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=2, n_positions=40,
-            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)),
-    }  # fmt: skip
+        "llama": (
+            LlamaForCausalLM,
+            LlamaConfig(
+                vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48
+            ),
+        ),
+        "opt": (
+            OPTForCausalLM,
+            OPTConfig(
+                vocab_size=VOCABULARY,
+                hidden_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                ffn_dim=48,
+                word_embed_proj_dim=32,
+                max_position_embeddings=40,
+                dropout=0.0,
+            ),
+        ),
+        "gpt2": (
+            GPT2LMHeadModel,
+            GPT2Config(
+                vocab_size=VOCABULARY,
+                n_embd=32,
+                n_layer=2,
+                n_head=2,
+                n_positions=40,
+                resid_pdrop=0.0,
+                embd_pdrop=0.0,
+                attn_pdrop=0.0,
+            ),
+        ),
+    }
 
 
 @pytest.fixture(params=["llama", "opt", "gpt2"])

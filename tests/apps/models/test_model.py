@@ -58,10 +58,13 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("bases")
     torch.manual_seed(3)
     networks = {
-        "llama": LlamaForCausalLM(LlamaConfig(
-            vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)),
+        "llama": LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48
+            )
+        ),
         "gpt2": GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=2, n_positions=40)),
-    }  # fmt: skip
+    }
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(tiny_tokenizer_path()), eos_token="<eos>")
     for name, network in networks.items():
         network.save_pretrained(root / name)

@@ -57,8 +57,15 @@ def test_places_of_the_template_are_filled_in():
     launch = ["srun", "--nodes={nodes}", "--ntasks={ranks}", "--ntasks-per-node={ranks_per_node}", "--x={other}"]
     parallel = PARALLEL | {"nodes": 3, "ranks_per_node": 4, "launch": launch}
     assert launch_command(parallel, ["python", "-c", "{ranks}"]) == [
-        "srun", "--nodes=3", "--ntasks=12", "--ntasks-per-node=4", "--x={other}", "python", "-c", "{ranks}",
-    ]  # fmt: skip
+        "srun",
+        "--nodes=3",
+        "--ntasks=12",
+        "--ntasks-per-node=4",
+        "--x={other}",
+        "python",
+        "-c",
+        "{ranks}",
+    ]
 
 
 def test_without_a_template_it_is_torchs_own_launcher():

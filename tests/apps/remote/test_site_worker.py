@@ -43,8 +43,11 @@ class Worker:
     def __init__(self) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-c", WORKER, str(SHIPPED)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/tmp",
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd="/tmp",
+        )
 
     def start(self, function: str, *args: Any, python: str = sys.executable, **variables: str) -> None:
         request = {"function": function, "args": args, "environment": {**ENVIRONMENT, **variables}}

@@ -8,7 +8,8 @@ import threading
 
 import pytest
 
-from apps.training.deadline import FIRST_SAVE_S, MARGIN_S, StopRequest, Watch, block_end, stop_on_sigterm
+from apps.base.stop import StopRequest, stop_on_sigterm
+from apps.training.deadline import FIRST_SAVE_S, MARGIN_S, Watch, block_end
 
 
 class Clock:

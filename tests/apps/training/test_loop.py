@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from apps.artifacts.store import artifact_path, load_tensors, save_tensors
 from apps.base.errors import TrainingError
+from apps.base.stop import StopRequest
 from apps.models.batches import Sample, plan_batches
 from apps.models.model import Model
 from apps.models.model import model as models
 from apps.ranks.process_group import Team
 from apps.training.checkpoints import Checkpoints
-from apps.training.deadline import StopRequest, Watch
+from apps.training.deadline import Watch
 from apps.training.loop import Attempt, micro_batches, train
 from apps.training.loop import loop as training
 from apps.training.optimization import make_optimizer, optimizer_tensors, update_parameters
@@ -41,11 +42,25 @@ def new_model(**changes) -> Model:
 
 def training_spec(**changes) -> training.TrainingSpec:
     spec = {
-        "steps": 3, "batch_size": 4, "accumulate": 1, "learning_rate": 0.01, "schedule": "constant",
-        "final_factor": 0.0, "warmup_steps": 0, "start_step": 0, "total_steps": 0, "weight_decay": 0.0,
-        "clip_norm": None, "proximal_mu": 0.0, "precision": "no", "device": "cpu", "keep_optimizer": False,
-        "checkpoint_s": 300.0, "on_walltime": "finish", "until": None,
-    }  # fmt: skip
+        "steps": 3,
+        "batch_size": 4,
+        "accumulate": 1,
+        "learning_rate": 0.01,
+        "schedule": "constant",
+        "final_factor": 0.0,
+        "warmup_steps": 0,
+        "start_step": 0,
+        "total_steps": 0,
+        "weight_decay": 0.0,
+        "clip_norm": None,
+        "proximal_mu": 0.0,
+        "precision": "no",
+        "device": "cpu",
+        "keep_optimizer": False,
+        "checkpoint_s": 300.0,
+        "on_walltime": "finish",
+        "until": None,
+    }
     return spec | changes
 
 

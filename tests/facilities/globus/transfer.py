@@ -114,11 +114,15 @@ class Transfer:
         self._who(request)
         collection = self._known(collection_id)
         return {
-            "DATA_TYPE": "endpoint", "id": collection_id, "display_name": collection.name, "high_assurance": False,
-            "entity_type": collection.entity_type, "acl_available": True,
+            "DATA_TYPE": "endpoint",
+            "id": collection_id,
+            "display_name": collection.name,
+            "high_assurance": False,
+            "entity_type": collection.entity_type,
+            "acl_available": True,
             "gcp_connected": collection.online if collection.personal else None,
             "https_server": f"{self._service.url}/https/{collection_id}" if collection.https else None,
-        }  # fmt: skip
+        }
 
     def _list(self, request: Request, collection_id: str) -> Any:
         path = request.query.get("path", "/~/")
@@ -263,8 +267,10 @@ def _entry(path: Path) -> dict[str, Any]:
     known = path.lstat()
     kind = "dir" if path.is_dir() else "file"
     return {"DATA_TYPE": "file", "name": path.name, "size": known.st_size, "type": kind} | {
-        "last_modified": iso(known.st_mtime), "permissions": f"{known.st_mode & 0o7777:04o}", "link_target": None
-    }  # fmt: skip
+        "last_modified": iso(known.st_mtime),
+        "permissions": f"{known.st_mode & 0o7777:04o}",
+        "link_target": None,
+    }
 
 
 def _consent_required(collection_id: str) -> RefusalError:

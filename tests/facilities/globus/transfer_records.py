@@ -95,11 +95,21 @@ class TransferTask:
         ids = [collection.id for collection in self.collections]
         well = self.nice_status in ("OK", "Queued") and self.status == "ACTIVE"
         return {key: getattr(self, key) for key in (*plain, "files_skipped", "bytes_transferred")} | {
-            "DATA_TYPE": "task", "task_id": self.id, "type": self.document["DATA_TYPE"].upper(), "label": self.label,
-            "owner_id": self.owner, "request_time": iso(self.requested_at), "completion_time": iso(self.ended_at),
-            "deadline": iso(self.deadline), "source_endpoint_id": ids[0], "destination_endpoint_id": ids[-1],
-            "effective_bytes_per_second": int(self.bytes_transferred / duration_s), "is_paused": False,
-            "is_ok": None if self.status in FINAL else well, "nice_status_short_description": self.nice_status,
-            "verify_checksum": self.document.get("verify_checksum", False), "history_deleted": False,
+            "DATA_TYPE": "task",
+            "task_id": self.id,
+            "type": self.document["DATA_TYPE"].upper(),
+            "label": self.label,
+            "owner_id": self.owner,
+            "request_time": iso(self.requested_at),
+            "completion_time": iso(self.ended_at),
+            "deadline": iso(self.deadline),
+            "source_endpoint_id": ids[0],
+            "destination_endpoint_id": ids[-1],
+            "effective_bytes_per_second": int(self.bytes_transferred / duration_s),
+            "is_paused": False,
+            "is_ok": None if self.status in FINAL else well,
+            "nice_status_short_description": self.nice_status,
+            "verify_checksum": self.document.get("verify_checksum", False),
+            "history_deleted": False,
             "subtasks_skipped_errors": len(self.skipped),
-        }  # fmt: skip
+        }

@@ -15,9 +15,12 @@ from site_configs.library.site import Collection, Endpoint, Site
 
 ENDPOINT, FILES, COLLECTION = (f"{digit * 8}-0000-4000-8000-000000000000" for digit in "123")
 FOLDERS = {
-    "aurora": "/flare/ABC", "frontier": "/lustre/orion/abc/proj", "perlmutter": "/pscratch/sd/a/ada",
-    "perlmutter_80gb": "/pscratch/sd/a/ada", "polaris": "/eagle/ABC",
-}  # fmt: skip
+    "aurora": "/flare/ABC",
+    "frontier": "/lustre/orion/abc/proj",
+    "perlmutter": "/pscratch/sd/a/ada",
+    "perlmutter_80gb": "/pscratch/sd/a/ada",
+    "polaris": "/eagle/ABC",
+}
 
 
 def settings(machine: str, **changes: Any) -> dict[str, Any]:
@@ -69,12 +72,15 @@ def test_a_machines_own_collection(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("folder", "path", "shared"),
     [
-        ("/eagle/ABC/cf", "/eagle/ABC/cf", True), ("/eagle/ABC/cf", "/eagle/ABC/cf/env", True),
-        ("/eagle/ABC/cf/", "/eagle/ABC/x/../cf/env", True), ("/eagle/ABC/cf", "/eagle/ABC/cf/../env", False),
-        ("/eagle/ABC/cf", "/eagle/ABC/cf-records", False), ("/", "/eagle/ABC/cf", False),
+        ("/eagle/ABC/cf", "/eagle/ABC/cf", True),
+        ("/eagle/ABC/cf", "/eagle/ABC/cf/env", True),
+        ("/eagle/ABC/cf/", "/eagle/ABC/x/../cf/env", True),
+        ("/eagle/ABC/cf", "/eagle/ABC/cf/../env", False),
+        ("/eagle/ABC/cf", "/eagle/ABC/cf-records", False),
+        ("/", "/eagle/ABC/cf", False),
         ("/eagle/ABC/cf", "records", False),
     ],
-)  # fmt: skip
+)
 def test_what_a_guest_collection_shares(folder: str, path: str, shared: bool) -> None:
     assert Collection(COLLECTION, Path(folder)).shares(Path(path)) == shared
     assert not Collection(COLLECTION, Path(folder), mapped=True).shares(Path(path))

@@ -74,13 +74,7 @@ def calls(folder: Path) -> list[str]:
 def make(kind: type[Tamed], folder: Path, **settings: Any) -> Any:
     scheduler: Any = "slurm" if kind is SlurmBlocks else "pbs"
     block = Block(scheduler, QUEUE, 2, 5400, "ABC", command_environment={"HERE": "a b"})
-    provider = kind(
-        block,
-        directives=("-x 1",),
-        worker_init="export A=1\n",
-        job_prefix="cf-12ab-site",
-        **settings,
-    )
+    provider = kind(block, directives=("-x 1",), worker_init="export A=1\n", job_prefix="cf-12ab-site", **settings)
     provider.scheduler = Oracle()
     provider.script_dir = str(folder)
     return provider
@@ -214,10 +208,18 @@ def test_a_command_that_hangs_is_ended(slurm: Any, reply: Reply, tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("state", "seen"),
-    [("pending", "PENDING"), ("running", "RUNNING"), ("completed", "COMPLETED"), ("failed", "FAILED"),
-     ("node_fail", "FAILED"), ("out_of_memory", "FAILED"), ("cancelled", "CANCELLED"), ("timeout", "TIMEOUT"),
-     ("preempted", "TIMEOUT")],
-)  # fmt: skip
+    [
+        ("pending", "PENDING"),
+        ("running", "RUNNING"),
+        ("completed", "COMPLETED"),
+        ("failed", "FAILED"),
+        ("node_fail", "FAILED"),
+        ("out_of_memory", "FAILED"),
+        ("cancelled", "CANCELLED"),
+        ("timeout", "TIMEOUT"),
+        ("preempted", "TIMEOUT"),
+    ],
+)
 def test_what_parsl_is_told(slurm: Any, reply: Reply, state: str, seen: str) -> None:
     job_id = submitted(slurm, reply, "Submitted batch job 7\n")
     slurm.scheduler.answers["7"] = facts("7", state, "QOSMaxJobs")
@@ -229,8 +231,11 @@ def test_what_parsl_is_told(slurm: Any, reply: Reply, state: str, seen: str) -> 
 def test_silence_is_no_end_and_a_denial_is_one(pbs: Any, reply: Reply) -> None:
     job_id = submitted(pbs, reply, "7.server")
     told: list[tuple[Answer, str]] = [
-        (UNKNOWN, "PENDING"), (facts(job_id, "running"), "RUNNING"), (UNKNOWN, "RUNNING"), (GONE, "COMPLETED"),
-    ]  # fmt: skip
+        (UNKNOWN, "PENDING"),
+        (facts(job_id, "running"), "RUNNING"),
+        (UNKNOWN, "RUNNING"),
+        (GONE, "COMPLETED"),
+    ]
     for answer, seen in told:
         pbs.scheduler.answers[job_id] = answer
         assert pbs.status([job_id])[0].state.name == seen

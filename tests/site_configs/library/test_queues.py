@@ -33,11 +33,18 @@ def queue_tables(draw: st.DrawFn) -> list[Queue]:
         times = sorted(draw(st.tuples(st.integers(1, 7 * DAY), st.integers(1, 7 * DAY))))
         rows.append(
             Queue(
-                f"q{number}", nodes[0], nodes[1], times[1], date(2026, 8, 19), "a guide", min_walltime_s=times[0],
-                submit_to=draw(st.sampled_from([None, "route"])), preemptable=draw(st.booleans()),
+                f"q{number}",
+                nodes[0],
+                nodes[1],
+                times[1],
+                date(2026, 8, 19),
+                "a guide",
+                min_walltime_s=times[0],
+                submit_to=draw(st.sampled_from([None, "route"])),
+                preemptable=draw(st.booleans()),
                 on_request=number > 0 and draw(st.booleans()),
             )
-        )  # fmt: skip
+        )
     return rows
 
 
@@ -97,9 +104,16 @@ def test_what_the_facilities_tables_give(
 
 @pytest.mark.parametrize(
     ("queues", "nodes", "longest_h"),
-    [(polaris.QUEUES, 2, 168), (polaris.QUEUES, 8, 1), (polaris.QUEUES, 20, 3), (aurora.QUEUES, 16, 168),
-     (frontier.QUEUES, 64, 24), (frontier.QUEUES, 65, 2), (perlmutter.QUEUES, 100, 48)],
-)  # fmt: skip
+    [
+        (polaris.QUEUES, 2, 168),
+        (polaris.QUEUES, 8, 1),
+        (polaris.QUEUES, 20, 3),
+        (aurora.QUEUES, 16, 168),
+        (frontier.QUEUES, 64, 24),
+        (frontier.QUEUES, 65, 2),
+        (perlmutter.QUEUES, 100, 48),
+    ],
+)
 def test_the_longest_walltime_of_a_number_of_nodes(queues: list[Queue], nodes: int, longest_h: int) -> None:
     assert longest_walltime(queues, nodes) == longest_h * HOUR
 
@@ -133,9 +147,21 @@ def test_every_rule_has_its_date_and_source() -> None:
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("2:00:00", 7200), ("168:00:00", 604800), ("0:30:00", 1800), ("1-12:00:00", 129600), ("90m", 5400), ("1d", DAY),
-     ("1d 12h", 129600), ("1.5h", 5400), ("45 s", 45), ("7200", 7200), (7200, 7200), ("2H", 7200)],
-)  # fmt: skip
+    [
+        ("2:00:00", 7200),
+        ("168:00:00", 604800),
+        ("0:30:00", 1800),
+        ("1-12:00:00", 129600),
+        ("90m", 5400),
+        ("1d", DAY),
+        ("1d 12h", 129600),
+        ("1.5h", 5400),
+        ("45 s", 45),
+        ("7200", 7200),
+        (7200, 7200),
+        ("2H", 7200),
+    ],
+)
 def test_walltimes_that_people_write(text: object, seconds: int) -> None:
     assert parse_walltime(text) == seconds
 

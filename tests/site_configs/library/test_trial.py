@@ -25,9 +25,14 @@ def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def make(error: str = "", code: int = 0, out: str = "", sleep_s: float = 0) -> None:
         lines = [
-            "#!/bin/bash", f'echo "$*" > {tmp_path}/words', f'cp "${{@: -1}}" {tmp_path}/script',
-            f"sleep {sleep_s}", f"printf '%s' '{out}'", f"printf '%s' '{error}' >&2", f"exit {code}",
-        ]  # fmt: skip
+            "#!/bin/bash",
+            f'echo "$*" > {tmp_path}/words',
+            f'cp "${{@: -1}}" {tmp_path}/script',
+            f"sleep {sleep_s}",
+            f"printf '%s' '{out}'",
+            f"printf '%s' '{error}' >&2",
+            f"exit {code}",
+        ]
         (tmp_path / "sbatch").write_text("\n".join(lines))
         (tmp_path / "sbatch").chmod(0o755)
 

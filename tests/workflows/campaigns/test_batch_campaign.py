@@ -23,7 +23,14 @@ TINY = Path(__file__).resolve().parents[3] / "workflows" / "campaigns" / "tiny.y
 def set_sites(sites: dict[str, dict]) -> list[str]:
     """Settings of sites as options of the command line."""
     pairs = ((name, key, value) for name, entry in sites.items() for key, value in entry.items())
-    return [word for name, key, value in pairs for word in ("--set", f"sites.{name}.{key}={yaml.safe_dump(value, default_flow_style=True, width=10_000).strip()}")]  # fmt: skip # noqa: E501
+    return [
+        word
+        for name, key, value in pairs
+        for word in (
+            "--set",
+            f"sites.{name}.{key}={yaml.safe_dump(value, default_flow_style=True, width=10_000).strip()}",
+        )
+    ]
 
 
 def test_the_tiny_campaign_over_two_slurm_machines_and_a_pbs_machine(

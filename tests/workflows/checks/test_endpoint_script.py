@@ -36,9 +36,16 @@ def test_a_slurm_script_and_no_scheduler_is_asked(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(subprocess, "Popen", refuse)
     site = site_of(
-        "slurm", account="abc", partition="gpu", storage_root="/data/cf", nodes=3, walltime="90m", cores=16, gpus=2,
+        "slurm",
+        account="abc",
+        partition="gpu",
+        storage_root="/data/cf",
+        nodes=3,
+        walltime="90m",
+        cores=16,
+        gpus=2,
         setup="module load cuda; echo '{{ x }}'",
-    )  # fmt: skip
+    )
     script = endpoint_script(site).splitlines()
     for line in ("--nodes=3", "--time=90", "--account=abc", "--partition=gpu", "--gpus-per-node=2"):
         assert f"#SBATCH {line}" in script
@@ -59,10 +66,18 @@ def test_a_machine_without_a_scheduler_shows_what_starts_its_workers() -> None:
 
 def test_a_dry_run_prints_it_with_its_condition(tmp_path: Path) -> None:
     far = {
-        "config": "polaris", "route": "globus", "carrier": "copy", "endpoint": NOT_YET, "python_env": "/eagle/ABC/env",
-        "account": "ABC", "storage_root": "/eagle/ABC/cf", "nodes": 2, "walltime": "2h", "tasks": ["chemical_reaction"],
+        "config": "polaris",
+        "route": "globus",
+        "carrier": "copy",
+        "endpoint": NOT_YET,
+        "python_env": "/eagle/ABC/env",
+        "account": "ABC",
+        "storage_root": "/eagle/ABC/cf",
+        "nodes": 2,
+        "walltime": "2h",
+        "tasks": ["chemical_reaction"],
         "data": "/eagle/ABC/records",
-    }  # fmt: skip
+    }
     shown = run(tmp_path, write_campaign(tmp_path, sites={"far": far}), "--dry-run")
     assert shown.returncode == 0, shown.stderr
     assert (

@@ -14,8 +14,8 @@ from facilities.globus.http import Request, refuse
 from facilities.globus.stack import client_variables
 from facilities.globus.transfer_fixtures import TransferFacility, transfer_facility  # noqa: F401
 
-from apps.artifacts.manifests import Place
 from apps.base.errors import WorkersLost
+from apps.base.identity import Place
 from apps.base.versions import code_version, library_versions
 from apps.site import MARK, examine
 from site_configs.library.site import Collection, Endpoint, Site
@@ -44,10 +44,16 @@ class Scene:
         self.work.mkdir()
         self.agents = {key: dict(facts) for key, facts in AGENTS.items()}
         self.site = Site(
-            name="polaris", machine="test", route="globus", carrier="globus", provider=lambda _: None,  # type: ignore[arg-type, return-value]
-            storage_root=self.there.folder / "ABC" / "demo" / "polaris", python_env=Path("/eagle/env"),
-            collection=Collection(self.there.id, self.there.folder), endpoint=Endpoint(TRAINING),
-        )  # fmt: skip
+            name="polaris",
+            machine="test",
+            route="globus",
+            carrier="globus",
+            provider=lambda _: None,  # type: ignore[arg-type, return-value]
+            storage_root=self.there.folder / "ABC" / "demo" / "polaris",
+            python_env=Path("/eagle/env"),
+            collection=Collection(self.there.id, self.there.folder),
+            endpoint=Endpoint(TRAINING),
+        )
         for path in ("", "/status"):
             facility.service.route("GET", f"/v2/endpoints/([0-9a-f-]+){path}", self.described)
 
@@ -89,10 +95,15 @@ def test_all_is_well(scene: Scene) -> None:
     assert set(found.values()) == {None}
     told = "\n".join(found)
     for words in (
-        scene.facility.account.client_id, "Globus Compute: token until", "collection project",
-        f"endpoint that trains ({TRAINING}) is online, agent 4.19.0 on login1", "collection can be written in /",
-        "1 MB goes to the site in ", "its SHA-256 unchanged", "asked by the first task",
-    ):  # fmt: skip
+        scene.facility.account.client_id,
+        "Globus Compute: token until",
+        "collection project",
+        f"endpoint that trains ({TRAINING}) is online, agent 4.19.0 on login1",
+        "collection can be written in /",
+        "1 MB goes to the site in ",
+        "its SHA-256 unchanged",
+        "asked by the first task",
+    ):
         assert words in told
     assert scene.left() == []
     assert [task.document["verify_checksum"] for task in scene.facility.transfer.tasks[:2]] == [True, True]

@@ -10,9 +10,9 @@ import pytest
 from campaigns import nano
 
 from apps.base.errors import UserMistake
-from workflows.plan_words import plan_in_words, switched_off
-from workflows.planning.campaign_file import check_campaign
-from workflows.planning.plan import make_plan, settle_dtype
+from workflows.checks.preview import plan_in_words, switched_off
+from workflows.planning.campaign_file import check_campaign, settle_dtype
+from workflows.planning.plan import make_plan
 
 
 def words(folder: Path, strategy: dict[str, Any]) -> dict[str, str]:

@@ -20,16 +20,10 @@ from site_configs.library.resolve import resolve_site
 from site_configs.library.site import Block, Queue, Site
 from site_configs.local import site as local_site
 from workflows.checks import preview as check
-from workflows.checks.preview import (
-    _walltime_hint,
-    check_live,
-    describe,
-    dry_run,
-    environment_answer,
-    storage_problem,
-)
-from workflows.planning.campaign_file import load_campaign
-from workflows.planning.plan import Plan, make_plan, settle_dtype
+from workflows.checks.live import check_live, environment_answer
+from workflows.checks.preview import _walltime_hint, describe, dry_run, storage_problem
+from workflows.planning.campaign_file import load_campaign, settle_dtype
+from workflows.planning.plan import Plan, make_plan
 
 if TYPE_CHECKING:
     from facilities.pbs import PbsFacility
@@ -57,7 +51,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def llama(run_dir: Path) -> Plan:
     pairs = ((name, root) for name, root in STORAGE.items())
     sets = [text for name, root in pairs for text in (f"sites.{name}.account=ABC", f"sites.{name}.storage_root={root}")]
-    return make_plan(settle_dtype(load_campaign(LLAMA, sets)), run_dir, LLAMA)
+    return make_plan(load_campaign(LLAMA, sets), run_dir, LLAMA)
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +66,11 @@ def parts(llama: Plan, run_dir: Path) -> dict[str, str]:
 def test_every_machine_is_there_in_order(parts: dict[str, str]) -> None:
     assert list(parts) == list(STORAGE)
     assert [part.splitlines()[0].partition(": ")[2] for part in parts.values()] == [
-        "Perlmutter (NERSC)", "Polaris (ALCF)", "Aurora (ALCF)", "Frontier (OLCF)",
-    ]  # fmt: skip
+        "Perlmutter (NERSC)",
+        "Polaris (ALCF)",
+        "Aurora (ALCF)",
+        "Frontier (OLCF)",
+    ]
 
 
 def test_each_part_has_the_script_the_submission_and_the_launch(parts: dict[str, str], run_dir: Path) -> None:
@@ -97,9 +94,13 @@ def test_the_requests_are_those_of_the_machines(parts: dict[str, str]) -> None:
 
 @pytest.mark.parametrize(
     ("site", "launch"),
-    [("perlmutter", "srun --nodes=2 --ntasks=8"), ("polaris", "mpiexec -n 8 --ppn 4"),
-     ("aurora", "mpiexec -n 24 --ppn 12"), ("frontier", "srun --nodes=2 --ntasks=16")],
-)  # fmt: skip
+    [
+        ("perlmutter", "srun --nodes=2 --ntasks=8"),
+        ("polaris", "mpiexec -n 8 --ppn 4"),
+        ("aurora", "mpiexec -n 24 --ppn 12"),
+        ("frontier", "srun --nodes=2 --ntasks=16"),
+    ],
+)
 def test_how_training_is_started(parts: dict[str, str], site: str, launch: str) -> None:
     (line,) = [line for line in parts[site].splitlines() if line.startswith("# training: ")]
     assert line.startswith(f"# training: {launch} ") and line.endswith("python -m apps.training.trainer JOB")
@@ -144,7 +145,7 @@ def test_a_quorum_without_a_deadline_is_told_to_wait_for_queues_all_the_same(run
     sets = [f"sites.{name}.{key}" for name in STORAGE for key in ("account=ABC", f"storage_root={STORAGE[name]}")]
 
     def hints(*more: str) -> list[str]:
-        plan = make_plan(settle_dtype(load_campaign(LLAMA, [*sets, *more])), run_dir, LLAMA)
+        plan = make_plan(load_campaign(LLAMA, [*sets, *more]), run_dir, LLAMA)
         return [line for line in describe(plan, run_dir) if line.startswith("quorum:")]
 
     (hint,) = hints("strategy.quorum=2")
@@ -154,7 +155,7 @@ def test_a_quorum_without_a_deadline_is_told_to_wait_for_queues_all_the_same(run
 
 def test_ranks_without_a_sample_are_told_before_the_start(run_dir: Path) -> None:
     sets = ["sites={polaris: {account: ABC, storage_root: /eagle/ABC/cf, nodes: 4}}", "training.batch_size=6"]
-    told = describe(make_plan(settle_dtype(load_campaign(TINY, sets)), run_dir, TINY), run_dir)
+    told = describe(make_plan(load_campaign(TINY, sets), run_dir, TINY), run_dir)
     assert [line for line in told if line.startswith("training of ")] == [
         "training of polaris: 16 ranks share a batch of 6, 10 have nothing to do: use fewer nodes or a larger"
         " training.batch_size"
@@ -166,7 +167,7 @@ def test_accumulated_batches_count_for_the_training_time(run_dir: Path) -> None:
     told = []
     for steps, accumulate in ((300, 3), (900, 1), (300, 1)):
         sets = [*own, f"training.steps={steps}", f"training.accumulate={accumulate}"]
-        lines = describe(make_plan(settle_dtype(load_campaign(LLAMA, sets)), run_dir, LLAMA), run_dir)
+        lines = describe(make_plan(load_campaign(LLAMA, sets), run_dir, LLAMA), run_dir)
         told += [line for line in lines if line.startswith("walltime of polaris")]
     assert "training alone" in told[0] and told[0] == told[1] != told[2]
 
@@ -349,12 +350,14 @@ def test_slurm_with_nothing_to_complain_of(tmp_path: Path, slurm_site: SlurmClus
     assert fine, said
     words = [re.sub("T[0-9:]+ using .*", "", line.partition("alpha: ")[2]) for line in said]
     assert words == [
-        "queue regular takes jobs", "account fusion is valid", "my jobs in regular: 0",
+        "queue regular takes jobs",
+        "account fusion is valid",
+        "my jobs in regular: 0",
         f"Slurm would take its job, to start at {date.today()}",
         f"storage {tmp_path / 'storage' / 'run' / 'alpha'} can be written",
         "Python, packages and code in its jobs are those of the driver",
         "there is an address that its compute nodes can call back",
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.slurm
@@ -453,5 +456,6 @@ def test_pbs_with_a_closed_queue_none_and_a_server_that_is_down(
     finally:
         pbs_site.start_server()
     assert not fine and [line.partition("alpha: ")[2][:30] for line in problems(said)] == [
-        "queue debug takes jobs: PBS do", "my jobs: the scheduler does no",
-    ]  # fmt: skip
+        "queue debug takes jobs: PBS do",
+        "my jobs: the scheduler does no",
+    ]

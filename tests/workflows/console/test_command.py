@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from workflows.console.command import interruption, stopped
 from workflows.records.journal import Journal
+from workflows.runtime.stopping import interruption, stopped
 
 
 def plan(**routes: str) -> Any:

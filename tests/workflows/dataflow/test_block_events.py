@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from apps import block
-from apps.artifacts.manifests import Place
+from apps.base.identity import Place
 from site_configs.local import site as local_site
 from workflows.dataflow.block_events import GONE, BlockEvents, facts_of
 from workflows.dataflow.replay import Clock
@@ -166,10 +166,7 @@ def test_ready_tells_its_block_and_what_is_left_of_it(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize(
     "strategy",
-    [
-        FedAsyncSection(name="fedasync", late_binding=True).strategy(5, 2),
-        FedEchoSection(name="fedecho").strategy(5, 2),
-    ],
+    [FedAsyncSection(name="fedasync", late_binding=True).strategy(5, 2), FedEchoSection(name="fedecho").strategy(5, 2)],
     ids=["fedasync", "fedecho"],
 )
 def test_a_site_whose_queue_never_takes_us_is_left_out_in_the_end(strategy: Any) -> None:

@@ -12,8 +12,8 @@ import pytest
 from benchmarks import orchestration as trainer
 
 from apps import tidy
-from apps.artifacts.manifests import Place
 from apps.base.errors import CrossfedError
+from apps.base.identity import Place
 from workflows.dataflow import engine as engine_module
 from workflows.dataflow import staging as ways_module
 from workflows.dataflow.engine import Engine

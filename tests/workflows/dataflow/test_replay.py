@@ -53,9 +53,13 @@ def record(journal: Journal, event: str, at: float) -> None:
 
 def test_the_clock_stands_still_while_no_driver_is_there(journal: Journal) -> None:
     for event, at in (
-        ("campaign_opened", 1000.0), ("driver_started", 1001.0), ("strategy_event", 1010.0),
-        ("driver_started", 1110.0), ("strategy_event", 1120.0), ("driver_started", 2120.0),
-    ):  # fmt: skip
+        ("campaign_opened", 1000.0),
+        ("driver_started", 1001.0),
+        ("strategy_event", 1010.0),
+        ("driver_started", 1110.0),
+        ("strategy_event", 1120.0),
+        ("driver_started", 2120.0),
+    ):
         record(journal, event, at)
     clock = Clock(journal, 1000.0, lambda: 2125.0)
     assert clock.now() == 25.0 and clock.unix(30.0) == 2130.0

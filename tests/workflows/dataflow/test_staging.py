@@ -9,8 +9,9 @@ from typing import Any
 
 from site_configs.library.site import Collection, Site
 from site_configs.local import site as local_site
-from workflows.dataflow.staging import Ways, stores_at, unseen_stores
+from workflows.dataflow.staging import Ways
 from workflows.globus.transfer.staging import Carriage
+from workflows.planning.storage import stores_at, unseen_stores
 
 HERE = "/run/artifacts"
 
@@ -40,13 +41,17 @@ def ways(sites: dict[str, Site], calls: Calls) -> Ways:
 
 def test_sites_that_share_storage_share_a_store() -> None:
     sites = {
-        "one": far_site("one", "/p/run/one"), "two": far_site("two", "/p/run/two"),
-        "other": far_site("other", "/q/run/other"), "elsewhere": far_site("elsewhere", "/p/run/elsewhere", "flare"),
-    }  # fmt: skip
+        "one": far_site("one", "/p/run/one"),
+        "two": far_site("two", "/p/run/two"),
+        "other": far_site("other", "/q/run/other"),
+        "elsewhere": far_site("elsewhere", "/p/run/elsewhere", "flare"),
+    }
     assert stores_at(sites) == {
-        "one": "/p/run/one/artifacts", "two": "/p/run/one/artifacts",
-        "other": "/q/run/other/artifacts", "elsewhere": "/p/run/elsewhere/artifacts",
-    }  # fmt: skip
+        "one": "/p/run/one/artifacts",
+        "two": "/p/run/one/artifacts",
+        "other": "/q/run/other/artifacts",
+        "elsewhere": "/p/run/elsewhere/artifacts",
+    }
 
 
 def test_only_what_globus_carries_is_out_of_sight() -> None:

@@ -9,8 +9,8 @@ import pytest
 from campaigns import nano
 
 from workflows.dataflow.train_spec import counted_updates, order_of, rule_of, site_weights
-from workflows.planning.campaign_file import check_campaign
-from workflows.planning.plan import Plan, make_plan, settle_dtype
+from workflows.planning.campaign_file import check_campaign, settle_dtype
+from workflows.planning.plan import Plan, make_plan
 from workflows.strategies.base import Aggregate, ServerRule, Train
 
 TRAINING = {"steps": 4, "learning_rate": 0.5, "proximal_mu": 0.25, "schedule": "linear"}

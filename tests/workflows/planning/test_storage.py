@@ -20,9 +20,16 @@ IDS = [f"{n:08d}-0000-4000-8000-000000000000" for n in range(3)]
 
 def globus_entry(root: str, endpoint: str = IDS[0], **settings: Any) -> dict[str, Any]:
     return {
-        "config": "local", "route": "globus", "endpoint": endpoint, "storage_root": root, "python_env": "/opt/env",
-        "collection": IDS[1], "collection_folder": "/data", "tasks": ["chemical_reaction"], **settings,
-    }  # fmt: skip
+        "config": "local",
+        "route": "globus",
+        "endpoint": endpoint,
+        "storage_root": root,
+        "python_env": "/opt/env",
+        "collection": IDS[1],
+        "collection_folder": "/data",
+        "tasks": ["chemical_reaction"],
+        **settings,
+    }
 
 
 def plan(tmp_path: Path, sites: dict[str, Any], **changes: Any) -> Any:
@@ -90,9 +97,13 @@ def test_links_into_what_is_shared_are_followed_where_they_can_be(tmp_path: Path
     (tmp_path / "shown").mkdir()
     (tmp_path / "records").symlink_to(tmp_path / "shown")
     entry = {
-        "config": "local", "carrier": "globus", "collection": IDS[1], "collection_folder": str(tmp_path / "shown"),
-        "storage_root": str(tmp_path / "shown" / "far"), "tasks": ["chemical_reaction"],
-    }  # fmt: skip
+        "config": "local",
+        "carrier": "globus",
+        "collection": IDS[1],
+        "collection_folder": str(tmp_path / "shown"),
+        "storage_root": str(tmp_path / "shown" / "far"),
+        "tasks": ["chemical_reaction"],
+    }
     with pytest.raises(UserMistake, match="sites.far.data: .*/records lies in .*/shown"):
         plan(tmp_path, {"far": {**entry, "data": str(tmp_path / "records")}})
     assert plan(tmp_path, {"far": {**entry, "data": "embedded"}}).sites

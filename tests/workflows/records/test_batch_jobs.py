@@ -157,9 +157,12 @@ def test_a_record_that_lacks_much_is_read_for_what_it_has() -> None:
 
 
 @given(
-    st.floats(0, 1e6), st.floats(0, 1e6), st.floats(0, 1e6), st.booleans(),
+    st.floats(0, 1e6),
+    st.floats(0, 1e6),
+    st.floats(0, 1e6),
+    st.booleans(),
     st.sampled_from(["timeout", "cancelled", "completed", None]),
-)  # fmt: skip
+)
 def test_no_job_waits_or_runs_for_less_than_nothing(
     asked: float, begun: float, over: float, told: bool, state: str | None
 ) -> None:
@@ -179,10 +182,15 @@ def test_the_clock_of_a_job_can_be_that_of_the_campaign() -> None:
 
 def test_node_seconds_held_and_spent_training() -> None:
     site = sums(
-        submitted(100.0), started(200.0, 100.0), trained(210.0, 500.0, train_s=250.0, attempts=1),
-        ended(600.0, "timeout", 200.0), submitted(600.0, "8", nodes=4), started(900.0, 300.0, "8"),
-        trained(910.0, 1000.0, round=2, train_s=80.0, attempts=1), ended(1000.0, "cancelled", 900.0, "8"),
-    )  # fmt: skip
+        submitted(100.0),
+        started(200.0, 100.0),
+        trained(210.0, 500.0, train_s=250.0, attempts=1),
+        ended(600.0, "timeout", 200.0),
+        submitted(600.0, "8", nodes=4),
+        started(900.0, 300.0, "8"),
+        trained(910.0, 1000.0, round=2, train_s=80.0, attempts=1),
+        ended(1000.0, "cancelled", 900.0, "8"),
+    )
     assert site.queued_s == 100 + 300
     assert site.held_node_s == 2 * 400 + 4 * 100
     assert site.trained_node_s == 2 * 250 + 4 * 80
@@ -192,17 +200,26 @@ def test_node_seconds_held_and_spent_training() -> None:
 @pytest.mark.parametrize(("attempts", "over", "continued"), [(2, 600.0, 1), (1, 600.0, 0), (2, 5000.0, 0)])
 def test_a_training_went_on_when_it_was_begun_in_a_job_that_is_over(attempts: int, over: float, continued: int) -> None:
     site = sums(
-        submitted(100.0), started(200.0, 100.0), ended(over, "timeout", 200.0), submitted(600.0, "8"),
-        started(900.0, 300.0, "8"), trained(910.0, 1000.0, train_s=80.0, attempts=attempts),
-    )  # fmt: skip
+        submitted(100.0),
+        started(200.0, 100.0),
+        ended(over, "timeout", 200.0),
+        submitted(600.0, "8"),
+        started(900.0, 300.0, "8"),
+        trained(910.0, 1000.0, train_s=80.0, attempts=attempts),
+    )
     assert site.continued == continued
 
 
 def test_a_loss_between_two_trainings_interrupts_none() -> None:
     site = sums(
-        submitted(100.0), started(200.0, 100.0), trained(210.0, 500.0, train_s=9.0), ended(400.0, "timeout", 200.0),
-        submitted(600.0, "8"), started(900.0, 300.0, "8"), trained(910.0, 1000.0, round=2, train_s=9.0, attempts=2),
-    )  # fmt: skip
+        submitted(100.0),
+        started(200.0, 100.0),
+        trained(210.0, 500.0, train_s=9.0),
+        ended(400.0, "timeout", 200.0),
+        submitted(600.0, "8"),
+        started(900.0, 300.0, "8"),
+        trained(910.0, 1000.0, round=2, train_s=9.0, attempts=2),
+    )
     assert site.continued == 0
 
 
@@ -237,8 +254,18 @@ def test_the_jobs_of_a_whole_campaign(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0 s"), (45.4, "45 s"), (59.7, "1 min"), (720, "12 min"), (3599, "1 h"), (11_400, "3 h 10 min"),
-     (7200, "2 h"), (47 * 3600, "47 h"), (52 * 3600, "2 d 4 h"), (172_800, "2 d")],
-)  # fmt: skip
+    [
+        (0, "0 s"),
+        (45.4, "45 s"),
+        (59.7, "1 min"),
+        (720, "12 min"),
+        (3599, "1 h"),
+        (11_400, "3 h 10 min"),
+        (7200, "2 h"),
+        (47 * 3600, "47 h"),
+        (52 * 3600, "2 d 4 h"),
+        (172_800, "2 d"),
+    ],
+)
 def test_durations_as_people_say_them(seconds: float, text: str) -> None:
     assert duration_text(seconds) == text

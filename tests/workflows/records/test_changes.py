@@ -92,9 +92,8 @@ def test_a_site_may_move_to_a_machine_that_does_not_know_its_settings(run: RunDi
 
 
 def test_a_settled_type_is_no_change(tmp_path: Path, source: Path) -> None:
-    from workflows.planning.plan import settle_dtype
 
-    run = open_new(tmp_path / "runs" / "auto", settle_dtype(load_campaign(source)), source, [], None)
+    run = open_new(tmp_path / "runs" / "auto", load_campaign(source), source, [], None)
     assert resumed_campaign(run, source, [], None).model.dtype == "float32"
 
 

@@ -26,13 +26,17 @@ from workflows.records.queue_history import (
 
 JOB = BlockRecord(
     "polaris", "alcf", "demo", "pbs", "debug", "12.pbs-01", 2, 3600, 1_780_000_000.25, 1_780_000_300.0, None, "R"
-)  # fmt: skip
+)
 TIMES = st.none() | st.floats(0, 4e9)
 RECORDS = st.builds(
     BlockRecord,
     **dict.fromkeys(("machine", "site", "campaign", "scheduler", "queue", "job_id", "state"), st.text(max_size=8)),
-    nodes=st.integers(0, 10**6), walltime_s=st.integers(0, 10**7), submitted=TIMES, started=TIMES, ended=TIMES,
-)  # fmt: skip
+    nodes=st.integers(0, 10**6),
+    walltime_s=st.integers(0, 10**7),
+    submitted=TIMES,
+    started=TIMES,
+    ended=TIMES,
+)
 
 
 def one_line(record: BlockRecord) -> BlockRecord:
@@ -73,9 +77,7 @@ def test_the_folder_the_header_and_the_rows(tmp_path: Path) -> None:
     assert append(dataclasses.replace(JOB, job_id="13.pbs-01", started=None), path)
     lines = path.read_text().splitlines()
     assert lines[0] == ",".join(f'"{name}"' for name in COLUMNS)
-    assert lines[1] == (
-        '"polaris","alcf","demo","pbs","debug","12.pbs-01",2,3600,1780000000.25,1780000300.0,"","R"'
-    )  # fmt: skip
+    assert lines[1] == ('"polaris","alcf","demo","pbs","debug","12.pbs-01",2,3600,1780000000.25,1780000300.0,"","R"')
     assert len(lines) == 3 and list(path.parent.iterdir()) == [path]
     assert read_history(path) == [JOB, dataclasses.replace(JOB, job_id="13.pbs-01", started=None)]
 

@@ -24,9 +24,11 @@ from workflows.reporting.tables import update_table
 
 def score(journal: Journal, number: int, who: str, loss: float) -> None:
     result = {
-        "who": who, "mean_loss": loss, "artifact": {"sha256": f"{who}{number}", "nbytes": 1, "kind": "model"},
+        "who": who,
+        "mean_loss": loss,
+        "artifact": {"sha256": f"{who}{number}", "nbytes": 1, "kind": "model"},
         "tasks": {t: {"loss": loss + off, "samples": 2, "tokens": 9} for t, off in (("t1", -1), ("t2", 1))},
-    }  # fmt: skip
+    }
     journal.write("task_done", app="evaluate", round=number, site="evaluator", result=result, started=1.0, ended=2.0)
 
 
@@ -170,8 +172,10 @@ def test_the_report_tells_of_each_update_and_counts_versions(versions: Journal, 
 def test_the_work_of_a_site_belongs_to_the_version_in_the_making(versions: Journal) -> None:
     runs = task_runs(EventLog(tuple(versions.records)))
     assert [(run.app, run.round, run.order) for run in runs if run.site == "a"] == [
-        ("stage_in", 1, 1), ("stage_in", 1, 2), ("stage_out", 2, 1)
-    ]  # fmt: skip
+        ("stage_in", 1, 1),
+        ("stage_in", 1, 2),
+        ("stage_out", 2, 1),
+    ]
     versions.write("campaign_finished", rounds=2, seconds=1)
     move(versions, "stage_in", 3, 1)  # what the end came before
     assert task_runs(EventLog(tuple(versions.records)))[-1].round == 2

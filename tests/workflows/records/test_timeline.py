@@ -41,9 +41,9 @@ from workflows.records.timeline import (
 def task(app: str, site: str, *times: float, round: int = 1, **result: Any) -> dict[str, Any]:
     """A task_done event; times are submitted, started and ended."""
     named = dict(zip(("submitted", "started", "ended"), times, strict=True))
-    return {"time": times[2], "event": "task_done", "app": app, "round": round, "site": site} | named | {
-        "result": result
-    }  # fmt: skip
+    return (
+        {"time": times[2], "event": "task_done", "app": app, "round": round, "site": site} | named | {"result": result}
+    )
 
 
 def event(name: str, time: float, **fields: Any) -> dict[str, Any]:
@@ -204,10 +204,7 @@ def test_covered_seconds_are_those_of_the_union(spans: list[tuple[int, int]], le
 
 
 def test_seconds_per_phase_are_means_over_sites_and_sums_at_the_server() -> None:
-    extra = (
-        task("stage_out", "south", 1010.0, 1010.0, 1040.0),
-        task("evaluate", "evaluator", 1010.0, 1170.0, 1176.0),
-    )
+    extra = (task("stage_out", "south", 1010.0, 1010.0, 1040.0), task("evaluate", "evaluator", 1010.0, 1170.0, 1176.0))
     phases = phase_seconds(build_timeline(EventLog((*ONE_ROUND.events, *extra)), ["north", "south"]))
     assert phases[1][STAGING_OUT] == pytest.approx((10 + 30) / 2)
     assert phases[1][TRAINING] == pytest.approx(100 / 2)

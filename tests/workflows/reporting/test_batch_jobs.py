@@ -45,8 +45,13 @@ def run(told: SyntheticRun) -> Run:
 
 def site(name: str, *jobs: BatchJob, **values: Any) -> SiteJobs:
     nothing: dict[str, Any] = {
-        "queued_s": 0.0, "held_node_s": 0.0, "trained_node_s": 0.0, "continued": 0, "refusals": (), "failures": (),
-    }  # fmt: skip
+        "queued_s": 0.0,
+        "held_node_s": 0.0,
+        "trained_node_s": 0.0,
+        "continued": 0,
+        "refusals": (),
+        "failures": (),
+    }
     return SiteJobs(name, jobs, **(nothing | values))
 
 

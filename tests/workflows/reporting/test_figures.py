@@ -32,10 +32,7 @@ def texts(axes: Any) -> list[str]:
     return [text.get_text() for text in axes.texts]
 
 
-@given(
-    st.lists(st.floats(0, 1), min_size=1, max_size=12),
-    st.floats(0.001, 0.3),
-)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.floats(0.001, 0.3))
 def test_spread_labels_keep_order_distance_and_bounds(wanted: list[float], gap: float) -> None:
     placed = spread(wanted, gap, 0.0, 1.0)
     room = min(gap, 1.0 / max(1, len(wanted) - 1))
@@ -57,18 +54,33 @@ def test_labels_that_collide_share_the_way() -> None:
 
 @pytest.mark.parametrize(
     ("nbytes", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (4_884_480, "4.88 MB"), (269_030_016, "269 MB"),
-     (999_900, "1 MB"), (26e9, "26 GB"), (3e15, "3000 TB")],
-)  # fmt: skip
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1 kB"),
+        (4_884_480, "4.88 MB"),
+        (269_030_016, "269 MB"),
+        (999_900, "1 MB"),
+        (26e9, "26 GB"),
+        (3e15, "3000 TB"),
+    ],
+)
 def test_bytes_in_words(nbytes: float, text: str) -> None:
     assert bytes_text(nbytes) == text
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.0, "0 s"), (2.345, "2.35 s"), (45.6, "46 s"), (300, "300 s"), (1800, "30 min"), (13_500, "3.75 h"),
-     (86_400 * 5, "5 d")],
-)  # fmt: skip
+    [
+        (0.0, "0 s"),
+        (2.345, "2.35 s"),
+        (45.6, "46 s"),
+        (300, "300 s"),
+        (1800, "30 min"),
+        (13_500, "3.75 h"),
+        (86_400 * 5, "5 d"),
+    ],
+)
 def test_seconds_in_words(seconds: float, text: str) -> None:
     assert seconds_text(seconds) == text
 
@@ -199,9 +211,11 @@ def bar_bottoms(axes: Any) -> list[float]:
 
 def test_bytes_are_stacked_by_site_beside_each_other_out_and_in() -> None:
     moved = [
-        Move(1, "north", True, 10), Move(1, "north", False, 7),
-        Move(1, "south", True, 20), Move(1, "south", False, 5),
-    ]  # fmt: skip
+        Move(1, "north", True, 10),
+        Move(1, "north", False, 7),
+        Move(1, "south", True, 20),
+        Move(1, "south", False, 5),
+    ]
     left, _ = cost_figure(moved, small_timeline(length_s=1.0), 15, SITES).axes
     assert bar_heights(left) == [10, 7, 20, 5]
     assert bar_bottoms(left) == [0, 0, 10, 7]
@@ -219,17 +233,21 @@ def test_a_full_model_far_above_the_bars_is_a_note_and_no_line() -> None:
 def test_without_rounds_bytes_are_shown_over_time() -> None:
     """Stairs that end at the sum of each site and direction; a version's own bytes would tell of nobody's work."""
     moved = [
-        Move(1, "north", True, 10, 1000.0), Move(1, "north", False, 7, 1060.0), Move(2, "north", True, 10, 1061.0),
+        Move(1, "north", True, 10, 1000.0),
+        Move(1, "north", False, 7, 1060.0),
+        Move(2, "north", True, 10, 1061.0),
         Move(5, "south", False, 5, 1090.0),
-    ]  # fmt: skip
+    ]
     timeline = small_timeline(period="version", length_s=100.0, origin=1000.0)
     left, right = cost_figure(moved, timeline, 16, SITES[:2]).axes
     assert left.get_xlabel() == "seconds since the campaign was opened" and right.get_xlabel() == "version"
     stairs = [(list(line.get_xdata()), list(line.get_ydata())) for line in left.get_lines()]
     assert stairs == [
-        ([0, 0, 61, 100], [0, 10, 20, 20]), ([0, 60, 100], [0, 7, 7]),
-        ([0, 100], [0, 0]), ([0, 90, 100], [0, 5, 5]),
-    ]  # fmt: skip
+        ([0, 0, 61, 100], [0, 10, 20, 20]),
+        ([0, 60, 100], [0, 7, 7]),
+        ([0, 100], [0, 0]),
+        ([0, 90, 100], [0, 5, 5]),
+    ]
     thick, thin = (line.get_linewidth() for line in left.get_lines()[:2])
     assert thick > thin and left.get_legend_handles_labels()[1] == SITES[:2]
     assert "full models in their place: 64 B, 2 times as much" in left.get_title(loc="left")

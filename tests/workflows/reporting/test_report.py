@@ -55,11 +55,15 @@ def tiny_run(folder: Path, losses: dict[tuple[int, str, str], Any], **sites: lis
 
 
 TWO_TASKS = {
-    (0, "global", "t1"): 2.0, (0, "global", "t2"): 4.0,
-    (1, "global", "t1"): 1.0, (1, "global", "t2"): 2.0,
-    (1, "north", "t1"): 0.5, (1, "north", "t2"): 3.0,
-    (1, "south", "t1"): 1.5, (1, "south", "t2"): 2.5,
-}  # fmt: skip
+    (0, "global", "t1"): 2.0,
+    (0, "global", "t2"): 4.0,
+    (1, "global", "t1"): 1.0,
+    (1, "global", "t2"): 2.0,
+    (1, "north", "t1"): 0.5,
+    (1, "north", "t2"): 3.0,
+    (1, "south", "t1"): 1.5,
+    (1, "south", "t2"): 2.5,
+}
 
 
 class Page(HTMLParser):
@@ -225,8 +229,10 @@ def test_only_the_untrained_model_so_far(tmp_path: Path) -> None:
     assert "This campaign is unfinished: still running, or its driver was killed." in page.text
     assert "Only the untrained model is scored" in page.text
     assert sorted(path.name for path in (folder / "figures").iterdir()) == [
-        "loss.png", "loss_per_task.png", "timeline.png",
-    ]  # fmt: skip
+        "loss.png",
+        "loss_per_task.png",
+        "timeline.png",
+    ]
 
 
 def test_before_anything_was_scored(tmp_path: Path) -> None:
@@ -396,8 +402,14 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest
 def test_the_command_line_answers_with_the_page(tmp_path: Path) -> None:
     folder = start_run(tmp_path / "run", sites=1, tasks=1).write()
     command = [sys.executable, str(REPORT), str(folder), "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPORT.parents[1],
-                          env={"PYTHONPATH": str(REPORT.parents[1])})  # fmt: skip
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=REPORT.parents[1],
+        env={"PYTHONPATH": str(REPORT.parents[1])},
+    )
     assert (done.returncode, done.stdout) == (0, f"report: {tmp_path / 'report.html'}\n")
 
 
@@ -405,9 +417,12 @@ def test_help_and_a_missing_run_answer_at_once(tmp_path: Path) -> None:
     for arguments, code in ((["--help"], 0), ([str(tmp_path / "none")], 2)):
         begun = time.monotonic()
         done = subprocess.run(
-            [sys.executable, "-X", "importtime", str(REPORT), *arguments], capture_output=True, text=True,
-            check=False, env={"PYTHONPATH": str(REPORT.parents[1])},
-        )  # fmt: skip
+            [sys.executable, "-X", "importtime", str(REPORT), *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={"PYTHONPATH": str(REPORT.parents[1])},
+        )
         assert done.returncode == code
         assert time.monotonic() - begun < 5.0  # a second on a quiet machine
         assert "matplotlib" not in done.stderr and "pandas" not in done.stderr

@@ -142,11 +142,13 @@ def test_a_refused_submission_is_told_in_the_schedulers_words(trial: Trial, stat
     """Parsl calls it FAILED, and MISSING after its next question for the states."""
     refusal = NotSubmitted("cf-12-ab", "sbatch: error: Invalid account\nsbatch: error: Batch job submission failed")
     trial.block(state, f"Failed to start block 0: {refusal}", submitted=False)
-    assert trial.told == [(
-        "alpha",
-        "a block could not be submitted: sbatch: error: Invalid account sbatch: error: Batch job submission failed;"
-        " the next is asked for in 10 s",
-    )]  # fmt: skip
+    assert trial.told == [
+        (
+            "alpha",
+            "a block could not be submitted: sbatch: error: Invalid account sbatch: error: Batch job submission failed;"
+            " the next is asked for in 10 s",
+        )
+    ]
 
 
 def reason_of(trial: Trial) -> str:

@@ -33,12 +33,12 @@ from site_configs.library.providers import SETTLE_S
 from site_configs.library.schedulers import GONE
 from site_configs.library.site import Block, Queue, Site
 from site_configs.local import site as local_site
+from workflows.planning.labels import LONGEST_DRAIN_S
 from workflows.runtime import block_failures as block_errors
 from workflows.runtime import executors as executors_module
 from workflows.runtime import kernel as kernel_module
 from workflows.runtime.block_failures import MOST_FAILURES, BlockPatience, BlocksFailed
 from workflows.runtime.executors import (
-    LONGEST_DRAIN_S,
     PROJECT,
     drain_s,
     driver_address,
@@ -178,8 +178,10 @@ def test_a_batch_sites_executor(tmp_path: Path) -> None:
     provider: Any = executor.provider
     assert (provider.init_blocks, provider.min_blocks, provider.max_blocks) == (0, 0, 1)
     assert executor.interchange_launch_cmd[1:4] == [
-        "-m", "workflows.runtime.die_with_parent", str(tmp_path / "logs" / "interchange-alpha.log"),
-    ]  # fmt: skip
+        "-m",
+        "workflows.runtime.die_with_parent",
+        str(tmp_path / "logs" / "interchange-alpha.log"),
+    ]
 
 
 def test_a_local_sites_executor(tmp_path: Path) -> None:
@@ -395,9 +397,13 @@ def test_with_real_parsl_a_site_that_refuses_every_block_is_given_up(
     (tmp_path / "logs").mkdir()
     executor = make_executor(batch_site(tmp_path), tmp_path, patience)
     config = Config(
-        executors=[executor], strategy="simple", strategy_period=0.05, run_dir=str(tmp_path / "parsl"),
-        initialize_logging=False, usage_tracking=0,
-    )  # fmt: skip
+        executors=[executor],
+        strategy="simple",
+        strategy_period=0.05,
+        run_dir=str(tmp_path / "parsl"),
+        initialize_logging=False,
+        usage_tracking=0,
+    )
     kernel = object.__new__(Kernel)
     with DataFlowKernel(config) as kernel.kernel:
         kernel.interchanges = {"alpha": executor.interchange_proc}  # type: ignore[dict-item]

@@ -12,7 +12,7 @@ from parsl.config import Config
 from parsl.executors import ThreadPoolExecutor
 
 from apps.artifacts.store import Artifact
-from apps.tidy import forgotten
+from apps.transfer import forgotten
 from workflows.records.journal import Journal
 from workflows.runtime.memoizer import JournalMemoizer, still_there
 
@@ -48,9 +48,13 @@ def call(tmp_path: Path):
     def _call(function: Any, *args: Any) -> Any:
         journal = Journal(tmp_path / "journal.jsonl")
         config = Config(
-            executors=[ThreadPoolExecutor()], memoizer=JournalMemoizer(journal), run_dir=str(tmp_path / "parsl"),
-            initialize_logging=False, usage_tracking=0, strategy="none",
-        )  # fmt: skip
+            executors=[ThreadPoolExecutor()],
+            memoizer=JournalMemoizer(journal),
+            run_dir=str(tmp_path / "parsl"),
+            initialize_logging=False,
+            usage_tracking=0,
+            strategy="none",
+        )
         with parsl.load(config) as kernel:
             future = parsl.python_app(function, data_flow_kernel=kernel, cache=True)(PLACE, *args)
             error = future.exception()

@@ -205,5 +205,6 @@ def test_a_site_that_moves_from_one_cluster_to_another(
     settle(journal, slurm_entry(other_slurm, tmp_path, partition="batch"))
     assert told(journal) == [("blocks_cancelled", [ours])]
     assert {job_id: job.state for job_id, job in slurm_site.jobs().items() if job_id in (ours, theirs)} == {
-        ours: "CANCELLED", theirs: "PENDING",
-    }  # fmt: skip
+        ours: "CANCELLED",
+        theirs: "PENDING",
+    }

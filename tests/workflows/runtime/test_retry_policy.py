@@ -119,11 +119,19 @@ def test_a_loss_at_the_server_costs_one(case: Case) -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [UpdateRefused("too large"), ArtifactError("cut off"), StorageError("full"), TrainingError("nan"),
-     VersionMismatch("other code"), TaskError("KeyError: 'x'"), BlocksFailed("10 in a row"), ValueError("x"),
-     DependencyError([], "t1")],
+    [
+        UpdateRefused("too large"),
+        ArtifactError("cut off"),
+        StorageError("full"),
+        TrainingError("nan"),
+        VersionMismatch("other code"),
+        TaskError("KeyError: 'x'"),
+        BlocksFailed("10 in a row"),
+        ValueError("x"),
+        DependencyError([], "t1"),
+    ],
     ids=lambda error: type(error).__name__,
-)  # fmt: skip
+)
 def test_what_would_be_refused_again_is_not_tried_again(case: Case, error: Exception) -> None:
     case.save(10)
     assert case.cost(error) == math.inf and case.given_back == []

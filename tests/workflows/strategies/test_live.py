@@ -13,8 +13,8 @@ from apps.artifacts.store import artifact_path, load_tensors
 from workflows.dataflow.engine import Engine
 from workflows.fl_round import federate
 from workflows.globus.route import GlobusRoute
-from workflows.planning.campaign_file import check_campaign
-from workflows.planning.plan import make_plan, settle_dtype
+from workflows.planning.campaign_file import check_campaign, settle_dtype
+from workflows.planning.plan import make_plan
 from workflows.records.event_log import read_events, task_runs, trainings
 from workflows.records.rounds import summaries
 from workflows.records.run_directory import RunDirectory, open_new

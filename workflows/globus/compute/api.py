@@ -108,9 +108,11 @@ class Web:
     def register(self) -> str:
         """The id of the shipped function."""
         data = {
-            "function_name": "call_site", "function_code": shipped_source(), "serialized": False,
+            "function_name": "call_site",
+            "function_code": shipped_source(),
+            "serialized": False,
             "meta": {"python_version": platform.python_version(), "sdk_version": _sdk_version()},
-        }  # fmt: skip
+        }
         return str(self.ask(lambda _: self._v3.register_function(data))["function_uuid"])
 
     def pack(self, function_id: str, arguments: tuple[str, str], config: Mapping[str, Any]) -> Any:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
-from apps.artifacts.manifests import Place
+from apps.base.identity import Place
 from apps.training.leases import STALE_S
 from workflows.globus.compute.calls import Job, Target
 from workflows.globus.compute.messages import pack

@@ -42,10 +42,15 @@ def checklist(site: Site, config: str, settings: Mapping[str, Any], choices: Cho
     """
     storage_root = Path(str(settings["storage_root"]))
     parts = (
-        _title(site, storage_root), _environments(site, config, choices), _agent(site, files),
-        _collection(site, settings), _data(storage_root), _campaign(site, config, settings, files),
-        _driver(settings), _later(files),
-    )  # fmt: skip
+        _title(site, storage_root),
+        _environments(site, config, choices),
+        _agent(site, files),
+        _collection(site, settings),
+        _data(storage_root),
+        _campaign(site, config, settings, files),
+        _driver(settings),
+        _later(files),
+    )
     return "\n".join(line for part in parts for line in part) + "\n"
 
 
@@ -157,8 +162,9 @@ def _agent(site: Site, files: bool) -> Iterator[str]:
     yield from (
         "## 2. The agent",
         "",
-        f"This folder holds the configuration of the endpoint {names}." if not files else
-        f"This folder holds the configuration of two endpoints: {names}.",
+        f"This folder holds the configuration of the endpoint {names}."
+        if not files
+        else f"This folder holds the configuration of two endpoints: {names}.",
         "It obeys the identity that starts it, and nobody else: use the identity of the driver.",
         "",
         "In this folder, as one of the two, A or B. A, a person:",
@@ -189,7 +195,7 @@ def _agent(site: Site, files: bool) -> Iterator[str]:
         "It goes on when you log out, and starts again by itself when it dies. After a reboot of the login node: the",
         "same `./endpoints.sh start`. Where processes on login nodes are ended, use the facility's node for that.",
         "",
-    )  # fmt: skip
+    )
 
 
 def _collection(site: Site, settings: Mapping[str, Any]) -> Iterator[str]:

@@ -19,7 +19,7 @@ import yaml
 
 from apps.base.errors import UserMistake
 from site_configs.library.site import Endpoint, Site
-from workflows.runtime.executors import BLOCK_END_VARIABLE, LONGEST_DRAIN_S
+from workflows.planning.labels import BLOCK_END_VARIABLE, LONGEST_DRAIN_S
 
 HEARTBEAT_S = 30
 SPARE_S = 600  # a child that keeps no block outlives its last task by this: to start another takes half a minute
@@ -92,10 +92,14 @@ def training_template(site: Site, choices: Choices) -> str:
     usual_s = ROUND_IDLE_S if site.block and site.block.reuse == "per_round" else PILOT_IDLE_S
     idle_s = usual_s if choices.idle_s is None else choices.idle_s
     queue_s = round(Endpoint("").queue_s)
-    drain = [] if site.block is None else [
-        f"  # takes no new task when there is hardly any time left\n"
-        f"  drain_period: {{{{ walltime_s - [{LONGEST_DRAIN_S}, walltime_s // 10] | min }}}}"
-    ]  # fmt: skip
+    drain = (
+        []
+        if site.block is None
+        else [
+            f"  # takes no new task when there is hardly any time left\n"
+            f"  drain_period: {{{{ walltime_s - [{LONGEST_DRAIN_S}, walltime_s // 10] | min }}}}"
+        ]
+    )
     lines = [
         f"{{#- crossfed: blocks of {site.machine} for training. A task may bring its own values of these. #}}",
         *_defaults(site, idle_s),

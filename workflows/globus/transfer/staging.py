@@ -15,10 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apps.artifacts.manifests import Manifest, Place, identity, manifest_path
+from apps.artifacts.manifests import Manifest, manifest_path
 from apps.artifacts.store import Artifact, artifact_path, verify
 from apps.base.errors import ArtifactError, UpdateRefused, placed
 from apps.base.files import cannot_write
+from apps.base.identity import Place, identity
 from apps.transfer import verify_or_set_aside
 from site_configs.library.site import Collection, Site
 from workflows.globus.transfer.calls import Caller, Patience
@@ -69,8 +70,10 @@ class Carriage:
         self.stop = threading.Event()
         self.caller = Caller(
             lambda: make_client(list(dict.fromkeys([server.id, *ends]))),
-            patience or Patience(), self.stop, _told_once(journal),
-        )  # fmt: skip
+            patience or Patience(),
+            self.stop,
+            _told_once(journal),
+        )
         self.log = TransferLog(journal)
         self.shipper = Shipper(self.log, self.caller, retries)
         self.underway = Underway(self.stop)
@@ -101,10 +104,13 @@ class Carriage:
             waybill = self._waybill(key, place, "send", artifact, files=1)
             shipment = self.underway.once(waybill, lambda moving: self._send(waybill, store_here, there, moving))
         return {
-            "artifact": artifact, "frozen": model.get("frozen", ""), "store": store_there,
+            "artifact": artifact,
+            "frozen": model.get("frozen", ""),
+            "store": store_there,
             "nbytes_moved": artifact["nbytes"] if shipment.site == place["site"] else 0,
-            "started": shipment.began, "ended": shipment.ended,
-        }  # fmt: skip
+            "started": shipment.began,
+            "ended": shipment.ended,
+        }
 
     def fetch(self, place: Place, manifest: Manifest, store_here: str, attempt: int) -> dict[str, Any]:
         """Bring a site's update here, and its manifest into the run directory's ``manifests/SITE``.
@@ -131,9 +137,13 @@ class Carriage:
                 shipment = self._fetch(place, manifest, store_here, attempt)
                 moved, started, ended = manifest["artifact"]["nbytes"], shipment.began, shipment.ended
         return {
-            **manifest, "manifest": manifest, "store": store_here,
-            "nbytes_moved": moved, "started": started, "ended": ended or time.time(),
-        }  # fmt: skip
+            **manifest,
+            "manifest": manifest,
+            "store": store_here,
+            "nbytes_moved": moved,
+            "started": started,
+            "ended": ended or time.time(),
+        }
 
     def clean(self, place: Place, shas: Sequence[str]) -> dict[str, Any]:
         """Have artifacts deleted in a site's own store that no coming task of any site needs from there.

@@ -75,11 +75,18 @@ def _transfer_data(parcel: Parcel, submission_id: str) -> TransferData:
     from globus_sdk import TransferData
 
     data = TransferData(
-        parcel.source, parcel.destination, label=clean_label(parcel.label), submission_id=submission_id,
-        deadline=_in_seconds(parcel.deadline_s), verify_checksum=True, fail_on_quota_errors=True,
+        parcel.source,
+        parcel.destination,
+        label=clean_label(parcel.label),
+        submission_id=submission_id,
+        deadline=_in_seconds(parcel.deadline_s),
+        verify_checksum=True,
+        fail_on_quota_errors=True,
         skip_source_errors=True,  # a file that is not there would hold up the task until its deadline
-        notify_on_succeeded=False, notify_on_failed=False, notify_on_inactive=False,
-    )  # fmt: skip
+        notify_on_succeeded=False,
+        notify_on_failed=False,
+        notify_on_inactive=False,
+    )
     for source, destination in parcel.files:
         data.add_item(source, destination)
     return data
@@ -91,9 +98,15 @@ def _delete_data(
     from globus_sdk import DeleteData
 
     data = DeleteData(
-        collection, label=clean_label(label), submission_id=submission_id, deadline=_in_seconds(deadline_s),
-        ignore_missing=True, notify_on_succeeded=False, notify_on_failed=False, notify_on_inactive=False,
-    )  # fmt: skip
+        collection,
+        label=clean_label(label),
+        submission_id=submission_id,
+        deadline=_in_seconds(deadline_s),
+        ignore_missing=True,
+        notify_on_succeeded=False,
+        notify_on_failed=False,
+        notify_on_inactive=False,
+    )
     for path in paths:
         data.add_item(path)
     return data

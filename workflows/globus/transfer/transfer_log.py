@@ -118,9 +118,12 @@ class TransferLog:
         before = self._known.get(record["key"])
         again = before is not None and before.state != SUCCEEDED
         return Shipment(
-            site=record["site"], artifact=record["artifact"], collection=record["collection"],
-            began=before.began if before and again else record["time"], submission_id=record["submission_id"],
-        )  # fmt: skip
+            site=record["site"],
+            artifact=record["artifact"],
+            collection=record["collection"],
+            began=before.began if before and again else record["time"],
+            submission_id=record["submission_id"],
+        )
 
 
 def _place(waybill: Waybill) -> dict[str, Any]:

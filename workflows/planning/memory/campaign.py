@@ -79,8 +79,11 @@ def idle_text(plan: MemoryPlan) -> str:
 
 def spread_text(plan: MemoryPlan) -> str:
     machine, choice = plan.machine, plan.choice
-    extras = [word for said, word in ((choice.checkpoint, "activations computed again"),
-                                      (choice.offload, "optimiser on the host")) if said]  # fmt: skip
+    extras = [
+        word
+        for said, word in ((choice.checkpoint, "activations computed again"), (choice.offload, "optimiser on the host"))
+        if said
+    ]
     where = f"{plural(machine.nodes, 'node')} x {plural(machine.ranks_per_node, 'rank')}"
     return ", ".join([where, choice.sharding, *extras, f"micro-batch {choice.micro_batch}"])
 
@@ -90,8 +93,13 @@ def _sum_lines(plan: MemoryPlan) -> Lines:
     if need is None:
         return [("", plan.note)]
     share = need.device / machine.device_bytes
-    lines = [("", f"per rank: {terms_text(need)} = {bytes_text(need.device)}"
-                  f" of {bytes_text(machine.device_bytes)} ({share:.0%})")]  # fmt: skip
+    lines = [
+        (
+            "",
+            f"per rank: {terms_text(need)} = {bytes_text(need.device)}"
+            f" of {bytes_text(machine.device_bytes)} ({share:.0%})",
+        )
+    ]
     if machine.accelerator:
         room = f" of {bytes_text(machine.host_bytes)}" if machine.host_bytes else ""
         what = "loading and offloading" if plan.choice.offload else "loading"

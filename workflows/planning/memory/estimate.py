@@ -125,10 +125,14 @@ def need_of(shape: ModelShape, job: Job, machine: Machine, choice: Choice) -> Ne
     loading = machine.ranks_per_node * job.weight_bytes * shape.parameters if machine.accelerator else 0.0
     kept = 0.0 if choice.offload else 1.0
     return Need(
-        weights=kept * weights, gradients=kept * gradients, optimizer=kept * optimizer, gathered=gathered + short,
-        activations=activations, host=offloaded + loading,
+        weights=kept * weights,
+        gradients=kept * gradients,
+        optimizer=kept * optimizer,
+        gathered=gathered + short,
+        activations=activations,
+        host=offloaded + loading,
         overhead=(SLACK - 1) * (states + gathered + activations) + CONTEXT_BYTES[machine.accelerator],
-    )  # fmt: skip
+    )
 
 
 def in_flight(shape: ModelShape, job: Job, sharding: Sharding, trained_bytes: int) -> float:

@@ -27,8 +27,13 @@ def _llama_2(width: int, inner: int, layers: int, heads: int) -> dict[str, Any]:
 
 def _opt(width: int, layers: int, heads: int, embedding: int | None = None) -> dict[str, Any]:
     size = {"hidden_size": width, "ffn_dim": 4 * width, "num_hidden_layers": layers, "num_attention_heads": heads}
-    return {"model_type": "opt", **size, "word_embed_proj_dim": embedding or width,
-            "do_layer_norm_before": embedding is None, **OPT}  # fmt: skip
+    return {
+        "model_type": "opt",
+        **size,
+        "word_embed_proj_dim": embedding or width,
+        "do_layer_norm_before": embedding is None,
+        **OPT,
+    }
 
 
 def known_config(source: str) -> dict[str, Any] | None:
@@ -107,10 +112,15 @@ def _tiny_config(spec: ModelSpec) -> PreTrainedConfig:
     width = size["width"]
     heads = max(2, width // 64)
     return LlamaConfig(
-        vocab_size=TINY_VOCABULARY, hidden_size=width, num_hidden_layers=size["layers"], num_attention_heads=heads,
-        num_key_value_heads=heads, intermediate_size=max(32, round(width * 8 / 3 / 32) * 32),
-        max_position_embeddings=512, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=TINY_VOCABULARY,
+        hidden_size=width,
+        num_hidden_layers=size["layers"],
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        intermediate_size=max(32, round(width * 8 / 3 / 32) * 32),
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+    )
 
 
 def count(config: PreTrainedConfig, adapter: AdapterSpec | None) -> ModelShape:
@@ -129,11 +139,21 @@ def count(config: PreTrainedConfig, adapter: AdapterSpec | None) -> ModelShape:
     key_heads = getattr(config, "num_key_value_heads", None) or heads
     adapted = _adapted(network, layers, adapter) if adapter else (total, len(layers), 0)
     return ModelShape(
-        family=config.model_type, parameters=total, trained=adapted[0], layer=max(sizes), outside=total - sum(sizes),
-        layers=len(layers), width=width, key_width=width * key_heads // heads, inner=inner,
-        vocabulary=config.vocab_size, gated=any(name.endswith("gate_proj") for name, _ in layers[0].named_modules()),
-        adapted=adapter is not None, adapted_layers=adapted[1], adapter_inputs=adapted[2],
-    )  # fmt: skip
+        family=config.model_type,
+        parameters=total,
+        trained=adapted[0],
+        layer=max(sizes),
+        outside=total - sum(sizes),
+        layers=len(layers),
+        width=width,
+        key_width=width * key_heads // heads,
+        inner=inner,
+        vocabulary=config.vocab_size,
+        gated=any(name.endswith("gate_proj") for name, _ in layers[0].named_modules()),
+        adapted=adapter is not None,
+        adapted_layers=adapted[1],
+        adapter_inputs=adapted[2],
+    )
 
 
 def decoder_layers(network: Any) -> list[Any]:

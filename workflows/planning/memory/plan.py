@@ -13,9 +13,9 @@ from typing import Any
 from apps.base.errors import UserMistake
 from site_configs.library.site import Site
 from workflows.console.units import bytes_text, plural
+from workflows.planning.campaign import AUTO, ParallelSection
 from workflows.planning.memory.estimate import SHARDED, Choice, Job, Machine, Need, Sharding, need_of
 from workflows.planning.memory.model import ModelShape
-from workflows.planning.memory.wish import AUTO, ParallelSection
 
 ROOM = 0.92  # of a device's memory that a plan may fill
 HOST_ROOM = 0.9
@@ -24,9 +24,15 @@ MOST_NODES = 1024  # more are not proposed
 # offloading waits for the bus and the processor. Gathered weights that stay are of no use beside offloading: what it
 # saves is then held on the device after all.
 ORDER: tuple[tuple[Sharding, bool, bool], ...] = (
-    ("ddp", False, False), ("shard_grad_op", False, False), ("ddp", True, False), ("shard_grad_op", True, False),
-    ("full_shard", False, False), ("full_shard", True, False), ("full_shard", False, True), ("full_shard", True, True),
-)  # fmt: skip
+    ("ddp", False, False),
+    ("shard_grad_op", False, False),
+    ("ddp", True, False),
+    ("shard_grad_op", True, False),
+    ("full_shard", False, False),
+    ("full_shard", True, False),
+    ("full_shard", False, True),
+    ("full_shard", True, True),
+)
 
 
 @dataclass(frozen=True)
@@ -62,11 +68,16 @@ class MemoryPlan:
     def parallel(self, site: Site) -> dict[str, Any]:
         """The plain values that the trainer takes."""
         return {
-            "nodes": self.machine.nodes, "ranks_per_node": self.machine.ranks_per_node,
-            "sharding": self.choice.sharding, "offload": self.choice.offload,
-            "checkpoint_activations": self.choice.checkpoint, "micro_batch": self.choice.micro_batch,
-            "backend": site.ranks.backend, "launch": list(site.ranks.launch), "interface": site.ranks.interface,
-        }  # fmt: skip
+            "nodes": self.machine.nodes,
+            "ranks_per_node": self.machine.ranks_per_node,
+            "sharding": self.choice.sharding,
+            "offload": self.choice.offload,
+            "checkpoint_activations": self.choice.checkpoint,
+            "micro_batch": self.choice.micro_batch,
+            "backend": site.ranks.backend,
+            "launch": list(site.ranks.launch),
+            "interface": site.ranks.interface,
+        }
 
 
 def machine_of(site: Site) -> Machine:
@@ -101,8 +112,10 @@ def plan_site(site: Site, shape: ModelShape | None, job: Job, batch: int, wish: 
     sizes = micro_batches(batch, machine.ranks, wish)
     choices = list(candidates(machine, sizes, wish))
     if not choices:
-        raise UserMistake(f"parallel: no way of training on {plural(machine.ranks, 'rank')} is left at {site.name}",
-                          remedy="Set parallel.sharding and parallel.offload to auto")  # fmt: skip
+        raise UserMistake(
+            f"parallel: no way of training on {plural(machine.ranks, 'rank')} is left at {site.name}",
+            remedy="Set parallel.sharding and parallel.offload to auto",
+        )
     if shape is None or not machine.device_bytes:
         unknown = "the model's configuration is" if shape is None else "the device's memory is"
         cautious = choices[0] if machine.ranks == 1 or not machine.accelerator else _last_without_offload(choices)

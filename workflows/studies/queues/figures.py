@@ -89,9 +89,7 @@ def _title(machine: str, queue: str, jobs: DataFrame) -> str:
     return f"{machine}, {'all queues' if queue == 'all' else f'queue {queue}'}: {len(jobs):,} {noun}"
 
 
-def _panel(
-    axes: Axes, jobs: DataFrame, places: dict[int, int], axis: Axis, colour: str, floor_s: float
-) -> None:  # fmt: skip
+def _panel(axes: Axes, jobs: DataFrame, places: dict[int, int], axis: Axis, colour: str, floor_s: float) -> None:
     labels = {place: f"{axis.label(number)}\n–" for number, place in places.items()}
     for number, group in jobs.groupby("bin"):
         place = places[int(number)]
@@ -119,9 +117,17 @@ def _box(axes: Axes, hours: Series, mean_hours: float, place: int, colour: str) 
     box = {"facecolor": _tint(colour), "edgecolor": colour}
     whisker = {"color": colour, "linewidth": 1.6}
     axes.bxp(
-        [stats], positions=[place], widths=0.56, patch_artist=True, showfliers=False, manage_ticks=False,
-        boxprops=box, whiskerprops=whisker, capprops=whisker, medianprops={"color": "#000000", "linewidth": 2.4},
-    )  # fmt: skip
+        [stats],
+        positions=[place],
+        widths=0.56,
+        patch_artist=True,
+        showfliers=False,
+        manage_ticks=False,
+        boxprops=box,
+        whiskerprops=whisker,
+        capprops=whisker,
+        medianprops={"color": "#000000", "linewidth": 2.4},
+    )
     axes.plot([place], [mean_hours], zorder=4, **_mean_style())
 
 
@@ -135,8 +141,12 @@ def _tint(colour: str) -> str:
 
 def _mean_style() -> dict[str, Any]:
     return {
-        "marker": "D", "markersize": 6, "markerfacecolor": "#FFFFFF", "markeredgecolor": "#000000", "linestyle": "none",
-    }  # fmt: skip
+        "marker": "D",
+        "markersize": 6,
+        "markerfacecolor": "#FFFFFF",
+        "markeredgecolor": "#000000",
+        "linestyle": "none",
+    }
 
 
 def _wait_axis(axes: Axes, floor_s: float) -> None:
@@ -162,9 +172,16 @@ def _marks(axes: Any, floor: float, top: float) -> None:
         if 1.5 * floor < height < top:
             axes.axhline(height, color="#888888", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
             axes.annotate(
-                text, (1, height), xycoords=("axes fraction", "data"), xytext=(3, 0), va="center",
-                textcoords="offset points", fontsize=10.5, color="#555555", annotation_clip=False,
-            )  # fmt: skip
+                text,
+                (1, height),
+                xycoords=("axes fraction", "data"),
+                xytext=(3, 0),
+                va="center",
+                textcoords="offset points",
+                fontsize=10.5,
+                color="#555555",
+                annotation_clip=False,
+            )
 
 
 def _legend(figure: Figure, waits: DataFrame) -> None:

@@ -211,10 +211,19 @@ def _submit(probe: Probe) -> BlockRecord | None:
         return None
     block = probe.block
     record = BlockRecord(
-        machine=probe.machine, site=probe.site.name, campaign=PROBE, scheduler=block.scheduler,
-        queue=block.queue.name, job_id=str(job_id), nodes=block.nodes, walltime_s=block.walltime_s,
-        submitted=submitted, started=None, ended=None, state="PENDING",
-    )  # fmt: skip
+        machine=probe.machine,
+        site=probe.site.name,
+        campaign=PROBE,
+        scheduler=block.scheduler,
+        queue=block.queue.name,
+        job_id=str(job_id),
+        nodes=block.nodes,
+        walltime_s=block.walltime_s,
+        submitted=submitted,
+        started=None,
+        ended=None,
+        state="PENDING",
+    )
     append(record)
     return record
 

@@ -86,6 +86,4 @@ def history_reading(path: Path) -> Reading:
 
 def history_wait(record: BlockRecord) -> Wait | str:
     """The wait of one block, or why there is none."""
-    return wait_of(
-        record.machine, record.queue, record.nodes, record.walltime_s, record.submitted, record.started
-    )  # fmt: skip
+    return wait_of(record.machine, record.queue, record.nodes, record.walltime_s, record.submitted, record.started)

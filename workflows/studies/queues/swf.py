@@ -121,8 +121,11 @@ def _waits(jobs: DataFrame, machine: str, queues: Mapping[int, str], per_node: f
     # the small term keeps 24 processors at 2.4 a node, which is not exact in binary, from being 11 nodes
     nodes = np.ceil(_processors(jobs) / per_node - 1e-9).astype("int64")
     table = {
-        "machine": machine, "queue": names.astype(str), "nodes": nodes,
+        "machine": machine,
+        "queue": names.astype(str),
+        "nodes": nodes,
         "walltime_s": jobs[REQUESTED_S].where(jobs[REQUESTED_S] > 0).astype(float),
-        "wait_s": jobs[WAIT].astype(float), "submitted": jobs[SUBMIT].astype(float) + began,
-    }  # fmt: skip
+        "wait_s": jobs[WAIT].astype(float),
+        "submitted": jobs[SUBMIT].astype(float) + began,
+    }
     return pandas.DataFrame(table, index=jobs.index).reset_index(drop=True)

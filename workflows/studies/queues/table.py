@@ -14,10 +14,19 @@ if TYPE_CHECKING:
 HOUR_S, DAY_S = 3600, 86400
 # the limits are those that facilities set for their queues; each bin holds its upper limit
 WALLTIMES = (
-    (900, "to 15 min"), (1800, "15–30 min"), (HOUR_S, "30–60 min"), (2 * HOUR_S, "1–2 h"), (3 * HOUR_S, "2–3 h"),
-    (6 * HOUR_S, "3–6 h"), (12 * HOUR_S, "6–12 h"), (DAY_S, "12–24 h"), (2 * DAY_S, "1–2 d"), (3 * DAY_S, "2–3 d"),
-    (7 * DAY_S, "3–7 d"), (math.inf, "over 7 d"),
-)  # fmt: skip
+    (900, "to 15 min"),
+    (1800, "15–30 min"),
+    (HOUR_S, "30–60 min"),
+    (2 * HOUR_S, "1–2 h"),
+    (3 * HOUR_S, "2–3 h"),
+    (6 * HOUR_S, "3–6 h"),
+    (12 * HOUR_S, "6–12 h"),
+    (DAY_S, "12–24 h"),
+    (2 * DAY_S, "1–2 d"),
+    (3 * DAY_S, "2–3 d"),
+    (7 * DAY_S, "3–7 d"),
+    (math.inf, "over 7 d"),
+)
 UNKNOWN = len(WALLTIMES)  # the bin of jobs whose walltime is not known
 QUANTILES = {"median_s": 0.5, "p75_s": 0.75, "p90_s": 0.9}
 KEYS = ["machine", "queue", "node_bin", "walltime_bin"]

@@ -58,15 +58,21 @@ def _line(axes: Axes, own: Sequence[Row], size: Callable[[Row], int], sites: Seq
         spread = [[row.samples_per_s - row.low], [row.high - row.samples_per_s]]
         axes.errorbar(
             [place], [row.samples_per_s], yerr=spread, capsize=4, zorder=4, **_mark(row.sharding, style["color"])
-        )  # fmt: skip
+        )
 
 
 def _mark(strategy: str, colour: str) -> dict[str, Any]:
     """The mark of a strategy such as ``full_shard+ckpt+offload``."""
     sharding, *extras = strategy.split("+")
     inside = "#FFFFFF" if "offload" in extras else colour
-    return {"marker": MARKERS[sharding], "markersize": 9, "color": colour, "markerfacecolor": inside,
-            "markerfacecoloralt": "#FFFFFF", "fillstyle": "left" if extras == ["ckpt"] else "full"}  # fmt: skip
+    return {
+        "marker": MARKERS[sharding],
+        "markersize": 9,
+        "color": colour,
+        "markerfacecolor": inside,
+        "markerfacecoloralt": "#FFFFFF",
+        "fillstyle": "left" if extras == ["ckpt"] else "full",
+    }
 
 
 def _finish(axes: Axes, word: str, sizes: Sequence[int], wide: bool) -> None:

@@ -8,14 +8,15 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from apps.artifacts.manifests import Manifest, Place
+from apps.artifacts.manifests import Manifest
+from apps.base.identity import Place
 from apps.server import prepare
 from apps.train import Order, enrol, local_train
 from apps.training.progress import read_progress
 from apps.transfer import stage_out
+from workflows.planning.labels import SERVER
 from workflows.planning.plan import Plan
 from workflows.records.run_directory import RunDirectory
-from workflows.runtime.executors import SERVER
 from workflows.runtime.kernel import Kernel, parsl_for, root_cause
 from workflows.studies.scaling.points import Point, plan_for, training_of
 from workflows.studies.scaling.table import Row, Trained, rates, summary
@@ -118,7 +119,12 @@ def row_of(point: Point, short: Trained, repeats: Sequence[Trained], code: str) 
     found: dict[str, Any] = summary(rates(short, repeats))
     need = point.memory.need
     return Row(
-        site=name, nodes=nodes, devices=devices, sharding=point.strategy,
-        micro_batch=point.memory.choice.micro_batch, planned_bytes=round(need.device) if need else 0,
-        code=code, **found,
-    )  # fmt: skip
+        site=name,
+        nodes=nodes,
+        devices=devices,
+        sharding=point.strategy,
+        micro_batch=point.memory.choice.micro_batch,
+        planned_bytes=round(need.device) if need else 0,
+        code=code,
+        **found,
+    )

@@ -10,14 +10,13 @@ from typing import Any, cast
 from apps.base.errors import UserMistake
 from apps.ranks.parallel import Parallel
 from apps.train import SiteWork
-from apps.training.loop import TrainingSpec
+from apps.training.spec import TrainingSpec
 from site_configs.library.resolve import SiteConfigError, resolve_site
 from site_configs.library.site import Site
-from workflows.planning.campaign import Campaign
+from workflows.planning.campaign import Campaign, ParallelSection
 from workflows.planning.memory.campaign import job_of
 from workflows.planning.memory.model import ModelShape
 from workflows.planning.memory.plan import MemoryPlan, machine_of, plan_site
-from workflows.planning.memory.wish import ParallelSection
 from workflows.planning.plan import Plan
 
 NEVER_S = 1e9  # no save may fall into what is measured
@@ -123,9 +122,17 @@ def _work(work: SiteWork, point: Point) -> SiteWork:
 def training_of(campaign: Campaign, point: Point, steps: int) -> TrainingSpec:
     """A training of so many steps with the campaign's settings, of one micro-batch a device and step."""
     spec: dict[str, Any] = {
-        **campaign.training.model_dump(), "steps": steps, "accumulate": 1, "keep_optimizer": False,
-        "batch_size": point.memory.choice.micro_batch * point.memory.machine.ranks, "schedule": "constant",
-        "warmup_steps": 0, "start_step": 0, "total_steps": 0, "device": point.site.device, "checkpoint_s": NEVER_S,
+        **campaign.training.model_dump(),
+        "steps": steps,
+        "accumulate": 1,
+        "keep_optimizer": False,
+        "batch_size": point.memory.choice.micro_batch * point.memory.machine.ranks,
+        "schedule": "constant",
+        "warmup_steps": 0,
+        "start_step": 0,
+        "total_steps": 0,
+        "device": point.site.device,
+        "checkpoint_s": NEVER_S,
         "until": None,
-    }  # fmt: skip
+    }
     return cast(TrainingSpec, spec)

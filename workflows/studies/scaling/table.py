@@ -74,9 +74,12 @@ def summary(found: Sequence[tuple[float, float]]) -> dict[str, float | int]:
     """Medians over the repeats, with the least and the most of the samples."""
     samples = [pair[0] for pair in found]
     return {
-        "samples_per_s": statistics.median(samples), "low": min(samples), "high": max(samples),
-        "tokens_per_s": statistics.median(pair[1] for pair in found), "repeats": len(found),
-    }  # fmt: skip
+        "samples_per_s": statistics.median(samples),
+        "low": min(samples),
+        "high": max(samples),
+        "tokens_per_s": statistics.median(pair[1] for pair in found),
+        "repeats": len(found),
+    }
 
 
 def read_rows(path: Path) -> list[Row]:

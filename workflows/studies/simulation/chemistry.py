@@ -91,8 +91,14 @@ class ChemistryTasks:
 
 
 def _data_spec() -> Any:
-    return {"source": "embedded", "tasks": [], "per_task": None, "max_tokens": MOST_TOKENS, "prompt": PROMPT,
-            "loss_on": "answer"}  # fmt: skip
+    return {
+        "source": "embedded",
+        "tasks": [],
+        "per_task": None,
+        "max_tokens": MOST_TOKENS,
+        "prompt": PROMPT,
+        "loss_on": "answer",
+    }
 
 
 def _test_batches(tokenizer: Any) -> list[Batch]:

@@ -177,7 +177,12 @@ class VirtualEngine:
         node_hours = self._node_hours()
         useful_s = sum(node_seconds for task, (_, node_seconds) in self.done.items() if task in self.counted)
         return Outcome(
-            self.points, {name: site.account for name, site in self.sites.items()}, self.staleness,
+            self.points,
+            {name: site.account for name, site in self.sites.items()},
+            self.staleness,
             {name: float(last[site.number]) / total for name, site in self.sites.items()},
-            node_hours, node_hours - useful_s / HOUR_S, self.env.now, self.failure,
-        )  # fmt: skip
+            node_hours,
+            node_hours - useful_s / HOUR_S,
+            self.env.now,
+            self.failure,
+        )

@@ -77,9 +77,13 @@ def machine_room(sites: int, seed: int, troubles: bool = True) -> tuple[Facility
         upkeep = Maintenance(draw.uniform(0, 30) * DAY_S, 12 * HOUR_S, 30 * DAY_S) if troubles else None
         room.append(
             Facility(
-                name=f"site{number + 1}", step_s=10.0 * 3.0**slow, upload_bytes_s=bandwidth,
-                download_bytes_s=bandwidth, preemptions_an_hour=0.01 if troubles else 0.0,
-                failure_share=0.005 if troubles else 0.0, maintenance=upkeep,
+                name=f"site{number + 1}",
+                step_s=10.0 * 3.0**slow,
+                upload_bytes_s=bandwidth,
+                download_bytes_s=bandwidth,
+                preemptions_an_hour=0.01 if troubles else 0.0,
+                failure_share=0.005 if troubles else 0.0,
+                maintenance=upkeep,
             )
-        )  # fmt: skip
+        )
     return tuple(room)

@@ -101,14 +101,23 @@ def summary(run: Run, outcome: Outcome) -> dict[str, Any]:
     accounts = outcome.accounts
     waits = [wait for account in accounts.values() for wait in account.wait_s]
     return {
-        "run": asdict(run), "final_loss": last.loss, "final_accuracy": last.accuracy,
-        "worst_task_loss": max(last.task_losses), "task_losses": last.task_losses, "steps": outcome.steps,
-        "node_hours": outcome.node_hours, "wasted_node_hours": outcome.wasted_node_hours,
-        "versions": outcome.points[-1].version, "failure": outcome.failure, "shares": outcome.shares,
-        "staleness": sorted(Counter(outcome.staleness).items()), "lows": lows(outcome), "waits_s": waits[:500],
+        "run": asdict(run),
+        "final_loss": last.loss,
+        "final_accuracy": last.accuracy,
+        "worst_task_loss": max(last.task_losses),
+        "task_losses": last.task_losses,
+        "steps": outcome.steps,
+        "node_hours": outcome.node_hours,
+        "wasted_node_hours": outcome.wasted_node_hours,
+        "versions": outcome.points[-1].version,
+        "failure": outcome.failure,
+        "shares": outcome.shares,
+        "staleness": sorted(Counter(outcome.staleness).items()),
+        "lows": lows(outcome),
+        "waits_s": waits[:500],
         "curve": thinned([(p.time_s, p.score.loss, p.score.accuracy) for p in outcome.points]),
         "site_curves": {name: thinned(account.losses) for name, account in accounts.items()},
-    }  # fmt: skip
+    }
 
 
 def lows(outcome: Outcome) -> list[tuple[float, float, float]]:

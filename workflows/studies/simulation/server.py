@@ -1,4 +1,4 @@
-"""The server of the virtual engine: the sums and rules of apps/artifacts/weighted_sum.py and apps/artifacts/server_optimizer.py on vectors."""
+"""The server of the virtual engine: the sums and rules of ``apps/artifacts`` on vectors."""
 
 from __future__ import annotations
 

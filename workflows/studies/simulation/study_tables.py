@@ -16,21 +16,48 @@ from workflows.studies.simulation.runs import node_hours_to, time_to
 
 Result = dict[str, Any]
 RUN_COLUMNS = (
-    "strategy", "seed", "scenario", "sites", "time_to_target_s", "final_loss", "final_accuracy", "steps",
-    "node_hours", "worst_task_loss",
-)  # fmt: skip
+    "strategy",
+    "seed",
+    "scenario",
+    "sites",
+    "time_to_target_s",
+    "final_loss",
+    "final_accuracy",
+    "steps",
+    "node_hours",
+    "worst_task_loss",
+)
 DETAIL_COLUMNS = (
-    "strategy", "seed", "versions", "node_hours_to_target", "wasted_node_hours", "mean_staleness", "max_staleness",
-    "least_share", "most_share", "failure",
-)  # fmt: skip
+    "strategy",
+    "seed",
+    "versions",
+    "node_hours_to_target",
+    "wasted_node_hours",
+    "mean_staleness",
+    "max_staleness",
+    "least_share",
+    "most_share",
+    "failure",
+)
 SUMMARY_COLUMNS = (
-    "strategy", "hours to target", "node-hours to it", "final loss", "worst task loss", "steps", "node-hours",
+    "strategy",
+    "hours to target",
+    "node-hours to it",
+    "final loss",
+    "worst task loss",
+    "steps",
+    "node-hours",
     "of them wasted",
-)  # fmt: skip
+)
 COMPARISON_COLUMNS = (
-    "against", "time ratio", "seeds won", "node-hours to target, ratio", "final loss -", "worst task loss -",
+    "against",
+    "time ratio",
+    "seeds won",
+    "node-hours to target, ratio",
+    "final loss -",
+    "worst task loss -",
     "node-hours -",
-)  # fmt: skip
+)
 
 
 def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -56,10 +83,17 @@ class _Lines:
 def run_row(result: Result, target: float) -> list[Any]:
     run, reached = result["run"], time_to(result, target)
     return [
-        run["strategy"], run["seed"], run["scenario"], run["sites"], "" if reached is None else f"{reached:.1f}",
-        f"{result['final_loss']:.6f}", f"{result['final_accuracy']:.6f}", result["steps"],
-        f"{result['node_hours']:.4f}", f"{result['worst_task_loss']:.6f}",
-    ]  # fmt: skip
+        run["strategy"],
+        run["seed"],
+        run["scenario"],
+        run["sites"],
+        "" if reached is None else f"{reached:.1f}",
+        f"{result['final_loss']:.6f}",
+        f"{result['final_accuracy']:.6f}",
+        result["steps"],
+        f"{result['node_hours']:.4f}",
+        f"{result['worst_task_loss']:.6f}",
+    ]
 
 
 def detail_row(result: Result, target: float) -> list[Any]:
@@ -69,11 +103,17 @@ def detail_row(result: Result, target: float) -> list[Any]:
     mean = sum(s * n for s, n in counts) / total
     shares = result["shares"].values()
     return [
-        result["run"]["strategy"], result["run"]["seed"], result["versions"],
-        "" if spent is None else f"{spent:.4f}", f"{result['wasted_node_hours']:.4f}", f"{mean:.3f}",
-        max((s for s, _ in counts), default=0), f"{min(shares):.4f}", f"{max(shares):.4f}",
+        result["run"]["strategy"],
+        result["run"]["seed"],
+        result["versions"],
+        "" if spent is None else f"{spent:.4f}",
+        f"{result['wasted_node_hours']:.4f}",
+        f"{mean:.3f}",
+        max((s for s, _ in counts), default=0),
+        f"{min(shares):.4f}",
+        f"{max(shares):.4f}",
         result["failure"] or "",
-    ]  # fmt: skip
+    ]
 
 
 def write_tables(folder: Path, results: Sequence[Result], target: float) -> None:
@@ -130,8 +170,14 @@ def summary_rows(results: Sequence[Result], target: float) -> list[list[str]]:
     """Medians and their intervals, a row for each strategy."""
     rows = []
     for name, runs in by_strategy(results).items():
-        columns = [times(runs, target), prices(runs, target), *([r[key] for r in runs] for key in (
-            "final_loss", "worst_task_loss", "steps", "node_hours", "wasted_node_hours"))]  # fmt: skip
+        columns = [
+            times(runs, target),
+            prices(runs, target),
+            *(
+                [r[key] for r in runs]
+                for key in ("final_loss", "worst_task_loss", "steps", "node_hours", "wasted_node_hours")
+            ),
+        ]
         rows.append([name, *(str(median_interval(values)) for values in columns)])
     return rows
 
@@ -150,11 +196,16 @@ def comparison_rows(results: Sequence[Result], target: float, ours: str) -> list
     mine = grouped.pop(ours)
     rows = []
     for name, theirs in sorted(grouped.items(), key=lambda item: standing(item[1], target)):
-        rows.append([
-            name, str(ratio_of_medians(times(mine, target), times(theirs, target))),
-            f"{wins(times(mine, target), times(theirs, target)):.2f}",
-            str(ratio_of_medians(prices(mine, target), prices(theirs, target))),
-            *(str(difference_of_medians([r[key] for r in mine], [r[key] for r in theirs]))
-              for key in ("final_loss", "worst_task_loss", "node_hours")),
-        ])  # fmt: skip
+        rows.append(
+            [
+                name,
+                str(ratio_of_medians(times(mine, target), times(theirs, target))),
+                f"{wins(times(mine, target), times(theirs, target)):.2f}",
+                str(ratio_of_medians(prices(mine, target), prices(theirs, target))),
+                *(
+                    str(difference_of_medians([r[key] for r in mine], [r[key] for r in theirs]))
+                    for key in ("final_loss", "worst_task_loss", "node_hours")
+                ),
+            ]
+        )
     return rows

@@ -34,9 +34,7 @@ class Trace:
         return float(self.submit_s[-1])
 
     def chosen(self, mask: np.ndarray) -> Trace:
-        return Trace(
-            self.submit_s[mask], self.wait_s[mask], self.run_s[mask], self.nodes[mask], self.asked_s[mask]
-        )  # fmt: skip
+        return Trace(self.submit_s[mask], self.wait_s[mask], self.run_s[mask], self.nodes[mask], self.asked_s[mask])
 
 
 def read_trace(path: Path) -> Trace:

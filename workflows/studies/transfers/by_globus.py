@@ -44,9 +44,14 @@ class GlobusWay:
     """
 
     def __init__(
-        self, make_client: Callable[[], TransferClient], here: Collection, site: Site, stores: Stores, journal: Journal,
+        self,
+        make_client: Callable[[], TransferClient],
+        here: Collection,
+        site: Site,
+        stores: Stores,
+        journal: Journal,
         on_trouble: Callable[[str | None], None],
-    ) -> None:  # fmt: skip
+    ) -> None:
         assert site.collection is not None
         self.make_client, self.here, self.there, self.site = make_client, here, site.collection, site
         self.stores, self.journal, self.on_trouble = stores, journal, on_trouble

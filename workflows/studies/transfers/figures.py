@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from workflows.console.units import UNIT_NAMES, bytes_text, time_unit
 from workflows.reporting.figure_style import line_style, new_figure
 from workflows.studies.transfers.line import Line
+from workflows.studies.transfers.rows import DIRECTIONS, MB, RETURN, SEND, Direction, Row
 from workflows.studies.transfers.savings import Saving
-from workflows.studies.transfers.table import DIRECTIONS, MB, RETURN, SEND, Direction, Row, Speed, speeds
+from workflows.studies.transfers.table import Speed, speeds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

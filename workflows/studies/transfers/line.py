@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from workflows.studies.transfers.table import Row, ends
+from workflows.studies.transfers.rows import Row, ends
 
 NOTHING = 1e-6  # of the longest time; the search does not go to zero itself
 LEAST_SLOPE = 1e-3  # of the longest time, that the largest file must take for its bytes
@@ -71,10 +71,13 @@ def fit(times: Sequence[tuple[int, float]]) -> Line | None:
         return None
     errors = _errors(found.jac, found.fun)
     return Line(
-        latency_s=latency * longest, bandwidth=unit / (slope * longest),
-        latency_error_s=errors[0] * longest if errors else None, smallest=round(sizes.min() * unit),
-        bandwidth_range=_range(slope, errors[1], unit / longest) if errors else None, largest=int(unit),
-    )  # fmt: skip
+        latency_s=latency * longest,
+        bandwidth=unit / (slope * longest),
+        latency_error_s=errors[0] * longest if errors else None,
+        smallest=round(sizes.min() * unit),
+        bandwidth_range=_range(slope, errors[1], unit / longest) if errors else None,
+        largest=int(unit),
+    )
 
 
 def _range(slope: float, error: float, scale: float) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from apps.base.errors import CrossfedError
 from workflows.studies.transfers.carriers import Passage, Stores, Way
 from workflows.studies.transfers.models import write_model
 from workflows.studies.transfers.points import Load, Trip
-from workflows.studies.transfers.table import MB, RETURN, SEND, Direction, Row
+from workflows.studies.transfers.rows import MB, RETURN, SEND, Direction, Row
 
 logger = logging.getLogger(__name__)
 Show = Callable[[str, int, int], None]  # what is done, bytes so far, bytes in all
@@ -117,7 +117,15 @@ def _row(trip: Trip, direction: Direction, passage: Passage) -> Row:
     load = trip.load
     rate = load.nbytes / passage.seconds / MB if passage.seconds > 0 else math.nan
     return Row(
-        site=trip.site.name, carrier=trip.site.carrier, direction=direction, model=load.model.name,
-        parameters=load.model.parameters, nbytes=load.nbytes, seconds=passage.seconds, queued_s=passage.queued_s,
-        rate_mb_s=rate, faults=passage.faults, repeat=trip.repeat,
-    )  # fmt: skip
+        site=trip.site.name,
+        carrier=trip.site.carrier,
+        direction=direction,
+        model=load.model.name,
+        parameters=load.model.parameters,
+        nbytes=load.nbytes,
+        seconds=passage.seconds,
+        queued_s=passage.queued_s,
+        rate_mb_s=rate,
+        faults=passage.faults,
+        repeat=trip.repeat,
+    )

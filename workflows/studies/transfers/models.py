@@ -14,10 +14,15 @@ from apps.base.errors import UserMistake
 # the reference paper's range (arXiv 2603.19544, Figure 4: OPT-125m to Llama-2-13b, five models)
 DEFAULT = ("opt-125m", "opt-350m", "opt-1.3b", "llama-2-7b", "llama-2-13b")
 SOURCES = {  # name -> name on the hub, whose shape is in workflows/planning/memory/model.py
-    "opt-125m": "facebook/opt-125m", "opt-350m": "facebook/opt-350m", "opt-1.3b": "facebook/opt-1.3b",
-    "opt-2.7b": "facebook/opt-2.7b", "opt-6.7b": "facebook/opt-6.7b", "opt-13b": "facebook/opt-13b",
-    "llama-2-7b": "meta-llama/Llama-2-7b-hf", "llama-2-13b": "meta-llama/Llama-2-13b-hf",
-}  # fmt: skip
+    "opt-125m": "facebook/opt-125m",
+    "opt-350m": "facebook/opt-350m",
+    "opt-1.3b": "facebook/opt-1.3b",
+    "opt-2.7b": "facebook/opt-2.7b",
+    "opt-6.7b": "facebook/opt-6.7b",
+    "opt-13b": "facebook/opt-13b",
+    "llama-2-7b": "meta-llama/Llama-2-7b-hf",
+    "llama-2-13b": "meta-llama/Llama-2-13b-hf",
+}
 PRECISIONS = {torch_name: name for name, (torch_name, _) in DTYPES.items() if name in ("F32", "F16", "BF16", "I8")}
 LARGEST = 1 << 26  # elements of one tensor of a model of one's own
 PIECE = 1 << 22  # bytes that are drawn and written at a time

@@ -13,7 +13,7 @@ from site_configs.library.site import Carrier, Site
 from workflows.console.units import bytes_text, plural
 from workflows.planning.storage import SPARE_BYTES
 from workflows.studies.transfers.models import Model
-from workflows.studies.transfers.table import DIRECTIONS, Key
+from workflows.studies.transfers.rows import DIRECTIONS, Key
 
 GB = 10**9
 FOLDER = "transfer_study"  # below the storage of a site; all in it is the study's own

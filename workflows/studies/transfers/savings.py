@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from workflows.console.units import bytes_text, seconds_text
 from workflows.studies.transfers.line import Line
 from workflows.studies.transfers.models import Model, file_bytes
-from workflows.studies.transfers.table import RETURN, SEND
+from workflows.studies.transfers.rows import RETURN, SEND
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -51,10 +51,14 @@ def savings(model: Model, lines: Mapping[tuple[str, str], Line | None]) -> list[
     smallest = max((line.smallest for both in trips.values() for line in both), default=0)
     largest = min((line.largest for both in trips.values() for line in both), default=math.inf)
     return [
-        Saving(name, nbytes, {site: sum(line.seconds(nbytes) for line in both) for site, both in trips.items()},
-               not smallest <= nbytes <= largest)
+        Saving(
+            name,
+            nbytes,
+            {site: sum(line.seconds(nbytes) for line in both) for site, both in trips.items()},
+            not smallest <= nbytes <= largest,
+        )
         for name, nbytes in ways.items()
-    ]  # fmt: skip
+    ]
 
 
 def _both(lines: Mapping[tuple[str, str], Line | None], site: str) -> tuple[Line, Line] | None:
@@ -71,9 +75,7 @@ def adapter_bytes(source: str, rank: int) -> int:
 
     values = known_config(source)
     assert values is not None, f"{source} is not in the table"
-    spec = AdapterSpec(
-        method="fedit", rank=rank, alpha=2.0 * rank, dropout=0.0, targets="all-linear", last_layers=None
-    )  # fmt: skip
+    spec = AdapterSpec(method="fedit", rank=rank, alpha=2.0 * rank, dropout=0.0, targets="all-linear", last_layers=None)
     return ADAPTER_BYTES * count(AutoConfig.for_model(**values), spec).trained
 
 

@@ -19,7 +19,7 @@ from workflows.records.run_directory import RUNS, RunDirectory, open_new
 from workflows.studies.transfers.carriers import FolderWay, Stores, Way
 from workflows.studies.transfers.models import Model, file_bytes, model_of
 from workflows.studies.transfers.points import Load, Trip, trips_of
-from workflows.studies.transfers.table import read_rows
+from workflows.studies.transfers.rows import read_rows
 
 if TYPE_CHECKING:
     from globus_sdk import TransferClient

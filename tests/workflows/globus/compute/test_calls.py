@@ -75,8 +75,7 @@ def test_an_endpoint_that_is_coming_back_is_given_time():
 
 
 @pytest.mark.parametrize(
-    "record",
-    [None, {"status": "failed", "reason": "unknown task"}, {"status": "ABANDONED"}, {"status": "success"}],
+    "record", [None, {"status": "failed", "reason": "unknown task"}, {"status": "ABANDONED"}, {"status": "success"}]
 )
 def test_what_the_service_has_forgotten_is_asked_for_again(record):
     one = job("a")

@@ -79,8 +79,10 @@ def test_enrolling_and_training(tmp_path, aurora, site):
     workers = [(r["worker"]["host"], r["worker"]["pid"]) for r in run.events("compute_ended")]
     assert len(workers) == 3 and len(set(workers)) == 1  # warm: one process for all
     assert [r["function"] for r in run.events("compute_submitting")] == [
-        "apps.train:enrol", "apps.train:local_train", "apps.train:local_train",
-    ]  # fmt: skip
+        "apps.train:enrol",
+        "apps.train:local_train",
+        "apps.train:local_train",
+    ]
     site.work = site.work | {"root": str(tmp_path / "site" / "site")}
     assert site.train()["artifact"] == manifest["artifact"]  # the same bits as without Globus
 

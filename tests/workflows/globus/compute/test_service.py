@@ -313,8 +313,9 @@ def test_the_journal_tells_when_an_endpoint_goes_and_comes_back(tmp_path, agent)
         agent.beat()
         wait_until(lambda: len(run.events("endpoint_status")) == 2)
     assert [(r["site"], r["status"]) for r in run.events("endpoint_status")] == [
-        ("aurora", "offline"), ("aurora", "online"),
-    ]  # fmt: skip
+        ("aurora", "offline"),
+        ("aurora", "online"),
+    ]
 
 
 def test_template_values_reach_the_endpoint(tmp_path, agent):

@@ -31,19 +31,30 @@ GOLDEN = Path(__file__).parent / "golden"
 SCRIPT = "endpoints.sh"  # the same at every machine but for a folder, so there is one golden file of it
 ELSEWHERE = "/data/ada/crossfed"
 STORAGE = {
-    "aurora": "/flare/ABC/crossfed", "frontier": "/lustre/orion/abc123/proj-shared/crossfed",
-    "perlmutter": "/pscratch/sd/a/ada/crossfed", "perlmutter_80gb": "/pscratch/sd/a/ada/crossfed",
+    "aurora": "/flare/ABC/crossfed",
+    "frontier": "/lustre/orion/abc123/proj-shared/crossfed",
+    "perlmutter": "/pscratch/sd/a/ada/crossfed",
+    "perlmutter_80gb": "/pscratch/sd/a/ada/crossfed",
     "polaris": "/eagle/ABC/crossfed",
-}  # fmt: skip
+}
 MORE: dict[str, list[str]] = {
     "slurm": [
-        "partition=gpu", "qos=long", "account=abc", "nodes=2", "walltime=90m", "gpus=2", "cores=16", "ranks_per_node=2",
-        "memory_gb=64", "options=[--constraint=a100]", "setup='module load cuda\\necho ${#HOME} {{ x }}'",
+        "partition=gpu",
+        "qos=long",
+        "account=abc",
+        "nodes=2",
+        "walltime=90m",
+        "gpus=2",
+        "cores=16",
+        "ranks_per_node=2",
+        "memory_gb=64",
+        "options=[--constraint=a100]",
+        "setup='module load cuda\\necho ${#HOME} {{ x }}'",
         "command_environment={SLURM_CONF: /etc/slurm.conf}",
     ],
     "pbs": ["queue=gpu", "nodes=2", "walltime=1h", "gpus=4", "cores=32", "select=system=x"],
     "local": ["threads=2", "carrier=shared"],
-}  # fmt: skip
+}
 
 
 def arguments(machine: str) -> list[str]:
@@ -243,12 +254,16 @@ def test_from_a_campaign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["local", "--set", "storage_root=/d", "--set", "python_env=/e", "--idle", "x"], "--idle x: not a length of"),
         ([*arguments("polaris"), "--idle", "3"], "--idle 3: it has no unit. Write 3s, 3m or 3h"),
         (["polaris", "--set", "account"], "write KEY=VALUE"),
-        (["local", "--set", "storage_root=/d", "--set", "python_env=/d/env"],
-         "local: python_env: /d/env lies in /d, which .* Put it beside /d"),
-        (["local", "--set", "storage_root=/d", "--set", "python_env=/e", "--agent", "/d/agent"],
-         "local: --agent: /d/agent lies in /d, which .* Put it beside /d"),
+        (
+            ["local", "--set", "storage_root=/d", "--set", "python_env=/d/env"],
+            "local: python_env: /d/env lies in /d, which .* Put it beside /d",
+        ),
+        (
+            ["local", "--set", "storage_root=/d", "--set", "python_env=/e", "--agent", "/d/agent"],
+            "local: --agent: /d/agent lies in /d, which .* Put it beside /d",
+        ),
     ],
-)  # fmt: skip
+)
 def test_mistakes_are_told_in_a_line(
     given: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -307,7 +322,7 @@ def site_of(machine: str, **settings: Any) -> Site:
         ("slurm", {"account": ""}, {"nodes": 1, "walltime_s": 7200}),
         ("local", {}, {}),
     ],
-)  # fmt: skip
+)
 def test_what_is_sent_with_each_task(machine: str, settings: dict[str, Any], sent: dict[str, Any]) -> None:
     site = site_of(machine, **settings)
     assert user_endpoint_config(site) == sent
@@ -383,8 +398,11 @@ def rendered(folder: Path, endpoint: str, scratch: Path, **values: Any) -> dict[
     python = endpoint_environment() / "bin" / "python"
     ended = subprocess.run(
         [str(python), "-c", RENDER, str(folder / endpoint), json.dumps(values), str(scratch / "scripts")],
-        capture_output=True, text=True, cwd=scratch, env={"PATH": os.environ["PATH"], "HOME": str(scratch)},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=scratch,
+        env={"PATH": os.environ["PATH"], "HOME": str(scratch)},
+    )
     if not ended.stdout.strip():
         raise ValueError(ended.stderr[-2000:])
     return json.loads(ended.stdout.strip().splitlines()[-1])
@@ -453,10 +471,18 @@ def test_values_of_a_campaign_reach_the_block(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "sent",
     [
-        {"nodes": 5}, {"nodes": "1"}, {"nodes": 0}, {"walltime_s": 1}, {"queue": "a b"}, {"queue": "x\n#PBS -q y"},
-        {"account": "$(id)"}, {"worker_init": "id"}, {"idle_s": -1}, {"account": ""},
+        {"nodes": 5},
+        {"nodes": "1"},
+        {"nodes": 0},
+        {"walltime_s": 1},
+        {"queue": "a b"},
+        {"queue": "x\n#PBS -q y"},
+        {"account": "$(id)"},
+        {"worker_init": "id"},
+        {"idle_s": -1},
+        {"account": ""},
     ],
-)  # fmt: skip
+)
 def test_the_agent_refuses_what_a_campaign_must_not_set(sent: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="ValidationError"):
         rendered(written("polaris", tmp_path), "train", tmp_path, **sent)

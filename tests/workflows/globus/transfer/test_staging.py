@@ -33,8 +33,10 @@ def test_a_model_is_sent_and_the_journal_tells_of_it(scene: Scene):
     assert sent["started"] <= sent["ended"]
     submitting, submitted, ended = scene.run.records()
     assert [r["event"] for r in (submitting, submitted, ended)] == [
-        "transfer_submitting", "transfer_submitted", "transfer_ended"
-    ]  # fmt: skip
+        "transfer_submitting",
+        "transfer_submitted",
+        "transfer_ended",
+    ]
     [task] = scene.transfer.tasks
     assert submitting["submission_id"] == submitted["submission_id"] == task.document["submission_id"]
     assert submitted["task_id"] == ended["task_id"] == task.id

@@ -212,10 +212,19 @@ class Answered:
 
 @pytest.mark.parametrize(
     ("status", "code", "passes"),
-    [(500, "X", True), (502, "ExternalError.Y", True), (503, "X", True), (429, "X", True), (400, "X", False),
-     (401, "X", False), (403, "X", False), (404, "X", False), (409, "X", False),
-     (409, "ClientError.Conflict.TooManyPendingJobs", True)],
-)  # fmt: skip
+    [
+        (500, "X", True),
+        (502, "ExternalError.Y", True),
+        (503, "X", True),
+        (429, "X", True),
+        (400, "X", False),
+        (401, "X", False),
+        (403, "X", False),
+        (404, "X", False),
+        (409, "X", False),
+        (409, "ClientError.Conflict.TooManyPendingJobs", True),
+    ],
+)
 def test_which_answers_pass(status: int, code: str, passes: bool):
     assert passing(Answered(status, {"code": code, "message": "m"}).error()) is passes
 

@@ -16,6 +16,7 @@ from zero_reference import zero_plan
 from apps.base.errors import UserMistake
 from site_configs.library.site import Block, Node, Queue, Ranks, Site
 from site_configs.local import site as local_site
+from workflows.planning.campaign import ParallelSection
 from workflows.planning.memory.campaign import describe, idle_text, job_of, plan_memory, samples_per_s, spread_text
 from workflows.planning.memory.estimate import Choice, Job, Machine, in_flight, need_of
 from workflows.planning.memory.model import ModelShape, shape_of
@@ -30,7 +31,6 @@ from workflows.planning.memory.plan import (
     plan_site,
 )
 from workflows.planning.memory.speed import Rates, collective_bytes, estimate, operations, rates_of
-from workflows.planning.memory.wish import ParallelSection
 
 AUTO = ParallelSection()
 FLOAT, MIXED, BFLOAT = Job(4, False, 512), Job(4, True, 512), Job(2, False, 512)
@@ -240,8 +240,13 @@ def test_the_throughput_ratio_of_80_to_40_gb_is_of_the_order_that_the_paper_foun
 
 def test_the_estimate_for_64_nodes_is_of_the_reported_order(llama):
     """1,200 samples a second were reported for 64 nodes of Perlmutter with 80 GB a device."""
-    step = estimate(llama, MIXED, replace(PERLMUTTER_80, nodes=64), Choice("shard_grad_op", False, False, 6),
-                    replace(A100, network=100e9))  # fmt: skip
+    step = estimate(
+        llama,
+        MIXED,
+        replace(PERLMUTTER_80, nodes=64),
+        Choice("shard_grad_op", False, False, 6),
+        replace(A100, network=100e9),
+    )
     assert 600 < step.samples_per_s < 2400
     assert step.offload_s == 0
 
@@ -301,13 +306,20 @@ def test_a_smaller_micro_batch_comes_before_offloading(llama):
 @pytest.mark.parametrize(
     ("wish", "wanted"),
     [
-        ({"sharding": "full_shard"}, {("full_shard", False, False), ("full_shard", True, False),
-                                      ("full_shard", False, True), ("full_shard", True, True)}),
+        (
+            {"sharding": "full_shard"},
+            {
+                ("full_shard", False, False),
+                ("full_shard", True, False),
+                ("full_shard", False, True),
+                ("full_shard", True, True),
+            },
+        ),
         ({"sharding": "ddp", "checkpoint_activations": True}, {("ddp", True, False)}),
         ({"offload": True}, {("full_shard", False, True), ("full_shard", True, True)}),
         ({"sharding": "none"}, set()),
     ],
-)  # fmt: skip
+)
 def test_a_campaign_fixes_what_it_wants(wish, wanted):
     found = {(c.sharding, c.checkpoint, c.offload) for c in candidates(POLARIS, [1], ParallelSection(**wish))}
     assert found == wanted
@@ -337,9 +349,16 @@ def test_the_plain_values_for_the_trainer(llama):
     site = gpu_site(POLARIS)
     plan = plan_site(site, llama, MIXED, 24, ParallelSection(micro_batch=6))
     assert plan.parallel(site) == {
-        "nodes": 1, "ranks_per_node": 4, "sharding": "full_shard", "offload": True, "checkpoint_activations": False,
-        "micro_batch": 6, "backend": "nccl", "launch": ["mpiexec", "-n", "{ranks}"], "interface": "hsn0",
-    }  # fmt: skip
+        "nodes": 1,
+        "ranks_per_node": 4,
+        "sharding": "full_shard",
+        "offload": True,
+        "checkpoint_activations": False,
+        "micro_batch": 6,
+        "backend": "nccl",
+        "launch": ["mpiexec", "-n", "{ranks}"],
+        "interface": "hsn0",
+    }
     json.dumps(plan.parallel(site))
 
 

@@ -31,9 +31,15 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 def llama(layers: int, key_heads: int = 4):
     return LlamaConfig(
-        vocab_size=64, hidden_size=WIDTH, intermediate_size=INNER, num_hidden_layers=layers, num_attention_heads=4,
-        num_key_value_heads=key_heads, bos_token_id=None, eos_token_id=None,
-    )  # fmt: skip
+        vocab_size=64,
+        hidden_size=WIDTH,
+        intermediate_size=INNER,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=key_heads,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
 
 
 def grouped(layers: int):
@@ -42,14 +48,21 @@ def grouped(layers: int):
 
 def opt(layers: int):
     return OPTConfig(
-        vocab_size=64, hidden_size=WIDTH, ffn_dim=INNER, num_hidden_layers=layers, num_attention_heads=4,
-        word_embed_proj_dim=WIDTH, bos_token_id=None, eos_token_id=None,
-    )  # fmt: skip
+        vocab_size=64,
+        hidden_size=WIDTH,
+        ffn_dim=INNER,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        word_embed_proj_dim=WIDTH,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
 
 
 def gpt2(layers: int):
-    return GPT2Config(vocab_size=64, n_embd=WIDTH, n_inner=INNER, n_layer=layers, n_head=4,
-                      bos_token_id=None, eos_token_id=None)  # fmt: skip
+    return GPT2Config(
+        vocab_size=64, n_embd=WIDTH, n_inner=INNER, n_layer=layers, n_head=4, bos_token_id=None, eos_token_id=None
+    )
 
 
 def network_of(config, dtype: torch.dtype, adapted: bool = False, checkpoint: bool = False):
@@ -202,15 +215,25 @@ def test_the_peak_of_fsdp2(sharding):
     Plans count gradients as if they were there when activations are most, as they are from the second pass of a step.
     """
     told = subprocess.run(
-        [sys.executable, "-c", FSDP_PEAK, sharding], capture_output=True, text=True, timeout=120, check=False,
+        [sys.executable, "-c", FSDP_PEAK, sharding],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
         cwd=Path(__file__).parents[4],
-    )  # fmt: skip
+    )
     if "ModuleNotFoundError" in told.stderr or "ImportError" in told.stderr:
         pytest.skip("this torch has no tracker for FSDP2")
     assert told.returncode == 0, told.stderr
     peak = int(told.stdout.split()[-1])
-    config = LlamaConfig(vocab_size=4000, hidden_size=512, intermediate_size=1408, num_hidden_layers=6,
-                         num_attention_heads=8, tie_word_embeddings=False)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=4000,
+        hidden_size=512,
+        intermediate_size=1408,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        tie_word_embeddings=False,
+    )
     machine, job = Machine(1, 4, int(64e9), 0, True), Job(4, True, 256)
     need = need_of(count(config, None), job, machine, Choice(sharding, False, False, 16))
     planned = need.device - CONTEXT_BYTES[True]

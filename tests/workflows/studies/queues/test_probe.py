@@ -88,9 +88,7 @@ def calls() -> list[str]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_probes_are_submitted_recorded_and_studied(
-    toy: str, history: Path, capsys: pytest.CaptureFixture[str]
-) -> None:  # fmt: skip
+def test_probes_are_submitted_recorded_and_studied(toy: str, history: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shapes = ["--probe-nodes", "1,2", "--probe-walltimes", "10m,1h"]
     assert queue_study.main(["--probe", toy, *shapes, "--probes", "5", "--yes"]) == 0
     found = read_history(history)
@@ -177,15 +175,18 @@ def test_probes_of_a_slurm_cluster_and_its_own_accounting(
     from facilities.daemons import wait_until
 
     chosen = settings(
-        storage_root=str(history.parent), partition="regular", account="fusion",
+        storage_root=str(history.parent),
+        partition="regular",
+        account="fusion",
         command_environment=dict(slurm_site.environment),
-    )  # fmt: skip
+    )
     shapes = ["--probe-nodes", "1,2", "--probe-walltimes", "5m"]
     assert queue_study.main(["--probe", "alpha=slurm", *shapes, *chosen, "--timeout", "60s", "--yes"]) == 0
     found = read_history(history)
     assert [(r.machine, r.queue, r.nodes, r.walltime_s, r.state) for r in found] == [
-        ("alpha", "regular", 1, 300, "COMPLETED"), ("alpha", "regular", 2, 300, "COMPLETED"),
-    ]  # fmt: skip
+        ("alpha", "regular", 1, 300, "COMPLETED"),
+        ("alpha", "regular", 2, 300, "COMPLETED"),
+    ]
     for name, value in slurm_site.environment.items():
         monkeypatch.setenv(name, value)
     capsys.readouterr()
@@ -205,7 +206,7 @@ def test_a_probe_that_cannot_start_is_cancelled_at_the_cluster(slurm_site: Any, 
     slurm_site.set_partition("debug", "down")
     chosen = settings(
         storage_root=str(history.parent), partition="debug", command_environment=dict(slurm_site.environment)
-    )  # fmt: skip
+    )
     try:
         assert queue_study.main(["--probe", "alpha=slurm", *chosen, "--timeout", "2s", "--yes"]) == 0
     finally:
@@ -218,9 +219,12 @@ def test_a_probe_that_cannot_start_is_cancelled_at_the_cluster(slurm_site: Any, 
 @pytest.mark.slurm
 def test_probes_of_a_pbs_facility(pbs_site: Any, history: Path) -> None:
     chosen = settings(
-        storage_root=str(history.parent), queue="debug", account="fusion",
-        command_environment=dict(pbs_site.environment), options=["-l filesystems=home:eagle", "-l place=scatter"],
-    )  # fmt: skip
+        storage_root=str(history.parent),
+        queue="debug",
+        account="fusion",
+        command_environment=dict(pbs_site.environment),
+        options=["-l filesystems=home:eagle", "-l place=scatter"],
+    )
     assert queue_study.main(["--probe", "alcf=pbs", *chosen, "--timeout", "60s", "--yes"]) == 0
     [record] = read_history(history)
     assert (record.machine, record.scheduler, record.queue, record.nodes) == ("alcf", "pbs", "debug", 1)

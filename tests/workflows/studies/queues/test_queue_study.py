@@ -64,8 +64,14 @@ def test_each_walltime_is_in_the_range_of_its_bin(walltime_s: float) -> None:
 def test_walltime_bins_hold_their_upper_limit() -> None:
     numbers = walltime_bins(pandas.Series([900.0, 901, HOUR, 7200, 7201, 8 * 86400, math.nan]))
     assert [walltime_label(n) for n in numbers] == [
-        "to 15 min", "15–30 min", "30–60 min", "1–2 h", "2–3 h", "over 7 d", "unknown",
-    ]  # fmt: skip
+        "to 15 min",
+        "15–30 min",
+        "30–60 min",
+        "1–2 h",
+        "2–3 h",
+        "over 7 d",
+        "unknown",
+    ]
     assert all(math.isnan(limit) for limit in walltime_range(UNKNOWN)) and len(WALLTIMES) == UNKNOWN
 
 
@@ -183,8 +189,10 @@ def test_the_command_studies_the_history(history: Path, capsys: pytest.CaptureFi
     assert f"Left out of the history {history}: 1 never started." in out
     assert "Written: out/waits.csv, out/wait_by_nodes.png, out/wait_by_walltime.png" in out
     assert sorted(path.name for path in Path("out").iterdir()) == [
-        "wait_by_nodes.png", "wait_by_walltime.png", "waits.csv",
-    ]  # fmt: skip
+        "wait_by_nodes.png",
+        "wait_by_walltime.png",
+        "waits.csv",
+    ]
     assert Path("out/waits.csv").read_text().splitlines()[1] == "m,debug,2,2,0,900,3,60,,"
 
 

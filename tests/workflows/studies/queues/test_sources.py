@@ -126,9 +126,7 @@ def test_sacct_is_asked_for_unix_seconds_since_the_date(sacct_script: Path, tmp_
     assert asked.startswith("%s --parsable2 --allocations") and "--starttime=2026-08-01T00:00:00" in asked
 
 
-def test_sacct_that_fails_or_is_not_there(
-    sacct_script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+def test_sacct_that_fails_or_is_not_there(sacct_script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sacct_script.write_text("#!/bin/sh\necho 'Slurm accounting storage is disabled' >&2\nexit 1\n")
     sacct_script.chmod(0o755)
     with pytest.raises(CrossfedError, match="sacct failed: Slurm accounting storage is disabled"):

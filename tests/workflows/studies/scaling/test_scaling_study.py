@@ -103,8 +103,9 @@ def test_a_batch_site_is_measured_over_nodes_each_with_its_own_plan(big_campaign
     points, refused = points_of(big_campaign, tmp_path, shape, Sizes((1, 2), (1,), 6))
     assert refused == []
     assert [(p.key, p.strategy) for p in points] == [
-        (("polaris", 1, 4), "full_shard+offload"), (("polaris", 2, 8), "shard_grad_op+ckpt"),
-    ]  # fmt: skip
+        (("polaris", 1, 4), "full_shard+offload"),
+        (("polaris", 2, 8), "shard_grad_op+ckpt"),
+    ]
     assert [p.site.block.nodes for p in points] == [1, 2]
 
 
@@ -127,9 +128,11 @@ def test_local_points_go_alone_and_batch_sites_beside_each_other():
     found = waves([*local, *batch, point("frontier", nodes=1, batch=True)])
     keys = [[p.key[:2] for p in wave] for wave in found]
     assert keys == [
-        [("polaris", 1), ("aurora", 1), ("frontier", 1)], [("polaris", 2), ("aurora", 2)],
-        [("here", 1)], [("here", 1)],
-    ]  # fmt: skip
+        [("polaris", 1), ("aurora", 1), ("frontier", 1)],
+        [("polaris", 2), ("aurora", 2)],
+        [("here", 1)],
+        [("here", 1)],
+    ]
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 4), st.booleans()), max_size=12))
@@ -152,7 +155,7 @@ def test_the_training_of_a_point_is_of_its_size():
         NEVER_S,
         0.1,
     )
-    from apps.training.loop import TrainingSpec
+    from apps.training.spec import TrainingSpec
 
     assert set(TrainingSpec.__annotations__) <= set(spec)
 
@@ -186,11 +189,20 @@ def test_the_median_and_the_spread():
 
 
 rows = st.builds(
-    Row, site=st.sampled_from(["polaris", "aurora"]), nodes=st.integers(1, 64), devices=st.integers(1, 768),
-    sharding=st.sampled_from(["none", "ddp", "full_shard+offload"]), micro_batch=st.integers(1, 8),
-    samples_per_s=st.integers(1, 999).map(float), low=st.just(0.5), high=st.just(1e3), tokens_per_s=st.just(12.25),
-    repeats=st.just(3), planned_bytes=st.integers(0, 10**11), code=st.just("0123abcd"),
-)  # fmt: skip
+    Row,
+    site=st.sampled_from(["polaris", "aurora"]),
+    nodes=st.integers(1, 64),
+    devices=st.integers(1, 768),
+    sharding=st.sampled_from(["none", "ddp", "full_shard+offload"]),
+    micro_batch=st.integers(1, 8),
+    samples_per_s=st.integers(1, 999).map(float),
+    low=st.just(0.5),
+    high=st.just(1e3),
+    tokens_per_s=st.just(12.25),
+    repeats=st.just(3),
+    planned_bytes=st.integers(0, 10**11),
+    code=st.just("0123abcd"),
+)
 
 
 @given(found=st.lists(rows, max_size=5, unique_by=lambda row: row.key))
@@ -241,10 +253,18 @@ def test_how_far_a_point_is():
 
 def some_rows(*sizes: int, site: str = "polaris", rate: float = 4.0, sharding: str = "shard_grad_op") -> list[Row]:
     return [
-        replace(ROW, site=site, nodes=n, devices=4 * n, samples_per_s=rate * n, low=rate * n * 0.9, high=rate * n * 1.1,
-                sharding=sharding)
+        replace(
+            ROW,
+            site=site,
+            nodes=n,
+            devices=4 * n,
+            samples_per_s=rate * n,
+            low=rate * n * 0.9,
+            high=rate * n * 1.1,
+            sharding=sharding,
+        )
         for n in sizes
-    ]  # fmt: skip
+    ]
 
 
 def test_a_line_for_each_site_in_both_panels():
@@ -280,9 +300,12 @@ def test_marks_tell_the_strategy(tmp_path):
     handles = scaling_figure(found).legends[0].legend_handles
     marks = [(h.get_marker(), h.get_fillstyle(), h.get_markerfacecolor()) for h in handles[1:-1]]
     assert marks == [
-        ("o", "full", "#555555"), ("D", "full", "#555555"), ("s", "left", "#555555"),
-        ("^", "full", "#FFFFFF"), ("^", "full", "#FFFFFF"),
-    ]  # fmt: skip
+        ("o", "full", "#555555"),
+        ("D", "full", "#555555"),
+        ("s", "left", "#555555"),
+        ("^", "full", "#FFFFFF"),
+        ("^", "full", "#FFFFFF"),
+    ]
     path = save(tmp_path / "scaling.png", scaling_figure, found)
     assert path.read_bytes().startswith(b"\x89PNG")
 

@@ -32,9 +32,17 @@ from workflows.studies.simulation.study_tables import comparison_rows
 from workflows.studies.simulation.trace import read_trace
 
 COLUMNS = [
-    "strategy", "seed", "scenario", "sites", "time_to_target_s", "final_loss", "final_accuracy", "steps",
-    "node_hours", "worst_task_loss",
-]  # fmt: skip
+    "strategy",
+    "seed",
+    "scenario",
+    "sites",
+    "time_to_target_s",
+    "final_loss",
+    "final_accuracy",
+    "steps",
+    "node_hours",
+    "worst_task_loss",
+]
 PICTURES = {"loss.png", "site_losses.png", "time_to_target.png", "staleness.png", "fairness.png", "node_hours.png"}
 
 
@@ -57,7 +65,11 @@ def test_a_study_of_two_strategies(tmp_path: Path, capsys: pytest.CaptureFixture
     rows = study(tmp_path / "a", "--strategies", "fedavg,fedbuff", "--scenario", "calm", "--target", "2.0")
     assert list(rows[0]) == COLUMNS
     assert [(row["strategy"], row["seed"]) for row in rows] == [
-        ("fedavg", "0"), ("fedbuff", "0"), ("fedavg", "1"), ("fedbuff", "1")]  # fmt: skip
+        ("fedavg", "0"),
+        ("fedbuff", "0"),
+        ("fedavg", "1"),
+        ("fedbuff", "1"),
+    ]
     for row in rows:
         assert row["scenario"] == "calm" and row["sites"] == "4"
         assert 0 < float(row["time_to_target_s"]) < 20_000 and int(row["steps"]) > 100
@@ -151,9 +163,12 @@ def test_the_best_of_the_others_stands_first() -> None:
     def result(name: str, seed: int, reached: float | None, loss: float) -> dict[str, Any]:
         lows = [(0.0, 2.3, 0.0), *([(reached, 0.5, 1.0)] if reached else []), (9e4, loss, 9.0)]
         return {
-            "run": {"strategy": name, "seed": seed}, "lows": lows, "final_loss": loss, "worst_task_loss": 2 * loss,
+            "run": {"strategy": name, "seed": seed},
+            "lows": lows,
+            "final_loss": loss,
+            "worst_task_loss": 2 * loss,
             "node_hours": 10.0,
-        }  # fmt: skip
+        }
 
     results = [result("ours", seed, 3600.0, 0.2) for seed in range(3)]
     results += [result("never", seed, None, 0.7) for seed in range(3)]

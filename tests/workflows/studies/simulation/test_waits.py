@@ -65,9 +65,12 @@ def test_what_is_no_trace_is_told_in_one_line(content: bytes, tmp_path: Path) ->
 def test_similar_jobs_are_small_and_asked_for_as_long() -> None:
     base = trace(np.arange(1000.0), 60.0)
     mixed = Trace(
-        base.submit_s, base.wait_s, base.run_s, np.tile([1.0, 2.0, 64.0, 128.0], 250),
+        base.submit_s,
+        base.wait_s,
+        base.run_s,
+        np.tile([1.0, 2.0, 64.0, 128.0], 250),
         np.repeat([1800.0, 3600.0, 36000.0, 7200.0], 250),
-    )  # fmt: skip
+    )
     found = similar_jobs(mixed, HOUR_S)
     assert set(found.nodes) == {1.0, 2.0} and set(found.asked_s) == {1800.0, 3600.0, 7200.0}
     assert len(similar_jobs(mixed, HOUR_S, least=100)) == 124

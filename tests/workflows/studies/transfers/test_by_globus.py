@@ -22,7 +22,7 @@ from workflows.globus.transfer.task import Outcome
 from workflows.studies.transfers import by_globus
 from workflows.studies.transfers.by_globus import Watch
 from workflows.studies.transfers.line import lines_of
-from workflows.studies.transfers.table import SEND, Row, read_rows
+from workflows.studies.transfers.rows import SEND, Row, read_rows
 
 SCRIPT = PROJECT / "workflows" / "transfer_study.py"
 
@@ -43,16 +43,23 @@ class World:
     def environment(self) -> dict[str, str]:
         url, account = f"{self.facility.service.url}/", self.facility.account
         return environment() | {
-            "GLOBUS_SDK_SERVICE_URL_AUTH": url, "GLOBUS_SDK_SERVICE_URL_TRANSFER": url,
-            "GLOBUS_COMPUTE_CLIENT_ID": account.client_id, "GLOBUS_COMPUTE_CLIENT_SECRET": account.secret,
-        }  # fmt: skip
+            "GLOBUS_SDK_SERVICE_URL_AUTH": url,
+            "GLOBUS_SDK_SERVICE_URL_TRANSFER": url,
+            "GLOBUS_COMPUTE_CLIENT_ID": account.client_id,
+            "GLOBUS_COMPUTE_CLIENT_SECRET": account.secret,
+        }
 
     def start(self, *arguments: object) -> subprocess.Popen[str]:
         sites = {
-            name: {"config": "local", "carrier": "globus", "collection": collection.id,
-                   "collection_folder": str(self.root / name), "storage_root": str(self.root / name / "project")}
+            name: {
+                "config": "local",
+                "carrier": "globus",
+                "collection": collection.id,
+                "collection_folder": str(self.root / name),
+                "storage_root": str(self.root / name / "project"),
+            }
             for name, collection in self.sites.items()
-        }  # fmt: skip
+        }
         globus = {"collection": self.here.id, "folder": str(self.root / "here")}
         (self.root / "far.yaml").write_text(yaml.safe_dump(nano(sites=sites, globus=globus)))
         command = [sys.executable, str(SCRIPT), "far.yaml", "--out", str(self.out), *map(str, arguments)]
@@ -199,9 +206,12 @@ def test_the_wait_in_the_queue_is_told_apart(monkeypatch):
     told: list[int] = []
     watch = Watch(told.append, lambda trouble: None)
     for at, status, nice, nbytes in (
-        (101.0, "ACTIVE", "Queued", 0), (104.0, "ACTIVE", "Queued", 0), (105.0, "ACTIVE", "OK", 7),
-        (110.0, "ACTIVE", "OK", 70), (112.0, "SUCCEEDED", None, 100),
-    ):  # fmt: skip
+        (101.0, "ACTIVE", "Queued", 0),
+        (104.0, "ACTIVE", "Queued", 0),
+        (105.0, "ACTIVE", "OK", 7),
+        (110.0, "ACTIVE", "OK", 70),
+        (112.0, "SUCCEEDED", None, 100),
+    ):
         now[0] = at
         watch.look({"status": status, "nice_status": nice, "bytes_transferred": nbytes}, None)
     passage = watch.passage(Outcome(100, 3))

@@ -16,15 +16,7 @@ from site_configs.library.site import Collection, Site
 from site_configs.local import site as local_site
 from workflows.planning.memory.model import known_config
 from workflows.planning.storage import SPARE_BYTES
-from workflows.studies.transfers.models import (
-    DEFAULT,
-    LARGEST,
-    SOURCES,
-    file_bytes,
-    model_of,
-    own_shapes,
-    write_model,
-)
+from workflows.studies.transfers.models import DEFAULT, LARGEST, SOURCES, file_bytes, model_of, own_shapes, write_model
 from workflows.studies.transfers.points import (
     Load,
     Trip,
@@ -40,9 +32,12 @@ from workflows.studies.transfers.points import (
 MB = 10**6
 # published sizes: arXiv 2205.01068 (OPT, rounded there), arXiv 2307.09288 (Llama 2)
 PUBLISHED = {
-    "opt-125m": 125_239_296, "opt-350m": 331_196_416, "opt-1.3b": 1_315_758_080,
-    "llama-2-7b": 6_738_415_616, "llama-2-13b": 13_015_864_320,
-}  # fmt: skip
+    "opt-125m": 125_239_296,
+    "opt-350m": 331_196_416,
+    "opt-1.3b": 1_315_758_080,
+    "llama-2-7b": 6_738_415_616,
+    "llama-2-13b": 13_015_864_320,
+}
 
 
 def site(name: str, folder: Path, **changes) -> Site:
@@ -130,9 +125,15 @@ def test_small_files_go_first_and_sites_in_turn(tmp_path):
     sites = [site("a", tmp_path), site("b", tmp_path)]
     trips = trips_of(sites, [load("large", 9 * MB), load("small", MB)], 2, ())
     assert [(t.load.model.name, t.repeat, t.site.name) for t in trips] == [
-        ("small", 1, "a"), ("small", 1, "b"), ("small", 2, "a"), ("small", 2, "b"),
-        ("large", 1, "a"), ("large", 1, "b"), ("large", 2, "a"), ("large", 2, "b"),
-    ]  # fmt: skip
+        ("small", 1, "a"),
+        ("small", 1, "b"),
+        ("small", 2, "a"),
+        ("small", 2, "b"),
+        ("large", 1, "a"),
+        ("large", 1, "b"),
+        ("large", 2, "a"),
+        ("large", 2, "b"),
+    ]
 
 
 def test_what_the_table_has_is_not_moved_again_but_halves_of_it_are(tmp_path):

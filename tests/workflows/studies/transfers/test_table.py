@@ -17,21 +17,8 @@ from workflows.reporting.figure_style import save
 from workflows.studies.transfers import figures, savings
 from workflows.studies.transfers.line import Line, fit, lines_of
 from workflows.studies.transfers.models import model_of
-from workflows.studies.transfers.table import (
-    RETURN,
-    SEND,
-    Row,
-    add,
-    as_csv,
-    ends,
-    line_table,
-    line_texts,
-    mend,
-    rate_text,
-    read_rows,
-    speed_table,
-    speeds,
-)
+from workflows.studies.transfers.rows import RETURN, SEND, Row, ends, read_rows
+from workflows.studies.transfers.table import add, as_csv, line_table, line_texts, mend, rate_text, speed_table, speeds
 
 ROW = Row("polaris", "globus", SEND, "opt-125m", 125_239_296, 250_501_136, 2.5, 1.25, 100.0, 0, 1)
 LINE = Line(1.5, 400e6, 0.1, (350e6, 500e6), 10**6, 10**9)
@@ -62,11 +49,19 @@ def printed(table) -> str:
 
 
 rows = st.builds(
-    Row, site=st.sampled_from(["polaris", "aurora"]), carrier=st.just("globus"), direction=st.just(SEND),
-    model=st.sampled_from(["opt-125m", "mine"]), parameters=st.integers(1, 10**11), nbytes=st.integers(1, 10**11),
-    seconds=st.integers(1, 9999).map(float), queued_s=st.just(0.25), rate_mb_s=st.integers(1, 999).map(float),
-    faults=st.integers(0, 9), repeat=st.integers(1, 9),
-)  # fmt: skip
+    Row,
+    site=st.sampled_from(["polaris", "aurora"]),
+    carrier=st.just("globus"),
+    direction=st.just(SEND),
+    model=st.sampled_from(["opt-125m", "mine"]),
+    parameters=st.integers(1, 10**11),
+    nbytes=st.integers(1, 10**11),
+    seconds=st.integers(1, 9999).map(float),
+    queued_s=st.just(0.25),
+    rate_mb_s=st.integers(1, 999).map(float),
+    faults=st.integers(0, 9),
+    repeat=st.integers(1, 9),
+)
 
 
 @given(st.lists(rows, max_size=5, unique_by=lambda row: row.key))
@@ -281,8 +276,10 @@ def test_one_size_gives_pictures_too(tmp_path):
     found = trip(ROW)
     ways = savings.savings(model_of("mine=1_000_000"), lines_of(found))
     for paint, inputs in (
-        (figures.sizes_figure, (found, 2)), (figures.speed_figure, (found, lines_of(found))),
-        (figures.mean_figure, (found,)), (figures.savings_figure, ("mine", ways)),
-    ):  # fmt: skip
+        (figures.sizes_figure, (found, 2)),
+        (figures.speed_figure, (found, lines_of(found))),
+        (figures.mean_figure, (found,)),
+        (figures.savings_figure, ("mine", ways)),
+    ):
         path = save(tmp_path / f"{paint.__name__}.png", paint, *inputs)
         assert path.read_bytes().startswith(b"\x89PNG")

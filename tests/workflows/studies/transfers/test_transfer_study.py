@@ -21,7 +21,7 @@ from workflows.studies.transfers.carriers import FolderWay, Passage, Stores
 from workflows.studies.transfers.measure import measure_all, stores_in
 from workflows.studies.transfers.models import file_bytes, model_of
 from workflows.studies.transfers.points import Load, Trip, trips_of
-from workflows.studies.transfers.table import RETURN, SEND, Row, read_rows
+from workflows.studies.transfers.rows import RETURN, SEND, Row, read_rows
 from workflows.transfer_study import main, parse, rows_text
 
 SCRIPT = PROJECT / "workflows" / "transfer_study.py"
@@ -64,9 +64,15 @@ def test_a_copied_file_comes_back_whole_and_nothing_is_left(folder):
     assert [m.failure for m in found] == [""] * 4
     rows = [row for m in found for row in m.rows]
     assert [(r.model, r.direction, r.repeat) for r in rows] == [
-        ("tiny", SEND, 1), ("tiny", RETURN, 1), ("tiny", SEND, 2), ("tiny", RETURN, 2),
-        ("small", SEND, 1), ("small", RETURN, 1), ("small", SEND, 2), ("small", RETURN, 2),
-    ]  # fmt: skip
+        ("tiny", SEND, 1),
+        ("tiny", RETURN, 1),
+        ("tiny", SEND, 2),
+        ("tiny", RETURN, 2),
+        ("small", SEND, 1),
+        ("small", RETURN, 1),
+        ("small", SEND, 2),
+        ("small", RETURN, 2),
+    ]
     assert {(r.carrier, r.parameters, r.queued_s, r.faults) for r in rows} == {
         ("copy", 1000, 0.0, 0),
         ("copy", 500_000, 0.0, 0),
@@ -246,9 +252,12 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys):
     far = [f"sites.aurora.{key}" for key in ("carrier=globus", f"collection={'0' * 8}-0000-0000-0000-{'0' * 12}")]
     far.append(f"sites.aurora.collection_folder={tmp_path}")
     for wrong in (
-        [str(tmp_path / "none.yaml")], [path, "--models", "a=5,a=6"], [path, "--models", ","],
-        [path, "--models", "gpt-5"], [path, *(word for text in far for word in ("--set", text))],
-    ):  # fmt: skip
+        [str(tmp_path / "none.yaml")],
+        [path, "--models", "a=5,a=6"],
+        [path, "--models", ","],
+        [path, "--models", "gpt-5"],
+        [path, *(word for text in far for word in ("--set", text))],
+    ):
         assert main(wrong) == 2
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 5
@@ -301,9 +310,13 @@ def test_a_study_that_was_stopped_goes_on_where_it_was(tmp_path, number):
     path = write_campaign(tmp_path)
     asked = (path, "--models", "tiny=1000,large=60_000_000", "--repeat", 2, "--sites", "aurora", "--out", "out")
     process = subprocess.Popen(
-        [sys.executable, str(SCRIPT), *map(str, asked)], cwd=tmp_path, env=environment(), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        [sys.executable, str(SCRIPT), *map(str, asked)],
+        cwd=tmp_path,
+        env=environment(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     study, limit = tmp_path / "out" / "sites" / "aurora" / "transfer_study", time.monotonic() + 120
     while not (study.is_dir() and any(size_of(path) > 1_000_000 for path in study.iterdir())):
         assert process.poll() is None and time.monotonic() < limit

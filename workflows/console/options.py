@@ -1,0 +1,33 @@
+"""Command line options that several scripts share."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from workflows.console.paths import DEFAULT_CAMPAIGN
+
+
+def add_campaign_options(parser: argparse.ArgumentParser, default: Path | None = DEFAULT_CAMPAIGN) -> None:
+    """Add CAMPAIGN.yaml, ``--sites`` and ``--set``.
+
+    Args:
+        parser: of the script.
+        default: the campaign where the user names none; None if the script has to know that none was named.
+    """
+    parser.add_argument(
+        "campaign",
+        nargs="?",
+        type=Path,
+        metavar="CAMPAIGN.yaml",
+        default=default,
+        help=f"default: {DEFAULT_CAMPAIGN.parent.parent.name}/campaigns/{DEFAULT_CAMPAIGN.name}",
+    )
+    parser.add_argument(
+        "--sites",
+        metavar="A,B,...",
+        help="sites of the campaign to use; A=CONFIG or FILE.py puts another machine under it",
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help="change a key: training.steps=10"
+    )
