@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from facilities.pbs import PbsFacility
     from facilities.slurm import SlurmCluster
 
+    from data.tasks import Record
+
 # a busy machine makes no test wrong
 settings.register_profile("crossfed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("crossfed")
@@ -56,6 +58,14 @@ def missing_for_globus() -> list[str]:
     from facilities.globus.stack import missing_programs
 
     return missing_programs()
+
+
+@pytest.fixture(scope="session")
+def sample_records() -> list[Record]:
+    """Three test records of each embedded task."""
+    from data.records import load_records
+
+    return load_records("embedded", "test", per_task=3)
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from workflows.records.journal import Journal
 
 SLOW = """
 import time
-from apps import training
+from apps.training import loop as training
 
 update = training.update_parameters
 

@@ -170,7 +170,7 @@ def ranks_at(site: Site) -> list[psutil.Process]:
 
 def slow_down(seconds: float) -> None:
     """Make every step of this process take longer."""
-    from apps.training.loop import loop as training
+    from apps.training import loop as training
 
     update = training.update_parameters
 

@@ -12,8 +12,8 @@ from training_site import PLACE, Site, wait_until
 
 from apps.base.errors import BlockTooShort, TrainingError, Unfinished
 from apps.base.identity import Place
-from apps.training.loop import attempt as local_training
-from apps.training.loop import deadline
+from apps.training import attempt as local_training
+from apps.training import deadline
 from apps.training.progress import read_progress
 
 STEPS = 6

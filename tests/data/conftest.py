@@ -9,14 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from data.records import load_records
 from data.tasks import EMBEDDED_TASKS, Record
-
-
-@pytest.fixture(scope="session")
-def sample_records() -> list[Record]:
-    """Three test records of each embedded task."""
-    return load_records("embedded", "test", per_task=3)
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apps.artifacts.store import artifact_path, load_tensors, lora, read_header, save_tensors
+from apps.artifacts import lora
+from apps.artifacts.store import artifact_path, load_tensors, read_header, save_tensors
 
 PROJECT = Path(__file__).resolve().parents[3]
 MODULE = "base_model.model.layers.0.q_proj"

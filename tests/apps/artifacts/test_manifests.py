@@ -41,7 +41,7 @@ def test_identity_tells_different_work_apart():
 
 def test_identity_is_the_same_in_every_process():
     parts = {"b": [1, 2.5, None], "a": {"y": True, "x": "ü"}}
-    code = f"import sys; from apps.artifacts.manifests import identity; sys.stdout.write(identity({parts!r}))"
+    code = f"import sys; from apps.base.identity import identity; sys.stdout.write(identity({parts!r}))"
     told = {
         subprocess.run(
             [sys.executable, "-c", code],

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from apps import server
+from apps.artifacts import streams
 from apps.artifacts.server_optimizer import MOMENTS, Rule, optimizer_step
-from apps.artifacts.store import artifact_path, load_tensors, save_tensors, streams
+from apps.artifacts.store import artifact_path, load_tensors, save_tensors
 from apps.artifacts.weighted_sum import affine_combination
 from apps.base.errors import ArtifactError, UserMistake
 from apps.base.identity import Place

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apps.artifacts.store import artifact_path, read_header, save_tensors, streams
+from apps.artifacts import streams
+from apps.artifacts.store import artifact_path, read_header, save_tensors
 from apps.base.errors import ArtifactError
 
 

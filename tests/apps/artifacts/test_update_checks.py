@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apps.artifacts.store import Artifact, artifact_path, save_tensors, sha256_file, streams
+from apps.artifacts import streams
+from apps.artifacts.store import Artifact, artifact_path, save_tensors, sha256_file
 from apps.artifacts.update_checks import UpdateRules, check_update
 from apps.base.errors import UpdateRefused
 

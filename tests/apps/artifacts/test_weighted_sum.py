@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apps.artifacts.store import artifact_path, load_tensors, save_tensors, streams
+from apps.artifacts import streams
+from apps.artifacts.store import artifact_path, load_tensors, save_tensors
 from apps.artifacts.weighted_sum import common_header, weighted_sum
 from apps.base.errors import ArtifactError
 

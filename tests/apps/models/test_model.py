@@ -21,8 +21,8 @@ from transformers import (
 from apps.artifacts.lora import fresh_pair
 from apps.artifacts.store import artifact_path, load_tensors, read_header, save_tensors
 from apps.base.errors import ArtifactError
+from apps.models import model as models
 from apps.models.model import Model, full_nbytes, load_model, save_for_users, save_state, set_state
-from apps.models.model import model as models
 from data.tokenizer import tiny_tokenizer_path
 
 TOKENS = torch.arange(2, 14).reshape(2, 6)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from apps.base.errors import UserMistake
-from apps.models.model import sources
+from apps.models import sources
 
 PACKAGED = "smollm2-135m-instruct"
 

@@ -9,9 +9,9 @@ import torch
 from training_site import PARALLEL, model_spec
 
 from apps.base.errors import UserMistake
+from apps.models import model as models
 from apps.models.batches import Sample, collate
 from apps.models.loss import summed_loss
-from apps.models.model import model as models
 from apps.ranks.parallel import fits_in_worker, load_device, spread
 from apps.ranks.process_group import Team
 

@@ -12,8 +12,8 @@ from training_site import PARALLEL, model_spec
 
 from apps.artifacts.store import artifact_path, load_tensors, save_tensors
 from apps.base.errors import ArtifactError
+from apps.models import model as models
 from apps.models.model import Model
-from apps.models.model import model as models
 from apps.ranks.parallel import spread
 from apps.ranks.process_group import Team, is_sharded, placed_like
 from apps.training.checkpoints import Checkpoints, Standing, restore

@@ -24,7 +24,7 @@ from apps.remote.site_worker import answer_line
 from apps.training.progress import read_progress
 
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, CrossfedError)]
-SHIPPED = PROJECT / "workflows" / "globus" / "shipped.py"
+SHIPPED = PROJECT / "workflows" / "globus" / "compute" / "bootstrap.py"
 ENVIRONMENT = {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
 TRAIN = "apps.train:local_train"
 
@@ -124,8 +124,8 @@ def test_one_process_serves_call_after_call(worker, tmp_path):
 
 def test_what_libraries_print_is_not_taken_for_an_answer(worker, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
-        "import os\nfrom apps import look\n_look = look.look\n"
-        "def loud(*a):\n    print('{}')\n    os.system('echo {}')\n    return _look(*a)\nlook.look = loud\n"
+        "import os\nfrom apps import site\n_look = site.look\n"
+        "def loud(*a):\n    print('{}')\n    os.system('echo {}')\n    return _look(*a)\nsite.look = loud\n"
     )
     found = worker.call("apps.site:look", PLACE, str(tmp_path), PYTHONPATH=f"{tmp_path}:{PROJECT}")
     assert found["result"]["finished"] is None
@@ -195,4 +195,4 @@ def test_the_shipped_text_stands_alone():
     own = {v.__module__ for v in names.values() if hasattr(v, "__module__") and v.__module__ is not None}
     assert not {name for name in own if name.startswith(("apps", "workflows", "data"))}
     assert len(SHIPPED.read_text()) < 10_000
-    assert Path(SHIPPED).name == "shipped.py"
+    assert Path(SHIPPED).name == "bootstrap.py"

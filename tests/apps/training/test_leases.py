@@ -17,8 +17,8 @@ import pytest
 from training_site import ENVIRONMENT, Site, wait_until
 
 from apps.base.errors import AtWork, StorageError
+from apps.training import leases as claims
 from apps.training.leases import claim, clock_of, is_gone, own_claim, read_claim
-from apps.training.loop import leases as claims
 
 TASK = "0123abcd"
 ELSEWHERE = {"host": "another-node", "space": "boot 1 pid:[1]", "pid": 7, "started": 7}

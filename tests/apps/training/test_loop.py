@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from apps.artifacts.store import artifact_path, load_tensors, save_tensors
 from apps.base.errors import TrainingError
 from apps.base.stop import StopRequest
+from apps.models import model as models
 from apps.models.batches import Sample, plan_batches
 from apps.models.model import Model
-from apps.models.model import model as models
 from apps.ranks.process_group import Team
+from apps.training import loop as training
 from apps.training.checkpoints import Checkpoints
 from apps.training.deadline import Watch
 from apps.training.loop import Attempt, micro_batches, train
-from apps.training.loop import loop as training
 from apps.training.optimization import make_optimizer, optimizer_tensors, update_parameters
 
 SPEC = {"source": "tiny", "dtype": "float32", "seed": 1, "adapter": None, "tiny": {"width": 32, "layers": 1}}

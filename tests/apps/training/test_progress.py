@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from apps.training.loop import progress
+from apps.training import progress
 from apps.training.progress import ProgressFile, read_progress
 
 

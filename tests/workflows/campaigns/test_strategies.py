@@ -26,7 +26,7 @@ WAITING = """
 import time
 from pathlib import Path
 
-from apps import local_training
+from apps.training import attempt as local_training
 
 honest = local_training.attempt_task
 

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from batch_sites import pbs_entry, slurm_entry
 
+from apps.site import storage_problem
 from site_configs.library.queues import format_walltime
 from site_configs.library.resolve import resolve_site
 from site_configs.library.site import Block, Queue, Site
 from site_configs.local import site as local_site
-from workflows.checks import preview as check
+from workflows.checks import live as live_checks
 from workflows.checks.live import check_live, environment_answer
-from workflows.checks.preview import _walltime_hint, describe, dry_run, storage_problem
+from workflows.checks.preview import _walltime_hint, describe, dry_run
 from workflows.planning.campaign_file import load_campaign, settle_dtype
 from workflows.planning.plan import Plan, make_plan
 
@@ -278,7 +279,7 @@ def test_a_setup_that_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def slow(*words: Any, **options: Any) -> Any:
         raise subprocess.TimeoutExpired(words, options["timeout"])
 
-    monkeypatch.setattr(check.subprocess, "run", slow)
+    monkeypatch.setattr(live_checks.subprocess, "run", slow)
     assert environment_answer(here(tmp_path))[0] == "its set-up takes more than 300 s"
 
 
@@ -297,7 +298,7 @@ def live(site: Site) -> tuple[bool, list[str]]:
 @pytest.fixture
 def quickly(monkeypatch: pytest.MonkeyPatch) -> Ask:
     """Without the question about Python, which has its own tests."""
-    monkeypatch.setattr(check, "environment_answer", lambda site: (None, ""))
+    monkeypatch.setattr(live_checks, "environment_answer", lambda site: (None, ""))
     return live
 
 

@@ -11,11 +11,11 @@ from unittest import mock
 import pytest
 from benchmarks import orchestration as trainer
 
-from apps import tidy
+from apps import transfer
 from apps.base.errors import CrossfedError
 from apps.base.identity import Place
 from workflows.dataflow import engine as engine_module
-from workflows.dataflow import staging as ways_module
+from workflows.dataflow import staging as staging_module
 from workflows.dataflow.engine import Engine
 from workflows.dataflow.replay import decode_event
 from workflows.fl_round import federate
@@ -223,7 +223,7 @@ def test_a_driver_that_dies_while_a_site_is_tidied_has_lost_nothing(run: RunDire
     tidied: list[str] = []
 
     def forget(place: Place, *args: Any) -> None:
-        tidy.forget(place, *args)
+        transfer.forget(place, *args)
         tidied.append(place["site"])
         raise CrossfedError("the driver is dead, the answer is lost")
 
@@ -231,7 +231,7 @@ def test_a_driver_that_dies_while_a_site_is_tidied_has_lost_nothing(run: RunDire
         if len(tidied) >= 3:
             raise KeyboardInterrupt
 
-    with mock.patch.object(ways_module, "forget", forget), pytest.raises(KeyboardInterrupt):
+    with mock.patch.object(staging_module, "forget", forget), pytest.raises(KeyboardInterrupt):
         drive(run, strategy_of(section, 7), interrupt)
     run.close()
     run = open_existing(run.path)

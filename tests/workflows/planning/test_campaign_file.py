@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 from apps.base.errors import UserMistake
 from workflows.planning.campaign import Campaign
-from workflows.planning.campaign_file import apply_set, as_plain, as_yaml, choose_sites, differences, load_campaign
+from workflows.planning.campaign_file import (
+    apply_set,
+    as_plain,
+    as_yaml,
+    choose_sites,
+    differences,
+    load_campaign,
+    read_campaign,
+)
 from workflows.strategies import SECTIONS
 
 READY_MADE = sorted((PROJECT / "workflows" / "campaigns").glob("*.yaml"))
@@ -162,7 +170,7 @@ def test_sites_choose_swap_and_add() -> None:
 
 def test_a_campaign_survives_its_own_file(tmp_path: Path) -> None:
     campaign = Campaign.model_validate(nano())
-    assert as_plain(load_campaign(saved(tmp_path, as_yaml(campaign)))) == as_plain(campaign)
+    assert as_plain(read_campaign(saved(tmp_path, as_yaml(campaign)))) == as_plain(campaign)
 
 
 def test_a_default_is_of_the_type_that_it_has_when_it_is_read_again(tmp_path: Path) -> None:

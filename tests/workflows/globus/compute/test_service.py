@@ -346,9 +346,8 @@ def test_a_client_that_cannot_be_made_is_told(tmp_path, agent, caplog):
 
 
 def test_help_does_not_wait_for_globus():
-    code = (
-        "import sys, workflows.globus.compute.api, workflows.globus.service\nprint('globus_compute_sdk' in sys.modules)"
-    )
+    modules = "workflows.globus.compute.api, workflows.globus.compute.service"
+    code = f"import sys, {modules}\nprint('globus_compute_sdk' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "False"
     assert client.__doc__
