@@ -64,7 +64,7 @@ def evaluate(place: Place, work: EvaluationWork, candidate: dict[str, Any], who:
         base = verify(work["store"], candidate["base"]) if "base" in candidate else None
         model = load_model(work["model"], work["device"])
         set_state(model, path, base)
-        tasks = score(model, test_set(model, work))
+        tasks = task_losses(model, test_set(model, work))
     return {
         "who": who,
         "round": place["round"],
@@ -76,7 +76,7 @@ def evaluate(place: Place, work: EvaluationWork, candidate: dict[str, Any], who:
     }
 
 
-def score(model: Model, tests: TestSet) -> dict[str, TaskLoss]:
+def task_losses(model: Model, tests: TestSet) -> dict[str, TaskLoss]:
     """Losses by task, tasks in order of their names."""
     import torch
 
@@ -95,7 +95,7 @@ def score(model: Model, tests: TestSet) -> dict[str, TaskLoss]:
 
 
 @dataclass(frozen=True)
-class Entry:
+class FirstLayerInput:
     """What arrives at the first layer that may be trained."""
 
     hidden: Any  # (batch, length, width)
@@ -107,7 +107,7 @@ class TestSet:
     """The test set as batches, and what the frozen layers make of each once that was computed."""
 
     batches: list[Batch]
-    entries: list[Entry]
+    entries: list[FirstLayerInput]
 
 
 def test_set(model: Model, work: EvaluationWork) -> TestSet:
@@ -162,13 +162,13 @@ class _Arrived(Exception):  # noqa: N818
     """Ends a forward pass once the frozen layers are through."""
 
 
-def _enter(model: Model, batch: Batch, first: int) -> Entry:
-    caught: list[Entry] = []
+def _enter(model: Model, batch: Batch, first: int) -> FirstLayerInput:
+    caught: list[FirstLayerInput] = []
 
     def stop(_: Any, args: tuple, kwargs: dict) -> None:
         arguments = dict(kwargs)
         hidden = args[0] if args else arguments.pop("hidden_states")
-        caught.append(Entry(hidden, arguments))
+        caught.append(FirstLayerInput(hidden, arguments))
         raise _Arrived
 
     handle = _body(model).layers[first].register_forward_pre_hook(stop, with_kwargs=True)
@@ -181,7 +181,7 @@ def _enter(model: Model, batch: Batch, first: int) -> Entry:
     return caught[0]
 
 
-def _leave(model: Model, batch: Batch, first: int, entry: Entry) -> Any:
+def _leave(model: Model, batch: Batch, first: int, entry: FirstLayerInput) -> Any:
     body, hidden = _body(model), entry.hidden
     for layer in body.layers[first:]:
         out = layer(hidden, **entry.arguments)

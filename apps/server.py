@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from apps.artifacts.lora import aggregate_adapters
-from apps.artifacts.server_optimizer import Rule, optimizer_step
+from apps.artifacts.server_optimizer import ServerRuleSpec, optimizer_step
 from apps.artifacts.store import verify
 from apps.artifacts.weighted_sum import affine_combination, weighted_sum
 from apps.base.errors import UserMistake, placed
@@ -108,7 +108,7 @@ def advance(
     base: dict[str, Any],
     weights: Sequence[float],
     version: int,
-    rule: Rule | None,
+    rule: ServerRuleSpec | None,
     *terms: dict[str, Any],
 ) -> dict[str, Any]:
     """The next global model as an affine combination of updates and earlier models, and a step of a server rule.

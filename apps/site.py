@@ -21,7 +21,7 @@ from apps.training.progress import Progress, read_progress
 MARK = ".crossfed-here"  # by which a driver tells that a collection shows this folder
 
 
-class Sight(TypedDict):
+class SiteStatus(TypedDict):
     """A moment of a site's storage.
 
     ``claims`` are the tasks that somebody alive is at, ``checkpoint`` is the last one saved and tells its task and
@@ -35,7 +35,7 @@ class Sight(TypedDict):
     time: float
 
 
-def look(place: Place, root: str) -> Sight:
+def look(place: Place, root: str) -> SiteStatus:
     """See how far a site is; reads only, but for the time of the file system.
 
     Raises:
@@ -45,7 +45,7 @@ def look(place: Place, root: str) -> Sight:
     with placed(place["site"], place["round"]):
         manifest = _newest(inside(folder, "manifests"), "*.json")
         checkpoint = _newest(inside(folder, CHECKPOINTS), "*/step-*.safetensors")
-        return Sight(
+        return SiteStatus(
             progress=read_progress(folder),
             claims=_alive(inside(folder, CLAIMS)),
             checkpoint=str(checkpoint.relative_to(folder.resolve())) if checkpoint else None,
@@ -109,7 +109,7 @@ def _saved_ns(path: Path) -> int:
 BLOCK_VARIABLE = "PARSL_WORKER_BLOCK_ID"
 
 
-class Ready(TypedDict):
+class BlockStart(TypedDict):
     """What a worker tells that has come to a task."""
 
     block: str  # Parsl's number of the block; empty where a worker has none
@@ -119,10 +119,10 @@ class Ready(TypedDict):
     ended: float
 
 
-def ready(place: Place) -> Ready:
+def ready(place: Place) -> BlockStart:
     """Answer as soon as a worker of the site is there to do it."""
     now, end = time.time(), block_end()
     left_s = None if end is None else end - now
-    return Ready(
+    return BlockStart(
         block=os.environ.get(BLOCK_VARIABLE, ""), left_s=left_s, host=os.uname().nodename, started=now, ended=now
     )

@@ -16,12 +16,12 @@ from apps.base.stop import StopRequest, stop_on_sigterm
 from apps.base.versions import library_versions, require_same_code
 from apps.ranks.launchers import unmask_devices
 from apps.ranks.parallel import fits_in_worker
-from apps.ranks.process_group import Team
+from apps.ranks.process_group import ProcessGroup
 from apps.training.attempt import attempt_task, records_found
 from apps.training.launch import train_as_ranks
 from apps.training.leases import FOLDER as CLAIMS
-from apps.training.leases import claim
-from apps.training.task import Order, SiteWork, Task, found_answer
+from apps.training.leases import acquire
+from apps.training.task import SiteWork, Task, TrainRequest, found_answer
 from apps.transfer import move
 
 STORAGE = ("artifacts", "manifests", "optimizer", "checkpoints", "logs", CLAIMS)
@@ -61,7 +61,9 @@ def enrol(place: Place, work: SiteWork) -> dict[str, Any]:
     }
 
 
-def local_train(place: Place, work: SiteWork, order: Order, base: dict[str, Any], shard: dict[str, Any]) -> Manifest:
+def local_train(
+    place: Place, work: SiteWork, order: TrainRequest, base: dict[str, Any], shard: dict[str, Any]
+) -> Manifest:
     """Train at a site, or answer with what an earlier attempt at the same work has left there.
 
     Args:
@@ -83,7 +85,7 @@ def local_train(place: Place, work: SiteWork, order: Order, base: dict[str, Any]
         Unfinished: it stopped before the end of its block and has saved; to ask again goes on from there.
         BlockTooShort: the rest of the block did not suffice for one step.
         RanksLost: one of several ranks has ended without a word.
-        AtWork: another process is training this very task.
+        LeaseHeld: another process is training this very task.
     """
     task = Task(place, work, order, base, shard)
     with placed(**place):
@@ -93,7 +95,7 @@ def local_train(place: Place, work: SiteWork, order: Order, base: dict[str, Any]
         done = earlier_answer(task)
         if done:
             return done
-        with stop_on_sigterm() as stop, claim(task.root, task.id, give_up=lambda: stop.asked):
+        with stop_on_sigterm() as stop, acquire(task.root, task.id, give_up=lambda: stop.asked):
             return earlier_answer(task) or train_now(task, stop)  # its last holder may just have finished
 
 
@@ -112,6 +114,6 @@ def train_now(task: Task, stop: StopRequest) -> Manifest:
     if not fits_in_worker(task.work["parallel"]):
         return train_as_ranks(task, stop)
     unmask_devices(os.environ)
-    manifest = attempt_task(task, Team(task.order["training"]["device"]), stop)
+    manifest = attempt_task(task, ProcessGroup(task.order["training"]["device"]), stop)
     assert manifest is not None  # this rank writes
     return manifest

@@ -56,7 +56,7 @@ TAGS_OF_METRIC: dict[Metric, Tags] = {
 
 
 @dataclass(frozen=True)
-class Task:
+class TaskDefinition:
     """One task of the embedded set.
 
     `questions` hold the mark <INPUT>, `answers` the mark <OUTPUT>. `provenance` says what a pair of
@@ -78,7 +78,7 @@ class Task:
 
 
 _NAMES = (
-    Task(
+    TaskDefinition(
         "name_conversion-i2f",
         "name_conversion",
         IUPAC,
@@ -91,7 +91,7 @@ _NAMES = (
         "formula",
         "registered",
     ),
-    Task(
+    TaskDefinition(
         "name_conversion-i2s",
         "name_conversion",
         IUPAC,
@@ -104,7 +104,7 @@ _NAMES = (
         "smiles",
         "registered",
     ),
-    Task(
+    TaskDefinition(
         "name_conversion-s2f",
         "name_conversion",
         SMILES,
@@ -117,7 +117,7 @@ _NAMES = (
         "formula",
         "rule",
     ),
-    Task(
+    TaskDefinition(
         "name_conversion-s2i",
         "name_conversion",
         SMILES,
@@ -133,7 +133,7 @@ _NAMES = (
 )
 
 _PROPERTIES = (
-    Task(
+    TaskDefinition(
         "property_prediction-esol",
         "property_prediction",
         SMILES,
@@ -145,7 +145,7 @@ _PROPERTIES = (
         "number",
         "measured",
     ),
-    Task(
+    TaskDefinition(
         "property_prediction-logp",
         "property_prediction",
         SMILES,
@@ -154,7 +154,7 @@ _PROPERTIES = (
         "number",
         "measured",
     ),
-    Task(
+    TaskDefinition(
         "property_prediction-mp",
         "property_prediction",
         SMILES,
@@ -163,7 +163,7 @@ _PROPERTIES = (
         "number",
         "measured",
     ),
-    Task(
+    TaskDefinition(
         "property_prediction-bp",
         "property_prediction",
         SMILES,
@@ -172,7 +172,7 @@ _PROPERTIES = (
         "number",
         "measured",
     ),
-    Task(
+    TaskDefinition(
         "property_prediction-liquid",
         "property_prediction",
         SMILES,
@@ -181,7 +181,7 @@ _PROPERTIES = (
         "boolean",
         "measured",
     ),
-    Task(
+    TaskDefinition(
         "property_prediction-carc",
         "property_prediction",
         SMILES,
@@ -196,7 +196,7 @@ _PROPERTIES = (
 )
 
 _DESCRIPTIONS = (
-    Task(
+    TaskDefinition(
         "molecule_captioning",
         "molecule_description",
         SMILES,
@@ -205,7 +205,7 @@ _DESCRIPTIONS = (
         "text",
         "rule",
     ),
-    Task(
+    TaskDefinition(
         "molecule_generation",
         "molecule_description",
         UNTAGGED,
@@ -217,7 +217,7 @@ _DESCRIPTIONS = (
 )
 
 _REACTIONS = (
-    Task(
+    TaskDefinition(
         "forward_synthesis",
         "chemical_reaction",
         SMILES,
@@ -226,7 +226,7 @@ _REACTIONS = (
         "smiles",
         "rule",
     ),
-    Task(
+    TaskDefinition(
         "retrosynthesis",
         "chemical_reaction",
         SMILES,

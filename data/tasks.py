@@ -20,7 +20,7 @@ from data.chemistry_tasks import (
     Provenance,
     Record,
     Tags,
-    Task,
+    TaskDefinition,
 )
 
 __all__ = [
@@ -42,7 +42,7 @@ __all__ = [
     "Provenance",
     "Record",
     "Tags",
-    "Task",
+    "TaskDefinition",
     "did_you_mean",
     "expand_tasks",
     "families_of",
@@ -58,7 +58,7 @@ EMBEDDED = "embedded"
 
 FAMILIES = ("name_conversion", "property_prediction", "molecule_description", "chemical_reaction")
 
-EMBEDDED_TASKS: dict[str, Task] = {t.id: t for t in CHEMISTRY_TASKS}
+EMBEDDED_TASKS: dict[str, TaskDefinition] = {t.id: t for t in CHEMISTRY_TASKS}
 
 EMBEDDED_FAMILIES: dict[str, tuple[str, ...]] = {
     family: tuple(t.id for t in EMBEDDED_TASKS.values() if t.family == family) for family in FAMILIES

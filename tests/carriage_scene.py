@@ -17,8 +17,8 @@ from transfer_driver import QUICK, TASK_ID, Run, globus_site, make_artifact, pla
 
 from site_configs.library.site import Collection
 from workflows.globus.identity import globus_app, transfer_client
-from workflows.globus.transfer.calls import Patience
-from workflows.globus.transfer.staging import Carriage
+from workflows.globus.transfer.calls import Backoff
+from workflows.globus.transfer.staging import GlobusStaging
 from workflows.records.journal import Journal
 
 MIB = 1 << 20
@@ -46,21 +46,21 @@ class Scene:
             {name: globus_site(name, self.there.id, folder, folder / name) for name in ("polaris", "aurora")},
         )
         self.run.path.mkdir(parents=True)
-        self.carriages: list[Carriage] = []
+        self.carriages: list[GlobusStaging] = []
         self.model = {"artifact": make_artifact(self.run.store, os.urandom(MIB)), "frozen": "abc"}
 
-    def carriage(self, patience: Patience = QUICK, **settings: Any) -> Carriage:
+    def carriage(self, patience: Backoff = QUICK, **settings: Any) -> GlobusStaging:
         """Another driver on the same run."""
         for carriage in self.carriages:
             carriage.close()
             carriage.journal.close()
         settings.setdefault("make_client", partial(transfer_client, globus_app()))
         journal = Journal(self.run.path / "journal.jsonl")
-        carriage = Carriage(journal, server=self.run.server, sites=self.run.sites, patience=patience, **settings)
+        carriage = GlobusStaging(journal, server=self.run.server, sites=self.run.sites, patience=patience, **settings)
         self.carriages.append(carriage)
         return carriage
 
-    def send(self, carriage: Carriage, site: str = "polaris", attempt: int = 1, store: str = "") -> dict[str, Any]:
+    def send(self, carriage: GlobusStaging, site: str = "polaris", attempt: int = 1, store: str = "") -> dict[str, Any]:
         return carriage.send(place(site), self.model, str(self.run.store), store or str(self.run.at(site)), attempt)
 
     def manifest(self, content: bytes = b"update" * 100_000, site: str = "polaris") -> Any:
@@ -72,7 +72,7 @@ class Scene:
         (papers / f"{TASK_ID}.json").write_text(json.dumps(said))
         return said
 
-    def fetch(self, carriage: Carriage, manifest: Any, attempt: int = 1) -> dict[str, Any]:
+    def fetch(self, carriage: GlobusStaging, manifest: Any, attempt: int = 1) -> dict[str, Any]:
         return carriage.fetch(place(), manifest, str(self.run.store), attempt)
 
     def told(self, event: str) -> bool:

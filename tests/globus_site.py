@@ -14,7 +14,7 @@ from training_site import Site as TrainingSite
 from apps.train import local_train
 from site_configs.library.site import Endpoint
 from site_configs.library.site import Site as SiteConfig
-from workflows.globus.compute.api import Pace, Web
+from workflows.globus.compute.api import ComputeApi, RateLimiter
 from workflows.globus.compute.executor import SiteExecutor
 from workflows.globus.compute.service import ComputeService
 from workflows.records.journal import Journal
@@ -40,9 +40,9 @@ def client() -> Any:
     return Client(do_version_check=False)
 
 
-def quick_web() -> Web:
+def quick_web() -> ComputeApi:
     """Without the pace of a polite client: the tests have the service to themselves."""
-    return Web(client, Pace(requests=1000))
+    return ComputeApi(client, RateLimiter(requests=1000))
 
 
 def site_config(root: Path, endpoint: str, **settings: Any) -> SiteConfig:
@@ -69,7 +69,7 @@ def child_variables(folder: Path, slow_s: float = 0.0) -> dict[str, str]:
 class Driver:
     """A driver's part: journal, service, the executor of one site."""
 
-    def __init__(self, folder: Path, config: SiteConfig, web: Web | None = None, **settings: Any) -> None:
+    def __init__(self, folder: Path, config: SiteConfig, web: ComputeApi | None = None, **settings: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.journal = Journal(folder / "journal.jsonl")
         self.service = ComputeService(client, self.journal, web or quick_web())

@@ -12,11 +12,11 @@ from typing import Any
 from apps.artifacts.store import Artifact, sha256_file
 from apps.base.identity import Place
 from site_configs.library.site import Collection, Site
-from workflows.globus.transfer.calls import Patience
-from workflows.globus.transfer.staging import Carriage
+from workflows.globus.transfer.calls import Backoff
+from workflows.globus.transfer.staging import GlobusStaging
 from workflows.records.journal import Journal
 
-QUICK = Patience(0.03, 0.1, 0.02, 0.2, stall_s=0.5, overdue_s=60)
+QUICK = Backoff(0.03, 0.1, 0.02, 0.2, stall_s=0.5, overdue_s=60)
 TASK_ID = "0123456789abcdef" * 2
 
 
@@ -71,7 +71,7 @@ def main() -> None:
 
     app = globus_app()
     site = globus_site("polaris", site_id, Path(site_folder), Path(root))
-    carriage = Carriage(
+    carriage = GlobusStaging(
         Journal(Path(run) / "journal.jsonl"),
         lambda ids: transfer_client(app, ids),
         Collection(server_id, Path(server_folder)),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from workflows.studies.simulation.queue_check import QueueCheck
-    from workflows.studies.simulation.runs import Run
+    from workflows.studies.simulation.runs import StudyRun
 
 BUDGETS_S = {"calm": 21_600.0, "lognormal": 86_400.0, "bursty": 216_000.0, "replay": 216_000.0}  # 6, 24, 60 hours
 TARGET = 0.5  # nats; a guess among ten classes has 2.3
@@ -32,10 +32,10 @@ SCENARIOS = ("calm", "lognormal", "bursty", "replay")
 
 
 @dataclass(frozen=True)
-class Study:
+class AlgorithmStudy:
     """What is compared, and where the results go."""
 
-    runs: tuple[Run, ...]
+    runs: tuple[StudyRun, ...]
     target: float
     out: Path
     trace: Path | None
@@ -90,14 +90,14 @@ def carry_through(options: argparse.Namespace) -> None:
     write_report(study, results)
 
 
-def plan(options: argparse.Namespace) -> Study:
+def plan(options: argparse.Namespace) -> AlgorithmStudy:
     """All campaigns, the seeds outermost, so that an early look shows every strategy.
 
     Raises:
         UserMistake: an unknown strategy, or a trace that is missing or unreadable.
     """
     from workflows.records.queue_history import history_path
-    from workflows.studies.simulation.runs import Run
+    from workflows.studies.simulation.runs import StudyRun
     from workflows.studies.simulation.scenarios import jobs_of
     from workflows.studies.simulation.study_strategies import setting_of
 
@@ -107,13 +107,13 @@ def plan(options: argparse.Namespace) -> Study:
     names, budget_s = chosen(options.strategies), options.budget_s or BUDGETS_S[options.scenario]
     settings = {name: setting_of(name, options.scenario) for name in names}
     runs = tuple(
-        Run(
+        StudyRun(
             name, section, steps, options.scenario, options.sites, options.alpha, seed, budget_s, trace, options.problem
         )
         for seed in range(options.first_seed, options.first_seed + options.seeds)
         for name, (steps, section) in settings.items()
     )
-    return Study(runs, options.target, options.out, options.trace)
+    return AlgorithmStudy(runs, options.target, options.out, options.trace)
 
 
 def chosen(text: str | None) -> list[str]:
@@ -134,7 +134,7 @@ def chosen(text: str | None) -> list[str]:
     return list(names)
 
 
-def results_of(study: Study, workers: int) -> list[dict[str, Any]]:
+def results_of(study: AlgorithmStudy, workers: int) -> list[dict[str, Any]]:
     """All results, with a bar that shows how far it is."""
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
@@ -158,7 +158,7 @@ def results_of(study: Study, workers: int) -> list[dict[str, Any]]:
             raise
 
 
-def write_report(study: Study, results: Sequence[dict[str, Any]]) -> None:
+def write_report(study: AlgorithmStudy, results: Sequence[dict[str, Any]]) -> None:
     """Tables, pictures, and the words for the terminal."""
     from rich.console import Console
 
@@ -203,7 +203,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     return shown
 
 
-def draw(study: Study, results: Sequence[dict[str, Any]]) -> list[str]:
+def draw(study: AlgorithmStudy, results: Sequence[dict[str, Any]]) -> list[str]:
     """The pictures; answers with their names."""
     from workflows.reporting.figure_style import save
     from workflows.studies.simulation import study_figures as figures

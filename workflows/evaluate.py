@@ -18,7 +18,7 @@ from workflows.evaluation.scores import LOSS, Score, as_csv, as_table, kind_of, 
 
 if TYPE_CHECKING:
     from data.tasks import Record
-    from workflows.evaluation.generation import Candidate, FinishedRun
+    from workflows.evaluation.generation import FinishedRun, LoadedModel
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -88,7 +88,7 @@ def read_records(run: FinishedRun, options: argparse.Namespace) -> list[Record]:
 
 
 def measure_all(
-    run: FinishedRun, candidates: Sequence[Candidate], records: Sequence[Record], options: argparse.Namespace
+    run: FinishedRun, candidates: Sequence[LoadedModel], records: Sequence[Record], options: argparse.Namespace
 ) -> list[Score]:
     """All scores of all models, behind a progress bar."""
     from rich.console import Console
@@ -114,9 +114,9 @@ def sizes(run: FinishedRun, scores: Sequence[Score], split: str) -> list[str]:
     return [f"Split {split}, {plural(most, 'sample')} of a task (the campaign's own losses are over {own} of a task)."]
 
 
-def losses(run: FinishedRun, candidate: Candidate, records: Sequence[Record]) -> list[Score]:
+def losses(run: FinishedRun, candidate: LoadedModel, records: Sequence[Record]) -> list[Score]:
     """The loss on each task, computed as in the campaign."""
-    from apps.evaluate import TestSet, score
+    from apps.evaluate import TestSet, task_losses
     from apps.models.batches import by_length, collate, encode
     from workflows.evaluation.generation import data_spec
 
@@ -126,22 +126,22 @@ def losses(run: FinishedRun, candidate: Candidate, records: Sequence[Record]) ->
     pad: Any = model.tokenizer.pad_token_id
     tests = TestSet([collate(group, pad).to(model.network.device) for group in groups], [])
     with candidate.active():
-        found = score(model, tests)
+        found = task_losses(model, tests)
     return [Score(candidate.name, task, LOSS, entry["loss"], entry["samples"]) for task, entry in found.items()]
 
 
 def metrics(
     run: FinishedRun,
-    candidate: Candidate,
+    candidate: LoadedModel,
     records: Sequence[Record],
     tokens: int,
     on_done: Callable[[int], object] = lambda count: None,
 ) -> list[Score]:
     """The tasks' own metrics of generated answers; a task that has none, one of a user's own, gives no score."""
-    from workflows.evaluation.generation import ask, data_spec
+    from workflows.evaluation.generation import data_spec, generate_answers
 
     records = [record for record in records if kind_of(record["task"])]
-    answers = ask(candidate, [record["input"] for record in records], data_spec(run), tokens, on_done)
+    answers = generate_answers(candidate, [record["input"] for record in records], data_spec(run), tokens, on_done)
     said: dict[str, list[tuple[Record, str]]] = {}
     for record, answer in zip(records, answers, strict=True):
         said.setdefault(record["task"], []).append((record, answer.text))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from workflows.console.command import EXIT_CODES, carry_out, positive
 
 if TYPE_CHECKING:
-    from workflows.evaluation.generation import Answer
+    from workflows.evaluation.generation import Completion
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -43,7 +43,7 @@ def generate(options: argparse.Namespace) -> None:
     """Load the models, ask all questions, show the answers side by side."""
     from rich.console import Console
 
-    from workflows.evaluation.generation import ask, data_spec, load_candidates, make_ready, open_finished
+    from workflows.evaluation.generation import data_spec, generate_answers, load_candidates, make_ready, open_finished
 
     run = open_finished(options.run_dir)
     questions = options.questions or questions_from_input()
@@ -51,7 +51,7 @@ def generate(options: argparse.Namespace) -> None:
     with Console(stderr=True).status("loading the model"):
         candidates = load_candidates(run, options.base)
     with Console(stderr=True).status("answering"):
-        answers = {c.name: ask(c, questions, data_spec(run), options.tokens) for c in reversed(candidates)}
+        answers = {c.name: generate_answers(c, questions, data_spec(run), options.tokens) for c in reversed(candidates)}
     for number, question in enumerate(questions):
         show(question, {name: given[number] for name, given in answers.items()}, first=number == 0)
 
@@ -69,7 +69,7 @@ def questions_from_input() -> list[str]:
     return questions
 
 
-def show(question: str, answers: dict[str, Answer], first: bool) -> None:
+def show(question: str, answers: dict[str, Completion], first: bool) -> None:
     from rich.console import Console
     from rich.text import Text
 

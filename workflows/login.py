@@ -95,10 +95,10 @@ def log_in(collections: Sequence[str]) -> GlobusApp:
         UserMistake: there is no terminal to ask at.
     """
     from workflows.checks.login_status import require_collections, require_services, who
-    from workflows.globus.identity import Account, LoginNeeded, globus_app
+    from workflows.globus.identity import LoginNeeded, ServiceAccountApp, globus_app
 
     app = globus_app(asker())
-    if isinstance(app, Account):
+    if isinstance(app, ServiceAccountApp):
         return app
     require_services(app, names=True)
     app.login()
@@ -114,10 +114,10 @@ def log_in(collections: Sequence[str]) -> GlobusApp:
 
 def log_out() -> None:
     from workflows.checks.login_status import require_services
-    from workflows.globus.identity import Account, globus_app
+    from workflows.globus.identity import ServiceAccountApp, globus_app
 
     app = globus_app()
-    if isinstance(app, Account):
+    if isinstance(app, ServiceAccountApp):
         say("A service account keeps its tokens in memory: there is nothing to forget. Unset its secret.")
         return
     require_services(app)

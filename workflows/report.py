@@ -16,7 +16,7 @@ from workflows.reporting.figure_style import save
 from workflows.reporting.figures import cost_figure, heatmap_figure, loss_figure, task_figure
 from workflows.reporting.gantt import timeline_figure
 from workflows.reporting.page import page
-from workflows.reporting.run_summary import Findings, Run, find, load_run
+from workflows.reporting.run_summary import RunRecord, RunSummary, load_run, summarize
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,13 +29,13 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
     """
     run = load_run(run_dir)
     folder = run_dir if out is None else out
-    found = find(run)
+    found = summarize(run)
     pictures = paint(run, found, folder / "figures")
     write_text(folder / "report.html", page(run, found, pictures))
     return folder / "report.html"
 
 
-def paint(run: Run, found: Findings, folder: Path) -> list[tuple[str, str, Path]]:
+def paint(run: RunRecord, found: RunSummary, folder: Path) -> list[tuple[str, str, Path]]:
     """Paint what the run has data for; answers title, caption and file of each picture."""
     tasks, pictures = task_runs(run.journal), []
 

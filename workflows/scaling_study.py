@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from workflows.planning.campaign import Campaign
     from workflows.planning.plan import Plan
     from workflows.records.run_directory import RunDirectory
-    from workflows.studies.scaling.points import Point
-    from workflows.studies.scaling.table import Row
+    from workflows.studies.scaling.points import ScalingPoint
+    from workflows.studies.scaling.table import ScalingRow
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -93,7 +93,7 @@ def study(options: argparse.Namespace) -> None:
         )
 
 
-def prepared(options: argparse.Namespace) -> tuple[Campaign, Plan, Path, list[Point]]:
+def prepared(options: argparse.Namespace) -> tuple[Campaign, Plan, Path, list[ScalingPoint]]:
     """The checked campaign, its plan, the study's folder and the points; says what does not fit."""
     from apps.base.errors import UserMistake
     from workflows.checks.here import require_all
@@ -143,7 +143,9 @@ def opened(folder: Path, campaign: Campaign, options: argparse.Namespace) -> Run
     return run
 
 
-def measure_all(plan: Plan, run: RunDirectory, points: Sequence[Point], options: argparse.Namespace) -> list[str]:
+def measure_all(
+    plan: Plan, run: RunDirectory, points: Sequence[ScalingPoint], options: argparse.Namespace
+) -> list[str]:
     """Measure the points and keep each row as soon as it is there; why some could not be measured."""
     from rich.console import Console
 
@@ -163,7 +165,7 @@ def measure_all(plan: Plan, run: RunDirectory, points: Sequence[Point], options:
     return failures
 
 
-def keep(folder: Path, row: Row) -> None:
+def keep(folder: Path, row: ScalingRow) -> None:
     """Add a row to the table and tell it."""
     from workflows.studies.scaling.table import read_rows, write_rows
 

@@ -36,7 +36,7 @@ SHORTEST_BARE_S = 60
 
 
 @dataclass(frozen=True)
-class Request:
+class SetupRequest:
     """Which machine, with which settings of a campaign, under which name."""
 
     name: str
@@ -108,7 +108,7 @@ def work(options: argparse.Namespace) -> None:
     say(f"  ssh HOST mkdir -p {there} && rsync -a {shlex.quote(str(folder))}/ HOST:{there}/")
 
 
-def requested(options: argparse.Namespace) -> Request:
+def requested(options: argparse.Namespace) -> SetupRequest:
     """The machine and its settings, from the command line or from a campaign and then the command line."""
     from apps.base.errors import UserMistake
     from workflows.planning.campaign_file import apply_set, read_yaml
@@ -127,10 +127,10 @@ def requested(options: argparse.Namespace) -> Request:
         raise UserMistake("name a machine, or --campaign FILE --site NAME", remedy="See --help")
     for text in options.sets:
         apply_set(settings, text)
-    return Request(name or Path(config).stem, config, settings)
+    return SetupRequest(name or Path(config).stem, config, settings)
 
 
-def made(request: Request) -> Site:
+def made(request: SetupRequest) -> Site:
     """The site, as a campaign will see it once its endpoint has an id.
 
     Raises:
@@ -149,7 +149,7 @@ def made(request: Request) -> Site:
         raise UserMistake(f"{request.config}: {told}") from None
 
 
-def refuse_shared_code(site: Site, request: Request, places: Mapping[str, Path]) -> None:
+def refuse_shared_code(site: Site, request: SetupRequest, places: Mapping[str, Path]) -> None:
     """Raises UserMistake if one of these folders would lie in the collection, which is usually made later."""
     from site_configs.library.site import Collection
     from workflows.globus.setup.checklist import carried
@@ -183,7 +183,7 @@ def duration(text: str) -> int:
     return found_s
 
 
-def endpoint_files(site: Site, request: Request, choices: Choices, files: bool) -> dict[str, str]:
+def endpoint_files(site: Site, request: SetupRequest, choices: Choices, files: bool) -> dict[str, str]:
     """All files by their names in the folder."""
     from workflows.globus.setup import checklist as words
     from workflows.globus.setup import template

@@ -17,8 +17,8 @@ from workflows.console.units import plural
 
 if TYPE_CHECKING:
     from workflows.records.run_directory import RunDirectory
-    from workflows.studies.transfers.rows import Row
-    from workflows.studies.transfers.study import Study
+    from workflows.studies.transfers.rows import TransferRow
+    from workflows.studies.transfers.study import TransferStudy
 
 DTYPES = ("float32", "float16", "bfloat16", "int8")
 TABLE = "transfers.csv"
@@ -118,7 +118,7 @@ def study(options: argparse.Namespace) -> None:
         raise CrossfedError(missing, remedy="Mend what failed and ask again: what is in the table is kept")
 
 
-def move_all(plan: Study, run: RunDirectory, dtype: str) -> int:
+def move_all(plan: TransferStudy, run: RunDirectory, dtype: str) -> int:
     """Make the trips and add their rows to the table; how many there were."""
     from workflows.console.command import complain, log_to
     from workflows.studies.transfers.measure import measure_all, stores_in
@@ -143,7 +143,7 @@ def move_all(plan: Study, run: RunDirectory, dtype: str) -> int:
     return made
 
 
-def rows_text(rows: Sequence[Row]) -> str:
+def rows_text(rows: Sequence[TransferRow]) -> str:
     """A trip's rows in a line."""
     from workflows.console.units import seconds_text
     from workflows.studies.transfers.figures import WAY_NAMES
@@ -158,7 +158,7 @@ def rows_text(rows: Sequence[Row]) -> str:
     return "; ".join(parts)
 
 
-def show(plan: Study, dtype: str) -> None:
+def show(plan: TransferStudy, dtype: str) -> None:
     """Tables on the terminal and pictures in the study's folder, of all that is in the table."""
     from rich.console import Console
 

@@ -38,7 +38,7 @@ MOMENTS = {"momentum": "m", "nesterov": "m", "adagrad": "mv", "adam": "mv", "yog
 Shapes = dict[str, tuple[str, tuple[int, ...]]]
 
 
-class Rule(TypedDict):
+class ServerRuleSpec(TypedDict):
     """A server rule in plain values."""
 
     name: str
@@ -49,7 +49,7 @@ class Rule(TypedDict):
 
 
 def optimizer_step(
-    terms: Sequence[Term], base: Path, state: Path | None, rule: Rule, store: str | Path, kind: str
+    terms: Sequence[Term], base: Path, state: Path | None, rule: ServerRuleSpec, store: str | Path, kind: str
 ) -> tuple[Artifact, Artifact]:
     """One step of a server rule.
 
@@ -91,7 +91,9 @@ def _require_state(state: Path | None, moments: Shapes) -> Header:
     return header
 
 
-def _moment_pieces(key: str, inputs: Inputs, state: Path | None, before: Header, rule: Rule) -> Iterator[memoryview]:
+def _moment_pieces(
+    key: str, inputs: Inputs, state: Path | None, before: Header, rule: ServerRuleSpec
+) -> Iterator[memoryview]:
     """One tensor of the new state."""
     import torch
 
@@ -106,7 +108,7 @@ def _moment_pieces(key: str, inputs: Inputs, state: Path | None, before: Header,
         yield raw_bytes(first_moment(old, g, rule) if letter == "m" else second_moment(old, g, rule))
 
 
-def _model_pieces(name: str, inputs: Inputs, state: Path, places: Header, rule: Rule) -> Iterator[memoryview]:
+def _model_pieces(name: str, inputs: Inputs, state: Path, places: Header, rule: ServerRuleSpec) -> Iterator[memoryview]:
     """One tensor of the new model; of whole numbers it is the plain combination."""
     spec = inputs.header[name]
     if name not in inputs.combined or not spec.floating:
@@ -128,14 +130,14 @@ def _gradient(inputs: Inputs, name: str, reader: PieceReader, start: int, stop: 
     return combined_piece(terms, specs, reader, start, stop, narrow=False).float()
 
 
-def first_moment(old: torch.Tensor, g: torch.Tensor, rule: Rule) -> torch.Tensor:
+def first_moment(old: torch.Tensor, g: torch.Tensor, rule: ServerRuleSpec) -> torch.Tensor:
     beta = rule["beta1"]
     if rule["name"] == "nesterov":
         return beta * old + g
     return beta * old - (g if rule["name"] == "momentum" else (1 - beta) * g)
 
 
-def second_moment(old: torch.Tensor, g: torch.Tensor, rule: Rule) -> torch.Tensor:
+def second_moment(old: torch.Tensor, g: torch.Tensor, rule: ServerRuleSpec) -> torch.Tensor:
     square, beta = g * g, rule["beta2"]
     match rule["name"]:
         case "adagrad":
@@ -147,7 +149,7 @@ def second_moment(old: torch.Tensor, g: torch.Tensor, rule: Rule) -> torch.Tenso
     raise ValueError(f"{rule['name']} has no second moment")
 
 
-def change(g: torch.Tensor, m: torch.Tensor, v: torch.Tensor | None, rule: Rule) -> torch.Tensor:
+def change(g: torch.Tensor, m: torch.Tensor, v: torch.Tensor | None, rule: ServerRuleSpec) -> torch.Tensor:
     """What is added to the model, from the gradient and the moments after it."""
     if rule["name"] == "nesterov":
         return -rule["rate"] * (g + rule["beta1"] * m)

@@ -120,7 +120,7 @@ class RanksLost(CrossfedError):  # noqa: N818
     """A rank of a training has ended without a word; another attempt goes on from the last checkpoint."""
 
 
-class AtWork(CrossfedError):  # noqa: N818
+class LeaseHeld(CrossfedError):  # noqa: N818
     """Another process is at this very task; its answer will do for both."""
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from apps.base.errors import TaskError, UserMistake
 from apps.ranks.parallel import Parallel, ranks_of
-from apps.ranks.process_group import Team
+from apps.ranks.process_group import ProcessGroup
 
-PATIENCE = timedelta(hours=1)  # that a rank has with another; who is dead is noticed at once
+COLLECTIVE_TIMEOUT = timedelta(hours=1)  # that a rank has with another; who is dead is noticed at once
 PROJECT = Path(__file__).resolve().parents[2]
 # rank, rank on its node, number of ranks; the most particular first: inside a Slurm job, Slurm's own are always set
 VARIABLES = (
@@ -28,14 +28,14 @@ VARIABLES = (
 
 
 @dataclass(frozen=True)
-class Seat:
+class RankInfo:
     """Which rank a process is, over all nodes and on its own."""
 
     rank: int
     local_rank: int
 
 
-def find_seat(environment: Mapping[str, str], ranks: int) -> Seat:
+def find_rank(environment: Mapping[str, str], ranks: int) -> RankInfo:
     """Which of ``ranks`` ranks this process is, from what its launcher has set.
 
     Raises:
@@ -44,7 +44,7 @@ def find_seat(environment: Mapping[str, str], ranks: int) -> Seat:
     for rank, local_rank, size in VARIABLES:
         values = [environment.get(name, "") for name in (rank, local_rank, size)]
         if all(value.isdecimal() for value in values) and int(values[2]) == ranks:
-            return Seat(int(values[0]), int(values[1]))
+            return RankInfo(int(values[0]), int(values[1]))
     names = [name for triple in VARIABLES for name in triple]
     found = ", ".join(f"{name}={environment[name]}" for name in dict.fromkeys(names) if name in environment)
     raise TaskError(
@@ -137,7 +137,9 @@ def own_device(kind: str, local_rank: int) -> str:
 
 
 @contextmanager
-def team_of(seat: Seat, parallel: Parallel, kind: str, meeting: tuple[str, int]) -> Iterator[Team]:
+def join_process_group(
+    seat: RankInfo, parallel: Parallel, kind: str, meeting: tuple[str, int]
+) -> Iterator[ProcessGroup]:
     """The ranks, once all have met at the store that the worker keeps.
 
     Args:
@@ -152,7 +154,7 @@ def team_of(seat: Seat, parallel: Parallel, kind: str, meeting: tuple[str, int])
     if kind != "cpu":
         torch.get_device_module(kind).set_device(device)
     backend = "gloo" if kind == "cpu" else f"cpu:gloo,{kind}:{parallel['backend']}"
-    store: Any = distributed.TCPStore(*meeting, is_master=False, timeout=PATIENCE)
-    distributed.init_process_group(backend, store=store, rank=seat.rank, world_size=ranks, timeout=PATIENCE)
-    yield Team(device, seat.rank, ranks)
+    store: Any = distributed.TCPStore(*meeting, is_master=False, timeout=COLLECTIVE_TIMEOUT)
+    distributed.init_process_group(backend, store=store, rank=seat.rank, world_size=ranks, timeout=COLLECTIVE_TIMEOUT)
+    yield ProcessGroup(device, seat.rank, ranks)
     distributed.destroy_process_group()  # not after an error: it would wait for ranks that are gone

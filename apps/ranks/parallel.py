@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from apps.base.errors import UserMistake
-from apps.ranks.process_group import Team
+from apps.ranks.process_group import ProcessGroup
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,7 @@ class Parallel(TypedDict):
 
 
 @dataclass(frozen=True)
-class Spread:
+class ParallelNetwork:
     """A network that is ready for its ranks.
 
     Attributes:
@@ -69,12 +69,12 @@ def fits_in_worker(parallel: Parallel) -> bool:
     return ranks == 1 and not is_sharded_over_ranks(parallel)
 
 
-def load_device(parallel: Parallel, team: Team) -> str:
+def load_device(parallel: Parallel, team: ProcessGroup) -> str:
     """Where the whole model is loaded; a model that is to be sharded may be too large for one device."""
     return "cpu" if is_sharded_over_ranks(parallel) else team.device
 
 
-def spread(model: Model, parallel: Parallel, precision: str, team: Team) -> Spread:
+def parallelize(model: Model, parallel: Parallel, precision: str, team: ProcessGroup) -> ParallelNetwork:
     """Make a loaded model ready; a sharded model's tensors become DTensors, and ``model.state`` names these.
 
     Args:
@@ -89,21 +89,21 @@ def spread(model: Model, parallel: Parallel, precision: str, team: Team) -> Spre
         base.activation_checkpointing_disable()
     if is_sharded_over_ranks(parallel):
         _shard(model, base, parallel, precision, team)
-        return Spread(model.network, nullcontext, autocast=False)
+        return ParallelNetwork(model.network, nullcontext, autocast=False)
     if team.size == 1:
-        return Spread(model.network, nullcontext, autocast=precision == "bf16")
+        return ParallelNetwork(model.network, nullcontext, autocast=precision == "bf16")
     return _replicated(model, precision, team)
 
 
-def _replicated(model: Model, precision: str, team: Team) -> Spread:
+def _replicated(model: Model, precision: str, team: ProcessGroup) -> ParallelNetwork:
     import torch
 
     devices = None if team.device == "cpu" else [torch.device(team.device)]
     network: Any = torch.nn.parallel.DistributedDataParallel(model.network, device_ids=devices, broadcast_buffers=False)
-    return Spread(network, network.no_sync, autocast=precision == "bf16")
+    return ParallelNetwork(network, network.no_sync, autocast=precision == "bf16")
 
 
-def _shard(model: Model, base: Any, parallel: Parallel, precision: str, team: Team) -> None:
+def _shard(model: Model, base: Any, parallel: Parallel, precision: str, team: ProcessGroup) -> None:
     """FSDP2: each decoder layer is a unit, the rest is another.
 
     ``shard_grad_op`` keeps a layer's gathered parameters from forward to backward, ``full_shard`` gathers them twice.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class Team:
+class ProcessGroup:
     """Ranks 0 to ``size`` - 1. With more than one, torch.distributed must be running, with gloo for the CPU.
 
     Attributes:

@@ -18,11 +18,11 @@ from apps.base.identity import identity
 from apps.base.stop import StopRequest
 from apps.models.batches import DataSpec, Sample, encode, seed_of
 from apps.models.model import Model, load_model, set_state
-from apps.ranks.parallel import load_device, spread
-from apps.ranks.process_group import Team
-from apps.training.checkpoints import Checkpoints, Diary
-from apps.training.deadline import Watch, block_end
-from apps.training.loop import Attempt, Outcome, train
+from apps.ranks.parallel import load_device, parallelize
+from apps.ranks.process_group import ProcessGroup
+from apps.training.checkpoints import AttemptRecord, Checkpoints
+from apps.training.deadline import Deadline, block_end
+from apps.training.loop import AttemptContext, TrainingResult, train
 from apps.training.optimization import optimizer_tensors
 from apps.training.progress import ProgressFile
 from apps.training.task import Task
@@ -39,7 +39,7 @@ class Loaded:
     load_s: float
 
 
-def attempt_task(task: Task, team: Team, stop: StopRequest) -> Manifest | None:
+def attempt_task(task: Task, team: ProcessGroup, stop: StopRequest) -> Manifest | None:
     """Train, from the last checkpoint if there is one, and leave the update and its manifest at the site.
 
     Returns:
@@ -59,9 +59,9 @@ def attempt_task(task: Task, team: Team, stop: StopRequest) -> Manifest | None:
     diary = _begin(checkpoints, progress, root) if team.writes else None
     team.wait()
     loaded = _load(task, team, started)
-    spread_model = spread(loaded.model, parallel, spec["precision"], team)
+    spread_model = parallelize(loaded.model, parallel, spec["precision"], team)
     watch = _watch(task, diary, stop)
-    attempt = Attempt(
+    attempt = AttemptContext(
         team=team,
         watch=watch,
         checkpoints=checkpoints,
@@ -89,21 +89,21 @@ def _silent(step: int, loss: float, speed: float) -> None:
     """The report of the ranks that do not write."""
 
 
-def _begin(checkpoints: Checkpoints, progress: ProgressFile, root: Path) -> Diary:
+def _begin(checkpoints: Checkpoints, progress: ProgressFile, root: Path) -> AttemptRecord:
     progress.phase("loading")
     remove_unfinished(root)
     return checkpoints.begin()
 
 
-def _watch(task: Task, diary: Diary | None, stop: StopRequest) -> Watch:
+def _watch(task: Task, diary: AttemptRecord | None, stop: StopRequest) -> Deadline:
     """The watch of a rank; the end of the block is looked after by the rank that writes."""
     spec = task.order["training"]
     if diary is None:
-        return Watch(spec["checkpoint_s"], None, stop)
-    return Watch(spec["checkpoint_s"], block_end(), stop, diary["step_s"], diary["save_s"], until=spec["until"])
+        return Deadline(spec["checkpoint_s"], None, stop)
+    return Deadline(spec["checkpoint_s"], block_end(), stop, diary["step_s"], diary["save_s"], until=spec["until"])
 
 
-def _load(task: Task, team: Team, started: float) -> Loaded:
+def _load(task: Task, team: ProcessGroup, started: float) -> Loaded:
     store = task.root / "artifacts"
     model = load_model(task.work["model"], load_device(task.work["parallel"], team))
     require_same_base(model, task.base)
@@ -115,7 +115,7 @@ def _load(task: Task, team: Team, started: float) -> Loaded:
     return Loaded(model, samples, moments, optimizer, time.time() - started)
 
 
-def _require_enough(outcome: Outcome, task: Task) -> None:
+def _require_enough(outcome: TrainingResult, task: Task) -> None:
     """Refuse to go on with an outcome that is not what was ordered.
 
     Raises:
@@ -132,7 +132,7 @@ def _require_enough(outcome: Outcome, task: Task) -> None:
     )
 
 
-def _save(task: Task, team: Team, model: Model, outcome: Outcome) -> Artifact | None:
+def _save(task: Task, team: ProcessGroup, model: Model, outcome: TrainingResult) -> Artifact | None:
     """The update in the site's store, and the moments if the campaign keeps them; all ranks take part."""
     if task.order["training"]["keep_optimizer"]:
         _keep_optimizer(task, team, model, outcome)
@@ -140,7 +140,7 @@ def _save(task: Task, team: Team, model: Model, outcome: Outcome) -> Artifact | 
 
 
 def _manifest(
-    task: Task, outcome: Outcome, loaded: Loaded, artifact: Artifact, diary: Diary, started: float
+    task: Task, outcome: TrainingResult, loaded: Loaded, artifact: Artifact, diary: AttemptRecord, started: float
 ) -> Manifest:
     done = outcome.standing
     return Manifest(
@@ -221,7 +221,7 @@ def _carried(root: Path, task_id: str | None) -> tuple[dict | None, str]:
         return None, "lost"
 
 
-def _keep_optimizer(task: Task, team: Team, model: Model, outcome: Outcome) -> None:
+def _keep_optimizer(task: Task, team: ProcessGroup, model: Model, outcome: TrainingResult) -> None:
     """Save the moments under this task's name; of the older ones only those it began with are still of use."""
     folder, before = inside(task.root, "optimizer"), task.order["optimizer_from"]
     artifact = team.write(folder, optimizer_tensors(model.trained, outcome.optimizer), "optimizer")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from apps.artifacts.store import artifact_path, read_header, sha256_file
 from apps.artifacts.streams import read_tensor
 from apps.base.files import inside, write_json
-from apps.ranks.process_group import Team, placed_like
+from apps.ranks.process_group import ProcessGroup, placed_like
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +30,7 @@ STANDING = "standing"  # the name of the JSON among the tensors
 
 
 @dataclass
-class Standing:
+class TrainingState:
     """How far a training is, over all its attempts; losses in nats, ``seconds`` of training alone."""
 
     steps: int = 0
@@ -39,7 +39,7 @@ class Standing:
     losses: list[float] = field(default_factory=list)
 
 
-class Diary(TypedDict):
+class AttemptRecord(TypedDict):
     """What the attempts at a task tell the next one."""
 
     round: int
@@ -54,23 +54,23 @@ class Checkpoints:
     def __init__(self, root: Path, task_id: str, round: int) -> None:
         self.folder, self.round = inside(root, FOLDER, task_id), round
 
-    def begin(self) -> Diary:
+    def begin(self) -> AttemptRecord:
         """Note that the task is begun once more."""
         diary = self.diary()
         diary["attempts"] += 1
         write_json(self.folder / "diary.json", diary)
         return diary
 
-    def diary(self) -> Diary:
+    def diary(self) -> AttemptRecord:
         with suppress(OSError, ValueError):
             return json.loads((self.folder / "diary.json").read_text())
-        return Diary(round=self.round, attempts=0, step_s=0.0, save_s=0.0)
+        return AttemptRecord(round=self.round, attempts=0, step_s=0.0, save_s=0.0)
 
     def note(self, step_s: float, save_s: float) -> None:
         """How long a step and a save take."""
         write_json(self.folder / "diary.json", {**self.diary(), "step_s": step_s, "save_s": save_s})
 
-    def save(self, team: Team, standing: Standing, tensors: Mapping[str, torch.Tensor]) -> None:
+    def save(self, team: ProcessGroup, standing: TrainingState, tensors: Mapping[str, torch.Tensor]) -> None:
         """Write a checkpoint, then remove the older ones; all ranks take part.
 
         Raises:
@@ -108,7 +108,7 @@ class Checkpoints:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _random_states(team: Team) -> dict[str, torch.Tensor]:
+def _random_states(team: ProcessGroup) -> dict[str, torch.Tensor]:
     """The state of the random numbers of every rank, those of its device included."""
     import torch
 
@@ -120,7 +120,7 @@ def _random_states(team: Team) -> dict[str, torch.Tensor]:
     }
 
 
-def restore(path: Path, team: Team, trained: Mapping[str, torch.Tensor], optimizer: Any) -> Standing:
+def restore(path: Path, team: ProcessGroup, trained: Mapping[str, torch.Tensor], optimizer: Any) -> TrainingState:
     """Put a checkpoint into a model and its optimiser, and set the random numbers of this rank.
 
     Args:
@@ -141,7 +141,7 @@ def restore(path: Path, team: Team, trained: Mapping[str, torch.Tensor], optimiz
     if team.device != "cpu":
         state = read_tensor(path, header[f"random/device/{team.rank}"])
         torch.get_device_module(team.device).set_rng_state(state, team.device)
-    return Standing(**json.loads(bytes(read_tensor(path, header[STANDING]).tolist())))
+    return TrainingState(**json.loads(bytes(read_tensor(path, header[STANDING]).tolist())))
 
 
 def set_moments(optimizer: Any, parameter: torch.Tensor, whole: Mapping[str, torch.Tensor]) -> None:

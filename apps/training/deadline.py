@@ -35,7 +35,7 @@ def block_end(environment: Mapping[str, str] | None = None) -> float | None:
     return min((end for end in ends if math.isfinite(end) and end > 0), default=None)
 
 
-class Watch:
+class Deadline:
     """Tells when to save and when to stop.
 
     Args:

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypedDict
 
-from apps.base.errors import AtWork
+from apps.base.errors import LeaseHeld
 from apps.base.files import UNFINISHED, cannot_write, inside
 
 FOLDER = "claims"
@@ -26,7 +26,7 @@ TICK_S = 1.0
 STALE_S = 60.0  # a holder on another host counts as gone after so long without a beat
 
 
-class Claim(TypedDict):
+class Lease(TypedDict):
     """A holder: the machine it runs on, down to the space its process ids count in, and the process."""
 
     host: str
@@ -36,7 +36,7 @@ class Claim(TypedDict):
 
 
 @contextmanager
-def claim(
+def acquire(
     root: Path,
     task_id: str,
     give_up: Callable[[], bool] | None = None,
@@ -53,7 +53,7 @@ def claim(
         beat_s, stale_s: seconds between beats, and without one.
 
     Raises:
-        AtWork: a living process holds it.
+        LeaseHeld: a living process holds it.
         StorageError: the storage cannot be written, or leads outside the site's root.
     """
     folder = inside(root, FOLDER)
@@ -73,7 +73,7 @@ def _wait_and_take(folder: Path, task_id: str, stale_s: float, give_up: Callable
     while True:
         try:
             return _take(folder, task_id, stale_s)
-        except AtWork:
+        except LeaseHeld:
             beat = _last_beat(folder, task_id)
             if (seen is not None and beat != seen) or time.monotonic() > end or give_up():
                 raise
@@ -98,7 +98,7 @@ def _take(folder: Path, task_id: str, stale_s: float) -> Path:
         path = _create(folder, task_id, held[-1] + 1 if held else 1)
         try:
             _require_first(folder, task_id, path, stale_s)
-        except AtWork:
+        except LeaseHeld:
             path.unlink(missing_ok=True)
             raise
         return path
@@ -121,7 +121,7 @@ def _require_first(folder: Path, task_id: str, path: Path, stale_s: float) -> No
 def _release(path: Path) -> None:
     """Give it up, unless it was taken for stale and has another holder by now."""
     with suppress(OSError):
-        if read_claim(path) == own_claim():
+        if read_lease(path) == own_lease():
             path.unlink()
 
 
@@ -132,7 +132,7 @@ def _create(folder: Path, task_id: str, number: int) -> Path:
     except FileExistsError:
         raise _at_work(path, "another process") from None
     with open(handle, "w") as stream:
-        json.dump(own_claim(), stream)
+        json.dump(own_lease(), stream)
     return path
 
 
@@ -140,7 +140,7 @@ def _require_stale(folder: Path, task_id: str, number: int, stale_s: float) -> N
     path = _path(folder, task_id, number)
     try:
         age_s = clock_of(folder) - path.stat().st_mtime
-        holder = read_claim(path)
+        holder = read_lease(path)
     except FileNotFoundError:
         return  # its holder has just finished
     if age_s < stale_s and not (holder and is_gone(holder)):
@@ -148,8 +148,8 @@ def _require_stale(folder: Path, task_id: str, number: int, stale_s: float) -> N
         raise _at_work(path, f"{who}, last alive {max(0.0, age_s):.0f} s ago,")
 
 
-def _at_work(path: Path, who: str) -> AtWork:
-    return AtWork(f"{who} is at work on this very task", file=str(path), remedy="Its result will do for both")
+def _at_work(path: Path, who: str) -> LeaseHeld:
+    return LeaseHeld(f"{who} is at work on this very task", file=str(path), remedy="Its result will do for both")
 
 
 def _beat(path: Path, over: threading.Event, beat_s: float) -> None:
@@ -166,7 +166,7 @@ def _numbers(folder: Path, task_id: str) -> list[int]:
     return sorted(int(path.name.split(".")[-2]) for path in folder.glob(f"{task_id}.*.json"))
 
 
-def read_claim(path: Path) -> Claim | None:
+def read_lease(path: Path) -> Lease | None:
     """Who holds it; None where the file has no content yet.
 
     Raises:
@@ -174,7 +174,7 @@ def read_claim(path: Path) -> Claim | None:
     """
     try:
         found: Any = json.loads(path.read_text())
-        return Claim(host=found["host"], space=found["space"], pid=int(found["pid"]), started=int(found["started"]))
+        return Lease(host=found["host"], space=found["space"], pid=int(found["pid"]), started=int(found["started"]))
     except (ValueError, TypeError, KeyError):
         return None
 
@@ -190,11 +190,11 @@ def clock_of(folder: Path) -> float:
         probe.unlink(missing_ok=True)
 
 
-def own_claim() -> Claim:
-    return Claim(host=os.uname().nodename, space=_space(), pid=os.getpid(), started=_started(os.getpid()) or 0)
+def own_lease() -> Lease:
+    return Lease(host=os.uname().nodename, space=_space(), pid=os.getpid(), started=_started(os.getpid()) or 0)
 
 
-def is_gone(holder: Claim) -> bool:
+def is_gone(holder: Lease) -> bool:
     """Whether a holder is known to have ended; of another host nothing is known but its beat."""
     if (holder["host"], holder["space"]) != (os.uname().nodename, _space()) or not holder["space"]:
         return False

@@ -17,9 +17,9 @@ from apps.base.errors import TrainingError
 from apps.models.batches import Sample, collate, padding_share, plan_batches
 from apps.models.loss import summed_loss
 from apps.models.model import Model
-from apps.ranks.process_group import Team
-from apps.training.checkpoints import Checkpoints, Standing, restore
-from apps.training.deadline import Watch
+from apps.ranks.process_group import ProcessGroup
+from apps.training.checkpoints import Checkpoints, TrainingState, restore
+from apps.training.deadline import Deadline
 from apps.training.optimization import make_optimizer, optimizer_tensors, rate_factor, update_parameters
 from apps.training.spec import TrainingSpec
 
@@ -30,13 +30,13 @@ Report = Callable[[int, float, float], None]  # steps done, loss, tokens per sec
 
 
 @dataclass
-class Outcome:
+class TrainingResult:
     """What came of some steps over all attempts; losses in nats, ``padding`` as a share of positions.
 
     ``steps_here`` are those of this attempt; ``cut`` says that the order's time was over before all were done.
     """
 
-    standing: Standing
+    standing: TrainingState
     steps_here: int
     cut: bool
     samples: int
@@ -45,7 +45,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Attempt:
+class AttemptContext:
     """What surrounds one attempt at a training.
 
     Attributes:
@@ -59,8 +59,8 @@ class Attempt:
         autocast: whether mixed precision is torch's autocast.
     """
 
-    team: Team
-    watch: Watch
+    team: ProcessGroup
+    watch: Deadline
     checkpoints: Checkpoints
     report: Report
     forward: Callable[..., Any]
@@ -70,8 +70,13 @@ class Attempt:
 
 
 def train(
-    model: Model, samples: Sequence[Sample], spec: TrainingSpec, seed: int, moments: dict | None, attempt: Attempt
-) -> Outcome:
+    model: Model,
+    samples: Sequence[Sample],
+    spec: TrainingSpec,
+    seed: int,
+    moments: dict | None,
+    attempt: AttemptContext,
+) -> TrainingResult:
     """Train the model in place, from the newest checkpoint if there is one, as far as ordered or until it must stop.
 
     Args:
@@ -115,7 +120,7 @@ def train(
             saved = standing.steps
     done = plan[: standing.steps * spec["accumulate"]]
     assert cut or standing.steps in (saved, spec["steps"])
-    return Outcome(
+    return TrainingResult(
         standing, standing.steps - first, bool(cut), sum(map(len, done)), padding_share(done, lengths), optimizer
     )
 
@@ -126,7 +131,7 @@ def _rate(spec: TrainingSpec, step: int) -> float:
     return spec["learning_rate"] * factor
 
 
-def _count(standing: Standing, loss: float, groups: Sequence[Sequence[Sample]], seconds: float) -> None:
+def _count(standing: TrainingState, loss: float, groups: Sequence[Sequence[Sample]], seconds: float) -> None:
     """Add a step to the standing.
 
     Raises:
@@ -140,14 +145,14 @@ def _count(standing: Standing, loss: float, groups: Sequence[Sequence[Sample]], 
     standing.seconds += seconds
 
 
-def _resumed(model: Model, optimizer: torch.optim.Optimizer, attempt: Attempt) -> Standing:
+def _resumed(model: Model, optimizer: torch.optim.Optimizer, attempt: AttemptContext) -> TrainingState:
     """The standing of the newest checkpoint, whose state is put into the model, or that of a beginning."""
     team = attempt.team
     path = team.told(attempt.checkpoints.newest() if team.writes else None)
-    return restore(path, team, model.trained, optimizer) if path else Standing()
+    return restore(path, team, model.trained, optimizer) if path else TrainingState()
 
 
-def _save(model: Model, optimizer: torch.optim.Optimizer, standing: Standing, attempt: Attempt) -> None:
+def _save(model: Model, optimizer: torch.optim.Optimizer, standing: TrainingState, attempt: AttemptContext) -> None:
     began = time.monotonic()
     tensors = {**model.trained, **optimizer_tensors(model.trained, optimizer)}
     attempt.checkpoints.save(attempt.team, standing, tensors)
@@ -177,7 +182,7 @@ def micro_batches(
         yield (piece, 1.0) if piece else (group[:1], 0.0)
 
 
-def _gradients(model: Model, groups: Sequence[Sequence[Sample]], spec: TrainingSpec, attempt: Attempt) -> float:
+def _gradients(model: Model, groups: Sequence[Sequence[Sample]], spec: TrainingSpec, attempt: AttemptContext) -> float:
     """Gradients of one step over the batches that are accumulated; this rank's part of the mean of their losses."""
     import torch
 

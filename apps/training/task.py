@@ -30,7 +30,7 @@ class SiteWork(TypedDict):
     code_version: str
 
 
-class Order(TypedDict):
+class TrainRequest(TypedDict):
     """What a site is asked to do in one round."""
 
     training: TrainingSpec
@@ -50,7 +50,7 @@ class Task:
 
     place: Place
     work: SiteWork
-    order: Order
+    order: TrainRequest
     base: dict[str, Any]
     shard: dict[str, Any]
 
@@ -63,7 +63,9 @@ class Task:
         return task_identity(self.place, self.work, self.order, self.base, self.shard)
 
 
-def task_identity(place: Place, work: SiteWork, order: Order, base: dict[str, Any], shard: dict[str, Any]) -> str:
+def task_identity(
+    place: Place, work: SiteWork, order: TrainRequest, base: dict[str, Any], shard: dict[str, Any]
+) -> str:
     """Names the work: code version, base model, shard, settings, ranks, round and site; not where files lie, and not
     in how many attempts it is done."""
     return identity(

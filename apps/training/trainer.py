@@ -13,14 +13,14 @@ from typing import Any
 from apps.base.errors import CrossfedError, placed
 from apps.base.stop import StopRequest
 from apps.ranks.control_line import RankEnd
-from apps.ranks.launchers import Seat, find_seat, team_of, unmask_devices
+from apps.ranks.launchers import RankInfo, find_rank, join_process_group, unmask_devices
 from apps.training.attempt import attempt_task
 from apps.training.task import Task
 
 
 def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
-    seat = find_seat(os.environ, job["ranks"])
+    seat = find_rank(os.environ, job["ranks"])
     _write_to(Path(job["logs"]) / f"rank-{seat.rank}.log")
     stop = StopRequest()
     signal.signal(signal.SIGTERM, stop)
@@ -37,13 +37,13 @@ def main() -> None:
     os._exit(code)  # all is said and on the disk; a library that tidies up may wait for a rank that is gone
 
 
-def train_as(seat: Seat, job: dict[str, Any], stop: StopRequest) -> None:
+def train_as(seat: RankInfo, job: dict[str, Any], stop: StopRequest) -> None:
     """One rank's part of a job; all that goes wrong comes out as a CrossfedError with its place."""
     task = Task(**job["task"])
     with placed(**task.place):
         unmask_devices(os.environ)
         kind = task.order["training"]["device"]
-        with team_of(seat, task.work["parallel"], kind, tuple(job["meeting"])) as team:
+        with join_process_group(seat, task.work["parallel"], kind, tuple(job["meeting"])) as team:
             attempt_task(task, team, stop)
 
 

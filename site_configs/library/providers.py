@@ -51,7 +51,7 @@ STATES: Mapping[str, JobState] = {
 logger = logging.getLogger(__name__)
 
 
-class Tamed(ClusterProvider):
+class StatusAwareProvider(ClusterProvider):
     """What both providers do otherwise than Parsl's own; stands before these in the order of classes.
 
     Attributes:
@@ -238,7 +238,7 @@ class NotSubmitted(SubmitException):
         return str(self.message)
 
 
-class SlurmBlocks(Tamed, SlurmProvider):
+class SlurmBlocks(StatusAwareProvider, SlurmProvider):
     """Blocks under Slurm, each with one worker pool on its first node; training on all nodes starts from there.
 
     Args:
@@ -284,7 +284,7 @@ class SlurmBlocks(Tamed, SlurmProvider):
         return (1, "", "not asked") if cmd == "sacct -X" else super().execute_wait(cmd, timeout)
 
 
-class PbsBlocks(Tamed, PBSProProvider):
+class PbsBlocks(StatusAwareProvider, PBSProProvider):
     """Blocks under PBS Pro and OpenPBS; arguments as for Slurm, and what of a node is asked for.
 
     Args:

@@ -127,7 +127,7 @@ def scored(model: models.Model, shortcut: bool) -> dict:
     with pytest.MonkeyPatch.context() as patch:
         if not shortcut:
             patch.setattr(subject, "frozen_layers", lambda _: 0)
-        return subject.score(model, subject.test_set(model, work(Path())))
+        return subject.task_losses(model, subject.test_set(model, work(Path())))
 
 
 def close(one: dict, two: dict, rel: float = 1e-5) -> bool:

@@ -10,7 +10,7 @@ from training_site import PLACE, Site
 
 from apps.base.errors import StorageError
 from apps.site import look
-from apps.training.leases import claim
+from apps.training.leases import acquire
 
 
 def test_an_empty_site(tmp_path):
@@ -40,7 +40,7 @@ def test_a_site_at_work(tmp_path):
         path = folder / f"step-{number:09d}.abc.safetensors"
         path.touch()
         os.utime(path, (time.time() - age_s,) * 2)
-    with claim(tmp_path, "t1"), claim(tmp_path, "t2"):
+    with acquire(tmp_path, "t1"), acquire(tmp_path, "t2"):
         os.utime(tmp_path / "claims" / "t2.000001.json", (0, 0))
         sight = look(PLACE, str(tmp_path))
     assert sight["claims"] == ["t1"]

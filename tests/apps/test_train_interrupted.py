@@ -25,7 +25,7 @@ HARD = {  # all that has a state which must go on
 }
 
 
-class Stopping(deadline.Watch):
+class Stopping(deadline.Deadline):
     """Stops after the steps of ``limits``, one number for each attempt."""
 
     limits: list[int] = []  # noqa: RUF012
@@ -44,7 +44,7 @@ class Stopping(deadline.Watch):
 
 @pytest.fixture
 def limits(monkeypatch):
-    monkeypatch.setattr(local_training, "Watch", Stopping)
+    monkeypatch.setattr(local_training, "Deadline", Stopping)
     monkeypatch.setattr(Stopping, "limits", [])
     return Stopping.limits
 
@@ -133,7 +133,9 @@ def test_partial_work_is_returned_as_partial_work(tmp_path, limits):
 
 def test_an_order_ends_with_the_step_in_which_its_time_passes(tmp_path, monkeypatch):
     seen = iter([999.0] * 4 + [1000.0] * 99)
-    monkeypatch.setattr(deadline.Watch, "is_over", lambda watch: watch.until is not None and next(seen) >= watch.until)
+    monkeypatch.setattr(
+        deadline.Deadline, "is_over", lambda watch: watch.until is not None and next(seen) >= watch.until
+    )
     site = Site(tmp_path)
     cut = site.train(steps=STEPS, until=1000.0)
     assert (cut["steps_done"], cut["steps_asked"], cut["samples"]) == (5, STEPS, 10)

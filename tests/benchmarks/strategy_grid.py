@@ -68,13 +68,13 @@ def settings_of(strategy: str) -> list[Setting]:
 
 def score(strategy: str, setting: Setting, scenario: Any, seeds: Sequence[int], target: float | None) -> list[float]:
     """Median hours to the target loss and to 0.35, and median last loss; with ``target`` the play ends there."""
-    from workflows.studies.simulation.runs import Run, play
+    from workflows.studies.simulation.runs import StudyRun, play
 
     steps, keys = setting
     found: list[tuple[float, float, float]] = []
     for seed in seeds:
         section = json.dumps({"name": strategy, **keys})
-        outcome = play(Run(strategy, section, steps, scenario, 4, 0.1, seed, HOURS[scenario] * 3600), target)
+        outcome = play(StudyRun(strategy, section, steps, scenario, 4, 0.1, seed, HOURS[scenario] * 3600), target)
         times = (outcome.first_below(TARGET), outcome.first_below(0.35))
         first, second = (math.inf if time is None else time / 3600 for time in times)
         found.append((first, second, outcome.points[-1].score.loss))

@@ -19,7 +19,7 @@ from apps.models.batches import encode
 from data.records import Record, load_records
 from workflows import evaluate
 from workflows.evaluate import losses, main, metrics, task_scores
-from workflows.evaluation.generation import Candidate, FinishedRun, data_spec, load_candidates, open_finished
+from workflows.evaluation.generation import FinishedRun, LoadedModel, data_spec, load_candidates, open_finished
 from workflows.evaluation.scores import Score, as_csv, as_table, mean_losses, remarks, values_of
 
 
@@ -56,7 +56,7 @@ def test_the_file_has_the_true_share_of_right_answers(run_dir: Path, capsys: pyt
     assert sorted(path.name for path in run_dir.iterdir()) == ["campaign.yaml", "evaluation.csv", "model"]
 
 
-def loss_by_hand(run: FinishedRun, candidate: Candidate, records: list[Record]) -> float:
+def loss_by_hand(run: FinishedRun, candidate: LoadedModel, records: list[Record]) -> float:
     """Mean cross entropy of the tokens of the answers, one sample after the other, without batches."""
     network: Any = candidate.model.network
     total, count = 0.0, 0

@@ -22,7 +22,14 @@ from apps.models.model import save_state
 from data.records import load_records
 from workflows import generate
 from workflows.console.command import carry_out
-from workflows.evaluation.generation import ask, data_spec, left_padded, load_candidates, open_finished, prompt_tokens
+from workflows.evaluation.generation import (
+    data_spec,
+    generate_answers,
+    left_padded,
+    load_candidates,
+    open_finished,
+    prompt_tokens,
+)
 from workflows.generate import main
 
 QUESTION = "At room temperature, would <SMILES> CCO </SMILES> be liquid?"
@@ -89,8 +96,8 @@ def test_answers_do_not_depend_on_who_is_asked_beside_them(run_dir: Path) -> Non
     run = open_finished(run_dir)
     asked = questions(5)
     for candidate in load_candidates(run):
-        together = ask(candidate, asked, data_spec(run), 16)
-        alone = [ask(candidate, [question], data_spec(run), 16)[0] for question in asked]
+        together = generate_answers(candidate, asked, data_spec(run), 16)
+        alone = [generate_answers(candidate, [question], data_spec(run), 16)[0] for question in asked]
         assert together == alone
 
 
@@ -105,14 +112,14 @@ def test_an_answer_is_the_most_likely_token_again_and_again_up_to_the_end_mark(r
     with torch.no_grad():
         while (best := int(network(torch.tensor([tokens + said])).logits[0, -1].argmax())) != tokenizer.eos_token_id:
             said.append(best)
-    (answer,) = ask(candidate, [QUESTION], data_spec(run), 32)
+    (answer,) = generate_answers(candidate, [QUESTION], data_spec(run), 32)
     assert (answer.text, answer.cut) == (tokenizer.decode(said).strip(), False)
 
 
 def test_an_answer_without_an_end_is_marked_as_cut(run_dir: Path) -> None:
     run = open_finished(run_dir)
     (candidate,) = load_candidates(run, with_base=False)
-    (answer,) = ask(candidate, [QUESTION], data_spec(run), 3)
+    (answer,) = generate_answers(candidate, [QUESTION], data_spec(run), 3)
     assert answer.cut
     assert LESSON.startswith(answer.text)
 
@@ -121,7 +128,7 @@ def test_more_questions_than_a_batch_are_all_answered_and_counted(run_dir: Path)
     run = open_finished(run_dir)
     (candidate,) = load_candidates(run, with_base=False)
     done: list[int] = []
-    answers = ask(candidate, questions(20), data_spec(run), 2, done.append)
+    answers = generate_answers(candidate, questions(20), data_spec(run), 2, done.append)
     assert (len(answers), done) == (20, [16, 4])
 
 
@@ -152,7 +159,7 @@ def test_the_base_of_an_adapter_is_its_network_without_it(adapter_run: Path) -> 
             assert torch.equal(network(tokens).logits, plain(tokens).logits)
         with trained.active():
             assert not torch.allclose(network(tokens).logits, plain(tokens).logits, atol=0.1)
-    assert ask(trained, [QUESTION], data_spec(run), 20)[0].text.startswith("<BOOLEAN> Yes")
+    assert generate_answers(trained, [QUESTION], data_spec(run), 20)[0].text.startswith("<BOOLEAN> Yes")
 
 
 def test_an_adapter_finds_its_base_by_the_campaign_not_by_its_own_record(adapter_run: Path, tmp_path: Path) -> None:
@@ -160,8 +167,8 @@ def test_an_adapter_finds_its_base_by_the_campaign_not_by_its_own_record(adapter
     record = folder / "model" / "adapter_config.json"
     record.write_text(json.dumps({**json.loads(record.read_text()), "base_model_name_or_path": "/elsewhere"}))
     run, moved = open_finished(adapter_run), open_finished(folder)
-    there = ask(load_candidates(run, with_base=False)[0], [QUESTION], data_spec(run), 8)
-    assert ask(load_candidates(moved, with_base=False)[0], [QUESTION], data_spec(moved), 8) == there
+    there = generate_answers(load_candidates(run, with_base=False)[0], [QUESTION], data_spec(run), 8)
+    assert generate_answers(load_candidates(moved, with_base=False)[0], [QUESTION], data_spec(moved), 8) == there
 
 
 def test_a_model_that_an_adapter_was_merged_into_has_the_base_without_it(tmp_path: Path) -> None:

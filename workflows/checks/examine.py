@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from apps.base.errors import CrossfedError
 from apps.base.identity import Place
 from site_configs.library.site import Site
-from workflows.globus.compute.calls import Job, Target
+from workflows.globus.compute.calls import Call, CallTarget
 from workflows.globus.compute.messages import pack
 from workflows.globus.compute.service import ComputeService
 from workflows.globus.identity import compute_client
@@ -33,14 +33,16 @@ def examine_site(app: GlobusApp, site: Site, limit_s: float = LIMIT_S) -> Mappin
         CrossfedError: no answer, or the site's error.
     """
     assert site.endpoint is not None and site.python_env is not None
-    target = Target(site.name, site.endpoint.files, str(site.python_env / "bin" / "python"), {})
+    target = CallTarget(site.name, site.endpoint.files, str(site.python_env / "bin" / "python"), {})
     request = pack(EXAMINE, [Place(site=site.name, round=0), str(site.storage_root)], dict(site.environment))
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(Path(folder) / "journal.jsonl")
         service = ComputeService(partial(compute_client, app), journal)
         service.start()
         try:
-            return service.submit(Job(f"ask-{uuid.uuid4()}", target, EXAMINE, request, journaled=False)).result(limit_s)
+            return service.submit(Call(f"ask-{uuid.uuid4()}", target, EXAMINE, request, journaled=False)).result(
+                limit_s
+            )
         except concurrent.futures.TimeoutError:
             raise CrossfedError(f"no answer in {limit_s:.0f} s", remedy="Look at the log of the agent there") from None
         finally:

@@ -13,9 +13,9 @@ from apps.base.errors import REASON_LENGTH, CrossfedError
 from apps.site import MARK
 from site_configs.library.site import Collection, Site
 from workflows.checks.login_status import Finding, standing
-from workflows.checks.transfer_probe import Trip, Trouble, carry, clean_up, existing, is_there, limited
+from workflows.checks.transfer_probe import LastFault, ProbeTransfer, carry, clean_up, existing, is_there, limited
 from workflows.globus.identity import compute_client, globus_app, transfer_client
-from workflows.globus.transfer.calls import Caller, Patience
+from workflows.globus.transfer.calls import Backoff, RetryingClient
 
 if TYPE_CHECKING:
     from globus_compute_sdk import Client
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 LIMIT_S = 90.0  # Globus needs seconds for a small transfer, and minutes where it is busy
 OLDEST_AGENT = (4, 10)  # from here on an agent renders a template for each campaign
-LOOKING = Patience(poll_s=0.5, slowest_poll_s=5.0, back_off_s=1.0, longest_back_off_s=10.0)
+LOOKING = Backoff(poll_s=0.5, slowest_poll_s=5.0, back_off_s=1.0, longest_back_off_s=10.0)
 Ask = Callable[[Site], Mapping[str, Any]]
 
 
@@ -35,7 +35,7 @@ def globus_answers(
     ask: Ask | None = None,
     app: GlobusApp | None = None,
     limit_s: float = LIMIT_S,
-    patience: Patience = LOOKING,
+    patience: Backoff = LOOKING,
 ) -> Iterator[Finding]:
     """Questions about a site, and what is wrong, or None. Leaves nothing behind.
 
@@ -118,16 +118,16 @@ def version_of(text: str) -> tuple[int, ...]:
 
 
 def _collection(
-    site: Site, server: Collection | None, work: Path | None, app: GlobusApp, limit_s: float, patience: Patience
+    site: Site, server: Collection | None, work: Path | None, app: GlobusApp, limit_s: float, patience: Backoff
 ) -> Iterator[Finding]:
     """Whether the site's storage can be read and written by Transfer, to the end that a file is the same again."""
     there = site.collection
     assert there is not None
-    trouble = Trouble()
+    trouble = LastFault()
     probe = ""
     with limited(limit_s) as stop:
         ids = [found.id for found in (server, there) if found]
-        caller = Caller(lambda: transfer_client(app, ids), patience, stop, trouble.note)
+        caller = RetryingClient(lambda: transfer_client(app, ids), patience, stop, trouble.note)
         try:
             above = existing(caller, there.id, there.path_of(site.storage_root))
             yield f"collection shows {above}, where the site's storage goes", None
@@ -150,19 +150,19 @@ def _round_trip(
     work: Path | None,
     probe: str,
     limit_s: float,
-    patience: Patience,
+    patience: Backoff,
 ) -> Finding:
     """1 MB to the site and back, with the seconds that it takes; its files here are removed."""
     name = "1 MB goes to the site and comes back"
     if server is None:
         return name, "the driver has no collection. Set globus.collection and globus.folder in the campaign"
     assert site.collection is not None
-    trip = Trip(server, site.collection, work or server.folder, probe)
+    trip = ProbeTransfer(server, site.collection, work or server.folder, probe)
     files = [trip.work / f".crossfed-probe-{os.getpid()}-{way}" for way in ("out", "back")]
-    trouble = Trouble()
+    trouble = LastFault()
     with limited(limit_s) as stop:
         ids = [server.id, site.collection.id]
-        caller = Caller(lambda: transfer_client(app, ids), patience, stop, trouble.note)
+        caller = RetryingClient(lambda: transfer_client(app, ids), patience, stop, trouble.note)
         try:
             seconds = carry(caller, trip, files[0], files[1], limit_s, trouble)
         except (CrossfedError, ValueError) as error:
@@ -197,14 +197,14 @@ def _project(site: Site, ask: Ask | None) -> Generator[Finding, None, bool]:
     return told.get("storage") is None
 
 
-def _same_folder(app: GlobusApp, site: Site, limit_s: float, patience: Patience) -> Finding:
+def _same_folder(app: GlobusApp, site: Site, limit_s: float, patience: Backoff) -> Finding:
     """Whether the collection shows the folder that the site's tasks write to, by the mark that they have left there."""
     assert site.collection is not None
-    there, trouble = site.collection, Trouble()
+    there, trouble = site.collection, LastFault()
     mark = there.path_of(site.storage_root / MARK)
     what = f"the collection shows what the site writes in {site.storage_root}"
     with limited(limit_s) as stop:
-        caller = Caller(lambda: transfer_client(app, [there.id]), patience, stop, trouble.note)
+        caller = RetryingClient(lambda: transfer_client(app, [there.id]), patience, stop, trouble.note)
         try:
             seen = caller(lambda client: is_there(client, there.id, mark))
         except CrossfedError as error:

@@ -14,8 +14,8 @@ from apps.base.errors import REASON_LENGTH, CrossfedError
 from workflows.globus.identity import (
     LOGIN,
     SECRETS,
-    Account,
     LoginNeeded,
+    ServiceAccountApp,
     globus_app,
     https_authorizer,
     needs_data_access,
@@ -45,7 +45,7 @@ def require_services(app: GlobusApp, names: bool = False) -> None:
 def login_problem() -> str | None:
     """Why nobody could ask Globus for anything, or None. A person's login is looked for here; Globus is not asked."""
     app = globus_app()
-    if isinstance(app, Account):
+    if isinstance(app, ServiceAccountApp):
         return None
     require_services(app)
     try:
@@ -86,8 +86,8 @@ def who(app: GlobusApp) -> str:
     """
     told = PlainAuthClient(app=app).userinfo()
     name = told.get("preferred_username") or "somebody"
-    kind = "service account" if isinstance(app, Account) else "person"
-    place = "in memory" if isinstance(app, Account) else f"in {app.config.token_storage.filepath}"  # type: ignore[union-attr]
+    kind = "service account" if isinstance(app, ServiceAccountApp) else "person"
+    place = "in memory" if isinstance(app, ServiceAccountApp) else f"in {app.config.token_storage.filepath}"  # type: ignore[union-attr]
     return f"{name} ({kind}, identity {told['sub']}), tokens {place}"
 
 
@@ -139,7 +139,7 @@ def _fresh(app: GlobusApp, resource_server: str) -> None:
 def _life(app: GlobusApp, resource_server: str) -> str:
     held = app.token_storage.token_storage.get_token_data(resource_server)
     until = datetime.fromtimestamp(held.expires_at_seconds).strftime("%Y-%m-%d %H:%M") if held else "its first use"
-    lasts = "" if isinstance(app, Account) else "; the login lasts for six months from its last use"
+    lasts = "" if isinstance(app, ServiceAccountApp) else "; the login lasts for six months from its last use"
     return f"token until {until}, renewed by itself{lasts}"
 
 
@@ -153,7 +153,7 @@ def _collection(app: GlobusApp, collection: str) -> Iterator[Finding]:
     remedy = f"{LOGIN} --collection {collection}"
     for resource_server, scope in wanted:
         if resource_server == TransferScopes.resource_server:
-            given = isinstance(app, Account) or _consented(app, scope)
+            given = isinstance(app, ServiceAccountApp) or _consented(app, scope)
             yield f"{name}: consent to transfers", None if given else f"not given yet. Give it: {remedy}"
         else:
             found = _tried(lambda: https_authorizer(app, collection).get_authorization_header())

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 from apps.base.errors import CrossfedError
 from site_configs.library.site import Collection
 from workflows.globus.identity import transfer_client
-from workflows.globus.transfer.calls import Caller, Patience
+from workflows.globus.transfer.calls import Backoff, RetryingClient
 from workflows.globus.transfer.errors import TransferLeft
-from workflows.globus.transfer.task import Parcel, follow, new_submission_id, submit
+from workflows.globus.transfer.task import TransferRequest, follow, new_submission_id, submit
 
 if TYPE_CHECKING:
     from globus_sdk import GlobusApp, TransferClient
@@ -38,7 +38,7 @@ def limited(limit_s: float) -> Iterator[threading.Event]:
         timer.cancel()
 
 
-def existing(caller: Caller, collection: str, path: str) -> str:
+def existing(caller: RetryingClient, collection: str, path: str) -> str:
     """The nearest folder of a path that is there already.
 
     Raises:
@@ -64,7 +64,9 @@ def is_there(client: TransferClient, collection: str, path: str) -> bool:
     return True
 
 
-def carry(caller: Caller, trip: Trip, out: Path, back: Path, limit_s: float, trouble: Trouble) -> tuple[float, float]:
+def carry(
+    caller: RetryingClient, trip: ProbeTransfer, out: Path, back: Path, limit_s: float, trouble: LastFault
+) -> tuple[float, float]:
     """Send a file of random bytes, fetch it under another name, compare.
 
     Returns:
@@ -83,7 +85,7 @@ def carry(caller: Caller, trip: Trip, out: Path, back: Path, limit_s: float, tro
         ((trip.there.id, trip.server.id), (there, trip.server.path_of(back))),
     ):
         began = time.monotonic()
-        parcel = Parcel(*ends, (paths,), "crossfed check", deadline_s=limit_s)
+        parcel = TransferRequest(*ends, (paths,), "crossfed check", deadline_s=limit_s)
         task_id = submit(caller, parcel, new_submission_id(caller))
         outcome = follow(caller, task_id, lambda _, words: trouble.note(words))
         if outcome.missing:
@@ -95,12 +97,12 @@ def carry(caller: Caller, trip: Trip, out: Path, back: Path, limit_s: float, tro
     return seconds[0], seconds[1]
 
 
-def clean_up(app: GlobusApp, collection: str, probe: str, limit_s: float, patience: Patience) -> None:
+def clean_up(app: GlobusApp, collection: str, probe: str, limit_s: float, patience: Backoff) -> None:
     """Remove the folder at the site; where that cannot be done, an empty name is all that is left."""
     from globus_sdk import DeleteData
 
     with limited(limit_s) as stop, suppress(CrossfedError):
-        caller = Caller(lambda: transfer_client(app, [collection]), patience, stop, lambda _: None)
+        caller = RetryingClient(lambda: transfer_client(app, [collection]), patience, stop, lambda _: None)
         data = DeleteData(
             collection,
             label="crossfed check",
@@ -117,7 +119,7 @@ def clean_up(app: GlobusApp, collection: str, probe: str, limit_s: float, patien
 
 
 @dataclass(frozen=True)
-class Trip:
+class ProbeTransfer:
     """A file on its way to a site and back.
 
     Attributes:
@@ -132,7 +134,7 @@ class Trip:
     folder: str
 
 
-class Trouble:
+class LastFault:
     """The last thing that held something up: what a person wants to know when the time is over."""
 
     def __init__(self) -> None:

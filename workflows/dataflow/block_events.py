@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from apps.base.identity import Place
-from apps.site import Ready, ready
+from apps.site import BlockStart, ready
 from workflows.dataflow.replay import Clock
 from workflows.records.journal import Journal
 from workflows.runtime.kernel import Kernel, root_cause
@@ -99,7 +99,7 @@ class BlockEvents:
         if error is not None:
             self.journal.write("task_failed", app="ready", site=site, round=0, reason=str(error))
             return BlockEnded(now_s, site, str(error))
-        answer: Ready = future.result()
+        answer: BlockStart = future.result()
         self.running[site] = answer["block"]
         left_s = answer["left_s"]
         ends_s = None if left_s is None else now_s + left_s

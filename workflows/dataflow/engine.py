@@ -25,8 +25,8 @@ from apps.training.progress import Progress
 from workflows.dataflow.block_events import BlockEvents, Handler
 from workflows.dataflow.enrolment import enrolled
 from workflows.dataflow.replay import Clock, decode_event, forget_failures, recorded_events
-from workflows.dataflow.staging import Ways
-from workflows.dataflow.train_spec import counted_updates, order_of, rule_of, site_weights, update_event
+from workflows.dataflow.staging import Staging
+from workflows.dataflow.train_spec import counted_updates, server_rule_spec, site_weights, train_request, update_event
 from workflows.planning.labels import EVALUATOR, SERVER
 from workflows.planning.plan import Plan
 from workflows.records.changes import rounds_asked
@@ -85,7 +85,7 @@ class Engine:
         # what failed for good under an earlier driver; the strategy has gone on without it
         self.failed = {r["fields"]["task"] for r in self.recorded if r["kind"] == "SiteFailed"}
         self.flows: dict[str, Flow] = {}  # site -> what it does
-        self.ways = Ways(plan, str(run.artifacts), self._submit, kernel.globus.carriage)
+        self.ways = Staging(plan, str(run.artifacts), self._submit, kernel.globus.carriage)
         self.unwritten = False  # evaluations that metrics.csv does not have yet
 
     # -- apps ---------------------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ class Engine:
         site, number = action.site, action.round
         base = self.ways.out(site, number, self.models[action.version], attempt)
         until = None if action.until_s is None else self.clock.unix(action.until_s)
-        order = order_of(self.plan, action, self.asked, attempt, self.last_task.get(site), until)
+        order = train_request(self.plan, action, self.asked, attempt, self.last_task.get(site), until)
         manifest = self._submit(
             local_train, site, number, self.plan.site_work[site], order, base, self._shard(site), on=site
         )
@@ -134,7 +134,7 @@ class Engine:
         weights = [weight for _, weight in (*action.parts, *action.models)]
         terms = [self.updates[task] for task, _ in action.parts] + [self.models[v] for v, _ in action.models]
         mean = not action.models and action.server is None
-        how = (weights, action.version) if mean else (weights, action.version, rule_of(action))
+        how = (weights, action.version) if mean else (weights, action.version, server_rule_spec(action))
         self.models[action.version] = self._submit(
             aggregate if mean else advance,
             SERVER,

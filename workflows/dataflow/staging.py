@@ -19,7 +19,7 @@ from workflows.planning.labels import SERVER, TRANSFERS
 from workflows.planning.storage import stores_at
 
 if TYPE_CHECKING:
-    from workflows.globus.transfer.staging import Carriage
+    from workflows.globus.transfer.staging import GlobusStaging
     from workflows.planning.plan import Plan
 
 
@@ -30,7 +30,7 @@ class Submit(Protocol):
         """The future of its result."""
 
 
-class Ways:
+class Staging:
     """The ways between the server's store and the sites' stores.
 
     Args:
@@ -40,7 +40,7 @@ class Ways:
         carriage: Globus Transfer, where a site needs it.
     """
 
-    def __init__(self, plan: Plan, store: str, submit: Submit, carriage: Carriage | None) -> None:
+    def __init__(self, plan: Plan, store: str, submit: Submit, carriage: GlobusStaging | None) -> None:
         self.plan, self.store, self.submit, self.carriage = plan, store, submit, carriage
         self.stores = stores_at(plan.sites)
 

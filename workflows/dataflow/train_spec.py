@@ -7,17 +7,17 @@ from dataclasses import asdict
 from typing import Any, TypedDict, cast
 
 from apps.artifacts.manifests import Manifest
-from apps.artifacts.server_optimizer import Rule
+from apps.artifacts.server_optimizer import ServerRuleSpec
 from apps.training.spec import TrainingSpec
-from apps.training.task import Order
+from apps.training.task import TrainRequest
 from workflows.planning.plan import Plan
 from workflows.records.changes import schedule_rounds
 from workflows.strategies.base import Aggregate, Train, UpdateArrived
 
 
-def order_of(
+def train_request(
     plan: Plan, action: Train, asked: Sequence[int], attempt: int, keep: str | None, until: float | None
-) -> Order:
+) -> TrainRequest:
     """What a site is asked to do.
 
     Args:
@@ -40,14 +40,14 @@ def order_of(
         "device": plan.sites[action.site].device,
         "until": until,
     }
-    return Order(
+    return TrainRequest(
         training=cast(TrainingSpec, spec), optimizer_from=keep if training.keep_optimizer else None, attempt=attempt
     )
 
 
-def rule_of(action: Aggregate) -> Rule | None:
+def server_rule_spec(action: Aggregate) -> ServerRuleSpec | None:
     """The optimiser at the server, as the app takes it."""
-    return cast(Rule, asdict(action.server)) if action.server else None
+    return cast(ServerRuleSpec, asdict(action.server)) if action.server else None
 
 
 def update_event(now_s: float, action: Train, arrival: Mapping[str, Any], shard: Mapping[str, Any]) -> UpdateArrived:
@@ -73,7 +73,7 @@ def update_event(now_s: float, action: Train, arrival: Mapping[str, Any], shard:
     )
 
 
-class Counted(TypedDict):
+class CountedUpdate(TypedDict):
     """An update in a model, for the journal."""
 
     site: str
@@ -83,7 +83,7 @@ class Counted(TypedDict):
     new: bool  # whether it counts for the first time
 
 
-def counted_updates(action: Aggregate, orders: Mapping[int, Train], counted: set[int]) -> dict[int, Counted]:
+def counted_updates(action: Aggregate, orders: Mapping[int, Train], counted: set[int]) -> dict[int, CountedUpdate]:
     """Task -> what the journal tells of it.
 
     Args:
@@ -91,7 +91,7 @@ def counted_updates(action: Aggregate, orders: Mapping[int, Train], counted: set
         counted: tasks that were in a model before.
     """
     return {
-        task: Counted(
+        task: CountedUpdate(
             site=orders[task].site,
             order=orders[task].round,
             weight=weight,
@@ -102,7 +102,7 @@ def counted_updates(action: Aggregate, orders: Mapping[int, Train], counted: set
     }
 
 
-def site_weights(updates: Mapping[int, Counted]) -> dict[str, float]:
+def site_weights(updates: Mapping[int, CountedUpdate]) -> dict[str, float]:
     """The share of each site's updates in a model."""
     weights: dict[str, float] = {}
     for update in updates.values():

@@ -40,7 +40,7 @@ class FinishedRun:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class LoadedModel:
     """A model to be asked. The base of an adapter is the same network with the adapter switched off."""
 
     name: str
@@ -54,7 +54,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Completion:
     """What a model said; ``cut`` where it had not ended when its tokens ran out."""
 
     text: str
@@ -104,7 +104,7 @@ def make_ready(run: FinishedRun, threads: int | None) -> None:
     quiet()
 
 
-def load_candidates(run: FinishedRun, with_base: bool = True) -> list[Candidate]:
+def load_candidates(run: FinishedRun, with_base: bool = True) -> list[LoadedModel]:
     """The base model, if asked for, and the trained one as its users load it, on the best device there is.
 
     Raises:
@@ -129,22 +129,22 @@ def best_device() -> str:
     return found.type if found else "cpu"
 
 
-def _load_adapted(run: FinishedRun, spec: ModelSpec, device: str, with_base: bool) -> list[Candidate]:
+def _load_adapted(run: FinishedRun, spec: ModelSpec, device: str, with_base: bool) -> list[LoadedModel]:
     """One network for both; its base is what the campaign names, since the adapter's own path may be elsewhere."""
     model = load_first_model(spec, device)
     network: Any = model.network
     network.load_adapter(run.model_folder, "default")
-    return [Candidate(BASE, model, adapter_off=True)] * with_base + [Candidate(TRAINED, model)]
+    return [LoadedModel(BASE, model, adapter_off=True)] * with_base + [LoadedModel(TRAINED, model)]
 
 
-def _load_full(run: FinishedRun, spec: ModelSpec, device: str, with_base: bool) -> list[Candidate]:
+def _load_full(run: FinishedRun, spec: ModelSpec, device: str, with_base: bool) -> list[LoadedModel]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     network: Any = AutoModelForCausalLM.from_pretrained(run.model_folder, dtype=getattr(torch, spec["dtype"]))
     tokenizer = AutoTokenizer.from_pretrained(run.model_folder)
-    trained = Candidate(TRAINED, Model(spec, network.to(device), tokenizer, {}))
-    return [Candidate(BASE, _base_model(run, spec, device)), trained] if with_base else [trained]
+    trained = LoadedModel(TRAINED, Model(spec, network.to(device), tokenizer, {}))
+    return [LoadedModel(BASE, _base_model(run, spec, device)), trained] if with_base else [trained]
 
 
 def _base_model(run: FinishedRun, spec: ModelSpec, device: str) -> Model:
@@ -171,13 +171,13 @@ def data_spec(run: FinishedRun) -> DataSpec:
     )
 
 
-def ask(
-    candidate: Candidate,
+def generate_answers(
+    candidate: LoadedModel,
     questions: Sequence[str],
     data: DataSpec,
     new_tokens: int,
     on_done: Callable[[int], object] = lambda count: None,
-) -> list[Answer]:
+) -> list[Completion]:
     """Greedy answers of at most ``new_tokens`` tokens; ``on_done`` hears how many more questions are answered.
 
     Raises:
@@ -186,7 +186,7 @@ def ask(
     import torch
 
     prompts = prompt_tokens(candidate.model, questions, data, new_tokens) if questions else []
-    answers: list[Answer] = []
+    answers: list[Completion] = []
     candidate.model.network.eval()
     with candidate.active(), torch.inference_mode():
         for start in range(0, len(prompts), BATCH):
@@ -208,7 +208,7 @@ def prompt_tokens(model: Model, questions: Sequence[str], data: DataSpec, new_to
     return [sample.tokens[: sample.answer_from] for sample in encode(asked, model.tokenizer, settings)]
 
 
-def _ask_batch(model: Model, prompts: Sequence[tuple[int, ...]], new_tokens: int) -> list[Answer]:
+def _ask_batch(model: Model, prompts: Sequence[tuple[int, ...]], new_tokens: int) -> list[Completion]:
     from transformers import GenerationConfig
 
     network: Any = model.network
@@ -236,9 +236,9 @@ def left_padded(prompts: Sequence[tuple[int, ...]], pad: int) -> tuple[Any, Any]
     return tokens, attention
 
 
-def _answer(tokens: list[int], tokenizer: Any) -> Answer:
+def _answer(tokens: list[int], tokenizer: Any) -> Completion:
     """The text up to the end mark."""
     cut = tokenizer.eos_token_id not in tokens
     said = tokens if cut else tokens[: tokens.index(tokenizer.eos_token_id)]
     text = tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return Answer(text.strip(), cut)
+    return Completion(text.strip(), cut)

@@ -59,7 +59,7 @@ def globus_app(flow: type[LoginFlowManager] | None = None) -> GlobusApp:
     """
     client_id, secret = get_client_creds()
     if client_id and secret:
-        return Account(
+        return ServiceAccountApp(
             client_id=client_id,
             client_secret=secret,
             app_name=platform.node(),
@@ -76,9 +76,9 @@ def globus_app(flow: type[LoginFlowManager] | None = None) -> GlobusApp:
         token_storage=storage,
         request_refresh_tokens=True,
         token_validation_error_handler=None,
-        login_flow_manager=flow or NobodyThere,  # type: ignore[arg-type]
+        login_flow_manager=flow or NonInteractiveLogin,  # type: ignore[arg-type]
     )
-    return Person(client_id=client_id or DEFAULT_CLIENT_ID, app_name=platform.node(), config=config)
+    return LoginApp(client_id=client_id or DEFAULT_CLIENT_ID, app_name=platform.node(), config=config)
 
 
 def keep_private(storage: Path) -> None:
@@ -154,18 +154,20 @@ def refused(error: AuthAPIError, app: GlobusApp) -> Exception:
     """The error for tokens that could not be renewed; one of the network stays what it is."""
     if error.http_status not in (400, 401, 403):
         return error
-    if isinstance(app, Account):
+    if isinstance(app, ServiceAccountApp):
         return UserMistake(
             f"Globus refuses the service account {app.client_id}", remedy=f"Set {SECRETS} to what is valid now"
         )
     return LoginNeeded("Globus: the login has expired or was taken back", remedy=f"Log in: {LOGIN}")
 
 
-class NobodyThere(LoginFlowManager):
+class NonInteractiveLogin(LoginFlowManager):
     """Raises where others ask: nobody reads the terminal of a campaign that runs for days."""
 
     @classmethod
-    def for_globus_app(cls, app_name: str, login_client: AuthLoginClient, config: GlobusAppConfig) -> NobodyThere:
+    def for_globus_app(
+        cls, app_name: str, login_client: AuthLoginClient, config: GlobusAppConfig
+    ) -> NonInteractiveLogin:
         return cls(login_client, request_refresh_tokens=config.request_refresh_tokens)
 
     def run_login_flow(self, auth_parameters: GlobusAuthorizationParameters) -> OAuthTokenResponse:
@@ -175,7 +177,7 @@ class NobodyThere(LoginFlowManager):
         raise LoginNeeded(f"Globus wants a login{message}", remedy=f"Log in: {LOGIN}{extra}")
 
 
-class Guarded(GlobusApp):
+class ThreadSafeApp(GlobusApp):
     """An app for many threads, which globus-sdk's own are not: what touches its tokens is done one at a time."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
@@ -185,7 +187,7 @@ class Guarded(GlobusApp):
     def get_authorizer(self, resource_server: str) -> GlobusAuthorizer:
         with self._lock:
             try:
-                return GuardedAuthorizer(super().get_authorizer(resource_server), self, self._lock)
+                return ThreadSafeAuthorizer(super().get_authorizer(resource_server), self, self._lock)
             except TokenValidationError as error:
                 if not self._token_validation_error_handling_enabled:
                     raise  # a question of the SDK's own, which wants to know
@@ -209,11 +211,11 @@ class Guarded(GlobusApp):
             super().logout(sweep=sweep)
 
 
-class Person(Guarded, UserApp):
+class LoginApp(ThreadSafeApp, UserApp):
     """Somebody who has logged in; the refresh tokens lapse after six months without use."""
 
 
-class Account(Guarded, ClientApp):
+class ServiceAccountApp(ThreadSafeApp, ClientApp):
     """A service account; it consents to something by asking for a token with it."""
 
     def add_scope_requirements(self, scope_requirements: Any) -> None:
@@ -227,7 +229,7 @@ class Account(Guarded, ClientApp):
                     self.token_storage.remove_token_data(server)
 
 
-class GuardedAuthorizer(GlobusAuthorizer):
+class ThreadSafeAuthorizer(GlobusAuthorizer):
     """Renews a token in one thread at a time, and tells of a refusal in words for people."""
 
     def __init__(self, inner: GlobusAuthorizer, app: GlobusApp, lock: AbstractContextManager[Any]) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from workflows.globus.compute.executor import SiteExecutor
     from workflows.globus.compute.liveness import SignOf
     from workflows.globus.transfer.https import FileReader
-    from workflows.globus.transfer.staging import Carriage
+    from workflows.globus.transfer.staging import GlobusStaging
     from workflows.planning.plan import Plan
     from workflows.records.run_directory import RunDirectory
 
@@ -29,7 +29,7 @@ class GlobusRoute:
     """What a driver keeps of Globus; empty for a campaign that does not use it."""
 
     sites: Mapping[str, SiteExecutor] = field(default_factory=dict)
-    carriage: Carriage | None = None
+    carriage: GlobusStaging | None = None
 
     def executors(self) -> list[ParslExecutor]:
         """For Parsl: one for each site, and threads of this process for the transfers."""
@@ -87,7 +87,7 @@ def globus_route(plan: Plan, run: RunDirectory) -> GlobusRoute:
     from workflows.globus.identity import compute_client, globus_app, https_authorizer, transfer_client
     from workflows.globus.setup.template import user_endpoint_config
     from workflows.globus.transfer.https import FileReader
-    from workflows.globus.transfer.staging import Carriage
+    from workflows.globus.transfer.staging import GlobusStaging
 
     app = globus_app()
     service = ComputeService(partial(compute_client, app), run.journal)
@@ -95,7 +95,7 @@ def globus_route(plan: Plan, run: RunDirectory) -> GlobusRoute:
     if carried:
         assert plan.campaign.globus is not None  # checked before
         server = plan.campaign.globus.as_collection()
-        carriage = Carriage(
+        carriage = GlobusStaging(
             run.journal,
             partial(transfer_client, app),
             server,

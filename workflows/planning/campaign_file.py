@@ -16,7 +16,7 @@ from apps.models.sources import TINY
 from site_configs.library.resolve import available, takes
 from workflows.planning.campaign import Campaign, SiteEntry
 from workflows.strategies import SECTIONS
-from workflows.strategies.base import Section
+from workflows.strategies.base import StrategySection
 
 NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
@@ -208,7 +208,7 @@ def _closest(word: str, known: Iterable[str]) -> str:
 def _keys_at(model: type[BaseModel], place: Sequence[str]) -> list[str]:
     """The keys that the schema knows at a place; below ``strategy`` its first part is the name of one."""
     for part in place:
-        if issubclass(model, Section) and part in SECTIONS:
+        if issubclass(model, StrategySection) and part in SECTIONS:
             model = SECTIONS[part]
             continue
         found = model.model_fields.get(part)

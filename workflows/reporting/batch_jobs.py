@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from workflows.console.units import plural
 from workflows.records.batch_jobs import GIVEN_BACK, LEFT_BEHIND, RUNS, UNTOLD, WAITS, BatchJob, SiteJobs, duration_text
 from workflows.reporting.captions import NONE, hours_text
-from workflows.reporting.run_summary import Run
+from workflows.reporting.run_summary import RunRecord
 from workflows.reporting.tables import Table
 
 MATTERS_SHARE, MATTERS_S = 0.1, 60.0  # a wait in queues is worth a sentence from this share of the campaign on
@@ -38,7 +38,7 @@ LOSSES = {
 }
 
 
-def job_table(run: Run) -> Table:
+def job_table(run: RunRecord) -> Table:
     """One row per batch job in the order of submission; no rows where there were none."""
     opened = run.journal.events[0]["time"] if run.journal.events else 0.0
     rows = [
@@ -85,7 +85,7 @@ def _cancelled_text(job: BatchJob) -> str:
     return f"cancelled with {duration_text(left_s)} of its walltime left" if left_s > 0 else "cancelled"
 
 
-def sum_table(run: Run) -> Table:
+def sum_table(run: RunRecord) -> Table:
     """One row per site that had or wanted a batch job."""
     rows = [
         [
@@ -111,7 +111,7 @@ def _share_text(site: SiteJobs) -> str:
     return f"{site.trained_node_s / site.held_node_s:.0%}" if site.held_node_s else NONE
 
 
-def block_text(run: Run) -> str:
+def block_text(run: RunRecord) -> str:
     """What a reader should know of the batch jobs before anything else; empty where all went well."""
     sites = run.site_jobs
     found = [queue_sentence(sites, run.timeline.length_s), loss_sentence(sites), refusal_sentence(sites)]

@@ -18,7 +18,7 @@ from workflows.records.timeline import (
     round_lengths,
 )
 from workflows.reporting.figure_style import GLOBAL
-from workflows.reporting.run_summary import Findings, Run
+from workflows.reporting.run_summary import RunRecord, RunSummary
 
 NONE = "–"
 
@@ -39,7 +39,7 @@ def _section(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return part if isinstance(part, dict) else {}
 
 
-def subtitle(run: Run) -> str:
+def subtitle(run: RunRecord) -> str:
     """Model, adapter, seed and the day, in one line."""
     model = _section(run.campaign, "model")
     adapter = _section(model, "adapter")
@@ -54,7 +54,7 @@ def subtitle(run: Run) -> str:
     return " · ".join(words)
 
 
-def lead_text(run: Run, found: Findings) -> str:
+def lead_text(run: RunRecord, found: RunSummary) -> str:
     """The campaign in two or three sentences."""
     strategy = _section(run.campaign, "strategy").get("name", "unnamed")
     size = f"{plural(len(run.sites), 'site')}, {plural(len(run.owners), 'task')}, strategy {strategy}"
@@ -73,7 +73,7 @@ def lead_text(run: Run, found: Findings) -> str:
     return words
 
 
-def big_numbers(run: Run, found: Findings) -> list[tuple[str, str]]:
+def big_numbers(run: RunRecord, found: RunSummary) -> list[tuple[str, str]]:
     """The few numbers at the top, each with its label."""
     planned = run.campaign.get("rounds")
     noun = run.period if (planned or found.rounds) == 1 else f"{run.period}s"
@@ -92,11 +92,11 @@ def big_numbers(run: Run, found: Findings) -> list[tuple[str, str]]:
     return numbers
 
 
-def _full_text(found: Findings) -> str:
+def _full_text(found: RunSummary) -> str:
     return "unknown" if found.nbytes_full is None else bytes_text(found.nbytes_full)
 
 
-def loss_caption(run: Run, found: Findings) -> str:
+def loss_caption(run: RunRecord, found: RunSummary) -> str:
     if found.loss_last is None or found.rounds == 0:
         return "No trained global model has been scored so far."
     means = run.mean_losses[GLOBAL].dropna()
@@ -108,7 +108,7 @@ def loss_caption(run: Run, found: Findings) -> str:
     return text + (f" It rose in {run.period} {', '.join(risen)}." if risen else f" It fell in every {run.period}.")
 
 
-def task_caption(found: Findings) -> str:
+def task_caption(found: RunSummary) -> str:
     if not found.compared:
         return "No site's model has been scored yet, so there is nothing to compare the global model with."
     return (
@@ -118,14 +118,14 @@ def task_caption(found: Findings) -> str:
     )
 
 
-def heatmap_caption(found: Findings) -> str:
+def heatmap_caption(found: RunSummary) -> str:
     text = "Final loss on each task; blue is better and red worse than the global model, bold is the best of "
     text += "the row, a frame marks a site that trains on the task."
     named = ", ".join(found.owner_wins[:6]) + (" and others" if len(found.owner_wins) > 6 else "")
     return text + (f" Owners beat the global model on {named}." if named else "")
 
 
-def timeline_caption(run: Run) -> str:
+def timeline_caption(run: RunRecord) -> str:
     timeline = run.timeline
     text = "What each site did when; dotted lines mark where " + f"{run.period}s begin."
     if timeline.waits:
@@ -150,7 +150,7 @@ def _when(wait: Interval, timeline: Timeline) -> str:
     return f"{'in' if same else 'until'} {timeline.period} {wait.round}"
 
 
-def cost_caption(run: Run, found: Findings) -> str:
+def cost_caption(run: RunRecord, found: RunSummary) -> str:
     text = f"{bytes_text(found.nbytes_moved)} crossed between server and sites"
     if found.nbytes_full:
         times = times_text(found.nbytes_full / max(1, found.nbytes_moved))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from workflows.reporting.batch_jobs import block_text, job_table, sum_table
 from workflows.reporting.captions import big_numbers, lead_text, subtitle
-from workflows.reporting.run_summary import Findings, Run
+from workflows.reporting.run_summary import RunRecord, RunSummary
 from workflows.reporting.tables import round_table, site_table, task_table, trouble_table, update_table
 
 PAGE = """<!doctype html>
@@ -82,7 +82,7 @@ pre { background: var(--card); padding: .8rem; border-radius: .5rem; overflow-x:
 """
 
 
-def page(run: Run, found: Findings, pictures: Sequence[tuple[str, str, Path]]) -> str:
+def page(run: RunRecord, found: RunSummary, pictures: Sequence[tuple[str, str, Path]]) -> str:
     """The whole page as text, pictures inside; everything that comes from the run is escaped."""
     import jinja2
 

@@ -23,7 +23,7 @@ METRICS_COLUMNS = ("round", "model", "task", "loss")
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecord:
     """What a run directory holds, as read; `losses` has one row per round and columns (model, task).
 
     `notes` say in words what could not be read as it should.
@@ -109,7 +109,7 @@ def _last_scored(losses: DataFrame) -> Any:
     return scored.iloc[-1] if len(scored) else losses.iloc[-1]
 
 
-def load_run(directory: Path) -> Run:
+def load_run(directory: Path) -> RunRecord:
     """Read a run directory, finished or not; raises UserMistake when it is not one or is damaged."""
     if not directory.is_dir():
         raise _unreadable(directory, "there is no such run directory")
@@ -120,7 +120,7 @@ def load_run(directory: Path) -> Run:
         raise _unreadable(directory / "journal.jsonl", f"is not a journal: {error}") from error
     losses, notes = _load_losses(directory / "metrics.csv")
     environment = _load_environment(directory)
-    return Run(directory, campaign, text, environment, losses, journal, (*journal.notes, *notes))
+    return RunRecord(directory, campaign, text, environment, losses, journal, (*journal.notes, *notes))
 
 
 def _unreadable(path: Path, reason: str) -> UserMistake:
@@ -189,7 +189,7 @@ def _divergence(bad: DataFrame) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Findings:
+class RunSummary:
     """The numbers that the words of the report are made of; losses are means over the tasks."""
 
     state: str
@@ -211,7 +211,7 @@ class Findings:
         return min(self.site_losses, key=self.site_losses.__getitem__, default=None)
 
 
-def find(run: Run) -> Findings:
+def summarize(run: RunRecord) -> RunSummary:
     """Compute the summary; a task is compared when the global model and some site were scored on it."""
     final, means = run.final_losses, run.mean_losses
     lines = {model: means[model].dropna() for model in run.models}
@@ -221,7 +221,7 @@ def find(run: Run) -> Findings:
     tasks = task_runs(run.journal)
     moved, full = moves(tasks), full_model_nbytes(tasks)
     finished, state = _state(run.journal)
-    return Findings(
+    return RunSummary(
         state=state,
         finished=finished,
         rounds=0 if scored is None else int(scored.index[-1]),

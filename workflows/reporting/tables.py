@@ -13,7 +13,7 @@ from workflows.records.late_updates import late_updates
 from workflows.records.timeline import STAGING_IN, STAGING_OUT, TRAINING, WAITING, idle_share, round_lengths
 from workflows.reporting.captions import NONE, loss_text
 from workflows.reporting.figure_style import GLOBAL
-from workflows.reporting.run_summary import Run
+from workflows.reporting.run_summary import RunRecord
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Table:
     look: str = ""  # "text": all columns are words; "remarks": the last one is
 
 
-def round_table(run: Run) -> Table:
+def round_table(run: RunRecord) -> Table:
     """One row per round that was scored or begun."""
     tasks, lengths, means = task_runs(run.journal), round_lengths(run.timeline), run.mean_losses
     used = {e.get("version"): _used_text(e) for e in run.journal.named("aggregated")}
@@ -65,7 +65,7 @@ def _used_text(event: Mapping[str, Any]) -> str:
     return str(len(updates)) if new == len(updates) else f"{len(updates)}, {new} new"
 
 
-def update_table(run: Run) -> Table | None:
+def update_table(run: RunRecord) -> Table | None:
     """One row per update of a strategy without rounds, in the order in which they counted."""
     if run.period == "round":
         return None
@@ -86,7 +86,7 @@ def update_table(run: Run) -> Table | None:
     return Table("Updates", columns, rows, note, "remarks")
 
 
-def task_table(run: Run) -> Table:
+def task_table(run: RunRecord) -> Table:
     """Final losses by task; the owner is the site whose data hold the task."""
     final = run.final_losses
     rows = [
@@ -96,7 +96,7 @@ def task_table(run: Run) -> Table:
     return Table("Final loss by task", ("task", "owner", *run.models), rows, "The last score of each model.")
 
 
-def site_table(run: Run) -> Table:
+def site_table(run: RunRecord) -> Table:
     """One row per site: what it holds, what it did, where its time went."""
     tasks, timeline, rows = task_runs(run.journal), run.timeline, []
     for site in run.sites:
@@ -116,11 +116,11 @@ def site_table(run: Run) -> Table:
     return Table("Sites", (*columns, "staging [s]", "idle"), rows, note)
 
 
-def _orders(run: Run) -> str:
+def _orders(run: RunRecord) -> str:
     return "rounds" if run.period == "round" else "orders"
 
 
-def trouble_table(run: Run) -> Table | None:
+def trouble_table(run: RunRecord) -> Table | None:
     """What failed, was refused or came too late, in the order of time; None when nothing did."""
     names = {"task_failed": "task failed", "update_refused": "update refused", "block_failed": "block failed"}
     opened = run.journal.events[0]["time"] if run.journal.events else 0.0

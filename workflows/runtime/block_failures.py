@@ -29,7 +29,7 @@ class BlocksFailed(CrossfedError):  # noqa: N818
 
 
 @dataclass
-class Tries:
+class BlockHistory:
     """What a site's blocks have come to."""
 
     seen: set[str] = field(default_factory=set)
@@ -42,17 +42,17 @@ class BlockPatience:
 
     def __init__(self, tell: Tell, clock: Callable[[], float] = time.monotonic) -> None:
         self.tell, self.clock = tell, clock
-        self.tries: dict[str, Tries] = {}
+        self.tries: dict[str, BlockHistory] = {}
 
     def __call__(self, executor: Any, status: Mapping[str, Any]) -> None:
-        tries = self.tries.setdefault(executor.label, Tries())
+        tries = self.tries.setdefault(executor.label, BlockHistory())
         for block_id in sorted(status, key=int):
             if status[block_id].terminal and block_id not in tries.seen and not executor.bad_state_is_set:
                 tries.seen.add(block_id)
                 self._ended(executor, tries, status[block_id], submitted=block_id in executor.blocks_to_job_id)
         executor.provider.max_blocks = 0 if self.clock() < tries.held_until else 1
 
-    def _ended(self, executor: Any, tries: Tries, job: Any, submitted: bool) -> None:
+    def _ended(self, executor: Any, tries: BlockHistory, job: Any, submitted: bool) -> None:
         if job.status_name not in ("FAILED", "MISSING"):
             tries.failures = 0
             return

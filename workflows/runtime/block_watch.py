@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from apps.base.errors import CrossfedError
-from site_configs.library.providers import SETTLE_S, Tamed
+from site_configs.library.providers import SETTLE_S, StatusAwareProvider
 from site_configs.library.schedulers import GONE, LIVE, UNKNOWN, JobFacts, Scheduler, scheduler_for
 from site_configs.library.site import Block, Site
 from workflows.records.journal import Journal
@@ -32,7 +32,7 @@ CLOSING_PERIOD_S = 0.5
 
 
 @dataclass
-class Job:
+class WatchedJob:
     """A batch job of this campaign; ``facts`` is the scheduler's last word."""
 
     job_id: str
@@ -61,7 +61,7 @@ class BlockWatch:
     campaign: str
     prefix: str
     period_s: float
-    jobs: dict[str, Job] = field(default_factory=dict)
+    jobs: dict[str, WatchedJob] = field(default_factory=dict)
     closing: threading.Event = field(default_factory=threading.Event)
     looking: threading.Lock = field(default_factory=threading.Lock)
 
@@ -95,7 +95,7 @@ class BlockWatch:
     def _note_submissions(self) -> None:
         for block, job_id in list(self.executor.blocks_to_job_id.items()):
             if job_id not in self.jobs:
-                self.jobs[job_id] = Job(job_id, time.time())
+                self.jobs[job_id] = WatchedJob(job_id, time.time())
                 self.journal.write(
                     "block_submitted",
                     site=self.site.name,
@@ -106,7 +106,7 @@ class BlockWatch:
                     walltime_s=self.block.walltime_s,
                 )
 
-    def _note(self, job: Job, answer: Any) -> None:
+    def _note(self, job: WatchedJob, answer: Any) -> None:
         too_soon = job.facts is None and time.time() - job.submitted < SETTLE_S
         if answer is UNKNOWN or (answer is GONE and too_soon):
             return
@@ -126,7 +126,7 @@ class BlockWatch:
         if answer.state not in LIVE:
             self._ended(job, answer.state, answer.reason)
 
-    def _ended(self, job: Job, state: str, reason: str) -> None:
+    def _ended(self, job: WatchedJob, state: str, reason: str) -> None:
         job.ended = True
         facts = job.facts
         self.journal.write(
@@ -141,14 +141,14 @@ class BlockWatch:
         )
         append(self._record(job, state))
 
-    def _asked_for(self, job: Job) -> bool | None:
+    def _asked_for(self, job: WatchedJob) -> bool | None:
         """Whether this driver has asked for the end of a job; None: its provider is none of ours and does not tell."""
         if self.closing.is_set():
             return True
         provider = self.executor.provider
-        return job.job_id in provider.told_to_end if isinstance(provider, Tamed) else None
+        return job.job_id in provider.told_to_end if isinstance(provider, StatusAwareProvider) else None
 
-    def _record(self, job: Job, state: str) -> BlockRecord:
+    def _record(self, job: WatchedJob, state: str) -> BlockRecord:
         facts = job.facts
         return BlockRecord(
             machine=self.machine,

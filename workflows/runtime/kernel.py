@@ -35,7 +35,7 @@ from workflows.runtime.memoizer import JournalMemoizer
 from workflows.runtime.moved_site_jobs import settle_moved_sites
 from workflows.runtime.orphans import TOKEN_VARIABLE, end_orphans
 from workflows.runtime.retry_policy import RetryPolicy, newest_checkpoint
-from workflows.runtime.worker_pools import LocalBlocks
+from workflows.runtime.worker_pools import WorkerPools
 
 logger = logging.getLogger(__name__)
 CLEANUP_S = 60.0  # to cancel all blocks
@@ -50,7 +50,7 @@ class Kernel:
         self.kernel, self.run, self.plan, self.globus = kernel, run, plan, route
         self.began = time.time()
         here = {k: e for k, e in kernel.executors.items() if hasattr(e, "provider") and not is_batch(plan, k)}
-        self.local_blocks = LocalBlocks(here)
+        self.local_blocks = WorkerPools(here)
         self.watches = watch_blocks(plan, kernel.executors, run)
         self.busy_until = dict.fromkeys(self.watches, time.monotonic())
         started = {label: getattr(executor, "interchange_proc", None) for label, executor in kernel.executors.items()}

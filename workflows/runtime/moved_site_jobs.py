@@ -31,7 +31,7 @@ CANCEL = {"slurm": "scancel", "pbs": "qdel"}
 
 
 @dataclass(frozen=True)
-class Left:
+class JobsLeft:
     """Jobs of one site under one configuration whose end nobody has noted.
 
     Attributes:
@@ -49,7 +49,7 @@ class Left:
         return self.entry.config or self.site
 
 
-def left_jobs(journal: Journal) -> list[Left]:
+def left_jobs(journal: Journal) -> list[JobsLeft]:
     """The jobs without a known end, by site and configuration.
 
     A driver that was started with the same configuration has asked for them: what it did not find has ended.
@@ -75,7 +75,7 @@ def left_jobs(journal: Journal) -> list[Left]:
     groups: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for (site, job_id), (entry, where) in left.items():
         groups[site, entry, where].append(job_id)
-    return [Left(site, SiteEntry(**json.loads(e)), where, tuple(ids)) for (site, e, where), ids in groups.items()]
+    return [JobsLeft(site, SiteEntry(**json.loads(e)), where, tuple(ids)) for (site, e, where), ids in groups.items()]
 
 
 def settle_moved_sites(plan: Plan, run: RunDirectory) -> None:
@@ -93,7 +93,7 @@ def settle_moved_sites(plan: Plan, run: RunDirectory) -> None:
             )
 
 
-def left_in_words(left: Left, block: Block | None, job_ids: Sequence[str]) -> str:
+def left_in_words(left: JobsLeft, block: Block | None, job_ids: Sequence[str]) -> str:
     """Which jobs may be there, and the command that ends them."""
     command = CANCEL[block.scheduler] if block else " or ".join(CANCEL.values())
     variables = block.command_environment if block else {}
@@ -104,7 +104,7 @@ def left_in_words(left: Left, block: Block | None, job_ids: Sequence[str]) -> st
     )
 
 
-def _as_it_was(left: Left, run_dir: Path) -> Site | None:
+def _as_it_was(left: JobsLeft, run_dir: Path) -> Site | None:
     """The site under its earlier configuration; None where its file is gone or takes these settings no more."""
     try:
         return resolve_site(left.site, left.config, run_dir, left.entry.settings)
@@ -112,7 +112,7 @@ def _as_it_was(left: Left, run_dir: Path) -> Site | None:
         return None
 
 
-def _asked_already(block: Block, left: Left, now: Site, config: str) -> bool:
+def _asked_already(block: Block, left: JobsLeft, now: Site, config: str) -> bool:
     """Whether the site's scheduler is still the same one, so that its queue has just been looked through."""
     return (
         now.own_block is not None
@@ -121,7 +121,7 @@ def _asked_already(block: Block, left: Left, now: Site, config: str) -> bool:
     )
 
 
-def _cancel(block: Block, left: Left, prefix: str, journal: Journal) -> tuple[str, ...]:
+def _cancel(block: Block, left: JobsLeft, prefix: str, journal: Journal) -> tuple[str, ...]:
     """Cancel what the earlier scheduler has of this run, as far as it answers here; the jobs that may remain.
 
     Jobs are known by their names alone: on another machine the same number is somebody else's job.

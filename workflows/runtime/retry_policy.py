@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from apps.base.errors import AtWork, BlockTooShort, RanksLost, Unfinished, WorkersLost
+from apps.base.errors import BlockTooShort, LeaseHeld, RanksLost, Unfinished, WorkersLost
 from apps.training.checkpoints import FOLDER
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class RetryPolicy:
             logger.info("%s", error)
             self.give_back(site)
             return 0 if isinstance(error, Unfinished) else 1
-        if isinstance(error, AtWork):
+        if isinstance(error, LeaseHeld):
             return 0
         if isinstance(error, losses()):
             cost = 0 if self._got_on(site) else 1

@@ -20,7 +20,7 @@ PATIENCE_S = 12.0  # the pool itself needs up to 5 s to replace a worker
 HEALTHY_CHILDREN = 2  # a pool's helper and its worker
 
 
-class LocalBlocks:
+class WorkerPools:
     """Looks after the local blocks of some executors; ``check`` may be called as often as one likes."""
 
     def __init__(self, executors: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Discriminator
 
 from workflows.strategies.area import AreaSection
-from workflows.strategies.base import Section, Strategy
+from workflows.strategies.base import Strategy, StrategySection
 from workflows.strategies.diloco import DiLoCoSection
 from workflows.strategies.fedadagrad import FedAdagradSection
 from workflows.strategies.fedadam import FedAdamSection
@@ -23,7 +23,7 @@ from workflows.strategies.fedqueue import FedQueueSection
 from workflows.strategies.fedyogi import FedYogiSection
 from workflows.strategies.scaffold import ScaffoldSection
 
-SECTIONS: dict[str, type[Section]] = {
+SECTIONS: dict[str, type[StrategySection]] = {
     "fedavg": FedAvgSection,
     "fedprox": FedProxSection,
     "fedavgm": FedAvgMSection,
@@ -75,11 +75,11 @@ def has_rounds(name: str) -> bool:
     return issubclass(SECTIONS.get(name, FedAvgSection), SynchronousSection)
 
 
-def is_plain_mean(section: Section) -> bool:
+def is_plain_mean(section: StrategySection) -> bool:
     """Whether each model is a mean of updates of the one before, and nothing else."""
     return isinstance(section, FedAvgSection | FedProxSection)
 
 
-def make_strategy(section: Section, rounds: int, steps: int) -> Strategy:
+def make_strategy(section: StrategySection, rounds: int, steps: int) -> Strategy:
     """The strategy of a campaign: over after so many versions of the model, with so many local steps an order."""
     return section.strategy(rounds, steps)

@@ -18,11 +18,11 @@ from typing import Literal
 from pydantic import NonNegativeFloat, PositiveInt
 
 from workflows.strategies.asynchronous import Asynchronous
-from workflows.strategies.base import Aggregate, Section
+from workflows.strategies.base import Aggregate, StrategySection
 from workflows.strategies.ledger import Order
 
 
-class AreaSection(Section):
+class AreaSection(StrategySection):
     """``strategy: {name: area}``."""
 
     name: Literal["area"]

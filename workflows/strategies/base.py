@@ -188,7 +188,7 @@ class Strategy(Protocol):
 Weights = Literal["samples", "equal"]
 
 
-class Section(BaseModel):
+class StrategySection(BaseModel):
     """Settings of one strategy; each gives the strategy it describes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)

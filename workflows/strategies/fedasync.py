@@ -17,12 +17,12 @@ from typing import Literal
 from pydantic import Field, NonNegativeFloat
 
 from workflows.strategies.asynchronous import Asynchronous
-from workflows.strategies.base import Aggregate, Section
+from workflows.strategies.base import Aggregate, StrategySection
 from workflows.strategies.ledger import Order
 from workflows.strategies.staleness import Staleness
 
 
-class FedAsyncSection(Section):
+class FedAsyncSection(StrategySection):
     """``strategy: {name: fedasync}``."""
 
     name: Literal["fedasync"]

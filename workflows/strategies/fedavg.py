@@ -29,11 +29,11 @@ from workflows.strategies.base import (
     Aggregate,
     CampaignStarted,
     Event,
-    Section,
     ServerRule,
     SetTimer,
     SiteFailed,
     Stop,
+    StrategySection,
     TimerFired,
     Train,
     UpdateArrived,
@@ -42,7 +42,7 @@ from workflows.strategies.base import (
 from workflows.strategies.ledger import Ledger, as_plain, from_plain, shares
 
 
-class SynchronousSection(Section):
+class SynchronousSection(StrategySection):
     """What the synchronous strategies have in common."""
 
     weights: Weights = "samples"

@@ -17,12 +17,12 @@ from typing import Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from workflows.strategies.asynchronous import Asynchronous
-from workflows.strategies.base import Aggregate, Section, ServerRule
+from workflows.strategies.base import Aggregate, ServerRule, StrategySection
 from workflows.strategies.ledger import Order
 from workflows.strategies.staleness import Staleness
 
 
-class FedBuffSection(Section):
+class FedBuffSection(StrategySection):
     """``strategy: {name: fedbuff}``."""
 
     name: Literal["fedbuff"]

@@ -29,10 +29,10 @@ from workflows.strategies.base import (
     Aggregate,
     CampaignStarted,
     Event,
-    Section,
     SetTimer,
     SiteFailed,
     Stop,
+    StrategySection,
     TimerFired,
     UpdateArrived,
 )
@@ -40,7 +40,7 @@ from workflows.strategies.ledger import Ledger, Order, as_plain, from_plain
 from workflows.strategies.staleness import Staleness
 
 
-class FedCompassSection(Section):
+class FedCompassSection(StrategySection):
     """``strategy: {name: fedcompass}``."""
 
     name: Literal["fedcompass"]

@@ -67,11 +67,11 @@ from workflows.strategies.base import (
     Event,
     ReleaseBlock,
     RequestBlock,
-    Section,
     ServerRule,
     SetTimer,
     SiteFailed,
     Stop,
+    StrategySection,
     TimerFired,
     UpdateArrived,
     Weights,
@@ -80,7 +80,7 @@ from workflows.strategies.echo import Word, echoed
 from workflows.strategies.ledger import Ledger, Order, as_plain, from_plain, shares
 
 
-class FedEchoSection(Section):
+class FedEchoSection(StrategySection):
     """``strategy: {name: fedecho}``."""
 
     name: Literal["fedecho"]

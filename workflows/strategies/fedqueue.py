@@ -31,10 +31,10 @@ from workflows.strategies.base import (
     Aggregate,
     CampaignStarted,
     Event,
-    Section,
     SetTimer,
     SiteFailed,
     Stop,
+    StrategySection,
     TimerFired,
     UpdateArrived,
 )
@@ -42,7 +42,7 @@ from workflows.strategies.ledger import Ledger, Order, as_plain, from_plain
 from workflows.strategies.staleness import Staleness
 
 
-class FedQueueSection(Section):
+class FedQueueSection(StrategySection):
     """``strategy: {name: fedqueue}``."""
 
     name: Literal["fedqueue"]

@@ -10,7 +10,7 @@ import torch
 
 from apps import server
 from apps.artifacts import streams
-from apps.artifacts.server_optimizer import MOMENTS, Rule, optimizer_step
+from apps.artifacts.server_optimizer import MOMENTS, ServerRuleSpec, optimizer_step
 from apps.artifacts.store import artifact_path, load_tensors, save_tensors
 from apps.artifacts.weighted_sum import affine_combination
 from apps.base.errors import ArtifactError, UserMistake
@@ -20,8 +20,8 @@ from apps.base.versions import code_version
 Tensors = dict[str, torch.Tensor]
 
 
-def rule(name: str, rate: float = 0.5) -> Rule:
-    return Rule(name=name, rate=rate, beta1=0.9, beta2=0.99, tau=1e-3)
+def rule(name: str, rate: float = 0.5) -> ServerRuleSpec:
+    return ServerRuleSpec(name=name, rate=rate, beta1=0.9, beta2=0.99, tau=1e-3)
 
 
 def some(seed: int, count: int = 11) -> Tensors:
@@ -72,7 +72,7 @@ def test_three_steps_follow_the_formula(name, piece, tmp_path, monkeypatch):
 
 
 def test_momentum_without_memory_is_the_plain_mean(tmp_path):
-    plain = Rule(name="momentum", rate=1.0, beta1=0.0, beta2=0.0, tau=0.0)
+    plain = ServerRuleSpec(name="momentum", rate=1.0, beta1=0.0, beta2=0.0, tau=0.0)
     base, terms = saved(tmp_path, some(0)), [(saved(tmp_path, some(k)), 0.5) for k in (1, 2)]
     model, _ = optimizer_step(terms, base, None, plain, tmp_path, "model")
     mean = load_tensors(artifact_path(tmp_path, affine_combination(terms, base, tmp_path)))
@@ -82,7 +82,7 @@ def test_momentum_without_memory_is_the_plain_mean(tmp_path):
 
 def test_nesterov_of_a_still_gradient_goes_one_plus_mu_far(tmp_path):
     base, term = saved(tmp_path, {"w": torch.zeros(1)}), saved(tmp_path, {"w": torch.ones(1)})
-    one = Rule(name="nesterov", rate=0.7, beta1=0.9, beta2=0.0, tau=0.0)
+    one = ServerRuleSpec(name="nesterov", rate=0.7, beta1=0.9, beta2=0.0, tau=0.0)
     model, _ = optimizer_step([(term, 1.0)], base, None, one, tmp_path, "model")
     assert math.isclose(load_tensors(artifact_path(tmp_path, model))["w"].item(), 0.7 * 1.9, rel_tol=1e-6)
 
@@ -141,7 +141,7 @@ def test_the_task_chains_the_state_by_version(tmp_path):
     place = Place(site="server", round=1)
     carrier = {"artifact": save_tensors(tmp_path, {"w": torch.zeros(1)}, "model"), "frozen": "abc"}
     update = {"artifact": save_tensors(tmp_path, {"w": torch.ones(1)}, "update")}
-    momentum = Rule(name="momentum", rate=1.0, beta1=0.5, beta2=0.0, tau=0.0)
+    momentum = ServerRuleSpec(name="momentum", rate=1.0, beta1=0.5, beta2=0.0, tau=0.0)
     first = server.advance(place, work(tmp_path), carrier, [1.0], 1, momentum, update)
     second = server.advance(place, work(tmp_path), first, [1.0], 2, momentum, update)
     assert load_tensors(artifact_path(tmp_path, second["artifact"]))["w"].item() == pytest.approx(1.5)

@@ -11,8 +11,8 @@ from training_site import PARALLEL
 from apps.base.errors import TaskError, UserMistake
 from apps.ranks.launchers import (
     PROJECT,
-    Seat,
-    find_seat,
+    RankInfo,
+    find_rank,
     launch_command,
     launch_environment,
     meeting_address,
@@ -30,27 +30,27 @@ BATCH_SCRIPT = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "8"} 
 
 @pytest.mark.parametrize("variables", [TORCHRUN, SRUN, PALS, PMI, OPEN_MPI])
 def test_every_launcher_is_understood(variables):
-    assert find_seat(variables, 8) == Seat(5, 1)
+    assert find_rank(variables, 8) == RankInfo(5, 1)
 
 
 @pytest.mark.parametrize("variables", [TORCHRUN, PMI, OPEN_MPI, PALS])
 def test_the_batch_script_s_own_variables_do_not_count(variables):
-    assert find_seat(BATCH_SCRIPT | variables, 8) == Seat(5, 1)
+    assert find_rank(BATCH_SCRIPT | variables, 8) == RankInfo(5, 1)
 
 
 def test_srun_with_pmi2_has_no_local_rank_of_pmi():
-    assert find_seat({**SRUN, "PMI_RANK": "5", "PMI_SIZE": "8"}, 8) == Seat(5, 1)
+    assert find_rank({**SRUN, "PMI_RANK": "5", "PMI_SIZE": "8"}, 8) == RankInfo(5, 1)
 
 
 @pytest.mark.parametrize("variables", [{}, TORCHRUN, {**SRUN, "SLURM_NTASKS": "x"}, {"RANK": "0", "WORLD_SIZE": "4"}])
 def test_another_number_of_ranks_is_an_error(variables):
     with pytest.raises(TaskError, match=r"none of 4 ranks.*launch command"):
-        find_seat(variables, 4)
+        find_rank(variables, 4)
 
 
 def test_the_error_names_what_was_found():
     with pytest.raises(TaskError, match="RANK=5, LOCAL_RANK=1, WORLD_SIZE=8"):
-        find_seat(TORCHRUN, 4)
+        find_rank(TORCHRUN, 4)
 
 
 def test_places_of_the_template_are_filled_in():

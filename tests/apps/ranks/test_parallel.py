@@ -12,8 +12,8 @@ from apps.base.errors import UserMistake
 from apps.models import model as models
 from apps.models.batches import Sample, collate
 from apps.models.loss import summed_loss
-from apps.ranks.parallel import fits_in_worker, load_device, spread
-from apps.ranks.process_group import Team
+from apps.ranks.parallel import fits_in_worker, load_device, parallelize
+from apps.ranks.process_group import ProcessGroup
 
 
 @pytest.mark.parametrize(
@@ -45,8 +45,8 @@ def test_settings_that_do_not_go_together(changes, what):
 
 
 def test_a_model_to_be_sharded_is_loaded_on_the_host():
-    assert load_device(PARALLEL | {"sharding": "full_shard"}, Team("cuda:3")) == "cpu"
-    assert load_device(PARALLEL | {"sharding": "ddp"}, Team("cuda:3")) == "cuda:3"
+    assert load_device(PARALLEL | {"sharding": "full_shard"}, ProcessGroup("cuda:3")) == "cpu"
+    assert load_device(PARALLEL | {"sharding": "ddp"}, ProcessGroup("cuda:3")) == "cuda:3"
 
 
 @pytest.mark.parametrize("method", [None, "fedit"])
@@ -56,7 +56,9 @@ def test_activation_checkpoints_change_no_gradient(method):
     model.network.train()
     batch, found = collate(samples, 0), []
     for checkpoint_activations in (False, True, False):
-        ready = spread(model, PARALLEL | {"checkpoint_activations": checkpoint_activations}, "no", Team("cpu"))
+        ready = parallelize(
+            model, PARALLEL | {"checkpoint_activations": checkpoint_activations}, "no", ProcessGroup("cpu")
+        )
         layers = [m for m in model.network.modules() if getattr(m, "gradient_checkpointing", None) is not None]
         assert all(layer.gradient_checkpointing is checkpoint_activations for layer in layers)
         loss = summed_loss(ready.forward, model.network, batch)
@@ -68,5 +70,5 @@ def test_activation_checkpoints_change_no_gradient(method):
 
 def test_mixed_precision_is_autocast_where_nothing_is_sharded():
     model = models._load_model.__wrapped__(json.dumps(model_spec()), "cpu")
-    assert spread(model, PARALLEL, "bf16", Team("cpu")).autocast
-    assert not spread(model, PARALLEL, "no", Team("cpu")).autocast
+    assert parallelize(model, PARALLEL, "bf16", ProcessGroup("cpu")).autocast
+    assert not parallelize(model, PARALLEL, "no", ProcessGroup("cpu")).autocast

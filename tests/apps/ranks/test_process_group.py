@@ -14,12 +14,12 @@ from apps.artifacts.store import artifact_path, load_tensors, save_tensors
 from apps.base.errors import ArtifactError
 from apps.models import model as models
 from apps.models.model import Model
-from apps.ranks.parallel import spread
-from apps.ranks.process_group import Team, is_sharded, placed_like
-from apps.training.checkpoints import Checkpoints, Standing, restore
+from apps.ranks.parallel import parallelize
+from apps.ranks.process_group import ProcessGroup, is_sharded, placed_like
+from apps.training.checkpoints import Checkpoints, TrainingState, restore
 from apps.training.optimization import make_optimizer, optimizer_tensors
 
-TEAM = Team("cpu")
+TEAM = ProcessGroup("cpu")
 FULL_SHARD = PARALLEL | {"sharding": "full_shard"}
 
 
@@ -40,7 +40,7 @@ def test_alone_there_is_nothing_to_exchange():
     assert TEAM.told({"a": 1}) == {"a": 1}
     assert TEAM.gathered(torch.ones(2))[0].tolist() == [1, 1]
     assert TEAM.writes
-    assert not Team("cpu", 1, 2).writes
+    assert not ProcessGroup("cpu", 1, 2).writes
     TEAM.wait()
 
 
@@ -62,7 +62,7 @@ def test_a_sharded_model_has_the_names_and_the_bits_of_the_whole(method, group, 
     model = new_model(method)
     names = list(model.trained)
     whole = save_tensors(tmp_path, model.trained, "update")
-    spread(model, FULL_SHARD, "no", TEAM)
+    parallelize(model, FULL_SHARD, "no", TEAM)
     assert list(model.trained) == names
     assert all(is_sharded(tensor) for tensor in model.trained.values())
     assert TEAM.write(tmp_path / "sharded", model.trained, "update") == whole
@@ -77,12 +77,12 @@ def test_a_checkpoint_of_a_whole_model_goes_into_a_sharded_one(group, tmp_path):
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     saved = {**model.trained, **optimizer_tensors(model.trained, optimizer)}
-    checkpoints.save(TEAM, Standing(steps=1), saved)
+    checkpoints.save(TEAM, TrainingState(steps=1), saved)
 
     other = new_model()
-    spread(other, FULL_SHARD, "no", TEAM)
+    parallelize(other, FULL_SHARD, "no", TEAM)
     fresh = make_optimizer(other.trained, spec, None)
-    assert restore(checkpoints.newest(), TEAM, other.trained, fresh) == Standing(steps=1)
+    assert restore(checkpoints.newest(), TEAM, other.trained, fresh) == TrainingState(steps=1)
     state = {**other.trained, **optimizer_tensors(other.trained, fresh)}
     found = load_tensors(artifact_path(tmp_path, TEAM.write(tmp_path, state, "checkpoint")))
     assert found.keys() == saved.keys()

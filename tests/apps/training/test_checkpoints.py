@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from apps.base.errors import StorageError
-from apps.ranks.process_group import Team
-from apps.training.checkpoints import Checkpoints, Standing, restore
+from apps.ranks.process_group import ProcessGroup
+from apps.training.checkpoints import Checkpoints, TrainingState, restore
 
-TEAM = Team("cpu")
-STANDING = Standing(steps=7, tokens=123, seconds=4.25, losses=[2.5, 1.0 / 3.0])
+TEAM = ProcessGroup("cpu")
+STANDING = TrainingState(steps=7, tokens=123, seconds=4.25, losses=[2.5, 1.0 / 3.0])
 
 
 @pytest.fixture
@@ -60,8 +60,8 @@ def test_what_is_saved_comes_back_to_the_bit(checkpoints):
 
 
 def test_older_ones_go_once_the_new_one_is_there(checkpoints, monkeypatch):
-    checkpoints.save(TEAM, Standing(steps=9), trained())
-    checkpoints.save(TEAM, Standing(steps=10), trained())
+    checkpoints.save(TEAM, TrainingState(steps=9), trained())
+    checkpoints.save(TEAM, TrainingState(steps=10), trained())
     assert [p.name[:14] for p in checkpoints.folder.glob("*.safetensors")] == ["step-000000010"]
 
     def full(*_) -> None:
@@ -70,17 +70,17 @@ def test_older_ones_go_once_the_new_one_is_there(checkpoints, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr("apps.base.files.os.fsync", full)
         with pytest.raises(StorageError, match="No space left"):
-            checkpoints.save(TEAM, Standing(steps=11), trained())
+            checkpoints.save(TEAM, TrainingState(steps=11), trained())
     assert checkpoints.newest().name.startswith("step-000000010.")
     assert not list(checkpoints.folder.glob(".part*"))
 
 
 @pytest.mark.parametrize("spoil", [lambda c: c[:-1] + bytes([c[-1] ^ 1]), lambda c: c[:-5], lambda c: b""])
 def test_a_damaged_one_is_set_aside_and_the_one_before_counts(spoil, checkpoints):
-    checkpoints.save(TEAM, Standing(steps=9), trained())
+    checkpoints.save(TEAM, TrainingState(steps=9), trained())
     older = checkpoints.newest()
     content = older.read_bytes()
-    checkpoints.save(TEAM, Standing(steps=10), trained())
+    checkpoints.save(TEAM, TrainingState(steps=10), trained())
     newer = checkpoints.newest()
     older.write_bytes(content)  # as if killed before it was removed
     newer.write_bytes(spoil(newer.read_bytes()))

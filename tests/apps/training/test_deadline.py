@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from apps.base.stop import StopRequest, stop_on_sigterm
-from apps.training.deadline import FIRST_SAVE_S, MARGIN_S, Watch, block_end
+from apps.training.deadline import FIRST_SAVE_S, MARGIN_S, Deadline, block_end
 
 
 class Clock:
@@ -44,7 +44,7 @@ def test_outside_of_a_batch_job_there_is_no_end(monkeypatch):
 
 def test_it_stops_when_the_next_step_would_end_too_late():
     clock = Clock()
-    watch = Watch(300.0, 1100.0, StopRequest(), clock=clock)
+    watch = Deadline(300.0, 1100.0, StopRequest(), clock=clock)
     watch.stepped(20.0)
     clock.now = 1100 - MARGIN_S - 20
     assert not watch.must_stop()
@@ -54,7 +54,7 @@ def test_it_stops_when_the_next_step_would_end_too_late():
 
 def test_a_save_that_takes_long_is_given_twice_its_time():
     clock = Clock()
-    watch = Watch(300.0, 1100.0, StopRequest(), clock=clock)
+    watch = Deadline(300.0, 1100.0, StopRequest(), clock=clock)
     watch.stepped(10.0)
     watch.saved(2 * MARGIN_S)
     clock.now = 1100 - 4 * MARGIN_S - 10
@@ -65,13 +65,13 @@ def test_a_save_that_takes_long_is_given_twice_its_time():
 
 def test_times_of_an_earlier_attempt_count_from_the_start():
     clock = Clock()
-    assert Watch(300.0, 1000 + MARGIN_S + 49, StopRequest(), step_s=50.0, clock=clock).must_stop()
-    assert not Watch(300.0, 1000 + MARGIN_S + 51, StopRequest(), step_s=50.0, clock=clock).must_stop()
-    assert not Watch(300.0, None, StopRequest(), step_s=50.0, clock=clock).must_stop()
+    assert Deadline(300.0, 1000 + MARGIN_S + 49, StopRequest(), step_s=50.0, clock=clock).must_stop()
+    assert not Deadline(300.0, 1000 + MARGIN_S + 51, StopRequest(), step_s=50.0, clock=clock).must_stop()
+    assert not Deadline(300.0, None, StopRequest(), step_s=50.0, clock=clock).must_stop()
 
 
 def test_a_slow_step_is_remembered_for_a_while():
-    watch = Watch(300.0, None, StopRequest())
+    watch = Deadline(300.0, None, StopRequest())
     watch.stepped(10.0)
     watch.stepped(2.0)
     assert watch.step_s == pytest.approx(9.2)
@@ -82,7 +82,7 @@ def test_a_slow_step_is_remembered_for_a_while():
 
 def test_the_first_save_is_early_and_the_others_regular():
     clock = Clock()
-    watch = Watch(300.0, None, StopRequest(), clock=clock)
+    watch = Deadline(300.0, None, StopRequest(), clock=clock)
     due = []
     for second in range(1, 1000):
         clock.now = 1000.0 + second
@@ -94,7 +94,7 @@ def test_the_first_save_is_early_and_the_others_regular():
 
 def test_a_request_stops_it_at_once():
     stop = StopRequest()
-    watch = Watch(300.0, None, stop)
+    watch = Deadline(300.0, None, stop)
     assert not watch.must_stop()
     stop()
     assert watch.must_stop()
@@ -125,8 +125,8 @@ def test_other_threads_leave_signals_alone():
 
 def test_the_time_of_an_order_is_told_apart_from_the_end_of_its_block():
     clock = Clock()
-    watch = Watch(300.0, None, StopRequest(), clock=clock, until=1010.0)
+    watch = Deadline(300.0, None, StopRequest(), clock=clock, until=1010.0)
     assert not watch.is_over() and not watch.must_stop()
     clock.now = 1010.0
     assert watch.is_over() and not watch.must_stop()
-    assert not Watch(300.0, None, StopRequest(), clock=clock).is_over()
+    assert not Deadline(300.0, None, StopRequest(), clock=clock).is_over()

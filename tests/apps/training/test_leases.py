@@ -16,14 +16,14 @@ from pathlib import Path
 import pytest
 from training_site import ENVIRONMENT, Site, wait_until
 
-from apps.base.errors import AtWork, StorageError
+from apps.base.errors import LeaseHeld, StorageError
 from apps.training import leases as claims
-from apps.training.leases import claim, clock_of, is_gone, own_claim, read_claim
+from apps.training.leases import acquire, clock_of, is_gone, own_lease, read_lease
 
 TASK = "0123abcd"
 ELSEWHERE = {"host": "another-node", "space": "boot 1 pid:[1]", "pid": 7, "started": 7}
-HOLD = "import sys, time; from pathlib import Path; from apps.training.leases import claim\n"
-HOLD += "with claim(Path(sys.argv[1]), sys.argv[2]):\n    print('held', flush=True); time.sleep(600)"
+HOLD = "import sys, time; from pathlib import Path; from apps.training.leases import acquire\n"
+HOLD += "with acquire(Path(sys.argv[1]), sys.argv[2]):\n    print('held', flush=True); time.sleep(600)"
 
 
 def files(root: Path) -> list[str]:
@@ -48,59 +48,59 @@ def held_elsewhere(root: Path) -> subprocess.Popen:
 
 
 def test_a_claim_is_there_while_it_is_held(tmp_path):
-    with claim(tmp_path, TASK):
+    with acquire(tmp_path, TASK):
         assert files(tmp_path) == [f"{TASK}.000001.json"]
-        assert read_claim(tmp_path / "claims" / f"{TASK}.000001.json") == own_claim()
-        with claim(tmp_path, "another"):
+        assert read_lease(tmp_path / "claims" / f"{TASK}.000001.json") == own_lease()
+        with acquire(tmp_path, "another"):
             pass
     assert files(tmp_path) == []
 
 
 def test_the_second_is_told_who_is_at_work(tmp_path):
-    with claim(tmp_path, TASK):
-        with pytest.raises(AtWork, match=rf"process {os.getpid()} on {os.uname().nodename}, last alive \d+ s ago"):
-            with claim(tmp_path, TASK):
+    with acquire(tmp_path, TASK):
+        with pytest.raises(LeaseHeld, match=rf"process {os.getpid()} on {os.uname().nodename}, last alive \d+ s ago"):
+            with acquire(tmp_path, TASK):
                 raise AssertionError("two at one task")
-    with claim(tmp_path, TASK):
+    with acquire(tmp_path, TASK):
         pass
 
 
 def test_a_claim_is_given_back_after_an_error(tmp_path):
-    with pytest.raises(ZeroDivisionError), claim(tmp_path, TASK):
+    with pytest.raises(ZeroDivisionError), acquire(tmp_path, TASK):
         raise ZeroDivisionError
     assert files(tmp_path) == []
 
 
 def test_of_a_killed_process_on_this_host_nothing_is_left_to_wait_for(tmp_path):
     holder = held_elsewhere(tmp_path)
-    with pytest.raises(AtWork, match=f"process {holder.pid} on"), claim(tmp_path, TASK):
+    with pytest.raises(LeaseHeld, match=f"process {holder.pid} on"), acquire(tmp_path, TASK):
         pass
-    known = read_claim(tmp_path / "claims" / f"{TASK}.000001.json")
+    known = read_lease(tmp_path / "claims" / f"{TASK}.000001.json")
     holder.kill()
     wait_until(lambda: is_gone(known))  # not reaped yet: a zombie is gone too
-    with claim(tmp_path, TASK):
+    with acquire(tmp_path, TASK):
         assert files(tmp_path) == [f"{TASK}.000002.json"]
     holder.wait()
 
 
 def test_a_process_id_that_was_given_to_another_process_is_not_the_holder(tmp_path):
-    leave(tmp_path, {**own_claim(), "started": 1}, age_s=0)
-    with claim(tmp_path, TASK):
+    leave(tmp_path, {**own_lease(), "started": 1}, age_s=0)
+    with acquire(tmp_path, TASK):
         pass
 
 
 @pytest.mark.parametrize("holder", [ELSEWHERE, None])
 def test_of_another_host_the_beat_decides(holder, tmp_path):
     leave(tmp_path, holder, age_s=50)
-    with pytest.raises(AtWork, match="another"), claim(tmp_path, TASK):
+    with pytest.raises(LeaseHeld, match="another"), acquire(tmp_path, TASK):
         pass
     leave(tmp_path, holder, age_s=70)
-    with claim(tmp_path, TASK):
+    with acquire(tmp_path, TASK):
         assert files(tmp_path) == [f"{TASK}.000002.json"]
 
 
 def test_a_beat_keeps_a_claim_alive(tmp_path):
-    with claim(tmp_path, TASK, beat_s=0.05):
+    with acquire(tmp_path, TASK, beat_s=0.05):
         path = tmp_path / "claims" / f"{TASK}.000001.json"
         os.utime(path, (0, 0))
         wait_until(lambda: path.stat().st_mtime > time.time() - 60)
@@ -110,13 +110,13 @@ def test_the_clock_of_the_files_counts_not_that_of_the_reader(tmp_path, monkeypa
     leave(tmp_path, ELSEWHERE, age_s=0)
     monkeypatch.setattr(time, "time", lambda: 0.0)
     assert clock_of(tmp_path / "claims") > 1e9
-    with pytest.raises(AtWork), claim(tmp_path, TASK):
+    with pytest.raises(LeaseHeld), acquire(tmp_path, TASK):
         pass
     assert files(tmp_path) == [f"{TASK}.000001.json"]  # the probe of the clock is gone
 
 
 def test_who_was_taken_for_dead_does_not_take_the_claim_of_another_along(tmp_path):
-    with claim(tmp_path, TASK):
+    with acquire(tmp_path, TASK):
         leave(tmp_path, ELSEWHERE, age_s=0)
     assert files(tmp_path) == [f"{TASK}.000001.json"]
 
@@ -132,7 +132,7 @@ def test_a_newcomer_between_two_looks_has_the_task(tmp_path, monkeypatch):
         return create(folder, task_id, number)
 
     monkeypatch.setattr(claims, "_create", late)
-    with pytest.raises(AtWork, match="third"), claim(tmp_path, TASK):
+    with pytest.raises(LeaseHeld, match="third"), acquire(tmp_path, TASK):
         pass
     assert files(tmp_path) == [f"{TASK}.000001.json"]
 
@@ -147,13 +147,13 @@ def test_of_many_who_find_it_stale_one_gets_it(tmp_path):
         def contend(root=root, inside=inside, most=most, gate=gate, outcomes=outcomes):
             gate.wait()
             try:
-                with claim(root, TASK):
+                with acquire(root, TASK):
                     inside[0] += 1
                     most[0] = max(most[0], inside[0])
                     time.sleep(0.02)
                     inside[0] -= 1
                 outcomes.append("had it")
-            except AtWork:
+            except LeaseHeld:
                 outcomes.append("at work")
 
         threads = [threading.Thread(target=contend) for _ in range(4)]
@@ -168,7 +168,7 @@ def test_of_many_who_find_it_stale_one_gets_it(tmp_path):
 
 def test_storage_that_cannot_be_written(tmp_path):
     (tmp_path / "claims").write_text("")
-    with pytest.raises(StorageError, match="cannot write"), claim(tmp_path, TASK):
+    with pytest.raises(StorageError, match="cannot write"), acquire(tmp_path, TASK):
         pass
 
 
@@ -176,7 +176,7 @@ def _train(site: Site, gate, answers) -> None:
     gate.wait()
     try:
         answers.put(site.train(steps=30)["reused"])
-    except AtWork as error:
+    except LeaseHeld as error:
         answers.put(str(error))
 
 
@@ -204,7 +204,7 @@ def test_an_answer_that_is_there_needs_no_claim(tmp_path):
     path.write_text(json.dumps(ELSEWHERE))
     assert site.train() == first | {"reused": True}
     (site.root / "manifests" / f"{first['task_id']}.json").unlink()
-    with beating(path), pytest.raises(AtWork, match="site aurora, round 1: process 7 on another-node"):
+    with beating(path), pytest.raises(LeaseHeld, match="site aurora, round 1: process 7 on another-node"):
         site.train()
 
 
@@ -227,7 +227,7 @@ def beating(path: Path) -> Iterator[None]:
 def test_who_may_have_gone_is_waited_for_until_that_is_known(tmp_path):
     leave(tmp_path, ELSEWHERE, age_s=57)
     began = time.monotonic()
-    with claim(tmp_path, TASK, give_up=lambda: False):
+    with acquire(tmp_path, TASK, give_up=lambda: False):
         assert time.monotonic() - began > 2
         assert files(tmp_path) == [f"{TASK}.000002.json"]
 
@@ -235,13 +235,13 @@ def test_who_may_have_gone_is_waited_for_until_that_is_known(tmp_path):
 def test_who_finishes_meanwhile_makes_room(tmp_path):
     path = leave(tmp_path, ELSEWHERE, age_s=0)
     threading.Timer(0.5, path.unlink).start()
-    with claim(tmp_path, TASK, give_up=lambda: False):
+    with acquire(tmp_path, TASK, give_up=lambda: False):
         assert files(tmp_path) == [f"{TASK}.000001.json"]
 
 
 def test_nobody_is_waited_for_by_who_has_to_stop(tmp_path):
     leave(tmp_path, ELSEWHERE, age_s=0)
     asked = []
-    with pytest.raises(AtWork), claim(tmp_path, TASK, give_up=lambda: len(asked) > 1 or bool(asked.append(1))):
+    with pytest.raises(LeaseHeld), acquire(tmp_path, TASK, give_up=lambda: len(asked) > 1 or bool(asked.append(1))):
         pass
     assert asked == [1, 1]

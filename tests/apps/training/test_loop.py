@@ -17,11 +17,11 @@ from apps.base.stop import StopRequest
 from apps.models import model as models
 from apps.models.batches import Sample, plan_batches
 from apps.models.model import Model
-from apps.ranks.process_group import Team
+from apps.ranks.process_group import ProcessGroup
 from apps.training import loop as training
 from apps.training.checkpoints import Checkpoints
-from apps.training.deadline import Watch
-from apps.training.loop import Attempt, micro_batches, train
+from apps.training.deadline import Deadline
+from apps.training.loop import AttemptContext, micro_batches, train
 from apps.training.optimization import make_optimizer, optimizer_tensors, update_parameters
 
 SPEC = {"source": "tiny", "dtype": "float32", "seed": 1, "adapter": None, "tiny": {"width": 32, "layers": 1}}
@@ -84,15 +84,15 @@ class NoCheckpoints(Checkpoints):
         return None
 
 
-def attempt(model: Model, report: training.Report = silent, micro_batch: int = 99, **changes) -> Attempt:
-    watch = Watch(300.0, None, StopRequest())
-    around = Attempt(Team("cpu"), watch, NoCheckpoints(), report, model.network, micro_batch)
+def attempt(model: Model, report: training.Report = silent, micro_batch: int = 99, **changes) -> AttemptContext:
+    watch = Deadline(300.0, None, StopRequest())
+    around = AttemptContext(ProcessGroup("cpu"), watch, NoCheckpoints(), report, model.network, micro_batch)
     return replace(around, **changes)
 
 
 def run(
     model: Model, seed: int = 1, state: dict | None = None, samples: list[Sample] | None = None, **changes
-) -> training.Outcome:
+) -> training.TrainingResult:
     return train(model, samples or some_samples(), training_spec(**changes), seed, state, attempt(model))
 
 

@@ -13,7 +13,7 @@ from parsl.jobs.states import JobState
 from parsl.providers import PBSProProvider, SlurmProvider
 from parsl.providers.errors import SubmitException
 
-from site_configs.library.providers import PbsBlocks, SlurmBlocks, Tamed
+from site_configs.library.providers import PbsBlocks, SlurmBlocks, StatusAwareProvider
 from site_configs.library.schedulers import GONE, UNKNOWN, Answer, JobFacts
 from site_configs.library.site import Block, Queue
 
@@ -71,7 +71,7 @@ def calls(folder: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def make(kind: type[Tamed], folder: Path, **settings: Any) -> Any:
+def make(kind: type[StatusAwareProvider], folder: Path, **settings: Any) -> Any:
     scheduler: Any = "slurm" if kind is SlurmBlocks else "pbs"
     block = Block(scheduler, QUEUE, 2, 5400, "ABC", command_environment={"HERE": "a b"})
     provider = kind(block, directives=("-x 1",), worker_init="export A=1\n", job_prefix="cf-12ab-site", **settings)

@@ -21,10 +21,10 @@ from apps.site import MARK, examine
 from site_configs.library.site import Collection, Endpoint, Site
 from workflows.checks.globus import endpoint_answer, globus_answers, version_of
 from workflows.globus.identity import compute_client, globus_app
-from workflows.globus.transfer.calls import Patience
+from workflows.globus.transfer.calls import Backoff
 
 TRAINING, FILES, OTHER, OLD = (f"{digit * 8}-0000-4000-8000-000000000000" for digit in "1234")
-QUICK = Patience(poll_s=0.02, slowest_poll_s=0.05, back_off_s=0.02, longest_back_off_s=0.1)
+QUICK = Backoff(poll_s=0.02, slowest_poll_s=0.05, back_off_s=0.02, longest_back_off_s=0.1)
 AGENTS: dict[str, dict[str, Any]] = {
     TRAINING: {"endpoint_version": "4.19.0", "hostname": "login1", "status": "online"},
     FILES: {"endpoint_version": "4.19.0", "hostname": "login2", "status": "offline"},

@@ -9,8 +9,8 @@ from typing import Any
 
 from site_configs.library.site import Collection, Site
 from site_configs.local import site as local_site
-from workflows.dataflow.staging import Ways
-from workflows.globus.transfer.staging import Carriage
+from workflows.dataflow.staging import Staging
+from workflows.globus.transfer.staging import GlobusStaging
 from workflows.planning.storage import stores_at, unseen_stores
 
 HERE = "/run/artifacts"
@@ -32,11 +32,11 @@ class Calls:
         return f"{function.__name__} of {site}"
 
 
-def ways(sites: dict[str, Site], calls: Calls) -> Ways:
+def ways(sites: dict[str, Site], calls: Calls) -> Staging:
     roots = {name: {"root": str(site.storage_root)} for name, site in sites.items()}
     plan: Any = SimpleNamespace(rules="rules", sites=sites, site_work=roots)
-    carriage: Any = object.__new__(Carriage)
-    return Ways(plan, HERE, calls, carriage)
+    carriage: Any = object.__new__(GlobusStaging)
+    return Staging(plan, HERE, calls, carriage)
 
 
 def test_sites_that_share_storage_share_a_store() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from campaigns import nano
 
-from workflows.dataflow.train_spec import counted_updates, order_of, rule_of, site_weights
+from workflows.dataflow.train_spec import counted_updates, server_rule_spec, site_weights, train_request
 from workflows.planning.campaign_file import check_campaign, settle_dtype
 from workflows.planning.plan import Plan, make_plan
 from workflows.strategies.base import Aggregate, ServerRule, Train
@@ -24,7 +24,7 @@ def plan(tmp_path: Path) -> Plan:
 
 def spec_of(plan: Plan, action: Train, **changes: Any) -> dict[str, Any]:
     settings = {"asked": [3], "attempt": 1, "keep": None, "until": None} | changes
-    return dict(order_of(plan, action, **settings)["training"])
+    return dict(train_request(plan, action, **settings)["training"])
 
 
 def test_what_the_strategy_leaves_open_is_as_the_campaign_says(plan: Plan) -> None:
@@ -46,7 +46,7 @@ def test_versions_that_a_resume_has_added_follow_the_longer_schedule(plan: Plan)
 
 
 def test_moments_go_on_only_where_the_campaign_keeps_them(plan: Plan) -> None:
-    order = order_of(plan, Train(0, "aurora", 0, 1), [3], 2, "before", None)
+    order = train_request(plan, Train(0, "aurora", 0, 1), [3], 2, "before", None)
     assert (order["optimizer_from"], order["attempt"]) == (None, 2)
 
 
@@ -64,5 +64,5 @@ def test_the_journal_tells_of_each_update_where_it_began_and_whether_it_is_new()
 
 def test_a_rule_in_plain_values() -> None:
     action = Aggregate(1, 0, ((0, 1.0),), server=ServerRule("adam", 0.1, 0.9, 0.99, 1e-3))
-    assert rule_of(action) == {"name": "adam", "rate": 0.1, "beta1": 0.9, "beta2": 0.99, "tau": 1e-3}
-    assert rule_of(Aggregate(1, 0, ((0, 1.0),))) is None
+    assert server_rule_spec(action) == {"name": "adam", "rate": 0.1, "beta1": 0.9, "beta2": 0.99, "tau": 1e-3}
+    assert server_rule_spec(Aggregate(1, 0, ((0, 1.0),))) is None

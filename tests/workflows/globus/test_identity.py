@@ -18,9 +18,9 @@ from apps.base.errors import UserMistake
 from workflows import login
 from workflows.checks.login_status import require_services, standing
 from workflows.globus.identity import (
-    Account,
+    LoginApp,
     LoginNeeded,
-    Person,
+    ServiceAccountApp,
     collections_in,
     compute_client,
     globus_app,
@@ -110,7 +110,7 @@ def problems(*collections: str) -> dict[str, str | None]:
 
 def test_a_service_account_needs_no_login_and_no_file(account: ServiceAccount, auth: Auth, tmp_path: Path) -> None:
     app = globus_app()
-    assert isinstance(app, Account)
+    assert isinstance(app, ServiceAccountApp)
     assert transfer_client(app, [GUEST]).get_endpoint(GUEST)["display_name"] == "guest"
     found = dict(standing(app, [GUEST, MAPPED, WEB]))
     assert set(found.values()) == {None} and any(account.client_id in what for what in found)
@@ -176,7 +176,7 @@ def test_one_app_serves_many_threads(account: ServiceAccount, auth: Auth, servic
 def test_a_campaign_never_asks(auth: Auth, person: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("somebody was asked"))
     app = globus_app()
-    assert isinstance(app, Person)
+    assert isinstance(app, LoginApp)
     with pytest.raises(LoginNeeded, match="not logged in.*Log in: python workflows/login.py$"):
         transfer_client(app, [GUEST])
     with pytest.raises(LoginNeeded, match="Log in: python workflows/login.py$"):

@@ -21,7 +21,7 @@ from facilities.daemons import wait_until
 from facilities.globus.submit_host import submit_host
 from globus_campaigns import GlobusWorld, compute_tasks, files_with, globus_world
 
-from apps.training.leases import read_claim
+from apps.training.leases import read_lease
 from apps.training.progress import read_progress
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Case:
     def in_training(self) -> tuple[str, int]:
         """Wait until the site is in the middle of a training and has saved; its batch job and its process."""
         wait_for("a training had saved", self._has_saved, self.driver, limit_s=300)
-        claims = [read_claim(path) for path in (self.storage / "claims").glob("*.json")]
+        claims = [read_lease(path) for path in (self.storage / "claims").glob("*.json")]
         (pid,) = [claim["pid"] for claim in claims if claim]
         return psutil.Process(pid).environ()["SLURM_JOB_ID"], pid
 

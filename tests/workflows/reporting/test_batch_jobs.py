@@ -25,7 +25,7 @@ from workflows.reporting.batch_jobs import (
     sum_table,
 )
 from workflows.reporting.captions import big_numbers, hours_text, timeline_caption
-from workflows.reporting.run_summary import Run, find, load_run
+from workflows.reporting.run_summary import RunRecord, load_run, summarize
 from workflows.reporting.tables import site_table, trouble_table
 
 JOB = BatchJob("north", "7", "debug", 2, 3600.0, 100.0, 400.0, 1000.0, "timeout")
@@ -39,7 +39,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> SyntheticRun:
 
 
 @pytest.fixture(scope="module")
-def run(told: SyntheticRun) -> Run:
+def run(told: SyntheticRun) -> RunRecord:
     return load_run(told.directory)
 
 
@@ -55,7 +55,7 @@ def site(name: str, *jobs: BatchJob, **values: Any) -> SiteJobs:
     return SiteJobs(name, jobs, **(nothing | values))
 
 
-def test_every_job_has_its_row(run: Run) -> None:
+def test_every_job_has_its_row(run: RunRecord) -> None:
     table = job_table(run)
     assert [row[:2] for row in table.rows] == [[job.site, job.job_id] for job in run.jobs]
     first = table.rows[0]
@@ -65,7 +65,7 @@ def test_every_job_has_its_row(run: Run) -> None:
     assert {len(row) for row in table.rows} == {len(table.columns)}
 
 
-def test_the_sums_of_each_site_show_the_waste(run: Run) -> None:
+def test_the_sums_of_each_site_show_the_waste(run: RunRecord) -> None:
     table = sum_table(run)
     rows = {row[0]: row[1:] for row in table.rows}
     assert set(rows) == {"perlmutter", "polaris", "aurora"}
@@ -75,7 +75,7 @@ def test_the_sums_of_each_site_show_the_waste(run: Run) -> None:
     assert {len(row) for row in table.rows} == {len(table.columns)}
 
 
-def test_the_first_words_are_about_queue_losses_and_refusals(run: Run) -> None:
+def test_the_first_words_are_about_queue_losses_and_refusals(run: RunRecord) -> None:
     assert block_text(run) == (
         "perlmutter waited 3 h 10 min of 5 h 54 min in the queue. "
         "2 batch jobs were lost at perlmutter (1 by timeout, 1 by node failure); 2 trainings went on in another. "
@@ -83,7 +83,7 @@ def test_the_first_words_are_about_queue_losses_and_refusals(run: Run) -> None:
     )
 
 
-def test_the_page_shows_all_of_it(told: SyntheticRun, run: Run, tmp_path: Path) -> None:
+def test_the_page_shows_all_of_it(told: SyntheticRun, run: RunRecord, tmp_path: Path) -> None:
     html = write_report(told.directory, tmp_path).read_text()
     text = re.sub(r"<[^>]+>", " ", re.sub(r"base64,[^\"]*", "", html))
     assert block_text(run) in text
@@ -97,13 +97,15 @@ def test_a_campaign_without_batch_sites_says_nothing_of_them(tmp_path: Path) -> 
     quiet = load_run(folder)
     assert (quiet.jobs, quiet.site_jobs, block_text(quiet)) == ((), [], "")
     assert not job_table(quiet).rows and not sum_table(quiet).rows
-    assert big_numbers(quiet, find(quiet))[-1][1] == "wall time"
+    assert big_numbers(quiet, summarize(quiet))[-1][1] == "wall time"
     html = write_report(folder).read_text()
     assert "Batch jobs" not in html and "batch job" not in html
 
 
-def test_the_numbers_at_the_top_name_the_node_hours(run: Run) -> None:
-    assert big_numbers(run, find(run))[-1][1] == "wall time; 62.1 node-hours held in batch jobs, 52% of them training"
+def test_the_numbers_at_the_top_name_the_node_hours(run: RunRecord) -> None:
+    assert (
+        big_numbers(run, summarize(run))[-1][1] == "wall time; 62.1 node-hours held in batch jobs, 52% of them training"
+    )
     assert timeline_caption(run).endswith("The band under a site shows its batch jobs.")
 
 
@@ -115,21 +117,21 @@ def test_the_numbers_at_the_top_name_the_node_hours(run: Run) -> None:
         (5.0, 90.0, 0, "85 s at north before the first round."),
     ],
 )
-def test_the_longest_wait_is_told_whole(run: Run, begun: float, over: float, last: int, words: str) -> None:
+def test_the_longest_wait_is_told_whole(run: RunRecord, begun: float, over: float, last: int, words: str) -> None:
     wait = Interval("north", WAITING, last, begun, over)
     alone = replace(run)
     alone.__dict__["timeline"] = replace(run.timeline, round_starts={1: 100.0, 2: 200.0}, waits=(wait,))
     assert f"The longest wait in a queue was {words}" in timeline_caption(alone)
 
 
-def test_caption_and_tables_agree_on_the_queue(run: Run) -> None:
+def test_caption_and_tables_agree_on_the_queue(run: RunRecord) -> None:
     queue = {row[0]: row[site_table(run).columns.index("queue [s]")] for row in site_table(run).rows}
     assert {name: row.queued_s for name in queue for row in run.site_jobs if row.site == name} == pytest.approx(
         {row.site: float(queue[row.site].replace(",", "")) for row in run.site_jobs}, abs=1
     )
 
 
-def test_refused_submissions_are_among_the_troubles(run: Run) -> None:
+def test_refused_submissions_are_among_the_troubles(run: RunRecord) -> None:
     table = trouble_table(run)
     assert table is not None and table.look == "text"
     assert [row[2:4] for row in table.rows] == [["polaris", "block failed"]] * 2
@@ -169,7 +171,9 @@ def test_every_loss_has_its_words() -> None:
         ({"ending": UNTOLD, "started": None}, "≥ 15 min", "–"),
     ],
 )
-def test_an_end_that_is_not_known_is_not_made_up(run: Run, changes: dict[str, Any], waited: str, ran: str) -> None:
+def test_an_end_that_is_not_known_is_not_made_up(
+    run: RunRecord, changes: dict[str, Any], waited: str, ran: str
+) -> None:
     alone = replace(run)
     alone.__dict__["jobs"] = (replace(JOB, **changes),)
     (row,) = job_table(alone).rows

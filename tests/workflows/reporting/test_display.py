@@ -15,7 +15,7 @@ from site_configs.library.schedulers import JobFacts
 from workflows.globus.route import GlobusRoute
 from workflows.records.journal import Journal
 from workflows.reporting.display import Display, block_words, phase_words, site_words, trouble
-from workflows.runtime.block_watch import BlockWatch, Job
+from workflows.runtime.block_watch import BlockWatch, WatchedJob
 
 NOW = 10_000.0
 TRAINING = {"round": 2, "step": 3, "steps": 6, "loss": 1.5, "tokens_per_s": 90.0}
@@ -25,7 +25,7 @@ def facts(state: Any, started: float | None, reason: str = "") -> JobFacts:
     return JobFacts("4711", "cf", state, 5000.0, started, None, 1, "debug", None, reason, 3600)
 
 
-def watch(*jobs: Job) -> Any:
+def watch(*jobs: WatchedJob) -> Any:
     """A watch with these jobs and the real words for them."""
     found: Any = SimpleNamespace(jobs={job.job_id: job for job in jobs}, block=SimpleNamespace(walltime_s=3600))
     found.state = lambda: BlockWatch.state(found)
@@ -47,7 +47,7 @@ def engine(
 
 
 def test_a_job_that_waits_is_named_with_its_reason() -> None:
-    waiting = watch(Job("4711", time.time() - 720, facts("pending", None, "Priority")))
+    waiting = watch(WatchedJob("4711", time.time() - 720, facts("pending", None, "Priority")))
     waiting.jobs["4711"].facts = JobFacts(
         "4711", "cf", "pending", time.time() - 720, None, None, 1, "debug", None, "Priority", 3600
     )
@@ -57,12 +57,13 @@ def test_a_job_that_waits_is_named_with_its_reason() -> None:
 def test_a_site_without_a_job_asks_for_one() -> None:
     assert site_words(engine(watch()), "north") == "asking for a block"
     assert (
-        site_words(engine(watch(Job("4711", 5.0, facts("running", 6.0), ended=True))), "north") == "asking for a block"
+        site_words(engine(watch(WatchedJob("4711", 5.0, facts("running", 6.0), ended=True))), "north")
+        == "asking for a block"
     )
 
 
 def test_a_running_block_stands_before_what_the_site_does_in_it() -> None:
-    begun = watch(Job("4711", NOW, facts("running", time.time() - 600.0)))
+    begun = watch(WatchedJob("4711", NOW, facts("running", time.time() - 600.0)))
     words = site_words(engine(begun, "training", TRAINING), "north")
     assert words == "block 4711 runs, 50 min left: round 2: step 3 of 6, loss 1.500, 90 tokens/s"
     assert site_words(engine(begun, "idle"), "north") == "block 4711 runs, 50 min left: idle, waiting for the others"
@@ -87,14 +88,14 @@ def test_a_site_without_a_batch_system_has_no_block() -> None:
     ],
 )
 def test_the_time_that_a_block_has_left(started: float | None, words: str) -> None:
-    assert block_words(watch(Job("4711", 5000.0, facts("running", started))), NOW) == words
+    assert block_words(watch(WatchedJob("4711", 5000.0, facts("running", started))), NOW) == words
 
 
 def test_only_the_newest_block_that_is_not_over_counts() -> None:
-    over = Job("4710", 1.0, facts("running", 2.0), ended=True)
+    over = WatchedJob("4710", 1.0, facts("running", 2.0), ended=True)
     assert block_words(watch(over), NOW) is None
-    assert block_words(watch(over, Job("4711", 5.0)), NOW) is None
-    assert block_words(watch(over, Job("4711", 5.0, facts("pending", None))), NOW) is None
+    assert block_words(watch(over, WatchedJob("4711", 5.0)), NOW) is None
+    assert block_words(watch(over, WatchedJob("4711", 5.0, facts("pending", None))), NOW) is None
 
 
 def test_phases_in_words() -> None:
@@ -172,7 +173,7 @@ def test_the_display_of_a_batch_site(tmp_path: Path, terminal: bool) -> None:
     text = io.StringIO()
     console = Console(file=text, force_terminal=terminal, width=140, highlight=False)
     journal = Journal(tmp_path / "journal.jsonl")
-    begun = watch(Job("4711[3].pbs", NOW, facts("running", time.time() - 600.0)))
+    begun = watch(WatchedJob("4711[3].pbs", NOW, facts("running", time.time() - 600.0)))
     with Display(console, ["north"], 8) as display:
         journal.write(**ended("preempted", "by [root]"))
         display.tick(engine(begun, "training", TRAINING, journal))

@@ -22,7 +22,7 @@ from workflows import report
 from workflows.report import main, write_report
 from workflows.reporting import captions as report_words
 from workflows.reporting import tables as report_tables
-from workflows.reporting.run_summary import find, load_run
+from workflows.reporting.run_summary import load_run, summarize
 
 REPORT = Path(report.__file__)
 ALL_PICTURES = ["bytes_seconds.png", "final_heatmap.png", "loss.png", "loss_per_task.png", "timeline.png"]
@@ -100,7 +100,7 @@ def test_means_are_unweighted_over_the_tasks(tmp_path: Path) -> None:
 
 
 def test_the_summary_of_two_tasks(tmp_path: Path) -> None:
-    found = find(load_run(tiny_run(tmp_path / "run", TWO_TASKS, north=["t1"], south=["t2"])))
+    found = summarize(load_run(tiny_run(tmp_path / "run", TWO_TASKS, north=["t1"], south=["t2"])))
     assert (found.rounds, found.loss_first, found.loss_last) == (1, 3.0, 1.5)
     assert found.site_losses == {"north": 1.75, "south": 2.0}
     assert found.best_site == "north"
@@ -111,13 +111,13 @@ def test_the_summary_of_two_tasks(tmp_path: Path) -> None:
 
 def test_a_tie_is_a_win_of_neither(tmp_path: Path) -> None:
     losses = {(1, "global", "t"): 1.0, (1, "north", "t"): 1.0}
-    found = find(load_run(tiny_run(tmp_path / "run", losses, north=["t"])))
+    found = summarize(load_run(tiny_run(tmp_path / "run", losses, north=["t"])))
     assert (found.global_wins, found.owner_wins, found.compared) == ((), (), 1)
 
 
 def test_a_mean_over_some_of_the_tasks_is_no_mean(tmp_path: Path) -> None:
     losses = {key: loss for key, loss in TWO_TASKS.items() if key != (1, "global", "t2")}
-    found = find(load_run(tiny_run(tmp_path / "run", losses, north=["t1"], south=["t2"])))
+    found = summarize(load_run(tiny_run(tmp_path / "run", losses, north=["t1"], south=["t2"])))
     assert (found.rounds, found.loss_last) == (0, 3.0)
     assert found.compared == 1
 
@@ -133,7 +133,7 @@ def test_a_row_written_again_after_a_resume_counts_once_and_the_last_counts(tmp_
 def test_a_loss_that_is_not_finite_is_missing_and_said_to_be(tmp_path: Path, bad: str) -> None:
     losses = TWO_TASKS | {(1, "global", "t1"): bad}
     run = load_run(tiny_run(tmp_path / "run", losses, north=["t1"], south=["t2"]))
-    assert find(run).rounds == 0
+    assert summarize(run).rounds == 0
     assert run.notes == ("1 loss not finite and left out, the first in round 1 (model global, task t1).",)
 
 
@@ -153,7 +153,7 @@ def test_tasks_nobody_was_scored_on_are_not_shown_and_stray_names_do_no_harm(tmp
 
 
 def test_the_summary_of_a_finished_run(finished: SyntheticRun) -> None:
-    found = find(load_run(finished.directory))
+    found = summarize(load_run(finished.directory))
     assert (found.state, found.finished, found.rounds, found.compared) == ("finished", True, 8, 14)
     assert found.tokens == 8 * 70 * sum(SAMPLES.values())
     assert found.nbytes_moved == 8 * 4 * 2 * MODEL["adapter"]
@@ -165,7 +165,7 @@ def test_the_summary_of_a_finished_run(finished: SyntheticRun) -> None:
 
 
 def test_the_owner_wins_are_those_in_the_metrics(finished: SyntheticRun) -> None:
-    found = find(load_run(finished.directory))
+    found = summarize(load_run(finished.directory))
     final = {(row["model"], row["task"]): row["loss"] for row in finished.rows if row["round"] == 8}
     owner = {task: site for site, tasks in finished.tasks.items() for task in tasks}
     better = {task for task in owner if final[owner[task], task] < final["global", task]}
@@ -175,7 +175,7 @@ def test_the_owner_wins_are_those_in_the_metrics(finished: SyntheticRun) -> None
 
 
 def test_the_page_of_a_finished_run(finished: SyntheticRun, written: Path) -> None:
-    page, found = Page(written.read_text()), find(load_run(finished.directory))
+    page, found = Page(written.read_text()), summarize(load_run(finished.directory))
     assert written.name == "report.html"
     assert sorted(path.name for path in (written.parent / "figures").iterdir()) == ALL_PICTURES
     assert "unfinished" not in page.text
@@ -308,7 +308,7 @@ def test_whatever_comes_from_the_run_is_escaped(tmp_path: Path) -> None:
 def test_a_loss_that_does_not_fall_is_not_said_to(tmp_path: Path) -> None:
     losses = TWO_TASKS | {(1, "global", "t1"): 9.0}
     run = load_run(tiny_run(tmp_path / "run", losses, north=["t1"], south=["t2"]))
-    found = find(run)
+    found = summarize(run)
     assert "did not fall: it went from 3.000 to 5.500" in report_words.lead_text(run, found)
     assert report_words.loss_caption(run, found).endswith("below the models of 0 of 2 sites. It rose in round 1.")
 
@@ -316,7 +316,7 @@ def test_a_loss_that_does_not_fall_is_not_said_to(tmp_path: Path) -> None:
 def test_a_campaign_of_the_full_model_claims_no_saving(tmp_path: Path) -> None:
     folder = finished_run(tmp_path / "run", sites=2, rounds=1, adapter=False).write()
     run = load_run(folder)
-    assert "in the same transfers: 1.08 GB, the same." in report_words.cost_caption(run, find(run))
+    assert "in the same transfers: 1.08 GB, the same." in report_words.cost_caption(run, summarize(run))
     assert "all parameters trained" in report_words.subtitle(run)
 
 
@@ -327,7 +327,7 @@ def test_entries_that_moved_nothing_would_not_have_moved_the_full_model_either(t
         run.task("stage_in", 1, site, run.time, run.time, run.time + 1, nbytes_moved=0)
     folder = run.write()
     read = load_run(folder)
-    found = find(read)
+    found = summarize(read)
     assert found.nbytes_full == found.nbytes_moved == 4 * MODEL["full"]
     assert ", the same." in report_words.cost_caption(read, found)
 
@@ -339,7 +339,7 @@ def test_local_sites_wait_for_a_worker_and_batch_sites_in_a_queue(finished: Synt
         (batch, "The longest wait in a queue was", "into waiting in queues.", "queue [s]"),
     ):
         assert wait in report_words.timeline_caption(run)
-        assert report_words.cost_caption(run, find(run)).endswith(share)
+        assert report_words.cost_caption(run, summarize(run)).endswith(share)
         assert column in report_tables.site_table(run).columns
 
 
@@ -435,5 +435,5 @@ def test_a_damaged_run_raises_an_error_of_the_project(tmp_path: Path) -> None:
 
 
 def test_findings_without_sites_have_no_best_site(finished: SyntheticRun) -> None:
-    found = replace(find(load_run(finished.directory)), site_losses={})
+    found = replace(summarize(load_run(finished.directory)), site_losses={})
     assert found.best_site is None

@@ -14,7 +14,7 @@ import pytest
 from campaigns import environment
 
 from workflows.runtime.orphans import TOKEN_VARIABLE, end_orphans, find_orphans
-from workflows.runtime.worker_pools import LocalBlocks, find_pool, spawned_children
+from workflows.runtime.worker_pools import WorkerPools, find_pool, spawned_children
 
 SLEEPER = "import time; time.sleep(60)"
 
@@ -93,7 +93,7 @@ def test_a_pool_without_its_processes_is_ended_after_a_while(tmp_path: Path, mon
     assert block.stdout is not None
     child = psutil.Process(int(block.stdout.readline()))
     provider = Provider(block.pid)
-    watch = LocalBlocks({"aurora": Executor(provider)})
+    watch = WorkerPools({"aurora": Executor(provider)})
     monkeypatch.setattr("workflows.runtime.worker_pools.PERIOD_S", 0.0)
     monkeypatch.setattr("workflows.runtime.worker_pools.PATIENCE_S", 0.3)
     pool = find_pool(block.pid)

@@ -38,7 +38,7 @@ class Forgotten(Exception):  # noqa: N818
     """The service does not know the function any more."""
 
 
-class Pace:
+class RateLimiter:
     """Lets so many requests pass in so many seconds; the next one waits."""
 
     def __init__(
@@ -59,15 +59,15 @@ class Pace:
         self.passed.append(self.clock())
 
 
-class Web:
+class ComputeApi:
     """The service, for one thread.
 
     Args:
         make_client: gives the logged-in client; called at the first request.
     """
 
-    def __init__(self, make_client: Callable[[], Client], pace: Pace | None = None) -> None:
-        self.make_client, self.pace = make_client, pace or Pace()
+    def __init__(self, make_client: Callable[[], Client], pace: RateLimiter | None = None) -> None:
+        self.make_client, self.pace = make_client, pace or RateLimiter()
         self._client: Client | None = None
         self._v2: Any = None
         self._v3: Any = None

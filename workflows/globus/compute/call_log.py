@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 
-from workflows.globus.compute.calls import Job
+from workflows.globus.compute.calls import Call
 from workflows.globus.compute.messages import shipped_source
 from workflows.records.journal import Journal
 
 
-class Ledger:
+class CallLog:
     """The calls of a run in its journal."""
 
     def __init__(self, journal: Journal) -> None:
@@ -35,21 +35,21 @@ class Ledger:
     def registered(self, function_id: str) -> None:
         self.journal.write("compute_function", function_id=function_id, source=_source_name())
 
-    def adopt(self, job: Job) -> list[tuple[str, float]]:
+    def adopt(self, job: Call) -> list[tuple[str, float]]:
         """Tasks that an earlier driver has submitted for the same call to the same endpoint, and when (UNIX time)."""
         return self.open.pop((job.key, job.target.endpoint), []) if job.journaled else []
 
-    def submitting(self, job: Job) -> None:
+    def submitting(self, job: Call) -> None:
         if job.journaled:
             self.journal.write("compute_submitting", site=job.target.site, key=job.key, function=job.function)
 
-    def submitted(self, job: Job, task_id: str) -> None:
+    def submitted(self, job: Call, task_id: str) -> None:
         if job.journaled:
             self.journal.write(
                 "compute_submitted", site=job.target.site, key=job.key, task_id=task_id, endpoint=job.target.endpoint
             )
 
-    def ended(self, job: Job, task_id: str, state: str) -> None:
+    def ended(self, job: Call, task_id: str, state: str) -> None:
         if job.journaled:
             told = job.answer.get("worker") if isinstance(job.answer, dict) else None
             worker = {"worker": told} if told else {}  # host and process id of who answered
@@ -57,7 +57,7 @@ class Ledger:
                 "compute_ended", site=job.target.site, key=job.key, task_id=task_id, state=state, **worker
             )
 
-    def asked_again(self, job: Job, reason: str) -> None:
+    def asked_again(self, job: Call, reason: str) -> None:
         if job.journaled:
             self.journal.write("compute_asked_again", site=job.target.site, key=job.key, reason=reason)
 

@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from apps.base.errors import AtWork, CrossfedError, WorkersLost
+from apps.base.errors import CrossfedError, LeaseHeld, WorkersLost
 from workflows.globus.compute.messages import is_coming_back, read_answer, read_failure
 
 AGAIN_S = 20.0  # until a call is asked for again that has met somebody else at its work, or an endpoint not ready
@@ -22,7 +22,7 @@ ANSWER_S = 60.0  # that a task may take from the site's manifest to the service
 
 
 @dataclass(frozen=True)
-class Target:
+class CallTarget:
     """Where and how a site is called.
 
     Attributes:
@@ -42,7 +42,7 @@ class Target:
 
 
 @dataclass
-class Attempt:
+class CallAttempt:
     """A task of the service, and the UNIX time at which it was submitted."""
 
     asked_at: float | None = None
@@ -51,7 +51,7 @@ class Attempt:
 
 
 @dataclass
-class Job:
+class Call:
     """One call.
 
     Attributes:
@@ -65,7 +65,7 @@ class Job:
     """
 
     key: str
-    target: Target
+    target: CallTarget
     function: str
     request: str
     work: str | None = None
@@ -74,7 +74,7 @@ class Job:
     heard: float = 0.0
     begun: bool = False
     written: float | None = None
-    attempts: dict[str, Attempt] = field(default_factory=dict)
+    attempts: dict[str, CallAttempt] = field(default_factory=dict)
     future: Future[Any] = field(default_factory=Future)
     answer: dict[str, Any] | CrossfedError | None = None
 
@@ -83,7 +83,7 @@ class Job:
         return self.answer is not None
 
     def submitted(self, task_id: str, now: float, asked_at: float | None = None) -> None:
-        self.attempts[task_id] = Attempt(asked_at)
+        self.attempts[task_id] = CallAttempt(asked_at)
         self.due, self.heard, self.begun = None, now, False
 
     def told(self, task_id: str, record: Mapping[str, Any] | None, now: float) -> str | None:
@@ -122,7 +122,7 @@ class Job:
         if isinstance(answer, dict):
             self.answer = answer
             return "success"
-        if isinstance(answer, AtWork):
+        if isinstance(answer, LeaseHeld):
             self.later(now)
         elif not (isinstance(answer, WorkersLost) and (self.attempts or self.due is not None)):
             self.answer = answer.at(site=self.target.site)

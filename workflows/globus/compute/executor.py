@@ -19,8 +19,8 @@ from apps.base.errors import TaskError
 from apps.training.task import task_identity
 from site_configs.library.site import Site
 from workflows.console.units import clock_text
-from workflows.globus.compute.calls import Job, Target
-from workflows.globus.compute.liveness import SignOf, Signs
+from workflows.globus.compute.calls import Call, CallTarget
+from workflows.globus.compute.liveness import Liveness, SignOf
 from workflows.globus.compute.messages import key_of, pack, require_fits
 from workflows.globus.compute.service import ComputeService
 
@@ -36,7 +36,7 @@ class SiteExecutor(ParslExecutor):
         user_endpoint_config: values for the template of the site's endpoint: account, queue, walltime, ...
         files_config: the same for the endpoint on the login node.
         environment: variables for the project's Python at the site; no secrets.
-        sign_of: see ``Signs``.
+        sign_of: see ``Liveness``.
     """
 
     bad_state_is_set = False  # no failure of a site is for ever
@@ -56,11 +56,11 @@ class SiteExecutor(ParslExecutor):
         self.label, self.service = site.name, service
         self.environment = {**site.environment, **(environment or {})}
         python, endpoint = str(site.python_env / "bin" / "python"), site.endpoint
-        self.target = Target(
+        self.target = CallTarget(
             site.name, endpoint.training, python, dict(user_endpoint_config or {}), endpoint.silence_s, endpoint.queue_s
         )
-        files = Target(site.name, endpoint.files, python, dict(files_config or {})) if endpoint.files else None
-        self.signs = Signs(service, site.name, str(site.storage_root), files, sign_of, self.environment)
+        files = CallTarget(site.name, endpoint.files, python, dict(files_config or {})) if endpoint.files else None
+        self.signs = Liveness(service, site.name, str(site.storage_root), files, sign_of, self.environment)
 
     def start(self) -> None:
         self.service.tenders.append(self.signs.tend)
@@ -83,7 +83,7 @@ class SiteExecutor(ParslExecutor):
             raise TaskError(f"the arguments of {function} are not plain: {error}", site=self.label) from error
         require_fits(self.label, function, json.dumps([self.target.python, request]))
         work = task_identity(*args) if function == LOCAL_TRAIN else None
-        future = self.service.submit(Job(key, self.target, function, request, work))
+        future = self.service.submit(Call(key, self.target, function, request, work))
         return _follow(future)
 
     def shutdown(self) -> None:
@@ -121,11 +121,11 @@ class SiteExecutor(ParslExecutor):
     def storage_root(self) -> Path:
         return Path(self.signs.root)
 
-    def _jobs(self) -> list[Job]:
+    def _jobs(self) -> list[Call]:
         return [job for job in self.service.open_jobs() if job.target.site == self.label and job.journaled]
 
 
-def asked_words(calls: Sequence[Job], now: float) -> str | None:
+def asked_words(calls: Sequence[Call], now: float) -> str | None:
     """How far the open calls to a site are, and when its endpoint was asked last; None: all are answered."""
     jobs = [job for job in calls if not job.over]
     if calls and not jobs:

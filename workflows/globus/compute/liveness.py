@@ -16,7 +16,7 @@ from typing import Any
 
 from apps.base.identity import Place
 from apps.training.leases import STALE_S
-from workflows.globus.compute.calls import Job, Target
+from workflows.globus.compute.calls import Call, CallTarget
 from workflows.globus.compute.messages import pack
 from workflows.globus.compute.service import ComputeService
 
@@ -27,7 +27,7 @@ LOOK = "apps.site:look"
 SignOf = Callable[[str], dict[str, Any] | None]
 
 
-class Signs:
+class Liveness:
     """Looks at a site as long as it has work.
 
     Args:
@@ -50,7 +50,7 @@ class Signs:
         service: ComputeService,
         site: str,
         root: str,
-        files: Target | None = None,
+        files: CallTarget | None = None,
         sign_of: SignOf | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
@@ -75,7 +75,7 @@ class Signs:
             self.next_look, self.asked_at = now + self.look_s, time.time()
             self.looking = self._look()
 
-    def _jobs(self) -> list[Job]:
+    def _jobs(self) -> list[Call]:
         return [job for job in self.service.open_jobs() if job.target.site == self.site and job.work]
 
     def _look(self) -> Future[Any] | None:
@@ -84,7 +84,7 @@ class Signs:
         if self.files is None:
             return None
         request = pack(LOOK, [Place(site=self.site, round=0), self.root], self.environment)
-        return self.service.submit(Job(f"look-{uuid.uuid4()}", self.files, LOOK, request, journaled=False))
+        return self.service.submit(Call(f"look-{uuid.uuid4()}", self.files, LOOK, request, journaled=False))
 
     def _seen(self, sight: dict[str, Any], now: float) -> None:
         names = ("progress", "checkpoint", "finished")

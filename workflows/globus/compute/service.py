@@ -14,9 +14,9 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from apps.base.errors import CrossfedError, EndpointProblem, TaskError
-from workflows.globus.compute.api import Forgotten, NotYet, Unreachable, Web
-from workflows.globus.compute.call_log import Ledger
-from workflows.globus.compute.calls import Job
+from workflows.globus.compute.api import ComputeApi, Forgotten, NotYet, Unreachable
+from workflows.globus.compute.call_log import CallLog
+from workflows.globus.compute.calls import Call
 
 if TYPE_CHECKING:
     from globus_compute_sdk import Client
@@ -39,9 +39,9 @@ class ComputeService:
         web: instead of the one over that client, for tests.
     """
 
-    def __init__(self, make_client: Callable[[], Client], journal: Journal, web: Web | None = None) -> None:
-        self.web, self.ledger = web or Web(make_client), Ledger(journal)
-        self.jobs: dict[str, Job] = {}
+    def __init__(self, make_client: Callable[[], Client], journal: Journal, web: ComputeApi | None = None) -> None:
+        self.web, self.ledger = web or ComputeApi(make_client), CallLog(journal)
+        self.jobs: dict[str, Call] = {}
         self.function_id = self.ledger.function_id()
         self.poll_s, self.next_poll = POLL_S, 0.0
         self.lost_at: float | None = None  # since when the service cannot be reached
@@ -67,7 +67,7 @@ class ComputeService:
         if self.thread is not None and self.thread is not threading.current_thread():
             self.thread.join(STOP_S)
 
-    def submit(self, job: Job) -> Future[Any]:
+    def submit(self, job: Call) -> Future[Any]:
         """The future of a job, or of the same one if it is under way; what an earlier driver submitted is adopted."""
         with self.condition:
             known = self.jobs.get(job.key)
@@ -81,7 +81,7 @@ class ComputeService:
             self.condition.notify_all()
             return job.future
 
-    def open_jobs(self) -> list[Job]:
+    def open_jobs(self) -> list[Call]:
         with self.condition:
             return [job for job in self.jobs.values() if not job.over]
 
@@ -132,7 +132,7 @@ class ComputeService:
             if not self.ending:
                 self.condition.wait(seconds)
 
-    def _submit(self, job: Job) -> None:
+    def _submit(self, job: Call) -> None:
         new = self.function_id is None
         if self.function_id is None:
             self.function_id = self.web.register()
@@ -172,7 +172,7 @@ class ComputeService:
         self.poll_s = POLL_S if changed else min(SLOWER * self.poll_s, LONGEST_POLL_S)
         self.next_poll = time.monotonic() + self.poll_s
 
-    def _ask_again_if_silent(self, job: Job) -> None:
+    def _ask_again_if_silent(self, job: Call) -> None:
         now = time.monotonic()
         if not job.is_silent(now):
             return
@@ -209,7 +209,7 @@ class ComputeService:
             self.lost_at = time.monotonic()
             self.ledger.unreachable(reason)
 
-    def _end(self, job: Job, error: CrossfedError) -> None:
+    def _end(self, job: Call, error: CrossfedError) -> None:
         job.answer = error.at(site=job.target.site)
         job.settle()
 

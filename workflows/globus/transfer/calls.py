@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Patience:
+class Backoff:
     """How often is looked, and how long is waited.
 
     Attributes:
@@ -37,7 +37,7 @@ class Patience:
         return min(self.back_off_s * 2 ** min(failures - 1, 30), self.longest_back_off_s)
 
 
-class Caller:
+class RetryingClient:
     """Makes the calls of one client, one at a time: a client may not be used by two threads at once.
 
     Args:
@@ -50,7 +50,7 @@ class Caller:
     def __init__(
         self,
         make_client: Callable[[], TransferClient],
-        patience: Patience,
+        patience: Backoff,
         stop: threading.Event,
         on_trouble: Callable[[str | None], None],
     ) -> None:

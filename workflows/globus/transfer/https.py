@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from site_configs.library.site import Collection
-from workflows.globus.transfer.calls import Caller
+from workflows.globus.transfer.calls import RetryingClient
 from workflows.globus.transfer.errors import LOGIN, ConsentMissing, TransferFailed
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class FileReader:
         authorizer: what authorizes requests at the collection with an id.
     """
 
-    def __init__(self, caller: Caller, authorizer: Callable[[str], GlobusAuthorizer]) -> None:
+    def __init__(self, caller: RetryingClient, authorizer: Callable[[str], GlobusAuthorizer]) -> None:
         self.caller, self.authorizer = caller, authorizer
         self._servers: dict[str, str | None] = {}
         self._lock = threading.Lock()

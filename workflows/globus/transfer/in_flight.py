@@ -11,15 +11,15 @@ from typing import Any
 
 from workflows.globus.transfer.calls import left
 from workflows.globus.transfer.task import Task
-from workflows.globus.transfer.transfer_log import Shipment, Waybill
+from workflows.globus.transfer.transfer_log import Transfer, TransferState
 
 LOOK_S = 0.1  # how soon one who waits for another thread sees that the driver stops
 
 
-class Moving:
+class TransferProgress:
     """How far a transfer is that somebody waits for."""
 
-    def __init__(self, waybill: Waybill) -> None:
+    def __init__(self, waybill: Transfer) -> None:
         self.waybill = waybill
         self.task: Task = {}
         self.trouble: str | None = None
@@ -36,7 +36,7 @@ class Moving:
         }
 
 
-class Underway:
+class TransfersInFlight:
     """The transfers that threads of this driver wait for.
 
     Args:
@@ -46,8 +46,8 @@ class Underway:
     def __init__(self, stop: threading.Event) -> None:
         self.stop = stop
         self._lock = threading.Lock()
-        self._shared: dict[str, tuple[Moving, Future[Shipment]]] = {}
-        self._shown: dict[str, list[Moving]] = {}
+        self._shared: dict[str, tuple[TransferProgress, Future[TransferState]]] = {}
+        self._shown: dict[str, list[TransferProgress]] = {}
 
     def progress(self, site: str) -> dict[str, Any] | None:
         """How far the latest transfer is that a site waits for; None: it waits for none."""
@@ -55,7 +55,7 @@ class Underway:
             moving = self._shown.get(site)
             return moving[-1].shown() if moving else None
 
-    def once(self, waybill: Waybill, work: Callable[[Moving], Shipment]) -> Shipment:
+    def once(self, waybill: Transfer, work: Callable[[TransferProgress], TransferState]) -> TransferState:
         """The result of work; those who ask for the same key meanwhile get the same result, or the same error.
 
         Raises:
@@ -63,7 +63,7 @@ class Underway:
         """
         with self._lock:
             first = waybill.key not in self._shared
-            moving, result = self._shared.setdefault(waybill.key, (Moving(waybill), Future()))
+            moving, result = self._shared.setdefault(waybill.key, (TransferProgress(waybill), Future()))
         with self._showing(waybill.site, moving):
             if first:
                 self._do(waybill.key, work, moving, result)
@@ -76,7 +76,13 @@ class Underway:
             raise copy(error)  # each site fills in its own name
         return result.result()
 
-    def _do(self, key: str, work: Callable[[Moving], Shipment], moving: Moving, result: Future[Shipment]) -> None:
+    def _do(
+        self,
+        key: str,
+        work: Callable[[TransferProgress], TransferState],
+        moving: TransferProgress,
+        result: Future[TransferState],
+    ) -> None:
         try:
             result.set_result(work(moving))
         except BaseException as error:
@@ -87,7 +93,7 @@ class Underway:
                 del self._shared[key]
 
     @contextmanager
-    def _showing(self, site: str, moving: Moving) -> Iterator[None]:
+    def _showing(self, site: str, moving: TransferProgress) -> Iterator[None]:
         with self._lock:
             self._shown.setdefault(site, []).append(moving)
         try:

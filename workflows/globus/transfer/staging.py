@@ -22,12 +22,12 @@ from apps.base.files import cannot_write
 from apps.base.identity import Place, identity
 from apps.transfer import verify_or_set_aside
 from site_configs.library.site import Collection, Site
-from workflows.globus.transfer.calls import Caller, Patience
+from workflows.globus.transfer.calls import Backoff, RetryingClient
 from workflows.globus.transfer.errors import TransferRefused
-from workflows.globus.transfer.in_flight import Moving, Underway
-from workflows.globus.transfer.task import Outcome, Parcel, delete
-from workflows.globus.transfer.transfer_log import SUCCEEDED, Direction, Shipment, TransferLog, Waybill
-from workflows.globus.transfer.transfers import Shipper
+from workflows.globus.transfer.in_flight import TransferProgress, TransfersInFlight
+from workflows.globus.transfer.task import TransferRequest, TransferResult, delete
+from workflows.globus.transfer.transfer_log import SUCCEEDED, Direction, Transfer, TransferLog, TransferState
+from workflows.globus.transfer.transfers import TransferQueue
 from workflows.records.journal import Journal
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ DEADLINE_S = 3 * 24 * 3600.0
 SHA256, TASK_ID = re.compile("[0-9a-f]{64}"), re.compile("[0-9a-f]{32}")
 
 
-class Carriage:
+class GlobusStaging:
     """Globus Transfer for one run; ``send``, ``fetch`` and ``clean`` are apps, for up to three threads.
 
     Args:
@@ -62,21 +62,21 @@ class Carriage:
         *,
         name: str = "",
         retries: int = 2,
-        patience: Patience | None = None,
+        patience: Backoff | None = None,
         deadline_s: float = DEADLINE_S,
     ) -> None:
         self.journal, self.server, self.sites, self.name, self.deadline_s = journal, server, sites, name, deadline_s
         ends = [site.collection.id for site in sites.values() if site.carrier == "globus" and site.collection]
         self.stop = threading.Event()
-        self.caller = Caller(
+        self.caller = RetryingClient(
             lambda: make_client(list(dict.fromkeys([server.id, *ends]))),
-            patience or Patience(),
+            patience or Backoff(),
             self.stop,
             _told_once(journal),
         )
         self.log = TransferLog(journal)
-        self.shipper = Shipper(self.log, self.caller, retries)
-        self.underway = Underway(self.stop)
+        self.shipper = TransferQueue(self.log, self.caller, retries)
+        self.underway = TransfersInFlight(self.stop)
 
     # -- apps -------------------------------------------------------------------------------------------------------
 
@@ -189,15 +189,15 @@ class Carriage:
             raise TransferRefused("the site has no Globus collection", remedy="Set 'collection' for it")
         return collection
 
-    def _waybill(self, key: str, place: Place, direction: Direction, artifact: Artifact, files: int) -> Waybill:
+    def _waybill(self, key: str, place: Place, direction: Direction, artifact: Artifact, files: int) -> Transfer:
         ids = self._collection(place["site"]).id, artifact["sha256"]
-        return Waybill(key, place["site"], place["round"], direction, *ids, artifact["nbytes"], files)
+        return Transfer(key, place["site"], place["round"], direction, *ids, artifact["nbytes"], files)
 
-    def _parcel(self, waybill: Waybill, source: str, destination: str, *files: tuple[str, str]) -> Parcel:
+    def _parcel(self, waybill: Transfer, source: str, destination: str, *files: tuple[str, str]) -> TransferRequest:
         label = f"crossfed {self.name} {waybill.direction} {waybill.site} round {waybill.round}"
-        return Parcel(source, destination, files, label, self.deadline_s)
+        return TransferRequest(source, destination, files, label, self.deadline_s)
 
-    def _send(self, waybill: Waybill, store_here: str, there: str, moving: Moving) -> Shipment:
+    def _send(self, waybill: Transfer, store_here: str, there: str, moving: TransferProgress) -> TransferState:
         known = self.log.find(waybill.key)
         if known and known.state == SUCCEEDED:
             return known
@@ -207,7 +207,7 @@ class Carriage:
         parcel = self._parcel(waybill, self.server.id, waybill.collection, (here, there))
         return self.shipper.ship(waybill, parcel, self._was_found, moving)
 
-    def _was_found(self, outcome: Outcome) -> None:
+    def _was_found(self, outcome: TransferResult) -> None:
         """What lies here was not found through the collection: it shows another folder than the campaign says."""
         if outcome.missing:
             raise TransferRefused(
@@ -215,7 +215,7 @@ class Carriage:
                 remedy="Set 'globus.folder' to the folder that the collection shows as its /, then resume",
             )
 
-    def _fetch(self, place: Place, manifest: Manifest, store_here: str, attempt: int) -> Shipment:
+    def _fetch(self, place: Place, manifest: Manifest, store_here: str, attempt: int) -> TransferState:
         artifact, root = manifest["artifact"], self.sites[place["site"]].storage_root
         papers = _made(Path(store_here).parent / "manifests" / place["site"])
         pairs = (
@@ -228,7 +228,7 @@ class Carriage:
         waybill = self._waybill(identity(work), place, "fetch", artifact, len(files))
         parcel = self._parcel(waybill, collection.id, self.server.id, *files)
 
-        def arrived(outcome: Outcome) -> None:
+        def arrived(outcome: TransferResult) -> None:
             if files[0][0] in outcome.missing:
                 raise ArtifactError("the update is not at the site any more", file=str(pairs[0][0]))
             # Globus compares with what it has read; this compares with what the site has made

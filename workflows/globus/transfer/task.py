@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from workflows.globus.transfer.calls import Caller, left
+from workflows.globus.transfer.calls import RetryingClient, left
 from workflows.globus.transfer.errors import TransferCanceled, TransferFailed
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ OnLook = Callable[[Task, str | None], None]
 
 
 @dataclass(frozen=True)
-class Parcel:
+class TransferRequest:
     """What one transfer moves, packed: many files, one task.
 
     Attributes:
@@ -46,7 +46,7 @@ class Parcel:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TransferResult:
     """How a transfer has ended well; ``missing`` are the paths that its source could not give."""
 
     nbytes: int
@@ -54,24 +54,24 @@ class Outcome:
     missing: tuple[str, ...] = ()
 
 
-def new_submission_id(caller: Caller) -> str:
+def new_submission_id(caller: RetryingClient) -> str:
     """A name under which a transfer may be handed in any number of times and runs once."""
     return str(caller(lambda client: client.get_submission_id())["value"])
 
 
-def submit(caller: Caller, parcel: Parcel, submission_id: str) -> str:
+def submit(caller: RetryingClient, parcel: TransferRequest, submission_id: str) -> str:
     """Hand in a transfer; the id of its task, also where it had been handed in before."""
     data = _transfer_data(parcel, submission_id)
     return str(caller(lambda client: client.submit_transfer(data))["task_id"])
 
 
-def delete(caller: Caller, collection: str, paths: tuple[str, ...], label: str, deadline_s: float) -> str:
+def delete(caller: RetryingClient, collection: str, paths: tuple[str, ...], label: str, deadline_s: float) -> str:
     """Hand in the deletion of files, gone already or not; the id of its task."""
     data = _delete_data(collection, paths, label, new_submission_id(caller), deadline_s)
     return str(caller(lambda client: client.submit_delete(data))["task_id"])
 
 
-def _transfer_data(parcel: Parcel, submission_id: str) -> TransferData:
+def _transfer_data(parcel: TransferRequest, submission_id: str) -> TransferData:
     from globus_sdk import TransferData
 
     data = TransferData(
@@ -121,7 +121,7 @@ def clean_label(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9 ,_-]", "_", text)[:LABEL_LENGTH]
 
 
-def follow(caller: Caller, task_id: str, on_look: OnLook) -> Outcome:
+def follow(caller: RetryingClient, task_id: str, on_look: OnLook) -> TransferResult:
     """Wait for a task's end.
 
     A task that is inactive (only expired credentials make it so) or has faults is waited for: Globus goes on with it
@@ -159,7 +159,7 @@ def follow(caller: Caller, task_id: str, on_look: OnLook) -> Outcome:
             raise left()
 
 
-def _pause_s(caller: Caller, age_s: float) -> float:
+def _pause_s(caller: RetryingClient, age_s: float) -> float:
     return min(max(caller.patience.poll_s, POLL_SHARE * age_s), caller.patience.slowest_poll_s)
 
 
@@ -181,15 +181,15 @@ def _overdue_s(task: Task) -> float:
     return time.time() - datetime.fromisoformat(deadline).timestamp() if deadline else 0.0
 
 
-def _outcome(caller: Caller, task: Task) -> Outcome:
+def _outcome(caller: RetryingClient, task: Task) -> TransferResult:
     missing: tuple[str, ...] = ()
     if task.get("subtasks_skipped_errors"):
         rows = caller(lambda client: client.task_skipped_errors(task["task_id"]))
         missing = tuple(str(row["source_path"]) for row in rows["DATA"])
-    return Outcome(int(task.get("bytes_transferred") or 0), int(task.get("faults") or 0), missing)
+    return TransferResult(int(task.get("bytes_transferred") or 0), int(task.get("faults") or 0), missing)
 
 
-def _failure(caller: Caller, task: Task) -> TransferFailed:
+def _failure(caller: RetryingClient, task: Task) -> TransferFailed:
     """Why a task has failed, with the last thing that went wrong before."""
     fatal = task.get("fatal_error") or {}
     code, reason = fatal.get("code", "no reason given"), fatal.get("description", "")
@@ -202,12 +202,12 @@ def _failure(caller: Caller, task: Task) -> TransferFailed:
     return TransferFailed(what)
 
 
-def _last_error(caller: Caller, task_id: str) -> str | None:
+def _last_error(caller: RetryingClient, task_id: str) -> str | None:
     events = caller(lambda client: client.task_event_list(task_id, limit=100))["DATA"]  # newest first
     return next((f"{event['code']}: {event['details']}"[:200] for event in events if event["is_error"]), None)
 
 
-def _given_up(caller: Caller, task_id: str, reason: str) -> TransferFailed:
+def _given_up(caller: RetryingClient, task_id: str, reason: str) -> TransferFailed:
     """Cancel a task, so that nothing is written any more where the next attempt writes."""
     caller(lambda client: client.cancel_task(task_id))
     return TransferFailed(f"Globus transfer {task_id} {reason}")

@@ -15,7 +15,7 @@ EVENTS = ("transfer_submitting", "transfer_submitted", "transfer_ended", "artifa
 
 
 @dataclass(frozen=True)
-class Waybill:
+class Transfer:
     """What is to be brought where, for whom.
 
     Attributes:
@@ -39,7 +39,7 @@ class Waybill:
 
 
 @dataclass(frozen=True)
-class Shipment:
+class TransferState:
     """How far a piece of work has come, over all its attempts.
 
     Attributes:
@@ -67,25 +67,25 @@ class TransferLog:
 
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
-        self._known: dict[str, Shipment] = {}
+        self._known: dict[str, TransferState] = {}
         self._lock = threading.Lock()
         for record in journal.events(
             "transfer_submitting", "transfer_submitted", "transfer_ended", "artifacts_cleaned"
         ):
             self._remember(record)
 
-    def find(self, key: str) -> Shipment | None:
+    def find(self, key: str) -> TransferState | None:
         """What is known of a piece of work; None: nothing, or what it brought has been cleaned away."""
         return self._known.get(key)
 
-    def submitting(self, waybill: Waybill, submission_id: str) -> None:
+    def submitting(self, waybill: Transfer, submission_id: str) -> None:
         """To be called before a transfer is handed in."""
         self._write("transfer_submitting", **asdict(waybill), submission_id=submission_id)
 
-    def submitted(self, waybill: Waybill, submission_id: str, task_id: str) -> None:
+    def submitted(self, waybill: Transfer, submission_id: str, task_id: str) -> None:
         self._write("transfer_submitted", **_place(waybill), submission_id=submission_id, task_id=task_id)
 
-    def ended(self, waybill: Waybill, shipment: Shipment, state: str, **details: Any) -> Shipment:
+    def ended(self, waybill: Transfer, shipment: TransferState, state: str, **details: Any) -> TransferState:
         """To be called once it is known what has come of an attempt; what stands now."""
         ids = {"submission_id": shipment.submission_id, "task_id": shipment.task_id}
         self._write("transfer_ended", **_place(waybill), **ids, state=state, **details)
@@ -114,10 +114,10 @@ class TransferLog:
                 later |= {"state": record["state"], "ended": record["time"]}
             self._known[record["key"]] = replace(known, **later)
 
-    def _begun(self, record: Record) -> Shipment:
+    def _begun(self, record: Record) -> TransferState:
         before = self._known.get(record["key"])
         again = before is not None and before.state != SUCCEEDED
-        return Shipment(
+        return TransferState(
             site=record["site"],
             artifact=record["artifact"],
             collection=record["collection"],
@@ -126,6 +126,6 @@ class TransferLog:
         )
 
 
-def _place(waybill: Waybill) -> dict[str, Any]:
+def _place(waybill: Transfer) -> dict[str, Any]:
     fields = asdict(waybill)
     return {key: fields[key] for key in ("key", "site", "round", "direction")}

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from apps.base.errors import ArtifactError
-from workflows.globus.transfer.calls import Caller, left
+from workflows.globus.transfer.calls import RetryingClient, left
 from workflows.globus.transfer.errors import (
     ConsentMissing,
     LoginMissing,
@@ -19,15 +19,15 @@ from workflows.globus.transfer.errors import (
     TransferLeft,
     TransferRefused,
 )
-from workflows.globus.transfer.in_flight import LOOK_S, Moving
-from workflows.globus.transfer.task import Outcome, Parcel, Task, follow, new_submission_id, submit
-from workflows.globus.transfer.transfer_log import SUCCEEDED, Shipment, TransferLog, Waybill
+from workflows.globus.transfer.in_flight import LOOK_S, TransferProgress
+from workflows.globus.transfer.task import Task, TransferRequest, TransferResult, follow, new_submission_id, submit
+from workflows.globus.transfer.transfer_log import SUCCEEDED, Transfer, TransferLog, TransferState
 
 logger = logging.getLogger(__name__)
 AT_ONCE = 3  # tasks of one identity that Globus works on at the same time; more are only queued
 
 
-class Shipper:
+class TransferQueue:
     """Hands in transfers, a few at once, follows them, and tries again what failed and may pass.
 
     Args:
@@ -36,13 +36,18 @@ class Shipper:
         retries: how often one piece of work is tried again.
     """
 
-    def __init__(self, log: TransferLog, caller: Caller, retries: int) -> None:
+    def __init__(self, log: TransferLog, caller: RetryingClient, retries: int) -> None:
         self.log, self.caller, self.retries, self.stop = log, caller, retries, caller.stop
         self._slots = threading.Semaphore(AT_ONCE)
 
     def ship(
-        self, waybill: Waybill, parcel: Parcel, check: Callable[[Outcome], None], moving: Moving, anew: bool = False
-    ) -> Shipment:
+        self,
+        waybill: Transfer,
+        parcel: TransferRequest,
+        check: Callable[[TransferResult], None],
+        moving: TransferProgress,
+        anew: bool = False,
+    ) -> TransferState:
         """Bring a parcel to its end, or find that an earlier driver has.
 
         Args:
@@ -75,7 +80,13 @@ class Shipper:
             if self.stop.wait(self.caller.patience.back_off(failures)):
                 raise left()
 
-    def _attempt(self, waybill: Waybill, parcel: Parcel, check: Callable[[Outcome], None], moving: Moving) -> Shipment:
+    def _attempt(
+        self,
+        waybill: Transfer,
+        parcel: TransferRequest,
+        check: Callable[[TransferResult], None],
+        moving: TransferProgress,
+    ) -> TransferState:
         """One transfer from its hand-in, or from where an earlier driver has left it, to its end."""
         began = time.monotonic()
         open_before = self._open(waybill.key)
@@ -92,11 +103,11 @@ class Shipper:
             raise
         return self._end(waybill, SUCCEEDED, began, nbytes=outcome.nbytes, faults=outcome.faults)
 
-    def _open(self, key: str) -> Shipment | None:
+    def _open(self, key: str) -> TransferState | None:
         known = self.log.find(key)
         return known if known and known.state is None else None
 
-    def _handed_in(self, waybill: Waybill, parcel: Parcel, known: Shipment | None) -> str:
+    def _handed_in(self, waybill: Transfer, parcel: TransferRequest, known: TransferState | None) -> str:
         """The task of a parcel; one that may have been handed in before is handed in under the same name."""
         if known and known.task_id:
             logger.info("following Globus transfer %s of an earlier driver", known.task_id)
@@ -110,13 +121,13 @@ class Shipper:
         self.log.submitted(waybill, submission_id, task_id)
         return task_id
 
-    def _end(self, waybill: Waybill, state: str, began: float, **details: Any) -> Shipment:
+    def _end(self, waybill: Transfer, state: str, began: float, **details: Any) -> TransferState:
         known = self.log.find(waybill.key)
         if known is None:  # refused before there was a name for it
-            return Shipment(waybill.site, waybill.artifact, waybill.collection, time.time(), "", None, state)
+            return TransferState(waybill.site, waybill.artifact, waybill.collection, time.time(), "", None, state)
         return self.log.ended(waybill, known, state, s=round(time.monotonic() - began, 3), **details)
 
-    def _look(self, moving: Moving, task: Task, trouble: str | None) -> None:
+    def _look(self, moving: TransferProgress, task: Task, trouble: str | None) -> None:
         """Keep people up to date; a new trouble goes to the journal once."""
         before, moving.task, moving.trouble = moving.task, task, trouble
         if trouble and before.get("nice_status") != task.get("nice_status"):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from site_configs.library.site import Site
 from workflows.console.units import bytes_text, plural
-from workflows.planning.memory.estimate import BFLOAT16, FLOAT32, Job, Need
+from workflows.planning.memory.estimate import BFLOAT16, FLOAT32, Need, TrainingSetup
 from workflows.planning.memory.model import ModelShape, shape_of
 from workflows.planning.memory.plan import MemoryPlan, plan_site
 from workflows.planning.memory.speed import estimate, rates_of
@@ -37,18 +37,20 @@ def plan_memory(campaign: Campaign, spec: ModelSpec, sites: Mapping[str, Site]) 
     return {name: plan_site(site, shape, job, batch, campaign.parallel) for name, site in sites.items()}
 
 
-def job_of(campaign: Campaign) -> Job:
+def job_of(campaign: Campaign) -> TrainingSetup:
     weights = BFLOAT16 if campaign.model.dtype == "bfloat16" else FLOAT32
     mixed = weights == FLOAT32 and campaign.training.precision == "bf16"
-    return Job(weight_bytes=weights, mixed=mixed, length=campaign.data.max_tokens)
+    return TrainingSetup(weight_bytes=weights, mixed=mixed, length=campaign.data.max_tokens)
 
 
-def describe(plans: Mapping[str, MemoryPlan], shape: ModelShape | None, job: Job, sites: Mapping[str, Site]) -> Lines:
+def describe(
+    plans: Mapping[str, MemoryPlan], shape: ModelShape | None, job: TrainingSetup, sites: Mapping[str, Site]
+) -> Lines:
     """All plans in words, for ``--dry-run``: how training is spread, the sum and what is there."""
     return [line for name, plan in plans.items() for line in describe_site(sites[name], plan, shape, job)]
 
 
-def describe_site(site: Site, plan: MemoryPlan, shape: ModelShape | None, job: Job) -> Lines:
+def describe_site(site: Site, plan: MemoryPlan, shape: ModelShape | None, job: TrainingSetup) -> Lines:
     lines = [(f"memory {site.name}", spread_text(plan)), *_sum_lines(plan)]
     rate = samples_per_s(site, plan, shape, job)
     if rate:
@@ -57,7 +59,7 @@ def describe_site(site: Site, plan: MemoryPlan, shape: ModelShape | None, job: J
     return lines
 
 
-def samples_per_s(site: Site, plan: MemoryPlan, shape: ModelShape | None, job: Job) -> float | None:
+def samples_per_s(site: Site, plan: MemoryPlan, shape: ModelShape | None, job: TrainingSetup) -> float | None:
     """The estimate of a site's speed in training; None where its machine is not known."""
     rates = rates_of(site)
     if not (plan.need and shape and rates):

@@ -39,7 +39,7 @@ CONTEXT_BYTES = {
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingSetup:
     """How a model is trained, as far as memory is concerned.
 
     Attributes:
@@ -107,7 +107,7 @@ class Need:
         return sum(getattr(self, field.name) for field in fields(self) if field.name != "host")
 
 
-def need_of(shape: ModelShape, job: Job, machine: Machine, choice: Choice) -> Need:
+def need_of(shape: ModelShape, job: TrainingSetup, machine: Machine, choice: Choice) -> Need:
     """The sum for one way to spread a training."""
     share = machine.ranks if choice.sharding in SHARDED else 1
     trained_bytes = FLOAT32 if shape.adapted else job.weight_bytes  # peft keeps adapters in float32
@@ -135,7 +135,7 @@ def need_of(shape: ModelShape, job: Job, machine: Machine, choice: Choice) -> Ne
     )
 
 
-def in_flight(shape: ModelShape, job: Job, sharding: Sharding, trained_bytes: int) -> float:
+def in_flight(shape: ModelShape, job: TrainingSetup, sharding: Sharding, trained_bytes: int) -> float:
     """Bytes beside states and activations while a step runs.
 
     ``ddp`` reduces gradients in buckets of their size. Under autocast every weight has a copy in the compute type.
@@ -152,7 +152,7 @@ def in_flight(shape: ModelShape, job: Job, sharding: Sharding, trained_bytes: in
     return casts + (trained_bytes * shape.trained if sharding == "ddp" else 0)
 
 
-def activation_bytes(shape: ModelShape, job: Job, choice: Choice) -> float:
+def activation_bytes(shape: ModelShape, job: TrainingSetup, choice: Choice) -> float:
     """What the forward pass keeps for the backward pass, at the longest samples and if every token counts."""
     tokens = choice.micro_batch * job.length
     autocast = job.mixed and choice.sharding not in SHARDED
@@ -164,7 +164,7 @@ def activation_bytes(shape: ModelShape, job: Job, choice: Choice) -> float:
     return tokens * (layers + logits)
 
 
-def layer_bytes(shape: ModelShape, job: Job, autocast: bool) -> float:
+def layer_bytes(shape: ModelShape, job: TrainingSetup, autocast: bool) -> float:
     """Bytes a token that one layer keeps for the backward pass.
 
     Frozen layers keep fewer inputs, but peft turns the input of each adapted module into the adapters' float32; under

@@ -14,7 +14,7 @@ from apps.base.errors import UserMistake
 from site_configs.library.site import Site
 from workflows.console.units import bytes_text, plural
 from workflows.planning.campaign import AUTO, ParallelSection
-from workflows.planning.memory.estimate import SHARDED, Choice, Job, Machine, Need, Sharding, need_of
+from workflows.planning.memory.estimate import SHARDED, Choice, Machine, Need, Sharding, TrainingSetup, need_of
 from workflows.planning.memory.model import ModelShape
 
 ROOM = 0.92  # of a device's memory that a plan may fill
@@ -95,7 +95,9 @@ def _memory_here() -> int:
     return psutil.virtual_memory().total
 
 
-def plan_site(site: Site, shape: ModelShape | None, job: Job, batch: int, wish: ParallelSection) -> MemoryPlan:
+def plan_site(
+    site: Site, shape: ModelShape | None, job: TrainingSetup, batch: int, wish: ParallelSection
+) -> MemoryPlan:
     """The plan of one site.
 
     Args:
@@ -128,7 +130,9 @@ def plan_site(site: Site, shape: ModelShape | None, job: Job, batch: int, wish: 
     return MemoryPlan(site.name, machine, batch, *found)
 
 
-def first_fit(shape: ModelShape, job: Job, machine: Machine, choices: Sequence[Choice]) -> tuple[Choice, Need] | None:
+def first_fit(
+    shape: ModelShape, job: TrainingSetup, machine: Machine, choices: Sequence[Choice]
+) -> tuple[Choice, Need] | None:
     """The first way that fits, with its sum."""
     for choice in choices:
         need = need_of(shape, job, machine, choice)
@@ -191,7 +195,9 @@ def _last_without_offload(choices: Sequence[Choice]) -> Choice:
     return [c for c in choices if not c.offload][-1] if any(not c.offload for c in choices) else choices[0]
 
 
-def _refusal(site: Site, shape: ModelShape, job: Job, machine: Machine, choices: Sequence[Choice]) -> UserMistake:
+def _refusal(
+    site: Site, shape: ModelShape, job: TrainingSetup, machine: Machine, choices: Sequence[Choice]
+) -> UserMistake:
     needs = [need_of(shape, job, machine, choice) for choice in choices]
     least = min(needs, key=lambda need: need.device)
     what = "adapters" if shape.adapted else "all parameters"
@@ -205,7 +211,9 @@ def _refusal(site: Site, shape: ModelShape, job: Job, machine: Machine, choices:
     return UserMistake(text, remedy="It would fit with " + ", or ".join(ways_out(site, shape, job, machine, choices)))
 
 
-def ways_out(site: Site, shape: ModelShape, job: Job, machine: Machine, choices: Sequence[Choice]) -> list[str]:
+def ways_out(
+    site: Site, shape: ModelShape, job: TrainingSetup, machine: Machine, choices: Sequence[Choice]
+) -> list[str]:
     """What would make a plan fit, in words; at least the advice to look for larger devices."""
     sizes = sorted({choice.micro_batch for choice in choices}, reverse=True)
     free = list(candidates(machine, sizes, ParallelSection()))
@@ -223,7 +231,7 @@ def ways_out(site: Site, shape: ModelShape, job: Job, machine: Machine, choices:
     return found or ["larger devices, or a smaller model"]
 
 
-def _enough_nodes(shape: ModelShape, job: Job, machine: Machine, choices: Sequence[Choice]) -> int | None:
+def _enough_nodes(shape: ModelShape, job: TrainingSetup, machine: Machine, choices: Sequence[Choice]) -> int | None:
     """The least power of two times the site's nodes that suffices."""
     nodes = machine.nodes * 2
     while nodes <= MOST_NODES:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from site_configs.library.site import Site
-from workflows.planning.memory.estimate import FLOAT32, Choice, Job, Machine
+from workflows.planning.memory.estimate import FLOAT32, Choice, Machine, TrainingSetup
 from workflows.planning.memory.model import ModelShape
 
 ARITHMETIC, NETWORK, BUS, HOST = 0.40, 0.50, 0.65, 0.60  # shares of the peaks that training reaches
@@ -62,7 +62,7 @@ class Step:
     samples_per_s: float  # of the whole site
 
 
-def estimate(shape: ModelShape, job: Job, machine: Machine, choice: Choice, rates: Rates) -> Step:
+def estimate(shape: ModelShape, job: TrainingSetup, machine: Machine, choice: Choice, rates: Rates) -> Step:
     """The estimate for samples of the full length."""
     tokens = choice.micro_batch * job.length
     arithmetic = tokens * operations(shape, choice) / (ARITHMETIC * rates.flops)
@@ -81,7 +81,7 @@ def operations(shape: ModelShape, choice: Choice) -> float:
     return float(passes * shape.parameters)
 
 
-def collective_bytes(shape: ModelShape, job: Job, choice: Choice) -> float:
+def collective_bytes(shape: ModelShape, job: TrainingSetup, choice: Choice) -> float:
     """Bytes into a device: gradients in float32, twice where every rank wants all of them; weights at each gather."""
     gradients = FLOAT32 * shape.trained
     if choice.sharding in ("none", "ddp"):
@@ -90,7 +90,7 @@ def collective_bytes(shape: ModelShape, job: Job, choice: Choice) -> float:
     return float(gathers * job.compute_bytes * shape.parameters + gradients)
 
 
-def offload_s(shape: ModelShape, job: Job, machine: Machine, rates: Rates) -> float:
+def offload_s(shape: ModelShape, job: TrainingSetup, machine: Machine, rates: Rates) -> float:
     over_bus = (2 * job.weight_bytes * shape.parameters + FLOAT32 * shape.trained) / machine.ranks
     update = OFFLOADED_UPDATE_BYTES * shape.trained / machine.nodes
     return over_bus / (BUS * rates.bus) + update / (HOST * rates.host)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from workflows.reporting.figure_style import line_style, new_figure
-from workflows.studies.scaling.table import Row
+from workflows.studies.scaling.table import ScalingRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,7 +17,7 @@ WIDE = 6  # rates that lie further apart than this get logarithmic axes
 IDEAL: dict[str, Any] = {"color": "#999999", "linewidth": 1.0, "linestyle": (0, (1, 2)), "zorder": 1}
 
 
-def scaling_figure(rows: Sequence[Row]) -> Figure:
+def scaling_figure(rows: Sequence[ScalingRow]) -> Figure:
     """Two panels, a line for each site; marks tell the sharding: half of them filled with checkpointing of
     activations, none with offloading.
 
@@ -44,12 +44,12 @@ def scaling_figure(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def _largest_at(own: Sequence[Row], size: Callable[[Row], int]) -> list[Row]:
+def _largest_at(own: Sequence[ScalingRow], size: Callable[[ScalingRow], int]) -> list[ScalingRow]:
     """Of several rows of one size that with the most devices, so that a panel's line does not turn back."""
     return list({size(row): row for row in own}.values())
 
 
-def _line(axes: Axes, own: Sequence[Row], size: Callable[[Row], int], sites: Sequence[str]) -> None:
+def _line(axes: Axes, own: Sequence[ScalingRow], size: Callable[[ScalingRow], int], sites: Sequence[str]) -> None:
     style = line_style(own[0].site, sites)
     places = [size(row) for row in own]
     axes.plot(places, [row.samples_per_s for row in own], label=own[0].site, **style)
@@ -95,7 +95,7 @@ def _finish(axes: Axes, word: str, sizes: Sequence[int], wide: bool) -> None:
     axes.set_xlim(min(sizes) / 1.3, max(sizes) * 1.3)
 
 
-def _legend(figure: Figure, axes: Axes, rows: Sequence[Row]) -> None:
+def _legend(figure: Figure, axes: Axes, rows: Sequence[ScalingRow]) -> None:
     from matplotlib.lines import Line2D
 
     lines, names = axes.get_legend_handles_labels()

@@ -11,15 +11,16 @@ from typing import Any
 from apps.artifacts.manifests import Manifest
 from apps.base.identity import Place
 from apps.server import prepare
-from apps.train import Order, enrol, local_train
+from apps.train import enrol, local_train
 from apps.training.progress import read_progress
+from apps.training.task import TrainRequest
 from apps.transfer import stage_out
 from workflows.planning.labels import SERVER
 from workflows.planning.plan import Plan
 from workflows.records.run_directory import RunDirectory
 from workflows.runtime.kernel import Kernel, parsl_for, root_cause
-from workflows.studies.scaling.points import Point, plan_for, training_of
-from workflows.studies.scaling.table import Row, Trained, rates, summary
+from workflows.studies.scaling.points import ScalingPoint, plan_for, training_of
+from workflows.studies.scaling.table import ScalingRow, Trained, rates, summary
 
 TICK_S = 0.25
 SHORT_STEPS = 2
@@ -35,17 +36,17 @@ class Effort:
 
 
 @dataclass(frozen=True)
-class Measured:
+class PointResult:
     """What came of a point: a row, or why there is none."""
 
-    point: Point
-    row: Row | None
+    point: ScalingPoint
+    row: ScalingRow | None
     failure: str = ""
 
 
 def measure_wave(
-    plan: Plan, run: RunDirectory, wave: Sequence[Point], effort: Effort, tell: Tell
-) -> Iterator[Measured]:
+    plan: Plan, run: RunDirectory, wave: Sequence[ScalingPoint], effort: Effort, tell: Tell
+) -> Iterator[PointResult]:
     """Measure points at the same time; each answer comes as soon as its point is done.
 
     Args:
@@ -72,7 +73,7 @@ def measure_wave(
                 time.sleep(TICK_S)
 
 
-def submit_point(kernel: Kernel, plan: Plan, point: Point, effort: Effort) -> list[Future[Any]]:
+def submit_point(kernel: Kernel, plan: Plan, point: ScalingPoint, effort: Effort) -> list[Future[Any]]:
     """One short training and the repeats, one after the other, all from the same model.
 
     A site has one worker, so they do not run beside each other.
@@ -86,13 +87,13 @@ def submit_point(kernel: Kernel, plan: Plan, point: Point, effort: Effort) -> li
     trainings: list[Future[Any]] = []
     for number in range(effort.repeats + 1):
         steps = SHORT_STEPS + (effort.steps if number else 0)
-        order = Order(training=training_of(plan.campaign, point, steps), optimizer_from=None, attempt=1)
+        order = TrainRequest(training=training_of(plan.campaign, point, steps), optimizer_from=None, attempt=1)
         place = Place(site=name, round=number)
         trainings.append(kernel.submit(local_train, place, work, order, base, shard, on=name))
     return trainings
 
 
-def standing(point: Point, trainings: Sequence[Future[Any]]) -> str:
+def standing(point: ScalingPoint, trainings: Sequence[Future[Any]]) -> str:
     """How far a point is, for people."""
     done = sum(training.done() for training in trainings)
     progress = read_progress(point.site.storage_root)
@@ -100,25 +101,25 @@ def standing(point: Point, trainings: Sequence[Future[Any]]) -> str:
     return f"{point.words}: training {done + 1} of {len(trainings)}{now}"
 
 
-def outcome(point: Point, trainings: Sequence[Future[Any]], code: str) -> Measured:
+def outcome(point: ScalingPoint, trainings: Sequence[Future[Any]], code: str) -> PointResult:
     """The row of a point whose trainings have all ended."""
     for training in trainings:
         error = root_cause(training)
         if error is not None:
-            return Measured(point, None, str(error) or type(error).__name__)
+            return PointResult(point, None, str(error) or type(error).__name__)
     short, *repeats = [trained(training.result()) for training in trainings]
-    return Measured(point, row_of(point, short, repeats, code))
+    return PointResult(point, row_of(point, short, repeats, code))
 
 
 def trained(manifest: Manifest) -> Trained:
     return Trained(manifest["samples"], manifest["tokens"], manifest["train_s"])
 
 
-def row_of(point: Point, short: Trained, repeats: Sequence[Trained], code: str) -> Row:
+def row_of(point: ScalingPoint, short: Trained, repeats: Sequence[Trained], code: str) -> ScalingRow:
     name, nodes, devices = point.key
     found: dict[str, Any] = summary(rates(short, repeats))
     need = point.memory.need
-    return Row(
+    return ScalingRow(
         site=name,
         nodes=nodes,
         devices=devices,

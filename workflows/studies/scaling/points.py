@@ -32,7 +32,7 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Point:
+class ScalingPoint:
     """A site at one size."""
 
     site: Site
@@ -55,7 +55,7 @@ class Point:
 
 def points_of(
     campaign: Campaign, run_dir: Path, shape: ModelShape | None, sizes: Sizes
-) -> tuple[list[Point], list[str]]:
+) -> tuple[list[ScalingPoint], list[str]]:
     """All points that fit, and a line for each that does not.
 
     Raises:
@@ -65,7 +65,7 @@ def points_of(
     for name in campaign.sites:
         for site in _sites_at_sizes(name, campaign, run_dir, sizes):
             try:
-                points.append(Point(site, _plan(site, campaign, shape, sizes.micro_batch)))
+                points.append(ScalingPoint(site, _plan(site, campaign, shape, sizes.micro_batch)))
             except UserMistake as error:
                 refused.append(str(error))
     return points, refused
@@ -93,14 +93,14 @@ def _resolved(name: str, config: str, run_dir: Path, settings: Mapping[str, Any]
         raise UserMistake(f"sites.{name}: {error}") from None
 
 
-def waves(points: Sequence[Point]) -> list[list[Point]]:
+def waves(points: Sequence[ScalingPoint]) -> list[list[ScalingPoint]]:
     """Which points are measured at the same time.
 
     Sites of this machine share its cores and go one at a time; batch sites go beside each other, each with one size
     at a time: a site's storage is used by one training, and queues limit a user's jobs.
     """
     alone = [[point] for point in points if not point.site.block]
-    batch: dict[str, list[Point]] = {}
+    batch: dict[str, list[ScalingPoint]] = {}
     for point in points:
         if point.site.block:
             batch.setdefault(point.site.name, []).append(point)
@@ -108,18 +108,18 @@ def waves(points: Sequence[Point]) -> list[list[Point]]:
     return [[own[i] for own in batch.values() if i < len(own)] for i in range(longest)] + alone
 
 
-def plan_for(plan: Plan, wave: Sequence[Point]) -> Plan:
+def plan_for(plan: Plan, wave: Sequence[ScalingPoint]) -> Plan:
     """The campaign's plan with the sites of these points only, spread as their memory plans say."""
     work = {p.site.name: _work(plan.site_work[p.site.name], p) for p in wave}
     return replace(plan, sites={p.site.name: p.site for p in wave}, site_work=work)
 
 
-def _work(work: SiteWork, point: Point) -> SiteWork:
+def _work(work: SiteWork, point: ScalingPoint) -> SiteWork:
     spread = cast(Parallel, point.memory.parallel(point.site))
     return {**work, "root": str(point.site.storage_root), "threads": point.site.threads, "parallel": spread}
 
 
-def training_of(campaign: Campaign, point: Point, steps: int) -> TrainingSpec:
+def training_of(campaign: Campaign, point: ScalingPoint, steps: int) -> TrainingSpec:
     """A training of so many steps with the campaign's settings, of one micro-batch a device and step."""
     spec: dict[str, Any] = {
         **campaign.training.model_dump(),

@@ -15,7 +15,7 @@ from apps.base.files import write_text
 
 
 @dataclass(frozen=True)
-class Row:
+class ScalingRow:
     """A point of the study; rates are of the whole site, ``low`` and ``high`` over the repeats.
 
     Attributes:
@@ -82,7 +82,7 @@ def summary(found: Sequence[tuple[float, float]]) -> dict[str, float | int]:
     }
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[ScalingRow]:
     """The rows of an earlier study; none where there is no file.
 
     Raises:
@@ -94,17 +94,17 @@ def read_rows(path: Path) -> list[Row]:
     try:
         with open(path, newline="") as stream:
             return [
-                Row(**{f.name: kinds[str(f.type)](record[f.name]) for f in fields(Row)})
+                ScalingRow(**{f.name: kinds[str(f.type)](record[f.name]) for f in fields(ScalingRow)})
                 for record in csv.DictReader(stream)
             ]
     except (KeyError, ValueError, TypeError) as error:
         raise UserMistake(f"{path} is no table of a scaling study: {error}", remedy="Move it away") from None
 
 
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
+def write_rows(path: Path, rows: Iterable[ScalingRow]) -> None:
     """Write the table whole or not at all, in the order of sites and sizes."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, [f.name for f in fields(Row)], lineterminator="\n")
+    writer = csv.DictWriter(text, [f.name for f in fields(ScalingRow)], lineterminator="\n")
     writer.writeheader()
     for row in sorted(rows, key=lambda r: r.key):
         writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in asdict(row).items()})

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.partition import dirichlet_split
 from workflows.studies.simulation.digits import SEVEN_BILLION
-from workflows.studies.simulation.problem import Score, Work
+from workflows.studies.simulation.problem import LocalWork, TestScore
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,7 +44,7 @@ class ChemistryTasks:
     def first(self) -> np.ndarray:
         return self.start.copy()
 
-    def train(self, model: np.ndarray, work: Work, correction: np.ndarray | None = None) -> np.ndarray:
+    def train(self, model: np.ndarray, work: LocalWork, correction: np.ndarray | None = None) -> np.ndarray:
         import torch
 
         from apps.models.batches import collate, plan_batches
@@ -67,12 +67,12 @@ class ChemistryTasks:
             update_parameters(optimizer, list(trained.values()), start, spec, self.rate * work.rate_factor)
         return self._vector()
 
-    def score(self, model: np.ndarray) -> Score:
-        from apps.evaluate import TestSet, score
+    def score(self, model: np.ndarray) -> TestScore:
+        from apps.evaluate import TestSet, task_losses
 
         self._set(model)
-        losses = tuple(task["loss"] for task in score(self.model, TestSet(self.tests, [])).values())
-        return Score(sum(losses) / len(losses), float("nan"), losses)
+        losses = tuple(task["loss"] for task in task_losses(self.model, TestSet(self.tests, [])).values())
+        return TestScore(sum(losses) / len(losses), float("nan"), losses)
 
     def _vector(self) -> np.ndarray:
         import numpy as np

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from workflows.studies.simulation.problem import Score, Work
+from workflows.studies.simulation.problem import LocalWork, TestScore
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,15 +38,15 @@ class CostModel:
 
         return np.zeros(self.sites)
 
-    def train(self, model: np.ndarray, work: Work, correction: np.ndarray | None = None) -> np.ndarray:
+    def train(self, model: np.ndarray, work: LocalWork, correction: np.ndarray | None = None) -> np.ndarray:
         pace = work.steps * work.rate_factor / self.steps_to_learn
         learned = model * (1 - min(1.0, self.forgetting * pace))
         learned[work.site] = model[work.site] + pace
         return learned
 
-    def score(self, model: np.ndarray) -> Score:
+    def score(self, model: np.ndarray) -> TestScore:
         import numpy as np
 
         # the mean over sites spreads one site's pace over all of them: hence the factor
         losses = self.last_loss + (self.first_loss - self.last_loss) * np.exp(-np.clip(model * self.sites, -2, 50))
-        return Score(float(losses.mean()), float((losses < 1).mean()), tuple(losses.tolist()))
+        return TestScore(float(losses.mean()), float((losses < 1).mean()), tuple(losses.tolist()))

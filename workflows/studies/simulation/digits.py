@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from data.partition import dirichlet_split
 from data.tasks import Record
 from workflows.studies.simulation.mlp import Layout, descend, forward, initial
-from workflows.studies.simulation.problem import Score, Work
+from workflows.studies.simulation.problem import LocalWork, TestScore
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +38,7 @@ class Digits:
     def first(self) -> np.ndarray:
         return initial(LAYOUT, self.seed)
 
-    def train(self, model: np.ndarray, work: Work, correction: np.ndarray | None = None) -> np.ndarray:
+    def train(self, model: np.ndarray, work: LocalWork, correction: np.ndarray | None = None) -> np.ndarray:
         import numpy as np
 
         inputs, labels = self.shards[work.site]
@@ -47,14 +47,14 @@ class Digits:
         batches = (inputs[rows], self.one_hot[labels[rows]])
         return descend(LAYOUT, model, batches, self.rate * work.rate_factor, work.proximal_mu, correction)
 
-    def score(self, model: np.ndarray) -> Score:
+    def score(self, model: np.ndarray) -> TestScore:
         import numpy as np
 
         inputs, labels = self.test
         logs = forward(LAYOUT, model, inputs)
         losses = -logs[np.arange(len(labels)), labels].astype(np.float64)
         tasks = tuple(float(losses[labels == label].mean()) for label in range(LAYOUT.classes))
-        return Score(float(losses.mean()), float((logs.argmax(1) == labels).mean()), tasks)
+        return TestScore(float(losses.mean()), float((logs.argmax(1) == labels).mean()), tasks)
 
 
 def split_digits(seed: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:

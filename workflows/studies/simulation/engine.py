@@ -22,10 +22,10 @@ from workflows.strategies.base import (
     Train,
 )
 from workflows.studies.simulation.facility import HOUR_S, Facility
-from workflows.studies.simulation.problem import Problem, Work
-from workflows.studies.simulation.result import Outcome, Point
+from workflows.studies.simulation.problem import LocalWork, Problem
+from workflows.studies.simulation.result import CampaignResult, ModelPoint
 from workflows.studies.simulation.server import Moments, combined, stepped
-from workflows.studies.simulation.site import Around, Process, Site
+from workflows.studies.simulation.site import Process, SiteContext, VirtualSite
 from workflows.studies.simulation.waits import Waits
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ class VirtualEngine:
         self.strategy, self.problem = strategy, problem
         self.env: Environment = simpy.Environment()
         self.over = self.env.event()
-        around = Around(self.env, self.tell, self._train, self._came_back, waits, problem.nbytes, seed)
-        self.sites = {facility.name: Site(number, facility, around) for number, facility in enumerate(room)}
+        around = SiteContext(self.env, self.tell, self._train, self._came_back, waits, problem.nbytes, seed)
+        self.sites = {facility.name: VirtualSite(number, facility, around) for number, facility in enumerate(room)}
         self.models: dict[int, np.ndarray] = {0: problem.first()}
         self.moments: dict[int, Moments] = {}
         self.updates: dict[int, np.ndarray] = {}
@@ -54,13 +54,13 @@ class VirtualEngine:
         self.done: dict[int, tuple[int, float]] = {}  # task -> steps, node seconds
         self.counted: set[int] = set()
         self.learned: dict[int, np.ndarray] = {}  # version -> steps of each site in it, by weight
-        self.points: list[Point] = []
+        self.points: list[ModelPoint] = []
         self.staleness: list[int] = []
         self.failure: str | None = None
 
     # -- the campaign -------------------------------------------------------------------------------------------
 
-    def run(self, budget_s: float, target: float | None = None) -> Outcome:
+    def run(self, budget_s: float, target: float | None = None) -> CampaignResult:
         """Play until the strategy stops, the budget of virtual seconds is spent, or the loss is at ``target``."""
         import numpy as np
 
@@ -133,7 +133,7 @@ class VirtualEngine:
 
     def _scored(self, version: int) -> None:
         score = self.problem.score(self.models[version])
-        self.points.append(Point(self.env.now, version, score, self._node_hours()))
+        self.points.append(ModelPoint(self.env.now, version, score, self._node_hours()))
         if self.target is not None and self.points[-1].score.loss <= self.target:
             self._end(None)
 
@@ -142,7 +142,7 @@ class VirtualEngine:
     def _train(self, action: Train, steps: int, node_s: float) -> None:
         """Done for real when its virtual time is over."""
         site = self.sites[action.site]
-        work = Work(site.number, action.round, steps, action.rate_factor, action.proximal_mu or 0.0)
+        work = LocalWork(site.number, action.round, steps, action.rate_factor, action.proximal_mu or 0.0)
         correction = self._correction(action) if action.correction else None
         self.updates[action.task] = self.problem.train(self.models[action.version], work, correction)
         self.done[action.task] = (steps, node_s)
@@ -169,14 +169,14 @@ class VirtualEngine:
 
     # -- the end ------------------------------------------------------------------------------------------------
 
-    def _outcome(self) -> Outcome:
+    def _outcome(self) -> CampaignResult:
         last = self.learned[max(self.models)]
         total = float(last.sum()) or 1.0
         for site in self.sites.values():
             site.close()
         node_hours = self._node_hours()
         useful_s = sum(node_seconds for task, (_, node_seconds) in self.done.items() if task in self.counted)
-        return Outcome(
+        return CampaignResult(
             self.points,
             {name: site.account for name, site in self.sites.items()},
             self.staleness,

@@ -18,7 +18,7 @@ LEVEL = 0.95
 
 
 @dataclass(frozen=True)
-class Interval:
+class ConfidenceInterval:
     """A value and its 95 % bootstrap interval."""
 
     value: float
@@ -29,17 +29,17 @@ class Interval:
         return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 
-def median_interval(values: Sequence[float]) -> Interval:
+def median_interval(values: Sequence[float]) -> ConfidenceInterval:
     """The median and its interval by resampling the seeds."""
     return _interval(lambda rows: _median(rows[:, 0]), [values])
 
 
-def ratio_of_medians(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
+def ratio_of_medians(ours: Sequence[float], theirs: Sequence[float]) -> ConfidenceInterval:
     """median(ours) / median(theirs), the seeds resampled in pairs; 1 where both never got there."""
     return _interval(lambda rows: _ratio(_median(rows[:, 0]), _median(rows[:, 1])), [ours, theirs])
 
 
-def difference_of_medians(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
+def difference_of_medians(ours: Sequence[float], theirs: Sequence[float]) -> ConfidenceInterval:
     """median(ours) - median(theirs), the seeds resampled in pairs."""
     return _interval(lambda rows: _median(rows[:, 0]) - _median(rows[:, 1]), [ours, theirs])
 
@@ -62,11 +62,11 @@ def _ratio(a: float, b: float) -> float:
     return a / b if b else math.nan
 
 
-def _interval(statistic: Callable[[np.ndarray], float], columns: Sequence[Sequence[float]]) -> Interval:
+def _interval(statistic: Callable[[np.ndarray], float], columns: Sequence[Sequence[float]]) -> ConfidenceInterval:
     import numpy as np
 
     rows = np.array(columns, dtype=float).T
     draw = np.random.default_rng(0)
     found = sorted(statistic(rows[draw.integers(0, len(rows), len(rows))]) for _ in range(RESAMPLES))
     cut = int((1 - LEVEL) / 2 * RESAMPLES)
-    return Interval(statistic(rows), found[cut], found[-1 - cut])
+    return ConfidenceInterval(statistic(rows), found[cut], found[-1 - cut])

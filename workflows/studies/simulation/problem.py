@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Score:
+class TestScore:
     """Of a model on the common test set; losses in nats."""
 
     loss: float
@@ -22,7 +22,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Work:
+class LocalWork:
     """What one order asks of a site."""
 
     site: int
@@ -42,8 +42,8 @@ class Problem(Protocol):
     def first(self) -> np.ndarray:
         """Model version 0."""
 
-    def train(self, model: np.ndarray, work: Work, correction: np.ndarray | None = None) -> np.ndarray:
+    def train(self, model: np.ndarray, work: LocalWork, correction: np.ndarray | None = None) -> np.ndarray:
         """The site's model after the work; ``correction`` joins every gradient."""
 
-    def score(self, model: np.ndarray) -> Score:
+    def score(self, model: np.ndarray) -> TestScore:
         """How good a model is."""

@@ -44,7 +44,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Weather:
+class RegimeParameters:
     """Time constants and weights of the regimes; with the nugget the weights sum to one."""
 
     taus_s: tuple[float, ...]
@@ -67,13 +67,13 @@ def busy_cell(median_s: float = 1.5 * HOUR_S, p90_s: float = 15 * HOUR_S, at_onc
     return Cell((0.0, at_once, *tail, 1.0), (5.0, 60.0, *(max(60.0, wait) for wait in waits), 10 * DAY_S))
 
 
-BUSY_WEATHER = Weather((2 * HOUR_S, DAY_S, 10 * DAY_S), (0.2, 0.15, 0.25))
+BUSY_WEATHER = RegimeParameters((2 * HOUR_S, DAY_S, 10 * DAY_S), (0.2, 0.15, 0.25))
 
 
 class RegimeWaits:
     """The model above."""
 
-    def __init__(self, seed: int, cells: Sequence[Cell], weather: Weather) -> None:
+    def __init__(self, seed: int, cells: Sequence[Cell], weather: RegimeParameters) -> None:
         self.seed, self.cells, self.weather = seed, cells, weather
         self.past: dict[tuple[int, int], list[float]] = {}  # (site, process) -> its values on the grid
 
@@ -103,7 +103,7 @@ LEVELS = (0.0, 0.01, 0.02, 0.05, *(k / 20 for k in range(2, 20)), 0.98, 0.99, 0.
 LAGS_H = (0.1, 0.3, 0.8, 1.5, 3, 5, 10, 20, 40, 80, 150, 300)
 
 
-def fitted(jobs: Trace) -> tuple[Cell, Weather]:
+def fitted(jobs: Trace) -> tuple[Cell, RegimeParameters]:
     """Cell and weather of similar jobs (``similar_jobs`` of a trace)."""
     import numpy as np
 
@@ -134,7 +134,9 @@ def rank_correlation(jobs: Trace, lags_h: Sequence[float] = LAGS_H) -> list[tupl
     return found
 
 
-def fit_weather(points: Sequence[tuple[float, float]], taus_h: Sequence[float] = (1.5, 24.0, 240.0)) -> Weather:
+def fit_weather(
+    points: Sequence[tuple[float, float]], taus_h: Sequence[float] = (1.5, 24.0, 240.0)
+) -> RegimeParameters:
     """Non-negative weights of fixed time constants that come closest to the correlations; they stay below one."""
     import numpy as np
     from scipy.optimize import nnls
@@ -142,4 +144,4 @@ def fit_weather(points: Sequence[tuple[float, float]], taus_h: Sequence[float] =
     lags, wanted = np.array([lag for lag, _ in points]), np.array([max(0.0, value) for _, value in points])
     weights, _ = nnls(np.exp(-lags[:, None] / np.array(taus_h)), wanted)
     weights *= min(1.0, 0.98 / max(float(weights.sum()), 1e-9))
-    return Weather(tuple(tau * HOUR_S for tau in taus_h), tuple(float(weight) for weight in weights))
+    return RegimeParameters(tuple(tau * HOUR_S for tau in taus_h), tuple(float(weight) for weight in weights))

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from workflows.studies.simulation.problem import Score
+from workflows.studies.simulation.problem import TestScore
 
 
 @dataclass(frozen=True)
-class Point:
+class ModelPoint:
     """The global model at a moment."""
 
     time_s: float
     version: int
-    score: Score
+    score: TestScore
     node_hours: float = 0.0  # spent until then
 
 
 @dataclass
-class Account:
+class SiteUsage:
     """What one site has done and cost."""
 
     steps: int = 0
@@ -32,11 +32,11 @@ class Account:
 
 
 @dataclass
-class Outcome:
+class CampaignResult:
     """One campaign; times in virtual seconds."""
 
-    points: list[Point]
-    accounts: dict[str, Account]
+    points: list[ModelPoint]
+    accounts: dict[str, SiteUsage]
     staleness: list[int]  # in versions, of every update counted
     shares: dict[str, float]  # of the steps in the last model, by the weights they were counted with
     node_hours: float
@@ -52,6 +52,6 @@ class Outcome:
         """When the global model first had this loss or less; None: never."""
         return next((point.time_s for point in self.points if point.score.loss <= loss), None)
 
-    def at(self, time_s: float) -> Point:
+    def at(self, time_s: float) -> ModelPoint:
         """The newest model at a time."""
         return next(point for point in reversed(self.points) if point.time_s <= time_s)

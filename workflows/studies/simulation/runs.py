@@ -23,7 +23,7 @@ from workflows.studies.simulation.chemistry import ChemistryTasks
 from workflows.studies.simulation.digits import Digits
 from workflows.studies.simulation.engine import VirtualEngine
 from workflows.studies.simulation.facility import machine_room
-from workflows.studies.simulation.result import Outcome
+from workflows.studies.simulation.result import CampaignResult
 from workflows.studies.simulation.scenarios import Scenario, jobs_of, waits_of
 
 ProblemName = Literal["digits", "tasks"]
@@ -33,7 +33,7 @@ ENDLESS = 10**9  # versions: virtual campaigns end by their budget of seconds
 
 
 @dataclass(frozen=True)
-class Run:
+class StudyRun:
     """Everything that decides a result."""
 
     strategy: str  # the name in the tables
@@ -73,7 +73,7 @@ def _jobs(scenario: Scenario, trace: str | None) -> Any:
     return jobs_of(scenario, Path(trace) if trace else None)
 
 
-def play(run: Run, target: float | None = None) -> Outcome:
+def play(run: StudyRun, target: float | None = None) -> CampaignResult:
     """The campaign itself; with a ``target`` it ends where the loss has come so low."""
     section = TypeAdapter(AnySection).validate_python(json.loads(run.section))
     waits = waits_of(run.scenario, run.sites, run.seed, _jobs(run.scenario, run.trace))
@@ -84,7 +84,7 @@ def play(run: Run, target: float | None = None) -> Outcome:
     return engine.run(run.budget_s, target)
 
 
-def played(run: Run, folder: str, code: str) -> dict[str, Any]:
+def played(run: StudyRun, folder: str, code: str) -> dict[str, Any]:
     """The result, from the folder if it is there; else it is made and kept."""
     path = Path(folder) / f"{run.key(code)}.json"
     try:
@@ -95,7 +95,7 @@ def played(run: Run, folder: str, code: str) -> dict[str, Any]:
         return result
 
 
-def summary(run: Run, outcome: Outcome) -> dict[str, Any]:
+def summary(run: StudyRun, outcome: CampaignResult) -> dict[str, Any]:
     """An outcome in plain values: what the tables and pictures need."""
     last = outcome.points[-1].score
     accounts = outcome.accounts
@@ -120,7 +120,7 @@ def summary(run: Run, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def lows(outcome: Outcome) -> list[tuple[float, float, float]]:
+def lows(outcome: CampaignResult) -> list[tuple[float, float, float]]:
     """(time, loss, node-hours spent) whenever the global model was better than ever before."""
     best, found = math.inf, list[tuple[float, float, float]]()
     for point in outcome.points:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from workflows.strategies.base import BlockEnded, BlockStarted, Event, SiteFailed, Train, UpdateArrived
 from workflows.studies.simulation.draws import keyed
 from workflows.studies.simulation.facility import HOUR_S, Facility
-from workflows.studies.simulation.result import Account
+from workflows.studies.simulation.result import SiteUsage
 from workflows.studies.simulation.waits import Waits
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ LEAST_SHARE = 0.5  # of an order's steps that a block must have time for
 
 
 @dataclass
-class Arrival:
+class ReceivedRequest:
     """An order at its site."""
 
     action: Train
@@ -39,7 +39,7 @@ class Arrival:
 
 
 @dataclass(frozen=True)
-class Around:
+class SiteContext:
     """What a site has from the engine."""
 
     env: Environment
@@ -51,27 +51,27 @@ class Around:
     seed: int
 
 
-class Site:
+class VirtualSite:
     """The state and the processes of one site."""
 
-    def __init__(self, number: int, facility: Facility, around: Around) -> None:
+    def __init__(self, number: int, facility: Facility, around: SiteContext) -> None:
         import simpy
 
         self.number, self.facility, self.around, self.env = number, facility, around, around.env
         self.running = simpy.Resource(self.env, facility.max_running)
         self.work = self.env.event()  # something has changed for an idle block
-        self.queue: deque[Arrival] = deque()
+        self.queue: deque[ReceivedRequest] = deque()
         self.requested = 0  # blocks in the queue
         self.began: dict[int, float] = {}  # running blocks: number -> start
         self.requests = 0  # ever
         self.last_start_s = 0.0
         self.release = False
-        self.account = Account()
+        self.account = SiteUsage()
 
     def stage_out(self, action: Train) -> Process:
         """The way of an order to the site."""
         yield self.env.timeout(self.facility.stage_out_s(self.around.nbytes))
-        self.queue.append(Arrival(action, self.env.now))
+        self.queue.append(ReceivedRequest(action, self.env.now))
         self.wake()
         self._provide()
 
@@ -155,7 +155,7 @@ class Site:
             self._trained(arrival, steps, started_s)
         return "walltime"
 
-    def _planned(self, arrival: Arrival, wall_s: float) -> tuple[int, float]:
+    def _planned(self, arrival: ReceivedRequest, wall_s: float) -> tuple[int, float]:
         """Steps that the order gets in this block, 0 for none worth while; and the seconds of each."""
         facility, action = self.facility, arrival.action
         noise = keyed(self.around.seed, "speed", self.number, action.round).gauss(0, facility.jitter)
@@ -167,15 +167,15 @@ class Site:
         fitting = int((wall_s - facility.saving_s - self.env.now) / step_s)
         return (0 if fitting < LEAST_SHARE * wanted else min(wanted, fitting)), step_s
 
-    def _lost(self, arrival: Arrival, reason: str) -> None:
+    def _lost(self, arrival: ReceivedRequest, reason: str) -> None:
         """Work of a preempted block, or that has failed, is done again a few times, as live; then it is given up."""
         self.account.failures += 1
         if arrival.attempts < RETRIES:
-            self.queue.appendleft(Arrival(arrival.action, arrival.at_s, arrival.attempts + 1))
+            self.queue.appendleft(ReceivedRequest(arrival.action, arrival.at_s, arrival.attempts + 1))
         else:
             self.around.tell(SiteFailed(self.env.now, self.facility.name, arrival.action.task, reason))
 
-    def _trained(self, arrival: Arrival, steps: int, started_s: float) -> None:
+    def _trained(self, arrival: ReceivedRequest, steps: int, started_s: float) -> None:
         action, facility = arrival.action, self.facility
         key = (self.around.seed, "failed", self.number, action.round, action.task, arrival.attempts)
         if keyed(*key).random() < facility.failure_share:

@@ -13,25 +13,33 @@ from typing import TYPE_CHECKING
 from apps.artifacts.store import Artifact, artifact_path
 from apps.base.errors import ArtifactError
 from site_configs.library.site import Collection, Site
-from workflows.globus.transfer.calls import Caller, Patience
+from workflows.globus.transfer.calls import Backoff, RetryingClient
 from workflows.globus.transfer.errors import TransferRefused
-from workflows.globus.transfer.task import Outcome, Parcel, Task, delete, follow, new_submission_id, submit
+from workflows.globus.transfer.task import (
+    Task,
+    TransferRequest,
+    TransferResult,
+    delete,
+    follow,
+    new_submission_id,
+    submit,
+)
 from workflows.records.journal import Journal
-from workflows.studies.transfers.carriers import Passage, Stores, Tell
+from workflows.studies.transfers.carriers import FileTransfer, Stores, Tell
 from workflows.studies.transfers.points import study_folder
 
 if TYPE_CHECKING:
     from globus_sdk import TransferClient
 
 # looks are close together here: times are known to a tenth of themselves, and to a quarter of a second
-PATIENCE = Patience(poll_s=0.1, slowest_poll_s=0.5, longest_back_off_s=30.0, stall_s=900.0)
+PATIENCE = Backoff(poll_s=0.1, slowest_poll_s=0.5, longest_back_off_s=30.0, stall_s=900.0)
 CANCEL_S, DELETE_S = 60.0, 600.0  # how long the service is asked, at most, to put away what was left
 DEADLINE_S = 24 * 3600.0
 LABEL = "crossfed transfer study"
 SUBMITTING, ENDED = "transfer_submitting", "transfer_ended"
 
 
-class GlobusWay:
+class GlobusCarrier:
     """A site whose storage only its Globus collection reaches.
 
     Args:
@@ -60,18 +68,22 @@ class GlobusWay:
         ended = {record["submission_id"] for record in self.journal.events(ENDED)}
         for record in list(self.journal.events(SUBMITTING)):
             if record["site"] == self.site.name and record["submission_id"] not in ended:
-                parcel = Parcel(**record["parcel"])
+                parcel = TransferRequest(**record["parcel"])
                 self._end(parcel, record["submission_id"])
                 at_site = [pair[parcel.destination == self.there.id] for pair in parcel.files]
                 self._delete(self.there.id, tuple(at_site))
 
-    def send(self, artifact: Artifact, tell: Tell) -> Passage:
+    def send(self, artifact: Artifact, tell: Tell) -> FileTransfer:
         paths = self._path(self.here, self.stores.sent, artifact), self._at_site(artifact)
-        return self._carry(Parcel(self.here.id, self.there.id, (paths,), self._label("send"), DEADLINE_S), tell)
+        return self._carry(
+            TransferRequest(self.here.id, self.there.id, (paths,), self._label("send"), DEADLINE_S), tell
+        )
 
-    def fetch(self, artifact: Artifact, tell: Tell) -> Passage:
+    def fetch(self, artifact: Artifact, tell: Tell) -> FileTransfer:
         paths = self._at_site(artifact), self._path(self.here, self.stores.returned, artifact)
-        return self._carry(Parcel(self.there.id, self.here.id, (paths,), self._label("return"), DEADLINE_S), tell)
+        return self._carry(
+            TransferRequest(self.there.id, self.here.id, (paths,), self._label("return"), DEADLINE_S), tell
+        )
 
     def clear(self, artifact: Artifact) -> None:
         self._delete(self.there.id, (self._at_site(artifact),))
@@ -86,11 +98,11 @@ class GlobusWay:
     def _label(self, what: str) -> str:
         return f"{LABEL} {self.site.name} {what}"
 
-    def _carry(self, parcel: Parcel, tell: Tell) -> Passage:
-        caller = Caller(self.make_client, PATIENCE, threading.Event(), self._on_unanswered)
+    def _carry(self, parcel: TransferRequest, tell: Tell) -> FileTransfer:
+        caller = RetryingClient(self.make_client, PATIENCE, threading.Event(), self._on_unanswered)
         submission_id = new_submission_id(caller)
         self.journal.write(SUBMITTING, site=self.site.name, submission_id=submission_id, parcel=asdict(parcel))
-        watch = Watch(tell, self.on_trouble)
+        watch = TransferTimer(tell, self.on_trouble)
         try:
             outcome = follow(caller, submit(caller, parcel, submission_id), watch.look)
         except BaseException:  # interrupted, too: nothing must be written any more where files are to be deleted
@@ -105,7 +117,7 @@ class GlobusWay:
         if trouble:
             self.on_trouble(trouble)
 
-    def _end(self, parcel: Parcel, submission_id: str) -> None:
+    def _end(self, parcel: TransferRequest, submission_id: str) -> None:
         """Cancel a transfer, also one that may not have been handed in: handed in again, it tells its task."""
         with bounded(self.make_client, CANCEL_S) as caller, suppress(TransferRefused):  # ended, or not known any more
             task_id = submit(caller, parcel, submission_id)
@@ -118,12 +130,12 @@ class GlobusWay:
             follow(caller, task_id, lambda task, trouble: None)
 
 
-def _require_all(outcome: Outcome) -> None:
+def _require_all(outcome: TransferResult) -> None:
     if outcome.missing:
         raise ArtifactError("Globus did not find the file", file=outcome.missing[0])
 
 
-class Watch:
+class TransferTimer:
     """Times a transfer: its wait in the queue, and from there to its end.
 
     The wait lasts to the last look that has seen it; the end is taken to be midway between the last two looks, because
@@ -142,17 +154,17 @@ class Watch:
         self.tell(int(task.get("bytes_transferred") or 0))
         self.on_trouble(trouble)
 
-    def passage(self, outcome: Outcome) -> Passage:
-        return Passage(self.ended - self.started, self.started - self.began, outcome.faults)
+    def passage(self, outcome: TransferResult) -> FileTransfer:
+        return FileTransfer(self.ended - self.started, self.started - self.began, outcome.faults)
 
 
 @contextmanager
-def bounded(make_client: Callable[[], TransferClient], limit_s: float) -> Iterator[Caller]:
+def bounded(make_client: Callable[[], TransferClient], limit_s: float) -> Iterator[RetryingClient]:
     """Calls that are given up after a while: the user waits for them to leave."""
     stop = threading.Event()
     timer = threading.Timer(limit_s, stop.set)
     timer.start()
     try:
-        yield Caller(make_client, PATIENCE, stop, lambda trouble: None)
+        yield RetryingClient(make_client, PATIENCE, stop, lambda trouble: None)
     finally:
         timer.cancel()

@@ -21,7 +21,7 @@ Tell = Callable[[int], None]  # bytes that have arrived so far
 
 
 @dataclass(frozen=True)
-class Passage:
+class FileTransfer:
     """One way of a file.
 
     Attributes:
@@ -43,23 +43,23 @@ class Stores:
     returned: Path
 
 
-class Way(Protocol):
+class Carrier(Protocol):
     """The way between this machine and one site."""
 
     def tidy(self) -> None:
         """Put away what an earlier study that was killed has left there. Raises CrossfedError."""
 
-    def send(self, artifact: Artifact, tell: Tell) -> Passage:
+    def send(self, artifact: Artifact, tell: Tell) -> FileTransfer:
         """Bring an artifact to the site. Raises CrossfedError."""
 
-    def fetch(self, artifact: Artifact, tell: Tell) -> Passage:
+    def fetch(self, artifact: Artifact, tell: Tell) -> FileTransfer:
         """Bring it back. Raises CrossfedError."""
 
     def clear(self, artifact: Artifact) -> None:
         """Delete it at the site, whole or in part or not there. Raises CrossfedError."""
 
 
-class FolderWay:
+class FolderCarrier:
     """A site whose storage this machine sees: copied, or linked, and verified, as ``apps.transfer.move`` does it.
 
     What is timed has the two SHA-256 that every such move has, at the source and at the destination.
@@ -71,17 +71,17 @@ class FolderWay:
     def tidy(self) -> None:
         shutil.rmtree(self.there, ignore_errors=True)
 
-    def send(self, artifact: Artifact, tell: Tell) -> Passage:
+    def send(self, artifact: Artifact, tell: Tell) -> FileTransfer:
         return self._move(artifact, self.stores.sent, self.there, tell)
 
-    def fetch(self, artifact: Artifact, tell: Tell) -> Passage:
+    def fetch(self, artifact: Artifact, tell: Tell) -> FileTransfer:
         return self._move(artifact, self.there, self.stores.returned, tell)
 
-    def _move(self, artifact: Artifact, source: Path, destination: Path, tell: Tell) -> Passage:
+    def _move(self, artifact: Artifact, source: Path, destination: Path, tell: Tell) -> FileTransfer:
         with _watched(destination, tell):
             began = time.perf_counter()
             move(artifact, str(source), str(destination), self.link)
-            return Passage(time.perf_counter() - began)
+            return FileTransfer(time.perf_counter() - began)
 
     def clear(self, artifact: Artifact) -> None:
         self.tidy()

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from workflows.console.units import UNIT_NAMES, bytes_text, time_unit
 from workflows.reporting.figure_style import line_style, new_figure
-from workflows.studies.transfers.line import Line
-from workflows.studies.transfers.rows import DIRECTIONS, MB, RETURN, SEND, Direction, Row
+from workflows.studies.transfers.line import LinearFit
+from workflows.studies.transfers.rows import DIRECTIONS, MB, RETURN, SEND, Direction, TransferRow
 from workflows.studies.transfers.savings import Saving
 from workflows.studies.transfers.table import Speed, speeds
 
@@ -23,10 +23,10 @@ MARKERS = "osD^vP*X"
 FEW_DECADES = 100  # from end to end of an axis
 WIDE = 40  # rates that lie further apart than this get a logarithmic axis
 POINT: dict[str, Any] = {"linestyle": "", "marker": "o", "color": "#000000", "markersize": 4}
-Lines = Mapping[tuple[str, str], Line | None]
+Lines = Mapping[tuple[str, str], LinearFit | None]
 
 
-def sizes_figure(rows: Sequence[Row], width: int) -> Figure:
+def sizes_figure(rows: Sequence[TransferRow], width: int) -> Figure:
     """Bytes of the files against the parameters of the models, beside the line of their precision.
 
     Args:
@@ -47,7 +47,7 @@ def sizes_figure(rows: Sequence[Row], width: int) -> Figure:
     return figure
 
 
-def speed_figure(rows: Sequence[Row], lines: Lines) -> Figure:
+def speed_figure(rows: Sequence[TransferRow], lines: Lines) -> Figure:
     """Speed against size, a panel for each direction: medians with all repeats' spread, and the fitted line."""
     sites = list(dict.fromkeys(row.site for row in rows))
     figure, panels = new_figure(12, 5.8, ncols=2, sharey=True)
@@ -71,7 +71,7 @@ def _speed_axis(axes: Axes, rates: Sequence[float]) -> None:
         axes.set_ylim(0, 1.08 * max(rates))
 
 
-def _speed_line(axes: Axes, found: Sequence[Speed], line: Line | None, site: str, sites: Sequence[str]) -> None:
+def _speed_line(axes: Axes, found: Sequence[Speed], line: LinearFit | None, site: str, sites: Sequence[str]) -> None:
     import numpy
 
     places = [speed.nbytes for speed in found]
@@ -88,7 +88,7 @@ def _mark(site: str, sites: Sequence[str]) -> dict[str, Any]:
     return {"marker": marker, "markersize": 8, "linestyle": "", "color": line_style(site, sites)["color"]}
 
 
-def mean_figure(rows: Sequence[Row]) -> Figure:
+def mean_figure(rows: Sequence[TransferRow]) -> Figure:
     """Mean speed of each destination over the models, each model's median counting once; marks are the models."""
     sites = list(dict.fromkeys(row.site for row in rows))
     figure, axes = new_figure(max(6.5, 1.7 * len(sites) + 2), 5.5)

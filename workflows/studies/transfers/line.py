@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from workflows.studies.transfers.rows import Row, ends
+from workflows.studies.transfers.rows import TransferRow, ends
 
 NOTHING = 1e-6  # of the longest time; the search does not go to zero itself
 LEAST_SLOPE = 1e-3  # of the longest time, that the largest file must take for its bytes
 
 
 @dataclass(frozen=True)
-class Line:
+class LinearFit:
     """``time = latency_s + nbytes / bandwidth``.
 
     Attributes:
@@ -36,7 +36,7 @@ class Line:
         return self.latency_s + nbytes / self.bandwidth
 
 
-def lines_of(rows: Sequence[Row]) -> dict[tuple[str, str], Line | None]:
+def lines_of(rows: Sequence[TransferRow]) -> dict[tuple[str, str], LinearFit | None]:
     """(site, direction) -> the line of its transfers."""
     return {
         (site, way): fit([(row.nbytes, row.seconds) for row in rows if (row.site, row.direction) == (site, way)])
@@ -44,7 +44,7 @@ def lines_of(rows: Sequence[Row]) -> dict[tuple[str, str], Line | None]:
     }
 
 
-def fit(times: Sequence[tuple[int, float]]) -> Line | None:
+def fit(times: Sequence[tuple[int, float]]) -> LinearFit | None:
     """The line through (bytes, seconds) with the least squares of the logarithms of the seconds.
 
     A transfer's time varies by a share of itself: with the squares of the seconds themselves the largest files alone
@@ -70,7 +70,7 @@ def fit(times: Sequence[tuple[int, float]]) -> Line | None:
     if slope < LEAST_SLOPE:
         return None
     errors = _errors(found.jac, found.fun)
-    return Line(
+    return LinearFit(
         latency_s=latency * longest,
         bandwidth=unit / (slope * longest),
         latency_error_s=errors[0] * longest if errors else None,

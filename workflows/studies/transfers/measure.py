@@ -12,21 +12,21 @@ from pathlib import Path
 
 from apps.artifacts.store import Artifact, artifact_path, verify
 from apps.base.errors import CrossfedError
-from workflows.studies.transfers.carriers import Passage, Stores, Way
+from workflows.studies.transfers.carriers import Carrier, FileTransfer, Stores
 from workflows.studies.transfers.models import write_model
-from workflows.studies.transfers.points import Load, Trip
-from workflows.studies.transfers.rows import MB, RETURN, SEND, Direction, Row
+from workflows.studies.transfers.points import RoundTrip, StudyFile
+from workflows.studies.transfers.rows import MB, RETURN, SEND, Direction, TransferRow
 
 logger = logging.getLogger(__name__)
 Show = Callable[[str, int, int], None]  # what is done, bytes so far, bytes in all
 
 
 @dataclass(frozen=True)
-class Measured:
+class TripResult:
     """What came of a trip: its rows, and what went wrong, after which the site is left alone."""
 
-    trip: Trip
-    rows: tuple[Row, ...] = ()
+    trip: RoundTrip
+    rows: tuple[TransferRow, ...] = ()
     failure: str = ""
 
 
@@ -35,8 +35,8 @@ def stores_in(folder: Path) -> Stores:
 
 
 def measure_all(
-    trips: Sequence[Trip], ways: Mapping[str, Way], stores: Stores, dtype: str, show: Show
-) -> Iterator[Measured]:
+    trips: Sequence[RoundTrip], ways: Mapping[str, Carrier], stores: Stores, dtype: str, show: Show
+) -> Iterator[TripResult]:
     """Make the trips, one after the other; each answer comes as soon as its trip is done.
 
     A site where a trip has failed is left out from there on. All files of the study are deleted at the end, also when
@@ -75,14 +75,14 @@ def _empty(stores: Stores) -> None:
         shutil.rmtree(store, ignore_errors=True)
 
 
-def _write(load: Load, stores: Stores, dtype: str, show: Show) -> Artifact:
+def _write(load: StudyFile, stores: Stores, dtype: str, show: Show) -> Artifact:
     words = f"writing {load.model.name}"
     return write_model(stores.sent, load.model, dtype, lambda nbytes: show(words, nbytes, load.nbytes))
 
 
-def measure(trip: Trip, way: Way, artifact: Artifact, stores: Stores, show: Show) -> Measured:
+def measure(trip: RoundTrip, way: Carrier, artifact: Artifact, stores: Stores, show: Show) -> TripResult:
     """Make one trip and delete its files, also when it is interrupted."""
-    rows: tuple[Row, ...] = ()
+    rows: tuple[TransferRow, ...] = ()
     failures: list[str] = []
     try:
         rows = _there_and_back(trip, way, artifact, stores, show)
@@ -95,15 +95,17 @@ def measure(trip: Trip, way: Way, artifact: Artifact, stores: Stores, show: Show
             way.clear(artifact)
         except CrossfedError as error:
             failures.append(f"not deleted there: {_told(trip, error)}")
-    return Measured(trip, rows, "; ".join(failures))
+    return TripResult(trip, rows, "; ".join(failures))
 
 
-def _told(trip: Trip, error: CrossfedError) -> str:
+def _told(trip: RoundTrip, error: CrossfedError) -> str:
     logger.warning("%s failed", trip.words, exc_info=True)
     return str(error)
 
 
-def _there_and_back(trip: Trip, way: Way, artifact: Artifact, stores: Stores, show: Show) -> tuple[Row, ...]:
+def _there_and_back(
+    trip: RoundTrip, way: Carrier, artifact: Artifact, stores: Stores, show: Show
+) -> tuple[TransferRow, ...]:
     """The rows of a trip. They count if what has come back is what was sent, by its SHA-256."""
     nbytes = artifact["nbytes"]
     stores.returned.mkdir(parents=True, exist_ok=True)
@@ -113,10 +115,10 @@ def _there_and_back(trip: Trip, way: Way, artifact: Artifact, stores: Stores, sh
     return _row(trip, SEND, there), _row(trip, RETURN, back)
 
 
-def _row(trip: Trip, direction: Direction, passage: Passage) -> Row:
+def _row(trip: RoundTrip, direction: Direction, passage: FileTransfer) -> TransferRow:
     load = trip.load
     rate = load.nbytes / passage.seconds / MB if passage.seconds > 0 else math.nan
-    return Row(
+    return TransferRow(
         site=trip.site.name,
         carrier=trip.site.carrier,
         direction=direction,

@@ -32,7 +32,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Model:
+class StudyModel:
     """A model to be moved.
 
     Attributes:
@@ -57,7 +57,7 @@ def _numel(shape: tuple[int, ...]) -> int:
     return count
 
 
-def model_of(text: str) -> Model:
+def model_of(text: str) -> StudyModel:
     """A model by its name, or by a name and a number of parameters: ``llama-2-7b``, ``mine=40_000_000``.
 
     Raises:
@@ -65,9 +65,9 @@ def model_of(text: str) -> Model:
     """
     own = OWN.fullmatch(text)
     if own:
-        return Model(own[1], "", own_shapes(int(own[2])))
+        return StudyModel(own[1], "", own_shapes(int(own[2])))
     if text.lower() in SOURCES:
-        return Model(text.lower(), SOURCES[text.lower()], hub_shapes(SOURCES[text.lower()]))
+        return StudyModel(text.lower(), SOURCES[text.lower()], hub_shapes(SOURCES[text.lower()]))
     close = difflib.get_close_matches(text.lower(), SOURCES, 1)
     hint = f"did you mean {close[0]!r}" if close else f"there are {', '.join(SOURCES)}"
     raise UserMistake(f"--models: unknown model {text!r}; {hint}, or write NAME=PARAMETERS")
@@ -97,17 +97,17 @@ def hub_shapes(source: str) -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in network.named_parameters()}
 
 
-def file_bytes(model: Model, dtype: str) -> int:
+def file_bytes(model: StudyModel, dtype: str) -> int:
     """Bytes of the artifact of a model, with its header; ``dtype`` as torch calls it."""
     head, places = layout(typed(model, dtype))
     return len(head) + sum(spec.nbytes for spec in places.values())
 
 
-def typed(model: Model, dtype: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+def typed(model: StudyModel, dtype: str) -> dict[str, tuple[str, tuple[int, ...]]]:
     return {name: (PRECISIONS[dtype], shape) for name, shape in model.shapes.items()}
 
 
-def write_model(store: Path, model: Model, dtype: str, tell: Callable[[int], None]) -> Artifact:
+def write_model(store: Path, model: StudyModel, dtype: str, tell: Callable[[int], None]) -> Artifact:
     """Write an artifact of a model's size, piece by piece: the same bytes for the same model and precision.
 
     The content is random, so that nothing on the way can make it smaller; nobody computes with it.

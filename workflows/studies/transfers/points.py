@@ -12,7 +12,7 @@ from apps.base.errors import UserMistake
 from site_configs.library.site import Carrier, Site
 from workflows.console.units import bytes_text, plural
 from workflows.planning.storage import SPARE_BYTES
-from workflows.studies.transfers.models import Model
+from workflows.studies.transfers.models import StudyModel
 from workflows.studies.transfers.rows import DIRECTIONS, Key
 
 GB = 10**9
@@ -21,19 +21,19 @@ WAYS: Mapping[Carrier, str] = {"copy": "copied", "shared": "linked", "globus": "
 
 
 @dataclass(frozen=True)
-class Load:
+class StudyFile:
     """A model as a file of so many bytes."""
 
-    model: Model
+    model: StudyModel
     nbytes: int
 
 
 @dataclass(frozen=True)
-class Trip:
+class RoundTrip:
     """A file sent to a site and brought back, once."""
 
     site: Site
-    load: Load
+    load: StudyFile
     repeat: int
 
     @property
@@ -47,12 +47,12 @@ class Trip:
         return f"{self.site.name}, {self.load.model.name} ({bytes_text(self.load.nbytes)}), trip {self.repeat}"
 
 
-def trips_of(sites: Iterable[Site], loads: Iterable[Load], repeats: int, done: Collection[Key]) -> list[Trip]:
+def trips_of(sites: Iterable[Site], loads: Iterable[StudyFile], repeats: int, done: Collection[Key]) -> list[RoundTrip]:
     """The trips that are not in the table yet: small files first, and all sites in turn before a repeat, so that what
     changes with the hour meets all of them."""
     sites = list(sites)
     trips = (
-        Trip(site, load, repeat)
+        RoundTrip(site, load, repeat)
         for load in sorted(loads, key=lambda load: load.nbytes)
         for repeat in range(1, repeats + 1)
         for site in sites
@@ -65,12 +65,12 @@ def study_folder(site: Site) -> Path:
     return site.storage_root / FOLDER
 
 
-def crossing(trip: Trip, folder: Path) -> int:
+def crossing(trip: RoundTrip, folder: Path) -> int:
     """Bytes that a trip moves, there and back; a link moves none."""
     return 0 if _linked(trip, folder) else 2 * trip.load.nbytes
 
 
-def traffic(trips: Sequence[Trip], folder: Path) -> list[str]:
+def traffic(trips: Sequence[RoundTrip], folder: Path) -> list[str]:
     """A line for each site: how much will move."""
     lines = []
     for name in dict.fromkeys(trip.site.name for trip in trips):
@@ -83,7 +83,7 @@ def traffic(trips: Sequence[Trip], folder: Path) -> list[str]:
     return lines
 
 
-def check_budget(trips: Sequence[Trip], folder: Path, budget_gb: float) -> None:
+def check_budget(trips: Sequence[RoundTrip], folder: Path, budget_gb: float) -> None:
     """Raises UserMistake if more bytes would move than the user has agreed to."""
     total = sum(crossing(trip, folder) for trip in trips)
     if total > budget_gb * GB:
@@ -94,7 +94,7 @@ def check_budget(trips: Sequence[Trip], folder: Path, budget_gb: float) -> None:
         )
 
 
-def check_room(trips: Iterable[Trip], folder: Path, free: Callable[[Path], int] | None = None) -> None:
+def check_room(trips: Iterable[RoundTrip], folder: Path, free: Callable[[Path], int] | None = None) -> None:
     """Raises UserMistake if a disk that this machine sees has not the room for the largest file.
 
     Args:
@@ -116,7 +116,7 @@ def check_room(trips: Iterable[Trip], folder: Path, free: Callable[[Path], int] 
             )
 
 
-def room_of(trip: Trip, folder: Path) -> dict[Path, int]:
+def room_of(trip: RoundTrip, folder: Path) -> dict[Path, int]:
     """Bytes that lie on each disk at the same time: here the file and what came back, at a site that is copied to one
     more. The disk of a site that Globus reaches is not seen from here. Each disk is told by one path on it."""
     nbytes, here, there = trip.load.nbytes, _standing(folder), _standing(study_folder(trip.site))
@@ -127,7 +127,7 @@ def room_of(trip: Trip, folder: Path) -> dict[Path, int]:
     return {here: 3 * nbytes} if _disk(here) == _disk(there) else {here: 2 * nbytes, there: nbytes}
 
 
-def _linked(trip: Trip, folder: Path) -> bool:
+def _linked(trip: RoundTrip, folder: Path) -> bool:
     same = _disk(_standing(folder)) == _disk(_standing(study_folder(trip.site)))
     return trip.site.carrier == "shared" and same
 

@@ -33,7 +33,7 @@ Key = tuple[str, str, str, str, int, int]
 
 
 @dataclass(frozen=True)
-class Row:
+class TransferRow:
     """One transfer.
 
     Attributes:
@@ -64,7 +64,7 @@ class Row:
         return self.site, self.carrier, self.direction, self.model, self.nbytes, self.repeat
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[TransferRow]:
     """The rows of an earlier study; none where there is no file. A last line that was cut off does not count.
 
     Raises:
@@ -77,14 +77,14 @@ def read_rows(path: Path) -> list[Row]:
         lines = path.read_text().splitlines(keepends=True)
         whole = [line for line in lines if line.endswith("\n")]
         return [
-            Row(**{field.name: kinds[str(field.type)](record[field.name]) for field in fields(Row)})
+            TransferRow(**{field.name: kinds[str(field.type)](record[field.name]) for field in fields(TransferRow)})
             for record in csv.DictReader(whole)
         ]
     except (KeyError, ValueError, TypeError) as error:
         raise UserMistake(f"{path} is no table of a transfer study: {error}", remedy="Move it away") from None
 
 
-def ends(rows: Iterable[Row]) -> list[tuple[str, str]]:
+def ends(rows: Iterable[TransferRow]) -> list[tuple[str, str]]:
     """(site, direction) in the order of the rows, the ways of a site beside each other."""
     sites = dict.fromkeys(row.site for row in rows)
     there = {(row.site, row.direction) for row in rows}

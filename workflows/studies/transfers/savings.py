@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from workflows.console.units import bytes_text, seconds_text
-from workflows.studies.transfers.line import Line
-from workflows.studies.transfers.models import Model, file_bytes
+from workflows.studies.transfers.line import LinearFit
+from workflows.studies.transfers.models import StudyModel, file_bytes
 from workflows.studies.transfers.rows import RETURN, SEND
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Saving:
     beyond: bool
 
 
-def savings(model: Model, lines: Mapping[tuple[str, str], Line | None]) -> list[Saving]:
+def savings(model: StudyModel, lines: Mapping[tuple[str, str], LinearFit | None]) -> list[Saving]:
     """Ways to send a model, large files first.
 
     Args:
@@ -61,7 +61,7 @@ def savings(model: Model, lines: Mapping[tuple[str, str], Line | None]) -> list[
     ]
 
 
-def _both(lines: Mapping[tuple[str, str], Line | None], site: str) -> tuple[Line, Line] | None:
+def _both(lines: Mapping[tuple[str, str], LinearFit | None], site: str) -> tuple[LinearFit, LinearFit] | None:
     there, back = lines.get((site, SEND)), lines.get((site, RETURN))
     return (there, back) if there and back else None
 
@@ -79,7 +79,7 @@ def adapter_bytes(source: str, rank: int) -> int:
     return ADAPTER_BYTES * count(AutoConfig.for_model(**values), spec).trained
 
 
-def as_table(model: Model, ways: list[Saving]) -> Table:
+def as_table(model: StudyModel, ways: list[Saving]) -> Table:
     from rich.table import Table
 
     full = next(way.nbytes for way in ways if way.name == "bf16")

@@ -16,9 +16,9 @@ from workflows.planning.campaign import Campaign
 from workflows.planning.campaign_file import differences, load_campaign
 from workflows.planning.storage import check_collections, check_storage
 from workflows.records.run_directory import RUNS, RunDirectory, open_new
-from workflows.studies.transfers.carriers import FolderWay, Stores, Way
-from workflows.studies.transfers.models import Model, file_bytes, model_of
-from workflows.studies.transfers.points import Load, Trip, trips_of
+from workflows.studies.transfers.carriers import Carrier, FolderCarrier, Stores
+from workflows.studies.transfers.models import StudyModel, file_bytes, model_of
+from workflows.studies.transfers.points import RoundTrip, StudyFile, trips_of
 from workflows.studies.transfers.rows import read_rows
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ SITES = "study_sites"
 
 
 @dataclass(frozen=True)
-class Study:
+class TransferStudy:
     """A checked study.
 
     Attributes:
@@ -42,8 +42,8 @@ class Study:
     campaign: Campaign
     folder: Path
     sites: Mapping[str, Site]
-    models: Mapping[str, Model]
-    trips: Sequence[Trip]
+    models: Mapping[str, StudyModel]
+    trips: Sequence[RoundTrip]
     planned: int
 
     @property
@@ -51,7 +51,7 @@ class Study:
         return self.folder / TABLE
 
 
-def prepare(options: argparse.Namespace) -> Study:
+def prepare(options: argparse.Namespace) -> TransferStudy:
     """Read and check what was asked for; nothing is written yet.
 
     Raises:
@@ -63,10 +63,10 @@ def prepare(options: argparse.Namespace) -> Study:
     check_storage(sites)
     check_collections(campaign, sites, folder)
     models = chosen_models(options.models)
-    loads = [Load(model, file_bytes(model, options.dtype)) for model in models.values()]
+    loads = [StudyFile(model, file_bytes(model, options.dtype)) for model in models.values()]
     done = {row.key for row in read_rows(folder / TABLE)}
     trips = trips_of(sites.values(), loads, options.repeat, done)
-    return Study(campaign, folder, sites, models, trips, len(sites) * len(loads) * options.repeat)
+    return TransferStudy(campaign, folder, sites, models, trips, len(sites) * len(loads) * options.repeat)
 
 
 def _site(name: str, campaign: Campaign, folder: Path) -> Site:
@@ -77,9 +77,9 @@ def _site(name: str, campaign: Campaign, folder: Path) -> Site:
         raise UserMistake(f"sites.{name}: {error}") from None
 
 
-def chosen_models(names: Sequence[str]) -> dict[str, Model]:
+def chosen_models(names: Sequence[str]) -> dict[str, StudyModel]:
     """Name -> model. Raises UserMistake for an unknown one, none at all, or two of one name."""
-    models: dict[str, Model] = {}
+    models: dict[str, StudyModel] = {}
     for text in names:
         model = model_of(text)
         if model.name in models:
@@ -90,7 +90,7 @@ def chosen_models(names: Sequence[str]) -> dict[str, Model]:
     return models
 
 
-def open_run(study: Study, options: argparse.Namespace) -> RunDirectory:
+def open_run(study: TransferStudy, options: argparse.Namespace) -> RunDirectory:
     """The study's directory, new or taken up again; one process holds it.
 
     Raises:
@@ -119,19 +119,21 @@ def _place(campaign: Campaign, site: Site) -> dict[str, str]:
 
 
 def ways_to(
-    study: Study, run: RunDirectory, stores: Stores, on_trouble: Callable[[str | None], None]
-) -> dict[str, Way]:
+    study: TransferStudy, run: RunDirectory, stores: Stores, on_trouble: Callable[[str | None], None]
+) -> dict[str, Carrier]:
     """Site -> the way there, for the sites of the trips; ``on_trouble`` is told what holds up a transfer, or None."""
     sites = {trip.site.name: trip.site for trip in study.trips}
     carried = {name: site for name, site in sites.items() if site.carrier == "globus"}
-    ways: dict[str, Way] = {name: FolderWay(site, stores) for name, site in sites.items() if site.carrier != "globus"}
+    ways: dict[str, Carrier] = {
+        name: FolderCarrier(site, stores) for name, site in sites.items() if site.carrier != "globus"
+    }
     if carried and study.campaign.globus:
-        from workflows.studies.transfers.by_globus import GlobusWay
+        from workflows.studies.transfers.by_globus import GlobusCarrier
 
         here = study.campaign.globus.as_collection()
         make_client = client_for([here.id, *(site.collection.id for site in carried.values() if site.collection)])
         for name, site in carried.items():
-            ways[name] = GlobusWay(make_client, here, site, stores, run.journal, on_trouble)
+            ways[name] = GlobusCarrier(make_client, here, site, stores, run.journal, on_trouble)
     return ways
 
 

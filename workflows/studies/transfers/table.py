@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 from apps.base.files import cannot_write, write_text
 from workflows.console.units import bytes_text, seconds_text
-from workflows.studies.transfers.rows import DIRECTIONS, MB, Row, ends, read_rows
+from workflows.studies.transfers.rows import DIRECTIONS, MB, TransferRow, ends, read_rows
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from workflows.studies.transfers.line import Line
+    from workflows.studies.transfers.line import LinearFit
 
 TOO_SHORT = "too short to tell"
 
 
-def mend(path: Path) -> list[Row]:
+def mend(path: Path) -> list[TransferRow]:
     """The rows of an earlier study, and the file ready to be added to: without a line that a killed one cut off, and
     without its other half."""
     rows = read_rows(path)
@@ -34,7 +34,7 @@ def mend(path: Path) -> list[Row]:
     return whole
 
 
-def add(path: Path, rows: Sequence[Row]) -> None:
+def add(path: Path, rows: Sequence[TransferRow]) -> None:
     """Add rows to the table; they are on the disk when this returns. Raises StorageError."""
     try:
         with open(path, "a") as stream:
@@ -45,9 +45,9 @@ def add(path: Path, rows: Sequence[Row]) -> None:
         raise cannot_write(path, error) from error
 
 
-def as_csv(rows: Iterable[Row], header: bool = True) -> str:
+def as_csv(rows: Iterable[TransferRow], header: bool = True) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
+    writer = csv.DictWriter(text, [field.name for field in fields(TransferRow)], lineterminator="\n")
     if header:
         writer.writeheader()
     for row in rows:
@@ -73,7 +73,7 @@ class Speed:
     repeats: int
 
 
-def speeds(rows: Sequence[Row], site: str, direction: str) -> dict[tuple[str, int], Speed]:
+def speeds(rows: Sequence[TransferRow], site: str, direction: str) -> dict[tuple[str, int], Speed]:
     """(model, nbytes) -> its rates between here and a site, small files first, without those that have none."""
     found: dict[tuple[str, int], Speed] = {}
     own = [row for row in rows if (row.site, row.direction) == (site, direction) and not math.isnan(row.rate_mb_s)]
@@ -85,7 +85,7 @@ def speeds(rows: Sequence[Row], site: str, direction: str) -> dict[tuple[str, in
     return found
 
 
-def speed_table(rows: Sequence[Row]) -> Table:
+def speed_table(rows: Sequence[TransferRow]) -> Table:
     """Speeds by site, direction and model, for the terminal."""
     from rich.table import Table
 
@@ -116,7 +116,7 @@ def rate_text(rate_mb_s: float) -> str:
     return TOO_SHORT if math.isnan(rate_mb_s) else f"{rate_mb_s:.3g} MB/s"
 
 
-def line_table(lines: Mapping[tuple[str, str], Line | None]) -> Table:
+def line_table(lines: Mapping[tuple[str, str], LinearFit | None]) -> Table:
     """Latency and bandwidth by site and direction, with their standard errors.
 
     Args:
@@ -134,7 +134,7 @@ def line_table(lines: Mapping[tuple[str, str], Line | None]) -> Table:
     return table
 
 
-def line_texts(line: Line | None) -> tuple[str, str, str, str]:
+def line_texts(line: LinearFit | None) -> tuple[str, str, str, str]:
     """t0 and B, each with its spread."""
     if line is None:
         return "–", "–", "–", "–"

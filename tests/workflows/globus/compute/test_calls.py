@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apps.base.errors import AtWork, CrossfedError, TaskError, TrainingError, UserMistake, WorkersLost
-from workflows.globus.compute.calls import AGAIN_S, ANSWER_S, Job, Target
+from apps.base.errors import CrossfedError, LeaseHeld, TaskError, TrainingError, UserMistake, WorkersLost
+from workflows.globus.compute.calls import AGAIN_S, ANSWER_S, Call, CallTarget
 from workflows.globus.compute.messages import key_of, pack, read_answer, read_failure, require_fits
 
 LOST = "Traceback ...\nparsl.executors.high_throughput.errors.WorkerLost: Task failure due to loss of worker 0\n ***\n"
@@ -25,8 +25,8 @@ def error(kind: str) -> dict:
     return {"status": "success", "result": "11\n" + json.dumps(json.dumps({"error": {"kind": kind, "what": "no"}}))}
 
 
-def job(*task_ids: str, now: float = 0.0) -> Job:
-    made = Job("k", Target("aurora", "e", "python", silence_s=100, queue_s=1000), "f", "{}", work="t")
+def job(*task_ids: str, now: float = 0.0) -> Call:
+    made = Call("k", CallTarget("aurora", "e", "python", silence_s=100, queue_s=1000), "f", "{}", work="t")
     for task_id in task_ids:
         made.submitted(task_id, now)
     return made
@@ -62,9 +62,9 @@ def test_an_error_of_the_call_itself_ends_it():
 
 def test_who_meets_another_at_work_waits_for_it_or_asks_again():
     one = job("a", "b")
-    assert one.told("b", error("AtWork"), 1) == "AtWork"
+    assert one.told("b", error("LeaseHeld"), 1) == "LeaseHeld"
     assert one.due is None and not one.over
-    assert one.told("a", error("AtWork"), 5) == "AtWork"
+    assert one.told("a", error("LeaseHeld"), 5) == "LeaseHeld"
     assert one.due == 5 + AGAIN_S
 
 
@@ -156,7 +156,7 @@ def test_what_is_too_large_is_refused_with_site_and_bytes():
 
 
 def test_errors_that_come_from_the_wire_keep_their_kind():
-    found = read_answer(error("AtWork")["result"])
-    assert isinstance(found, AtWork)
+    found = read_answer(error("LeaseHeld")["result"])
+    assert isinstance(found, LeaseHeld)
     too_large = read_failure("globus_compute_sdk.errors.MaxResultSizeExceeded: Task result of 11B exceeded limit")
     assert type(too_large) is TaskError

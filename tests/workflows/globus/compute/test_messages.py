@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workflows.console.units import clock_text
-from workflows.globus.compute.calls import Job, Target
+from workflows.globus.compute.calls import Call, CallTarget
 from workflows.globus.compute.executor import asked_words
 from workflows.globus.compute.liveness import moment_of
 from workflows.globus.route import GlobusRoute
@@ -23,9 +23,9 @@ NOON = time.mktime((2026, 8, 14, 12, 0, 0, 0, 0, -1))
 TRAINING: Any = {"phase": "training", "round": 2, "step": 40, "steps": 100, "loss": None, "tokens_per_s": 90.0}
 
 
-def call(status: str | None = None, asked_at: float | None = NOON, over: bool = False) -> Job:
+def call(status: str | None = None, asked_at: float | None = NOON, over: bool = False) -> Call:
     """A call whose task has this status; None: it has none yet."""
-    made = Job("k", Target("polaris", "e", "python"), "f", "{}", answer={"result": 1} if over else None)
+    made = Call("k", CallTarget("polaris", "e", "python"), "f", "{}", answer={"result": 1} if over else None)
     if status is not None:
         made.submitted("task", 0.0, asked_at)
         made.told("task", {"status": status}, 1.0)
@@ -49,7 +49,7 @@ def call(status: str | None = None, asked_at: float | None = NOON, over: bool = 
         ),
     ],
 )
-def test_what_an_endpoint_is_asked(calls: list[Job], words: str | None) -> None:
+def test_what_an_endpoint_is_asked(calls: list[Call], words: str | None) -> None:
     assert asked_words(calls, NOON + 600) == words
 
 

@@ -18,9 +18,9 @@ from training_site import PLACE, Site, wait_until
 from apps.base.errors import EndpointProblem, TaskError, TrainingError, UserMistake, WorkersLost
 from apps.site import look
 from apps.train import enrol, local_train
-from apps.training.leases import claim
+from apps.training.leases import acquire
 from apps.training.task import Task
-from workflows.globus.compute.api import Pace, Web
+from workflows.globus.compute.api import ComputeApi, RateLimiter
 
 LOOK = "apps.site:look"
 
@@ -147,13 +147,13 @@ def test_two_tasks_at_once_train_once(tmp_path, agent, site):
     order = site.arguments()
     task = Task(*order)
     with drive(tmp_path, agent, site) as run:
-        with claim(site.root, task.id, beat_s=0.1):
+        with acquire(site.root, task.id, beat_s=0.1):
             training = run.train(site)
             wait_until(lambda: len(run.events("compute_ended")) >= 2)
             assert not training.done()
         assert training.result(20)["attempts"] == 1
     states = [r["state"] for r in run.events("compute_ended")]
-    assert set(states[:-1]) == {"AtWork"} and states[-1] == "success"
+    assert set(states[:-1]) == {"LeaseHeld"} and states[-1] == "success"
 
 
 def test_results_that_the_service_has_forgotten_are_asked_for_again(tmp_path, agent, site):
@@ -328,7 +328,7 @@ def test_template_values_reach_the_endpoint(tmp_path, agent):
 def test_the_pace():
     now = [0.0]
     moments = []
-    pace = Pace(3, 10.0, lambda: now[0], lambda seconds: now.__setitem__(0, now[0] + seconds))
+    pace = RateLimiter(3, 10.0, lambda: now[0], lambda seconds: now.__setitem__(0, now[0] + seconds))
     for _ in range(8):
         pace()
         moments.append(now[0])
@@ -340,7 +340,7 @@ def test_a_client_that_cannot_be_made_is_told(tmp_path, agent, caplog):
         raise UserMistake("not logged in", remedy="Run: python workflows/login.py")
 
     caplog.set_level(logging.CRITICAL)
-    with drive(tmp_path, agent, web=Web(nobody)) as run:
+    with drive(tmp_path, agent, web=ComputeApi(nobody)) as run:
         with pytest.raises(UserMistake, match=r"site aurora: not logged in. Run: python workflows/login.py"):
             run.executor.submit(look, {}, PLACE, str(tmp_path)).result(20)
 

@@ -11,7 +11,7 @@ from facilities.globus.transfer_fixtures import TransferFacility
 
 from site_configs.library.site import Collection
 from workflows.globus.identity import globus_app, https_authorizer, transfer_client
-from workflows.globus.transfer.calls import Caller, Patience
+from workflows.globus.transfer.calls import Backoff, RetryingClient
 from workflows.globus.transfer.errors import ConsentMissing, TransferFailed
 from workflows.globus.transfer.https import FileReader
 
@@ -27,7 +27,7 @@ class Scene:
         self.path.write_bytes(TEXT)
         self.collection = Collection(self.shown.id, self.shown.folder)
         app = globus_app()
-        caller = Caller(lambda: transfer_client(app), Patience(), threading.Event(), lambda trouble: None)
+        caller = RetryingClient(lambda: transfer_client(app), Backoff(), threading.Event(), lambda trouble: None)
         self.reader = FileReader(caller, partial(https_authorizer, app))
 
 

@@ -14,7 +14,7 @@ from transfer_driver import QUICK
 
 from apps.artifacts.store import verify
 from apps.base.errors import ArtifactError, UpdateRefused
-from workflows.globus.transfer.calls import Patience
+from workflows.globus.transfer.calls import Backoff
 from workflows.globus.transfer.errors import ConsentMissing, LoginMissing, TransferCanceled, TransferFailed
 
 
@@ -93,7 +93,7 @@ def test_a_transfer_that_stands_still_is_cancelled_and_begun_anew(scene: Scene):
 
 def test_a_collection_that_is_offline_is_waited_for(scene: Scene):
     scene.there.online = False
-    sending = in_thread(lambda: scene.send(scene.carriage(Patience(0.03, 0.1, stall_s=600))))
+    sending = in_thread(lambda: scene.send(scene.carriage(Backoff(0.03, 0.1, stall_s=600))))
     wait_until(lambda: scene.told("transfer_trouble"))
     scene.there.online = True
     assert sending.result(WAIT_S)["nbytes_moved"] == MIB
@@ -127,7 +127,7 @@ def test_the_deadline_ends_it(scene: Scene):
 
 def test_who_cancels_is_not_contradicted(scene: Scene):
     scene.transfer.fault("stall")
-    carriage = scene.carriage(Patience(0.03, 0.1, stall_s=600))
+    carriage = scene.carriage(Backoff(0.03, 0.1, stall_s=600))
     sending = in_thread(lambda: scene.send(carriage))
     wait_until(lambda: scene.transfer.tasks and scene.transfer.tasks[0].faults)
     scene.facility.client().cancel_task(scene.transfer.tasks[0].id)

@@ -17,7 +17,7 @@ from facilities.globus.transfer_fixtures import TransferFacility
 from transfer_driver import make_artifact, place
 
 from apps.base.errors import CrossfedError, UserMistake
-from workflows.globus.transfer.calls import Patience
+from workflows.globus.transfer.calls import Backoff
 from workflows.globus.transfer.errors import LoginMissing, TransferLeft
 
 
@@ -93,7 +93,7 @@ def test_a_driver_killed_between_name_and_task_hands_in_under_the_same_name(scen
 
 
 def test_a_task_that_the_service_has_forgotten_is_begun_anew(scene: Scene):
-    carriage = scene.carriage(Patience(0.03, 0.1, stall_s=600))
+    carriage = scene.carriage(Backoff(0.03, 0.1, stall_s=600))
     scene.transfer.fault("stall")
     sending = in_thread(lambda: scene.send(carriage))
     wait_until(lambda: scene.told("transfer_submitted"))
@@ -108,7 +108,7 @@ def test_a_task_that_the_service_has_forgotten_is_begun_anew(scene: Scene):
 
 def test_who_waits_is_let_go_when_the_driver_stops(scene: Scene):
     scene.transfer.fault("stall")
-    carriage = scene.carriage(Patience(300, 300, stall_s=600))
+    carriage = scene.carriage(Backoff(300, 300, stall_s=600))
     models = [{"artifact": make_artifact(scene.run.store, os.urandom(100))} for _ in range(5)]
     with scene.threads(5) as threads:
         store = str(scene.run.store), str(scene.run.at("polaris"))

@@ -13,7 +13,7 @@ from facilities.globus.transfer_fixtures import TransferFacility
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workflows.globus.transfer.calls import Caller, Patience
+from workflows.globus.transfer.calls import Backoff, RetryingClient
 from workflows.globus.transfer.errors import (
     ConsentMissing,
     LoginMissing,
@@ -28,7 +28,7 @@ from workflows.globus.transfer.errors import (
 )
 from workflows.globus.transfer.task import (
     LABEL_LENGTH,
-    Parcel,
+    TransferRequest,
     clean_label,
     delete,
     follow,
@@ -37,7 +37,7 @@ from workflows.globus.transfer.task import (
     trouble_of,
 )
 
-QUICK = Patience(0.02, 0.05, 0.02, 0.1, stall_s=0.3, overdue_s=0.3)
+QUICK = Backoff(0.02, 0.05, 0.02, 0.1, stall_s=0.3, overdue_s=0.3)
 
 
 class Ends:
@@ -51,17 +51,17 @@ class Ends:
         self.troubles: list[str | None] = []
         self.looks: list[tuple[str, str | None]] = []
 
-    def caller(self, patience: Patience = QUICK) -> Caller:
-        return Caller(self.facility.client, patience, self.stop, self.troubles.append)
+    def caller(self, patience: Backoff = QUICK) -> RetryingClient:
+        return RetryingClient(self.facility.client, patience, self.stop, self.troubles.append)
 
-    def parcel(self, *names: str, deadline_s: float = 60) -> Parcel:
+    def parcel(self, *names: str, deadline_s: float = 60) -> TransferRequest:
         files = tuple((f"/{name}", f"/in/{name}") for name in names or ("a.bin",))
-        return Parcel(self.one.id, self.two.id, files, "a label", deadline_s)
+        return TransferRequest(self.one.id, self.two.id, files, "a label", deadline_s)
 
     def look(self, task: Any, trouble: str | None) -> None:
         self.looks.append((task["status"], trouble))
 
-    def carry(self, parcel: Parcel, patience: Patience = QUICK) -> Any:
+    def carry(self, parcel: TransferRequest, patience: Backoff = QUICK) -> Any:
         caller = self.caller(patience)
         return follow(caller, submit(caller, parcel, new_submission_id(caller)), self.look)
 
@@ -119,7 +119,7 @@ def test_a_task_that_the_service_does_not_end_is_cancelled_after_its_deadline(en
 
 def test_cancelled_by_somebody_is_an_error_of_its_own(ends: Ends):
     ends.transfer.fault("stall")
-    caller = ends.caller(Patience(0.02, 0.05))
+    caller = ends.caller(Backoff(0.02, 0.05))
     task_id = submit(caller, ends.parcel(), new_submission_id(caller))
     ends.facility.client().cancel_task(task_id)
     with pytest.raises(TransferCanceled, match="CANCELED: canceled on request"):
@@ -158,7 +158,7 @@ def test_a_client_that_cannot_be_made_yet_is_made_later(ends: Ends):
             raise result
         return result
 
-    assert uuid.UUID(new_submission_id(Caller(make, QUICK, ends.stop, ends.troubles.append)))
+    assert uuid.UUID(new_submission_id(RetryingClient(make, QUICK, ends.stop, ends.troubles.append)))
     assert made == []
 
 
@@ -187,7 +187,7 @@ def test_labels_are_of_the_characters_that_globus_admits(text: str):
 
 @pytest.mark.parametrize(("failures", "wait_s"), [(1, 2), (2, 4), (6, 64), (7, 120), (10_000, 120)])
 def test_back_off_doubles_up_to_its_limit(failures: int, wait_s: float):
-    assert Patience(back_off_s=2, longest_back_off_s=120).back_off(failures) == wait_s
+    assert Backoff(back_off_s=2, longest_back_off_s=120).back_off(failures) == wait_s
 
 
 class Answered:

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workflows.globus.transfer.transfer_log import SUCCEEDED, Shipment, TransferLog, Waybill
+from workflows.globus.transfer.transfer_log import SUCCEEDED, Transfer, TransferLog, TransferState
 from workflows.records.journal import Journal
 
-WAYBILL = Waybill("k1", "polaris", 3, "send", "collection", "a" * 64, 1000, 1)
+WAYBILL = Transfer("k1", "polaris", 3, "send", "collection", "a" * 64, 1000, 1)
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def journal(tmp_path: Path) -> Journal:
     return Journal(tmp_path / "journal.jsonl")
 
 
-def known(log: TransferLog, key: str = "k1") -> Shipment:
+def known(log: TransferLog, key: str = "k1") -> TransferState:
     shipment = log.find(key)
     assert shipment is not None
     return shipment

@@ -18,7 +18,7 @@ from site_configs.library.site import Block, Node, Queue, Ranks, Site
 from site_configs.local import site as local_site
 from workflows.planning.campaign import ParallelSection
 from workflows.planning.memory.campaign import describe, idle_text, job_of, plan_memory, samples_per_s, spread_text
-from workflows.planning.memory.estimate import Choice, Job, Machine, in_flight, need_of
+from workflows.planning.memory.estimate import Choice, Machine, TrainingSetup, in_flight, need_of
 from workflows.planning.memory.model import ModelShape, shape_of
 from workflows.planning.memory.plan import (
     ORDER,
@@ -33,7 +33,7 @@ from workflows.planning.memory.plan import (
 from workflows.planning.memory.speed import Rates, collective_bytes, estimate, operations, rates_of
 
 AUTO = ParallelSection()
-FLOAT, MIXED, BFLOAT = Job(4, False, 512), Job(4, True, 512), Job(2, False, 512)
+FLOAT, MIXED, BFLOAT = TrainingSetup(4, False, 512), TrainingSetup(4, True, 512), TrainingSetup(2, False, 512)
 POLARIS = Machine(1, 4, int(40e9), int(512e9), True)
 PERLMUTTER_80 = Machine(1, 4, int(80e9), int(256e9), True)
 FRONTIER = Machine(1, 8, int(64e9), int(512e9), True)
@@ -70,7 +70,9 @@ def gpu_site(machine: Machine, name: str = "polaris", **changes) -> Site:
     return replace(site, device="cuda", node=node, ranks=ranks, machine=f"{name} (test)", **changes)
 
 
-def chosen(model: ModelShape, job: Job, machine: Machine, wish: ParallelSection = AUTO, batch: int = 0) -> Choice:
+def chosen(
+    model: ModelShape, job: TrainingSetup, machine: Machine, wish: ParallelSection = AUTO, batch: int = 0
+) -> Choice:
     sizes = micro_batches(batch or 4 * machine.ranks, machine.ranks, wish)
     found = first_fit(model, job, machine, list(candidates(machine, sizes, wish)))
     assert found is not None
@@ -80,7 +82,7 @@ def chosen(model: ModelShape, job: Job, machine: Machine, wish: ParallelSection 
 # --- sums -------------------------------------------------------------------------------------------------------
 
 
-def states(model: ModelShape, job: Job, machine: Machine, sharding: str) -> float:
+def states(model: ModelShape, job: TrainingSetup, machine: Machine, sharding: str) -> float:
     need = need_of(model, job, machine, Choice(sharding, False, False, 1))
     return need.weights + need.gradients + need.optimizer
 

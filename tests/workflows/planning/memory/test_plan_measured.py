@@ -15,8 +15,8 @@ from transformers import GPT2Config, LlamaConfig, OPTConfig
 from workflows.planning.memory.estimate import (
     CONTEXT_BYTES,
     Choice,
-    Job,
     Machine,
+    TrainingSetup,
     activation_bytes,
     layer_bytes,
     need_of,
@@ -110,8 +110,8 @@ def kept_a_token_and_layer(make: Callable, dtype: torch.dtype, autocast: bool, *
     return (a_token(4) - a_token(2)) / 2
 
 
-def job_of(dtype: torch.dtype, autocast: bool) -> Job:
-    return Job(weight_bytes=dtype.itemsize, mixed=autocast, length=LENGTH)
+def job_of(dtype: torch.dtype, autocast: bool) -> TrainingSetup:
+    return TrainingSetup(weight_bytes=dtype.itemsize, mixed=autocast, length=LENGTH)
 
 
 def shape_of_config(config, adapted: bool = False) -> ModelShape:
@@ -234,7 +234,7 @@ def test_the_peak_of_fsdp2(sharding):
         num_attention_heads=8,
         tie_word_embeddings=False,
     )
-    machine, job = Machine(1, 4, int(64e9), 0, True), Job(4, True, 256)
+    machine, job = Machine(1, 4, int(64e9), 0, True), TrainingSetup(4, True, 256)
     need = need_of(count(config, None), job, machine, Choice(sharding, False, False, 16))
     planned = need.device - CONTEXT_BYTES[True]
     assert peak <= planned <= 1.34 * peak

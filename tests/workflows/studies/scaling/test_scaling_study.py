@@ -26,11 +26,11 @@ from workflows.reporting.figure_style import save
 from workflows.scaling_study import main, numbers, parse
 from workflows.studies.scaling.figure import scaling_figure
 from workflows.studies.scaling.measure import outcome, row_of, standing
-from workflows.studies.scaling.points import NEVER_S, Point, Sizes, plan_for, points_of, training_of, waves
-from workflows.studies.scaling.table import Row, Trained, rates, read_rows, summary, write_rows
+from workflows.studies.scaling.points import NEVER_S, ScalingPoint, Sizes, plan_for, points_of, training_of, waves
+from workflows.studies.scaling.table import ScalingRow, Trained, rates, read_rows, summary, write_rows
 
 SCRIPT = PROJECT / "workflows" / "scaling_study.py"
-ROW = Row("polaris", 2, 8, "full_shard+ckpt", 6, 12.5, 11.0, 13.25, 4100.0, 3, 35_000_000_000, "abc")
+ROW = ScalingRow("polaris", 2, 8, "full_shard+ckpt", 6, 12.5, 11.0, 13.25, 4100.0, 3, 35_000_000_000, "abc")
 
 
 def campaign(**changes) -> Campaign:
@@ -39,7 +39,7 @@ def campaign(**changes) -> Campaign:
 
 def point(
     name: str = "aurora", nodes: int = 1, ranks: int = 1, batch: bool = False, choice: Choice | None = None
-) -> Point:
+) -> ScalingPoint:
     site = local_site(name, Path("runs/x"))
     if batch:
         queue = Queue("debug", 1, 8, 3600, date(2026, 8, 1), "a test")
@@ -48,7 +48,7 @@ def point(
     memory = MemoryPlan(
         name, machine, 4 * machine.ranks, choice or Choice("ddp", False, False, 4), Need(1, 1, 2, 0, 5, 1, 0)
     )
-    return Point(site, memory)
+    return ScalingPoint(site, memory)
 
 
 def run_script(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -189,7 +189,7 @@ def test_the_median_and_the_spread():
 
 
 rows = st.builds(
-    Row,
+    ScalingRow,
     site=st.sampled_from(["polaris", "aurora"]),
     nodes=st.integers(1, 64),
     devices=st.integers(1, 768),
@@ -228,7 +228,7 @@ def done(samples: int, seconds: float) -> Future:
 def test_the_outcome_of_a_point_is_its_row():
     found = outcome(point(ranks=2), [done(8, 1.0), done(48, 3.0), done(48, 2.0), done(48, 5.0)], "abc")
     assert found.failure == ""
-    assert found.row == Row("aurora", 1, 2, "ddp", 4, 20.0, 10.0, 40.0, 1000.0, 3, 10, "abc")
+    assert found.row == ScalingRow("aurora", 1, 2, "ddp", 4, 20.0, 10.0, 40.0, 1000.0, 3, 10, "abc")
 
 
 def test_a_point_whose_training_failed_has_a_reason():
@@ -251,7 +251,9 @@ def test_how_far_a_point_is():
 # --- the picture ------------------------------------------------------------------------------------------------
 
 
-def some_rows(*sizes: int, site: str = "polaris", rate: float = 4.0, sharding: str = "shard_grad_op") -> list[Row]:
+def some_rows(
+    *sizes: int, site: str = "polaris", rate: float = 4.0, sharding: str = "shard_grad_op"
+) -> list[ScalingRow]:
     return [
         replace(
             ROW,

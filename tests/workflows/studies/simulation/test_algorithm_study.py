@@ -16,7 +16,7 @@ from workflows import algorithm_study
 from workflows.strategies import SECTIONS, AnySection
 from workflows.studies.simulation import runs as runs_module
 from workflows.studies.simulation.queue_check import check_queue
-from workflows.studies.simulation.runs import Run, node_hours_to, played, thinned, time_to
+from workflows.studies.simulation.runs import StudyRun, node_hours_to, played, thinned, time_to
 from workflows.studies.simulation.scenarios import SCENARIOS
 from workflows.studies.simulation.study_figures import paint_times
 from workflows.studies.simulation.study_strategies import (
@@ -114,7 +114,7 @@ def test_an_interrupted_study_goes_on_where_it_was(tmp_path: Path, monkeypatch: 
 
 def test_what_is_done_is_read_back_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps, section = setting_of("fedbuff", "calm")
-    one = Run("fedbuff", section, steps, "calm", 3, 0.5, 1, 9000.0)
+    one = StudyRun("fedbuff", section, steps, "calm", 3, 0.5, 1, 9000.0)
     first = played(one, str(tmp_path), "code")
     monkeypatch.setattr(runs_module, "play", None)  # a second training would fail
     assert json.loads(json.dumps(first)) == played(one, str(tmp_path), "code")

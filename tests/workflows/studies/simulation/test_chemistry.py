@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from workflows.studies.simulation.chemistry import LEAST_SAMPLES, TRAIN_A_TASK, ChemistryTasks
-from workflows.studies.simulation.problem import Work
+from workflows.studies.simulation.problem import LocalWork
 
 
 @pytest.fixture(scope="module")
@@ -22,12 +22,14 @@ def test_every_record_is_at_one_site_and_every_site_has_some(problem: ChemistryT
 
 def test_training_depends_on_model_site_round_and_steps_and_on_nothing_else(problem: ChemistryTasks) -> None:
     first = problem.first()
-    work = Work(0, 1, 3)
+    work = LocalWork(0, 1, 3)
     one = problem.train(first, work)
-    problem.train(one, Work(1, 5, 2))  # leaves the network elsewhere
+    problem.train(one, LocalWork(1, 5, 2))  # leaves the network elsewhere
     assert (problem.train(first, work) == one).all() and (problem.first() == first).all()
-    assert (problem.train(first, Work(0, 2, 3)) != one).any() and (problem.train(first, Work(1, 1, 3)) != one).any()
-    close = problem.train(first, Work(0, 1, 3, proximal_mu=100.0))
+    assert (problem.train(first, LocalWork(0, 2, 3)) != one).any() and (
+        problem.train(first, LocalWork(1, 1, 3)) != one
+    ).any()
+    close = problem.train(first, LocalWork(0, 1, 3, proximal_mu=100.0))
     assert np.linalg.norm(close - first) < np.linalg.norm(one - first)
     with pytest.raises(ValueError, match="plain SGD"):
         problem.train(first, work, correction=first)
@@ -35,6 +37,6 @@ def test_training_depends_on_model_site_round_and_steps_and_on_nothing_else(prob
 
 def test_it_is_learned(problem: ChemistryTasks) -> None:
     before = problem.score(problem.first())
-    after = problem.score(problem.train(problem.first(), Work(2, 1, 20)))
+    after = problem.score(problem.train(problem.first(), LocalWork(2, 1, 20)))
     assert 6 < before.loss < 8 and after.loss < before.loss - 0.5  # from a guess among the tokens
     assert before.loss == pytest.approx(float(np.mean(before.task_losses)))

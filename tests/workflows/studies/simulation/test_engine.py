@@ -31,7 +31,7 @@ from workflows.studies.simulation.cost_model import CostModel
 from workflows.studies.simulation.digits import Digits
 from workflows.studies.simulation.engine import VirtualEngine
 from workflows.studies.simulation.facility import HOUR_S, Facility, Maintenance, machine_room
-from workflows.studies.simulation.result import Outcome
+from workflows.studies.simulation.result import CampaignResult
 from workflows.studies.simulation.waits import CalmWaits
 
 PLAIN = Facility("a", step_s=10.0, startup_s=60.0, latency_s=0.0, jitter=0.0, saving_s=30.0)
@@ -189,7 +189,7 @@ def test_shares_count_the_steps_behind_the_model() -> None:
     assert outcome.node_hours - outcome.wasted_node_hours == pytest.approx(2 * 400 / HOUR_S)
 
 
-def campaign(name: str, seed: int, problem_seed: int | None = None) -> Outcome:
+def campaign(name: str, seed: int, problem_seed: int | None = None) -> CampaignResult:
     section = SECTIONS[name].model_validate({"name": name})
     problem = Digits(3, 0.5, seed if problem_seed is None else problem_seed)
     engine = VirtualEngine(section.strategy(10**6, 20), machine_room(3, seed), CalmWaits(seed), problem, seed)

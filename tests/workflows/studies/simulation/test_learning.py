@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from apps.artifacts.server_optimizer import MOMENTS, Rule, optimizer_step
+from apps.artifacts.server_optimizer import MOMENTS, ServerRuleSpec, optimizer_step
 from apps.artifacts.store import artifact_path, load_tensors, save_tensors
 from workflows.strategies.base import Aggregate, ServerRule
 from workflows.studies.simulation.cost_model import CostModel
 from workflows.studies.simulation.digits import LAYOUT, LEAST_SAMPLES, Digits, deal, split_digits
 from workflows.studies.simulation.mlp import Layout, descend, forward, initial
-from workflows.studies.simulation.problem import Work
+from workflows.studies.simulation.problem import LocalWork
 from workflows.studies.simulation.server import combined, stepped
 
 SMALL = Layout(6, 5, 3)
@@ -69,16 +69,16 @@ def test_every_sample_goes_to_one_site_and_every_site_has_some(sites: int, alpha
 def test_training_depends_on_the_round_and_nothing_else() -> None:
     problem = Digits(2, 0.5, 1)
     first = problem.first()
-    one, same = (problem.train(first, Work(0, 1, 20)) for _ in range(2))
-    assert (one == same).all() and (one != problem.train(first, Work(0, 2, 20))).any()
+    one, same = (problem.train(first, LocalWork(0, 1, 20)) for _ in range(2))
+    assert (one == same).all() and (one != problem.train(first, LocalWork(0, 2, 20))).any()
     assert problem.score(one).loss < problem.score(first).loss
     assert len(problem.score(one).task_losses) == 10 and problem.first().shape == (LAYOUT.size,)
 
 
 def test_the_cost_model_learns_what_is_trained_and_forgets_the_rest() -> None:
     problem = CostModel(3)
-    model = problem.train(problem.first(), Work(0, 1, 100))
-    other = problem.train(model, Work(1, 1, 100))
+    model = problem.train(problem.first(), LocalWork(0, 1, 100))
+    other = problem.train(model, LocalWork(1, 1, 100))
     assert problem.score(model).task_losses[0] < problem.score(problem.first()).task_losses[0]
     assert problem.score(other).task_losses[0] > problem.score(model).task_losses[0]
     assert problem.score(other).loss < problem.score(model).loss
@@ -89,7 +89,7 @@ def test_the_virtual_server_is_the_real_one(name: str, tmp_path: Path) -> None:
     """Two steps of each rule over files and over vectors."""
     draw = np.random.default_rng(4)
     vectors = [draw.standard_normal(9).astype(np.float32) for _ in range(4)]
-    rule = Rule(name=name, rate=0.3, beta1=0.8, beta2=0.9, tau=1e-2)
+    rule = ServerRuleSpec(name=name, rate=0.3, beta1=0.8, beta2=0.9, tau=1e-2)
     paths = [artifact_path(tmp_path, save_tensors(tmp_path, {"w": torch.tensor(v)}, "model")) for v in vectors]
     base, state, models, moments = paths[0], None, {0: vectors[0]}, {}
     for version in (1, 2):

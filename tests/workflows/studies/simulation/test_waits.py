@@ -14,8 +14,8 @@ from workflows.records.queue_history import BlockRecord, append
 from workflows.studies.simulation.facility import DAY_S, HOUR_S
 from workflows.studies.simulation.queue_regimes import (
     BUSY_WEATHER,
+    RegimeParameters,
     RegimeWaits,
-    Weather,
     busy_cell,
     fit_weather,
     fitted,
@@ -165,7 +165,7 @@ def test_two_orders_of_asking_meet_the_same_weather() -> None:
 
 
 def test_the_weights_of_a_weather_are_found_again() -> None:
-    true = Weather((1.5 * HOUR_S, DAY_S, 10 * DAY_S), (0.3, 0.1, 0.2))
+    true = RegimeParameters((1.5 * HOUR_S, DAY_S, 10 * DAY_S), (0.3, 0.1, 0.2))
     found = fit_weather([(lag, true.correlation(lag * HOUR_S)) for lag in (0.1, 0.5, 1, 3, 10, 30, 100, 300)])
     assert found.weights == pytest.approx(true.weights, abs=1e-6) and found.nugget == pytest.approx(0.4)
     assert sum(fit_weather([(0.1, 1.5), (1.0, 1.4)]).weights) <= 0.98 + 1e-9

@@ -18,11 +18,11 @@ from campaigns import PROJECT, environment, journal, nano
 from facilities.globus.collection_folders import CollectionFolder
 from facilities.globus.transfer_fixtures import TransferFacility
 
-from workflows.globus.transfer.task import Outcome
+from workflows.globus.transfer.task import TransferResult
 from workflows.studies.transfers import by_globus
-from workflows.studies.transfers.by_globus import Watch
+from workflows.studies.transfers.by_globus import TransferTimer
 from workflows.studies.transfers.line import lines_of
-from workflows.studies.transfers.rows import SEND, Row, read_rows
+from workflows.studies.transfers.rows import SEND, TransferRow, read_rows
 
 SCRIPT = PROJECT / "workflows" / "transfer_study.py"
 
@@ -72,7 +72,7 @@ class World:
         out, err = process.communicate(timeout=240)
         return process.returncode, out, err
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[TransferRow]:
         return read_rows(self.out / "transfers.csv")
 
     def labels(self) -> list[str]:
@@ -204,7 +204,7 @@ def test_the_wait_in_the_queue_is_told_apart(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(by_globus.time, "monotonic", lambda: now[0])
     told: list[int] = []
-    watch = Watch(told.append, lambda trouble: None)
+    watch = TransferTimer(told.append, lambda trouble: None)
     for at, status, nice, nbytes in (
         (101.0, "ACTIVE", "Queued", 0),
         (104.0, "ACTIVE", "Queued", 0),
@@ -214,7 +214,7 @@ def test_the_wait_in_the_queue_is_told_apart(monkeypatch):
     ):
         now[0] = at
         watch.look({"status": status, "nice_status": nice, "bytes_transferred": nbytes}, None)
-    passage = watch.passage(Outcome(100, 3))
+    passage = watch.passage(TransferResult(100, 3))
     assert (passage.queued_s, passage.seconds, passage.faults) == (4.0, 7.0, 3)
     assert told == [0, 0, 7, 70, 100]
 
@@ -222,8 +222,8 @@ def test_the_wait_in_the_queue_is_told_apart(monkeypatch):
 def test_a_transfer_that_is_done_at_the_next_look_took_half_as_long(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(by_globus.time, "monotonic", lambda: now[0])
-    watch = Watch(lambda nbytes: None, lambda trouble: None)
+    watch = TransferTimer(lambda nbytes: None, lambda trouble: None)
     for at, status, nice in ((0.25, "ACTIVE", "Queued"), (0.75, "SUCCEEDED", None)):
         now[0] = at
         watch.look({"status": status, "nice_status": nice}, None)
-    assert watch.passage(Outcome(1, 0)).seconds == 0.25
+    assert watch.passage(TransferResult(1, 0)).seconds == 0.25

@@ -18,8 +18,8 @@ from workflows.planning.memory.model import known_config
 from workflows.planning.storage import SPARE_BYTES
 from workflows.studies.transfers.models import DEFAULT, LARGEST, SOURCES, file_bytes, model_of, own_shapes, write_model
 from workflows.studies.transfers.points import (
-    Load,
-    Trip,
+    RoundTrip,
+    StudyFile,
     check_budget,
     check_room,
     crossing,
@@ -44,9 +44,9 @@ def site(name: str, folder: Path, **changes) -> Site:
     return replace(local_site(name, folder), **changes)
 
 
-def load(name: str = "small", parameters: int = MB) -> Load:
+def load(name: str = "small", parameters: int = MB) -> StudyFile:
     model = model_of(f"{name}={parameters}")
-    return Load(model, file_bytes(model, "bfloat16"))
+    return StudyFile(model, file_bytes(model, "bfloat16"))
 
 
 # --- models and their files -------------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ def test_what_the_table_has_is_not_moved_again_but_halves_of_it_are(tmp_path):
     left = trips_of([site("a", tmp_path)], [load()], 3, {*whole.keys, half.keys[0]})
     assert [trip.repeat for trip in left] == [half.repeat, none.repeat]
     # the same model at another precision, or by another carrier, is another point
-    other = Load(load().model, load().nbytes + 1)
+    other = StudyFile(load().model, load().nbytes + 1)
     assert len(trips_of([site("a", tmp_path)], [other], 3, set(whole.keys))) == 3
     assert len(trips_of([site("a", tmp_path, carrier="shared")], [load()], 3, set(whole.keys))) == 3
 
@@ -156,9 +156,9 @@ def test_what_will_move_is_told_for_each_site(tmp_path):
 
 def test_links_move_no_bytes(tmp_path):
     shared, copied = site("a", tmp_path, carrier="shared"), site("a", tmp_path)
-    assert crossing(Trip(shared, load(), 1), tmp_path) == 0
-    assert crossing(Trip(copied, load(), 1), tmp_path) == 2 * load().nbytes
-    check_budget([Trip(shared, load(), 1)], tmp_path, 1e-9)
+    assert crossing(RoundTrip(shared, load(), 1), tmp_path) == 0
+    assert crossing(RoundTrip(copied, load(), 1), tmp_path) == 2 * load().nbytes
+    check_budget([RoundTrip(shared, load(), 1)], tmp_path, 1e-9)
 
 
 def test_more_than_the_budget_is_refused_with_the_number_that_would_do(tmp_path):
@@ -176,14 +176,14 @@ def test_more_than_the_budget_is_refused_with_the_number_that_would_do(tmp_path)
 def test_each_carrier_needs_its_own_room(tmp_path):
     nbytes = load().nbytes
     far = site("a", tmp_path, carrier="globus", collection=Collection("x", tmp_path))
-    assert room_of(Trip(site("a", tmp_path), load(), 1), tmp_path) == {tmp_path: 3 * nbytes}
-    assert room_of(Trip(site("a", tmp_path, carrier="shared"), load(), 1), tmp_path) == {tmp_path: nbytes}
-    assert room_of(Trip(far, load(), 1), tmp_path) == {tmp_path: 2 * nbytes}
+    assert room_of(RoundTrip(site("a", tmp_path), load(), 1), tmp_path) == {tmp_path: 3 * nbytes}
+    assert room_of(RoundTrip(site("a", tmp_path, carrier="shared"), load(), 1), tmp_path) == {tmp_path: nbytes}
+    assert room_of(RoundTrip(far, load(), 1), tmp_path) == {tmp_path: 2 * nbytes}
 
 
 def test_a_site_on_another_disk_needs_one_copy_there(tmp_path):
     other = site("a", tmp_path, storage_root=Path("/dev/shm/no/such/folder"))
-    room = room_of(Trip(other, load(), 1), tmp_path / "not" / "yet")
+    room = room_of(RoundTrip(other, load(), 1), tmp_path / "not" / "yet")
     assert room == {tmp_path: 2 * load().nbytes, Path("/dev/shm"): load().nbytes}
 
 

@@ -15,26 +15,28 @@ from rich.console import Console
 from apps.base.errors import UserMistake
 from workflows.reporting.figure_style import save
 from workflows.studies.transfers import figures, savings
-from workflows.studies.transfers.line import Line, fit, lines_of
+from workflows.studies.transfers.line import LinearFit, fit, lines_of
 from workflows.studies.transfers.models import model_of
-from workflows.studies.transfers.rows import RETURN, SEND, Row, ends, read_rows
+from workflows.studies.transfers.rows import RETURN, SEND, TransferRow, ends, read_rows
 from workflows.studies.transfers.table import add, as_csv, line_table, line_texts, mend, rate_text, speed_table, speeds
 
-ROW = Row("polaris", "globus", SEND, "opt-125m", 125_239_296, 250_501_136, 2.5, 1.25, 100.0, 0, 1)
-LINE = Line(1.5, 400e6, 0.1, (350e6, 500e6), 10**6, 10**9)
+ROW = TransferRow("polaris", "globus", SEND, "opt-125m", 125_239_296, 250_501_136, 2.5, 1.25, 100.0, 0, 1)
+LINE = LinearFit(1.5, 400e6, 0.1, (350e6, 500e6), 10**6, 10**9)
 
 
-def trip(row: Row) -> list[Row]:
+def trip(row: TransferRow) -> list[TransferRow]:
     return [row, replace(row, direction=RETURN)]
 
 
-def timed(site: str, latency_s: float, bandwidth: float, *sizes: int) -> list[Row]:
+def timed(site: str, latency_s: float, bandwidth: float, *sizes: int) -> list[TransferRow]:
     """Trips of three repeats each, of a site that keeps to a line but for a few percent."""
     rows = []
     for size in sizes:
         for repeat, noise in enumerate((0.97, 1.0, 1.04), start=1):
             seconds = (latency_s + size / bandwidth) * noise
-            made = Row(site, "globus", SEND, f"m{size}", size // 2, size, seconds, 0.0, size / seconds / 1e6, 0, repeat)
+            made = TransferRow(
+                site, "globus", SEND, f"m{size}", size // 2, size, seconds, 0.0, size / seconds / 1e6, 0, repeat
+            )
             rows += trip(made)
     return rows
 
@@ -49,7 +51,7 @@ def printed(table) -> str:
 
 
 rows = st.builds(
-    Row,
+    TransferRow,
     site=st.sampled_from(["polaris", "aurora"]),
     carrier=st.just("globus"),
     direction=st.just(SEND),
@@ -230,7 +232,7 @@ def test_a_model_of_ones_own_has_precisions_only():
 
 
 @pytest.fixture
-def measured() -> list[Row]:
+def measured() -> list[TransferRow]:
     return [*timed("polaris", 1.0, 900e6, 10**8, 10**9, 10**10), *timed("perlmutter", 2.0, 200e6, 10**8, 10**9)]
 
 

@@ -17,20 +17,20 @@ from campaigns import PROJECT, environment, journal, write_campaign
 from apps.artifacts.store import Artifact, artifact_path
 from apps.base.errors import ArtifactError
 from site_configs.local import site as local_site
-from workflows.studies.transfers.carriers import FolderWay, Passage, Stores
+from workflows.studies.transfers.carriers import FileTransfer, FolderCarrier, Stores
 from workflows.studies.transfers.measure import measure_all, stores_in
 from workflows.studies.transfers.models import file_bytes, model_of
-from workflows.studies.transfers.points import Load, Trip, trips_of
-from workflows.studies.transfers.rows import RETURN, SEND, Row, read_rows
+from workflows.studies.transfers.points import RoundTrip, StudyFile, trips_of
+from workflows.studies.transfers.rows import RETURN, SEND, TransferRow, read_rows
 from workflows.transfer_study import main, parse, rows_text
 
 SCRIPT = PROJECT / "workflows" / "transfer_study.py"
 SMALL = "tiny=100_000,small=2_000_000"
 
 
-def load(name: str = "small", parameters: int = 500_000) -> Load:
+def load(name: str = "small", parameters: int = 500_000) -> StudyFile:
     model = model_of(f"{name}={parameters}")
-    return Load(model, file_bytes(model, "bfloat16"))
+    return StudyFile(model, file_bytes(model, "bfloat16"))
 
 
 def files_in(folder: Path, ending: str = "") -> list[Path]:
@@ -60,7 +60,9 @@ def test_a_copied_file_comes_back_whole_and_nothing_is_left(folder):
     site, told = local_site("aurora", folder), []
     stores = stores_in(folder)
     trips = trips_of([site], [load("tiny", 1000), load("small")], 2, ())
-    found = list(measure_all(trips, {"aurora": FolderWay(site, stores)}, stores, "bfloat16", lambda *a: told.append(a)))
+    found = list(
+        measure_all(trips, {"aurora": FolderCarrier(site, stores)}, stores, "bfloat16", lambda *a: told.append(a))
+    )
     assert [m.failure for m in found] == [""] * 4
     rows = [row for m in found for row in m.rows]
     assert [(r.model, r.direction, r.repeat) for r in rows] == [
@@ -85,14 +87,14 @@ def test_a_copied_file_comes_back_whole_and_nothing_is_left(folder):
 def test_the_bytes_really_move(folder, monkeypatch):
     site, stores, seen = local_site("aurora", folder), stores_in(folder), []
 
-    class Looking(FolderWay):
+    class Looking(FolderCarrier):
         def fetch(self, artifact, tell):
             seen.append(artifact_path(self.there, artifact).stat().st_size)
             seen.append(artifact_path(self.there, artifact).stat().st_ino)
             seen.append(artifact_path(self.stores.sent, artifact).stat().st_ino)
             return super().fetch(artifact, tell)
 
-    list(measure_all([Trip(site, load(), 1)], {"aurora": Looking(site, stores)}, stores, "bfloat16", silent))
+    list(measure_all([RoundTrip(site, load(), 1)], {"aurora": Looking(site, stores)}, stores, "bfloat16", silent))
     assert seen[0] == load().nbytes
     assert seen[1] != seen[2]
 
@@ -100,12 +102,12 @@ def test_the_bytes_really_move(folder, monkeypatch):
 def test_a_shared_storage_is_linked_as_in_a_campaign(folder):
     site, stores, seen = replace(local_site("aurora", folder), carrier="shared"), stores_in(folder), []
 
-    class Looking(FolderWay):
+    class Looking(FolderCarrier):
         def fetch(self, artifact, tell):
             seen.extend(artifact_path(s, artifact).stat().st_ino for s in (self.there, self.stores.sent))
             return super().fetch(artifact, tell)
 
-    (found,) = measure_all([Trip(site, load(), 1)], {"aurora": Looking(site, stores)}, stores, "bfloat16", silent)
+    (found,) = measure_all([RoundTrip(site, load(), 1)], {"aurora": Looking(site, stores)}, stores, "bfloat16", silent)
     assert seen[0] == seen[1]
     assert [row.carrier for row in found.rows] == ["shared", "shared"]
     assert files_in(folder) == []
@@ -119,14 +121,14 @@ class Damaging:
 
     def tidy(self) -> None: ...
 
-    def send(self, artifact: Artifact, tell) -> Passage:
-        return Passage(1.0)
+    def send(self, artifact: Artifact, tell) -> FileTransfer:
+        return FileTransfer(1.0)
 
-    def fetch(self, artifact: Artifact, tell) -> Passage:
+    def fetch(self, artifact: Artifact, tell) -> FileTransfer:
         content = bytearray(artifact_path(self.stores.sent, artifact).read_bytes())
         content[-1] ^= 1
         artifact_path(self.stores.returned, artifact).write_bytes(content)
-        return Passage(1.0)
+        return FileTransfer(1.0)
 
     def clear(self, artifact: Artifact) -> None:
         self.cleared += 1
@@ -137,7 +139,7 @@ def test_what_came_back_wrong_has_no_row_and_the_site_is_left_out(folder):
     good, bad = local_site("aurora", folder), local_site("frontier", folder)
     damaging = Damaging(stores)
     trips = trips_of([bad, good], [load("tiny", 1000), load("small")], 2, ())
-    ways = {"aurora": FolderWay(good, stores), "frontier": damaging}
+    ways = {"aurora": FolderCarrier(good, stores), "frontier": damaging}
     found = list(measure_all(trips, ways, stores, "bfloat16", silent))
     assert [(m.trip.site.name, bool(m.rows)) for m in found] == [("frontier", False), *[("aurora", True)] * 4]
     assert "content does not match its SHA-256" in found[0].failure
@@ -151,7 +153,7 @@ def test_a_site_that_cannot_be_cleared_is_told(folder):
     class Stuck(Damaging):
         def fetch(self, artifact, tell):
             artifact_path(self.stores.sent, artifact).rename(artifact_path(self.stores.returned, artifact))
-            return Passage(1.0)
+            return FileTransfer(1.0)
 
         def clear(self, artifact):
             raise ArtifactError("cannot be deleted")
@@ -165,12 +167,14 @@ def test_a_site_that_cannot_be_cleared_is_told(folder):
 def test_an_interruption_leaves_no_file(folder):
     site, stores = local_site("aurora", folder), stores_in(folder)
 
-    class Interrupted(FolderWay):
+    class Interrupted(FolderCarrier):
         def fetch(self, artifact, tell):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        list(measure_all([Trip(site, load(), 1)], {"aurora": Interrupted(site, stores)}, stores, "bfloat16", silent))
+        list(
+            measure_all([RoundTrip(site, load(), 1)], {"aurora": Interrupted(site, stores)}, stores, "bfloat16", silent)
+        )
     assert files_in(folder) == []
 
 
@@ -181,14 +185,14 @@ def test_what_a_killed_study_left_is_put_away(folder):
     for path in (*left, own):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
-    way = FolderWay(site, stores)
+    way = FolderCarrier(site, stores)
     way.tidy()
     list(measure_all([], {"aurora": way}, stores, "bfloat16", silent))
     assert files_in(folder) == [own]
 
 
 def test_a_trip_in_words():
-    row = Row("polaris", "globus", SEND, "opt-125m", 125_239_296, 250_501_136, 2.5, 61.0, 100.2, 2, 1)
+    row = TransferRow("polaris", "globus", SEND, "opt-125m", 125_239_296, 250_501_136, 2.5, 61.0, 100.2, 2, 1)
     there, back = rows_text([row, replace(row, direction=RETURN, queued_s=0.3, faults=0)]).split("; ")
     assert there == "to the site 2.5 s, 100 MB/s, after 61 s in the queue, 2 faults"
     assert back == "back 2.5 s, 100 MB/s"
