@@ -66,4 +66,3 @@ def tell(answers: IO[str], value: dict[str, Any]) -> None:
         answers.flush()
     except OSError:
         sys.exit(1)  # nobody listens any more
-
