@@ -79,7 +79,7 @@ class Kernel:
         """How far a site's task is, where it can be seen."""
         remote = self.globus.sites.get(site)
         if remote:
-            return remote.sign.get("progress")
+            return remote.last_look.get("progress")
         found = read_progress(self.plan.sites[site].storage_root)
         # what the workers of an earlier driver wrote is over; clocks of a facility differ a little
         return found if found and found["time"] > self.began - CLOCKS_S else None
@@ -144,7 +144,7 @@ class Kernel:
 
     def close(self) -> None:
         """End Parsl in order where that can be. It would wait for ever for an interchange that is dead."""
-        left = self.globus.left_behind()
+        left = self.globus.open_tasks()
         self.globus.close()
         ending = threading.Thread(target=self.kernel.cleanup, name="parsl-cleanup", daemon=True)
         dead = self.dead_executors()
