@@ -68,14 +68,14 @@ def _phase(
     if asking and (newest is None or newest.update.done()):
         return "asking", None
     if newest is None:
-        return ("ready" if enrolled else globus.asked(site) or "starting"), None
+        return ("ready" if enrolled else globus.task_text(site) or "starting"), None
     if newest.update.done():
         return "idle", None
     if newest.manifest.done():
-        return globus.carried(site) or "returning", None
+        return globus.transfer_text(site) or "returning", None
     if newest.base.done():
         progress = kernel.progress(site)
         if progress and progress["round"] == number:
             return progress["phase"], progress
-        return globus.asked(site, newest.base) or "queued", None
-    return (globus.carried(site) or "staging") if newest.model.done() else "idle", None
+        return globus.task_text(site, newest.base) or "queued", None
+    return (globus.transfer_text(site) or "staging") if newest.model.done() else "idle", None

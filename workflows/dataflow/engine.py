@@ -72,7 +72,7 @@ class Engine:
 
     def __init__(self, plan: Plan, run: RunDirectory, kernel: Kernel, on_tick: Callable[[Engine], None]) -> None:
         self.plan, self.run, self.kernel, self.on_tick = plan, run, kernel, on_tick
-        self.graph = RoundGraph(plan, kernel.app, kernel.globus.carriage)
+        self.graph = RoundGraph(plan, kernel.app, kernel.globus.staging)
         self.inbox: queue.SimpleQueue[Handler] = queue.SimpleQueue()
         self.clock = Clock(run.journal, run.opened["time"])
         self.blocks = BlockEvents(plan.sites, kernel, run.journal, self.clock, self.inbox.put)
