@@ -1,10 +1,10 @@
-"""Reading campaign files: one clear line for every mistake, overrides from the command line, differences."""
+"""Read campaign files with overrides from the command line, and report every mistake in one clear line."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,9 +22,10 @@ NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 class Loader(yaml.SafeLoader):
-    """YAML 1.1 without its numbers to the base of sixty: ``2:30`` is a text, not 150; and no key twice."""
+    """YAML 1.1 without numbers in base sixty (``2:30`` is a text, not 150) and without repeated keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping of a node; raise ConstructorError if a key is set twice."""
         keys: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
@@ -57,12 +58,12 @@ def load_campaign(path: Path, sets: Sequence[str] = (), sites: str | None = None
 
 
 def read_campaign(path: Path, sets: Sequence[str] = (), sites: str | None = None) -> Campaign:
-    """Return a checked campaign as it is written.
+    """Return a checked campaign, with ``model.dtype`` as it is written.
 
     Args:
         path: the YAML file.
         sets: ``KEY=VALUE`` with dotted keys; values are read as YAML.
-        sites: ``A,B=CONFIG,C.py``: a choice of the campaign's sites, with other machines under them if wanted.
+        sites: ``A,B=CONFIG,C.py``: which of the campaign's sites to use, with another machine for some of them.
 
     Raises:
         UserMistake: names the file and the key.
@@ -79,7 +80,7 @@ def read_campaign(path: Path, sets: Sequence[str] = (), sites: str | None = None
 
 
 def settle_dtype(campaign: Campaign) -> Campaign:
-    """The campaign with ``model.dtype: auto`` decided: bfloat16 where this processor computes in it, else float32."""
+    """Replace ``model.dtype: auto`` by bfloat16 if this processor computes in it, else by float32."""
     if campaign.model.dtype != "auto":
         return campaign
     dtype = "bfloat16" if campaign.model.source != TINY and _computes_bfloat16() else "float32"
@@ -95,14 +96,17 @@ def _computes_bfloat16() -> bool:
 
 
 def _refuse_unknown(unknown: set[str], known: set[str]) -> None:
-    """A setting for a site that is neither in the campaign nor chosen would be lost without a word."""
+    """Raise UserMistake for a setting of a site that is neither in the campaign nor chosen: it would have no effect."""
     for name in sorted(unknown):
-        close = difflib.get_close_matches(name, known, 1)
-        hint = f", did you mean {close[0]!r}?" if close else f"; there are: {', '.join(sorted(known))}"
-        raise UserMistake(f"--set sites.{name}: there is no such site{hint}")
+        raise UserMistake(f"--set sites.{name}: there is no such site{_closest(name, sorted(known))}")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the keys of a campaign file.
+
+    Raises:
+        UserMistake: there is no such file, it is not YAML, or it is not a mapping.
+    """
     try:
         raw = yaml.load(path.read_text(), Loader)
     except FileNotFoundError:
@@ -119,7 +123,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def apply_set(raw: dict[str, Any], text: str) -> None:
-    """Carry out one ``KEY=VALUE`` of the command line."""
+    """Set one ``KEY=VALUE`` of the command line in the keys of a campaign file.
+
+    Settings that only the strategy or machine before knew are removed if it is replaced.
+
+    Raises:
+        UserMistake: the text or its value cannot be read, or the key lies below a value.
+    """
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise UserMistake(f"--set {text}: write KEY=VALUE, for example --set training.steps=10")
@@ -137,27 +147,35 @@ def apply_set(raw: dict[str, Any], text: str) -> None:
     except yaml.YAMLError:
         raise UserMistake(f"--set {text}: the value is not valid YAML") from None
     if key == "strategy.name":
-        _keep_what_it_knows(place)
+        _keep_settings_of_strategy(place)
     if folders[:1] == ["sites"] and len(folders) == 2 and last == "config":
-        _keep_what_it_takes(place, before or folders[1])
+        _keep_settings_of_machine(place, before or folders[1])
 
 
-def _keep_what_it_knows(strategy: dict[str, Any]) -> None:
-    """Settings of the strategy that stood there before mean nothing to another one."""
+def _keep_settings_of_strategy(strategy: dict[str, Any]) -> None:
+    """Remove the settings that the named strategy does not have."""
     section = SECTIONS.get(strategy["name"]) if isinstance(strategy["name"], str) else None
     for key in [key for key in strategy if section and key not in section.model_fields]:
         del strategy[key]
 
 
-def _keep_what_it_takes(entry: dict[str, Any], before: str) -> None:
-    """Settings of the machine that stood there before mean nothing to one that does not have them."""
+def _keep_settings_of_machine(entry: dict[str, Any], before: str) -> None:
+    """Remove the settings that the machine before has and the new one does not."""
     if {before, entry["config"]} <= set(available()):
         for key in [key for key in entry if takes(before, key) and not takes(entry["config"], key)]:
             del entry[key]
 
 
 def choose_sites(known: dict[str, Any], text: str) -> dict[str, Any]:
-    """The sites of ``--sites``: names of the campaign, ``NAME=CONFIG``, or machines that the campaign does not name."""
+    """Return the site entries of ``--sites``.
+
+    Args:
+        known: the campaign's entries.
+        text: of names of the campaign, ``NAME=CONFIG``, or machines that the campaign does not name.
+
+    Raises:
+        UserMistake: there is none.
+    """
     chosen: dict[str, Any] = {}
     for item in filter(None, (part.strip() for part in text.split(","))):
         name, _, config = item.partition("=")
@@ -173,6 +191,11 @@ def choose_sites(known: dict[str, Any], text: str) -> dict[str, Any]:
 
 
 def check_campaign(raw: dict[str, Any], path: Path) -> Campaign:
+    """Return the campaign of these keys.
+
+    Raises:
+        UserMistake: one does not fit the schema; names the file and the key.
+    """
     try:
         return Campaign.model_validate(raw)
     except ValidationError as error:
@@ -180,12 +203,12 @@ def check_campaign(raw: dict[str, Any], path: Path) -> Campaign:
 
 
 def _first_line(error: ValidationError) -> str:
-    """The most helpful of the errors in one line: an unknown key explains a missing one."""
+    """Return the most helpful of the errors in one line: an unknown key explains a missing one."""
     errors = error.errors()
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     place = [str(p) for p in first["loc"] if not str(p).startswith("function-")]
     if first["type"] == "union_tag_invalid":
-        return f"strategy.name: there is no strategy {first['ctx']['tag']!r}{_closest(first['ctx']['tag'], SECTIONS)}"
+        return f"strategy.name: there is no strategy {first['ctx']['tag']!r}{_closest(first['ctx']['tag'], list(SECTIONS))}"
     known = _keys_at(Campaign, place[:-1]) if first["type"] == "extra_forbidden" else []
     if place[:1] == ["strategy"]:
         del place[1:2]  # the name of the strategy, by which its keys were chosen
@@ -200,13 +223,14 @@ def _first_line(error: ValidationError) -> str:
     return f"{'.'.join(place)}: {message[0].lower()}{message[1:]}{given}"
 
 
-def _closest(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, known, 1)
+def _closest(name: str, known: Sequence[str]) -> str:
+    """Return the end of an error message: the known name that is most similar, or all of them."""
+    close = difflib.get_close_matches(name, known, 1)
     return f", did you mean {close[0]!r}?" if close else f"; known here: {', '.join(known)}"
 
 
 def _keys_at(model: type[BaseModel], place: Sequence[str]) -> list[str]:
-    """The keys that the schema knows at a place; below ``strategy`` its first part is the name of one."""
+    """Return the keys that the schema has at a place; the part after ``strategy`` is the name of one."""
     for part in place:
         if issubclass(model, StrategySection) and part in SECTIONS:
             model = SECTIONS[part]
@@ -227,16 +251,17 @@ def _types_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def as_plain(campaign: Campaign) -> dict[str, Any]:
-    """The campaign with all defaults, as plain values."""
+    """Return the campaign with all defaults, as plain values."""
     return campaign.model_dump(mode="json")
 
 
 def as_yaml(campaign: Campaign) -> str:
+    """Return the campaign with all defaults, as the text of a campaign file."""
     return yaml.safe_dump(as_plain(campaign), sort_keys=False, allow_unicode=True)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], at: str = "") -> dict[str, tuple[Any, Any]]:
-    """Dotted key -> (old value, new value) for all values that differ."""
+    """Return dotted key -> (old value, new value) for all values that differ."""
     found: dict[str, tuple[Any, Any]] = {}
     for key in [*old, *(k for k in new if k not in old)]:
         a, b, place = old.get(key), new.get(key), f"{at}.{key}" if at else key
