@@ -166,14 +166,15 @@ def collections_of(campaign: Path) -> list[str]:
     """
     from apps.base.errors import UserMistake
     from site_configs.library.resolve import SiteConfigError, resolve_site
-    from workflows.planning.campaign_file import read_yaml
+    from workflows.planning.campaign import machine_settings
+    from workflows.planning.yaml_file import read_yaml
 
     raw = read_yaml(campaign)
     found = [str((raw.get("globus") or {}).get("collection") or "")]
     for name, entry in (raw.get("sites") or {}).items():
-        settings = {key: value for key, value in (entry or {}).items() if key not in ("config", "tasks", "data")}
+        entry = entry or {}
         try:
-            site = resolve_site(name, (entry or {}).get("config") or name, Path("runs") / "login", settings)
+            site = resolve_site(name, entry.get("config") or name, Path("runs") / "login", machine_settings(entry))
         except SiteConfigError as error:
             raise UserMistake(f"{campaign}: sites.{name}: {error}") from None
         if site.collection and site.carrier == "globus":

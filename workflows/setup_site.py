@@ -117,7 +117,9 @@ def work(options: argparse.Namespace) -> None:
 def requested(options: argparse.Namespace) -> SetupRequest:
     """The machine and its settings, from the command line or from a campaign and then the command line."""
     from apps.base.errors import UserMistake
-    from workflows.planning.campaign_file import apply_set, read_yaml
+    from workflows.planning.campaign import machine_settings
+    from workflows.planning.overrides import apply_set
+    from workflows.planning.yaml_file import read_yaml
 
     settings: dict[str, Any] = {}
     name, config = options.site, options.config
@@ -128,7 +130,7 @@ def requested(options: argparse.Namespace) -> SetupRequest:
             raise UserMistake(f"{options.campaign}: {there}", remedy=f"Its sites are {', '.join(sites)}")
         entry = dict(sites[name] or {})
         config = config or entry.get("config") or name
-        settings = {key: value for key, value in entry.items() if key not in ("config", "tasks", "data", "model")}
+        settings = machine_settings(entry)
     if not config:
         raise UserMistake("name a machine, or --campaign FILE --site NAME", remedy="See --help")
     for text in options.sets:

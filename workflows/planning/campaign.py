@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -99,7 +100,7 @@ class TrainingSection(Section):
     accumulate: PositiveInt = 1
     learning_rate: PositiveFloat
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    final_factor: float = Field(default=0.0, ge=0, le=1)  # share of the learning rate that is left at the end of a decay
+    final_factor: float = Field(default=0.0, ge=0, le=1)  # of the learning rate, at the end of a decay
     warmup_steps: NonNegativeInt = 0  # once in a campaign, not in each round
     weight_decay: NonNegativeFloat = 0.0
     clip_norm: PositiveFloat | None = 1.0
@@ -165,6 +166,11 @@ class SiteEntry(BaseModel):
     def settings(self) -> dict[str, Any]:
         """The keys for the site's own file."""
         return dict(self.model_extra or {})
+
+
+def machine_settings(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a site entry of a campaign file that are for the site's own file."""
+    return {key: value for key, value in entry.items() if key not in SiteEntry.model_fields}
 
 
 class Campaign(Section):

@@ -189,9 +189,7 @@ def _data_spec(campaign: Campaign, source: str, tasks: Tasks, per_task: int | No
     )
 
 
-def _site_work(
-    campaign: Campaign, site: Site, tasks: Tasks, model: ModelSpec, memory: MemoryPlan | None
-) -> SiteWork:
+def _site_work(campaign: Campaign, site: Site, tasks: Tasks, model: ModelSpec, memory: MemoryPlan | None) -> SiteWork:
     entry = campaign.sites[site.name]
     if entry.model:
         model = ModelSpec(**{**model, "source": entry.model})
