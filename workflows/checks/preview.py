@@ -11,7 +11,7 @@ from site_configs.library.site import Block, Site
 from workflows.checks.here import missing_here
 from workflows.console.units import plural
 from workflows.planning.campaign import Campaign
-from workflows.planning.memory.campaign import idle_text, job_of, samples_per_s
+from workflows.planning.memory.campaign import idle_text, samples_per_s, training_setup
 from workflows.planning.memory.model import shape_of
 from workflows.planning.plan import Plan
 from workflows.records.batch_jobs import duration_text
@@ -78,8 +78,8 @@ def _training_time(plan: Plan, name: str, block: Block) -> str:
     memory, training = plan.memory.get(name), plan.campaign.training
     if memory is None or plan.campaign.period != "round":
         return ""
-    shape, job = shape_of(plan.site_work[name]["model"]), job_of(plan.campaign)
-    rate = samples_per_s(plan.sites[name], memory, shape, job)
+    shape, setup = shape_of(plan.site_work[name]["model"]), training_setup(plan.campaign)
+    rate = samples_per_s(plan.sites[name], memory, shape, setup)
     rounds, what = (plan.campaign.rounds, "all rounds") if block.reuse == "pilot" else (1, "a round")
     if not rate:
         return ""

@@ -33,33 +33,33 @@ def plan_memory(campaign: Campaign, spec: ModelSpec, sites: Mapping[str, Site]) 
     """
     if not sites:
         return {}
-    shape, job, batch = shape_of(spec), job_of(campaign), campaign.training.batch_size
-    return {name: plan_site(site, shape, job, batch, campaign.parallel) for name, site in sites.items()}
+    shape, setup, batch = shape_of(spec), training_setup(campaign), campaign.training.batch_size
+    return {name: plan_site(site, shape, setup, batch, campaign.parallel) for name, site in sites.items()}
 
 
-def job_of(campaign: Campaign) -> TrainingSetup:
+def training_setup(campaign: Campaign) -> TrainingSetup:
     """Return the part of the training settings that memory depends on."""
     weights = BFLOAT16 if campaign.model.dtype == "bfloat16" else FLOAT32
     mixed = weights == FLOAT32 and campaign.training.precision == "bf16"
     return TrainingSetup(weight_bytes=weights, mixed=mixed, length=campaign.data.max_tokens)
 
 
-def describe_site(site: Site, plan: MemoryPlan, shape: ModelShape | None, job: TrainingSetup) -> Lines:
+def describe_site(site: Site, plan: MemoryPlan, shape: ModelShape | None, setup: TrainingSetup) -> Lines:
     """Return the lines of a site's plan: how training is spread, memory needed and available, estimated speed."""
     lines = [(f"memory {site.name}", spread_text(plan)), *_need_lines(plan)]
-    rate = samples_per_s(site, plan, shape, job)
+    rate = samples_per_s(site, plan, shape, setup)
     if rate:
         speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
         lines.append(("", f"about {speed} samples/s of {job.length} tokens (an estimate)"))
     return lines
 
 
-def samples_per_s(site: Site, plan: MemoryPlan, shape: ModelShape | None, job: TrainingSetup) -> float | None:
+def samples_per_s(site: Site, plan: MemoryPlan, shape: ModelShape | None, setup: TrainingSetup) -> float | None:
     """Return the estimated speed of a site in training; None if its machine is not in the table."""
     rates = rates_of(site)
     if not (plan.need and shape and rates):
         return None
-    return estimate(shape, job, plan.machine, plan.choice, rates).samples_per_s * plan.occupancy
+    return estimate(shape, setup, plan.machine, plan.choice, rates).samples_per_s * plan.occupancy
 
 
 def idle_text(plan: MemoryPlan) -> str:

@@ -110,22 +110,22 @@ class Need:
         return sum(getattr(self, field.name) for field in fields(self) if field.name != "host")
 
 
-def need_of(shape: ModelShape, job: TrainingSetup, machine: Machine, choice: Choice) -> Need:
+def need_of(shape: ModelShape, setup: TrainingSetup, machine: Machine, choice: Choice) -> Need:
     """Return the memory needed for one way to spread a training."""
     share = machine.ranks if choice.sharding in SHARDED else 1
-    trained_bytes = FLOAT32 if shape.adapted else job.weight_bytes  # peft keeps adapters in float32
-    base = 0 if not shape.adapted else job.weight_bytes * shape.parameters / share
+    trained_bytes = FLOAT32 if shape.adapted else setup.weight_bytes  # peft keeps adapters in float32
+    base = 0 if not shape.adapted else setup.weight_bytes * shape.parameters / share
     weights = base + trained_bytes * shape.trained / share
     gradients = trained_bytes * shape.trained / share
     optimizer = 2 * trained_bytes * shape.trained / share
     states = 0.0 if choice.offload else weights + gradients + optimizer
-    gathered = in_flight(shape, job, choice.sharding, trained_bytes)
-    activations = activation_bytes(shape, job, choice)
+    gathered = in_flight(shape, setup, choice.sharding, trained_bytes)
+    activations = activation_bytes(shape, setup, choice)
     # AdamW's update needs one more number per parameter, after the memory of the backward pass is free
     at_update = 0.0 if choice.offload else trained_bytes * shape.trained / share
     short = max(0.0, at_update - gathered - activations)
     offloaded = machine.ranks_per_node * (weights + gradients + optimizer) if choice.offload else 0.0
-    loading = machine.ranks_per_node * job.weight_bytes * shape.parameters if machine.accelerator else 0.0
+    loading = machine.ranks_per_node * setup.weight_bytes * shape.parameters if machine.accelerator else 0.0
     kept = 0.0 if choice.offload else 1.0
     return Need(
         weights=kept * weights,
@@ -138,7 +138,7 @@ def need_of(shape: ModelShape, job: TrainingSetup, machine: Machine, choice: Cho
     )
 
 
-def in_flight(shape: ModelShape, job: TrainingSetup, sharding: Sharding, trained_bytes: int) -> float:
+def in_flight(shape: ModelShape, setup: TrainingSetup, sharding: Sharding, trained_bytes: int) -> float:
     """Return the bytes beside states and activations while a step runs.
 
     ``ddp`` reduces gradients in buckets of their size. Under autocast every weight has a copy in the compute type.
@@ -149,31 +149,31 @@ def in_flight(shape: ModelShape, job: TrainingSetup, sharding: Sharding, trained
     trained_share = shape.trained / shape.parameters
     if sharding in SHARDED:
         whole = shape.parameters if sharding == "shard_grad_op" else shape.outside + 2 * shape.layer
-        gradients = job.compute_bytes * shape.outside + (job.compute_bytes + FLOAT32) * shape.layer
-        return job.compute_bytes * (whole + shape.layer) + gradients * trained_share
-    casts = job.compute_bytes * shape.parameters if job.mixed else 0
+        gradients = setup.compute_bytes * shape.outside + (setup.compute_bytes + FLOAT32) * shape.layer
+        return setup.compute_bytes * (whole + shape.layer) + gradients * trained_share
+    casts = setup.compute_bytes * shape.parameters if setup.mixed else 0
     return casts + (trained_bytes * shape.trained if sharding == "ddp" else 0)
 
 
-def activation_bytes(shape: ModelShape, job: TrainingSetup, choice: Choice) -> float:
+def activation_bytes(shape: ModelShape, setup: TrainingSetup, choice: Choice) -> float:
     """Return the bytes that the forward pass keeps for the backward pass, with samples of the full length."""
-    tokens = choice.micro_batch * job.length
-    autocast = job.mixed and choice.sharding not in SHARDED
-    layer = layer_bytes(shape, job, autocast)
-    residual = (FLOAT32 if autocast else job.compute_bytes) * shape.width
+    tokens = choice.micro_batch * setup.length
+    autocast = setup.mixed and choice.sharding not in SHARDED
+    layer = layer_bytes(shape, setup, autocast)
+    residual = (FLOAT32 if autocast else setup.compute_bytes) * shape.width
     layers = residual * shape.layers + layer if choice.checkpoint else layer * shape.adapted_layers
     # logits in the compute type, their logarithms in float32 and the gradients of these
-    logits = (2 * FLOAT32 + job.compute_bytes) * shape.vocabulary
+    logits = (2 * FLOAT32 + setup.compute_bytes) * shape.vocabulary
     return tokens * (layers + logits)
 
 
-def layer_bytes(shape: ModelShape, job: TrainingSetup, autocast: bool) -> float:
+def layer_bytes(shape: ModelShape, setup: TrainingSetup, autocast: bool) -> float:
     """Return the bytes per token that one layer keeps for the backward pass.
 
     Frozen layers keep fewer inputs, but peft converts the input of each adapted module to the adapters' float32; under
     autocast that copy is converted back, and the smaller one is kept.
     """
-    computes = "autocast" if autocast else "float32" if job.compute_bytes == FLOAT32 else "bfloat16"
+    computes = "autocast" if autocast else "float32" if setup.compute_bytes == FLOAT32 else "bfloat16"
     kind = "gated" if shape.gated else "opt" if shape.family == "opt" else "other"
     per_width, per_key, per_inner = (FROZEN_BYTES if shape.adapted else LAYER_BYTES)[kind][computes]
     copies = ADAPTER_INPUT_BYTES[computes] * shape.adapter_inputs

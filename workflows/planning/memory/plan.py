@@ -96,23 +96,23 @@ def _memory_here() -> int:
 
 
 def plan_site(
-    site: Site, shape: ModelShape | None, job: TrainingSetup, batch: int, wish: ParallelSection
+    site: Site, shape: ModelShape | None, setup: TrainingSetup, batch: int, section: ParallelSection
 ) -> MemoryPlan:
     """Return the memory plan of one site.
 
     Args:
         site: with its node, block and ranks.
         shape: of the model; None: unknown on this machine.
-        job: types and length.
+        setup: types and length.
         batch: samples that the site's ranks share.
-        wish: the campaign's settings.
+        section: the campaign's settings.
 
     Raises:
         UserMistake: nothing fits; the message has changes that would.
     """
     machine = machine_of(site)
-    sizes = micro_batches(batch, machine.ranks, wish)
-    choices = list(candidates(machine, sizes, wish))
+    sizes = micro_batches(batch, machine.ranks, section)
+    choices = list(candidates(machine, sizes, section))
     if not choices:
         raise UserMistake(
             f"parallel: these settings leave no way of training on {plural(machine.ranks, 'rank')} at {site.name}",
@@ -121,21 +121,19 @@ def plan_site(
     if shape is None or not machine.device_bytes:
         unknown = "the model's configuration is" if shape is None else "the device's memory is"
         cautious = choices[0] if machine.ranks == 1 or not machine.accelerator else _last_without_offload(choices)
-        return MemoryPlan(
-            site.name, machine, batch, cautious, None, f"not checked: {unknown} unknown on this machine"
-        )
-    found = first_fit(shape, job, machine, choices)
+        return MemoryPlan(site.name, machine, batch, cautious, None, f"not checked: {unknown} unknown on this machine")
+    found = first_fit(shape, setup, machine, choices)
     if found is None:
-        raise _refusal(site, shape, job, machine, choices)
+        raise _refusal(site, shape, setup, machine, choices)
     return MemoryPlan(site.name, machine, batch, *found)
 
 
 def first_fit(
-    shape: ModelShape, job: TrainingSetup, machine: Machine, choices: Sequence[Choice]
+    shape: ModelShape, setup: TrainingSetup, machine: Machine, choices: Sequence[Choice]
 ) -> tuple[Choice, Need] | None:
     """Return the first way that fits, with the memory it needs."""
     for choice in choices:
-        need = need_of(shape, job, machine, choice)
+        need = need_of(shape, setup, machine, choice)
         if fits(need, machine):
             return choice, need
     return None
@@ -147,7 +145,7 @@ def fits(need: Need, machine: Machine) -> bool:
     return need.device <= ROOM * machine.device_bytes and host_fits
 
 
-def candidates(machine: Machine, sizes: Sequence[int], wish: ParallelSection) -> Iterator[Choice]:
+def candidates(machine: Machine, sizes: Sequence[int], section: ParallelSection) -> Iterator[Choice]:
     """Yield all ways that a campaign allows, from fast to slow.
 
     Smaller micro-batches come before offloading: they split the same step into more passes and cost little.
@@ -156,7 +154,7 @@ def candidates(machine: Machine, sizes: Sequence[int], wish: ParallelSection) ->
         for size in sizes:
             for sharding, checkpoint, offload in ORDER:
                 choice = Choice(_for_ranks(sharding, machine), checkpoint, offload, size)
-                if offload == offloads and _possible(choice, machine) and _wanted(choice, sharding, wish):
+                if offload == offloads and _possible(choice, machine) and _wanted(choice, sharding, section):
                     yield choice
 
 
@@ -170,24 +168,24 @@ def _possible(choice: Choice, machine: Machine) -> bool:
     return machine.ranks > 1 or choice.sharding == "none"
 
 
-def _wanted(choice: Choice, sharding: Sharding, wish: ParallelSection) -> bool:
+def _wanted(choice: Choice, sharding: Sharding, section: ParallelSection) -> bool:
     return all(
         wanted in (AUTO, *values)
         for wanted, values in (
-            (wish.sharding, (choice.sharding, sharding)),
-            (wish.offload, (choice.offload,)),
-            (wish.checkpoint_activations, (choice.checkpoint,)),
+            (section.sharding, (choice.sharding, sharding)),
+            (section.offload, (choice.offload,)),
+            (section.checkpoint_activations, (choice.checkpoint,)),
         )
     )
 
 
-def micro_batches(batch: int, ranks: int, wish: ParallelSection) -> list[int]:
+def micro_batches(batch: int, ranks: int, section: ParallelSection) -> list[int]:
     """Return the numbers of samples of a rank in one pass, largest first: its share of a batch and the divisors of it.
 
     So all passes of a batch have the same size.
     """
-    if wish.micro_batch != AUTO:
-        return [int(wish.micro_batch)]
+    if section.micro_batch != AUTO:
+        return [int(section.micro_batch)]
     share = math.ceil(batch / ranks)
     return [size for size in range(share, 0, -1) if share % size == 0]
 
@@ -197,9 +195,9 @@ def _last_without_offload(choices: Sequence[Choice]) -> Choice:
 
 
 def _refusal(
-    site: Site, shape: ModelShape, job: TrainingSetup, machine: Machine, choices: Sequence[Choice]
+    site: Site, shape: ModelShape, setup: TrainingSetup, machine: Machine, choices: Sequence[Choice]
 ) -> UserMistake:
-    needs = [need_of(shape, job, machine, choice) for choice in choices]
+    needs = [need_of(shape, setup, machine, choice) for choice in choices]
     least = min(needs, key=lambda need: need.device)
     what = "adapters" if shape.adapted else "all parameters"
     text = (
@@ -209,34 +207,34 @@ def _refusal(
     )
     if least.device <= ROOM * machine.device_bytes:
         text += f"; offloading and loading need {bytes_text(least.host)} of {bytes_text(machine.host_bytes)} a host"
-    return UserMistake(text, remedy="It would fit with " + ", or ".join(ways_out(site, shape, job, machine, choices)))
+    return UserMistake(text, remedy="It would fit with " + ", or ".join(ways_out(site, shape, setup, machine, choices)))
 
 
 def ways_out(
-    site: Site, shape: ModelShape, job: TrainingSetup, machine: Machine, choices: Sequence[Choice]
+    site: Site, shape: ModelShape, setup: TrainingSetup, machine: Machine, choices: Sequence[Choice]
 ) -> list[str]:
     """Return the changes that would make a plan fit, for people."""
     sizes = sorted({choice.micro_batch for choice in choices}, reverse=True)
     free = list(candidates(machine, sizes, ParallelSection()))
     single = list(candidates(machine, [1], ParallelSection()))
     found = []
-    if first_fit(shape, job, machine, free):
+    if first_fit(shape, setup, machine, free):
         found.append("parallel.sharding, offload and checkpoint_activations: auto")
-    elif first_fit(shape, job, machine, single):
+    elif first_fit(shape, setup, machine, single):
         found.append("parallel.micro_batch: 1")
-    nodes = _enough_nodes(shape, job, machine, choices)
+    nodes = _enough_nodes(shape, setup, machine, choices)
     if nodes:
         found.append(f"sites.{site.name}.nodes: {nodes}")
-    if not shape.adapted and first_fit(with_adapter(shape), replace(job, weight_bytes=2), machine, single):
+    if not shape.adapted and first_fit(with_adapter(shape), replace(setup, weight_bytes=2), machine, single):
         found.append("model.adapter (LoRA) with model.dtype: bfloat16")
     return found or ["larger devices, or a smaller model"]
 
 
-def _enough_nodes(shape: ModelShape, job: TrainingSetup, machine: Machine, choices: Sequence[Choice]) -> int | None:
+def _enough_nodes(shape: ModelShape, setup: TrainingSetup, machine: Machine, choices: Sequence[Choice]) -> int | None:
     """Return the site's nodes times the smallest power of two that suffices, or None."""
     nodes = machine.nodes * 2
     while nodes <= MOST_NODES:
-        if first_fit(shape, job, replace(machine, nodes=nodes), [c for c in choices if c.sharding in SHARDED]):
+        if first_fit(shape, setup, replace(machine, nodes=nodes), [c for c in choices if c.sharding in SHARDED]):
             return nodes
         nodes *= 2
     return None

@@ -62,15 +62,15 @@ class Step:
     samples_per_s: float  # of the whole site
 
 
-def estimate(shape: ModelShape, job: TrainingSetup, machine: Machine, choice: Choice, rates: Rates) -> Step:
+def estimate(shape: ModelShape, setup: TrainingSetup, machine: Machine, choice: Choice, rates: Rates) -> Step:
     """Return the estimate for samples of the full length."""
-    tokens = choice.micro_batch * job.length
+    tokens = choice.micro_batch * setup.length
     arithmetic = tokens * operations(shape, choice) / (ARITHMETIC * rates.flops)
-    moved = collective_bytes(shape, job, choice) if machine.ranks > 1 else 0.0
+    moved = collective_bytes(shape, setup, choice) if machine.ranks > 1 else 0.0
     inside = moved / (NETWORK * rates.links)
     across = moved / (NETWORK * rates.network) if machine.nodes > 1 else 0.0
     collective = max(inside, across)
-    offload = offload_s(shape, job, machine, rates) if choice.offload else 0.0
+    offload = offload_s(shape, setup, machine, rates) if choice.offload else 0.0
     seconds = max(arithmetic, collective) + offload
     return Step(arithmetic, collective, offload, machine.ranks * choice.micro_batch / seconds)
 
@@ -81,17 +81,17 @@ def operations(shape: ModelShape, choice: Choice) -> float:
     return float(passes * shape.parameters)
 
 
-def collective_bytes(shape: ModelShape, job: TrainingSetup, choice: Choice) -> float:
+def collective_bytes(shape: ModelShape, setup: TrainingSetup, choice: Choice) -> float:
     """Return bytes into a device: gradients in float32, twice if every rank gets all of them; gathered weights."""
     gradients = FLOAT32 * shape.trained
     if choice.sharding in ("none", "ddp"):
         return 2.0 * gradients
     gathers = 2 if choice.sharding == "full_shard" else 1
-    return float(gathers * job.compute_bytes * shape.parameters + gradients)
+    return float(gathers * setup.compute_bytes * shape.parameters + gradients)
 
 
-def offload_s(shape: ModelShape, job: TrainingSetup, machine: Machine, rates: Rates) -> float:
+def offload_s(shape: ModelShape, setup: TrainingSetup, machine: Machine, rates: Rates) -> float:
     """Return the seconds of a step that offloading adds: traffic over the bus, and the update on the host."""
-    over_bus = (2 * job.weight_bytes * shape.parameters + FLOAT32 * shape.trained) / machine.ranks
+    over_bus = (2 * setup.weight_bytes * shape.parameters + FLOAT32 * shape.trained) / machine.ranks
     update = OFFLOADED_UPDATE_BYTES * shape.trained / machine.nodes
     return over_bus / (BUS * rates.bus) + update / (HOST * rates.host)
