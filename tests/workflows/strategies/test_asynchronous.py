@@ -72,7 +72,7 @@ def test_fedbuff_adds_the_mean_difference_of_its_buffer() -> None:
     mean, _ = strategy.react(arrived(b))
     assert mean == Aggregate(1, 0, ((0, 0.35), (1, 0.35)), ((0, pytest.approx(0.3)),))
     strategy.react(arrived(again))  # from version 0, the model is 1: staleness 1
-    order = next(Train(t, o.site, o.version, 0) for t, o in strategy.memory.ledger.out.items() if o.version == 1)
+    order = next(Train(t, o.site, o.version, 0) for t, o in strategy.state.requests.by_task.items() if o.version == 1)
     stale = strategy.react(arrived(order))[0]
     weight = 0.35 * 2**-0.5
     assert dict(stale.parts) == {2: pytest.approx(weight), order.task: 0.35}

@@ -1,9 +1,8 @@
-"""FedAvg as a state machine: weights, quorum, and the same future after a restore."""
+"""FedAvg as a state machine: weights, quorum, and equal answers to equal events."""
 
 from __future__ import annotations
 
 import copy
-import json
 
 import pytest
 from hypothesis import given
@@ -106,10 +105,8 @@ def test_invariants_over_random_campaigns(samples: list[int], weights: str, roun
         ]
         answers = []
         for event in events:
-            twin = FedAvg(rounds, 5, weights, quorum)  # type: ignore[arg-type]
-            twin.restore(json.loads(json.dumps(strategy.state())))
             answer = copy.deepcopy(strategy).react(event)
-            assert twin.react(event) == answer == strategy.react(event)
+            assert answer == strategy.react(event)
             answers += answer
         for mean in (action for action in answers if isinstance(action, Aggregate)):
             assert sum(weight for _, weight in mean.parts) == pytest.approx(1)
@@ -118,7 +115,7 @@ def test_invariants_over_random_campaigns(samples: list[int], weights: str, roun
             break
         pending = answers
     assert len(counted) == len(set(counted))
-    assert strategy.memory.version <= rounds
+    assert strategy.state.version <= rounds
 
 
 def update(order: Train, time_s: float = 1.0, steps: int = 5) -> UpdateArrived:

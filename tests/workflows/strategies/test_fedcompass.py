@@ -30,7 +30,7 @@ def test_the_first_arrival_is_merged_alone_and_opens_a_group(example: dict[str, 
     merged, order, timer = example["A"]
     assert merged == Aggregate(1, 0, ((0, pytest.approx(0.3)),), ((0, pytest.approx(0.7)),))
     assert (order.steps, timer) == (100, SetTimer("group 0", 250.0))
-    assert example["strategy"].memory.groups[0].expected_s == 200.0
+    assert example["strategy"].state.groups[0].expected_s == 200.0
 
 
 def test_a_site_joins_the_group_it_can_meet(example: dict[str, Any]) -> None:
@@ -42,7 +42,7 @@ def test_a_site_joins_the_group_it_can_meet(example: dict[str, Any]) -> None:
 def test_a_site_that_cannot_meet_the_group_opens_one_for_the_pass_after(example: dict[str, Any]) -> None:
     _, order, timer = example["C"]
     assert order.steps == 94
-    group = example["strategy"].memory.groups[1]
+    group = example["strategy"].state.groups[1]
     assert group.expected_s == pytest.approx(349.2)
     assert (timer.name, timer.at_s) == ("group 1", pytest.approx(433.8))
 
@@ -61,7 +61,7 @@ def test_who_is_late_waits_for_the_next_merge_and_goes_on_at_once(example: dict[
     merged, *_ = strategy.react(TimerFired(250.0, "group 0"))
     assert [task for task, _ in merged.parts] == [3]
     answer = strategy.react(arrived(260.0, example["B"][1]))
-    assert [type(action) for action in answer][:1] == [Train] and strategy.memory.late == [4]
+    assert [type(action) for action in answer][:1] == [Train] and strategy.state.late == [4]
     made = strategy.react(arrived(349.0, example["C"][1]))
     merges = [action for action in made if isinstance(action, Aggregate)]
     for time_s, name in ((433.8, "group 1"), (600.0, "group 2")):
@@ -72,7 +72,7 @@ def test_who_is_late_waits_for_the_next_merge_and_goes_on_at_once(example: dict[
 def test_the_speed_forgets_by_its_momentum(example: dict[str, Any]) -> None:
     strategy = example["strategy"]
     strategy.react(arrived(300.0, example["A"][1]))  # 100 steps in 200 s: 2 s a step
-    assert strategy.memory.speed["A"] == pytest.approx(0.1 * 1.0 + 0.9 * 2.0)
+    assert strategy.state.speed["A"] == pytest.approx(0.1 * 1.0 + 0.9 * 2.0)
 
 
 def test_a_site_that_fails_leaves_its_group_and_the_group_goes_on(example: dict[str, Any]) -> None:

@@ -109,11 +109,11 @@ def test_an_echo_fades_as_the_model_follows_and_ends_where_averaging_would(kappa
 
     play(start(strategy, "a")[0])
     order = start(strategy, "b")[0]
-    seen = models[strategy.memory.version]
+    seen = models[strategy.state.version]
     for _ in range(300):
         order = play(order)
-    last = models[strategy.memory.version]
-    (word,) = strategy.memory.words["a"]
+    last = models[strategy.state.version]
+    (word,) = strategy.state.updates["a"]
     rest = (updates[word.task] - models[0]) - (1 - (1 - kappa) ** 20) * (last - models[0])
     assert rest + contraction * (1 - last) == pytest.approx(0, abs=1e-6)  # the changes balance
     assert seen < last < 1.0
@@ -259,7 +259,7 @@ def test_who_joins_works_until_the_others_are_done_if_that_is_half_an_order() ->
     for now_s, steps in ((350.0, 15), (500.0, 20)):
         strategy, a, b = both_known()  # both are due at 600
         strategy.react(SiteFailed(310.0, "b", b.task, "disk"))
-        strategy.memory.ledger.out = {o.task: strategy.memory.ledger.out[o.task] for o in (a,)}
+        strategy.state.requests.by_task = {o.task: strategy.state.requests.by_task[o.task] for o in (a,)}
         strategy.react(BlockEnded(320.0, "b", "walltime"))
         (order,) = start(strategy, "b", now_s)
         assert order.steps == steps

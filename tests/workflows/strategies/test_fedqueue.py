@@ -34,8 +34,8 @@ def begin(**settings: Any) -> tuple[FedQueue, list[Any]]:
 
 def test_the_budget_is_what_the_wait_leaves_of_the_window() -> None:
     strategy, _ = begin(warm_steps=5)
-    strategy.memory.step_s = {"a": 0.25, "b": 0.25}
-    strategy.memory.wait_s = {"a": 0.9, "b": 9.8}
+    strategy.state.step_s = {"a": 0.25, "b": 0.25}
+    strategy.state.wait_s = {"a": 0.9, "b": 9.8}
     assert (strategy.budget("a"), strategy.budget("b")) == (28, 5)
     strategy.section = strategy.section.model_copy(update={"warm_steps": 1})
     assert strategy.budget("b") == 2  # J = 0.5
@@ -51,14 +51,14 @@ def test_the_first_orders_are_warm_ones_with_a_timer_at_the_cut() -> None:
 def test_admission_uses_the_prediction_from_before(wait_s: float, admitted: bool) -> None:
     strategy, (a, _, _) = begin(first_wait_s=1.2)
     strategy.react(arrived(a, wait_s))
-    assert ("a" in strategy.memory.admitted) is admitted
-    assert strategy.memory.wait_s["a"] == pytest.approx(0.5 * wait_s + 0.6)
+    assert ("a" in strategy.state.admitted) is admitted
+    assert strategy.state.wait_s["a"] == pytest.approx(0.5 * wait_s + 0.6)
 
 
 def test_the_wait_is_smoothed() -> None:
     strategy, (a, _, _) = begin()
     strategy.react(arrived(a, 1.5))
-    assert strategy.memory.wait_s["a"] == pytest.approx(1.2)
+    assert strategy.state.wait_s["a"] == pytest.approx(1.2)
 
 
 def test_more_steps_come_with_a_smaller_learning_rate() -> None:
