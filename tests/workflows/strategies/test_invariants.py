@@ -1,4 +1,4 @@
-"""What every strategy must hold to, in random campaigns; the checks themselves are in strategy_driver.py."""
+"""Invariants of every strategy in random campaigns; the checks themselves are in strategy_driver.py."""
 
 from __future__ import annotations
 
