@@ -85,7 +85,7 @@ class Engine:
         # what failed for good under an earlier driver; the strategy has gone on without it
         self.failed = {r["fields"]["task"] for r in self.recorded if r["kind"] == "SiteFailed"}
         self.flows: dict[str, Flow] = {}  # site -> what it does
-        self.ways = Staging(plan, str(run.artifacts), self._submit, kernel.globus.carriage)
+        self.ways = Staging(plan, str(run.artifacts), self._submit, kernel.globus.staging)
         self.unwritten = False  # evaluations that metrics.csv does not have yet
 
     # -- apps ---------------------------------------------------------------------------------------------------
@@ -297,14 +297,14 @@ class Engine:
             return "asking", None
         if flow is None:
             enrolled = site in self.shards and self.shards[site].done()
-            return ("ready" if enrolled else self.kernel.globus.asked(site) or "starting"), None
+            return ("ready" if enrolled else self.kernel.globus.task_text(site) or "starting"), None
         if flow.update.done():
             return "idle", None
         if flow.manifest.done():
-            return self.kernel.globus.carried(site) or "returning", None
+            return self.kernel.globus.transfer_text(site) or "returning", None
         if flow.base.done():
             progress = self.kernel.progress(site)
             if progress and progress["round"] == flow.action.round:
                 return progress["phase"], progress
-            return self.kernel.globus.asked(site, flow.base) or "queued", None
-        return (self.kernel.globus.carried(site) or "staging") if flow.model.done() else "idle", None
+            return self.kernel.globus.task_text(site, flow.base) or "queued", None
+        return (self.kernel.globus.transfer_text(site) or "staging") if flow.model.done() else "idle", None

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from workflows.console.units import bytes_text, plural, seconds_text
 from workflows.records.batch_jobs import LOST, duration_text
+from workflows.records.failed_blocks import failure_text
 from workflows.records.journal import Record
 from workflows.records.late_updates import LateUpdates
 from workflows.records.rounds import RoundSummary, summaries
@@ -143,7 +144,7 @@ def trouble(record: Record) -> str | None:
         return globus_trouble(record)
     if record["event"] not in TROUBLES:
         return None
-    reason: str = record["reason"]
+    reason: str = failure_text(record) if record["event"] == "block_failed" else record["reason"]
     return reason if record["site"] in reason else f"{record['site']}: {reason}"
 
 

@@ -135,7 +135,14 @@ def ended(state: str, reason: str = "", **more: Any) -> dict[str, Any]:
         (ended("unknown", "the scheduler no longer knows the job", asked=True), None),
         (ended("completed", asked=False), None),
         (ended("completed"), None),
-        ({"event": "block_failed", "site": "north", "reason": "no such queue"}, "north: no such queue"),
+        (
+            {"event": "block_failed", "site": "north", "kind": "refused", "reason": "no such queue", "retry_s": 10.0},
+            "north: a block could not be submitted: no such queue; next submission in 10 s",
+        ),
+        (
+            {"event": "block_failed", "site": "north", "reason": "a sentence of older code"},
+            "north: a sentence of older code",
+        ),
         (
             {"event": "blocks_left", "site": "north", "reason": "north: job 7 of its earlier configuration ..."},
             "north: job 7 of its earlier configuration ...",
