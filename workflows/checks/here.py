@@ -28,9 +28,9 @@ def require_all(plan: Plan, source: Path) -> None:
     if any("globus" in (site.route, site.carrier) for site in plan.sites.values()):
         from workflows.checks.login_status import login_problem  # loads the Globus SDK
 
-        problem = login_problem()
-        if problem:
-            raise UserMistake(problem)
+        login = login_problem()
+        if login:
+            raise UserMistake(login)
 
 
 def missing_here(plan: Plan) -> list[str]:

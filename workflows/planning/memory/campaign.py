@@ -50,7 +50,7 @@ def describe_site(site: Site, plan: MemoryPlan, shape: ModelShape | None, setup:
     rate = samples_per_s(site, plan, shape, setup)
     if rate:
         speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
-        lines.append(("", f"about {speed} samples/s of {job.length} tokens (an estimate)"))
+        lines.append(("", f"about {speed} samples/s of {setup.length} tokens (an estimate)"))
     return lines
 
 

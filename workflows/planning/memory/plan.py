@@ -207,10 +207,10 @@ def _refusal(
     )
     if least.device <= ROOM * machine.device_bytes:
         text += f"; offloading and loading need {bytes_text(least.host)} of {bytes_text(machine.host_bytes)} a host"
-    return UserMistake(text, remedy="It would fit with " + ", or ".join(ways_out(site, shape, setup, machine, choices)))
+    return UserMistake(text, remedy="It would fit with " + ", or ".join(remedies(site, shape, setup, machine, choices)))
 
 
-def ways_out(
+def remedies(
     site: Site, shape: ModelShape, setup: TrainingSetup, machine: Machine, choices: Sequence[Choice]
 ) -> list[str]:
     """Return the changes that would make a plan fit, for people."""

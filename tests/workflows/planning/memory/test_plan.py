@@ -185,7 +185,7 @@ def test_sharding_more_and_computing_again_both_save(model, setup, size):
 
 
 @pytest.mark.parametrize(
-    ("source", "job", "machine", "wanted"),
+    ("source", "setup", "machine", "wanted"),
     [
         ("facebook/opt-125m", MIXED, POLARIS, ("ddp", False, False)),
         ("facebook/opt-350m", MIXED, FRONTIER, ("ddp", False, False)),
@@ -313,7 +313,7 @@ def test_a_smaller_micro_batch_comes_before_offloading(llama):
 
 
 @pytest.mark.parametrize(
-    ("wish", "wanted"),
+    ("section", "wanted"),
     [
         (
             {"sharding": "full_shard"},
