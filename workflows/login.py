@@ -66,7 +66,7 @@ def work(options: argparse.Namespace) -> None:
         UserMistake: something is missing, or there is nobody to ask.
     """
     from apps.base.errors import CrossfedError, UserMistake
-    from workflows.checks.login_status import standing
+    from workflows.checks.login_status import login_status
     from workflows.globus.identity import globus_app
 
     if options.status and options.logout:
@@ -79,7 +79,7 @@ def work(options: argparse.Namespace) -> None:
     if not options.status:
         app = log_in(collections)
     fine = True
-    for what, problem in standing(app, collections):
+    for what, problem in login_status(app, collections):
         fine = fine and problem is None
         say(f"ok       {what}" if problem is None else f"MISSING  {what}: {problem}")
     if not fine:
@@ -94,7 +94,7 @@ def log_in(collections: Sequence[str]) -> GlobusApp:
     Raises:
         UserMistake: there is no terminal to ask at.
     """
-    from workflows.checks.login_status import require_collections, require_services, who
+    from workflows.checks.login_status import identity_text, require_collections, require_services
     from workflows.globus.identity import LoginNeeded, ServiceAccountApp, globus_app
 
     app = globus_app(asker())
@@ -103,7 +103,7 @@ def log_in(collections: Sequence[str]) -> GlobusApp:
     require_services(app, names=True)
     app.login()
     try:
-        who(app)
+        identity_text(app)
         require_collections(app, collections)
     except LoginNeeded:  # what is held was taken back, or has lapsed
         app.login(force=True)
