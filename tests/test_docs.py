@@ -203,7 +203,7 @@ def messages() -> str:
 def test_the_messages_in_the_table_of_troubles_are_those_of_the_source() -> None:
     rows = re.findall(r"^\| `(.+?)`", (PROJECT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
     assert len(rows) > 15
-    example = r"\.\.\.|: |\S*(?:polaris|frontier|runs/|login|hsn0|\d)\S*|artifact's"
+    example = r"\.\.\.|: |\S*(?:polaris|frontier|runs/|login|hsn0|offline|\d)\S*|artifact's"
     for row in rows:
         fixed = [part.strip(" !:;,()'") for part in re.split(example, row)]
         assert any(len(part) >= 9 and part in messages() for part in fixed), row
