@@ -85,7 +85,7 @@ def test_unsound_set_is_not_written(tmp_path: Path) -> None:
     pytest.importorskip("rdkit")
     shared = {(s, "name_conversion-s2f"): [name_record("CCO", "C2H6O", s)] for s in ("train", "dev", "test")}
     with pytest.raises(ValueError, match="nothing was written, since this set has problems, 3 in all"):
-        build_chemistry.refuse_unsound(shared)
+        build_chemistry.refuse_invalid(shared)
     assert list(tmp_path.iterdir()) == []
 
 

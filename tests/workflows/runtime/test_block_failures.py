@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from parsl.jobs.states import JobState, JobStatus
 
-from site_configs.library.providers import NotSubmitted
+from site_configs.library.status_provider import NotSubmitted
 from workflows.runtime.block_failures import FIRST_WAIT_S, LONGEST_WAIT_S, MOST_FAILURES, BlockPatience, BlocksFailed
 
 FAILURES = (JobState.FAILED, JobState.MISSING)
