@@ -11,9 +11,10 @@ from pydantic import ValidationError
 
 from apps.base.errors import UserMistake
 from apps.models.sources import TINY
+from data.names import did_you_mean
 from workflows.planning.campaign import Campaign
 from workflows.planning.overrides import apply_set, choose_sites
-from workflows.planning.schema_errors import closest, first_problem
+from workflows.planning.schema_errors import first_problem
 from workflows.planning.yaml_file import read_yaml
 
 
@@ -63,7 +64,7 @@ def _computes_bfloat16() -> bool:
 def _refuse_unknown(unknown: set[str], known: set[str]) -> None:
     """Raise UserMistake for a setting of a site that is neither in the campaign nor chosen: it would have no effect."""
     for name in sorted(unknown):
-        raise UserMistake(f"--set sites.{name}: there is no such site{closest(name, sorted(known))}")
+        raise UserMistake(f"--set sites.{name}: there is no such site{did_you_mean(name, sorted(known))}")
 
 
 def check_campaign(raw: dict[str, Any], path: Path) -> Campaign:

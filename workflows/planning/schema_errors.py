@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from data.names import did_you_mean
 from workflows.planning.campaign import Campaign, SiteEntry
 from workflows.strategies import SECTIONS
 from workflows.strategies.base import StrategySection
@@ -20,12 +20,12 @@ def first_problem(error: ValidationError) -> str:
     place = [str(p) for p in first["loc"] if not str(p).startswith("function-")]
     if first["type"] == "union_tag_invalid":
         name = first["ctx"]["tag"]
-        return f"strategy.name: there is no strategy {name!r}{closest(name, list(SECTIONS))}"
+        return f"strategy.name: there is no strategy {name!r}{did_you_mean(name, SECTIONS)}"
     known = _keys_at(Campaign, place[:-1]) if first["type"] == "extra_forbidden" else []
     if place[:1] == ["strategy"]:
         del place[1:2]  # the name of the strategy, by which its keys were chosen
     if first["type"] == "extra_forbidden":
-        return f"{'.'.join(place)}: unknown key{closest(place[-1], known)}"
+        return f"{'.'.join(place)}: unknown key{did_you_mean(place[-1], known)}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
         return f"{'.'.join(place)}: missing"
@@ -33,12 +33,6 @@ def first_problem(error: ValidationError) -> str:
         return message
     given = "" if isinstance(first["input"], dict) else f", got {first['input']!r}"
     return f"{'.'.join(place)}: {message[0].lower()}{message[1:]}{given}"
-
-
-def closest(name: str, known: Sequence[str]) -> str:
-    """Return the end of an error message: the known name that is most similar, or all of them."""
-    close = difflib.get_close_matches(name, known, 1)
-    return f", did you mean {close[0]!r}?" if close else f"; known here: {', '.join(known)}"
 
 
 def _keys_at(model: type[BaseModel], place: Sequence[str]) -> list[str]:
