@@ -382,9 +382,9 @@ def test_what_cannot_be_checked_is_said_and_planned_with_care(llama):
     unknown_model = plan_site(gpu_site(POLARIS), None, MIXED, 8, AUTO)
     assert unknown_model.need is None
     assert unknown_model.choice == Choice("full_shard", True, False, 1)
-    assert "model's configuration is not known" in unknown_model.note
+    assert "model's configuration is unknown" in unknown_model.note
     unknown_device = plan_site(gpu_site(replace(POLARIS, device_bytes=0)), llama, MIXED, 8, AUTO)
-    assert "device's memory is not known" in unknown_device.note
+    assert "device's memory is unknown" in unknown_device.note
     alone = plan_site(local_site("aurora", Path("runs/x")), None, FLOAT, 8, AUTO)
     assert alone.choice == Choice("none", False, False, 8)
 
