@@ -66,7 +66,7 @@ class Scene:
         return self.agents[endpoint]
 
     def answers(self, site: Site | None = None, **settings: Any) -> dict[str, str | None]:
-        known = {"server": self.server, "work": self.work, "patience": QUICK, "limit_s": 20.0, **settings}
+        known = {"server": self.server, "work": self.work, "backoff": QUICK, "limit_s": 20.0, **settings}
         return dict(check_globus_site(site or self.site, known.pop("server"), **known))
 
     def problem(self, words: str, **settings: Any) -> str | None:

@@ -184,7 +184,7 @@ def test_a_campaign_never_asks(auth: Auth, person: str, monkeypatch: pytest.Monk
     require_services(app)
     assert app.login_required()
     for force in (False, True):
-        with pytest.raises(LoginNeeded, match="Globus wants a login"):
+        with pytest.raises(LoginNeeded, match="Globus requires a login"):
             app.login(force=force)
 
 
@@ -230,7 +230,7 @@ def test_a_login_that_was_taken_back(auth: Auth, person: str, browse: Browse, ca
     client = transfer_client(globus_app(), [GUEST])
     auth.expire_tokens()
     auth.forget_refresh_tokens()
-    with pytest.raises(LoginNeeded, match="has expired or was taken back. Log in: python workflows/login.py"):
+    with pytest.raises(LoginNeeded, match="has expired or was revoked. Log in: python workflows/login.py"):
         client.get_endpoint(GUEST)
     assert login.main(["--status"]) == 1
     assert browse() == 0 and set(problems().values()) == {None}
