@@ -168,6 +168,7 @@ class NonInteractiveLogin(LoginFlowManager):
     def for_globus_app(
         cls, app_name: str, login_client: AuthLoginClient, config: GlobusAppConfig
     ) -> NonInteractiveLogin:
+        del app_name  # of the SDK's interface, not used here
         return cls(login_client, request_refresh_tokens=config.request_refresh_tokens)
 
     def run_login_flow(self, auth_parameters: GlobusAuthorizationParameters) -> OAuthTokenResponse:

@@ -75,6 +75,7 @@ class SiteExecutor(ParslExecutor):
             UserMistake: the arguments are too large for Globus Compute.
             TaskError: they cannot be written as JSON.
         """
+        del resource_specification, kwargs  # of Parsl's interface, not used here
         function = f"{func.__module__}:{func.__name__}"
         try:
             request = pack(function, args, self.environment)

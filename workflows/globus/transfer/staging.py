@@ -86,7 +86,8 @@ class GlobusStaging:
         Args:
             place: the site and the round.
             model: a task result that carries ``artifact``.
-            store_here, store_there: the server's and the site's folder of artifacts.
+            store_here: the server's folder of artifacts.
+            store_there: the site's.
             attempt: from the second on the model is sent although it was sent before.
 
         Raises:
