@@ -191,7 +191,7 @@ def test_a_campaign_never_asks(auth: Auth, person: str, monkeypatch: pytest.Monk
 def test_a_login_lasts(auth: Auth, person: str, browse: Browse, capsys: Any, tmp_path: Path) -> None:
     assert browse() == 0
     out = capsys.readouterr().out
-    assert "ok       login: ada@example.org (person" in out and "renewed by itself" in out
+    assert "ok       login: ada@example.org (person" in out and "renewed automatically" in out
     storage = tmp_path / "compute" / "storage.db"
     assert stat.S_IMODE(storage.stat().st_mode) == 0o600 and stat.S_IMODE(storage.parent.stat().st_mode) == 0o700
     auth.expire_tokens()  # days later, in another process
