@@ -178,9 +178,8 @@ def test_a_batch_sites_executor(tmp_path: Path) -> None:
     assert executor.block_error_handler is PATIENCE and executor.status_polling_interval == 7
     provider: Any = executor.provider
     assert (provider.init_blocks, provider.min_blocks, provider.max_blocks) == (0, 0, 1)
-    assert executor.interchange_launch_cmd[1:4] == [
-        "-m",
-        "workflows.runtime.die_with_parent",
+    assert executor.interchange_launch_cmd[1:3] == [
+        str(PROJECT / "workflows" / "runtime" / "die_with_parent.py"),
         str(tmp_path / "logs" / "interchange-alpha.log"),
     ]
 
