@@ -240,18 +240,18 @@ def test_logging_out_takes_the_tokens_back(auth: Auth, person: str, browse: Brow
     browse("--collection", WEB)
     header = str(https_authorizer(globus_app(), WEB).get_authorization_header())
     assert login.main(["--logout"]) == 0
-    assert "all tokens are taken back" in capsys.readouterr().out
+    assert "all tokens are revoked" in capsys.readouterr().out
     assert header.removeprefix("Bearer ") not in auth._tokens
     with pytest.raises(LoginNeeded):
         https_authorizer(globus_app(), WEB)
     assert login.main(["--status"]) == 1
-    assert login.main(["--logout"]) == 0 and "Nobody was logged in" in capsys.readouterr().out
+    assert login.main(["--logout"]) == 0 and "There was no login" in capsys.readouterr().out
 
 
 def test_without_a_terminal_nobody_is_asked(auth: Auth, person: str, capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr("sys.stdin", type("Pipe", (), {"isatty": lambda self: False})())
     assert login.main([]) == 2
-    assert "there is no terminal to ask for the code of a login. Start" in capsys.readouterr().err
+    assert "a login needs a terminal for its code. Run" in capsys.readouterr().err
 
 
 def test_an_unreachable_globus_is_told_in_a_line(auth: Auth, account: ServiceAccount, service: HttpService) -> None:
@@ -305,7 +305,7 @@ globus: {{collection: {GUEST}, folder: /data}}
 sites:
   here: {{config: local}}
   polaris: {{route: globus, endpoint: {endpoint}, account: ABC, storage_root: /eagle/ABC/cf, python_env: /eagle/ABC/env,
-            collection: {MAPPED}, collection_folder: /eagle/ABC}}
+            collection: {MAPPED}, collection_folder: /eagle/ABC, model: /eagle/ABC/model, data: /eagle/ABC/records}}
 """)
     assert login.collections_of(path) == [GUEST, MAPPED]
     assert browse("--campaign", str(path)) == 0
