@@ -153,7 +153,7 @@ class GlobusSection(Section):
 
 
 class SiteEntry(BaseModel):
-    """A site of the campaign. All other keys go to the site's own file in ``site_configs``."""
+    """A site of the campaign. Keys beyond these are settings of its machine, see ``machine_settings``."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -168,9 +168,9 @@ class SiteEntry(BaseModel):
         return dict(self.model_extra or {})
 
 
-def machine_settings(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a site entry of a campaign file that are for the site's own file."""
-    return {key: value for key, value in entry.items() if key not in SiteEntry.model_fields}
+def machine_settings(entry: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the settings of the machine in a site's entry as it stands in a campaign file."""
+    return {key: value for key, value in (entry or {}).items() if key not in SiteEntry.model_fields}
 
 
 class Campaign(Section):
