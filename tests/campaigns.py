@@ -56,8 +56,9 @@ def run(folder: Path, *arguments: object, timeout: float = 240) -> subprocess.Co
 
 
 def journal(run_dir: Path, *events: str) -> list[dict[str, Any]]:
-    """The whole records of a run's journal, of these kinds if any are named."""
-    lines = (run_dir / "journal.jsonl").read_bytes().split(b"\n")[:-1]
+    """Return the whole records of a run's journal, of these kinds if any are named; none where there is no journal."""
+    path = run_dir / "journal.jsonl"
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     records = [json.loads(line) for line in lines]
     return [r for r in records if not events or r["event"] in events]
 
@@ -68,5 +69,5 @@ def tasks_done(run_dir: Path, app: str) -> list[dict[str, Any]]:
 
 def final_hash(run_dir: Path) -> str:
     """SHA-256 of the last global model."""
-    made = [*tasks_done(run_dir, "aggregate"), *tasks_done(run_dir, "advance")]
+    made = tasks_done(run_dir, "aggregate")
     return max(made, key=lambda r: r["result"]["version"])["result"]["artifact"]["sha256"]

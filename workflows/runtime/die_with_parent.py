@@ -1,7 +1,6 @@
 """Run a program that must not outlive the process that starts it.
 
-``python -m workflows.runtime.die_with_parent LOG PROGRAM ARGUMENTS...`` becomes PROGRAM, whose output goes to the file
-LOG.
+``python die_with_parent.py LOG PROGRAM ARGUMENTS...`` becomes PROGRAM, whose output goes to the file LOG.
 
 Parsl's interchange does not notice that its driver was killed. Started in this way it is ended by the kernel; the
 blocks then miss its heartbeat and end as well. The program gets a session of its own, so that a Ctrl-C at the terminal

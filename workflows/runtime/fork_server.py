@@ -1,6 +1,6 @@
 """Start the worker processes of local sites: one process loads the libraries, then forks a worker for each request.
 
-``python -P -m workflows.runtime.fork_server CONTROL MODULE...`` imports the modules and then serves the socket whose
+``python -m workflows.runtime.fork_server CONTROL MODULE...`` imports the modules and then serves the socket whose
 file descriptor is CONTROL. A request is a ``ForkRequest`` as JSON with the worker's own socket attached; the answer is
 the worker's process id. The imports take seconds, a fork milliseconds, and the workers share the memory of what was
 imported. No thread runs here and no tensor is computed: a forked process is then as good as a fresh one.

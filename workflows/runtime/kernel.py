@@ -73,8 +73,14 @@ class Kernel:
             on: label of the executor.
             remember: False for an answer that holds for the moment only.
         """
-        app = parsl.python_app(function, data_flow_kernel=self.kernel, executors=[on], cache=remember)
-        return app(place, *args)
+        return self.app(function, on, remember)(place, *args)
+
+    def app(self, function: Callable[..., Any], on: str, remember: bool = True) -> Callable[..., AppFuture]:
+        """Return a function as a Parsl app that is bound to one executor; arguments as for ``submit``."""
+        app: Callable[..., AppFuture] = parsl.python_app(
+            function, data_flow_kernel=self.kernel, executors=[on], cache=remember
+        )
+        return app
 
     def progress(self, site: str) -> Progress | None:
         """How far a site's task is, where it can be seen."""

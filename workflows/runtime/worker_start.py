@@ -39,6 +39,7 @@ def worker_init(site: Site) -> str:
     lines += [
         f"export PATH={shlex.quote(str(programs))}:$PATH",
         f"export PYTHONPATH={shlex.quote(str(PROJECT))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        "export PYTHONSAFEPATH=1",  # no folder of a script comes before it
     ]
     return "\n".join(lines)
 
@@ -57,4 +58,4 @@ def server_start(site: Site) -> ServerStart:
 
 def server_command(start: ServerStart) -> str:
     """Return the shell command of a fork server; its argument is the descriptor of its socket."""
-    return f"{start.lines}\nexec python -P -m workflows.runtime.fork_server $1 {' '.join(start.modules)}"
+    return f"{start.lines}\nexec python -m workflows.runtime.fork_server $1 {' '.join(start.modules)}"

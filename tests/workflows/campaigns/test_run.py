@@ -11,7 +11,6 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -155,16 +154,12 @@ def test_killed_at_random_instants_it_ends_with_the_same_model(undisturbed: Path
 
 def wait_for_tasks(driver: subprocess.Popen[bytes], run_dir: Path, count: int) -> None:
     """Wait until a driver has started its executors and so many tasks of the campaign are done."""
-    before = len(events(run_dir, "executor_started"))
+    before = len(journal(run_dir, "executor_started"))
     wait_until(
-        lambda: len(events(run_dir, "executor_started")) > before and len(events(run_dir, "task_done")) >= count,
+        lambda: len(journal(run_dir, "executor_started")) > before and len(journal(run_dir, "task_done")) >= count,
         60,
         unless=lambda: driver.poll() is not None,
     )
-
-
-def events(run_dir: Path, kind: str) -> list[dict[str, Any]]:
-    return journal(run_dir, kind) if (run_dir / "journal.jsonl").exists() else []
 
 
 def the_worker(run_dir: Path, site: str) -> list[psutil.Process]:

@@ -130,7 +130,7 @@ def test_a_site_on_this_machine_is_a_command(tmp_path: Path) -> None:
     work = {"parallel": {"nodes": 1, "ranks_per_node": 1}}
     plan: Any = SimpleNamespace(sites={"a": local_site("a", tmp_path)}, site_work={"a": work}, memory={})
     text = "\n".join(dry_run(plan, tmp_path / "run"))
-    assert "# started on this machine\n" in text and "process_worker_pool.py" in text and "#SBATCH" not in text
+    assert "# started on this machine\n" in text and "-m workflows.runtime.fork_server" in text and "#SBATCH" not in text
     assert text.endswith("# training: in the worker itself, one rank") and not (tmp_path / "run").exists()
 
 
@@ -257,8 +257,8 @@ def test_another_python_at_the_site_is_told_with_what_differs(tmp_path: Path) ->
         ("echo loading; echo 'no such module: cuda/99' >&2; exit 3", "no such module: cuda/99"),
         ("exit 3", "its set-up ends without a word"),
         ("python() { return 0; }", "its set-up ends without a word"),
-        ("python() { echo Python 2.7; }", "its python is none: it says 'Python 2.7'"),
-        ("python() { echo 7; }", "its python is none: it says '7'"),
+        ("python() { echo Python 2.7; }", "its python printed no versions, but 'Python 2.7'"),
+        ("python() { echo 7; }", "its python printed no versions, but '7'"),
     ],
 )
 def test_a_setup_that_breaks_python(tmp_path: Path, setup: str, problem: str) -> None:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from campaigns import environment
+from campaigns import PROJECT, environment
 from patience import wait_until
 
 from workflows.runtime.orphans import TOKEN_VARIABLE, end_orphans, find_orphans
 
+PROGRAM = str(PROJECT / "workflows" / "runtime" / "die_with_parent.py")
 SLEEPER = "import time; print('ready', flush=True); time.sleep(600)"
 
 
@@ -21,7 +22,7 @@ SLEEPER = "import time; print('ready', flush=True); time.sleep(600)"
 def test_it_ends_with_its_parent(tmp_path: Path) -> None:
     starter = (
         "import subprocess, sys, time\n"
-        f"p = subprocess.Popen([sys.executable, '-m', 'workflows.runtime.die_with_parent', {str(tmp_path / 'log')!r},"
+        f"p = subprocess.Popen([sys.executable, {PROGRAM!r}, {str(tmp_path / 'log')!r},"
         " sys.executable, '-c',"
         f" {SLEEPER!r}])\n"
         "print(p.pid, flush=True); time.sleep(600)"
