@@ -8,8 +8,7 @@ imported. No thread runs here and no tensor is computed: a forked process is the
 The end of CONTROL means that the driver is gone. The server then sends SIGTERM to its process group, so that a worker
 in the middle of a training saves its state and ends. If the server itself is killed, the kernel sends that signal.
 
-A worker takes calls from its socket, one after the other: a pickled function of ``apps`` and its arguments. It answers
-with the result or the error.
+A worker takes calls from its socket, one after the other, and answers them, both as JSON: see ``answer``.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ import importlib
 import json
 import logging
 import os
-import pickle
 import signal
 import socket
 import sys
@@ -29,7 +27,8 @@ from contextlib import suppress
 from io import BufferedIOBase
 from typing import NoReturn, TypedDict
 
-from apps.base.errors import CrossfedError, TaskError
+from apps.base.errors import REASON_LENGTH, CrossfedError, TaskError
+from apps.remote.calls import error_record
 from workflows.runtime.die_with_parent import end_with_parent, redirect_output
 
 logger = logging.getLogger(__name__)
@@ -132,24 +131,22 @@ def answer(request: bytes) -> bytes:
     """Call a function as a driver asks.
 
     Args:
-        request: the pickle of a function, its positional and its named arguments.
+        request: ``{"function": "MODULE:NAME", "args": [...], "kwargs": {...}}`` as JSON.
 
     Returns:
-        The pickle of a pair: True and the result, or False and the error.
+        ``{"result": ...}`` or ``{"error": ErrorRecord}`` as JSON.
     """
     try:
-        function, args, kwargs = pickle.loads(request)
-        outcome = (True, function(*args, **kwargs))
+        call = json.loads(request)
+        module, _, name = call["function"].partition(":")
+        function = getattr(importlib.import_module(module), name)
+        return json.dumps({"result": function(*call["args"], **call["kwargs"])}).encode()
     except CrossfedError as error:
-        outcome = (False, error)
+        record = error_record(error)
     except Exception as error:  # the edge of a worker: the driver decides what follows
         logger.exception("a task has failed")
-        outcome = (False, error)
-    try:
-        return pickle.dumps(outcome)
-    except Exception as error:  # a task may return or raise anything
-        logger.exception("the outcome of a task cannot be sent")
-        return pickle.dumps((False, TaskError(f"{type(outcome[1]).__name__} cannot be sent: {error}")))
+        record = error_record(TaskError(f"{type(error).__name__}: {error}"[:REASON_LENGTH]))
+    return json.dumps({"error": record}).encode()
 
 
 def main() -> None:

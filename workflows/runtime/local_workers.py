@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 import json
 import logging
-import pickle
 import queue
 import select
 import socket
@@ -26,6 +25,7 @@ from typing import Any, NamedTuple
 from parsl.executors.base import ParslExecutor
 
 from apps.base.errors import REASON_LENGTH, CrossfedError, TaskError, WorkersLost
+from apps.remote.calls import error_from, error_record
 from site_configs.library.site import Site
 from workflows.runtime.fork_server import ForkRequest, read_message, write_message
 from workflows.runtime.worker_start import ServerStart, server_command, server_start
@@ -121,7 +121,7 @@ class ForkServer:
 
 
 class Call(NamedTuple):
-    """A pickled call for the worker, and the future of its answer."""
+    """A call for the worker, as ``fork_server.answer`` takes it, and the future of its answer."""
 
     request: bytes
     future: Future[Any]
@@ -163,13 +163,21 @@ class LocalExecutor(ParslExecutor):
         Args:
             func: one that can be imported by its name.
             resource_specification: not used.
-            args: positional arguments.
-            kwargs: named arguments.
+            args: positional arguments, plain values.
+            kwargs: named arguments, plain values.
+
+        Raises:
+            TaskError: the arguments are not plain values.
         """
         plain = inspect.unwrap(func)  # without Parsl's wrapper, which cannot be imported
+        function = f"{plain.__module__}:{plain.__qualname__}"
+        try:
+            request = json.dumps({"function": function, "args": args, "kwargs": kwargs})
+        except (TypeError, ValueError) as error:
+            raise TaskError(f"the arguments of {function} are not plain: {error}", site=self.label) from error
         future: Future[Any] = Future()
         self.open.add(future)
-        self.calls.put(Call(pickle.dumps((plain, args, kwargs)), future))
+        self.calls.put(Call(request.encode(), future))
         return future
 
     def outstanding(self) -> int:
@@ -190,40 +198,34 @@ class LocalExecutor(ParslExecutor):
     def _serve(self) -> None:
         while (call := self.calls.get()) is not None:
             try:
-                good, value = self._ask_worker(call.request)
+                answer = self._ask_worker(call.request)
             except CrossfedError as error:
-                good, value = False, error.at(site=self.label)
+                answer = {"error": error_record(error.at(site=self.label))}
             if self.server.closed:
                 break
             self.open.discard(call.future)
-            if good:
-                call.future.set_result(value)
+            if "error" in answer:
+                call.future.set_exception(error_from(answer["error"]))
             else:
-                call.future.set_exception(value)
+                call.future.set_result(answer["result"])
         self._disconnect()
 
-    def _ask_worker(self, request: bytes) -> tuple[bool, Any]:
-        """Send a call and return the answer: True and a result, or False and an error.
+    def _ask_worker(self, request: bytes) -> dict[str, Any]:
+        """Send a call and return the worker's answer.
 
         Raises:
             WorkersLost: the worker has ended, or cannot be started.
-            TaskError: the answer cannot be read.
         """
         if self.stream is not None and self._has_ended():
             self._disconnect()
         try:
             stream = self.stream or self._connect()
             write_message(stream, request)
-            answer = read_message(stream)
+            answer: dict[str, Any] = json.loads(read_message(stream))
         except (EOFError, OSError):
             self._disconnect()
             raise self._loss() from None
-        try:
-            good, value = pickle.loads(answer)
-        except Exception as error:  # errors of libraries often cannot be made again from their pickle
-            logger.exception("an answer of %s cannot be read", self.label)
-            raise TaskError(f"the answer cannot be read: {type(error).__name__}: {error}") from None
-        return good, value
+        return answer
 
     def _loss(self) -> WorkersLost:
         if not self.server.closed:
