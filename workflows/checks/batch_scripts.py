@@ -12,7 +12,8 @@ from workflows.checks.preview import WIDTH
 from workflows.planning.memory.campaign import describe_site, training_setup
 from workflows.planning.memory.model import shape_of
 from workflows.planning.plan import Plan
-from workflows.runtime.executors import job_prefix, launch_command, worker_init
+from workflows.runtime.executors import job_prefix, launch_command
+from workflows.runtime.worker_start import server_command, server_start, worker_init
 
 
 def dry_run(plan: Plan, run_dir: Path) -> Iterator[str]:
@@ -26,7 +27,7 @@ def dry_run(plan: Plan, run_dir: Path) -> Iterator[str]:
             yield f"# submitted to {site.block.scheduler}; ADDRESS and PORT are filled in when the campaign starts"
             yield provider.render(command).rstrip()
         else:
-            yield f"# started on this machine\n{worker_init(site)}\n{launch_command(site, run_dir)}"
+            yield f"# started on this machine\n{server_command(server_start(site))}"
         for line in _training_lines(plan, name):
             yield f"# {line}"
 
