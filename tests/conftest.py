@@ -87,7 +87,7 @@ def accounting(short_root: Path) -> Iterator[Accounting]:
 
 @pytest.fixture(scope="session")
 def shared_slurm(short_root: Path, accounting: Accounting) -> Iterator[SlurmCluster]:
-    """Yield a Slurm facility with accounting: partitions debug, regular (QOS-limited), spot; account fusion; QOS short."""
+    """Yield a Slurm facility: accounting, partitions debug, regular (QOS limit), spot, account fusion, QOS short."""
     from facilities.slurm import Partition, Qos, slurm_cluster
 
     partitions = (
