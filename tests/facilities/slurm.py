@@ -100,7 +100,7 @@ class SlurmCluster:
         self.submit("sleep 0.1", f"--partition={URGENT}", *options)
 
     def set_partition(self, name: str, state: str) -> None:
-        """Set ``up``, ``down`` (accepts jobs, starts none), ``drain`` (accepts none, starts its own) or ``inactive``."""
+        """Set a state: ``up``, ``down`` (accepts jobs, starts none), ``drain`` (accepts none) or ``inactive``."""
         self.run("scontrol", "update", f"partitionname={name}", f"state={state}")
 
     def node_down(self, node: str, noticed: bool = True) -> None:

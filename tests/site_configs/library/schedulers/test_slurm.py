@@ -1,4 +1,4 @@
-"""Questions to real Slurm clusters, with and without accounting."""
+"""Tests of queries to real Slurm clusters, with and without accounting."""
 
 from __future__ import annotations
 
@@ -108,8 +108,10 @@ def test_problems_of_queues_and_accounts(slurm_site: SlurmCluster) -> None:
     assert slurm.queue_problem("debug") is None and slurm.queue_problem("short") is None
     assert slurm.queue_problem("nosuch") == "there is no partition or QOS nosuch"
     assert slurm.account_problem("fusion") is None and slurm.account_problem("") is None
-    told = slurm.account_problem("weather")
-    assert told is not None and told.startswith("account weather is not yours on shared; yours are: default, fusion")
+    message = slurm.account_problem("weather")
+    assert message is not None and message.startswith(
+        "account weather is not yours on shared; yours are: default, fusion"
+    )
     slurm_site.set_partition("regular", "drain")
     try:
         assert slurm.queue_problem("regular") == "partition regular is draining: it takes no jobs"
@@ -117,7 +119,7 @@ def test_problems_of_queues_and_accounts(slurm_site: SlurmCluster) -> None:
         slurm_site.set_partition("regular", "up")
 
 
-def test_sacct_tells_of_jobs_while_the_controller_is_down(slurm_site: SlurmCluster) -> None:
+def test_sacct_reports_jobs_while_the_controller_is_down(slurm_site: SlurmCluster) -> None:
     job_id, running = slurm_site.submit("exit 3"), slurm_site.submit("sleep 60", "--no-requeue")
     slurm_site.wait_for_state(job_id, *ENDED)
     slurm_site.wait_for_state(running, "RUNNING")
