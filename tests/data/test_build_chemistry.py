@@ -238,7 +238,7 @@ def test_missing_packages_are_named_with_the_extra(monkeypatch) -> None:
     monkeypatch.delitem(sys.modules, "rdkit.Chem", raising=False)
     with pytest.raises(ModuleNotFoundError, match=r"crossfed\[chemistry\]"):
         module.rdkit()
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(ModuleNotFoundError, match=r"crossfed\[chemistry\]"):
         module.chemicals_folder()
 

@@ -168,7 +168,9 @@ def pbs_facility(
         root: folder with a short path.
         name: name of the machine, lower case; its nodes are NAME1, NAME2 ...
         queues: queues; the first is the default.
-        nodes, cpus, gpus: number of nodes, and the declared resources of each.
+        nodes: number of nodes.
+        cpus: declared cores of each node.
+        gpus: declared GPUs of each node.
         rules: rules of the server.
     """
     rules = rules or PbsRules()

@@ -204,7 +204,9 @@ def slurm_cluster(
     Args:
         root: folder with a short path (sockets are below it); the cluster's files go into ``root/name``.
         name: name of the cluster, lower case; with accounting never used twice.
-        nodes, cpus, gpus: number of nodes (49 at most), and the declared resources of each.
+        nodes: number of nodes, 49 at most.
+        cpus: declared cores of each node.
+        gpus: declared GPUs of each node.
         partitions: partitions; the first is the default.
         accounting: adds sacct, accounts and QOS; without it only squeue works.
         accounts: allocations of this user besides ``default``.

@@ -156,7 +156,7 @@ def test_another_person_is_noticed(auth: Auth) -> None:
         app.login(force=True)
 
 
-def test_a_code_is_good_once_and_only_with_its_verifier(auth: Auth, service: HttpService) -> None:
+def test_a_code_is_good_once_and_only_with_its_verifier(auth: Auth) -> None:
     auth.add_person("ada@example.org")
     flows = [globus_sdk.NativeAppAuthClient(NATIVE_CLIENT) for _ in range(2)]
     for flow in flows:

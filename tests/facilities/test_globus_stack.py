@@ -289,7 +289,7 @@ def test_nothing_outlives_a_killed_test_process(short_root: Path) -> None:
     assert port not in [row.laddr.port for row in listening]
 
 
-def test_processes_are_found_by_their_token_only(tmp_path: Path) -> None:
+def test_processes_are_found_by_their_token_only() -> None:
     token = uuid.uuid4().hex
     command = [sys.executable, "-c", "import time; print(1, flush=True); time.sleep(60)"]
     environment = {**os.environ, "CROSSFED_FACILITY": token}

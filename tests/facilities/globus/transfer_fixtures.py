@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,7 +47,7 @@ class TransferFacility:
 
 
 @pytest.fixture
-def transfer_facility(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[TransferFacility]:
+def transfer_facility(monkeypatch: pytest.MonkeyPatch) -> Iterator[TransferFacility]:
     """Yield a new service per test; clients made in this process use it."""
     with (facility := TransferFacility()).service:
         for name in ("AUTH", "TRANSFER"):

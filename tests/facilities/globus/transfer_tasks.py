@@ -15,7 +15,7 @@ from facilities.globus.transfer_records import TransferFault, TransferTask
 
 CHUNK = 1 << 16
 SYNC_LEVELS: dict[int, Callable[[Path, Path], bool]] = {
-    0: lambda a, b: True,
+    0: lambda _a, _b: True,
     1: lambda a, b: a.stat().st_size == b.stat().st_size,
     2: lambda a, b: a.stat().st_size == b.stat().st_size and a.stat().st_mtime <= b.stat().st_mtime,
     3: lambda a, b: a.read_bytes() == b.read_bytes(),

@@ -264,6 +264,6 @@ def test_only_accepted_cancellations_are_cancelled(slurm: Any, reply: Reply) -> 
     assert slurm.cancel(["unknown-id"]) == [True]
 
 
-def test_each_scheduler_is_the_blocks_own(tmp_path: Path) -> None:
+def test_each_scheduler_is_the_blocks_own() -> None:
     block = Block("pbs", QUEUE, 1, 60, command_environment={"PBS_SERVER": "one"})
     assert PbsBlocks(block).scheduler.environment == {"PBS_SERVER": "one"}  # type: ignore[attr-defined]

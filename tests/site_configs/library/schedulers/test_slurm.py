@@ -20,7 +20,7 @@ LONG_NAME = "crossfed-campaign-of-a-rather-long-name-7f3a91"
 
 @pytest.fixture(scope="module", autouse=True)
 def over_time(short_root: Path) -> Iterator[tuple[SlurmCluster, str]]:
-    """A job over its time, which the controller sees within 30 s: it waits for that while the other tests run."""
+    """Yield a job over its time limit; the controller needs up to 30 s for it, while the other tests run."""
     with slurm_cluster(short_root, "overtime", nodes=1) as cluster:
         job_id = cluster.submit("exec sleep 300")
         cluster.wait_for_state(job_id, "RUNNING")
@@ -30,7 +30,7 @@ def over_time(short_root: Path) -> Iterator[tuple[SlurmCluster, str]]:
 
 @pytest.fixture(scope="module", autouse=True)
 def forgetful(short_root: Path) -> Iterator[tuple[SlurmCluster, str]]:
-    """A cluster without accounting that forgets ended jobs after some seconds, and one that it is to forget."""
+    """Yield a cluster without accounting that forgets ended jobs after some seconds, and a job that it will forget."""
     with slurm_cluster(short_root, "forget", remember_s=2) as cluster:
         yield cluster, cluster.submit("true")
 
