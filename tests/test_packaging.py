@@ -48,9 +48,7 @@ def test_files_other_than_python_are_packed() -> None:
     patterns = metadata()["tool"]["setuptools"]["package-data"]
     for package in PACKAGES:
         folder = PROJECT / package
-        wanted = [
-            p.replace("**", "**/*") for p in (*patterns["*"], *patterns.get(package, ()))
-        ]  # as setuptools
+        wanted = [p.replace("**", "**/*") for p in (*patterns["*"], *patterns.get(package, ()))]  # as setuptools
         packed = {path for pattern in wanted for path in folder.glob(pattern)}
         left = {path for path in folder.rglob("*") if path.is_file() and path not in packed}
         assert {path for path in left if path.suffix not in (".py", ".pyc")} == set()
