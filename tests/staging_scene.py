@@ -75,13 +75,13 @@ class Scene:
     def fetch(self, staging: GlobusStaging, manifest: Any, attempt: int = 1) -> dict[str, Any]:
         return staging.fetch(place(), manifest, str(self.run.store), attempt)
 
-    def told(self, event: str) -> bool:
-        """Whether the journal has such a record."""
+    def recorded(self, event: str) -> bool:
+        """Return True if the journal has such a record."""
         return (self.run.path / "journal.jsonl").exists() and bool(self.run.records(event))
 
     @contextmanager
     def threads(self, count: int) -> Iterator[ThreadPoolExecutor]:
-        """Threads that nobody waits for when a test fails; ``close`` lets them go."""
+        """Yield threads that are not waited for when a test fails; ``close`` releases them."""
         pool = ThreadPoolExecutor(count)
         try:
             yield pool
