@@ -56,7 +56,7 @@ def test_a_login_that_is_lost_during_a_transfer_leaves_the_transfer_to_the_next_
 ):
     scene.there.expired = True  # holds the transfer up
     sending = in_thread(lambda: scene.send(scene.staging()))
-    wait_until(lambda: scene.recorded("transfer_submitted"))
+    wait_until(lambda: scene.has_record("transfer_submitted"))
     account = scene.facility.auth.change_secret(scene.facility.account)
     scene.facility.auth.expire_tokens()
     assert isinstance(sending.exception(WAIT_S), UserMistake | LoginMissing)
@@ -69,7 +69,7 @@ def test_a_login_that_is_lost_during_a_transfer_leaves_the_transfer_to_the_next_
 
 def test_a_driver_killed_while_globus_copies_is_followed_by_the_next(scene: Scene):
     scene.there.expired = True  # holds the transfer up
-    kill_when(driver(scene), lambda: scene.recorded("transfer_submitted"))
+    kill_when(driver(scene), lambda: scene.has_record("transfer_submitted"))
     [task] = scene.transfer.tasks
     scene.there.expired = False
     sent = scene.send(scene.staging())
@@ -82,9 +82,9 @@ def test_a_driver_killed_while_globus_copies_is_followed_by_the_next(scene: Scen
 def test_a_driver_killed_between_id_and_task_submits_under_the_same_id(scene: Scene, reaches: bool):
     wrong = {"after": True} if reaches else {"status": 503}
     scene.facility.service.fault("/transfer$", method="POST", delay_s=10, **wrong)
-    submitted = (lambda: scene.transfer.tasks) if reaches else (lambda: scene.recorded("transfer_submitting"))
+    submitted = (lambda: scene.transfer.tasks) if reaches else (lambda: scene.has_record("transfer_submitting"))
     kill_when(driver(scene), submitted)
-    assert not scene.recorded("transfer_submitted")
+    assert not scene.has_record("transfer_submitted")
     scene.facility.service.clear()
     assert scene.send(scene.staging())["nbytes_moved"] == MIB
     [task] = scene.transfer.tasks
@@ -96,7 +96,7 @@ def test_a_task_unknown_to_the_service_is_repeated(scene: Scene):
     staging = scene.staging(Backoff(0.03, 0.1, stall_s=600))
     scene.transfer.fault("stall")
     sending = in_thread(lambda: scene.send(staging))
-    wait_until(lambda: scene.recorded("transfer_submitted"))
+    wait_until(lambda: scene.has_record("transfer_submitted"))
     staging.close()
     assert isinstance(sending.exception(WAIT_S), TransferDetached)
     scene.transfer.release()
@@ -125,6 +125,6 @@ def test_threads_waiting_for_an_absent_service_are_released_too(scene: Scene):
     scene.facility.service.fault("submission_id", status=503, count=-1, headers={"Retry-After": "600"})
     staging = scene.staging()
     sending = in_thread(lambda: scene.send(staging))
-    wait_until(lambda: scene.recorded("transfer_unreachable"))
+    wait_until(lambda: scene.has_record("transfer_unreachable"))
     staging.close()
     assert isinstance(sending.exception(WAIT_S), TransferDetached)
