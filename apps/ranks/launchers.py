@@ -77,6 +77,7 @@ def launch_environment(environment: Mapping[str, str], parallel: Parallel, threa
         **meeting,  # what the site has set goes before
         **environment,
         "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONSAFEPATH": "1",  # "python -m" would look in the current folder first
         "OMP_NUM_THREADS": str(threads),
     }
 

@@ -1,8 +1,8 @@
 """The project's own Python at a site: takes calls as lines of JSON and answers each with a line.
 
-``python -m apps.remote.site_worker PARENT``, started by the endpoint's worker of that process id. It stays between
-calls, so that model and data stay loaded, and ends with the worker: a signal says so, which a training takes as the
-request to save and stop.
+Started by the endpoint's worker (``workflows/globus/compute/bootstrap.py``), whose process id is the argument. It
+stays between calls, so that model and data stay loaded, and ends with the worker: a signal says so, which a training
+takes as the request to save and stop.
 """
 
 from __future__ import annotations
@@ -66,7 +66,3 @@ def tell(answers: IO[str], value: dict[str, Any]) -> None:
         answers.flush()
     except OSError:
         sys.exit(1)  # nobody listens any more
-
-
-if __name__ == "__main__":
-    main()

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,18 +22,24 @@ Record = dict[str, Any]
 
 
 class Journal:
-    """Append-only file of records, for use by any thread; a record is on the disk when ``write`` returns."""
+    """Append-only file of records, for any thread; a record is on the disk when ``write`` returns.
+
+    The file is not changed before the first ``write``.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lock = threading.Lock()
         self.records = list(read_journal(path)) if path.exists() else []
+
+    @cached_property
+    def stream(self) -> IO[bytes]:
         try:
-            cut_unfinished_line(path)
+            cut_unfinished_line(self.path)
             # unbuffered: the rest of a failed write must not reach the file later
-            self.stream = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
+            return open(self.path, "ab", buffering=0)
         except OSError as error:
-            raise cannot_write(path, error) from error
+            raise cannot_write(self.path, error) from error
 
     def write(self, event: str, **fields: Any) -> Record:
         """Append an event and return its record.
@@ -58,7 +65,8 @@ class Journal:
         return (r for r in list(self.records) if r["event"] in names)
 
     def close(self) -> None:
-        self.stream.close()
+        if "stream" in vars(self):
+            self.stream.close()
 
 
 def _write_all(stream: IO[bytes], content: bytes) -> None:

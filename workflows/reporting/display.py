@@ -20,6 +20,7 @@ from workflows.records.rounds import RoundSummary, summaries
 
 if TYPE_CHECKING:
     from apps.training.progress import Progress
+    from workflows.dataflow.activity import SiteActivity
     from workflows.dataflow.engine import Engine
     from workflows.runtime.block_watch import BlockWatch
 
@@ -90,7 +91,7 @@ class Display:
             self.live.update(self._site_table(engine))
         elif now - self.last_plain > PLAIN_EVERY_S:
             self.last_plain = now
-            line = "  ".join(f"{site}: {site_text(engine, site, self.period)}" for site in self.sites)
+            line = "  ".join(f"{site}: {site_text(engine.activity(site), self.period)}" for site in self.sites)
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def show_all(self, engine: Engine) -> None:
@@ -134,9 +135,9 @@ class Display:
     def _site_table(self, engine: Engine) -> Table:
         table = Table.grid(padding=(0, 2))
         for site in self.sites:
-            phase, progress = engine.phase(site)
-            bar = Text(_bar(progress), style="cyan") if progress and phase == "training" else Text("")
-            table.add_row(Text(f"  {site}", style="bold"), Text(site_text(engine, site, self.period)), bar)
+            now = engine.activity(site)
+            bar = Text(_bar(now.progress), style="cyan") if now.progress and now.phase == "training" else Text("")
+            table.add_row(Text(f"  {site}", style="bold"), Text(site_text(now, self.period)), bar)
         return table
 
 
@@ -188,14 +189,10 @@ def globus_problem(record: Record) -> str | None:
     return None
 
 
-def site_text(engine: Engine, site: str, period: str = "round") -> str:
+def site_text(activity: SiteActivity, period: str = "round") -> str:
     """Return what a site is doing; at a batch site also its running block and the remaining walltime."""
-    phase, progress = engine.phase(site)
-    if phase == "ready" and not engine.told_s:  # the strategy has not received any event of a site yet
-        phase = "gathering"
-    text = phase_text(phase, progress, period, seen_at=engine.kernel.globus.seen_at(site))
-    watch = engine.kernel.watches.get(site)
-    block = block_text(watch, time.time()) if watch is not None else None
+    text = phase_text(activity.phase, activity.progress, period, seen_at=activity.seen_at)
+    block = block_text(activity.watch, time.time()) if activity.watch is not None else None
     return f"{block}: {text}" if block else text
 
 

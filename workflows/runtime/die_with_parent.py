@@ -1,6 +1,6 @@
 """Runs a program that must not outlive the process that starts it.
 
-``python -m workflows.runtime.die_with_parent LOG PROGRAM ARGUMENTS...`` becomes PROGRAM, its words go to the file LOG.
+``python die_with_parent.py LOG PROGRAM ARGUMENTS...`` becomes PROGRAM, its words go to the file LOG.
 
 Parsl's interchange does not notice that its driver was killed; on this leash the kernel ends it, the blocks miss its
 heartbeat and end as well. The program gets a session of its own, so that a Ctrl-C at the terminal reaches the driver

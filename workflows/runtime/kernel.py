@@ -72,14 +72,20 @@ class Kernel:
             on: label of the executor.
             remember: False for an answer that holds for the moment only.
         """
-        app = parsl.python_app(function, data_flow_kernel=self.kernel, executors=[on], cache=remember)
-        return app(place, *args)
+        return self.app(function, on, remember)(place, *args)
+
+    def app(self, function: Callable[..., Any], on: str, remember: bool = True) -> Callable[..., AppFuture]:
+        """Return a function as a Parsl app that is bound to one executor; arguments as for ``submit``."""
+        app: Callable[..., AppFuture] = parsl.python_app(
+            function, data_flow_kernel=self.kernel, executors=[on], cache=remember
+        )
+        return app
 
     def progress(self, site: str) -> Progress | None:
         """How far a site's task is, where it can be seen."""
         remote = self.globus.sites.get(site)
         if remote:
-            return remote.sign.get("progress")
+            return remote.last_look.get("progress")
         found = read_progress(self.plan.sites[site].storage_root)
         # what the workers of an earlier driver wrote is over; clocks of a facility differ a little
         return found if found and found["time"] > self.began - CLOCKS_S else None
@@ -144,7 +150,7 @@ class Kernel:
 
     def close(self) -> None:
         """End Parsl in order where that can be. It would wait for ever for an interchange that is dead."""
-        left = self.globus.left_behind()
+        left = self.globus.open_tasks()
         self.globus.close()
         ending = threading.Thread(target=self.kernel.cleanup, name="parsl-cleanup", daemon=True)
         dead = self.dead_executors()

@@ -13,8 +13,8 @@ from benchmarks import orchestration as trainer
 from parsl.executors.high_throughput.errors import ManagerLost
 
 from apps.base.errors import CrossfedError, StorageError, UserMistake, VersionMismatch, WorkersLost
-from workflows.dataflow import engine as engine_module
 from workflows.dataflow import enrolment
+from workflows.dataflow import round as round_module
 from workflows.dataflow.engine import Engine
 from workflows.fl_round import federate
 from workflows.planning.plan import make_plan
@@ -35,7 +35,7 @@ def run(tmp_path: Path) -> Iterator[RunDirectory]:
     source = tmp_path / "campaign.yaml"
     source.write_text("")
     with (
-        mock.patch.multiple(engine_module, **{name: getattr(trainer, name) for name in NAMES}),
+        mock.patch.multiple(round_module, **{name: getattr(trainer, name) for name in NAMES}),
         mock.patch.object(kernel_module, "make_config", trainer.in_threads),
     ):
         yield open_new(tmp_path / "run", trainer.campaign_of(len(SITES), ROUNDS), source, [], None)
@@ -60,7 +60,7 @@ def drive(
     named = SECTIONS[section.get("name", "fedavg")].model_validate({"name": "fedavg", **section})
     campaign = trainer.campaign_of(len(SITES), ROUNDS).model_copy(update={"strategy": named})
     plan = make_plan(campaign, run.path, run.path / "campaign.yaml")
-    with mock.patch.object(engine_module, "enrol", enrol), kernel_module.parsl_for(plan, run) as kernel:
+    with mock.patch.object(round_module, "enrol", enrol), kernel_module.parsl_for(plan, run) as kernel:
         return federate(make_strategy(named, ROUNDS, 1), Engine(plan, run, kernel, on_tick))
 
 
@@ -103,8 +103,8 @@ def test_without_the_quorum_nothing_begins_and_a_resume_does(run: RunDirectory) 
     with pytest.raises(CrossfedError) as raised:
         drive(run, at_first(LOST, 9))
     assert str(raised.value) == (
-        "site site02: its endpoint has lost its workers; 2 of 3 sites are there and 3 are needed. "
-        "Resume when it is there again"
+        "site site02: its endpoint has lost its workers; 2 of 3 sites are available and 3 are needed. "
+        "Resume when it is available again"
     )
     assert trained(run) == [] and not list(run.journal.events("strategy_event"))
     assert drive(run, lambda site: None) is None
@@ -140,7 +140,7 @@ def test_a_mistake_counts_more_than_a_loss(run: RunDirectory) -> None:
 def test_a_strategy_without_rounds_takes_whoever_comes(run: RunDirectory) -> None:
     assert drive(run, at_first(LOST, 1), name="fedasync") is None
     lost = {"site00", "site01", "site02"}
-    with pytest.raises(CrossfedError, match="0 of 3 sites are there and 1 are needed"):
+    with pytest.raises(CrossfedError, match="0 of 3 sites are available and 1 are needed"):
         fresh = open_new(
             run.path.parent / "again", trainer.campaign_of(3, ROUNDS), run.path / "campaign.yaml", [], None
         )

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from workflows.globus.route import GlobusRoute
+from workflows.dataflow.activity import SiteActivity
 from workflows.records.event_log import EventLog, moved_nbytes, moves, task_runs
 from workflows.records.journal import Journal
 from workflows.records.metrics import metric_rows, write_metrics
@@ -112,14 +112,14 @@ def versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Journal:
         move(journal, "stage_in", order, 100, started=1001.0)
     first = {"site": "a", "order": 1, "weight": 1.0, "staleness": 0, "new": True}
     journal.write("aggregated", version=1, round=1, weights={"a": 1.0}, updates=[first], models={})
-    journal.write("task_done", app="advance", round=1, site="server", result={}, started=24.0, ended=25.0)
+    journal.write("task_done", app="aggregate", round=1, site="server", result={}, started=24.0, ended=25.0)
     score(journal, 1, "global", 2.5)
     score(journal, 1, "a", 2.6)
     move(journal, "stage_out", 1, 7, started=1007.0)
     second = {"site": "b", "order": 1, "weight": 0.5, "staleness": 1, "new": True}
     again = {**first, "weight": 0.5, "staleness": 1, "new": False}
     journal.write("aggregated", version=2, round=2, weights={"a": 0.5, "b": 0.5}, updates=[again, second], models={})
-    journal.write("task_done", app="advance", round=2, site="server", result={}, started=26.0, ended=28.0)
+    journal.write("task_done", app="aggregate", round=2, site="server", result={}, started=26.0, ended=28.0)
     score(journal, 2, "global", 2.0)
     score(journal, 2, "b", 2.75)
     return journal
@@ -184,12 +184,11 @@ def test_the_work_of_a_site_belongs_to_the_next_version(versions: Journal) -> No
 class FakeEngine:
     def __init__(self, journal: Journal) -> None:
         self.run = SimpleNamespace(journal=journal)
-        self.kernel = SimpleNamespace(watches={}, globus=GlobusRoute())
         self.plan = SimpleNamespace(campaign=SimpleNamespace(evaluation=SimpleNamespace(sites=True)))
 
-    def phase(self, site: str) -> tuple[str, dict | None]:
-        progress = {"round": 2, "step": 3, "steps": 6, "loss": 1.5, "tokens_per_s": 90.0}
-        return ("training", progress) if site == "a" else ("idle", None)
+    def activity(self, site: str) -> SiteActivity:
+        progress: Any = {"round": 2, "step": 3, "steps": 6, "loss": 1.5, "tokens_per_s": 90.0}
+        return SiteActivity("training", progress) if site == "a" else SiteActivity("idle")
 
 
 def shown(journal: Journal, terminal: bool) -> str:

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from site_configs.library.schedulers import JobFacts
-from workflows.globus.route import GlobusRoute
+from workflows.dataflow.activity import SiteActivity
 from workflows.records.journal import Journal
 from workflows.reporting.display import Display, block_text, phase_text, problem_text, site_text
 from workflows.runtime.block_watch import BlockWatch, WatchedJob
@@ -33,14 +33,14 @@ def watch(*jobs: WatchedJob) -> Any:
     return found
 
 
-def engine(
-    watch: Any = None, phase: str = "training", progress: Any = None, journal: Any = None, told_s: float = 9.0
-) -> Any:
-    shown = (watch.state(), None) if watch is not None and not watch.running() else (phase, progress)
+def activity(watch: Any = None, phase: str = "training", progress: Any = None) -> SiteActivity:
+    at_work = watch is None or watch.running()
+    return SiteActivity(phase, progress, None, watch) if at_work else SiteActivity(watch.state(), None, None, watch)
+
+
+def engine(journal: Journal, now: SiteActivity) -> Any:
     return SimpleNamespace(
-        phase=lambda site: shown,
-        told_s=told_s,
-        kernel=SimpleNamespace(watches={} if watch is None else {"north": watch}, globus=GlobusRoute()),
+        activity=lambda site: now,
         run=SimpleNamespace(journal=journal),
         plan=SimpleNamespace(campaign=SimpleNamespace(evaluation=SimpleNamespace(sites=True))),
     )
@@ -51,31 +51,30 @@ def test_a_job_that_waits_is_named_with_its_reason() -> None:
     waiting.jobs["4711"].facts = JobFacts(
         "4711", "cf", "pending", time.time() - 720, None, None, 1, "debug", None, "Priority", 3600
     )
-    assert site_text(engine(waiting), "north") == "queued for 12 min (job 4711, Priority)"
+    assert site_text(activity(waiting)) == "queued for 12 min (job 4711, Priority)"
 
 
 def test_a_site_without_a_job_asks_for_one() -> None:
-    assert site_text(engine(watch()), "north") == "asking for a block"
+    assert site_text(activity(watch())) == "asking for a block"
     assert (
-        site_text(engine(watch(WatchedJob("4711", 5.0, facts("running", 6.0), ended=True))), "north")
-        == "asking for a block"
+        site_text(activity(watch(WatchedJob("4711", 5.0, facts("running", 6.0), ended=True)))) == "asking for a block"
     )
 
 
 def test_a_running_block_precedes_what_the_site_does_in_it() -> None:
     begun = watch(WatchedJob("4711", NOW, facts("running", time.time() - 600.0)))
-    words = site_text(engine(begun, "training", TRAINING), "north")
+    words = site_text(activity(begun, "training", TRAINING))
     assert words == "block 4711 runs, 50 min left: round 2: step 3 of 6, loss 1.500, 90 tokens/s"
-    assert site_text(engine(begun, "idle"), "north") == "block 4711 runs, 50 min left: idle, waiting for the others"
+    assert site_text(activity(begun, "idle")) == "block 4711 runs, 50 min left: idle, waiting for the others"
 
 
-def test_a_site_that_is_ready_before_the_campaign_begins_shows_how_long_it_waits() -> None:
-    assert site_text(engine(phase="ready", told_s=0.0), "north") == "ready, waiting at most two minutes for the others"
-    assert site_text(engine(phase="ready"), "north") == "ready"
+def test_a_site_that_is_ready_before_the_campaign_begins_waits_for_the_others() -> None:
+    assert site_text(activity(phase="gathering")) == "ready, waiting at most two minutes for the others"
+    assert site_text(activity(phase="ready")) == "ready"
 
 
 def test_a_site_without_a_batch_system_has_no_block() -> None:
-    assert site_text(engine(None, "training", TRAINING), "north") == "round 2: step 3 of 6, loss 1.500, 90 tokens/s"
+    assert site_text(activity(None, "training", TRAINING)) == "round 2: step 3 of 6, loss 1.500, 90 tokens/s"
 
 
 @pytest.mark.parametrize(
@@ -182,7 +181,7 @@ def test_the_display_of_a_batch_site(tmp_path: Path, terminal: bool) -> None:
     begun = watch(WatchedJob("4711[3].pbs", NOW, facts("running", time.time() - 600.0)))
     with Display(console, ["north"], 8) as display:
         journal.write(**ended("preempted", "by [root]"))
-        display.tick(engine(begun, "training", TRAINING, journal))
+        display.tick(engine(journal, activity(begun, "training", TRAINING)))
     assert "block 4711 runs, 50 min left: round 2: step 3 of 6" in text.getvalue()
     assert "north: block 4711 has ended: preempted (by [root])" in text.getvalue()
     journal.close()
