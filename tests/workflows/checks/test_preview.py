@@ -181,7 +181,7 @@ def test_a_walltime_that_nobody_chose_is_told_with_how_to_choose(llama: Plan, ru
     assert block is not None
     assert unset.startswith(f"none is set, so that {format_walltime(block.walltime_s)} is asked for; a shorter job")
     assert re.search(
-        r"--set sites.aurora.walltime=4h \(training alone, all rounds: .* (min|h) or more, an estim", unset
+        r"--set sites.aurora.walltime=4h \(training alone, all rounds: .* (s|min|h) or more, an estim", unset
     )
     sets = [f"sites.{name}.{key}" for name in STORAGE for key in ("account=ABC", f"storage_root={STORAGE[name]}")]
     chosen = load_campaign(LLAMA, [*sets, "sites.aurora.walltime=4h", "sites.polaris.blocks=per_round"])
