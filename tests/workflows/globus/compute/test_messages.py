@@ -17,7 +17,7 @@ from workflows.globus.compute.executor import calls_text
 from workflows.globus.compute.liveness import state_time
 from workflows.globus.route import GlobusRoute
 from workflows.globus.transfer.errors import TransferFailed
-from workflows.reporting.display import phase_words
+from workflows.reporting.display import phase_text
 
 NOON = time.mktime((2026, 8, 14, 12, 0, 0, 0, 0, -1))
 TRAINING: Any = {"phase": "training", "round": 2, "step": 40, "steps": 100, "loss": None, "tokens_per_s": 90.0}
@@ -82,11 +82,11 @@ def test_the_model_that_was_sent_is_shown_first() -> None:
 
 def test_a_state_that_is_read_remotely_shows_its_age() -> None:
     now = time.time()
-    assert phase_words("training", TRAINING) == "round 2: step 40 of 100"
-    assert phase_words("training", TRAINING, seen_at=now - 2) == "round 2: step 40 of 100"
-    assert phase_words("training", TRAINING, seen_at=now - 45) == "round 2: step 40 of 100, 45 s ago"
-    assert phase_words("loading", TRAINING, seen_at=now - 1500) == "loading model and data, 25 min ago"
-    assert phase_words("idle", None, seen_at=now - 45) == "idle, waiting for the others"  # known here
+    assert phase_text("training", TRAINING) == "round 2: step 40 of 100"
+    assert phase_text("training", TRAINING, seen_at=now - 2) == "round 2: step 40 of 100"
+    assert phase_text("training", TRAINING, seen_at=now - 45) == "round 2: step 40 of 100, 45 s ago"
+    assert phase_text("loading", TRAINING, seen_at=now - 1500) == "loading model and data, 25 min ago"
+    assert phase_text("idle", None, seen_at=now - 45) == "idle, waiting for the others"  # known here
 
 
 def test_a_state_that_is_read_directly_has_no_age() -> None:
