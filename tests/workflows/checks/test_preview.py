@@ -66,7 +66,7 @@ def test_a_walltime_that_is_not_set_gets_a_hint(llama: Plan, run_dir: Path, mach
     assert block is not None
     assert unset.startswith(f"none is set, so that {format_walltime(block.walltime_s)} is asked for; a shorter job")
     assert re.search(
-        r"--set sites.aurora.walltime=4h \(training alone, all rounds: .* (min|h) or more, an estim", unset
+        r"--set sites.aurora.walltime=4h \(training alone, all rounds: .* (s|min|h) or more, an estim", unset
     )
     chosen = load_campaign(LLAMA, [*machines, "sites.aurora.walltime=4h", "sites.polaris.blocks=per_round"])
     again = dict(line.split(":", 1) for line in describe(make_plan(settle_dtype(chosen), run_dir, LLAMA), run_dir))
