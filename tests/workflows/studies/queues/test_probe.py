@@ -43,7 +43,7 @@ def site(name: str, run_dir: Path, *, nodes: int, walltime: int, limit: int | No
 
 
 class ToyProvider:
-    """Jobs that run when they are looked at; ``stay`` keeps them waiting, ``refuse`` takes none."""
+    """A provider whose jobs start at the first status query; ``stay`` keeps them waiting, ``refuse`` accepts none."""
 
     def __init__(self, run_dir: Path, fate: str) -> None:
         self.fate, self.script_dir = fate, ""
@@ -103,7 +103,7 @@ def test_probes_are_submitted_recorded_and_studied(toy: str, history: Path, caps
     assert calls() == ["submit"] * 5 + ["run"] * 5
 
 
-def test_no_more_probes_are_there_at_once_than_the_queue_admits(toy: str) -> None:
+def test_no_more_probes_are_queued_at_once_than_the_queue_admits(toy: str) -> None:
     assert queue_study.main(["--probe", toy, "--probes", "3", "--set", "limit=1", "--yes"]) == 0
     assert calls() == ["submit", "run"] * 3
 
@@ -116,7 +116,7 @@ def test_probes_that_do_not_start_in_time_are_cancelled_and_counted(
     assert calls() == ["submit", "submit", "cancel", "cancel"]
     assert [(r.started, r.state) for r in read_history(history)] == [(None, "CANCELLED")] * 2
     out = capsys.readouterr().out
-    assert out.count(": not started after") == 2 and "1 probe not submitted: the rule of the queue" in out
+    assert out.count(": not started after") == 2 and "1 probe not submitted: the queue's rule" in out
 
 
 def test_an_interrupt_leaves_no_job_behind(toy: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +129,7 @@ def test_an_interrupt_leaves_no_job_behind(toy: str, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("known", [None, 4e9])
-def test_of_a_probe_that_broke_the_scheduler_must_know_the_start(
+def test_the_start_of_a_broken_probe_comes_from_the_scheduler(
     toy: str, history: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, known: float | None
 ) -> None:
     monkeypatch.setattr(queue_probe, "scheduler_start", lambda job: known)
@@ -141,7 +141,7 @@ def test_of_a_probe_that_broke_the_scheduler_must_know_the_start(
 
 def test_probes_that_are_refused_fail_the_command(toy: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert queue_study.main(["--probe", toy, "--set", "fate=refuse", "--yes"]) == 1
-    assert "no probe was taken by a scheduler" in capsys.readouterr().err
+    assert "no probe was accepted by a scheduler" in capsys.readouterr().err
 
 
 def test_without_consent_nothing_is_submitted(
@@ -149,7 +149,7 @@ def test_without_consent_nothing_is_submitted(
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO())
     assert queue_study.main(["--probe", toy]) == 2
-    assert "nothing was submitted. Say --yes to submit them" in capsys.readouterr().err
+    assert "nothing was submitted. Add --yes to submit them" in capsys.readouterr().err
     assert not Path("queue_study").exists()
 
 
