@@ -56,8 +56,9 @@ def run(folder: Path, *arguments: object, timeout: float = 240) -> subprocess.Co
 
 
 def journal(run_dir: Path, *events: str) -> list[dict[str, Any]]:
-    """The whole records of a run's journal, of these kinds if any are named."""
-    lines = (run_dir / "journal.jsonl").read_bytes().split(b"\n")[:-1]
+    """Return the whole records of a run's journal, of these kinds if any are named; none where there is no journal."""
+    path = run_dir / "journal.jsonl"
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     records = [json.loads(line) for line in lines]
     return [r for r in records if not events or r["event"] in events]
 
