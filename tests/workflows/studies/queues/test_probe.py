@@ -38,14 +38,14 @@ def site(name: str, run_dir: Path, *, nodes: int, walltime: int, limit: int | No
     queue = Queue("debug", 1, 4, 3600, date(2026, 8, 1), "a test", queued_per_user=limit)
     block = Block("slurm", queue, nodes, walltime)
     return Site(name=name, machine="toy", route="batch", storage_root=run_dir, block=block,
-                provider=lambda worker_init: ToyProvider(run_dir, fate))
+                provider=lambda worker_init: ToyProvider(fate))
 """
 
 
 class ToyProvider:
     """A provider whose jobs start at the first status query; ``stay`` keeps them waiting, ``refuse`` accepts none."""
 
-    def __init__(self, run_dir: Path, fate: str) -> None:
+    def __init__(self, fate: str) -> None:
         self.fate, self.script_dir = fate, ""
         self.commands: dict[str, str] = {}
 
@@ -53,7 +53,7 @@ class ToyProvider:
         with open(Path(self.script_dir) / "calls.jsonl", "a") as stream:
             stream.write(json.dumps(word) + "\n")
 
-    def submit(self, command: str, tasks_per_node: int, job_name: str = "") -> str:
+    def submit(self, command: str, _tasks_per_node: int, _job_name: str = "") -> str:
         if self.fate == "refuse":
             raise SubmitException("toy", "no such account")
         self.note("submit")
@@ -69,15 +69,16 @@ class ToyProvider:
             subprocess.run(["bash", "-c", self.commands[job_ids[0]]], check=True)
         return [JobStatus(JobState.FAILED if self.fate == "break" else JobState.COMPLETED)]
 
-    def cancel(self, job_ids: list[str]) -> list[bool]:
+    def cancel(self, _job_ids: list[str]) -> list[bool]:
         self.note("cancel")
         return [True]
 
 
 @pytest.fixture
 def toy(history: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    assert not history.exists()
     monkeypatch.setattr(queue_probe, "FIRST_POLL_S", 0.01)
-    monkeypatch.setattr(queue_probe, "scheduler_start", lambda job: None)
+    monkeypatch.setattr(queue_probe, "scheduler_start", lambda _: None)
     monkeypatch.setitem(sys.modules, "test_queue_probe", sys.modules[__name__])
     Path("toy.py").write_text(SITE)
     return "toy.py"
@@ -120,7 +121,7 @@ def test_probes_that_do_not_start_in_time_are_cancelled_and_counted(
 
 
 def test_an_interrupt_leaves_no_job_behind(toy: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(seconds: float) -> None:
+    def interrupt(_seconds: float) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(queue_probe.time, "sleep", interrupt)
@@ -132,7 +133,7 @@ def test_an_interrupt_leaves_no_job_behind(toy: str, monkeypatch: pytest.MonkeyP
 def test_the_start_of_a_broken_probe_comes_from_the_scheduler(
     toy: str, history: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, known: float | None
 ) -> None:
-    monkeypatch.setattr(queue_probe, "scheduler_start", lambda job: known)
+    monkeypatch.setattr(queue_probe, "scheduler_start", lambda _: known)
     assert queue_study.main(["--probe", toy, "--set", "fate=break", "--yes"]) == 0
     [record] = read_history(history)
     assert (record.state, record.started) == ("FAILED", known)
@@ -156,7 +157,7 @@ def test_without_consent_nothing_is_submitted(
 @pytest.mark.parametrize(("answer", "taken"), [("y", True), ("Yes", True), ("", False), ("n", False)])
 def test_the_user_is_asked(answer: str, taken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    monkeypatch.setattr("builtins.input", lambda question: answer)
+    monkeypatch.setattr("builtins.input", lambda _: answer)
     if taken:
         queue_probe.ask_consent()
     else:

@@ -207,9 +207,8 @@ def test_the_command_studies_the_history(history: Path, capsys: pytest.CaptureFi
         (["--probe", "a=local", "--set", "b.account=x"], "--set b.account=x: expected KEY=VALUE or SITE.KEY=VALUE"),
     ],
 )
-def test_mistakes_are_reported_in_one_line(
-    history: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], word: str
-) -> None:
+@pytest.mark.usefixtures("history")
+def test_mistakes_are_reported_in_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], word: str) -> None:
     assert queue_study.main(arguments) == 2
     told = capsys.readouterr().err
     assert word in told and told.count("\n") == 1

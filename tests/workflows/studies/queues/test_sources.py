@@ -108,7 +108,7 @@ def test_sacct_without_a_required_column_names_the_command() -> None:
 
 @pytest.fixture
 def sacct_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A command of that name, alone on PATH, which records its arguments."""
+    """Put a command of that name alone on PATH; it records its arguments."""
     script = tmp_path / "bin" / "sacct"
     script.parent.mkdir()
     monkeypatch.setenv("PATH", f"{script.parent}:/usr/bin:/bin")
