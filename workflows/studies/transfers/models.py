@@ -131,14 +131,14 @@ def write_model(store: Path, model: StudyModel, dtype: str, show: Callable[[int]
 def _random_pieces(seed: int, show: Callable[[int], None]) -> Callable[[int], Iterator[memoryview]]:
     import numpy
 
-    words = numpy.random.SFC64(seed)
+    generator = numpy.random.SFC64(seed)
     written = 0
 
     def draw(nbytes: int) -> Iterator[memoryview]:
         nonlocal written
         for start in range(0, nbytes, PIECE):
             size = min(PIECE, nbytes - start)
-            yield words.random_raw(-(-size // 8)).data.cast("B")[:size]
+            yield generator.random_raw(-(-size // 8)).data.cast("B")[:size]
             written += size
             show(written)
 
