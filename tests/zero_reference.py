@@ -29,7 +29,7 @@ class Zero:
 
 
 def zero_plan(shape: ModelShape, machine: Machine, length: int, micro_batch: int) -> Zero | None:
-    """The first of the paper's settings, in the order of falling speed, that fits a device; None where none does."""
+    """Return the fastest of the paper's settings that fits a device; None if none does."""
     for stage, offload, checkpoint in SETTINGS:
         nbytes = zero_bytes(shape, machine, length, micro_batch, Zero(stage, offload, checkpoint, 0.0))
         if nbytes <= ROOM * machine.device_bytes:
@@ -43,7 +43,7 @@ def zero_bytes(shape: ModelShape, machine: Machine, length: int, micro_batch: in
     optimizer = 0.0 if zero.offload else 12 * shape.trained / machine.ranks
     states = 4 * shape.parameters / share + optimizer
     live = 2 * min(LIVE_PARAMETERS, shape.parameters) if zero.stage == 3 else 0.0
-    job = TrainingSetup(weight_bytes=2, mixed=False, length=length)
-    kept = activation_bytes(shape, job, Choice("full_shard", zero.checkpoint, zero.offload, micro_batch))
+    setup = TrainingSetup(weight_bytes=2, mixed=False, length=length)
+    kept = activation_bytes(shape, setup, Choice("full_shard", zero.checkpoint, zero.offload, micro_batch))
     in_buckets = 2 * BUCKETS[zero.stage]
     return SLACK * (states + live + in_buckets + kept) + CONTEXT_BYTES[True]
