@@ -35,7 +35,7 @@ class SiteStatus(TypedDict):
     time: float
 
 
-def look(place: Place, root: str) -> SiteStatus:
+def site_status(place: Place, root: str) -> SiteStatus:
     """See how far a site is; reads only, but for the time of the file system.
 
     Raises:
@@ -54,7 +54,7 @@ def look(place: Place, root: str) -> SiteStatus:
         )
 
 
-def examine(place: Place, root: str) -> dict[str, Any]:
+def examine_site(place: Place, root: str) -> dict[str, Any]:
     """What a site is like before any work is sent there.
 
     Returns:
@@ -119,7 +119,7 @@ class BlockStart(TypedDict):
     ended: float
 
 
-def ready(place: Place) -> BlockStart:
+def block_started(place: Place) -> BlockStart:
     """Answer as soon as a worker of the site is there to do it."""
     now, end = time.time(), block_end()
     left_s = None if end is None else end - now

@@ -9,7 +9,13 @@ from typing import Any, TypedDict
 from apps.base import errors
 from apps.base.errors import CrossfedError, TaskError
 
-FUNCTIONS = ("apps.train:enrol", "apps.train:local_train", "apps.site:look", "apps.site:examine", "apps.site:ready")
+FUNCTIONS = (
+    "apps.train:enrol",
+    "apps.train:local_train",
+    "apps.site:site_status",
+    "apps.site:examine_site",
+    "apps.site:block_started",
+)
 FIELDS: dict[str, type] = {"what": str, "site": str, "round": int, "file": str, "remedy": str}
 
 

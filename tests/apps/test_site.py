@@ -9,12 +9,12 @@ import pytest
 from training_site import PLACE, Site
 
 from apps.base.errors import StorageError
-from apps.site import look
+from apps.site import site_status
 from apps.training.leases import acquire
 
 
 def test_an_empty_site(tmp_path):
-    sight = look(PLACE, str(tmp_path))
+    sight = site_status(PLACE, str(tmp_path))
     assert {k: v for k, v in sight.items() if k != "time"} == {
         "progress": None,
         "claims": [],
@@ -28,7 +28,7 @@ def test_an_empty_site(tmp_path):
 def test_a_site_that_has_trained(tmp_path):
     site = Site(tmp_path)
     manifest = site.train()
-    sight = look(PLACE, str(site.root))
+    sight = site_status(PLACE, str(site.root))
     assert (sight["finished"], sight["claims"], sight["checkpoint"]) == (manifest["task_id"], [], None)
     assert sight["progress"] and sight["progress"]["step"] == 2
 
@@ -42,7 +42,7 @@ def test_a_site_at_work(tmp_path):
         os.utime(path, (time.time() - age_s,) * 2)
     with acquire(tmp_path, "t1"), acquire(tmp_path, "t2"):
         os.utime(tmp_path / "claims" / "t2.000001.json", (0, 0))
-        sight = look(PLACE, str(tmp_path))
+        sight = site_status(PLACE, str(tmp_path))
     assert sight["claims"] == ["t1"]
     assert sight["checkpoint"] == "checkpoints/t1/step-000000009.abc.safetensors"
 
@@ -51,4 +51,4 @@ def test_a_link_that_leads_outside_is_not_followed(tmp_path):
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "manifests").symlink_to(tmp_path)
     with pytest.raises(StorageError, match="site aurora, round 1: path leads outside"):
-        look(PLACE, str(tmp_path / "site"))
+        site_status(PLACE, str(tmp_path / "site"))

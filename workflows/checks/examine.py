@@ -22,12 +22,12 @@ from workflows.records.journal import Journal
 if TYPE_CHECKING:
     from globus_sdk import GlobusApp
 
-EXAMINE = "apps.site:examine"
+EXAMINE = "apps.site:examine_site"
 LIMIT_S = 300.0  # an endpoint that sleeps takes half a minute to wake
 
 
 def examine_site(app: GlobusApp, site: Site, limit_s: float = LIMIT_S) -> Mapping[str, Any]:
-    """What ``apps.site.examine`` answers at a site.
+    """What ``apps.site.examine_site`` answers at a site.
 
     Raises:
         CrossfedError: no answer, or the site's error.

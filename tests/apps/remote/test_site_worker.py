@@ -104,10 +104,15 @@ def test_kinds_that_are_none_of_ours_are_task_errors(kind):
 
 
 def test_an_error_is_an_answer(tmp_path):
-    found = answer({"function": "apps.site:look", "args": [PLACE, str(tmp_path)]})
+    found = answer({"function": "apps.site:site_status", "args": [PLACE, str(tmp_path)]})
     assert found["result"]["claims"] == []
     assert answer({"function": "os:system", "args": ["true"]})["error"]["kind"] == "TaskError"
-    for line in ("no json", "[]", '{"function": "apps.site:look"}', '{"function": "apps.site:look", "args": [1]}'):
+    for line in (
+        "no json",
+        "[]",
+        '{"function": "apps.site:site_status"}',
+        '{"function": "apps.site:site_status", "args": [1]}',
+    ):
         found = answer_line(line)
         assert found["error"]["kind"] == "TaskError"
         assert found["worker"]["pid"] == os.getpid()
@@ -124,28 +129,30 @@ def test_one_process_serves_call_after_call(worker, tmp_path):
 
 def test_what_libraries_print_is_not_taken_for_an_answer(worker, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
-        "import os\nfrom apps import site\n_look = site.look\n"
-        "def loud(*a):\n    print('{}')\n    os.system('echo {}')\n    return _look(*a)\nsite.look = loud\n"
+        "import os\nfrom apps import site\n_status = site.site_status\n"
+        "def loud(*a):\n    print('{}')\n    os.system('echo {}')\n    return _status(*a)\nsite.site_status = loud\n"
     )
-    found = worker.call("apps.site:look", PLACE, str(tmp_path), PYTHONPATH=f"{tmp_path}:{PROJECT}")
+    found = worker.call("apps.site:site_status", PLACE, str(tmp_path), PYTHONPATH=f"{tmp_path}:{PROJECT}")
     assert found["result"]["finished"] is None
 
 
 def test_a_killed_child_is_told_and_replaced(worker, tmp_path):
     site = Site(tmp_path)
-    first = worker.call("apps.site:look", PLACE, str(site.root))["worker"]["pid"]
+    first = worker.call("apps.site:site_status", PLACE, str(site.root))["worker"]["pid"]
     worker.start(TRAIN, *site.arguments(steps=2000))
     wait_until(lambda: (read_progress(site.root) or {"step": 0})["step"] > 3)
     os.kill(first, signal.SIGKILL)
     lost = error_from(worker.answer()["error"])
     assert type(lost).__name__ == "WorkersLost"
     assert "code -9 before it answered" in str(lost)
-    again = worker.call("apps.site:look", PLACE, str(site.root))
+    again = worker.call("apps.site:site_status", PLACE, str(site.root))
     assert again["worker"]["pid"] != first
 
 
 def test_other_variables_want_another_child(worker, tmp_path):
-    pids = [worker.call("apps.site:look", PLACE, str(tmp_path), THIS=v)["worker"]["pid"] for v in ("a", "a", "b")]
+    pids = [
+        worker.call("apps.site:site_status", PLACE, str(tmp_path), THIS=v)["worker"]["pid"] for v in ("a", "a", "b")
+    ]
     assert pids[0] == pids[1] != pids[2]
     assert not psutil.pid_exists(pids[0])
 
@@ -162,7 +169,7 @@ def test_an_environment_without_the_project_is_the_users_mistake(worker, tmp_pat
     bare = bare_environment(tmp_path / "bare") / "bin" / "python"
     cases = {"/no/such/python": "cannot start /no/such/python: No such file", str(bare): "No module named 'apps'"}
     for python, words in cases.items():
-        answer = worker.call("apps.site:look", PLACE, "/tmp", python=python, PYTHONPATH="/")
+        answer = worker.call("apps.site:site_status", PLACE, "/tmp", python=python, PYTHONPATH="/")
         found = error_from(answer["error"])
         assert isinstance(found, UserMistake)
         assert words in str(found) and "python_env" in str(found)
@@ -182,7 +189,7 @@ def test_it_goes_with_the_worker_and_saves_what_it_has(word, worker, tmp_path):
 
 
 def test_an_idle_one_goes_with_the_worker(worker, tmp_path):
-    worker.call("apps.site:look", PLACE, str(tmp_path))
+    worker.call("apps.site:site_status", PLACE, str(tmp_path))
     child = worker.child()
     worker.process.kill()
     worker.process.wait()

@@ -110,8 +110,8 @@ class SiteExecutor(ParslExecutor):
 
     @property
     def sign(self) -> dict[str, Any]:
-        """The last look at the site, as of ``apps.site.look``; ``seen_at``, the UNIX time when it was so; ``heard_at``,
-        that of its last change."""
+        """The last ``apps.site.site_status``; ``seen_at``, the UNIX time when it was so; ``heard_at``, that of its last
+        change."""
         return {**self.signs.last, "seen_at": self.signs.seen_at, "heard_at": self.signs.heard_at}
 
     def newest_checkpoint(self) -> str | None:

@@ -22,7 +22,7 @@ from workflows.globus.compute.service import ComputeService
 
 logger = logging.getLogger(__name__)
 LOOK_S = STALE_S  # between two looks
-LOOK = "apps.site:look"
+LOOK = "apps.site:site_status"
 
 SignOf = Callable[[str], dict[str, Any] | None]
 
@@ -35,8 +35,8 @@ class Liveness:
         site: its name.
         root: the site's storage.
         files: the endpoint to look through, or None.
-        sign_of: another way to look: takes the site's name, and answers like ``apps.site.look``, whole or in part, or
-            with None where nothing can be seen. It may take its time.
+        sign_of: another way to look: takes the site's name, and answers like ``apps.site.site_status``, whole or in
+            part, or with None where nothing can be seen. It may take its time.
         environment: variables for the project's Python there.
 
     Attributes:
