@@ -1,33 +1,29 @@
 """Runs a program that must not outlive the process that starts it.
 
-``python -m workflows.runtime.die_with_parent LOG PROGRAM ARGUMENTS...`` becomes PROGRAM, its words go to the file LOG.
+``python -m workflows.runtime.die_with_parent LOG PROGRAM ARGUMENTS...`` becomes PROGRAM, its output goes to the file
+LOG.
 
-Parsl's interchange does not notice that its driver was killed; on this leash the kernel ends it, the blocks miss its
-heartbeat and end as well. The program gets a session of its own, so that a Ctrl-C at the terminal reaches the driver
-alone, which then stops everything in order.
+Parsl's interchange does not notice that its driver was killed; here the kernel ends it, the blocks miss its heartbeat
+and end as well. The program gets a session of its own, so that a Ctrl-C at the terminal reaches the driver alone,
+which then stops everything in order. On systems other than Linux the next driver finds and ends what is left.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import sys
 
-PR_SET_PDEATHSIG = 1  # Linux; elsewhere the next driver finds and ends what is left
+from apps.base.processes import end_with_parent
 
 
 def main() -> None:
-    parent = os.getppid()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # the driver died before the leash held
-            sys.exit(1)
+    """Replace this process with the program of the command line."""
+    end_with_parent(os.getppid())
     os.setsid()
     log, *command = sys.argv[1:]
-    words = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(words, sys.stdout.fileno())
-    os.dup2(words, sys.stderr.fileno())
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(output, sys.stdout.fileno())
+    os.dup2(output, sys.stderr.fileno())
     os.execvp(command[0], command)
 
 
