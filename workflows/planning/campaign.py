@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from apps.models.tiny import tiny_heads
 from apps.server import LINEAR_METHODS
 from site_configs.library.site import Collection
 from workflows.console.units import plural
@@ -56,7 +57,7 @@ class Tiny(Section):
     @field_validator("width")
     @classmethod
     def _even_heads(cls, width: int) -> int:
-        heads = max(2, width // 64)
+        heads = tiny_heads(width)
         if width % (2 * heads):
             raise ValueError(f"must be a multiple of {2 * heads}: {heads} heads of even size")
         return width
