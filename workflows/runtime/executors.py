@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.base.errors import UserMistake
+from apps.training.deadline import BLOCK_END_VARIABLE
 from site_configs.library.site import Site
 from site_configs.local import site as local_site
-from workflows.planning.labels import BLOCK_END_VARIABLE, EVALUATOR, LONGEST_DRAIN_S, SERVER
+from workflows.planning.labels import EVALUATOR, LONGEST_DRAIN_S, SERVER
 from workflows.runtime.orphans import TOKEN_VARIABLE
 
 if TYPE_CHECKING:
