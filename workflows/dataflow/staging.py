@@ -14,7 +14,7 @@ from parsl.dataflow.futures import AppFuture
 from apps.artifacts.manifests import Manifest
 from apps.base.errors import ArtifactError
 from apps.base.identity import Place
-from apps.transfer import forget, forgotten, stage_in, stage_out
+from apps.transfer import forget, removable, stage_in, stage_out
 from workflows.planning.labels import SERVER, TRANSFERS
 from workflows.planning.storage import stores_at
 
@@ -84,7 +84,7 @@ class Staging:
         """The app behind ``clear`` where Globus carries; a model that several sites read from one store stays there."""
         assert self.carriage is not None
         shared = list(self.stores.values()).count(self._store_at(place["site"])) > 1
-        return self.carriage.clean(place, forgotten(base, manifest, *(() if shared else (earlier,))))
+        return self.carriage.clean(place, removable(base, manifest, *(() if shared else (earlier,))))
 
     def hint(self, site: str, error: BaseException) -> str:
         """What a person should look at first when a file that was carried is not where it should be."""

@@ -60,15 +60,15 @@ def test_the_tiny_campaign_over_two_slurm_machines_and_a_pbs_machine(
 
 LATE = """
 import time
-from apps.ranks.process_group import Team
+from apps.ranks.process_group import ProcessGroup
 
-write = Team.write
+write = ProcessGroup.write
 
 def late(*args, **options):
     time.sleep(12)
     return write(*args, **options)
 
-Team.write = late
+ProcessGroup.write = late
 """
 
 SLOW_SITE = """

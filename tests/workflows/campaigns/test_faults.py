@@ -19,17 +19,17 @@ from workflows.runtime.orphans import find_orphans
 pytestmark = pytest.mark.campaign
 
 POISON = """
-from apps.ranks.process_group import Team
+from apps.ranks.process_group import ProcessGroup
 
-honest = Team.write
+honest = ProcessGroup.write
 
-def poisoned(team, store, tensors, kind):
+def poisoned(group, store, tensors, kind):
     if kind == "update":
         name = next(iter(tensors))
         tensors = {**tensors, name: tensors[name].detach() * float("nan")}
-    return honest(team, store, tensors, kind)
+    return honest(group, store, tensors, kind)
 
-Team.write = poisoned
+ProcessGroup.write = poisoned
 """
 
 SITE = """

@@ -147,7 +147,7 @@ def test_two_tasks_at_once_train_once(tmp_path, agent, site):
     order = site.arguments()
     task = Task(*order)
     with drive(tmp_path, agent, site) as run:
-        with acquire(site.root, task.id, beat_s=0.1):
+        with acquire(site.root, task.id, heartbeat_s=0.1):
             training = run.train(site)
             wait_until(lambda: len(run.events("compute_ended")) >= 2)
             assert not training.done()
