@@ -1,4 +1,4 @@
-"""A site answers from a manifest only if the update it speaks of is there and whole."""
+"""A manifest is used only if its update is there and whole."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ plain = st.recursive(
 
 
 @given(parts=st.dictionaries(st.text(), plain, max_size=5))
-def test_identity_does_not_depend_on_order_or_on_a_trip_through_json(parts):
+def test_identity_depends_neither_on_order_nor_on_a_round_trip_through_json(parts):
     name = identity(parts)
     assert identity(dict(reversed(parts.items()))) == name
     assert identity(json.loads(json.dumps(parts))) == name
     assert len(name) == 32
 
 
-def test_identity_tells_different_work_apart():
+def test_identity_differs_for_different_work():
     parts = {"code": "x", "training": {"steps": 3, "rate": 0.1}, "round": 1}
     others = [parts | {"round": 2}, parts | {"training": {"steps": 3, "rate": 0.2}}, parts | {"round": "1"}, {}]
     assert len({identity(p) for p in (parts, *others)}) == 5
