@@ -68,5 +68,5 @@ def tasks_done(run_dir: Path, app: str) -> list[dict[str, Any]]:
 
 def final_hash(run_dir: Path) -> str:
     """SHA-256 of the last global model."""
-    made = [*tasks_done(run_dir, "aggregate"), *tasks_done(run_dir, "advance")]
+    made = tasks_done(run_dir, "aggregate")
     return max(made, key=lambda r: r["result"]["version"])["result"]["artifact"]["sha256"]

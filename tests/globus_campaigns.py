@@ -19,7 +19,7 @@ from facilities.globus.transfer import Transfer
 
 from site_configs.library.resolve import resolve_site
 from site_configs.library.site import Site
-from workflows.globus.setup.template import Choices, environment_file, schema, training_template
+from workflows.globus.setup.template import EndpointOptions, environment_file, schema, training_template
 
 HEARTBEATS = {"heartbeat_period: 30": "heartbeat_period: 5", "strategy_period: 5": "strategy_period: 1"}
 
@@ -58,7 +58,7 @@ class GlobusWorld:
         }
         # the endpoint has no id before it is set up, and any will do for what is written of it
         made = resolve_site(name, config, Path("/nowhere"), {**_own(entry), "endpoint": collection.id})
-        template = training_template(made, Choices(agent=endpoint_environment()))
+        template = training_template(made, EndpointOptions(agent=endpoint_environment()))
         for slow, quick in HEARTBEATS.items():
             template = template.replace(slow, quick)
         own = {"PYTHONPATH": f"{self.root / name}:{PROJECT}", "OMP_NUM_THREADS": "1", **(variables or {})}

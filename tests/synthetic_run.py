@@ -287,8 +287,8 @@ def batch_run(directory: Path) -> SyntheticRun:
     }
     run = start_run(directory, rounds=3, blocks=BatchSites({"perlmutter": 4, "polaris": 1, "aurora": 8}, plan))
     for number, wait_s in enumerate((10, 20)):
-        reason = f"a block could not be submitted: qsub: Job violates limits; the next is asked for in {wait_s} s"
-        run.event("block_failed", run.time + 10 * number, site="polaris", reason=reason)
+        failure = {"kind": "refused", "reason": "qsub: Job violates limits", "retry_s": wait_s}
+        run.event("block_failed", run.time + 10 * number, site="polaris", **failure)
     run.blocks.ready_s["polaris"] = run.time + 30  # type: ignore[union-attr]
     for number in range(1, run.rounds + 1):
         run.round(number)

@@ -1,4 +1,4 @@
-"""The driver's part of transfers: a Carriage for tests, also in a process of its own that may be killed."""
+"""The driver's part of transfers: a GlobusStaging for tests, also in a process of its own that may be killed."""
 
 from __future__ import annotations
 
@@ -71,14 +71,14 @@ def main() -> None:
 
     app = globus_app()
     site = globus_site("polaris", site_id, Path(site_folder), Path(root))
-    carriage = GlobusStaging(
+    staging = GlobusStaging(
         Journal(Path(run) / "journal.jsonl"),
         lambda ids: transfer_client(app, ids),
         Collection(server_id, Path(server_folder)),
         {"polaris": site},
         patience=QUICK,
     )
-    carriage.send(place(), {"artifact": json.loads(text)}, f"{run}/artifacts", f"{root}/artifacts", 1)
+    staging.send(place(), {"artifact": json.loads(text)}, f"{run}/artifacts", f"{root}/artifacts", 1)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+if __name__ == "__main__":  # before the first import of ours: the project root goes first on sys.path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "apps" / "base"))
+    from own_packages import put_project_first
+
+    put_project_first()
+
 from workflows.console.command import EXIT_CODES, carry_out, positive
 from workflows.evaluation.scores import LOSS, Score, as_csv, as_table, kind_of, remarks
 

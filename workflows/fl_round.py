@@ -8,10 +8,17 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+if __name__ == "__main__":  # before the first import of ours: the project root goes first on sys.path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "apps" / "base"))
+    from own_packages import put_project_first
+
+    put_project_first()
 
 from apps.base.errors import CrossfedError, UserMistake
 from workflows.console.command import DONE, FAILED, INTERRUPTED, MISTAKE, complain, log_to, say, stop_in_order

@@ -13,6 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+if __name__ == "__main__":  # before the first import of ours: the project root goes first on sys.path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "apps" / "base"))
+    from own_packages import put_project_first
+
+    put_project_first()
+
 from workflows.console.command import EXIT_CODES, carry_out, say
 
 if TYPE_CHECKING:
@@ -66,7 +72,7 @@ def work(options: argparse.Namespace) -> None:
         UserMistake: something is missing, or there is nobody to ask.
     """
     from apps.base.errors import CrossfedError, UserMistake
-    from workflows.checks.login_status import standing
+    from workflows.checks.login_status import login_status
     from workflows.globus.identity import globus_app
 
     if options.status and options.logout:
@@ -79,7 +85,7 @@ def work(options: argparse.Namespace) -> None:
     if not options.status:
         app = log_in(collections)
     fine = True
-    for what, problem in standing(app, collections):
+    for what, problem in login_status(app, collections):
         fine = fine and problem is None
         say(f"ok       {what}" if problem is None else f"MISSING  {what}: {problem}")
     if not fine:
@@ -94,7 +100,7 @@ def log_in(collections: Sequence[str]) -> GlobusApp:
     Raises:
         UserMistake: there is no terminal to ask at.
     """
-    from workflows.checks.login_status import require_collections, require_services, who
+    from workflows.checks.login_status import identity_text, require_collections, require_services
     from workflows.globus.identity import LoginNeeded, ServiceAccountApp, globus_app
 
     app = globus_app(asker())
@@ -103,7 +109,7 @@ def log_in(collections: Sequence[str]) -> GlobusApp:
     require_services(app, names=True)
     app.login()
     try:
-        who(app)
+        identity_text(app)
         require_collections(app, collections)
     except LoginNeeded:  # what is held was taken back, or has lapsed
         app.login(force=True)

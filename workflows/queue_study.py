@@ -14,6 +14,12 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+if __name__ == "__main__":  # before the first import of ours: the project root goes first on sys.path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "apps" / "base"))
+    from own_packages import put_project_first
+
+    put_project_first()
+
 from workflows.console.command import EXIT_CODES, carry_out, positive, say
 
 if TYPE_CHECKING:

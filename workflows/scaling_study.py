@@ -7,9 +7,16 @@ python workflows/scaling_study.py [CAMPAIGN.yaml] [--sites A,B,...] [--nodes 1,2
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+if __name__ == "__main__":  # before the first import of ours: the project root goes first on sys.path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "apps" / "base"))
+    from own_packages import put_project_first
+
+    put_project_first()
 
 from workflows.console.command import EXIT_CODES, carry_out, positive, say, stop_in_order
 from workflows.console.options import add_campaign_options

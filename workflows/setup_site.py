@@ -15,11 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+if __name__ == "__main__":  # before the first import of ours: the project root goes first on sys.path
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "apps" / "base"))
+    from own_packages import put_project_first
+
+    put_project_first()
+
 from workflows.console.command import EXIT_CODES, carry_out, say
 
 if TYPE_CHECKING:
     from site_configs.library.site import Site
-    from workflows.globus.setup.template import Choices
+    from workflows.globus.setup.template import EndpointOptions
 
 WORDS = """Writes to DIR:
   CHECKLIST.md     what to do at the facility, in order, with the commands
@@ -90,14 +96,14 @@ def work(options: argparse.Namespace) -> None:
         UserMistake: an unknown machine, a setting that is missing or cannot be.
     """
     from workflows.globus.setup.checklist import endpoints_folder
-    from workflows.globus.setup.template import Choices, usual_agent
+    from workflows.globus.setup.template import EndpointOptions, default_agent
 
     request = requested(options)
     site = made(request)
     assert site.python_env is not None
-    agent = options.agent or usual_agent(site.python_env)
+    agent = options.agent or default_agent(site.python_env)
     refuse_shared_code(site, request, {"python_env": site.python_env, "--agent": agent})
-    choices = Choices(agent, duration(options.idle) if options.idle else None)
+    choices = EndpointOptions(agent, duration(options.idle) if options.idle else None)
     folder = options.out or Path("endpoints") / request.name
     for name, text in endpoint_files(site, request, choices, not options.no_files).items():
         write(folder / name, text)
@@ -152,11 +158,11 @@ def made(request: SetupRequest) -> Site:
 def refuse_shared_code(site: Site, request: SetupRequest, places: Mapping[str, Path]) -> None:
     """Raises UserMistake if one of these folders would lie in the collection, which is usually made later."""
     from site_configs.library.site import Collection
-    from workflows.globus.setup.checklist import carried
+    from workflows.globus.setup.checklist import needs_collection
     from workflows.planning.storage import refuse_shared
 
     settings, collection = request.settings, site.collection
-    if not carried(settings):
+    if not needs_collection(settings):
         return
     if "collection" not in settings or collection is None:
         collection = Collection(NOT_YET, Path(str(settings.get("collection_folder") or settings["storage_root"])))
@@ -183,7 +189,7 @@ def duration(text: str) -> int:
     return found_s
 
 
-def endpoint_files(site: Site, request: SetupRequest, choices: Choices, files: bool) -> dict[str, str]:
+def endpoint_files(site: Site, request: SetupRequest, choices: EndpointOptions, files: bool) -> dict[str, str]:
     """All files by their names in the folder."""
     from workflows.globus.setup import checklist as words
     from workflows.globus.setup import template
@@ -211,7 +217,7 @@ def one_endpoint(folder: str, display_name: str, text: str, site: Site | None) -
     }
 
 
-def start_script(choices: Choices, endpoints: Sequence[str]) -> str:
+def start_script(choices: EndpointOptions, endpoints: Sequence[str]) -> str:
     """``endpoints.sh``, which starts them."""
     from workflows.globus.setup.template import HEARTBEAT_S
 

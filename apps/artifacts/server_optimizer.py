@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from apps.artifacts.store import Artifact, Header, Shapes, artifact_path, layout, raw_bytes, read_header, write_artifact
 from apps.artifacts.streams import PieceReader, piece_ranges
@@ -32,9 +32,11 @@ from apps.artifacts.weighted_sum import Inputs, Term, combined_piece, open_input
 from apps.base.errors import ArtifactError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 MOMENTS = {"momentum": "m", "nesterov": "m", "adagrad": "mv", "adam": "mv", "yogi": "mv"}
+Array = TypeVar("Array", "torch.Tensor", "np.ndarray[Any, Any]")
 
 
 class ServerRuleSpec(TypedDict):
@@ -129,16 +131,19 @@ def _gradient(inputs: Inputs, name: str, reader: PieceReader, start: int, stop: 
     return combined_piece(terms, specs, reader, start, stop, narrow=False).float()
 
 
-def first_moment(old: torch.Tensor, g: torch.Tensor, rule: ServerRuleSpec) -> torch.Tensor:
-    """Return the new m of the table above."""
+# The formulas are written for torch tensors and NumPy arrays alike: the virtual engine of the studies uses them too.
+
+
+def first_moment(old: Array, g: Array, rule: ServerRuleSpec) -> Array:
+    """Return m after a step, from m before it and the gradient."""
     beta = rule["beta1"]
     if rule["name"] == "nesterov":
         return beta * old + g
     return beta * old - (g if rule["name"] == "momentum" else (1 - beta) * g)
 
 
-def second_moment(old: torch.Tensor, g: torch.Tensor, rule: ServerRuleSpec) -> torch.Tensor:
-    """Return the new v of the table above."""
+def second_moment(old: Array, g: Array, rule: ServerRuleSpec) -> Array:
+    """Return v after a step, from v before it and the gradient."""
     square, beta = g * g, rule["beta2"]
     match rule["name"]:
         case "adagrad":
@@ -146,14 +151,15 @@ def second_moment(old: torch.Tensor, g: torch.Tensor, rule: ServerRuleSpec) -> t
         case "adam":
             return beta * old + (1 - beta) * square
         case "yogi":
-            return old - (1 - beta) * square * (old - square).sign()
+            rest = old - square
+            return old - (1 - beta) * square * ((rest > 0) * 1.0 - (rest < 0) * 1.0)
     raise ValueError(f"{rule['name']} has no second moment")
 
 
-def change(g: torch.Tensor, m: torch.Tensor, v: torch.Tensor | None, rule: ServerRuleSpec) -> torch.Tensor:
-    """Return what is added to the model, from the gradient and the new moments."""
+def change(g: Array, m: Array, v: Array | None, rule: ServerRuleSpec) -> Array:
+    """Return the change of the model, from the gradient and the moments after it."""
     if rule["name"] == "nesterov":
         return -rule["rate"] * (g + rule["beta1"] * m)
     if v is None:
         return rule["rate"] * m
-    return rule["rate"] * m / (v.sqrt() + rule["tau"])
+    return rule["rate"] * m / (v**0.5 + rule["tau"])

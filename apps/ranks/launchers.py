@@ -81,6 +81,7 @@ def launch_environment(environment: Mapping[str, str], parallel: Parallel, threa
         **network,  # the site's own settings take precedence
         **environment,
         "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONSAFEPATH": "1",  # "python -m" would look in the current folder first
         "OMP_NUM_THREADS": str(threads),
     }
 

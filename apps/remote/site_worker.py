@@ -1,8 +1,8 @@
 """The project's own Python at a site: reads calls as lines of JSON and writes the result of each as a line.
 
-``python -m apps.remote.site_worker PARENT``, started by the endpoint's worker with process id PARENT. It keeps running
-between calls, so that model and data stay loaded, and it ends with the endpoint's worker: SIGTERM is sent to it then,
-which a training treats as a request to save and stop.
+Started by the endpoint's worker (``workflows/globus/compute/bootstrap.py``), whose process id is the argument. It keeps
+running between calls, so that model and data stay loaded, and it ends with the endpoint's worker: SIGTERM is sent to it
+then, which a training treats as a request to save and stop.
 """
 
 from __future__ import annotations
@@ -60,7 +60,3 @@ def send(answers: IO[str], value: dict[str, Any]) -> None:
         answers.flush()
     except OSError:
         sys.exit(1)  # the endpoint's worker is gone
-
-
-if __name__ == "__main__":
-    main()

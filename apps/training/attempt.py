@@ -134,7 +134,7 @@ def _require_complete(result: TrainingResult, task: Task) -> None:
     if result.steps_here:
         raise Unfinished(f"training stopped before the end of its block: {so_far}", remedy="The next block continues")
     raise BlockTooShort(
-        f"the remaining time of the block is too short for one training step: {so_far}",
+        f"the remaining time of the block is too short for one step of training: {so_far}",
         remedy="Request a longer walltime",
     )
 

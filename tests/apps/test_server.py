@@ -12,13 +12,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from apps import server
+from apps.aggregate import aggregate
 from apps.artifacts.lora import METHODS, is_trained
 from apps.artifacts.store import artifact_path, load_tensors, save_tensors, verify
 from apps.base.errors import ArtifactError, StorageError, TaskError, VersionMismatch
 from apps.base.identity import Place
 from apps.base.versions import code_version
 from apps.models.model import load_model
-from apps.server import aggregate, prepare, save_model
+from apps.server import prepare, save_model
 
 PLACE = Place(site="server", round=1)
 
@@ -77,7 +78,7 @@ def test_prepare_does_not_start_from_what_a_warm_worker_was_trained_to(method, t
 def test_aggregate_of_whole_models_is_their_mean(tmp_path):
     base = prepare(PLACE, work(tmp_path))
     updates = [update_of(tmp_path, base, "full", seed) for seed in (1, 2)]
-    result = aggregate(PLACE, work(tmp_path), base, [0.25, 0.75], 1, *updates)
+    result = aggregate(PLACE, work(tmp_path), base, [0.25, 0.75], 1, None, *updates)
     one, two, mean = (load_tensors(artifact_path(tmp_path, r["artifact"])) for r in (*updates, result))
     for name, tensor in mean.items():
         torch.testing.assert_close(tensor, 0.25 * one[name] + 0.75 * two[name])
@@ -90,7 +91,7 @@ def test_rounds_of_every_method_give_a_model_that_can_be_set_and_saved(method, t
     model, seen = prepare(PLACE, given), set()
     for version in (1, 2):
         updates = [update_of(tmp_path / "store", model, method, 10 * version + k) for k in (1, 2)]
-        model = aggregate(Place(site="server", round=version), given, model, [0.5, 0.5], version, *updates)
+        model = aggregate(Place(site="server", round=version), given, model, [0.5, 0.5], version, None, *updates)
         seen.add(model["artifact"]["sha256"])
     assert len(seen) == 2
     saved = save_model(PLACE, given, model, str(tmp_path / "model"))
@@ -102,7 +103,7 @@ def test_aggregate_is_the_same_for_the_same_input_and_restarts_by_version(tmp_pa
     given = work(tmp_path, "flora")
     base = prepare(PLACE, given)
     updates = [update_of(tmp_path, base, "flora", k) for k in (1, 2)]
-    hashes = [aggregate(PLACE, given, base, [0.5, 0.5], v, *updates)["artifact"]["sha256"] for v in (1, 1, 2)]
+    hashes = [aggregate(PLACE, given, base, [0.5, 0.5], v, None, *updates)["artifact"]["sha256"] for v in (1, 1, 2)]
     assert hashes[0] == hashes[1] != hashes[2]
 
 
@@ -112,13 +113,13 @@ def test_aggregate_refuses_what_is_not_whole(tmp_path):
     path = artifact_path(tmp_path, update["artifact"])
     path.write_bytes(path.read_bytes()[:-1] + b"\7")
     with pytest.raises(ArtifactError, match=r"site server, round 1: .*SHA-256"):
-        aggregate(PLACE, work(tmp_path), base, [1.0], 1, update)
+        aggregate(PLACE, work(tmp_path), base, [1.0], 1, None, update)
 
 
 def test_weights_and_updates_go_together(tmp_path):
     base = prepare(PLACE, work(tmp_path))
     with pytest.raises(TaskError, match="longer"):
-        aggregate(PLACE, work(tmp_path), base, [0.5, 0.5], 1, update_of(tmp_path, base, "full", 1))
+        aggregate(PLACE, work(tmp_path), base, [0.5, 0.5], 1, None, update_of(tmp_path, base, "full", 1))
 
 
 def test_other_code_is_refused(tmp_path):
@@ -126,7 +127,7 @@ def test_other_code_is_refused(tmp_path):
     other = work(tmp_path, code_version="other")
     for act in (
         lambda: prepare(PLACE, other),
-        lambda: aggregate(PLACE, other, base, [1.0], 1, base),
+        lambda: aggregate(PLACE, other, base, [1.0], 1, None, base),
         lambda: save_model(PLACE, other, base, str(tmp_path / "model")),
     ):
         with pytest.raises(VersionMismatch, match="site server"):

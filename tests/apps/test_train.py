@@ -263,5 +263,5 @@ def test_an_adapter_is_not_trained_on_another_checkpoint(tmp_path):
     assert len(site.base["frozen"]) == 64
     assert site.train()["steps_done"] > 0
     site.base = {**site.base, "frozen": "0" * 64}
-    with pytest.raises(VersionMismatch, match="another checkpoint than the server's"):
+    with pytest.raises(VersionMismatch, match="another checkpoint than that of the server"):
         site.train(learning_rate=0.5)

@@ -28,9 +28,7 @@ def submit(cluster: SlurmCluster, site: Site) -> str:
     return cluster.submit("\n".join([*lines, f"exec {command}"]), "--nodes=2", "--ntasks-per-node=2", "--time=10", log)
 
 
-def test_ranks_end_with_their_job_and_the_next_job_continues(
-    other_slurm: SlurmCluster, tmp_path: Path
-) -> None:
+def test_ranks_end_with_their_job_and_the_next_job_continues(other_slurm: SlurmCluster, tmp_path: Path) -> None:
     wanted = Site(tmp_path / "whole", None, {"ranks_per_node": 2, "sharding": "full_shard"}).train(steps=STEPS)
     layout = {"nodes": 2, "sharding": "full_shard", "interface": "lo"}
     site = Site(tmp_path / "site", None, layout | {"launch": SLOWLY})

@@ -118,7 +118,8 @@ def rounds_per_second(sites: int, rounds: int, processes: bool) -> float:
     """One whole campaign; the clock runs from the first aggregation to the last."""
     import benchmarks.orchestration as trainer  # the functions by an importable name, for worker processes
 
-    from workflows.dataflow import engine as engine_module
+    from workflows.dataflow import round as round_module
+    from workflows.dataflow.engine import Engine
     from workflows.fl_round import federate
     from workflows.planning.plan import make_plan
     from workflows.records.run_directory import open_new
@@ -130,7 +131,7 @@ def rounds_per_second(sites: int, rounds: int, processes: bool) -> float:
     config = kernel_module.make_config if processes else in_threads
     with (
         tempfile.TemporaryDirectory() as folder,
-        mock.patch.multiple(engine_module, **replaced),
+        mock.patch.multiple(round_module, **replaced),
         mock.patch.object(kernel_module, "make_config", config),
     ):
         campaign, source = campaign_of(sites, rounds), Path(folder) / "campaign.yaml"
@@ -138,7 +139,7 @@ def rounds_per_second(sites: int, rounds: int, processes: bool) -> float:
         run = open_new(Path(folder) / "run", campaign, source, [], None)
         plan = make_plan(campaign, run.path, source)
         with kernel_module.parsl_for(plan, run) as kernel:
-            engine = engine_module.Engine(plan, run, kernel, lambda engine: None)
+            engine = Engine(plan, run, kernel, lambda engine: None)
             federate(make_strategy(campaign.strategy, rounds, 1), engine)
         moments = [r["time"] for r in run.journal.events("aggregated")]
         run.close()

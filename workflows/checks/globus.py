@@ -12,8 +12,16 @@ from typing import TYPE_CHECKING, Any
 from apps.base.errors import REASON_LENGTH, CrossfedError
 from apps.site import MARK
 from site_configs.library.site import Collection, Site
-from workflows.checks.login_status import Finding, standing
-from workflows.checks.transfer_probe import LastFault, ProbeTransfer, carry, clean_up, existing, is_there, limited
+from workflows.checks.login_status import CheckResult, login_status
+from workflows.checks.transfer_probe import (
+    LastTrouble,
+    ProbeTransfer,
+    carry,
+    clean_up,
+    nearest_folder,
+    path_exists,
+    stop_after,
+)
 from workflows.globus.identity import compute_client, globus_app, transfer_client
 from workflows.globus.transfer.calls import Backoff, RetryingClient
 
@@ -27,7 +35,7 @@ LOOKING = Backoff(poll_s=0.5, slowest_poll_s=5.0, back_off_s=1.0, longest_back_o
 Ask = Callable[[Site], Mapping[str, Any]]
 
 
-def globus_answers(
+def check_globus_site(
     site: Site,
     server: Collection | None,
     *,
@@ -36,7 +44,7 @@ def globus_answers(
     app: GlobusApp | None = None,
     limit_s: float = LIMIT_S,
     patience: Backoff = LOOKING,
-) -> Iterator[Finding]:
+) -> Iterator[CheckResult]:
     """Questions about a site, and what is wrong, or None. Leaves nothing behind.
 
     Args:
@@ -55,7 +63,7 @@ def globus_answers(
     app = app or globus_app()
     carried = site.carrier == "globus" and site.collection is not None
     collections = [found.id for found in (server, site.collection) if found] if carried else []
-    said = list(standing(app, collections))
+    said = list(login_status(app, collections))
     yield from said
     if any(problem for what, problem in said if not what.startswith("collection ")):
         return  # nobody would be let in
@@ -72,15 +80,15 @@ def globus_answers(
 # -- endpoints --------------------------------------------------------------------------------------------------
 
 
-def _endpoints(site: Site, app: GlobusApp) -> Iterator[Finding]:
+def _endpoints(site: Site, app: GlobusApp) -> Iterator[CheckResult]:
     assert site.endpoint is not None
     client = compute_client(app)
     for role, endpoint in (("that trains", site.endpoint.training), ("for files", site.endpoint.files)):
         if endpoint:
-            yield endpoint_answer(client, role, endpoint)
+            yield check_endpoint(client, role, endpoint)
 
 
-def endpoint_answer(client: Client, role: str, endpoint: str) -> Finding:
+def check_endpoint(client: Client, role: str, endpoint: str) -> CheckResult:
     """Whether an endpoint's agent is there, and which one it is."""
     from globus_sdk import GlobusAPIError, NetworkError
 
@@ -119,17 +127,17 @@ def version_of(text: str) -> tuple[int, ...]:
 
 def _collection(
     site: Site, server: Collection | None, work: Path | None, app: GlobusApp, limit_s: float, patience: Backoff
-) -> Iterator[Finding]:
+) -> Iterator[CheckResult]:
     """Whether the site's storage can be read and written by Transfer, to the end that a file is the same again."""
     there = site.collection
     assert there is not None
-    trouble = LastFault()
+    trouble = LastTrouble()
     probe = ""
-    with limited(limit_s) as stop:
+    with stop_after(limit_s) as stop:
         ids = [found.id for found in (server, there) if found]
         caller = RetryingClient(lambda: transfer_client(app, ids), patience, stop, trouble.note)
         try:
-            above = existing(caller, there.id, there.path_of(site.storage_root))
+            above = nearest_folder(caller, there.id, there.path_of(site.storage_root))
             yield f"collection shows {above}, where the site's storage goes", None
             probe = f"{above.rstrip('/')}/.crossfed-probe-{secrets.token_hex(4)}"
             caller(lambda client: client.operation_mkdir(there.id, probe))
@@ -151,7 +159,7 @@ def _round_trip(
     probe: str,
     limit_s: float,
     patience: Backoff,
-) -> Finding:
+) -> CheckResult:
     """1 MB to the site and back, with the seconds that it takes; its files here are removed."""
     name = "1 MB goes to the site and comes back"
     if server is None:
@@ -159,8 +167,8 @@ def _round_trip(
     assert site.collection is not None
     trip = ProbeTransfer(server, site.collection, work or server.folder, probe)
     files = [trip.work / f".crossfed-probe-{os.getpid()}-{way}" for way in ("out", "back")]
-    trouble = LastFault()
-    with limited(limit_s) as stop:
+    trouble = LastTrouble()
+    with stop_after(limit_s) as stop:
         ids = [server.id, site.collection.id]
         caller = RetryingClient(lambda: transfer_client(app, ids), patience, stop, trouble.note)
         try:
@@ -178,7 +186,7 @@ def _round_trip(
 # -- the project at the site ------------------------------------------------------------------------------------
 
 
-def _project(site: Site, ask: Ask | None) -> Generator[Finding, None, bool]:
+def _project(site: Site, ask: Ask | None) -> Generator[CheckResult, None, bool]:
     """What the project's Python there says; whether it has left its mark in the storage."""
     from apps.base.versions import versions_problem
 
@@ -197,16 +205,16 @@ def _project(site: Site, ask: Ask | None) -> Generator[Finding, None, bool]:
     return told.get("storage") is None
 
 
-def _same_folder(app: GlobusApp, site: Site, limit_s: float, patience: Backoff) -> Finding:
+def _same_folder(app: GlobusApp, site: Site, limit_s: float, patience: Backoff) -> CheckResult:
     """Whether the collection shows the folder that the site's tasks write to, by the mark that they have left there."""
     assert site.collection is not None
-    there, trouble = site.collection, LastFault()
+    there, trouble = site.collection, LastTrouble()
     mark = there.path_of(site.storage_root / MARK)
     what = f"the collection shows what the site writes in {site.storage_root}"
-    with limited(limit_s) as stop:
+    with stop_after(limit_s) as stop:
         caller = RetryingClient(lambda: transfer_client(app, [there.id]), patience, stop, trouble.note)
         try:
-            seen = caller(lambda client: is_there(client, there.id, mark))
+            seen = caller(lambda client: path_exists(client, there.id, mark))
         except CrossfedError as error:
             return what, trouble.words(error)
     if not seen:

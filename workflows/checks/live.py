@@ -50,11 +50,11 @@ def check_live(plan: Plan, say: Callable[[str], None]) -> bool:
 def globus_questions(plan: Plan, site: Site) -> Iterator[tuple[str, str | None]]:
     """The same of a site that Globus reaches; where only its files go that way, its scheduler is asked from here."""
     from workflows.checks.examine import examine_site
-    from workflows.checks.globus import globus_answers
+    from workflows.checks.globus import check_globus_site
     from workflows.globus.identity import globus_app
 
     app, server = globus_app(), plan.campaign.globus.as_collection() if plan.campaign.globus else None
-    yield from globus_answers(site, server, work=_folder_here(plan), ask=partial(examine_site, app), app=app)
+    yield from check_globus_site(site, server, work=_folder_here(plan), ask=partial(examine_site, app), app=app)
     if site.own_block:
         yield from _scheduler_answers(site.own_block)
         yield from _submission_answer(site, _run_dir(plan))

@@ -21,7 +21,7 @@ from workflows.globus.identity import (
     needs_data_access,
 )
 
-Finding = tuple[str, str | None]  # what was looked at, and what is wrong with it, or None
+CheckResult = tuple[str, str | None]  # what was looked at, and what is wrong with it, or None
 SERVICES = {"Globus Compute": ComputeScopes.resource_server, "Globus Transfer": TransferScopes.resource_server}
 
 
@@ -78,7 +78,7 @@ def scopes_for(client: TransferClient, collection: str) -> Iterator[tuple[str, A
         yield collection, scopes.https
 
 
-def who(app: GlobusApp) -> str:
+def identity_text(app: GlobusApp) -> str:
     """The identity in words.
 
     Raises:
@@ -91,7 +91,7 @@ def who(app: GlobusApp) -> str:
     return f"{name} ({kind}, identity {told['sub']}), tokens {place}"
 
 
-def standing(app: GlobusApp, collections: Iterable[str] = ()) -> Iterator[Finding]:
+def login_status(app: GlobusApp, collections: Iterable[str] = ()) -> Iterator[CheckResult]:
     """What there is for the services and for collections; asks nobody.
 
     Args:
@@ -99,7 +99,7 @@ def standing(app: GlobusApp, collections: Iterable[str] = ()) -> Iterator[Findin
         collections: ids.
     """
     require_services(app)
-    problem = _tried(lambda: who(app))
+    problem = _tried(lambda: identity_text(app))
     if isinstance(problem, CrossfedError):
         yield "login", str(problem)
         return
@@ -111,7 +111,7 @@ def standing(app: GlobusApp, collections: Iterable[str] = ()) -> Iterator[Findin
         yield from _tried_all(app, collection)
 
 
-def _tried_all(app: GlobusApp, collection: str) -> Iterator[Finding]:
+def _tried_all(app: GlobusApp, collection: str) -> Iterator[CheckResult]:
     found = _tried(lambda: list(_collection(app, collection)))
     if isinstance(found, CrossfedError):
         yield f"collection {collection}", str(found)
@@ -143,7 +143,7 @@ def _life(app: GlobusApp, resource_server: str) -> str:
     return f"token until {until}, renewed by itself{lasts}"
 
 
-def _collection(app: GlobusApp, collection: str) -> Iterator[Finding]:
+def _collection(app: GlobusApp, collection: str) -> Iterator[CheckResult]:
     client = TransferClient(app=app)
     facts = client.get_endpoint(collection)
     name = f"collection {facts.get('display_name') or 'without a name'} ({collection})"

@@ -1,4 +1,4 @@
-"""Open a new run, an interrupted run, or only check a campaign."""
+"""Start a new run, resume an interrupted one, or only check a campaign."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from workflows.console.command import DONE, MISTAKE, say
 from workflows.console.paths import DEFAULT_CAMPAIGN
 from workflows.planning.campaign_file import load_campaign
 from workflows.planning.plan import Plan, make_plan
-from workflows.records.changes import resumed_campaign
+from workflows.records.changes import keep_campaign, resumed_campaign
 from workflows.records.run_directory import RunDirectory, choose_path, open_existing, open_new, resume_hint
 
 
 def start(options: argparse.Namespace) -> tuple[Plan, RunDirectory]:
-    """A new run of a checked campaign."""
+    """Check a campaign and create its run directory.
 
+    Raises:
+        UserMistake: something cannot work; no file is written.
+    """
     source = options.campaign or DEFAULT_CAMPAIGN
     campaign = load_campaign(source, options.sets, options.sites)
     path, unfinished = choose_path(campaign, options.name)
@@ -28,19 +31,24 @@ def start(options: argparse.Namespace) -> tuple[Plan, RunDirectory]:
         say(f"{unfinished} is unfinished; {resume_hint(unfinished)}\nThis is a new run: {path}\n")
     run = open_new(path, campaign, source, options.sets, options.sites)
     say(f"{campaign.name}: {campaign.extent} at {', '.join(plan.sites)}; all files go to {path}")
-    for what in switched_off(campaign):
-        say(what)
+    for line in switched_off(campaign):
+        say(line)
     return plan, run
 
 
 def resume(options: argparse.Namespace) -> tuple[Plan, RunDirectory]:
-    """An interrupted run, with what of its campaign may have changed."""
+    """Open an interrupted run, with the changes that its campaign may have.
 
+    Raises:
+        UserMistake: something cannot work; no file is changed.
+    """
     run = open_existing(options.resume)
     try:
         campaign = resumed_campaign(run, options.campaign, options.sets, options.sites)
         plan = make_plan(campaign, run.path, run.path / "campaign.yaml")
         require_all(plan, run.path / "campaign.yaml")
+        run.begin()
+        keep_campaign(run, campaign)
     except BaseException:
         run.close()
         raise
@@ -49,12 +57,14 @@ def resume(options: argparse.Namespace) -> tuple[Plan, RunDirectory]:
 
 
 def check(options: argparse.Namespace) -> int:
-    """All checks, and in words what would run.
+    """Check a campaign without running it, and print what would run.
+
+    Returns:
+        The exit code: MISTAKE if a site reports a problem (``--live``), else DONE.
 
     Raises:
         UserMistake: the first thing that cannot work.
     """
-
     if options.resume:
         raise UserMistake("--check and --dry-run look at a campaign, not at a run: leave out --resume")
     source = options.campaign or DEFAULT_CAMPAIGN
@@ -63,6 +73,7 @@ def check(options: argparse.Namespace) -> int:
     plan = make_plan(campaign, path.resolve(), source)
     for line in describe(plan, path):
         say(line)
-    for line in dry_run(plan, path.resolve()) if options.dry_run else ():
-        say(line)
+    if options.dry_run:
+        for line in dry_run(plan, path.resolve()):
+            say(line)
     return MISTAKE if options.live and not check_live(plan, say) else DONE

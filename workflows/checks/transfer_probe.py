@@ -16,7 +16,7 @@ from apps.base.errors import CrossfedError
 from site_configs.library.site import Collection
 from workflows.globus.identity import transfer_client
 from workflows.globus.transfer.calls import Backoff, RetryingClient
-from workflows.globus.transfer.errors import TransferLeft
+from workflows.globus.transfer.errors import TransferDetached
 from workflows.globus.transfer.task import TransferRequest, follow, new_submission_id, submit
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ PROBE_BYTES = 1_000_000
 
 
 @contextmanager
-def limited(limit_s: float) -> Iterator[threading.Event]:
+def stop_after(limit_s: float) -> Iterator[threading.Event]:
     """An event that is set when the time is over."""
     stop = threading.Event()
     timer = threading.Timer(limit_s, stop.set)
@@ -38,21 +38,21 @@ def limited(limit_s: float) -> Iterator[threading.Event]:
         timer.cancel()
 
 
-def existing(caller: RetryingClient, collection: str, path: str) -> str:
+def nearest_folder(caller: RetryingClient, collection: str, path: str) -> str:
     """The nearest folder of a path that is there already.
 
     Raises:
         CrossfedError: not even the top can be read.
     """
     while path != "/":
-        if caller(lambda client: is_there(client, collection, path)):  # noqa: B023
+        if caller(lambda client: path_exists(client, collection, path)):  # noqa: B023
             return path
         path = str(Path(path).parent)
     caller(lambda client: client.operation_ls(collection, path="/", limit=1))
     return "/"
 
 
-def is_there(client: TransferClient, collection: str, path: str) -> bool:
+def path_exists(client: TransferClient, collection: str, path: str) -> bool:
     from globus_sdk import TransferAPIError
 
     try:
@@ -65,7 +65,7 @@ def is_there(client: TransferClient, collection: str, path: str) -> bool:
 
 
 def carry(
-    caller: RetryingClient, trip: ProbeTransfer, out: Path, back: Path, limit_s: float, trouble: LastFault
+    caller: RetryingClient, trip: ProbeTransfer, out: Path, back: Path, limit_s: float, trouble: LastTrouble
 ) -> tuple[float, float]:
     """Send a file of random bytes, fetch it under another name, compare.
 
@@ -101,7 +101,7 @@ def clean_up(app: GlobusApp, collection: str, probe: str, limit_s: float, patien
     """Remove the folder at the site; where that cannot be done, an empty name is all that is left."""
     from globus_sdk import DeleteData
 
-    with limited(limit_s) as stop, suppress(CrossfedError):
+    with stop_after(limit_s) as stop, suppress(CrossfedError):
         caller = RetryingClient(lambda: transfer_client(app, [collection]), patience, stop, lambda _: None)
         data = DeleteData(
             collection,
@@ -134,7 +134,7 @@ class ProbeTransfer:
     folder: str
 
 
-class LastFault:
+class LastTrouble:
     """The last thing that held something up: what a person wants to know when the time is over."""
 
     def __init__(self) -> None:
@@ -144,6 +144,6 @@ class LastFault:
         self.last = words or self.last
 
     def words(self, error: Exception) -> str:
-        if not isinstance(error, TransferLeft):
+        if not isinstance(error, TransferDetached):
             return str(error)
         return f"no answer in time{f': {self.last}' if self.last else ''}"

@@ -1,8 +1,8 @@
-"""The live engine: a strategy's actions become Parsl apps, what happens to them becomes the strategy's events.
+"""The live engine: turns a strategy's actions into Parsl apps, and their results into the strategy's events.
 
-Dependencies travel as futures; the driver holds references, never tensors. A round's evaluation runs while the next
-round trains. On a resume the recorded events are told to the strategy again in their order, the same dataflow is
-submitted again, and Parsl finds in the journal what was already done.
+The graph of a round is in ``round.py``; here are the events, the replay after a resume and the retries. A round's
+evaluation runs while the next round trains. On a resume the recorded events are given to the strategy again in their
+order, the same dataflow is submitted again, and Parsl finds in the journal which tasks are finished.
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ from typing import Any
 from parsl.dataflow.futures import AppFuture
 
 from apps.base.errors import ArtifactError, UpdateRefused
-from apps.base.identity import Place
-from apps.evaluate import evaluate
-from apps.server import advance, aggregate, prepare, save_model
-from apps.train import enrol, local_train
-from apps.training.progress import Progress
+from workflows.dataflow.activity import SiteActivity, activity_of
 from workflows.dataflow.block_events import BlockEvents, Handler
 from workflows.dataflow.enrolment import enrolled
-from workflows.dataflow.replay import Clock, decode_event, forget_failures, recorded_events
-from workflows.dataflow.staging import Staging
-from workflows.dataflow.train_spec import counted_updates, server_rule_spec, site_weights, train_request, update_event
-from workflows.planning.labels import EVALUATOR, SERVER
+from workflows.dataflow.replay import Clock, decode_event, forget_failures, recorded_events, require_same_aggregation
+from workflows.dataflow.round import LocalRound, RoundGraph
+from workflows.dataflow.staging import storage_hint
+from workflows.dataflow.train_spec import (
+    counted_updates,
+    server_rule_spec,
+    site_weights,
+    train_request,
+    update_event,
+)
 from workflows.planning.plan import Plan
 from workflows.records.changes import rounds_asked
 from workflows.records.metrics import write_metrics
@@ -51,136 +53,134 @@ TICK_S = 0.25
 
 
 @dataclass(frozen=True)
-class Flow:
-    """The futures of a site's part of a round."""
+class SiteRound:
+    """What a site works on: the strategy's action and its futures."""
 
     action: Train
-    model: AppFuture
-    base: AppFuture
-    manifest: AppFuture
-    update: AppFuture
+    futures: LocalRound
 
 
 class Engine:
-    """Runs one plan in one run directory."""
+    """Runs one plan in one run directory.
+
+    Args:
+        plan: the checked campaign.
+        run: the run directory, held by this driver.
+        kernel: the running Parsl.
+        on_tick: called while nothing happens; keeps the display alive.
+    """
 
     def __init__(self, plan: Plan, run: RunDirectory, kernel: Kernel, on_tick: Callable[[Engine], None]) -> None:
         self.plan, self.run, self.kernel, self.on_tick = plan, run, kernel, on_tick
+        self.graph = RoundGraph(plan, kernel.app, kernel.globus.staging)
         self.inbox: queue.SimpleQueue[Handler] = queue.SimpleQueue()
         self.clock = Clock(run.journal, run.opened["time"])
         self.blocks = BlockEvents(plan.sites, kernel, run.journal, self.clock, self.inbox.put)
         self.timers: list[tuple[float, str]] = []
-        self.models: dict[int, Any] = {}  # version -> future of the result that carries it
-        self.shards: dict[str, AppFuture] = {}
-        self.orders: dict[int, Train] = {}
-        self.updates: dict[int, AppFuture] = {}  # task -> stage-in future
+        self.models: dict[int, AppFuture] = {}  # by version
+        self.shards: dict[str, AppFuture] = {}  # by site
+        self.updates: dict[int, AppFuture] = {}  # staged in, by task
+        self.rounds: dict[str, SiteRound] = {}  # the newest of each site
+        self.actions: dict[int, Train] = {}  # by task
         self.last_task: dict[str, str] = {}  # site -> identity of its last finished task
-        self.background: list[AppFuture] = []  # evaluations that nobody waits for but the end
-        self.settled: set[int] = set()  # tasks whose end the strategy knows
-        self.counted: set[int] = set()  # tasks that are part of some model
-        self.told_s = 0.0  # when the event happened that the strategy was told of last
-        self.told = {r["version"] for r in run.journal.events("aggregated")}  # versions the journal knows of
+        self.evaluations: list[AppFuture] = []
+        self.metrics_due = False  # metrics.csv lacks a finished evaluation
+        self.settled: set[int] = set()  # tasks whose end the strategy has received
+        self.counted: set[int] = set()  # tasks that are part of a model
+        self.event_s = 0.0  # when the event happened that the strategy received last
+        self.aggregated = {record["version"]: record for record in run.journal.events("aggregated")}
         self.asked = rounds_asked(run.journal)
         self.recorded = recorded_events(run.journal)
-        # what failed for good under an earlier driver; the strategy has gone on without it
+        # failed for good under an earlier driver; the strategy has continued without them
         self.failed = {r["fields"]["task"] for r in self.recorded if r["kind"] == "SiteFailed"}
-        self.flows: dict[str, Flow] = {}  # site -> what it does
-        self.ways = Staging(plan, str(run.artifacts), self._submit, kernel.globus.carriage)
-        self.unwritten = False  # evaluations that metrics.csv does not have yet
 
-    # -- apps ---------------------------------------------------------------------------------------------------
-
-    def _submit(self, function: Callable[..., Any], site: str, round: int, *args: Any, on: str) -> AppFuture:
-        return self.kernel.submit(function, Place(site=site, round=round), *args, on=on)
+    # -- actions ------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """The model of round 0, and the sites' word on what they have."""
-        self.models[0] = self._submit(prepare, EVALUATOR, 0, self.plan.server_work, on=EVALUATOR)
+        """Submit the first model, its evaluation, and the enrolment of every site."""
+        self.models[0] = self.graph.first_model()
         for site in self.plan.sites:
             self._shard(site)
-        self.evaluate("global", 0, self.models[0])
-
-    def _shard(self, site: str) -> AppFuture:
-        """What a site has to train on; one that could not tell is asked again."""
-        told = self.shards.get(site)
-        if told is None or (told.done() and root_cause(told) is not None):
-            self.shards[site] = self._submit(enrol, site, 0, self.plan.site_work[site], on=site)
-        return self.shards[site]
+        self._evaluate("global", 0, self.models[0])
 
     def train(self, action: Train) -> None:
-        """Stage out, train, stage in: one site's part of a round."""
-        self.orders[action.task] = action
+        """Submit one site's part of a round: stage out, train, stage in."""
+        self.actions[action.task] = action
         if action.task not in self.failed:
             self._train(action, attempt=1)
 
     def _train(self, action: Train, attempt: int) -> None:
         site, number = action.site, action.round
-        base = self.ways.out(site, number, self.models[action.version], attempt)
         until = None if action.until_s is None else self.clock.unix(action.until_s)
-        order = train_request(self.plan, action, self.asked, attempt, self.last_task.get(site), until)
-        manifest = self._submit(
-            local_train, site, number, self.plan.site_work[site], order, base, self._shard(site), on=site
-        )
-        update = self.ways.back(site, number, manifest, base, attempt)
-        self.updates[action.task] = update
-        before = self.flows.get(site)
-        if before and before.action.task != action.task and before.update.done() and root_cause(before.update) is None:
-            self.ways.clear(site, number, base, before.base, before.manifest)
-        self.flows[site] = Flow(action, self.models[action.version], base, manifest, update)
-        update.add_done_callback(lambda future: self.inbox.put((self._arrived, (action, attempt, future))))
+        request = train_request(self.plan, action, self.asked, attempt, self.last_task.get(site), until)
+        futures = self.graph.train_at(site, number, request, self.models[action.version], self._shard(site), attempt)
+        self._forget_earlier(action, futures)
+        self.updates[action.task] = futures.update
+        self.rounds[site] = SiteRound(action, futures)
+        futures.update.add_done_callback(lambda done: self.inbox.put((self._arrived, (action, attempt, done))))
+
+    def _shard(self, site: str) -> AppFuture:
+        """Return the future of a site's data; a failed enrolment is submitted again."""
+        shard = self.shards.get(site)
+        if shard is None or (shard.done() and root_cause(shard) is not None):
+            self.shards[site] = self.graph.shard(site)
+        return self.shards[site]
+
+    def _forget_earlier(self, action: Train, futures: LocalRound) -> None:
+        """Delete what the site keeps of its last round, once its next model has arrived."""
+        before = self.rounds.get(action.site)
+        if before is None or before.action.task == action.task or not before.futures.update.done():
+            return
+        if root_cause(before.futures.update) is None:
+            self.graph.forget(action.site, action.round, futures.base, before.futures)
 
     def aggregate(self, action: Aggregate) -> None:
-        """The next model, as a future that what comes after it waits for."""
+        """Submit the next model, and its evaluation if one is due."""
         weights = [weight for _, weight in (*action.parts, *action.models)]
         terms = [self.updates[task] for task, _ in action.parts] + [self.models[v] for v, _ in action.models]
-        mean = not action.models and action.server is None
-        how = (weights, action.version) if mean else (weights, action.version, server_rule_spec(action))
-        self.models[action.version] = self._submit(
-            aggregate if mean else advance,
-            SERVER,
-            action.version,
-            self.plan.server_work,
-            self.models[action.base],
-            *how,
-            *terms,
-            on=SERVER,
-        )
-        updates = counted_updates(action, self.orders, self.counted)
+        updates = counted_updates(action, self.actions, self.counted)
+        self._record_aggregation(action, updates)
         self.counted.update(updates)
-        if action.version not in self.told:
-            self.run.journal.write(
-                "aggregated",
-                version=action.version,
-                round=action.version,
-                weights=site_weights(updates),
-                updates=list(updates.values()),
-                models=dict(action.models),
-            )
+        model = self.graph.next_model(
+            action.version, self.models[action.base], weights, server_rule_spec(action), terms
+        )
+        self.models[action.version] = model
         evaluation = self.plan.campaign.evaluation
         if action.version % evaluation.every == 0 or action.version == self.plan.campaign.rounds:
-            self.evaluate("global", action.version, self.models[action.version])
+            self._evaluate("global", action.version, model)
             fresh = {update["site"]: task for task, update in updates.items() if update["new"]}
             for site, task in fresh.items() if evaluation.sites else ():
-                self.evaluate(site, action.version, self.updates[task])
+                self._evaluate(site, action.version, self.updates[task])
 
-    def evaluate(self, who: str, number: int, candidate: AppFuture) -> None:
-        future = self._submit(evaluate, EVALUATOR, number, self.plan.evaluation_work, candidate, who, on=EVALUATOR)
-        self.background.append(future)
+    def _record_aggregation(self, action: Aggregate, updates: dict[int, Any]) -> None:
+        """Record what a model is made of; at a resume compare it with the record that is there."""
+        asked = {"weights": site_weights(updates), "updates": list(updates.values()), "models": dict(action.models)}
+        if action.version in self.aggregated:
+            require_same_aggregation(self.aggregated[action.version], asked)
+        else:
+            self.run.journal.write("aggregated", version=action.version, round=action.version, **asked)
+
+    def _evaluate(self, who: str, number: int, candidate: AppFuture) -> None:
+        future = self.graph.losses(who, number, candidate)
+        self.evaluations.append(future)
         future.add_done_callback(lambda done: self.inbox.put((self._evaluated, (done,))))
 
     def set_timer(self, action: SetTimer) -> None:
+        """Send the strategy an event at a time of the campaign."""
         self.timers = sorted([*self.timers, (action.at_s, action.name)])
 
     def request_block(self, action: RequestBlock) -> None:
-        self.blocks.request(action.site, self.told_s)
+        """Ask a site for a block; an event follows when it starts."""
+        self.blocks.request(action.site, self.event_s)
 
     def release_block(self, action: ReleaseBlock) -> None:
+        """Give a site's block back once it is idle."""
         self.blocks.release(action.site)
 
     # -- events -------------------------------------------------------------------------------------------------
 
     def events(self) -> Iterator[Event]:
-        """What the strategy is told: first what the journal knows, then what happens."""
+        """Yield the recorded events of earlier drivers, then new ones as they happen."""
         for record in self.recorded:
             self.clock.as_of(record["time"])
             yield self._remember(decode_event(record["kind"], record["fields"]))
@@ -203,7 +203,7 @@ class Engine:
         return self._remember(event)
 
     def _remember(self, event: Event) -> Event:
-        self.told_s = event.time_s
+        self.event_s = event.time_s
         self.blocks.remember(event)
         if isinstance(event, UpdateArrived | SiteFailed):
             self.settled.add(event.task)
@@ -214,7 +214,7 @@ class Engine:
         return event
 
     def _next(self) -> Event | None:
-        """The next thing that happens, or None after a moment without any."""
+        """Return the next event, or None after a moment without one."""
         self.on_tick(self)
         self.kernel.check_health()
         if self.timers and self.timers[0][0] <= self.clock.now():
@@ -225,8 +225,8 @@ class Engine:
         try:
             handle, args = self.inbox.get(timeout=TICK_S)
         except queue.Empty:
-            if self.unwritten:
-                self.unwritten = False
+            if self.metrics_due:
+                self.metrics_due = False
                 write_metrics(self.run)
             return None
         return handle(*args)
@@ -242,7 +242,7 @@ class Engine:
             self._train(action, attempt + 1)
             return None
         kind = "update_refused" if isinstance(error, UpdateRefused) else "task_failed"
-        reason = f"{error}{self.ways.hint(action.site, error)}"
+        reason = f"{error}{storage_hint(self.plan.sites[action.site], error)}"
         self.run.journal.write(kind, app="local_train", site=action.site, round=action.round, reason=reason)
         logger.error("%s", reason)
         return SiteFailed(self.clock.now(), action.site, action.task, reason)
@@ -251,26 +251,23 @@ class Engine:
         error = root_cause(future)
         if error is not None:
             raise error
-        self.unwritten = True
+        self.metrics_due = True
 
     # -- the end ------------------------------------------------------------------------------------------------
 
     def finish(self) -> None:
-        """Wait for what still runs, and write the model that people take away."""
-        last, folder = self.models[max(self.models)], str(self.run.path / "model")
-        saved = self._submit(
-            save_model, EVALUATOR, self.plan.campaign.rounds, self.plan.server_work, last, folder, on=EVALUATOR
-        )
-        for future in (*self.background, saved):
+        """Wait for the running evaluations, and write the final model as users load it."""
+        saved = self.graph.final_model(self.models[max(self.models)], str(self.run.path / "model"))
+        for future in (*self.evaluations, saved):
             self._wait(future)
         write_metrics(self.run)
 
     def give_up(self) -> None:
-        """The campaign cannot go on now. A resume asks the sites again that have failed since the newest model."""
+        """End a campaign that cannot continue now; a resume asks the sites again that have failed since."""
         forget_failures(self.run.journal)
 
     def _wait(self, future: AppFuture) -> Any:
-        """A result that the campaign cannot go on without."""
+        """Return a result that the campaign cannot do without; raises its error."""
         self._until(future.done)
         error = root_cause(future)
         if error is not None:
@@ -283,28 +280,15 @@ class Engine:
             self.kernel.check_health()
             time.sleep(0.05)
 
-    def phase(self, site: str) -> tuple[str, Progress | None]:
-        """What a site is doing, in a word, and how far its training is."""
-        word, progress = self._phase(site)
-        watch = self.kernel.watches.get(site)
-        if watch and word in ("starting", "asking", "queued", "loading", "training") and not watch.running():
-            return watch.state(), None
-        return word, progress
-
-    def _phase(self, site: str) -> tuple[str, Progress | None]:
-        flow = self.flows.get(site)
-        if site in self.blocks.asked_s and (flow is None or flow.update.done()):
-            return "asking", None
-        if flow is None:
-            enrolled = site in self.shards and self.shards[site].done()
-            return ("ready" if enrolled else self.kernel.globus.asked(site) or "starting"), None
-        if flow.update.done():
-            return "idle", None
-        if flow.manifest.done():
-            return self.kernel.globus.carried(site) or "returning", None
-        if flow.base.done():
-            progress = self.kernel.progress(site)
-            if progress and progress["round"] == flow.action.round:
-                return progress["phase"], progress
-            return self.kernel.globus.asked(site, flow.base) or "queued", None
-        return (self.kernel.globus.carried(site) or "staging") if flow.model.done() else "idle", None
+    def activity(self, site: str) -> SiteActivity:
+        """Return what a site is doing, for the display."""
+        newest, shard = self.rounds.get(site), self.shards.get(site)
+        return activity_of(
+            site,
+            self.kernel,
+            newest.futures if newest else None,
+            newest.action.round if newest else 0,
+            enrolled=shard is not None and shard.done(),
+            asking=site in self.blocks.asked_s,
+            begun=bool(self.event_s),
+        )

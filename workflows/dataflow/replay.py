@@ -1,11 +1,12 @@
-"""What an earlier driver has told its strategy, and the campaign's clock over all its drivers."""
+"""The recorded events of earlier drivers, and the campaign's clock over all its drivers."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from apps.base.errors import CrossfedError
 from workflows.records.event_log import EventLog, down_spans
 from workflows.records.journal import Journal, Record
 from workflows.strategies.base import (
@@ -25,24 +26,24 @@ EVENTS = {
 
 
 def decode_event(kind: str, fields: dict[str, Any]) -> Event:
-    """The event that ``asdict`` made plain."""
+    """Return the event that ``asdict`` turned into plain values."""
     if kind == "CampaignStarted":
         fields = {**fields, "sites": tuple(SiteFacts(**facts) for facts in fields["sites"])}
     return EVENTS[kind](**fields)
 
 
 def recorded_events(journal: Journal) -> list[Record]:
-    """The records of what the strategy was told, but for what a driver has given up on, so that it is asked again."""
-    given_up = [(r["since"], r["seq"]) for r in journal.events("failures_forgotten") if r["since"]]
-    told = journal.events("strategy_event")
-    return [r for r in told if not any(since <= r["seq"] < end for since, end in given_up)]
+    """Return the records of the strategy's events, less those that a driver has withdrawn to have them again."""
+    withdrawn = [(r["since"], r["seq"]) for r in journal.events("failures_forgotten") if r["since"]]
+    events = journal.events("strategy_event")
+    return [r for r in events if not any(since <= r["seq"] < end for since, end in withdrawn)]
 
 
 def forget_failures(journal: Journal) -> None:
-    """Note that the next driver goes on from before the first failure since the newest model.
+    """Record that the next driver continues from before the first failure since the newest model.
 
-    What is forgotten is an end of the story, never a part of its middle: what is left has happened just so. Updates
-    in it arrive again, and nobody trains for them.
+    What is withdrawn is an end of the history, never a part of its middle, so the rest happened exactly as recorded.
+    Updates in it arrive again without being trained again.
     """
     newest = max((r["seq"] for r in journal.events("aggregated")), default=0)
     failed = [r for r in recorded_events(journal) if r["kind"] == "SiteFailed" and r["seq"] > newest]
@@ -50,11 +51,33 @@ def forget_failures(journal: Journal) -> None:
     journal.write("failures_forgotten", tasks=tasks, since=failed[0]["seq"] if failed else None)
 
 
-class Clock:
-    """Seconds since the campaign began. It stands still while no driver is there.
+def require_same_aggregation(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Refuse to make a model otherwise than the journal records it.
 
-    A timer that was due in the meantime fires when its seconds have been lived through, and a site does not look slow
-    because nobody was there to take its update.
+    Args:
+        recorded: the ``aggregated`` record of the version.
+        asked: what the replayed strategy asks for: ``weights`` by site, ``updates`` and earlier ``models``.
+
+    Raises:
+        CrossfedError: names the version and the first field that differs.
+    """
+    for field, value in asked.items():
+        before = recorded[field]
+        if field == "models":  # JSON has text as keys only
+            before, value = {str(k): v for k, v in before.items()}, {str(k): v for k, v in value.items()}
+        if before != value:
+            raise CrossfedError(
+                f"the replay makes model {recorded['version']} with {field} {value}, the journal records {before}",
+                round=recorded["version"],
+                remedy="Resume with the code and the campaign that the run was begun with",
+            )
+
+
+class Clock:
+    """Seconds since the campaign began; it stands still while no driver runs.
+
+    A timer that was due in the meantime fires when its seconds have passed with a driver, and a site does not look
+    slow because no driver was there to take its update.
     """
 
     def __init__(self, journal: Journal, opened: float, clock: Callable[[], float] = time.time) -> None:
@@ -64,12 +87,13 @@ class Clock:
         self.as_of(clock())
 
     def as_of(self, moment: float) -> None:
-        """From here on only absences before this UNIX time count: what is replayed reckons as it did then."""
+        """Count only absences that ended before this UNIX time: the replay computes as the earlier driver did."""
         self.absent_s = sum(end - start for start, end in self.absences if end <= moment)
 
     def now(self) -> float:
+        """Return the seconds since the campaign began."""
         return self.clock() - self.opened - self.absent_s
 
     def unix(self, time_s: float) -> float:
-        """The UNIX time of a moment of the campaign, if no driver is missing until then."""
+        """Return the UNIX time of a moment of the campaign, if a driver runs until then."""
         return self.opened + self.absent_s + time_s

@@ -1,15 +1,13 @@
-"""How artifacts reach a site and come back: which apps do it, and on which executor.
+"""How artifacts reach a site and return: which apps do it, and on which executor.
 
-Where this machine sees a site's storage the server's worker copies or links; elsewhere Globus Transfer carries, and
-the server's worker checks what has arrived.
+Where this host sees a site's storage, the server's worker copies or links; elsewhere Globus Transfer moves the files,
+and the server's worker checks what arrives.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
-
-from parsl.dataflow.futures import AppFuture
 
 from apps.artifacts.manifests import Manifest
 from apps.base.errors import ArtifactError
@@ -19,82 +17,91 @@ from workflows.planning.labels import SERVER, TRANSFERS
 from workflows.planning.storage import stores_at
 
 if TYPE_CHECKING:
+    from site_configs.library.site import Site
     from workflows.globus.transfer.staging import GlobusStaging
     from workflows.planning.plan import Plan
 
-
-class Submit(Protocol):
-    """Submits an app for a site and a round to an executor."""
-
-    def __call__(self, function: Callable[..., object], site: str, round: int, /, *args: object, on: str) -> AppFuture:
-        """The future of its result."""
+App = Callable[..., Any]
 
 
-class Staging:
-    """The ways between the server's store and the sites' stores.
+class Staging(Protocol):
+    """The three movements of a site's artifacts; each submits apps and returns a future."""
 
-    Args:
-        plan: the checked campaign.
-        store: the server's folder of artifacts.
-        submit: of the engine.
-        carriage: Globus Transfer, where a site needs it.
-    """
+    def stage_out(self, place: Place, model: Any, attempt: int) -> Any:
+        """Bring a model to the site."""
 
-    def __init__(self, plan: Plan, store: str, submit: Submit, carriage: GlobusStaging | None) -> None:
-        self.plan, self.store, self.submit, self.carriage = plan, store, submit, carriage
-        self.stores = stores_at(plan.sites)
+    def stage_in(self, place: Place, manifest: Any, base: Any, attempt: int) -> Any:
+        """Bring an update to the server and check it there."""
 
-    def out(self, site: str, number: int, model: AppFuture, attempt: int) -> AppFuture:
-        """A model on its way to a site; the future of a stage-out result."""
-        if self.plan.sites[site].carrier == "globus":
-            assert self.carriage is not None
-            there = self.stores[site]
-            return self.submit(self.carriage.send, site, number, model, self.store, there, attempt, on=TRANSFERS)
-        return self.submit(
-            stage_out, site, number, model, self.store, self._store_at(site), *self._linked(site), on=SERVER
-        )
+    def forget(self, place: Place, base: Any, earlier: Any, manifest: Any) -> Any:
+        """Delete at the site the files of an earlier round, once ``base`` has arrived."""
 
-    def back(self, site: str, number: int, manifest: AppFuture, base: AppFuture, attempt: int) -> AppFuture:
-        """An update on its way to the server, where it is checked; the future of a stage-in result."""
-        source = self._store_at(site)
-        if self.plan.sites[site].carrier == "globus":
-            assert self.carriage is not None
-            manifest = self.submit(self.carriage.fetch, site, number, manifest, self.store, attempt, on=TRANSFERS)
-            source = self.store
-        return self.submit(
-            stage_in, site, number, manifest, base, source, self.store, self.plan.rules, *self._linked(site), on=SERVER
-        )
 
-    def clear(self, site: str, number: int, base: AppFuture, earlier: AppFuture, manifest: AppFuture) -> AppFuture:
-        """Make room at a site, once the next model is there, for what the server has of an earlier round.
+class FolderStaging:
+    """Staging where this host sees the site's storage; ``shared`` file systems are linked instead of copied."""
 
-        Args:
-            site, number: whose training comes next, and in which round.
-            base: its stage-out result.
-            earlier, manifest: the stage-out result of the training before it, and what that came to.
-        """
-        if self.plan.sites[site].carrier == "globus":
-            return self.submit(self.clear_far, site, number, base, earlier, manifest, on=TRANSFERS)
-        root = self.plan.site_work[site]["root"]
-        return self.submit(forget, site, number, root, base, earlier, manifest, on=SERVER)
+    def __init__(self, site: str, plan: Plan, app: Callable[..., App]) -> None:
+        self.root, self.rules = plan.site_work[site]["root"], plan.rules
+        self.server, self.site = plan.server_work["store"], f"{self.root}/artifacts"
+        self.link = (True,) if plan.sites[site].carrier == "shared" else ()
+        self.copy_out, self.copy_in, self.remove = app(stage_out, SERVER), app(stage_in, SERVER), app(forget, SERVER)
 
-    def clear_far(
-        self, place: Place, base: dict[str, Any], earlier: dict[str, Any], manifest: Manifest
+    def stage_out(self, place: Place, model: Any, attempt: int) -> Any:
+        return self.copy_out(place, model, self.server, self.site, *self.link)
+
+    def stage_in(self, place: Place, manifest: Any, base: Any, attempt: int) -> Any:
+        return self.copy_in(place, manifest, base, self.site, self.server, self.rules, *self.link)
+
+    def forget(self, place: Place, base: Any, earlier: Any, manifest: Any) -> Any:
+        return self.remove(place, self.root, base, earlier, manifest)
+
+
+class TransferStaging:
+    """Staging by Globus Transfer; sites that share a collection and a storage folder receive a model once."""
+
+    def __init__(self, site: str, plan: Plan, app: Callable[..., App], globus: GlobusStaging) -> None:
+        stores = stores_at(plan.sites)
+        self.rules, self.server, self.site = plan.rules, plan.server_work["store"], stores[site]
+        own_store = f"{plan.site_work[site]['root']}/artifacts"
+        shared = list(stores.values()).count(own_store) > 1
+        self.send, self.fetch = app(globus.send, TRANSFERS), app(globus.fetch, TRANSFERS)
+        self.check, self.clean = app(stage_in, SERVER), app(_cleaner(globus, shared), TRANSFERS)
+
+    def stage_out(self, place: Place, model: Any, attempt: int) -> Any:
+        return self.send(place, model, self.server, self.site, attempt)
+
+    def stage_in(self, place: Place, manifest: Any, base: Any, attempt: int) -> Any:
+        fetched = self.fetch(place, manifest, self.server, attempt)
+        return self.check(place, fetched, base, self.server, self.server, self.rules)
+
+    def forget(self, place: Place, base: Any, earlier: Any, manifest: Any) -> Any:
+        return self.clean(place, base, earlier, manifest)
+
+
+def _cleaner(globus: GlobusStaging, shared: bool) -> App:
+    """Return the app behind ``forget``; a model that several sites read from one store is kept there."""
+
+    def forget_at_collection(
+        place: Place, base: dict[str, Any], earlier: dict[str, Any], manifest: Manifest
     ) -> dict[str, Any]:
-        """The app behind ``clear`` where Globus carries; a model that several sites read from one store stays there."""
-        assert self.carriage is not None
-        shared = list(self.stores.values()).count(self._store_at(place["site"])) > 1
-        return self.carriage.clean(place, removable(base, manifest, *(() if shared else (earlier,))))
+        cleaned: dict[str, Any] = globus.clean(place, removable(base, manifest, *(() if shared else (earlier,))))
+        return cleaned
 
-    def hint(self, site: str, error: BaseException) -> str:
-        """What a person should look at first when a file that was carried is not where it should be."""
-        collection = self.plan.sites[site].collection
-        if self.plan.sites[site].carrier != "globus" or collection is None or not isinstance(error, ArtifactError):
-            return ""
-        return f". Does the site's collection show {collection.folder} as /? If not: sites.{site}.collection_folder"
+    return forget_at_collection
 
-    def _store_at(self, site: str) -> str:
-        return f"{self.plan.site_work[site]['root']}/artifacts"
 
-    def _linked(self, site: str) -> tuple[bool, ...]:
-        return (True,) if self.plan.sites[site].carrier == "shared" else ()
+def staging_of(site: str, plan: Plan, app: Callable[..., App], globus: GlobusStaging | None) -> Staging:
+    """Return how the artifacts of a site are moved."""
+    if plan.sites[site].carrier != "globus":
+        return FolderStaging(site, plan, app)
+    assert globus is not None
+    return TransferStaging(site, plan, app, globus)
+
+
+def storage_hint(site: Site, error: BaseException) -> str:
+    """Return what to check first when a file that Globus moved is not where it should be; else an empty text."""
+    if site.carrier != "globus" or site.collection is None or not isinstance(error, ArtifactError):
+        return ""
+    return (
+        f". Does the site's collection show {site.collection.folder} as /? If not: sites.{site.name}.collection_folder"
+    )

@@ -1,4 +1,4 @@
-"""What a strategy's actions come to in the plain values of apps and journal."""
+"""Convert strategy actions to arguments of apps and to journal records."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from workflows.strategies.base import Aggregate, Train, UpdateArrived
 def train_request(
     plan: Plan, action: Train, asked: Sequence[int], attempt: int, keep: str | None, until: float | None
 ) -> TrainRequest:
-    """What a site is asked to do.
+    """Return what a site is asked to do, as ``local_train`` takes it.
 
     Args:
         plan: the checked campaign.
-        action: what the strategy wants; what it leaves open is as the campaign says.
-        asked: the numbers of rounds that were asked for, for the learning rate's schedule.
+        action: what the strategy wants; what it leaves open comes from the campaign.
+        asked: the numbers of rounds that users asked for, for the learning rate's schedule.
         attempt: number of this request for the same work.
-        keep: task whose optimiser state goes on, if the campaign carries it over.
+        keep: task whose optimizer state continues, if the campaign carries it over.
         until: UNIX time of ``action.until_s``.
     """
     training = plan.campaign.training
@@ -46,16 +46,16 @@ def train_request(
 
 
 def server_rule_spec(action: Aggregate) -> ServerRuleSpec | None:
-    """The optimiser at the server, as the app takes it."""
+    """Return the optimizer at the server as ``aggregate`` takes it, or None."""
     return cast(ServerRuleSpec, asdict(action.server)) if action.server else None
 
 
 def update_event(now_s: float, action: Train, arrival: Mapping[str, Any], shard: Mapping[str, Any]) -> UpdateArrived:
-    """What a strategy is told of an update that has passed the checks.
+    """Return the event of an update that has passed the checks.
 
     Args:
         now_s: seconds since the campaign began.
-        action: what was asked for.
+        action: the request.
         arrival: the stage-in result.
         shard: the site's enrol result.
     """
@@ -74,28 +74,29 @@ def update_event(now_s: float, action: Train, arrival: Mapping[str, Any], shard:
 
 
 class CountedUpdate(TypedDict):
-    """An update in a model, for the journal."""
+    """An update that is part of a model, for the journal."""
 
     site: str
-    order: int  # the site's so-many-th
+    order: int  # number of the request at its site
     weight: float
-    staleness: int  # versions made since the model that it started from
-    new: bool  # whether it counts for the first time
+    staleness: int  # versions made since the model it started from
+    new: bool  # it counts for the first time
 
 
-def counted_updates(action: Aggregate, orders: Mapping[int, Train], counted: set[int]) -> dict[int, CountedUpdate]:
-    """Task -> what the journal tells of it.
+def counted_updates(action: Aggregate, actions: Mapping[int, Train], counted: set[int]) -> dict[int, CountedUpdate]:
+    """Return the journal's record of each update in a model, by task.
 
     Args:
-        orders: by task.
-        counted: tasks that were in a model before.
+        action: the aggregation.
+        actions: training requests by task.
+        counted: tasks that are part of an earlier model.
     """
     return {
         task: CountedUpdate(
-            site=orders[task].site,
-            order=orders[task].round,
+            site=actions[task].site,
+            order=actions[task].round,
             weight=weight,
-            staleness=action.base - orders[task].version,
+            staleness=action.base - actions[task].version,
             new=task not in counted,
         )
         for task, weight in action.parts
@@ -103,7 +104,7 @@ def counted_updates(action: Aggregate, orders: Mapping[int, Train], counted: set
 
 
 def site_weights(updates: Mapping[int, CountedUpdate]) -> dict[str, float]:
-    """The share of each site's updates in a model."""
+    """Return the sum of the weights of each site's updates."""
     weights: dict[str, float] = {}
     for update in updates.values():
         weights[update["site"]] = weights.get(update["site"], 0.0) + update["weight"]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from site_configs.library.site import Site
     from workflows.globus.compute.executor import SiteExecutor
-    from workflows.globus.compute.liveness import SignOf
+    from workflows.globus.compute.liveness import ReadState
     from workflows.globus.transfer.https import FileReader
     from workflows.globus.transfer.staging import GlobusStaging
     from workflows.planning.plan import Plan
@@ -29,7 +29,7 @@ class GlobusRoute:
     """What a driver keeps of Globus; empty for a campaign that does not use it."""
 
     sites: Mapping[str, SiteExecutor] = field(default_factory=dict)
-    carriage: GlobusStaging | None = None
+    staging: GlobusStaging | None = None
 
     def executors(self) -> list[ParslExecutor]:
         """For Parsl: one for each site, and threads of this process for the transfers."""
@@ -37,19 +37,19 @@ class GlobusRoute:
 
         from workflows.globus.transfer.transfers import AT_ONCE
 
-        threads = [ThreadPoolExecutor(label=TRANSFERS, max_threads=AT_ONCE)] if self.carriage else []
+        threads = [ThreadPoolExecutor(label=TRANSFERS, max_threads=AT_ONCE)] if self.staging else []
         return [*self.sites.values(), *threads]
 
     def close(self) -> None:
         """Let go of what is under way: transfers and the sites' tasks go on without this driver."""
-        if self.carriage:
-            self.carriage.close()
+        if self.staging:
+            self.staging.close()
 
-    def carried(self, site: str) -> str | None:
+    def transfer_text(self, site: str) -> str | None:
         """What is on its way to or from a site, for people."""
-        return carried_words(self.carriage.progress(site)) if self.carriage else None
+        return progress_text(self.staging.progress(site)) if self.staging else None
 
-    def asked(self, site: str, sent: Future[Any] | None = None) -> str | None:
+    def task_text(self, site: str, sent: Future[Any] | None = None) -> str | None:
         """What Globus says of a site's task, for people; before it what has gone there by Globus for that task.
 
         Args:
@@ -57,16 +57,16 @@ class GlobusRoute:
             sent: its stage-out result, if it is there.
         """
         executor = self.sites.get(site)
-        words = executor.asked() if executor else None
+        words = executor.status_text() if executor else None
         nbytes = sent.result()["nbytes_moved"] if words and sent and sent.exception() is None else 0
         return f"model sent ({bytes_text(nbytes)}); {words}" if nbytes else words
 
     def seen_at(self, site: str) -> float | None:
         """UNIX time at which a site was as it is shown; None: it is seen from here, or was never looked at."""
         executor = self.sites.get(site)
-        return executor.sign["seen_at"] if executor else None
+        return executor.last_look["seen_at"] if executor else None
 
-    def left_behind(self) -> dict[str, int]:
+    def open_tasks(self) -> dict[str, int]:
         """Tasks that go on at each site when this driver ends."""
         counts = {name: executor.open_tasks() for name, executor in self.sites.items()}
         return {name: count for name, count in counts.items() if count}
@@ -91,11 +91,11 @@ def globus_route(plan: Plan, run: RunDirectory) -> GlobusRoute:
 
     app = globus_app()
     service = ComputeService(partial(compute_client, app), run.journal)
-    carriage, look = None, None
+    staging, look = None, None
     if carried:
         assert plan.campaign.globus is not None  # checked before
         server = plan.campaign.globus.as_collection()
-        carriage = GlobusStaging(
+        staging = GlobusStaging(
             run.journal,
             partial(transfer_client, app),
             server,
@@ -103,15 +103,17 @@ def globus_route(plan: Plan, run: RunDirectory) -> GlobusRoute:
             name=run.path.name,
             retries=plan.campaign.retries,
         )
-        look = partial(seen_over_https, FileReader(carriage.caller, partial(https_authorizer, app)), plan.sites)
+        look = partial(seen_over_https, FileReader(staging.caller, partial(https_authorizer, app)), plan.sites)
     executors = {
-        name: SiteExecutor(site, service, user_endpoint_config=user_endpoint_config(site), sign_of=_sign_of(site, look))
+        name: SiteExecutor(
+            site, service, user_endpoint_config=user_endpoint_config(site), read_state=_read_state_of(site, look)
+        )
         for name, site in reached.items()
     }
-    return GlobusRoute(executors, carriage)
+    return GlobusRoute(executors, staging)
 
 
-def _sign_of(site: Site, look: SignOf | None) -> SignOf | None:
+def _read_state_of(site: Site, look: ReadState | None) -> ReadState | None:
     """How a site is looked at beside its tasks, where it has no endpoint for that."""
     assert site.endpoint is not None
     return look if site.carrier == "globus" and not site.endpoint.files else None
@@ -125,7 +127,7 @@ def seen_over_https(reader: FileReader, sites: Mapping[str, Site], name: str) ->
     return {"progress": json.loads(content)} if content else None
 
 
-def carried_words(moving: Mapping[str, Any] | None) -> str | None:
+def progress_text(moving: Mapping[str, Any] | None) -> str | None:
     """A transfer that is under way, for people; None: none is."""
     if not moving:
         return None

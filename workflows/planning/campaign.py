@@ -17,8 +17,8 @@ from pydantic import (
     model_validator,
 )
 
+from apps.aggregate import LINEAR_METHODS
 from apps.models.tiny import tiny_heads
-from apps.server import LINEAR_METHODS
 from site_configs.library.site import Collection
 from workflows.console.units import plural
 from workflows.strategies import AnySection, has_rounds, is_plain_mean

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from workflows.records.event_log import EventLog, Span, TaskRun, covered_s, down_spans, task_runs, trainings
-from workflows.runtime.block_failures import REFUSED, STILLBORN
+from workflows.records.failed_blocks import REFUSED, STILLBORN, failure_text
 
 # how a job ends besides the states of schedulers
 GIVEN_BACK, LEFT_BEHIND, UNTOLD, WAITS, RUNS = "given back", "left behind", "untold", "waits", "runs"
@@ -200,19 +200,20 @@ class SiteJobs:
 def site_jobs(journal: EventLog, jobs: Iterable[BatchJob]) -> list[SiteJobs]:
     """The sums of every site that had a job or asked for one, in the order of the journal."""
     by_site: dict[str, list[BatchJob]] = defaultdict(list)
-    failures: dict[str, list[str]] = defaultdict(list)
+    failures: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for job in jobs:
         by_site[job.site].append(job)
     for event in journal.named("block_failed"):
-        failures[str(event.get("site"))].append(str(event.get("reason") or "").partition("; the next is asked")[0])
+        failures[str(event.get("site"))].append(event)
     tasks = task_runs(journal)
     return [_sums(site, by_site[site], failures[site], tasks) for site in dict.fromkeys([*by_site, *failures])]
 
 
-def _sums(site: str, jobs: Sequence[BatchJob], failures: Sequence[str], tasks: Sequence[TaskRun]) -> SiteJobs:
+def _sums(
+    site: str, jobs: Sequence[BatchJob], failures: Sequence[dict[str, Any]], tasks: Sequence[TaskRun]
+) -> SiteJobs:
     here = [task for task in tasks if task.site == site]
     trained = trainings(here)
-    refused = [reason for reason in failures if reason.startswith(REFUSED)]
     return SiteJobs(
         site=site,
         jobs=tuple(jobs),
@@ -220,8 +221,8 @@ def _sums(site: str, jobs: Sequence[BatchJob], failures: Sequence[str], tasks: S
         held_node_s=sum(job.nodes * job.ran_s for job in jobs),
         trained_node_s=sum((_number(run.result.get("train_s")) or 0.0) * _nodes(run, jobs) for run in trained),
         continued=sum(_went_on(run, here, jobs) for run in trained),
-        refusals=tuple(reason.removeprefix(REFUSED).lstrip(": ") for reason in refused),
-        failures=tuple(reason for reason in failures if reason.startswith(STILLBORN)),
+        refusals=tuple(str(event["reason"]) for event in failures if event.get("kind") == REFUSED),
+        failures=tuple(failure_text(event, with_retry=False) for event in failures if event.get("kind") == STILLBORN),
     )
 
 

@@ -29,7 +29,9 @@ Changes = dict[str, tuple[Any, Any]]
 
 
 def resumed_campaign(run: RunDirectory, source: Path | None, sets: list[str], sites: str | None) -> Campaign:
-    """The campaign a run goes on with: as recorded, with the changes found in the files and on the command line.
+    """Return the campaign that a run is resumed with, and change nothing on disk; ``keep_campaign`` does that.
+
+    It is the recorded campaign with the changes found in the campaign files and on the command line.
 
     Args:
         run: the run directory.
@@ -43,11 +45,15 @@ def resumed_campaign(run: RunDirectory, source: Path | None, sets: list[str], si
     changes: Changes = {}
     for candidate in _candidates(run, recorded, source, sets, sites):
         changes |= accepted_changes(recorded, candidate)
-    campaign = check_campaign(_with(recorded, changes), run.path / "campaign.yaml")
+    return check_campaign(_with(recorded, changes), run.path / "campaign.yaml")
+
+
+def keep_campaign(run: RunDirectory, campaign: Campaign) -> None:
+    """Record in the run directory the campaign that a run is resumed with."""
+    changes = differences(current_campaign(run.journal), as_plain(campaign))
     if changes:
         run.journal.write("campaign_changed", campaign=as_plain(campaign), rounds=campaign.rounds, changes=changes)
     write_text(run.path / "campaign.yaml", as_yaml(campaign))
-    return campaign
 
 
 def _candidates(

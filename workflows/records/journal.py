@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,18 +22,21 @@ Record = dict[str, Any]
 
 
 class Journal:
-    """Appends records from any thread; each is on the disk when ``write`` returns."""
+    """Appends records from any thread; each is on the disk when ``write`` returns. Changes nothing before that."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lock = threading.Lock()
         self.records = list(read_journal(path)) if path.exists() else []
+
+    @cached_property
+    def stream(self) -> IO[bytes]:
         try:
-            cut_unfinished_line(path)
+            cut_unfinished_line(self.path)
             # unbuffered: what a failed write has left must not reach the file later
-            self.stream = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
+            return open(self.path, "ab", buffering=0)
         except OSError as error:
-            raise cannot_write(path, error) from error
+            raise cannot_write(self.path, error) from error
 
     def write(self, event: str, **fields: Any) -> Record:
         """Append an event.
@@ -58,7 +62,8 @@ class Journal:
         return (r for r in list(self.records) if r["event"] in names)
 
     def close(self) -> None:
-        self.stream.close()
+        if "stream" in vars(self):
+            self.stream.close()
 
 
 def _write_all(stream: IO[bytes], content: bytes) -> None:

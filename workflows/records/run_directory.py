@@ -1,4 +1,4 @@
-"""The run directory: opened by one driver at a time, and explaining itself to people."""
+"""The run directory: held by one driver at a time, with files that explain a run to people."""
 
 from __future__ import annotations
 
@@ -15,47 +15,58 @@ from typing import IO, Any
 
 from apps.base.errors import UserMistake
 from apps.base.files import write_json, write_text
+from apps.base.own_packages import ROOT
 from apps.base.versions import code_version, library_versions
 from workflows.console.paths import command_line
 from workflows.planning.campaign import NAME, Campaign
 from workflows.planning.campaign_file import as_plain, as_yaml
+from workflows.records.campaign_code import campaign_code
 from workflows.records.journal import Journal
 
 RUNS = Path("runs")
 
 
 class RunDirectory:
-    """``runs/NAME`` while a driver holds it."""
+    """``runs/NAME`` while a driver holds its lock. An existing one is only read until ``begin``."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
         self.path.mkdir(parents=True, exist_ok=True)
-        self.lock = _hold(self.path)
+        self.lock = _take_lock(self.path)
         self.journal = Journal(self.path / "journal.jsonl")
 
     @property
     def artifacts(self) -> Path:
+        """The folder of the driver's artifacts."""
         return self.path / "artifacts"
 
     @property
     def opened(self) -> dict[str, Any]:
-        """The first record: token, campaign, where it came from."""
+        """The first record of the journal: token, campaign, source, code."""
         for record in self.journal.events("campaign_opened"):
             return record
         raise UserMistake(f"{self.journal.path} does not begin with a campaign", remedy="Start a new run")
 
     @property
     def finished_rounds(self) -> int:
-        """Rounds of the campaign as it was last finished; 0 if it never was."""
+        """Rounds of the campaign when it was last finished; 0 if it never was."""
         return max((r["rounds"] for r in self.journal.events("campaign_finished")), default=0)
 
+    def begin(self) -> None:
+        """Write this process into the lock file, for the message to a second driver."""
+        self.lock.seek(0)
+        self.lock.truncate()
+        self.lock.write(f"{os.getpid()} on {platform.node()}\n")
+        self.lock.flush()
+
     def close(self) -> None:
+        """Close the journal and release the lock."""
         self.journal.close()
         self.lock.close()
 
 
-def _hold(path: Path) -> IO[str]:
-    """Take the run directory for this process; the kernel gives it back when the process ends, however it ends."""
+def _take_lock(path: Path) -> IO[str]:
+    """Lock the run directory for this process; the kernel releases the lock when the process ends."""
     lock = open(path / "driver.lock", "a+")  # noqa: SIM115 - held as long as the driver lives
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -66,18 +77,14 @@ def _hold(path: Path) -> IO[str]:
         raise UserMistake(
             f"{path} is in use by another driver (process {holder})", remedy="Wait for it or stop it"
         ) from None
-    lock.seek(0)
-    lock.truncate()
-    lock.write(f"{os.getpid()} on {platform.node()}\n")
-    lock.flush()
     return lock
 
 
 def choose_path(campaign: Campaign, name: str | None) -> tuple[Path, Path | None]:
-    """Where a new run goes, and an unfinished run of that name if there is one.
+    """Return the folder of a new run, and the newest unfinished run of that name if there is one.
 
     Raises:
-        UserMistake: the name was asked for and is taken.
+        UserMistake: the requested name is taken or not allowed.
     """
     wanted = RUNS / (name or campaign.name)
     if name is not None and not re.fullmatch(NAME, name):
@@ -99,17 +106,20 @@ def _taken(path: Path) -> bool:
 
 
 def is_finished(path: Path) -> bool:
+    """Return True if a run directory holds a campaign that was finished."""
     journal = path / "journal.jsonl"
     return journal.exists() and b'"event":"campaign_finished"' in journal.read_bytes()
 
 
 def resume_hint(path: Path) -> str:
+    """Return the words and the command to resume a run."""
     return f"resume it: {command_line('fl_round.py')} --resume {path}"
 
 
 def open_new(path: Path, campaign: Campaign, source: Path, sets: list[str], sites: str | None) -> RunDirectory:
-    """Begin a run: its first record holds all that a resume needs."""
+    """Create a run directory; its first record has everything that a resume needs."""
     run = RunDirectory(path)
+    run.begin()
     if not run.journal.records:
         run.journal.write(
             "campaign_opened",
@@ -120,6 +130,7 @@ def open_new(path: Path, campaign: Campaign, source: Path, sets: list[str], site
             sets=sets,
             sites=sites,
             code_version=code_version(),
+            campaign_code=campaign_code(),
             rounds=campaign.rounds,
         )
     write_text(run.path / "campaign.yaml", as_yaml(campaign))
@@ -128,21 +139,22 @@ def open_new(path: Path, campaign: Campaign, source: Path, sets: list[str], site
 
 
 def open_existing(path: Path) -> RunDirectory:
-    """Take up a run again.
+    """Open a run to resume it.
 
     Raises:
-        UserMistake: no such run, in use, never begun, or begun with other code.
+        UserMistake: there is no such run, it is in use, it has no records, or it was begun with other code.
     """
     if not _taken(path):
         raise UserMistake(f"{path} is no run directory: it has no journal.jsonl")
     run = RunDirectory(path)
     try:
         if not run.journal.records:
-            raise UserMistake(f"{path} was never begun: its journal is empty", remedy="Delete it and start anew")
-        if run.opened["code_version"] != code_version():
+            raise UserMistake(f"{path} has an empty journal: the run never began", remedy="Delete it and start anew")
+        began_with = run.opened.get("campaign_code", "of an older release")
+        if began_with != campaign_code():
             raise UserMistake(
-                f"{path} was begun with crossfed code {run.opened['code_version']}, this is {code_version()}",
-                remedy="Check out that commit again (environment.json names it) to go on with it",
+                f"{path} was begun with campaign code {began_with}, this is {campaign_code()}",
+                remedy="Check out that commit again (environment.json names it) to resume it, or start a new run",
             )
     except UserMistake:
         run.close()
@@ -151,7 +163,7 @@ def open_existing(path: Path) -> RunDirectory:
 
 
 def write_environment(path: Path) -> None:
-    """Record what this run depends on."""
+    """Write ``environment.json``: host, versions of code and libraries, git commit, command."""
     write_json(
         path / "environment.json",
         {
@@ -161,6 +173,7 @@ def write_environment(path: Path) -> None:
             "command": sys.argv,
             "git_commit": _git_commit(),
             "code_version": code_version(),
+            "campaign_code": campaign_code(),
             "packages": library_versions(),
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         },
@@ -168,8 +181,7 @@ def write_environment(path: Path) -> None:
 
 
 def _git_commit() -> str:
-    folder = Path(__file__).resolve().parent
     asked = subprocess.run(
-        ["git", "-C", str(folder), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+        ["git", "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
     )
     return asked.stdout.strip() or "not a git checkout"

@@ -27,7 +27,6 @@ PHASE_OF_APP = {
     "send": STAGING_OUT,
     "fetch": STAGING_IN,
     "aggregate": AGGREGATION,
-    "advance": AGGREGATION,
     "evaluate": EVALUATION,
     "save_model": HOUSEKEEPING,
 }

@@ -13,12 +13,14 @@ from rich.text import Text
 
 from workflows.console.units import bytes_text, plural, seconds_text
 from workflows.records.batch_jobs import LOST, duration_text
+from workflows.records.failed_blocks import failure_text
 from workflows.records.journal import Record
 from workflows.records.late_updates import LateUpdates
 from workflows.records.rounds import RoundSummary, summaries
 
 if TYPE_CHECKING:
     from apps.training.progress import Progress
+    from workflows.dataflow.activity import SiteActivity
     from workflows.dataflow.engine import Engine
     from workflows.runtime.block_watch import BlockWatch
 
@@ -81,7 +83,7 @@ class Display:
             self.live.update(self._site_table(engine))
         elif now - self.last_plain > PLAIN_EVERY_S:
             self.last_plain = now
-            said = "  ".join(f"{site}: {site_words(engine, site, self.period)}" for site in self.sites)
+            said = "  ".join(f"{site}: {site_words(engine.activity(site), self.period)}" for site in self.sites)
             self.console.print(said, highlight=False, markup=False, soft_wrap=True)
 
     def show_all(self, engine: Engine) -> None:
@@ -126,9 +128,9 @@ class Display:
     def _site_table(self, engine: Engine) -> Table:
         table = Table.grid(padding=(0, 2))
         for site in self.sites:
-            phase, progress = engine.phase(site)
-            bar = Text(_bar(progress), style="cyan") if progress and phase == "training" else Text("")
-            table.add_row(Text(f"  {site}", style="bold"), Text(site_words(engine, site, self.period)), bar)
+            now = engine.activity(site)
+            bar = Text(_bar(now.progress), style="cyan") if now.progress and now.phase == "training" else Text("")
+            table.add_row(Text(f"  {site}", style="bold"), Text(site_words(now, self.period)), bar)
         return table
 
 
@@ -143,7 +145,7 @@ def trouble(record: Record) -> str | None:
         return globus_trouble(record)
     if record["event"] not in TROUBLES:
         return None
-    reason: str = record["reason"]
+    reason: str = failure_text(record) if record["event"] == "block_failed" else record["reason"]
     return reason if record["site"] in reason else f"{record['site']}: {reason}"
 
 
@@ -178,15 +180,11 @@ def globus_trouble(record: Record) -> str | None:
     return None
 
 
-def site_words(engine: Engine, site: str, period: str = "round") -> str:
-    """What a site is doing; at a batch site with its running block and how long that may still run."""
-    phase, progress = engine.phase(site)
-    if phase == "ready" and not engine.told_s:  # the strategy has not been told of any site yet
-        phase = "gathering"
-    words = phase_words(phase, progress, period, seen_at=engine.kernel.globus.seen_at(site))
-    watch = engine.kernel.watches.get(site)
-    block = block_words(watch, time.time()) if watch is not None else None
-    return f"{block}: {words}" if block else words
+def site_words(activity: SiteActivity, period: str = "round") -> str:
+    """Describe what a site is doing; at a batch site with its running job and the time that job has left."""
+    text = phase_words(activity.phase, activity.progress, period, seen_at=activity.seen_at)
+    block = block_words(activity.watch, time.time()) if activity.watch is not None else None
+    return f"{block}: {text}" if block else text
 
 
 def block_words(watch: BlockWatch, now: float) -> str | None:

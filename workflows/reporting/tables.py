@@ -9,6 +9,7 @@ from typing import Any
 
 from workflows.console.units import bytes_text, seconds_text
 from workflows.records.event_log import moved_nbytes, task_runs, trainings
+from workflows.records.failed_blocks import failure_text
 from workflows.records.late_updates import late_updates
 from workflows.records.timeline import STAGING_IN, STAGING_OUT, TRAINING, WAITING, idle_share, round_lengths
 from workflows.reporting.captions import NONE, loss_text
@@ -128,6 +129,8 @@ def trouble_table(run: RunRecord) -> Table | None:
     for event in run.journal.events:
         if event["event"] in names:
             words = [str(event[key]) for key in ("app", "error", "message", "reason") if event.get(key)]
+            if event["event"] == "block_failed":
+                words = [failure_text(event)]
             when = seconds_text(event["time"] - opened)
             cells = [when, str(event.get("round", NONE)), str(event.get("site", NONE)), names[event["event"]]]
             timed.append((event["time"], [*cells, ": ".join(words)]))

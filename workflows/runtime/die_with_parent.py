@@ -1,7 +1,6 @@
 """Runs a program that must not outlive the process that starts it.
 
-``python -m workflows.runtime.die_with_parent LOG PROGRAM ARGUMENTS...`` becomes PROGRAM, its output goes to the file
-LOG.
+``python die_with_parent.py LOG PROGRAM ARGUMENTS...`` becomes PROGRAM, its output goes to the file LOG.
 
 Parsl's interchange does not notice that its driver was killed; here the kernel ends it, the blocks miss its heartbeat
 and end as well. The program gets a session of its own, so that a Ctrl-C at the terminal reaches the driver alone,
@@ -12,6 +11,10 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # before the first import of ours: the project root goes first on sys.path
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from apps.base.processes import end_with_parent
 

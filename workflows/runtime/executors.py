@@ -100,10 +100,10 @@ def make_executor(site: Site, run_dir: Path, patience: BlockErrorHandler | None 
         encrypted=True,
         interchange_launch_cmd=[
             sys.executable,
-            "-m",
-            "workflows.runtime.die_with_parent",
+            str(PROJECT / "workflows" / "runtime" / "die_with_parent.py"),
             str(run_dir / "logs" / f"interchange-{site.name}.log"),
             sys.executable,
+            "-P",  # without the current folder on sys.path: a user's own files there have common names
             "-m",
             "parsl.executors.high_throughput.interchange",
         ],
@@ -169,6 +169,7 @@ def worker_init(site: Site) -> str:
     lines += [
         f"export PATH={shlex.quote(str(programs))}:$PATH",
         f"export PYTHONPATH={shlex.quote(str(PROJECT))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        "export PYTHONSAFEPATH=1",  # no folder of a script comes before it
     ]
     return "\n".join(lines)
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -27,8 +28,9 @@ from apps.training.progress import Progress, read_progress
 from workflows.globus.route import GlobusRoute, globus_route
 from workflows.planning.plan import Plan
 from workflows.planning.storage import unseen_stores
+from workflows.records.failed_blocks import BlockFailure
 from workflows.records.run_directory import RunDirectory
-from workflows.runtime.block_failures import BlockPatience
+from workflows.runtime.block_failures import BlockFailureHandler
 from workflows.runtime.block_watch import cancel_leftovers, watch_blocks
 from workflows.runtime.executors import job_prefix, make_config
 from workflows.runtime.memoizer import JournalMemoizer
@@ -70,14 +72,20 @@ class Kernel:
             on: label of the executor.
             remember: False for an answer that holds for the moment only.
         """
-        app = parsl.python_app(function, data_flow_kernel=self.kernel, executors=[on], cache=remember)
-        return app(place, *args)
+        return self.app(function, on, remember)(place, *args)
+
+    def app(self, function: Callable[..., Any], on: str, remember: bool = True) -> Callable[..., AppFuture]:
+        """Return a function as a Parsl app that is bound to one executor; arguments as for ``submit``."""
+        app: Callable[..., AppFuture] = parsl.python_app(
+            function, data_flow_kernel=self.kernel, executors=[on], cache=remember
+        )
+        return app
 
     def progress(self, site: str) -> Progress | None:
         """How far a site's task is, where it can be seen."""
         remote = self.globus.sites.get(site)
         if remote:
-            return remote.sign.get("progress")
+            return remote.last_look.get("progress")
         found = read_progress(self.plan.sites[site].storage_root)
         # what the workers of an earlier driver wrote is over; clocks of a facility differ a little
         return found if found and found["time"] > self.began - CLOCKS_S else None
@@ -142,7 +150,7 @@ class Kernel:
 
     def close(self) -> None:
         """End Parsl in order where that can be. It would wait for ever for an interchange that is dead."""
-        left = self.globus.left_behind()
+        left = self.globus.open_tasks()
         self.globus.close()
         ending = threading.Thread(target=self.kernel.cleanup, name="parsl-cleanup", daemon=True)
         dead = self.dead_executors()
@@ -197,8 +205,8 @@ def _config(plan: Plan, run: RunDirectory, route: GlobusRoute) -> Config:
             executor: Any = parsl.dfk().executors[label]
             executor.scale_in_facade(1)
 
-    def tell(site: str, reason: str) -> None:
-        run.journal.write("block_failed", site=site, reason=reason)
+    def record_failure(site: str, failure: BlockFailure) -> None:
+        run.journal.write("block_failed", site=site, **asdict(failure))
 
     newest: dict[str, Callable[[], str | None]] = {
         name: partial(newest_checkpoint, site.storage_root) for name, site in plan.sites.items()
@@ -206,7 +214,7 @@ def _config(plan: Plan, run: RunDirectory, route: GlobusRoute) -> Config:
     newest |= {name: executor.newest_checkpoint for name, executor in route.sites.items()}
     memoizer = JournalMemoizer(run.journal, unseen_stores(plan.sites))
     retry = RetryPolicy(newest, give_back)
-    return make_config(plan, run.path, memoizer, retry, BlockPatience(tell), route.executors())
+    return make_config(plan, run.path, memoizer, retry, BlockFailureHandler(record_failure), route.executors())
 
 
 def root_cause(future: Future[Any]) -> BaseException | None:

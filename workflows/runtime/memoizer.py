@@ -93,6 +93,7 @@ class JournalMemoizer(Memoizer):
                 site=place["site"],
                 round=place["round"],
                 key=key,
+                depends=_dependencies(task),
                 submitted=_launched(task),
                 **_times(r),
                 result=r,
@@ -118,6 +119,12 @@ def still_there(result: Any, unseen: Collection[str] = (), gone: Collection[tupl
     wanted = [artifact for artifact in artifacts if (store, artifact["sha256"]) not in gone]
     found = [(artifact_path(store, artifact), artifact["nbytes"]) for artifact in wanted]
     return all(path.is_file() and path.stat().st_size == nbytes for path, nbytes in found)
+
+
+def _dependencies(task: TaskRecord) -> list[str]:
+    """Return the keys of the tasks whose results this one took as arguments."""
+    records = (getattr(future, "task_record", None) for future in task["depends"])
+    return [record["hashsum"] for record in records if record and record["hashsum"]]
 
 
 def _launched(task: TaskRecord) -> float | None:

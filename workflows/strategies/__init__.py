@@ -1,4 +1,4 @@
-"""Federated algorithms, one file each, behind one small interface (``base.py``)."""
+"""Federated algorithms, one file each, behind the small interface of ``base.py``."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SECTIONS: dict[str, type[StrategySection]] = {
 
 
 def _named(section: Any) -> Any:
-    """Without a name the section means FedAvg; a name alone means its defaults."""
+    """Add the default name: a section without one is FedAvg, a name alone means that strategy's defaults."""
     if isinstance(section, str):
         return {"name": section}
     return {"name": "fedavg", **section} if isinstance(section, dict) else section
@@ -71,15 +71,21 @@ AnySection = Annotated[
 
 
 def has_rounds(name: str) -> bool:
-    """Whether a strategy goes in rounds; the others make versions of the model out of what comes when it comes."""
+    """Return True if a strategy works in rounds; the others make model versions from updates as they arrive."""
     return issubclass(SECTIONS.get(name, FedAvgSection), SynchronousSection)
 
 
 def is_plain_mean(section: StrategySection) -> bool:
-    """Whether each model is a mean of updates of the one before, and nothing else."""
+    """Return True if each model is a mean of updates of the one before, and nothing else."""
     return isinstance(section, FedAvgSection | FedProxSection)
 
 
 def make_strategy(section: StrategySection, rounds: int, steps: int) -> Strategy:
-    """The strategy of a campaign: over after so many versions of the model, with so many local steps an order."""
+    """Return the strategy of a campaign.
+
+    Args:
+        section: the campaign's strategy settings.
+        rounds: versions of the global model after which the campaign ends.
+        steps: local steps of one request.
+    """
     return section.strategy(rounds, steps)

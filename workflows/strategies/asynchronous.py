@@ -1,8 +1,8 @@
-"""What the strategies share that never wait for all: each site has one order at a time and gets the next at once.
+"""Base of the strategies without rounds: each site has one open request and gets the next one at once.
 
-A strategy of this family only says what an update does to the model (``Merge``). With ``late_binding`` a site is
-asked for a block first and given the newest model when the block starts; otherwise it is given the model that is
-newest when it is asked, which grows older in the queue.
+A strategy of this family only defines what an update does to the model (``Merge``). With ``late_binding`` it first
+requests a block at a site and sends the newest model when the block starts; otherwise it sends the model that is
+newest at the time of the request, which gets stale while the request waits in the queue.
 
 A site that fails several times in a row is left out.
 """
@@ -10,7 +10,7 @@ A site that fails several times in a row is left out.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from workflows.strategies.base import (
     Action,
@@ -24,92 +24,89 @@ from workflows.strategies.base import (
     Stop,
     UpdateArrived,
 )
-from workflows.strategies.ledger import Ledger, Order, as_plain, from_plain
+from workflows.strategies.requests import OpenRequest, OpenRequests
 
-PATIENCE = 3  # failures in a row after which a site is left out
+MAX_FAILURES = 3  # in a row, after which a site is left out
 
 
 class Merge(Protocol):
-    """How updates become models. ``version`` is that of the newest model."""
+    """How updates become models."""
 
-    memory: Any  # a dataclass of plain values
+    def __call__(self, version: int, sites: int, task: int, request: OpenRequest, /) -> Aggregate | None:
+        """Return the aggregation that an update leads to, or None if the model stays as it is.
 
-    def __call__(self, version: int, sites: int, task: int, order: Order) -> Aggregate | None:
-        """The next model, if this update makes one."""
+        Args:
+            version: of the newest model.
+            sites: number of sites in the campaign.
+            task: of the update.
+            request: that the update answers.
+        """
 
 
 @dataclass
-class Memory:
-    """What the strategy knows."""
+class AsynchronousState:
+    """State of an asynchronous strategy, without that of its merge."""
 
-    ledger: Ledger = field(default_factory=Ledger)
+    requests: OpenRequests = field(default_factory=OpenRequests)
     version: int = 0
-    requested: list[str] = field(default_factory=list)  # sites whose queue has a request of ours
-    held: list[str] = field(default_factory=list)  # sites with a running block that was asked for
+    queued: list[str] = field(default_factory=list)  # sites with a block request in the queue
+    running: list[str] = field(default_factory=list)  # sites with a running block that was requested
 
 
 class Asynchronous:
-    """A campaign without rounds."""
+    """A strategy without rounds."""
 
     def __init__(
         self, rounds: int, steps: int, merge: Merge, *, late_binding: bool = False, proximal_mu: float | None = None
     ) -> None:
         self.rounds, self.steps, self.late_binding, self.proximal_mu = rounds, steps, late_binding, proximal_mu
-        self.memory, self.merge = Memory(), merge
+        self.state, self.merge = AsynchronousState(), merge
 
     def react(self, event: Event) -> list[Action]:
-        memory = self.memory
+        """Return the actions that follow an event."""
+        state = self.state
         match event:
             case CampaignStarted():
-                memory.ledger.enrol(event.sites)
-                return [action for site in memory.ledger.samples for action in self._ask(site, event.time_s)]
+                state.requests.enrol(event.sites)
+                return [action for site in state.requests.samples for action in self._request(site, event.time_s)]
             case BlockStarted() if self.late_binding:
-                memory.requested = [site for site in memory.requested if site != event.site]
-                memory.held.append(event.site)
-                return [] if event.site in memory.ledger.busy() else self._ask(event.site, event.time_s)
-            case BlockEnded() if event.site in memory.held:
-                memory.held.remove(event.site)
-                return [] if event.site in memory.ledger.busy() else self._ask(event.site, event.time_s)
-            case BlockEnded() if event.site in memory.requested:
-                memory.requested.remove(event.site)
-                memory.ledger.failed(event.site)
-                return [*self._ask(event.site, event.time_s), *self._given_up()]
+                state.queued = [site for site in state.queued if site != event.site]
+                state.running.append(event.site)
+                return [] if event.site in state.requests.busy() else self._request(event.site, event.time_s)
+            case BlockEnded() if event.site in state.running:
+                state.running.remove(event.site)
+                return [] if event.site in state.requests.busy() else self._request(event.site, event.time_s)
+            case BlockEnded() if event.site in state.queued:
+                state.queued.remove(event.site)
+                state.requests.count_failure(event.site)
+                return self._next(event.site, event.time_s)
             case UpdateArrived() | SiteFailed():
-                order = memory.ledger.close(event)
-                return self._closed(event, order) if order else []
+                request = state.requests.close(event)
+                return self._closed(event, request) if request else []
         return []
 
-    def _closed(self, event: UpdateArrived | SiteFailed, order: Order) -> list[Action]:
-        memory, actions = self.memory, list[Action]()
+    def _closed(self, event: UpdateArrived | SiteFailed, request: OpenRequest) -> list[Action]:
+        state, actions = self.state, list[Action]()
         if isinstance(event, UpdateArrived) and event.steps_done > 0:
-            made = self.merge(memory.version, len(memory.ledger.samples), event.task, order)
-            if made:
-                memory.version = made.version
-                actions.append(made)
-        if memory.version >= self.rounds:
+            aggregate = self.merge(state.version, len(state.requests.samples), event.task, request)
+            if aggregate:
+                state.version = aggregate.version
+                actions.append(aggregate)
+        if state.version >= self.rounds:
             return [*actions, Stop()]
-        return [*actions, *self._ask(event.site, event.time_s), *self._given_up()]
+        return [*actions, *self._next(event.site, event.time_s)]
 
-    def _given_up(self) -> list[Action]:
-        """The end, once no site is left to be asked."""
-        if all(self.memory.ledger.failures.get(site, 0) >= PATIENCE for site in self.memory.ledger.samples):
-            return [Stop(f"every site has failed {PATIENCE} times in a row")]
-        return []
+    def _next(self, site: str, now_s: float) -> list[Action]:
+        """Return the next request for a site, or the end of the campaign if no site is left."""
+        return [*self._request(site, now_s), *self.state.requests.stop_if_none_left(MAX_FAILURES)]
 
-    def _ask(self, site: str, now_s: float) -> list[Action]:
-        memory = self.memory
-        if memory.ledger.failures.get(site, 0) >= PATIENCE:
+    def _request(self, site: str, now_s: float) -> list[Action]:
+        state = self.state
+        if state.requests.is_excluded(site, MAX_FAILURES):
             return []
-        if self.late_binding and site not in memory.held:
-            if site in memory.requested:
+        if self.late_binding and site not in state.running:
+            if site in state.queued:
                 return []
-            memory.requested.append(site)
+            state.queued.append(site)
             return [RequestBlock(site)]
-        return [memory.ledger.order(site, memory.version, self.steps, now_s, proximal_mu=self.proximal_mu)]
-
-    def state(self) -> dict[str, Any]:
-        return {"sites": as_plain(self.memory), "merge": as_plain(self.merge.memory)}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.memory = from_plain(Memory, state["sites"])
-        self.merge.memory = from_plain(type(self.merge.memory), state["merge"])
+        return [state.requests.open(site, state.version, self.steps, now_s, proximal_mu=self.proximal_mu)]

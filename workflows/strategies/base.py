@@ -1,4 +1,4 @@
-"""What a strategy is told and what it answers: one brain, driven by the live or by a virtual engine.
+"""Events that a strategy receives and actions that it returns; the same for the live and the virtual engine.
 
 A strategy is a plain state machine without threads, clocks, tensors or Parsl. Times are seconds since the
 campaign began, as the engine sees them.
@@ -7,32 +7,32 @@ Models and updates are named by numbers: a model by its version, an update by th
 always an affine combination of stored ones (``Aggregate``), so that a mean, a mixture, a sum of differences and a
 memory of absent sites are the same streaming pass at the server.
 
-Blocks (batch jobs) come by themselves where a strategy only asks for training: the engine requests one when work for
-a site waits and none is there. A strategy that asks with ``RequestBlock`` is told when the block starts and chooses
-the model then, so that the time in the queue makes nothing stale.
+The engine requests a block (batch job) by itself when training requests wait at a site that has none. A strategy that
+requests blocks with ``RequestBlock`` gets an event when the block starts and chooses the model then, so that the time
+in the queue makes nothing stale.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
 
 @dataclass(frozen=True)
 class SiteFacts:
-    """What a strategy may know of a site before it trains."""
+    """Properties of a site that are known before it trains."""
 
     name: str
-    samples: int  # 0: it could not be asked yet, its first update tells
-    max_blocks: int = 1  # batch jobs of ours that the queue takes at once, waiting and running
+    samples: int  # 0: unknown until its first update
+    max_blocks: int = 1  # our batch jobs that the queue admits at the same time, waiting and running
     walltime_s: float | None = None  # of a block; None: no limit
 
 
 @dataclass(frozen=True)
 class CampaignStarted:
-    """The first event: model version 0 is there, the sites have enrolled."""
+    """First event of a campaign: model version 0 exists and the sites have enrolled."""
 
     time_s: float
     sites: tuple[SiteFacts, ...]
@@ -40,17 +40,17 @@ class CampaignStarted:
 
 @dataclass(frozen=True)
 class BlockStarted:
-    """A block runs and can train now; told at least of those that the strategy has asked for."""
+    """A block has started and can train; sent at least for blocks that the strategy has requested."""
 
     time_s: float
     site: str
     wait_s: float  # in the queue
-    ends_s: float | None = None  # when its walltime is over; None: not known
+    ends_s: float | None = None  # end of its walltime; None: unknown
 
 
 @dataclass(frozen=True)
 class BlockEnded:
-    """A running block is gone (walltime, idle, preempted, cancelled), or one that was asked for cannot be had."""
+    """A running block has ended (walltime, idle, preempted, cancelled), or a requested one cannot be had."""
 
     time_s: float
     site: str
@@ -68,13 +68,13 @@ class UpdateArrived:
     steps_done: int
     samples: int
     train_s: float
-    wait_s: float  # between the model's arrival at the site and the start of the work: the queue
-    site_samples: int = 0  # that the site has, for a mean by samples; 0: as it told when it enrolled
+    wait_s: float  # from the model's arrival at the site to the start of training: the queue
+    site_samples: int = 0  # samples at the site, for a mean by samples; 0: as reported when it enrolled
 
 
 @dataclass(frozen=True)
 class SiteFailed:
-    """A site's task has ended for good without an update that counts."""
+    """A site's task has ended, after all retries, without a valid update."""
 
     time_s: float
     site: str
@@ -84,7 +84,7 @@ class SiteFailed:
 
 @dataclass(frozen=True)
 class TimerFired:
-    """A timer that the strategy has set."""
+    """A timer that the strategy has set has fired."""
 
     time_s: float
     name: str
@@ -95,25 +95,25 @@ Event = CampaignStarted | BlockStarted | BlockEnded | UpdateArrived | SiteFailed
 
 @dataclass(frozen=True)
 class RequestBlock:
-    """Ask a site's queue for a block. Without effect while ``max_blocks`` of ours wait or run there."""
+    """Request a block at a site's queue. No effect while ``max_blocks`` of ours wait or run there."""
 
     site: str
 
 
 @dataclass(frozen=True)
 class ReleaseBlock:
-    """Give a site's running block back; work inside is finished first."""
+    """Release a site's running block; work inside is finished first."""
 
     site: str
 
 
 @dataclass(frozen=True)
 class Train:
-    """Ask a site to train a version of the model. ``task`` numbers the orders of a campaign.
+    """Request training of a model version at a site. ``task`` numbers the requests of a campaign.
 
-    ``round`` seeds the order of the samples: for a site it is never twice the same. The work ends after ``steps``,
+    ``round`` seeds the order of the samples and is unique per site. Training ends after ``steps``,
     after the step during which ``until_s`` passes, or when the block nears its walltime, whichever is first; the
-    update then says how many steps were done. Warm-up and decay of the learning rate follow ``version``, of which
+    update then reports how many steps were done. Warm-up and decay of the learning rate follow ``version``, of which
     every strategy makes as many as the campaign has rounds.
     """
 
@@ -130,7 +130,7 @@ class Train:
 
 @dataclass(frozen=True)
 class ServerRule:
-    """An optimiser at the server; formulas in apps/artifacts/server_optimizer.py. Its state goes on from ``base``."""
+    """An optimiser at the server; formulas in apps/artifacts/server_optimizer.py. Its state continues from ``base``."""
 
     name: Literal["momentum", "nesterov", "adagrad", "adam", "yogi"]
     rate: float
@@ -156,7 +156,7 @@ class Aggregate:
 
 @dataclass(frozen=True)
 class SetTimer:
-    """Wake the strategy at a time (seconds since the campaign began)."""
+    """Request a ``TimerFired`` event at a time (seconds since the campaign began)."""
 
     name: str
     at_s: float
@@ -164,7 +164,7 @@ class SetTimer:
 
 @dataclass(frozen=True)
 class Stop:
-    """The campaign is over. ``failure`` says why it could not be finished, if so."""
+    """End the campaign. ``failure`` is the reason why it could not be finished, if so."""
 
     failure: str | None = None
 
@@ -176,28 +176,22 @@ class Strategy(Protocol):
     """A federated algorithm."""
 
     def react(self, event: Event) -> list[Action]:
-        """What to do about an event."""
-
-    def state(self) -> dict[str, Any]:
-        """All it knows, as plain values."""
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Become the strategy that gave this state."""
+        """Return the actions that follow an event."""
 
 
 Weights = Literal["samples", "equal"]
 
 
 class StrategySection(BaseModel):
-    """Settings of one strategy; each gives the strategy it describes."""
+    """Settings of one strategy."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
     def strategy(self, rounds: int, steps: int) -> Strategy:
-        """A fresh strategy.
+        """Return a strategy in its first state, with these settings.
 
         Args:
             rounds: versions of the global model after which the campaign ends.
-            steps: local steps of one order, where the algorithm does not choose them itself.
+            steps: local steps of one request, where the algorithm does not choose them itself.
         """
         raise NotImplementedError

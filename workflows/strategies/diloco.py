@@ -3,7 +3,7 @@
     g = x - mean_k(x_k);   v <- mu v + g;   x <- x - rate (g + mu v)
 
 Source: Douillard et al., DiLoCo, 2023 (arXiv 2311.08105); defaults of OpenDiLoCo. The published number of local
-steps is 500 and belongs into ``training.steps``; ``training.keep_optimizer`` keeps the inner moments, as published.
+steps is 500: set ``training.steps``; ``training.keep_optimizer`` keeps the inner moments, as published.
 """
 
 from __future__ import annotations

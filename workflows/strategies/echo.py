@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from workflows.strategies.base import Aggregate, ServerRule
 
-MOST_FACTOR = 3.0  # partial work counts at most so many times: it would be mostly noise
+MAX_FACTOR = 3.0  # largest factor on partial work; more would be mostly noise
 
 
 @dataclass
-class Word:
-    """An update of a site."""
+class EchoUpdate:
+    """An update of a site, with the model that it started from."""
 
     task: int
     base: int  # the version it started from
@@ -20,23 +20,28 @@ class Word:
 
 
 def echoed(
-    version: int, base: int, heard: Iterable[tuple[float, Sequence[Word]]], unit: float, kappa: float, rule: ServerRule
+    version: int,
+    base: int,
+    contributions: Iterable[tuple[float, Sequence[EchoUpdate]]],
+    unit: float,
+    kappa: float,
+    rule: ServerRule,
 ) -> Aggregate:
-    """``x + sum_j q_j (1/W sum_w (U / K_w) (y_w - b_w) - kappa (x - mean b_w))`` as what a server rule aims at.
+    """Return ``x + sum_j q_j (1/W sum_w (U / K_w) (y_w - b_w) - kappa (x - mean b_w))`` as target of a server rule.
 
     Args:
-        version: to be made.
+        version: of the new model.
         base: x, the newest model.
-        heard: of each site its share q and the words that count.
-        unit: U, the steps that a change is scaled to.
-        kappa: of so many steps.
-        rule: of the server.
+        contributions: of each site its share q and the updates that count.
+        unit: U, the number of steps that a change is scaled to.
+        kappa: contraction of U steps.
+        rule: server optimiser.
     """
     models, parts = {base: 1.0}, list[tuple[int, float]]()
-    for share, words in heard:
+    for share, updates in contributions:
         models[base] -= kappa * share
-        for word in words:
-            part, factor = share / len(words), min(MOST_FACTOR, unit / word.steps)
-            parts.append((word.task, part * factor))
-            models[word.base] = models.get(word.base, 0.0) - part * (factor - kappa)
+        for update in updates:
+            part, factor = share / len(updates), min(MAX_FACTOR, unit / update.steps)
+            parts.append((update.task, part * factor))
+            models[update.base] = models.get(update.base, 0.0) - part * (factor - kappa)
     return Aggregate(version, base, tuple(parts), tuple((v, weight) for v, weight in models.items() if weight), rule)

@@ -1,8 +1,8 @@
-"""FedAsync: each update is mixed into the model as it comes.
+"""FedAsync: each update is mixed into the model as it arrives.
 
     x <- (1 - a_s) x + a_s x_k,   a_s = alpha S(s)
 
-S(s) is constant, polynomial (s+1)^-a, or hinge. Sites may hold on to their start by a proximal term rho.
+S(s) is constant, polynomial (s+1)^-a, or hinge. A proximal term rho keeps sites near the model they started from.
 ``per_site`` divides alpha by the number of sites, as APPFL does: with four sites and alpha 0.9 a fresh update then
 has the weight 0.225.
 
@@ -11,14 +11,13 @@ Source: Xie, Koyejo, Gupta, Asynchronous Federated Optimization, 2019 (arXiv 190
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field, NonNegativeFloat
 
 from workflows.strategies.asynchronous import Asynchronous
 from workflows.strategies.base import Aggregate, StrategySection
-from workflows.strategies.ledger import Order
+from workflows.strategies.requests import OpenRequest
 from workflows.strategies.staleness import Staleness
 
 
@@ -36,18 +35,14 @@ class FedAsyncSection(StrategySection):
         return Asynchronous(rounds, steps, Mixture(self), late_binding=self.late_binding, proximal_mu=self.rho)
 
 
-@dataclass
-class Nothing:
-    """No memory between updates."""
-
-
 class Mixture:
-    """The formula above."""
+    """The merge of the formula above."""
 
     def __init__(self, section: FedAsyncSection) -> None:
-        self.section, self.memory = section, Nothing()
+        self.section = section
 
-    def __call__(self, version: int, sites: int, task: int, order: Order) -> Aggregate:
+    def __call__(self, version: int, sites: int, task: int, request: OpenRequest) -> Aggregate:
+        """Return the next model; every update makes one."""
         alpha = self.section.alpha / (sites if self.section.per_site else 1)
-        weight = alpha * self.section.staleness.weight(version - order.version)
+        weight = alpha * self.section.staleness.weight(version - request.version)
         return Aggregate(version + 1, version, ((task, weight),), ((version, 1 - weight),))

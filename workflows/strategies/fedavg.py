@@ -1,14 +1,14 @@
-"""FedAvg: every site trains from the same model, the mean of their models is the next one.
+"""FedAvg: every site trains from the same model; the mean of the sites' models is the next one.
 
     x <- sum_k p_k x_k,   p_k = n_k / n  (``weights: samples``)  or  1 / m  (``weights: equal``)
 
 Source: McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data, AISTATS 2017
 (arXiv 1602.05629).
 
-A site that fails in a round is left out of its mean if at least ``quorum`` updates are there, and asked again in
-the next round. Without a quorum in the campaign every site is needed. With ``participants`` so many sites are drawn
-for a round. After ``deadline_s`` a round ends with the quorum; a site that is late then is asked again once it is
-free, and what it brings from a round that has ended is dropped.
+A site that fails in a round is left out of its mean if at least ``quorum`` updates have arrived, and gets a request
+again in the next round. Without a quorum in the campaign every site is needed. With ``participants`` that many sites
+are drawn for a round. After ``deadline_s`` a round ends with the quorum; a late site gets its next request when it is
+free, and an update for a round that has ended is dropped.
 
 The synchronous family shares this round: a proximal term (FedProx), normalised steps (FedNova), corrected gradients
 (SCAFFOLD) and an optimiser at the server (FedAvgM, FedAdagrad, FedAdam, FedYogi, DiLoCo) are described in files of
@@ -39,14 +39,14 @@ from workflows.strategies.base import (
     UpdateArrived,
     Weights,
 )
-from workflows.strategies.ledger import Ledger, as_plain, from_plain, shares
+from workflows.strategies.requests import OpenRequests, shares
 
 
 class SynchronousSection(StrategySection):
-    """What the synchronous strategies have in common."""
+    """Settings that the synchronous strategies share."""
 
     weights: Weights = "samples"
-    quorum: PositiveInt | None = None  # updates a round needs; None: every site's
+    quorum: PositiveInt | None = None  # updates that a round needs; None: of every site
     participants: PositiveInt | None = None  # sites drawn for a round; None: all
     deadline_s: PositiveFloat | None = None  # of a round
     seed: NonNegativeInt = 0  # of the draw of participants
@@ -60,7 +60,7 @@ class SynchronousSection(StrategySection):
         return self
 
     def rounds_of(self, rounds: int, steps: int, **details: Any) -> FedAvg:
-        """The synchronous round with these settings."""
+        """Return the synchronous algorithm with these settings and the details of a strategy."""
         return FedAvg(
             rounds,
             steps,
@@ -83,18 +83,18 @@ class FedAvgSection(SynchronousSection):
 
 
 @dataclass
-class Memory:
-    """What the strategy knows."""
+class FedAvgState:
+    """State of a synchronous strategy."""
 
-    ledger: Ledger = field(default_factory=Ledger)
+    requests: OpenRequests = field(default_factory=OpenRequests)
     version: int = 0
-    current: dict[int, str] = field(default_factory=dict)  # tasks of this round that are out
-    asked: list[str] = field(default_factory=list)
+    current: dict[int, str] = field(default_factory=dict)  # open tasks of this round -> site
+    participants: list[str] = field(default_factory=list)  # sites that were asked to train in this round
     arrived: dict[str, int] = field(default_factory=dict)  # site -> task
-    done: dict[str, int] = field(default_factory=dict)  # site -> steps it has done in this round
+    done: dict[str, int] = field(default_factory=dict)  # site -> steps done in this round
     failed: dict[str, str] = field(default_factory=dict)  # site -> reason
     overdue: bool = False
-    waiting: bool = False  # for any site to be free
+    waiting: bool = False  # for a free site
     last: dict[str, int] = field(default_factory=dict)  # site -> task of its last update that counted
 
 
@@ -119,101 +119,96 @@ class FedAvg:
         self.rounds, self.steps, self.weights, self.quorum = rounds, steps, weights, quorum
         self.participants, self.deadline_s, self.seed = participants, deadline_s, seed
         self.proximal_mu, self.normalise, self.corrected, self.server = proximal_mu, normalise, corrected, server
-        self.memory = Memory()
+        self.state = FedAvgState()
 
     def react(self, event: Event) -> list[Action]:
-        memory = self.memory
+        """Return the actions that follow an event."""
+        state = self.state
         if isinstance(event, CampaignStarted):
-            memory.ledger.enrol(event.sites)
+            state.requests.enrol(event.sites)
             return self._begin_round(event.time_s)
-        if isinstance(event, TimerFired) and event.name == f"round {memory.version + 1}":
-            memory.overdue = True
+        if isinstance(event, TimerFired) and event.name == f"round {state.version + 1}":
+            state.overdue = True
             return self._end_round(event.time_s)
-        if isinstance(event, UpdateArrived | SiteFailed) and memory.ledger.close(event):
-            self._take(event)
-            return self._begin_round(event.time_s) if memory.waiting else self._end_round(event.time_s)
+        if isinstance(event, UpdateArrived | SiteFailed) and state.requests.close(event):
+            self._record(event)
+            return self._begin_round(event.time_s) if state.waiting else self._end_round(event.time_s)
         return []
 
     def _begin_round(self, now_s: float) -> list[Action]:
-        memory, drawn = self.memory, self._drawn()
-        memory.waiting = len(drawn) < (self.quorum or 1)
-        memory.asked, memory.arrived, memory.done, memory.failed = [] if memory.waiting else drawn, {}, {}, {}
-        memory.overdue = False
-        orders: list[Action] = [self._order(site) for site in memory.asked]
-        if self.deadline_s is not None and orders:
-            orders.append(SetTimer(f"round {memory.version + 1}", now_s + self.deadline_s))
-        return orders
+        state, drawn = self.state, self._drawn()
+        state.waiting = len(drawn) < (self.quorum or 1)
+        state.participants, state.arrived, state.done, state.failed = [] if state.waiting else drawn, {}, {}, {}
+        state.overdue = False
+        requests: list[Action] = [self._request(site) for site in state.participants]
+        if self.deadline_s is not None and requests:
+            requests.append(SetTimer(f"round {state.version + 1}", now_s + self.deadline_s))
+        return requests
 
     def _drawn(self) -> list[str]:
-        """The sites of the next round, in the order of the campaign; a site that is still busy is left alone."""
-        busy = self.memory.ledger.busy()
-        free = [site for site in self.memory.ledger.samples if site not in busy]
+        """Return the sites of the next round, in the order of the campaign; a busy site is left out."""
+        busy = self.state.requests.busy()
+        free = [site for site in self.state.requests.samples if site not in busy]
         if self.participants is None or self.participants >= len(free):
             return free
-        chosen = random.Random(f"{self.seed}/{self.memory.version}").sample(free, self.participants)
+        chosen = random.Random(f"{self.seed}/{self.state.version}").sample(free, self.participants)
         return [site for site in free if site in chosen]
 
-    def _order(self, site: str) -> Train:
-        memory = self.memory
-        order = memory.ledger.order(
+    def _request(self, site: str) -> Train:
+        state = self.state
+        request = state.requests.open(
             site,
-            memory.version,
+            state.version,
             self.steps,
-            round=memory.version + 1,
+            round=state.version + 1,
             proximal_mu=self.proximal_mu,
             correction=self._correction(site) if self.corrected else (),
         )
-        memory.current[order.task] = site
-        return order
+        state.current[request.task] = site
+        return request
 
     def _correction(self, site: str) -> tuple[tuple[int, float], ...]:
-        """c - c_k of SCAFFOLD, as factors on the mean gradients of earlier tasks."""
-        last, count = self.memory.last, len(self.memory.ledger.samples)
+        """Return c - c_k of SCAFFOLD, as factors on the mean gradients of earlier tasks."""
+        last, count = self.state.last, len(self.state.requests.samples)
         return tuple((task, 1 / count - (owner == site)) for owner, task in last.items())
 
-    def _take(self, event: UpdateArrived | SiteFailed) -> None:
-        memory = self.memory
-        site = memory.current.pop(event.task, None)
+    def _record(self, event: UpdateArrived | SiteFailed) -> None:
+        state = self.state
+        site = state.current.pop(event.task, None)
         if site is None:
-            return  # from a round that has ended without it
+            return  # an update for a round that has ended without it
         if isinstance(event, SiteFailed):
-            memory.failed[site] = event.reason
+            state.failed[site] = event.reason
         elif event.steps_done > 0:
-            memory.arrived[site], memory.done[site] = event.task, event.steps_done
+            state.arrived[site], state.done[site] = event.task, event.steps_done
         else:
-            memory.failed[site] = "no step was done"
+            state.failed[site] = "no step was done"
 
     def _end_round(self, now_s: float) -> list[Action]:
-        memory = self.memory
-        needed = self.quorum or len(memory.asked)
-        enough = len(memory.arrived) >= needed
-        if memory.current and not (memory.overdue and enough):
+        state = self.state
+        needed = self.quorum or len(state.participants)
+        enough = len(state.arrived) >= needed
+        if state.current and not (state.overdue and enough):
             return []
         if not enough:
-            reasons = "; ".join(f"{site}: {reason}" for site, reason in memory.failed.items())
-            have = f"{len(memory.arrived)} of {plural(len(memory.asked), 'update')}"
-            return [Stop(f"round {memory.version + 1} has {have} and needs {needed}: {reasons}")]
-        memory.current.clear()
-        memory.version += 1
-        memory.last |= memory.arrived
+            reasons = "; ".join(f"{site}: {reason}" for site, reason in state.failed.items())
+            have = f"{len(state.arrived)} of {plural(len(state.participants), 'update')}"
+            return [Stop(f"round {state.version + 1} has {have} and needs {needed}: {reasons}")]
+        state.current.clear()
+        state.version += 1
+        state.last |= state.arrived
         mean = self._mean()
-        return [mean, *(self._begin_round(now_s) if memory.version < self.rounds else [Stop()])]
+        return [mean, *(self._begin_round(now_s) if state.version < self.rounds else [Stop()])]
 
     def _mean(self) -> Aggregate:
-        """Tasks and weights in the order of the campaign's sites, whatever the order of arrival."""
-        memory, base = self.memory, self.memory.version - 1
-        present = [site for site in memory.ledger.samples if site in memory.arrived]
-        share = shares(memory.ledger.samples, present, self.weights)
+        """Return the aggregation, in the order of the campaign's sites whatever the order of arrival."""
+        state, base = self.state, self.state.version - 1
+        present = [site for site in state.requests.samples if site in state.arrived]
+        share = shares(state.requests.samples, present, self.weights)
         if not self.normalise:
-            parts = tuple((memory.arrived[site], share[site]) for site in present)
-            return Aggregate(memory.version, base, parts, server=self.server)
-        effective = sum(share[site] * memory.done[site] for site in present)
-        parts = tuple((memory.arrived[site], effective * share[site] / memory.done[site]) for site in present)
+            parts = tuple((state.arrived[site], share[site]) for site in present)
+            return Aggregate(state.version, base, parts, server=self.server)
+        effective = sum(share[site] * state.done[site] for site in present)
+        parts = tuple((state.arrived[site], effective * share[site] / state.done[site]) for site in present)
         rest = 1 - sum(weight for _, weight in parts)
-        return Aggregate(memory.version, base, parts, ((base, rest),), self.server)
-
-    def state(self) -> dict[str, Any]:
-        return as_plain(self.memory)
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.memory = from_plain(Memory, state)
+        return Aggregate(state.version, base, parts, ((base, rest),), self.server)

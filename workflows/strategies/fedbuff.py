@@ -1,4 +1,4 @@
-"""FedBuff: the differences of K updates are collected, then the model takes one step.
+"""FedBuff: the differences of K updates are collected, then the server makes one step.
 
     x <- x + eta / K sum_k S(s_k) (x_k - x_b(k)),   S(s) = (1 + s)^-1/2
 
@@ -18,7 +18,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from workflows.strategies.asynchronous import Asynchronous
 from workflows.strategies.base import Aggregate, ServerRule, StrategySection
-from workflows.strategies.ledger import Order
+from workflows.strategies.requests import OpenRequest
 from workflows.strategies.staleness import Staleness
 
 
@@ -38,24 +38,25 @@ class FedBuffSection(StrategySection):
 
 
 @dataclass
-class Waiting:
+class BufferedUpdates:
     """Updates in the buffer: task, version it started from, staleness factor."""
 
     updates: list[tuple[int, int, float]] = field(default_factory=list)
 
 
 class Buffer:
-    """The formula above."""
+    """The merge of the formula above."""
 
     def __init__(self, section: FedBuffSection) -> None:
-        self.section, self.memory = section, Waiting()
+        self.section, self.state = section, BufferedUpdates()
 
-    def __call__(self, version: int, sites: int, task: int, order: Order) -> Aggregate | None:
-        factor = self.section.staleness.weight(version - order.version)
-        self.memory.updates.append((task, order.version, factor))
-        if len(self.memory.updates) < self.section.buffer:
+    def __call__(self, version: int, _sites: int, task: int, request: OpenRequest) -> Aggregate | None:
+        """Return the next model once the buffer is full, else None."""
+        factor = self.section.staleness.weight(version - request.version)
+        self.state.updates.append((task, request.version, factor))
+        if len(self.state.updates) < self.section.buffer:
             return None
-        updates, self.memory = self.memory.updates, Waiting()
+        updates, self.state = self.state.updates, BufferedUpdates()
         rule = ServerRule("momentum", self.section.rate, self.section.momentum) if self.section.momentum else None
         return step_of_differences(version, updates, (1.0 if rule else self.section.rate) / len(updates), rule)
 
@@ -63,7 +64,14 @@ class Buffer:
 def step_of_differences(
     version: int, updates: list[tuple[int, int, float]], rate: float, server: ServerRule | None = None
 ) -> Aggregate:
-    """``x + rate sum_k f_k (x_k - x_b(k))`` for (task, version it started from, factor)."""
+    """Return ``x + rate sum_k f_k (x_k - x_b(k))``.
+
+    Args:
+        version: of the newest model x.
+        updates: of each update its task, the version b(k) it started from, and its factor f_k.
+        rate: of the step.
+        server: rule that makes the step, or None for a plain one.
+    """
     parts = tuple((task, rate * factor) for task, _, factor in updates)
     models = {version: 1.0}
     for (_, start, _), (_, weight) in zip(updates, parts, strict=True):

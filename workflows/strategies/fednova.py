@@ -1,4 +1,4 @@
-"""FedNova: a mean of directions, so that a site that did more steps has no more say.
+"""FedNova: a mean of directions, so that a site with more steps has no more weight.
 
     x <- x + tau_eff sum_k p_k (x_k - x) / tau_k,   tau_eff = sum_k p_k tau_k
 

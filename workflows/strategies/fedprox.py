@@ -1,4 +1,4 @@
-"""FedProx: FedAvg whose sites are held near the model they started from.
+"""FedProx: FedAvg with a proximal term that keeps sites near the model they started from.
 
     local loss + mu/2 ||x - x_global||^2
 

@@ -1,13 +1,13 @@
-"""SCAFFOLD: local gradients corrected by what the other sites' gradients were.
+"""SCAFFOLD: local gradients corrected by the gradients of the other sites.
 
     local step     y <- y - eta (g - c_k + c)
     option II      c_k' = c_k - c + (x - y) / (K eta),   c <- c + |S|/N mean_S(c_k' - c_k)
     server         x <- x + mean_S(y - x)
 
 With plain SGD, (x - y) / (K eta) is the mean of the corrected gradients, so that c_k' is the mean of the plain
-gradients of site k's last task, G_k, and c is their sum over all N sites divided by N, zero where a site has none
-yet. The correction c - c_k is therefore a sum of factors on the G of earlier tasks (``Train.correction``): sites
-keep a gradient per task, the server forms the sum. Not defined where the local optimiser is not plain SGD (AdamW).
+gradients of site k's last task, G_k, and c is their sum over all N sites divided by N, zero for a site without one.
+The correction c - c_k is therefore a sum of factors on the G of earlier tasks (``Train.correction``): sites keep a
+gradient per task, the server forms the sum. Not defined where the local optimiser is not plain SGD (AdamW).
 
 Source: Karimireddy et al., SCAFFOLD, ICML 2020 (arXiv 1910.06378).
 """

@@ -1,6 +1,6 @@
-"""How much an update counts that started from an older version of the model.
+"""Weight of an update by the age of the model that it started from.
 
-Staleness s is the number of versions made since. Formulas: Xie et al., arXiv 1903.03934 (constant, polynomial,
+Staleness s is the number of versions made since then. Formulas: Xie et al., arXiv 1903.03934 (constant, polynomial,
 hinge); FedQueue, arXiv 2605.02125 (harmonic, exponential).
 """
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat
 
 
 class Staleness(BaseModel):
-    """A decay with value 1 at s = 0.
+    """Settings of a decay with value 1 at s = 0.
 
     constant 1; polynomial (s+1)^-a; hinge 1 up to b, then 1/(a (s-b) + 1); harmonic 1/(1 + a s);
     exponential exp(-a s).
@@ -26,7 +26,7 @@ class Staleness(BaseModel):
     b: NonNegativeFloat = 4.0
 
     def weight(self, staleness: int) -> float:
-        """The factor, in (0, 1]; ValueError for a version from the future."""
+        """Return the factor, in (0, 1]; ValueError for a negative staleness."""
         if staleness < 0:
             raise ValueError(f"an update cannot be {-staleness} versions ahead of the model")
         match self.kind:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from apps import server
+from apps.aggregate import aggregate
 from apps.artifacts import streams
 from apps.artifacts.server_optimizer import MOMENTS, ServerRuleSpec, optimizer_step
 from apps.artifacts.store import artifact_path, load_tensors, save_tensors
@@ -16,6 +16,7 @@ from apps.artifacts.weighted_sum import affine_combination
 from apps.base.errors import ArtifactError, UserMistake
 from apps.base.identity import Place
 from apps.base.versions import code_version
+from apps.server import ServerWork
 
 Tensors = dict[str, torch.Tensor]
 
@@ -127,11 +128,11 @@ def test_files_that_do_not_fit_are_refused(wrong, tmp_path):
 def test_nothing_in_common_is_refused(tmp_path):
     base = saved(tmp_path, {"v": torch.zeros(2), "w": torch.zeros(2)})
     terms = [(saved(tmp_path, {name: torch.zeros(2)}), 0.5) for name in "vw"]
-    with pytest.raises(ArtifactError, match="in all 2 files"):
+    with pytest.raises(ArtifactError, match="in all of the 2 files"):
         affine_combination(terms, base, tmp_path)
 
 
-def work(store: Path, method: str | None = None) -> server.ServerWork:
+def work(store: Path, method: str | None = None) -> ServerWork:
     adapter = {"method": method} if method else None
     model = {"source": "tiny", "adapter": adapter}
     return {"store": str(store), "model": model, "threads": 1, "code_version": code_version()}  # type: ignore
@@ -142,10 +143,10 @@ def test_the_task_chains_the_state_by_version(tmp_path):
     carrier = {"artifact": save_tensors(tmp_path, {"w": torch.zeros(1)}, "model"), "frozen": "abc"}
     update = {"artifact": save_tensors(tmp_path, {"w": torch.ones(1)}, "update")}
     momentum = ServerRuleSpec(name="momentum", rate=1.0, beta1=0.5, beta2=0.0, tau=0.0)
-    first = server.advance(place, work(tmp_path), carrier, [1.0], 1, momentum, update)
-    second = server.advance(place, work(tmp_path), first, [1.0], 2, momentum, update)
+    first = aggregate(place, work(tmp_path), carrier, [1.0], 1, momentum, update)
+    second = aggregate(place, work(tmp_path), first, [1.0], 2, momentum, update)
     assert load_tensors(artifact_path(tmp_path, second["artifact"]))["w"].item() == pytest.approx(1.5)
-    plain = server.advance(place, work(tmp_path), first, [0.5, 0.5], 2, None, update, carrier)
+    plain = aggregate(place, work(tmp_path), first, [0.5, 0.5], 2, None, update, carrier)
     assert load_tensors(artifact_path(tmp_path, plain["artifact"]))["w"].item() == 0.5
     assert (plain["state"], second["frozen"], second["version"]) == (None, "abc", 2)
 
@@ -153,4 +154,4 @@ def test_the_task_chains_the_state_by_version(tmp_path):
 def test_an_adapter_method_that_is_no_sum_is_refused(tmp_path):
     carrier = {"artifact": save_tensors(tmp_path, {"w": torch.zeros(1)}, "adapter")}
     with pytest.raises(UserMistake, match="flora"):
-        server.advance(Place(site="server", round=1), work(tmp_path, "flora"), carrier, [1.0], 1, None, carrier)
+        aggregate(Place(site="server", round=1), work(tmp_path, "flora"), carrier, [1.0], 1, None, carrier)

@@ -93,7 +93,7 @@ def test_shapes_types_and_names(tmp_path):
 
 
 def test_other_base_model(tmp_path):
-    assert "another base model" in refusal(tmp_path, BASE, base="0" * 64)
+    assert "not trained from the base model" in refusal(tmp_path, BASE, base="0" * 64)
 
 
 def test_norm_bound(tmp_path):

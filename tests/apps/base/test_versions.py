@@ -1,41 +1,126 @@
-"""Which code runs here."""
+"""Hashes of the worker code and of the campaign code, and versions of libraries."""
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from apps.base.errors import VersionMismatch
+from apps.base.own_packages import PACKAGES, ROOT
 from apps.base.versions import code_version, library_versions, require_same_code
+from workflows.records.campaign_code import campaign_code, campaign_files
 
-PROJECT = Path(__file__).resolve().parents[3]
-LIGHT = [f"apps/{name}.py" for name in ("__init__", "base/__init__", "base/errors", "base/versions")]
+WORKER = {
+    "apps/train.py",
+    "apps/artifacts/store.py",
+    "apps/base/errors.py",
+    "apps/models/model.py",
+    "apps/ranks/parallel.py",
+    "apps/remote/calls.py",
+    "apps/training/loop.py",
+    "data/records.py",
+}
+CAMPAIGN = {
+    "workflows/fl_round.py",
+    "workflows/dataflow/engine.py",
+    "workflows/planning/plan.py",
+    "workflows/planning/memory/plan.py",
+    "workflows/records/changes.py",
+    "workflows/runtime/memoizer.py",
+    "workflows/strategies/fedavg.py",
+}
+NEITHER = {
+    "data/build_chemistry.py",
+    "data/chemistry_build/splits.py",
+    "site_configs/local.py",
+    "site_configs/library/site.py",
+    "tests/conftest.py",
+    "workflows/report.py",
+    "workflows/checks/preview.py",
+    "workflows/console/command.py",
+    "workflows/evaluation/scores.py",
+    "workflows/globus/route.py",
+    "workflows/records/timeline.py",
+    "workflows/reporting/page.py",
+    "workflows/runtime/kernel.py",
+    "workflows/studies/scaling/table.py",
+}
+PROGRAM = """
+import sys
+from itertools import pairwise
+from pathlib import Path
+from apps.base.own_packages import PACKAGES, ROOT
+from apps.base.versions import code_version
+from workflows.records.campaign_code import campaign_code
+for name in ["", *sys.argv[1:]]:
+    if name:
+        with open(name, "a") as stream:
+            stream.write("# changed\\n")
+    code_version.cache_clear()
+    campaign_code.cache_clear()
+    print(name, code_version(), campaign_code())
+"""
 
 
-def version_of(root: Path) -> str:
-    code = "import sys; from apps.base.versions import code_version; sys.stdout.write(code_version())"
-    return subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project's source in another folder."""
+    root = tmp_path_factory.mktemp("copy")
+    for package in (*PACKAGES, "tests"):
+        shutil.copytree(
+            ROOT / package, root / package, ignore=lambda _, names: {n for n in names if n == "__pycache__"}
+        )
+    return root
 
 
-def test_version_follows_the_source_and_not_the_place(tmp_path):
-    for root in (tmp_path / "one", tmp_path / "two"):
-        (root / "apps" / "base").mkdir(parents=True)
-        for name in LIGHT:
-            shutil.copy(PROJECT / name, root / name)
-    one, two = version_of(tmp_path / "one"), version_of(tmp_path / "two")
-    assert one == two
-    assert re.fullmatch("[0-9a-f]{16}", one)
-    assert not list((tmp_path / "one" / "apps").glob("*.txt"))
-    (tmp_path / "two" / "apps" / "notes.txt").touch()
-    assert version_of(tmp_path / "two") == one
-    with open(tmp_path / "two" / "apps" / "base" / "errors.py", "a") as stream:
-        stream.write("# changed\n")
-    assert version_of(tmp_path / "two") != one
+def hashes(root: Path, *edited: str) -> list[list[str]]:
+    """Return the file edited before, the worker code and the campaign code of each line."""
+    command = [sys.executable, "-c", PROGRAM, *edited]
+    ended = subprocess.run(command, cwd=root, env={"PYTHONPATH": str(root)}, capture_output=True, text=True, check=True)
+    return [line.split(" ") for line in ended.stdout.splitlines()]
+
+
+def test_the_hashes_do_not_depend_on_the_place(copy: Path) -> None:
+    assert re.fullmatch("[0-9a-f]{16}", code_version())
+    assert hashes(copy)[0] == ["", code_version(), campaign_code()]
+
+
+def test_an_edit_changes_the_hashes_of_the_code_it_belongs_to(copy: Path) -> None:
+    (copy / "apps" / "notes.txt").touch()
+    edited = sorted(WORKER | CAMPAIGN | NEITHER)
+    lines = hashes(copy, *edited)
+    changed = {after[0]: (before[1] != after[1], before[2] != after[2]) for before, after in pairwise(lines)}
+    assert changed == {name: (name in WORKER, name in WORKER | CAMPAIGN) for name in edited}
+
+
+def test_every_room_has_a_file_among_the_edited() -> None:
+    files = {path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+    rooms = {path.parts[:2] for path in files if len(path.parts) > 2} | {(package,) for package in PACKAGES}
+    covered = {Path(name).parts[:-1][:2] for name in WORKER | CAMPAIGN | NEITHER}
+    assert rooms <= covered
+
+
+def test_what_replay_reads_of_the_records_is_campaign_code() -> None:
+    """All records that replay, and what it imports, imports; the files below only write or take options apart."""
+    files, seen = [ROOT / "workflows" / "dataflow" / "replay.py", ROOT / "workflows" / "runtime" / "memoizer.py"], set()
+    while files:
+        path = files.pop()
+        seen.add(path)
+        files += [found for found in imported(path) if found not in seen]
+    assert {path for path in seen if path.parent.name == "records"} <= set(campaign_files())
+
+
+def imported(path: Path) -> list[Path]:
+    names = [node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+    found = [ROOT / f"{name.replace('.', '/')}.py" for name in names if name and name.startswith("workflows.")]
+    return [path for path in found if path.is_file()]
 
 
 def test_other_code_is_refused_with_both_versions():

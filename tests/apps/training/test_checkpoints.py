@@ -68,7 +68,7 @@ def test_older_ones_go_once_the_new_one_is_there(checkpoints, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("apps.base.files.os.fsync", full)
+        patched.setattr("os.fsync", full)
         with pytest.raises(StorageError, match="No space left"):
             checkpoints.save(ALONE, TrainingState(steps=11), trained())
     assert checkpoints.newest().name.startswith("step-000000010.")

@@ -120,7 +120,7 @@ class Recorder:
 
 def step(model: Model, groups: list[list[Sample]], optimizer, start: tuple | list = (), **changes) -> float:
     spec, micro_batch = training_spec(**changes), changes.pop("micro_batch", 99)
-    loss = training._gradients(model, groups, spec, attempt(model, micro_batch=micro_batch))
+    loss = training._gradients(model, groups, attempt(model, micro_batch=micro_batch))
     update_parameters(optimizer, list(model.trained.values()), start, spec, 0.01)
     return loss
 
@@ -220,9 +220,8 @@ def test_a_batch_is_distributed_whole_and_in_equally_many_pieces(count, size, mi
 
 def test_mixed_precision_changes_rounding_only():
     model, samples = new_model(), some_samples(4)
-    spec = training_spec()
-    exact = training._gradients(model, [samples], spec, attempt(model))
-    mixed = training._gradients(model, [samples], spec, attempt(model, autocast=True))
+    exact = training._gradients(model, [samples], attempt(model))
+    mixed = training._gradients(model, [samples], attempt(model, autocast=True))
     assert exact != mixed == pytest.approx(exact, rel=1e-2)
 
 

@@ -19,7 +19,7 @@ from apps.base.identity import Place
 from apps.base.versions import code_version, library_versions
 from apps.site import MARK, examine_site
 from site_configs.library.site import Collection, Endpoint, Site
-from workflows.checks.globus import endpoint_answer, globus_answers, version_of
+from workflows.checks.globus import check_endpoint, check_globus_site, version_of
 from workflows.globus.identity import compute_client, globus_app
 from workflows.globus.transfer.calls import Backoff
 
@@ -67,7 +67,7 @@ class Scene:
 
     def answers(self, site: Site | None = None, **settings: Any) -> dict[str, str | None]:
         known = {"server": self.server, "work": self.work, "patience": QUICK, "limit_s": 20.0, **settings}
-        return dict(globus_answers(site or self.site, known.pop("server"), **known))
+        return dict(check_globus_site(site or self.site, known.pop("server"), **known))
 
     def problem(self, words: str, **settings: Any) -> str | None:
         """What is wrong with the one thing whose words are these."""
@@ -118,7 +118,7 @@ def test_the_folder_that_is_there_is_the_nearest_one(scene: Scene) -> None:
 
 def test_endpoints_that_do_not_answer(scene: Scene) -> None:
     client = compute_client(globus_app())
-    named = {name: endpoint_answer(client, "x", name)[1] for name in (FILES, OTHER, OLD, OLD.replace("4", "9"))}
+    named = {name: check_endpoint(client, "x", name)[1] for name in (FILES, OTHER, OLD, OLD.replace("4", "9"))}
     assert list(named.values()) == [
         "it is offline. Start its agent on login2: ./endpoints.sh start",
         "it obeys another identity",

@@ -257,8 +257,8 @@ def test_another_python_at_the_site_is_told_with_what_differs(tmp_path: Path) ->
         ("echo loading; echo 'no such module: cuda/99' >&2; exit 3", "no such module: cuda/99"),
         ("exit 3", "its set-up ends without a word"),
         ("python() { return 0; }", "its set-up ends without a word"),
-        ("python() { echo Python 2.7; }", "its python is none: it says 'Python 2.7'"),
-        ("python() { echo 7; }", "its python is none: it says '7'"),
+        ("python() { echo Python 2.7; }", "its python printed no versions, but 'Python 2.7'"),
+        ("python() { echo 7; }", "its python printed no versions, but '7'"),
     ],
 )
 def test_a_setup_that_breaks_python(tmp_path: Path, setup: str, problem: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,7 +15,7 @@ from benchmarks import orchestration as trainer
 from apps import transfer
 from apps.base.errors import CrossfedError
 from apps.base.identity import Place
-from workflows.dataflow import engine as engine_module
+from workflows.dataflow import round as round_module
 from workflows.dataflow import staging as staging_module
 from workflows.dataflow.engine import Engine
 from workflows.dataflow.replay import decode_event
@@ -46,7 +47,7 @@ def run(tmp_path: Path) -> Iterator[RunDirectory]:
     source = tmp_path / "campaign.yaml"
     source.write_text("")
     with (
-        mock.patch.multiple(engine_module, **{name: getattr(trainer, name) for name in NAMES}),
+        mock.patch.multiple(round_module, **{name: getattr(trainer, name) for name in NAMES}),
         mock.patch.object(kernel_module, "make_config", trainer.in_threads),
     ):
         yield open_new(tmp_path / "run", trainer.campaign_of(2, 3), source, [], None)
@@ -126,7 +127,7 @@ def test_an_update_whose_file_is_bad_is_asked_for_again(run: RunDirectory) -> No
             shutil.rmtree(manifest["store"], ignore_errors=True)
         return manifest
 
-    with mock.patch.object(engine_module, "local_train", careless):
+    with mock.patch.object(round_module, "local_train", careless):
         assert drive(run, FedAvg(3, 1, "equal", None)) is None
     assert attempts.count(2) == 1 and not list(run.journal.events("task_failed"))
 
@@ -137,7 +138,7 @@ def test_a_site_that_fails_for_good_is_told_once_and_asked_again_by_the_next_dri
             raise CrossfedError("the disk is gone", **place)
         return trainer.local_train(place, work, order, base, shard)
 
-    with mock.patch.object(engine_module, "local_train", broken):
+    with mock.patch.object(round_module, "local_train", broken):
         failure = drive(run, FedAvg(3, 1, "equal", None))
     assert failure == "round 1 has 1 of 2 updates and needs 2: site01: site site01, round 1: the disk is gone"
     assert [r["site"] for r in run.journal.events("task_failed")] == ["site01"]
@@ -154,7 +155,7 @@ def test_what_the_campaign_went_on_without_is_not_asked_for_again(run: RunDirect
             raise CrossfedError("the disk is gone", **place)
         return trainer.local_train(place, work, order, base, shard)
 
-    with mock.patch.object(engine_module, "local_train", broken):
+    with mock.patch.object(round_module, "local_train", broken):
         assert drive(run, FedAvg(3, 1, "equal", 1)) is None
         assert drive(run, FedAvg(4, 1, "equal", 1)) is None
     assert asked == [1, 2, 3, 4]
@@ -164,8 +165,25 @@ def test_a_failure_to_prepare_is_raised_as_it_is(run: RunDirectory) -> None:
     def broken(place: dict, work: dict) -> dict[str, Any]:
         raise CrossfedError("no such weights")
 
-    with mock.patch.object(engine_module, "prepare", broken), pytest.raises(CrossfedError, match="no such weights"):
+    with mock.patch.object(round_module, "prepare", broken), pytest.raises(CrossfedError, match="no such weights"):
         drive(run, FedAvg(3, 1, "equal", None))
+
+
+def test_a_strategy_that_weighs_otherwise_at_a_resume_is_refused(run: RunDirectory) -> None:
+    assert drive(run, FedAvg(3, 1, "equal", None)) is None
+
+    class Changed(FedAvg):
+        def react(self, event: Any) -> list[Any]:
+            actions = super().react(event)
+            return [
+                replace(a, parts=((a.parts[0][0], 0.9), (a.parts[1][0], 0.1))) if isinstance(a, Aggregate) else a
+                for a in actions
+            ]
+
+    before = versions(run)
+    with pytest.raises(CrossfedError, match=r"makes model 1 with weights .*0\.9.*the journal records .*0\.5"):
+        drive(run, Changed(3, 1, "equal", None))
+    assert versions(run) == before
 
 
 class OneByOne:
@@ -259,7 +277,7 @@ def test_interrupted_at_any_tick_a_strategy_goes_on_with_its_own_history(
         told = list(run.journal.events("aggregated"))
     assert drive(run, strategy_of(section, 7)) is None
     assert [r["version"] for r in run.journal.events("aggregated")] == list(range(1, 8))
-    made = [r["result"]["version"] for r in run.journal.events("task_done") if r["app"] in ("aggregate", "advance")]
+    made = [r["result"]["version"] for r in run.journal.events("task_done") if r["app"] == "aggregate"]
     assert sorted(made) == list(range(1, 8))
     trained = names(run, "local_train")
     assert len(trained) == len(set(trained))

@@ -13,8 +13,8 @@ from benchmarks import orchestration as trainer
 from parsl.executors.high_throughput.errors import ManagerLost
 
 from apps.base.errors import CrossfedError, StorageError, UserMistake, VersionMismatch, WorkersLost
-from workflows.dataflow import engine as engine_module
 from workflows.dataflow import enrolment
+from workflows.dataflow import round as round_module
 from workflows.dataflow.engine import Engine
 from workflows.fl_round import federate
 from workflows.planning.plan import make_plan
@@ -35,7 +35,7 @@ def run(tmp_path: Path) -> Iterator[RunDirectory]:
     source = tmp_path / "campaign.yaml"
     source.write_text("")
     with (
-        mock.patch.multiple(engine_module, **{name: getattr(trainer, name) for name in NAMES}),
+        mock.patch.multiple(round_module, **{name: getattr(trainer, name) for name in NAMES}),
         mock.patch.object(kernel_module, "make_config", trainer.in_threads),
     ):
         yield open_new(tmp_path / "run", trainer.campaign_of(len(SITES), ROUNDS), source, [], None)
@@ -60,7 +60,7 @@ def drive(
     named = SECTIONS[section.get("name", "fedavg")].model_validate({"name": "fedavg", **section})
     campaign = trainer.campaign_of(len(SITES), ROUNDS).model_copy(update={"strategy": named})
     plan = make_plan(campaign, run.path, run.path / "campaign.yaml")
-    with mock.patch.object(engine_module, "enrol", enrol), kernel_module.parsl_for(plan, run) as kernel:
+    with mock.patch.object(round_module, "enrol", enrol), kernel_module.parsl_for(plan, run) as kernel:
         return federate(make_strategy(named, ROUNDS, 1), Engine(plan, run, kernel, on_tick))
 
 

@@ -1,4 +1,4 @@
-"""What a resume goes on from: the events that count, and a clock that stood still."""
+"""What a resume continues from: the events that count, the models as recorded, and the campaign's clock."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from workflows.dataflow.replay import Clock, forget_failures, recorded_events
+from apps.base.errors import CrossfedError
+from workflows.dataflow.replay import Clock, forget_failures, recorded_events, require_same_aggregation
 from workflows.records.journal import Journal
 
 
@@ -67,3 +68,19 @@ def test_the_clock_stands_still_while_no_driver_is_there(journal: Journal) -> No
     assert clock.absent_s == 100.0 and clock.unix(30.0) == 1130.0
     clock.as_of(1010.0)
     assert clock.unix(30.0) == 1030.0
+
+
+RECORD = {
+    "version": 3,
+    "weights": {"a": 0.5, "b": 0.5},
+    "updates": [{"site": "a", "weight": 0.5}],
+    "models": {"1": 0.5},
+}
+
+
+def test_a_model_is_made_again_as_it_was_made_before() -> None:
+    asked = {"weights": {"a": 0.5, "b": 0.5}, "updates": [{"site": "a", "weight": 0.5}], "models": {1: 0.5}}
+    require_same_aggregation(RECORD, asked)
+    for field, other in (("weights", {"a": 0.9, "b": 0.1}), ("updates", []), ("models", {1: 0.4})):
+        with pytest.raises(CrossfedError, match=f"makes model 3 with {field}"):
+            require_same_aggregation(RECORD, asked | {field: other})

@@ -7,9 +7,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from apps.base.identity import Place
 from site_configs.library.site import Collection, Site
 from site_configs.local import site as local_site
-from workflows.dataflow.staging import Staging
+from workflows.dataflow.staging import Staging, staging_of
 from workflows.globus.transfer.staging import GlobusStaging
 from workflows.planning.storage import stores_at, unseen_stores
 
@@ -21,22 +22,24 @@ def far_site(name: str, folder: str, collection: str = "eagle") -> Site:
     return dataclasses.replace(made, carrier="globus", collection=Collection(collection))
 
 
-class Calls:
-    """Stands for the engine's submit; a call's future is its own record."""
+class Recorder:
+    """Stands for Parsl: records each call; the future of a call is a text."""
 
     def __init__(self) -> None:
-        self.made: list[tuple[Any, ...]] = []
+        self.calls: list[tuple[Any, ...]] = []
 
-    def __call__(self, function: Any, site: str, number: int, *args: Any, on: str) -> Any:
-        self.made.append((function.__name__, site, number, args, on))
-        return f"{function.__name__} of {site}"
+    def __call__(self, function: Any, on: str) -> Any:
+        def submit(place: Place, *args: Any) -> str:
+            self.calls.append((function.__name__, place["site"], place["round"], args, on))
+            return f"{function.__name__} of {place['site']}"
+
+        return submit
 
 
-def ways(sites: dict[str, Site], calls: Calls) -> Staging:
+def staging(name: str, sites: dict[str, Site], calls: Recorder) -> Staging:
     roots = {name: {"root": str(site.storage_root)} for name, site in sites.items()}
-    plan: Any = SimpleNamespace(rules="rules", sites=sites, site_work=roots)
-    carriage: Any = object.__new__(GlobusStaging)
-    return Staging(plan, HERE, calls, carriage)
+    plan: Any = SimpleNamespace(rules="rules", sites=sites, site_work=roots, server_work={"store": HERE})
+    return staging_of(name, plan, calls, object.__new__(GlobusStaging))
 
 
 def test_sites_that_share_storage_share_a_store() -> None:
@@ -59,26 +62,28 @@ def test_only_what_globus_carries_is_out_of_sight() -> None:
     assert unseen_stores(sites) == {"/p/far/artifacts"}
 
 
-def test_the_server_s_worker_copies_where_it_sees_the_storage() -> None:
-    calls = Calls()
+def test_the_server_copies_where_it_sees_the_storage() -> None:
+    calls = Recorder()
     near = local_site("near", Path("/run"))
-    way = ways({"near": near, "linked": dataclasses.replace(near, name="linked", carrier="shared")}, calls)
-    way.out("near", 2, "model", 1)  # type: ignore[arg-type]
-    way.back("linked", 2, "manifest", "base", 1)  # type: ignore[arg-type]
+    sites = {"near": near, "linked": dataclasses.replace(near, name="linked", carrier="shared")}
+    staging("near", sites, calls).stage_out(Place(site="near", round=2), "model", 1)
+    staging("linked", sites, calls).stage_in(Place(site="linked", round=2), "manifest", "base", 1)
     store = "/run/sites/near/artifacts"
-    assert calls.made == [
+    assert calls.calls == [
         ("stage_out", "near", 2, ("model", HERE, store), "server"),
         ("stage_in", "linked", 2, ("manifest", "base", store, HERE, "rules", True), "server"),
     ]
 
 
-def test_globus_carries_and_the_server_checks_what_came() -> None:
-    calls = Calls()
-    way = ways({"far": far_site("far", "/p/far")}, calls)
-    way.out("far", 3, "model", 2)  # type: ignore[arg-type]
-    way.back("far", 3, "manifest", "base", 2)  # type: ignore[arg-type]
-    assert calls.made == [
+def test_globus_transfers_and_the_server_checks_what_arrives() -> None:
+    calls, place = Recorder(), Place(site="far", round=3)
+    far = staging("far", {"far": far_site("far", "/p/far")}, calls)
+    far.stage_out(place, "model", 2)
+    far.stage_in(place, "manifest", "base", 2)
+    far.forget(place, "base", "earlier", "manifest")
+    assert calls.calls == [
         ("send", "far", 3, ("model", HERE, "/p/far/artifacts", 2), "transfers"),
         ("fetch", "far", 3, ("manifest", HERE, 2), "transfers"),
         ("stage_in", "far", 3, ("fetch of far", "base", HERE, HERE, "rules"), "server"),
+        ("forget_at_collection", "far", 3, ("base", "earlier", "manifest"), "transfers"),
     ]

@@ -16,7 +16,7 @@ from globus_sdk import GlobusError
 
 from apps.base.errors import UserMistake
 from workflows import login
-from workflows.checks.login_status import require_services, standing
+from workflows.checks.login_status import login_status, require_services
 from workflows.globus.identity import (
     LoginApp,
     LoginNeeded,
@@ -102,7 +102,7 @@ def browse(auth: Auth, monkeypatch: pytest.MonkeyPatch) -> Browse:
 
 
 def problems(*collections: str) -> dict[str, str | None]:
-    return dict(standing(globus_app(), collections))
+    return dict(login_status(globus_app(), collections))
 
 
 # -- service accounts -------------------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ def test_a_service_account_needs_no_login_and_no_file(account: ServiceAccount, a
     app = globus_app()
     assert isinstance(app, ServiceAccountApp)
     assert transfer_client(app, [GUEST]).get_endpoint(GUEST)["display_name"] == "guest"
-    found = dict(standing(app, [GUEST, MAPPED, WEB]))
+    found = dict(login_status(app, [GUEST, MAPPED, WEB]))
     assert set(found.values()) == {None} and any(account.client_id in what for what in found)
     assert [what.partition(":")[0] for what in found][1:3] == ["Globus Compute", "Globus Transfer"]
     assert not list(tmp_path.rglob("*.db"))

@@ -224,12 +224,13 @@ def test_a_loss_between_two_trainings_interrupts_none() -> None:
 
 
 def test_refused_submissions_and_failed_jobs_are_told_apart() -> None:
-    words = (
-        "a block could not be submitted: no such queue",
-        "a block ended before its worker began: no module",
-        "a block has failed: node_fail NodeDown",  # its job has an ending, which says so
+    failures = (
+        {"kind": "refused", "reason": "no such queue"},
+        {"kind": "stillborn", "reason": "no module"},
+        {"kind": "failed", "reason": "node_fail NodeDown"},  # its job has an ending, which says so
+        {"reason": "a sentence of older code"},
     )
-    site = sums(*(event("block_failed", 10.0, reason=f"{said}; the next is asked for in 10 s") for said in words))
+    site = sums(*(event("block_failed", 10.0, retry_s=10.0, **failure) for failure in failures))
     assert (site.site, site.jobs, site.queued_s) == ("north", (), 0.0)
     assert site.refusals == ("no such queue",)
     assert site.failures == ("a block ended before its worker began: no module",)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -11,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apps.base.errors import UserMistake
+from workflows.planning.campaign import Campaign
 from workflows.planning.campaign_file import load_campaign
-from workflows.records.changes import resumed_campaign, rounds_asked, schedule_rounds
+from workflows.records.changes import keep_campaign, resumed_campaign, rounds_asked, schedule_rounds
 from workflows.records.run_directory import RunDirectory, choose_path, open_existing, open_new
 
 
@@ -26,48 +28,54 @@ def run(tmp_path: Path, source: Path) -> RunDirectory:
     return open_new(tmp_path / "runs" / "nano", load_campaign(source), source, [], None)
 
 
+def resumed(run: RunDirectory, *where: Any) -> Campaign:
+    campaign = resumed_campaign(run, *where)
+    keep_campaign(run, campaign)
+    return campaign
+
+
 def test_nothing_changed(run: RunDirectory) -> None:
-    assert resumed_campaign(run, None, [], None).rounds == 3
+    assert resumed(run, None, [], None).rounds == 3
     assert not list(run.journal.events("campaign_changed"))
 
 
 def test_rounds_may_rise_and_are_remembered(run: RunDirectory) -> None:
-    assert resumed_campaign(run, None, ["rounds=5"], None).rounds == 5
-    assert resumed_campaign(run, None, [], None).rounds == 5
+    assert resumed(run, None, ["rounds=5"], None).rounds == 5
+    assert resumed(run, None, [], None).rounds == 5
     assert rounds_asked(run.journal) == [3, 5]
     with pytest.raises(UserMistake, match="rounds: 5 -> 4"):
-        resumed_campaign(run, None, ["rounds=4"], None)
+        resumed(run, None, ["rounds=4"], None)
 
 
 def test_an_edited_campaign_file_is_found_and_refused_with_the_difference(run: RunDirectory, source: Path) -> None:
     source.write_text(yaml.safe_dump(nano(training={"steps": 9, "batch_size": 4, "learning_rate": 0.003})))
     with pytest.raises(UserMistake, match=r"training\.steps: 3 -> 9"):
-        resumed_campaign(run, None, [], None)
+        resumed(run, None, [], None)
 
 
 def test_an_edited_campaign_file_may_raise_the_rounds(run: RunDirectory, source: Path) -> None:
     source.write_text(yaml.safe_dump(nano(rounds=4)))
-    assert resumed_campaign(run, None, [], None).rounds == 4
+    assert resumed(run, None, [], None).rounds == 4
 
 
 def test_the_kept_campaign_file_counts_as_well(run: RunDirectory) -> None:
     kept = run.path / "campaign.yaml"
     kept.write_text(kept.read_text().replace("seed: 3", "seed: 4"))
     with pytest.raises(UserMistake, match="seed: 3 -> 4"):
-        resumed_campaign(run, None, [], None)
+        resumed(run, None, [], None)
 
 
 def test_a_site_may_move_to_another_machine_but_keeps_its_tasks(run: RunDirectory) -> None:
-    moved = resumed_campaign(run, None, ["sites.aurora.threads=2"], None)
+    moved = resumed(run, None, ["sites.aurora.threads=2"], None)
     assert moved.sites["aurora"].settings == {"threads": 2}
     with pytest.raises(UserMistake, match=r"sites\.aurora\.tasks"):
-        resumed_campaign(run, None, ["sites.aurora.tasks=[retrosynthesis]"], None)
+        resumed(run, None, ["sites.aurora.tasks=[retrosynthesis]"], None)
     with pytest.raises(UserMistake, match=r"sites\.frontier"):
-        resumed_campaign(run, None, [], "aurora")
+        resumed(run, None, [], "aurora")
 
 
 def test_a_deadline_helps_a_round_that_waits_for_a_queue(run: RunDirectory) -> None:
-    changed = resumed_campaign(run, None, ["strategy.quorum=1", "strategy.deadline_s=20"], None)
+    changed = resumed(run, None, ["strategy.quorum=1", "strategy.deadline_s=20"], None)
     assert changed.strategy.model_dump()["deadline_s"] == 20.0
 
 
@@ -78,30 +86,30 @@ def test_a_site_may_move_to_a_machine_that_does_not_know_its_settings(run: RunDi
     cluster = {"config": "slurm", "partition": "gpu", "storage_root": "/s", "command_environment": {"A": "1", "B": "2"}}
     edited["sites"]["aurora"] = plain | cluster
     kept.write_text(yaml.safe_dump(edited))
-    assert resumed_campaign(run, None, [], None).sites["aurora"].settings["partition"] == "gpu"
+    assert resumed(run, None, [], None).sites["aurora"].settings["partition"] == "gpu"
     del edited["sites"]["aurora"]["command_environment"]["B"], edited["sites"]["aurora"]["partition"]
     kept.write_text(yaml.safe_dump(edited))
     expected = {"storage_root": "/s", "command_environment": {"A": "1"}}
-    assert resumed_campaign(run, None, [], None).sites["aurora"].settings == expected
+    assert resumed(run, None, [], None).sites["aurora"].settings == expected
     edited["sites"]["aurora"] = plain
     kept.write_text(yaml.safe_dump(edited))
-    moved = resumed_campaign(run, None, [], None)
+    moved = resumed(run, None, [], None)
     assert moved.sites["aurora"].settings == {} and moved.sites["aurora"].tasks == plain["tasks"]
     assert list(run.journal.events("campaign_changed"))[-1]["changes"]["sites.aurora.storage_root"] == ("/s", None)
-    assert resumed_campaign(run, None, [], None) == moved
+    assert resumed(run, None, [], None) == moved
 
 
 def test_a_settled_type_is_no_change(tmp_path: Path, source: Path) -> None:
 
     run = open_new(tmp_path / "runs" / "auto", load_campaign(source), source, [], None)
-    assert resumed_campaign(run, source, [], None).model.dtype == "float32"
+    assert resumed(run, source, [], None).model.dtype == "float32"
 
 
 def test_a_run_of_other_code_is_refused(run: RunDirectory) -> None:
     journal = run.path / "journal.jsonl"
-    journal.write_text(journal.read_text().replace(run.opened["code_version"], "0" * 16))
+    journal.write_text(journal.read_text().replace(run.opened["campaign_code"], "0" * 16))
     run.close()
-    with pytest.raises(UserMistake, match="was begun with crossfed code 0000"):
+    with pytest.raises(UserMistake, match="was begun with campaign code 0000"):
         open_existing(run.path)
 
 
@@ -109,7 +117,7 @@ def test_what_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(UserMistake, match="no run directory"):
         open_existing(tmp_path)
     (tmp_path / "journal.jsonl").write_bytes(b'{"seq":1,"ev')
-    with pytest.raises(UserMistake, match="never begun"):
+    with pytest.raises(UserMistake, match="never began"):
         open_existing(tmp_path)
 
 

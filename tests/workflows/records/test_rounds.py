@@ -112,14 +112,14 @@ def versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Journal:
         move(journal, "stage_in", order, 100, started=1001.0)
     first = {"site": "a", "order": 1, "weight": 1.0, "staleness": 0, "new": True}
     journal.write("aggregated", version=1, round=1, weights={"a": 1.0}, updates=[first], models={})
-    journal.write("task_done", app="advance", round=1, site="server", result={}, started=24.0, ended=25.0)
+    journal.write("task_done", app="aggregate", round=1, site="server", result={}, started=24.0, ended=25.0)
     score(journal, 1, "global", 2.5)
     score(journal, 1, "a", 2.6)
     move(journal, "stage_out", 1, 7, started=1007.0)
     second = {"site": "b", "order": 1, "weight": 0.5, "staleness": 1, "new": True}
     again = {**first, "weight": 0.5, "staleness": 1, "new": False}
     journal.write("aggregated", version=2, round=2, weights={"a": 0.5, "b": 0.5}, updates=[again, second], models={})
-    journal.write("task_done", app="advance", round=2, site="server", result={}, started=26.0, ended=28.0)
+    journal.write("task_done", app="aggregate", round=2, site="server", result={}, started=26.0, ended=28.0)
     score(journal, 2, "global", 2.0)
     score(journal, 2, "b", 2.75)
     return journal

@@ -135,7 +135,7 @@ def test_refused_submissions_are_among_the_troubles(run: RunRecord) -> None:
     table = trouble_table(run)
     assert table is not None and table.look == "text"
     assert [row[2:4] for row in table.rows] == [["polaris", "block failed"]] * 2
-    assert "the next is asked for in 20 s" in table.rows[1][4]
+    assert "next submission in 20 s" in table.rows[1][4]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from site_configs.library.schedulers import JobFacts
-from workflows.globus.route import GlobusRoute
+from workflows.dataflow.activity import SiteActivity
 from workflows.records.journal import Journal
 from workflows.reporting.display import Display, block_words, phase_words, site_words, trouble
 from workflows.runtime.block_watch import BlockWatch, WatchedJob
@@ -33,14 +33,14 @@ def watch(*jobs: WatchedJob) -> Any:
     return found
 
 
-def engine(
-    watch: Any = None, phase: str = "training", progress: Any = None, journal: Any = None, told_s: float = 9.0
-) -> Any:
-    shown = (watch.state(), None) if watch is not None and not watch.running() else (phase, progress)
+def activity(watch: Any = None, phase: str = "training", progress: Any = None) -> SiteActivity:
+    at_work = watch is None or watch.running()
+    return SiteActivity(phase, progress, None, watch) if at_work else SiteActivity(watch.state(), None, None, watch)
+
+
+def engine(journal: Journal, now: SiteActivity) -> Any:
     return SimpleNamespace(
-        phase=lambda site: shown,
-        told_s=told_s,
-        kernel=SimpleNamespace(watches={} if watch is None else {"north": watch}, globus=GlobusRoute()),
+        activity=lambda site: now,
         run=SimpleNamespace(journal=journal),
         plan=SimpleNamespace(campaign=SimpleNamespace(evaluation=SimpleNamespace(sites=True))),
     )
@@ -51,31 +51,30 @@ def test_a_job_that_waits_is_named_with_its_reason() -> None:
     waiting.jobs["4711"].facts = JobFacts(
         "4711", "cf", "pending", time.time() - 720, None, None, 1, "debug", None, "Priority", 3600
     )
-    assert site_words(engine(waiting), "north") == "queued for 12 min (job 4711, Priority)"
+    assert site_words(activity(waiting)) == "queued for 12 min (job 4711, Priority)"
 
 
 def test_a_site_without_a_job_asks_for_one() -> None:
-    assert site_words(engine(watch()), "north") == "asking for a block"
+    assert site_words(activity(watch())) == "asking for a block"
     assert (
-        site_words(engine(watch(WatchedJob("4711", 5.0, facts("running", 6.0), ended=True))), "north")
-        == "asking for a block"
+        site_words(activity(watch(WatchedJob("4711", 5.0, facts("running", 6.0), ended=True)))) == "asking for a block"
     )
 
 
 def test_a_running_block_stands_before_what_the_site_does_in_it() -> None:
     begun = watch(WatchedJob("4711", NOW, facts("running", time.time() - 600.0)))
-    words = site_words(engine(begun, "training", TRAINING), "north")
+    words = site_words(activity(begun, "training", TRAINING))
     assert words == "block 4711 runs, 50 min left: round 2: step 3 of 6, loss 1.500, 90 tokens/s"
-    assert site_words(engine(begun, "idle"), "north") == "block 4711 runs, 50 min left: idle, waiting for the others"
+    assert site_words(activity(begun, "idle")) == "block 4711 runs, 50 min left: idle, waiting for the others"
 
 
-def test_a_site_that_is_ready_before_the_campaign_begins_tells_how_long_it_waits() -> None:
-    assert site_words(engine(phase="ready", told_s=0.0), "north") == "ready; waits two minutes at most for the others"
-    assert site_words(engine(phase="ready"), "north") == "ready"
+def test_a_site_that_is_ready_before_the_campaign_begins_waits_for_the_others() -> None:
+    assert site_words(activity(phase="gathering")) == "ready; waits two minutes at most for the others"
+    assert site_words(activity(phase="ready")) == "ready"
 
 
 def test_a_site_without_a_batch_system_has_no_block() -> None:
-    assert site_words(engine(None, "training", TRAINING), "north") == "round 2: step 3 of 6, loss 1.500, 90 tokens/s"
+    assert site_words(activity(None, "training", TRAINING)) == "round 2: step 3 of 6, loss 1.500, 90 tokens/s"
 
 
 @pytest.mark.parametrize(
@@ -135,7 +134,14 @@ def ended(state: str, reason: str = "", **more: Any) -> dict[str, Any]:
         (ended("unknown", "the scheduler no longer knows the job", asked=True), None),
         (ended("completed", asked=False), None),
         (ended("completed"), None),
-        ({"event": "block_failed", "site": "north", "reason": "no such queue"}, "north: no such queue"),
+        (
+            {"event": "block_failed", "site": "north", "kind": "refused", "reason": "no such queue", "retry_s": 10.0},
+            "north: a block could not be submitted: no such queue; next submission in 10 s",
+        ),
+        (
+            {"event": "block_failed", "site": "north", "reason": "a sentence of older code"},
+            "north: a sentence of older code",
+        ),
         (
             {"event": "blocks_left", "site": "north", "reason": "north: job 7 of its earlier configuration ..."},
             "north: job 7 of its earlier configuration ...",
@@ -176,7 +182,7 @@ def test_the_display_of_a_batch_site(tmp_path: Path, terminal: bool) -> None:
     begun = watch(WatchedJob("4711[3].pbs", NOW, facts("running", time.time() - 600.0)))
     with Display(console, ["north"], 8) as display:
         journal.write(**ended("preempted", "by [root]"))
-        display.tick(engine(begun, "training", TRAINING, journal))
+        display.tick(engine(journal, activity(begun, "training", TRAINING)))
     assert "block 4711 runs, 50 min left: round 2: step 3 of 6" in text.getvalue()
     assert "north: block 4711 has ended: preempted (by [root])" in text.getvalue()
     journal.close()

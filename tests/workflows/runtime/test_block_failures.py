@@ -1,4 +1,4 @@
-"""How long a site waits after blocks that fail, what the user is told, and when the site is given up."""
+"""Failed blocks: how long a site waits after them, what is reported, and when the site is given up."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from parsl.jobs.states import JobState, JobStatus
 
 from site_configs.library.providers import NotSubmitted
-from workflows.runtime.block_failures import FIRST_WAIT_S, LONGEST_WAIT_S, MOST_FAILURES, BlockPatience, BlocksFailed
+from workflows.records.failed_blocks import BlockFailure
+from workflows.runtime.block_failures import (
+    FIRST_WAIT_S,
+    LONGEST_WAIT_S,
+    MOST_FAILURES,
+    BlockFailureHandler,
+    BlocksFailed,
+)
 
 FAILURES = (JobState.FAILED, JobState.MISSING)
 GOOD = (JobState.COMPLETED, JobState.TIMEOUT, JobState.CANCELLED, JobState.SCALED_IN)
@@ -22,7 +29,7 @@ GOOD = (JobState.COMPLETED, JobState.TIMEOUT, JobState.CANCELLED, JobState.SCALE
 
 @dataclass
 class Executor:
-    """What the handler sees of Parsl's executor."""
+    """The part of Parsl's executor that the handler uses."""
 
     label: str = "alpha"
     bad_state_is_set: bool = False
@@ -39,15 +46,16 @@ class Trial:
     """A handler with a clock of its own, and the blocks of one executor."""
 
     def __init__(self) -> None:
-        self.now, self.told, self.executor = 1000.0, list[tuple[str, str]](), Executor()
+        self.now, self.executor = 1000.0, Executor()
+        self.reported: list[tuple[str, BlockFailure]] = []
         self.status: dict[str, JobStatus] = {}
-        self.patience = BlockPatience(lambda site, reason: self.told.append((site, reason)), lambda: self.now)
+        self.handler = BlockFailureHandler(lambda *failure: self.reported.append(failure), lambda: self.now)
 
     def look(self) -> None:
-        self.patience(self.executor, self.status)
+        self.handler(self.executor, self.status)
 
     def block(self, state: JobState, message: str | None = None, submitted: bool = True, **paths: Any) -> None:
-        """One more block, in this state."""
+        """Add a block in this state."""
         block_id = str(len(self.status))
         if submitted:
             self.executor.blocks_to_job_id[block_id] = f"job-{block_id}"
@@ -55,8 +63,12 @@ class Trial:
         self.look()
 
     def held_s(self) -> float:
-        """How long from now no block is admitted."""
-        return max(0.0, self.patience.tries["alpha"].held_until - self.now)
+        """Return how long from now no block is allowed."""
+        return max(0.0, self.handler.histories["alpha"].held_until - self.now)
+
+    def last(self) -> tuple[str, str]:
+        """Return kind and reason of the last reported failure."""
+        return self.reported[-1][1].kind, self.reported[-1][1].reason
 
 
 @pytest.fixture
@@ -70,9 +82,7 @@ def test_the_waits_double_up_to_the_longest(trial: Trial) -> None:
         trial.block(JobState.FAILED)
         waits.append(trial.held_s())
     assert waits == [10, 20, 40, 80, 160, 320, 600, 600, 600]
-    assert [reason.rpartition("; ")[2] for _, reason in trial.told] == [
-        f"the next is asked for in {wait_s} s" for wait_s in (10, 20, 40, 80, 160, 320, 600, 600, 600)
-    ]
+    assert [failure.retry_s for _, failure in trial.reported] == waits
 
 
 @pytest.mark.parametrize("state", GOOD)
@@ -87,14 +97,14 @@ def test_a_good_block_starts_the_waits_anew(trial: Trial, state: JobState) -> No
 
 
 @pytest.mark.parametrize("state", [JobState.PENDING, JobState.RUNNING])
-def test_a_block_that_has_not_ended_says_nothing(trial: Trial, state: JobState) -> None:
+def test_a_block_that_has_not_ended_changes_nothing(trial: Trial, state: JobState) -> None:
     trial.block(JobState.FAILED)
     trial.block(state)
     trial.block(JobState.FAILED)
     assert trial.held_s() == 2 * FIRST_WAIT_S
 
 
-def test_no_block_is_admitted_while_the_site_is_held(trial: Trial) -> None:
+def test_no_block_is_allowed_while_the_site_waits(trial: Trial) -> None:
     trial.block(JobState.MISSING)
     assert trial.executor.provider.max_blocks == 0
     trial.now += FIRST_WAIT_S - 0.1
@@ -110,7 +120,7 @@ def test_an_end_counts_once_whatever_parsl_calls_it_later(trial: Trial) -> None:
     trial.look()
     trial.status["0"].state = JobState.MISSING
     trial.look()
-    assert len(trial.told) == 1 and trial.held_s() == FIRST_WAIT_S
+    assert len(trial.reported) == 1 and trial.held_s() == FIRST_WAIT_S
 
 
 def test_a_site_is_given_up_after_many_failures_with_the_last_reason(trial: Trial) -> None:
@@ -119,82 +129,71 @@ def test_a_site_is_given_up_after_many_failures_with_the_last_reason(trial: Tria
     assert trial.executor.given_up == []
     trial.block(JobState.FAILED, "failed NonZeroExitCode")
     (error,) = trial.executor.given_up
-    assert isinstance(error, BlocksFailed) and len(trial.told) == MOST_FAILURES - 1
+    assert isinstance(error, BlocksFailed) and len(trial.reported) == MOST_FAILURES - 1
     assert str(error) == (
         "site alpha: 10 blocks in a row have failed, the last: a block has failed: failed NonZeroExitCode"
     )
-    trial.block(JobState.FAILED)  # Parsl's own answer to a second giving up is an error
-    assert len(trial.executor.given_up) == 1 and len(trial.told) == MOST_FAILURES - 1
+    trial.block(JobState.FAILED)  # Parsl raises an error when an executor is given up twice
+    assert len(trial.executor.given_up) == 1 and len(trial.reported) == MOST_FAILURES - 1
 
 
 def test_sites_do_not_wait_for_one_another(trial: Trial) -> None:
     trial.block(JobState.FAILED)
     other = Executor("beta")
-    trial.patience(other, {"0": JobStatus(JobState.RUNNING)})
+    trial.handler(other, {"0": JobStatus(JobState.RUNNING)})
     assert (trial.executor.provider.max_blocks, other.provider.max_blocks) == (0, 1)
 
 
-# -- the words --------------------------------------------------------------------------------------------------
+# -- kind and reason --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("state", FAILURES)
-def test_a_refused_submission_is_told_in_the_schedulers_words(trial: Trial, state: JobState) -> None:
-    """Parsl calls it FAILED, and MISSING after its next question for the states."""
+def test_a_refused_submission_has_the_schedulers_message(trial: Trial, state: JobState) -> None:
+    """Parsl calls it FAILED, and MISSING after its next status query."""
     refusal = NotSubmitted("cf-12-ab", "sbatch: error: Invalid account\nsbatch: error: Batch job submission failed")
     trial.block(state, f"Failed to start block 0: {refusal}", submitted=False)
-    assert trial.told == [
-        (
-            "alpha",
-            "a block could not be submitted: sbatch: error: Invalid account sbatch: error: Batch job submission failed;"
-            " the next is asked for in 10 s",
-        )
-    ]
+    reason = "sbatch: error: Invalid account sbatch: error: Batch job submission failed"
+    assert trial.reported == [("alpha", BlockFailure("refused", reason, FIRST_WAIT_S))]
 
 
-def reason_of(trial: Trial) -> str:
-    return trial.told[-1][1].rpartition("; the next")[0]
-
-
-def test_the_jobs_last_words_stand_with_the_schedulers(trial: Trial, tmp_path: Path) -> None:
+def test_the_last_line_of_a_jobs_stderr_follows_the_schedulers_message(trial: Trial, tmp_path: Path) -> None:
     (tmp_path / "err").write_text("one\nbash: module: command not found\n\n")
     trial.block(JobState.MISSING, "failed NonZeroExitCode", stderr_path=str(tmp_path / "err"))
-    assert reason_of(trial) == (
-        "a block ended before its worker began: failed NonZeroExitCode; bash: module: command not found"
-    )
+    assert trial.last() == ("stillborn", "failed NonZeroExitCode; bash: module: command not found")
     trial.block(JobState.MISSING, stderr_path=str(tmp_path / "err"))
-    assert reason_of(trial) == "a block ended before its worker began: bash: module: command not found"
+    assert trial.last() == ("stillborn", "bash: module: command not found")
 
 
 def test_a_block_that_had_begun_has_failed(trial: Trial) -> None:
     trial.block(JobState.FAILED, "node_fail NodeFail")
-    assert reason_of(trial) == "a block has failed: node_fail NodeFail"
+    assert trial.last() == ("failed", "node_fail NodeFail")
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\n \n", b"\xff\xfe\x00broken"])
-def test_a_job_without_last_words(trial: Trial, tmp_path: Path, content: bytes | None) -> None:
+def test_a_job_without_output(trial: Trial, tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / "err").write_bytes(content)
     trial.block(JobState.MISSING, stderr_path=str(tmp_path / "err"))
-    assert reason_of(trial) == "a block ended before its worker began"
+    assert trial.last() == ("stillborn", "")
 
 
-def test_last_words_that_cannot_be_read(trial: Trial, tmp_path: Path) -> None:
+def test_output_that_cannot_be_read(trial: Trial, tmp_path: Path) -> None:
     trial.block(JobState.MISSING, "timeout", stderr_path=str(tmp_path))
-    assert reason_of(trial) == "a block ended before its worker began: timeout"
+    assert trial.last() == ("stillborn", "timeout")
 
 
-def test_a_flood_of_words_is_cut(trial: Trial) -> None:
+def test_a_long_message_is_cut(trial: Trial) -> None:
     trial.block(JobState.MISSING, "x" * 5000)
-    assert len(reason_of(trial)) < 400
+    assert len(trial.last()[1]) < 400
 
 
-# -- for all courses of things ----------------------------------------------------------------------------------
+# -- for all sequences of failures ------------------------------------------------------------------------------
 
 PAUSES = st.integers(0, 2000)
 
 
 @given(st.lists(st.tuples(st.sampled_from(FAILURES), PAUSES), max_size=MOST_FAILURES - 1))
-def test_waits_never_shrink_while_failures_go_on(course: list[tuple[JobState, float]]) -> None:
+def test_waits_never_shrink_while_blocks_fail(course: list[tuple[JobState, float]]) -> None:
     trial, waits = Trial(), [0.0]
     for state, pause_s in course:
         trial.now += pause_s
@@ -204,20 +203,20 @@ def test_waits_never_shrink_while_failures_go_on(course: list[tuple[JobState, fl
 
 
 @given(st.lists(st.tuples(st.sampled_from(FAILURES + GOOD), PAUSES)))
-def test_blocks_are_admitted_just_when_the_site_is_not_held(course: list[tuple[JobState, float]]) -> None:
-    trial, row = Trial(), 0
+def test_blocks_are_allowed_exactly_when_the_site_does_not_wait(course: list[tuple[JobState, float]]) -> None:
+    trial, in_a_row = Trial(), 0
     for state, pause_s in course:
         trial.now += pause_s
         trial.block(state)
-        row = row + 1 if state in FAILURES else 0
+        in_a_row = in_a_row + 1 if state in FAILURES else 0
         assert trial.executor.provider.max_blocks == (0 if trial.held_s() else 1)
-        assert bool(trial.executor.given_up) >= (row >= MOST_FAILURES)
+        assert bool(trial.executor.given_up) >= (in_a_row >= MOST_FAILURES)
 
 
 Handler = Callable[[Any, dict[str, JobStatus]], None]
 
 
-def test_it_is_what_parsl_takes() -> None:
-    """Parsl calls ``block_error_handler(executor, status)`` and accepts any callable that is no truth value."""
-    handler: Handler = BlockPatience(lambda site, reason: None)
+def test_parsl_accepts_it() -> None:
+    """Parsl calls ``block_error_handler(executor, status)`` and takes any callable that is not a bool."""
+    handler: Handler = BlockFailureHandler(lambda site, failure: None)
     assert callable(handler) and not isinstance(handler, bool)

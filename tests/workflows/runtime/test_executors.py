@@ -34,10 +34,11 @@ from site_configs.library.schedulers import GONE
 from site_configs.library.site import Block, Queue, Site
 from site_configs.local import site as local_site
 from workflows.planning.labels import LONGEST_DRAIN_S
-from workflows.runtime import block_failures as block_errors
+from workflows.records.failed_blocks import BlockFailure
+from workflows.runtime import block_failures
 from workflows.runtime import executors as executors_module
 from workflows.runtime import kernel as kernel_module
-from workflows.runtime.block_failures import MOST_FAILURES, BlockPatience, BlocksFailed
+from workflows.runtime.block_failures import MOST_FAILURES, BlockFailureHandler, BlocksFailed
 from workflows.runtime.executors import (
     PROJECT,
     drain_s,
@@ -53,7 +54,7 @@ from workflows.runtime.orphans import TOKEN_VARIABLE
 
 QUEUE = Queue("small", 1, 8, 7200, date(2026, 8, 19), "a guide")
 BLOCK = Block("slurm", QUEUE, 4, 5400, "ABC")
-PATIENCE = BlockPatience(lambda site, reason: None)
+PATIENCE = BlockFailureHandler(lambda site, failure: None)
 
 
 def batch_site(folder: Path, **changes: Any) -> Site:
@@ -177,9 +178,8 @@ def test_a_batch_sites_executor(tmp_path: Path) -> None:
     assert executor.block_error_handler is PATIENCE and executor.status_polling_interval == 7
     provider: Any = executor.provider
     assert (provider.init_blocks, provider.min_blocks, provider.max_blocks) == (0, 0, 1)
-    assert executor.interchange_launch_cmd[1:4] == [
-        "-m",
-        "workflows.runtime.die_with_parent",
+    assert executor.interchange_launch_cmd[1:3] == [
+        str(PROJECT / "workflows" / "runtime" / "die_with_parent.py"),
         str(tmp_path / "logs" / "interchange-alpha.log"),
     ]
 
@@ -391,9 +391,9 @@ def test_with_real_parsl_a_site_that_refuses_every_block_is_given_up(
     command(tmp_path, "squeue", "exit 0")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setenv("PYTHONPATH", str(PROJECT))
-    monkeypatch.setattr(block_errors, "FIRST_WAIT_S", 0.0)
-    told: list[str] = []
-    patience = BlockPatience(lambda site, reason: told.append(reason))
+    monkeypatch.setattr(block_failures, "FIRST_WAIT_S", 0.0)
+    failures: list[BlockFailure] = []
+    patience = BlockFailureHandler(lambda site, failure: failures.append(failure))
     (tmp_path / "logs").mkdir()
     executor = make_executor(batch_site(tmp_path), tmp_path, patience)
     config = Config(
@@ -417,4 +417,4 @@ def test_with_real_parsl_a_site_that_refuses_every_block_is_given_up(
         f"site alpha: {MOST_FAILURES} blocks in a row have failed, the last:"
         " a block could not be submitted: sbatch: error: Invalid account"
     )
-    assert told == ["a block could not be submitted: sbatch: error: Invalid account; the next is asked for in 0 s"] * 9
+    assert failures == [BlockFailure("refused", "sbatch: error: Invalid account", 0.0)] * 9

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from campaigns import environment
+from campaigns import PROJECT, environment
 
 from workflows.runtime.orphans import TOKEN_VARIABLE, end_orphans, find_orphans
 from workflows.runtime.worker_pools import WorkerPools, find_pool, spawned_children
 
+PROGRAM = str(PROJECT / "workflows" / "runtime" / "die_with_parent.py")
 SLEEPER = "import time; time.sleep(60)"
 
 
@@ -32,7 +33,7 @@ def within(seconds: float, true: Callable[[], bool]) -> bool:
 def test_on_the_leash_it_ends_with_its_parent(tmp_path: Path) -> None:
     starter = (
         "import subprocess, sys, time\n"
-        f"p = subprocess.Popen([sys.executable, '-m', 'workflows.runtime.die_with_parent', {str(tmp_path / 'log')!r},"
+        f"p = subprocess.Popen([sys.executable, {PROGRAM!r}, {str(tmp_path / 'log')!r},"
         " sys.executable, '-c',"
         f" {'print(7, flush=True);' + SLEEPER!r}])\n"
         "print(p.pid, flush=True); time.sleep(60)"

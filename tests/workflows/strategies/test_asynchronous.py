@@ -29,8 +29,8 @@ def begin(sites: str = "ab", rounds: int = 10, **settings: Any) -> tuple[Any, li
     return strategy, strategy.react(CampaignStarted(0.0, tuple(SiteFacts(name, 1) for name in sites)))
 
 
-def arrived(order: Train, steps: int = 5) -> UpdateArrived:
-    return UpdateArrived(1.0, order.site, order.task, f"id{order.task}", steps, 20, 1.0, 0.0)
+def arrived(request: Train, steps: int = 5) -> UpdateArrived:
+    return UpdateArrived(1.0, request.site, request.task, f"id{request.task}", steps, 20, 1.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -61,8 +61,8 @@ def test_fedasync_mixes_each_update_in_and_asks_again_at_once() -> None:
 
 
 def test_fedasync_as_appfl_has_it_is_damped_by_the_number_of_sites() -> None:
-    strategy, orders = begin("abcd", name="fedasync", per_site=True)
-    assert strategy.react(arrived(orders[0]))[0].parts == ((0, pytest.approx(0.225)),)
+    strategy, requests = begin("abcd", name="fedasync", per_site=True)
+    assert strategy.react(arrived(requests[0]))[0].parts == ((0, pytest.approx(0.225)),)
 
 
 def test_fedbuff_adds_the_mean_difference_of_its_buffer() -> None:
@@ -72,10 +72,10 @@ def test_fedbuff_adds_the_mean_difference_of_its_buffer() -> None:
     mean, _ = strategy.react(arrived(b))
     assert mean == Aggregate(1, 0, ((0, 0.35), (1, 0.35)), ((0, pytest.approx(0.3)),))
     strategy.react(arrived(again))  # from version 0, the model is 1: staleness 1
-    order = next(Train(t, o.site, o.version, 0) for t, o in strategy.memory.ledger.out.items() if o.version == 1)
-    stale = strategy.react(arrived(order))[0]
+    request = next(Train(t, o.site, o.version, 0) for t, o in strategy.state.requests.by_task.items() if o.version == 1)
+    stale = strategy.react(arrived(request))[0]
     weight = 0.35 * 2**-0.5
-    assert dict(stale.parts) == {2: pytest.approx(weight), order.task: 0.35}
+    assert dict(stale.parts) == {2: pytest.approx(weight), request.task: 0.35}
     assert dict(stale.models) == {1: pytest.approx(1 - 0.35), 0: pytest.approx(-weight)}
 
 
@@ -85,7 +85,7 @@ def test_fedbuff_with_momentum_leaves_the_rate_to_the_server_rule() -> None:
     assert made == Aggregate(1, 0, ((0, 1.0),), (), ServerRule("momentum", 0.7, 0.9))
 
 
-def test_area_replaces_what_it_last_had_of_a_site() -> None:
+def test_area_replaces_the_earlier_update_of_a_site() -> None:
     strategy, (a, b) = begin(name="area")
     first, again = strategy.react(arrived(a))
     assert first == Aggregate(1, 0, ((0, 0.5),), ((0, 0.5),))
@@ -100,8 +100,8 @@ def test_late_binding_gives_the_model_that_is_newest_when_the_block_starts(name:
     buffer = {} if name == "fedasync" else {"buffer": 1}
     strategy, requests = begin(name=name, late_binding=True, **buffer)
     assert requests == [RequestBlock("a"), RequestBlock("b")]
-    (order,) = strategy.react(BlockStarted(5.0, "a", 5.0, 3605.0))
-    _, again = strategy.react(arrived(order))
+    (request,) = strategy.react(BlockStarted(5.0, "a", 5.0, 3605.0))
+    _, again = strategy.react(arrived(request))
     assert (again.site, again.version) == ("a", 1)
     (bound,) = strategy.react(BlockStarted(9.0, "b", 9.0, 3609.0))
     assert bound.version == 1
@@ -109,9 +109,9 @@ def test_late_binding_gives_the_model_that_is_newest_when_the_block_starts(name:
 
 def test_a_block_that_ends_is_asked_for_again_when_its_work_is_over() -> None:
     strategy, _ = begin(name="fedasync", late_binding=True)
-    (order,) = strategy.react(BlockStarted(5.0, "a", 5.0))
+    (request,) = strategy.react(BlockStarted(5.0, "a", 5.0))
     assert strategy.react(BlockEnded(6.0, "a", "walltime")) == []
-    assert strategy.react(arrived(order))[1:] == [RequestBlock("a")]
+    assert strategy.react(arrived(request))[1:] == [RequestBlock("a")]
     (bound,) = strategy.react(BlockStarted(9.0, "b", 9.0))
     strategy.react(arrived(bound))
     assert strategy.react(BlockEnded(10.0, "c", "of somebody else")) == []
@@ -124,9 +124,9 @@ def test_an_update_without_a_step_makes_no_model() -> None:
 
 def test_a_site_that_fails_in_a_row_is_left_out_and_the_last_version_stops() -> None:
     strategy, (a, b) = begin(name="fedasync", rounds=2)
-    order = a
+    request = a
     for _ in range(2):
-        (order,) = strategy.react(SiteFailed(1.0, "a", order.task, "disk"))
-    assert strategy.react(SiteFailed(1.0, "a", order.task, "disk")) == []
+        (request,) = strategy.react(SiteFailed(1.0, "a", request.task, "disk"))
+    assert strategy.react(SiteFailed(1.0, "a", request.task, "disk")) == []
     _, b = strategy.react(arrived(b))
     assert strategy.react(arrived(b))[1:] == [Stop()]

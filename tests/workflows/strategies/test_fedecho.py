@@ -37,9 +37,9 @@ def start(strategy: FedEcho, site: str, now_s: float = 10.0, ends_s: float | Non
     return strategy.react(BlockStarted(now_s, site, now_s, ends_s))
 
 
-def arrived(order: Train, time_s: float = 300.0, steps: int | None = None, step_s: float = 10.0) -> UpdateArrived:
-    done = order.steps if steps is None else steps
-    return UpdateArrived(time_s, order.site, order.task, "id", done or 0, 1, step_s * (done or 0), 0.0)
+def arrived(request: Train, time_s: float = 300.0, steps: int | None = None, step_s: float = 10.0) -> UpdateArrived:
+    done = request.steps if steps is None else steps
+    return UpdateArrived(time_s, request.site, request.task, "id", done or 0, 1, step_s * (done or 0), 0.0)
 
 
 def value(made: Aggregate, models: dict[int, float], updates: dict[int, float]) -> float:
@@ -48,33 +48,33 @@ def value(made: Aggregate, models: dict[int, float], updates: dict[int, float]) 
     return sum(w * models[v] for v, w in made.models) + sum(w * updates[t] for t, w in made.parts)
 
 
-def test_it_asks_for_as_many_blocks_as_the_queue_takes_and_binds_when_one_starts() -> None:
+def test_it_requests_as_many_blocks_as_the_queue_admits_and_binds_when_one_starts() -> None:
     strategy, requests = begin(max_blocks=2)
     assert requests == [RequestBlock("a"), RequestBlock("a"), RequestBlock("b"), RequestBlock("b")]
-    (order,) = start(strategy, "a")
-    made, again = strategy.react(arrived(order))
+    (request,) = start(strategy, "a")
+    made, again = strategy.react(arrived(request))
     assert (again.version, again.site) == (1, "a") and isinstance(made, Aggregate)
     (bound,) = start(strategy, "b", 400.0)
     assert bound.version == 1
     assert strategy.react(BlockEnded(500.0, "a", "walltime")) == [RequestBlock("a")]
 
 
-def test_without_asking_early_the_next_block_is_asked_for_when_the_last_has_ended() -> None:
+def test_without_early_requests_the_next_block_is_requested_when_the_last_has_ended() -> None:
     strategy, requests = begin(early=False)
     assert requests == [RequestBlock("a"), RequestBlock("b")]
-    (order,) = start(strategy, "a")
+    (request,) = start(strategy, "a")
     strategy.react(BlockEnded(20.0, "a", "preempted"))
-    assert strategy.react(SiteFailed(30.0, "a", order.task, "preempted")) == []
+    assert strategy.react(SiteFailed(30.0, "a", request.task, "preempted")) == []
 
 
-def test_without_late_binding_orders_go_out_at_once() -> None:
-    strategy, orders = begin(late_binding=False, early=False)
-    assert [(o.site, o.version) for o in orders if isinstance(o, Train)] == [("a", 0), ("b", 0)]
+def test_without_late_binding_training_is_requested_at_once() -> None:
+    strategy, requests = begin(late_binding=False, early=False)
+    assert [(o.site, o.version) for o in requests if isinstance(o, Train)] == [("a", 0), ("b", 0)]
     assert start(strategy, "a") == []
 
 
 def test_the_step_is_that_of_the_formula() -> None:
-    """x = 0; a moves it to 1, b (from 1) to 3: with kappa k a's echo is 1 - k (x - 0)."""
+    """From x = 0, a moves it to 1 and b (from 1) to 3: with kappa k a's echo is 1 - k (x - 0)."""
     kappa, rate = 0.2, 0.5
     strategy, _ = begin(kappa=kappa, rate=rate, gather=False)
     (a,) = start(strategy, "a")
@@ -100,28 +100,28 @@ def test_an_echo_fades_as_the_model_follows_and_ends_where_averaging_would(kappa
     strategy, _ = begin(kappa=kappa, rate=1.0, rounds=1000, gather=False, stretch=False)
     models, updates = {0: 0.5}, {}
 
-    def play(order: Train) -> Train:
-        x = models[order.version]
-        updates[order.task] = x + contraction * (goal[order.site] - x)
-        made, again = strategy.react(arrived(order))
+    def play(request: Train) -> Train:
+        x = models[request.version]
+        updates[request.task] = x + contraction * (goal[request.site] - x)
+        made, again = strategy.react(arrived(request))
         models[made.version] = value(made, models, updates)
         return again
 
     play(start(strategy, "a")[0])
-    order = start(strategy, "b")[0]
-    seen = models[strategy.memory.version]
+    request = start(strategy, "b")[0]
+    seen = models[strategy.state.version]
     for _ in range(300):
-        order = play(order)
-    last = models[strategy.memory.version]
-    (word,) = strategy.memory.words["a"]
-    rest = (updates[word.task] - models[0]) - (1 - (1 - kappa) ** 20) * (last - models[0])
+        request = play(request)
+    last = models[strategy.state.version]
+    (update,) = strategy.state.updates["a"]
+    rest = (updates[update.task] - models[0]) - (1 - (1 - kappa) ** 20) * (last - models[0])
     assert rest + contraction * (1 - last) == pytest.approx(0, abs=1e-6)  # the changes balance
     assert seen < last < 1.0
     if kappa == EXACT:
         assert last == pytest.approx(0.5, abs=1e-6)  # the echo is exact: the common optimum
 
 
-def test_with_kappa_one_it_is_the_mean_of_the_last_words() -> None:
+def test_with_kappa_one_it_is_the_mean_of_the_last_updates() -> None:
     strategy, _ = begin(kappa=1.0, gather=False)
     (a,) = start(strategy, "a")
     strategy.react(arrived(a))
@@ -138,7 +138,7 @@ def test_without_memory_only_the_newest_change_counts() -> None:
     assert made.parts == ((a.task, 0.5),) and dict(made.models) == {0: pytest.approx(0.5)}
 
 
-def test_an_echo_is_the_mean_of_the_last_words_and_a_fresh_word_stands_alone() -> None:
+def test_an_echo_is_the_mean_of_the_last_words_and_a_fresh_update_stands_alone() -> None:
     strategy, _ = begin(kappa=0.0, gather=False, words=2)
     (a,) = start(strategy, "a")
     tasks = []
@@ -149,11 +149,11 @@ def test_an_echo_is_the_mean_of_the_last_words_and_a_fresh_word_stands_alone() -
     (b,) = start(strategy, "b")
     made, _ = strategy.react(arrived(b))
     assert dict(made.parts) == {tasks[1]: 0.25, tasks[2]: 0.25, b.task: 0.5}
-    assert dict(made.models) == {3: 0.5, 1: -0.25, 2: -0.25}  # b has begun from 3, a's last two words from 1 and 2
+    assert dict(made.models) == {3: 0.5, 1: -0.25, 2: -0.25}  # b has begun from 3, a's last two updates from 1 and 2
 
 
-def test_averaging_over_words_takes_the_noise_out_of_an_echo() -> None:
-    """a's change is 1 and noise of 2; b stands still: where W words are kept, the merge moves by q / sqrt(W) of it."""
+def test_averaging_over_updates_takes_the_noise_out_of_an_echo() -> None:
+    """Noise: a's change is 1 plus noise of 2, b stands still; with W updates the merge moves by q / sqrt(W) of it."""
     draw, moves = np.random.default_rng(0), {1: list[float](), 8: list[float]()}
     for words in moves:
         for _ in range(200):
@@ -174,25 +174,25 @@ def test_averaging_over_words_takes_the_noise_out_of_an_echo() -> None:
 
 
 def both_known(**settings: Any) -> tuple[FedEcho, Train, Train]:
-    """Two sites at work at once, both measured: 10 s a step, 100 s on the way; their orders went out at 300 s."""
+    """Two sites at work at once, both measured: 10 s a step, 100 s of transfers; their requests were sent at 300 s."""
     strategy, _ = begin(**settings)
     (a,) = start(strategy, "a", 0.0)
     (b,) = start(strategy, "b", 0.0)
     answer = [*strategy.react(arrived(a, 300.0)), *strategy.react(arrived(b, 300.0))]
-    orders = {order.site: order for order in answer if isinstance(order, Train)}
-    return strategy, orders["a"], orders["b"]
+    requests = {request.site: request for request in answer if isinstance(request, Train)}
+    return strategy, requests["a"], requests["b"]
 
 
-def test_a_round_waits_for_those_at_work_and_its_momentum_is_by_their_number() -> None:
+def test_a_round_waits_for_the_training_sites_and_its_momentum_is_by_their_number() -> None:
     strategy, a, b = both_known()
     (timer,) = strategy.react(arrived(a, 600.0))
-    assert timer == SetTimer("merge 2", 600.0 + 4 * 300.0 + 1)  # b is due now, an order takes 300 s
-    made, *orders = strategy.react(arrived(b, 610.0))
+    assert timer == SetTimer("merge 2", 600.0 + 4 * 300.0 + 1)  # b is due now, a request takes 300 s
+    made, *requests = strategy.react(arrived(b, 610.0))
     assert made.server == ServerRule("momentum", 2.0, 0.5)
-    assert [(order.site, order.version) for order in orders] == [("a", 2), ("b", 2)]
+    assert [(request.site, request.version) for request in requests] == [("a", 2), ("b", 2)]
 
 
-def test_a_site_not_met_yet_is_waited_for_where_it_has_just_begun() -> None:
+def test_an_unknown_site_is_waited_for_if_it_has_just_started() -> None:
     strategy, _ = begin()
     (a,) = start(strategy, "a", 0.0)
     start(strategy, "b", 250.0)
@@ -205,18 +205,20 @@ def test_a_site_not_met_yet_is_waited_for_where_it_has_just_begun() -> None:
 
 def test_the_momentum_of_many_stays_below_its_limit() -> None:
     strategy, _ = begin("abcdefgh")
-    orders = [start(strategy, site, 0.0)[0] for site in "abcdefgh"]
-    made = [action for order in orders for action in strategy.react(arrived(order)) if isinstance(action, Aggregate)]
+    requests = [start(strategy, site, 0.0)[0] for site in "abcdefgh"]
+    made = [
+        action for request in requests for action in strategy.react(arrived(request)) if isinstance(action, Aggregate)
+    ]
     assert [one.server for one in made] == [ServerRule("momentum", 2.0, 0.8)]
 
 
-def test_a_site_whose_word_waits_is_given_no_work_on_the_old_model() -> None:
+def test_a_site_whose_update_waits_gets_no_work_on_the_old_model() -> None:
     strategy, a, b = both_known()
     strategy.react(arrived(a, 600.0))
     assert strategy.react(BlockEnded(601.0, "a", "walltime")) == [RequestBlock("a")]
     assert start(strategy, "a", 602.0) == []
-    _, *orders = strategy.react(arrived(b, 610.0))
-    assert [(order.site, order.version) for order in orders] == [("a", 2), ("b", 2)]
+    _, *requests = strategy.react(arrived(b, 610.0))
+    assert [(request.site, request.version) for request in requests] == [("a", 2), ("b", 2)]
 
 
 def test_a_site_that_has_lost_its_block_is_not_waited_for() -> None:
@@ -227,12 +229,12 @@ def test_a_site_that_has_lost_its_block_is_not_waited_for() -> None:
 
 
 @pytest.mark.parametrize("time_s", [400.0, 800.0])
-def test_who_is_far_away_or_long_overdue_is_not_waited_for(time_s: float) -> None:
+def test_a_site_that_is_not_due_or_long_overdue_is_not_waited_for(time_s: float) -> None:
     strategy, a, _ = both_known(hold=0.3)  # both should be done at 600 or so
     assert isinstance(strategy.react(arrived(a, time_s))[0], Aggregate)
 
 
-def test_waiting_in_vain_ends_by_a_timer() -> None:
+def test_waiting_ends_by_a_timer() -> None:
     strategy, a, _ = both_known()
     (timer,) = strategy.react(arrived(a, 600.0))
     made, again = strategy.react(TimerFired(timer.at_s, timer.name))
@@ -251,18 +253,18 @@ def test_a_fast_site_works_as_long_as_the_slowest() -> None:
         strategy, _ = begin(stretch=stretch)
         (a,), (b,) = start(strategy, "a", 0.0), start(strategy, "b", 0.0)
         strategy.react(arrived(a, 240.0, step_s=10.0))  # 40 s on the way
-        _, a, b = strategy.react(arrived(b, 510.0, step_s=25.0))  # 10 s on the way: an order is 510 s long
+        _, a, b = strategy.react(arrived(b, 510.0, step_s=25.0))  # 10 s on the way: a request is 510 s long
         assert (a.steps, b.steps) == (steps, 20)
 
 
-def test_who_joins_works_until_the_others_are_done_if_that_is_half_an_order() -> None:
+def test_a_site_that_joins_works_until_the_others_are_done_if_that_is_half_a_request() -> None:
     for now_s, steps in ((350.0, 15), (500.0, 20)):
         strategy, a, b = both_known()  # both are due at 600
         strategy.react(SiteFailed(310.0, "b", b.task, "disk"))
-        strategy.memory.ledger.out = {o.task: strategy.memory.ledger.out[o.task] for o in (a,)}
+        strategy.state.requests.by_task = {o.task: strategy.state.requests.by_task[o.task] for o in (a,)}
         strategy.react(BlockEnded(320.0, "b", "walltime"))
-        (order,) = start(strategy, "b", now_s)
-        assert order.steps == steps
+        (request,) = start(strategy, "b", now_s)
+        assert request.steps == steps
 
 
 def test_partial_work_counts_as_whole_work_but_at_most_three_times() -> None:
@@ -278,10 +280,10 @@ def test_partial_work_counts_as_whole_work_but_at_most_three_times() -> None:
     assert not any(isinstance(x, Aggregate) for x in strategy.react(arrived(a, steps=0)))
 
 
-def test_the_last_order_is_cut_to_the_time_left_and_a_block_with_too_little_is_given_back() -> None:
+def test_the_last_request_is_cut_to_the_time_left_and_a_block_with_too_little_is_released() -> None:
     strategy, _ = begin("a")
-    (order,) = start(strategy, "a", 0.0, 600.0)
-    _, cut = strategy.react(arrived(order, time_s=250.0))  # 200 s of training, 50 s on the way
+    (request,) = start(strategy, "a", 0.0, 600.0)
+    _, cut = strategy.react(arrived(request, time_s=250.0))  # 200 s of training, 50 s on the way
     assert cut.steps == 20  # 22 would fit
     _, cut = strategy.react(arrived(cut, time_s=370.0))
     assert cut.steps < 20
@@ -289,10 +291,10 @@ def test_the_last_order_is_cut_to_the_time_left_and_a_block_with_too_little_is_g
     assert answer[-1] == ReleaseBlock("a")
 
 
-def test_a_fresh_block_gets_work_even_where_the_way_was_longer_than_a_block() -> None:
+def test_a_fresh_block_gets_work_even_if_the_transfers_took_longer_than_a_block() -> None:
     strategy, _ = begin("a")
-    (order,) = start(strategy, "a", 0.0, 600.0)
-    assert strategy.react(arrived(order, time_s=5000.0))[-1] == ReleaseBlock("a")
+    (request,) = start(strategy, "a", 0.0, 600.0)
+    assert strategy.react(arrived(request, time_s=5000.0))[-1] == ReleaseBlock("a")
     strategy.react(BlockEnded(5001.0, "a", "released"))
     (again,) = start(strategy, "a", 6000.0, 6600.0)
     assert again.steps == 3

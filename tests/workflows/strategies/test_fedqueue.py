@@ -20,9 +20,9 @@ from workflows.strategies.base import (
 from workflows.strategies.fedqueue import FedQueue, FedQueueSection
 
 
-def arrived(order: Train, wait_s: float, step_s: float = 0.25, time_s: float = 5.0) -> UpdateArrived:
-    steps = order.steps or 0
-    return UpdateArrived(time_s, order.site, order.task, f"id{order.task}", steps, 20, step_s * steps, wait_s)
+def arrived(request: Train, wait_s: float, step_s: float = 0.25, time_s: float = 5.0) -> UpdateArrived:
+    steps = request.steps or 0
+    return UpdateArrived(time_s, request.site, request.task, f"id{request.task}", steps, 20, step_s * steps, wait_s)
 
 
 def begin(**settings: Any) -> tuple[FedQueue, list[Any]]:
@@ -34,14 +34,14 @@ def begin(**settings: Any) -> tuple[FedQueue, list[Any]]:
 
 def test_the_budget_is_what_the_wait_leaves_of_the_window() -> None:
     strategy, _ = begin(warm_steps=5)
-    strategy.memory.step_s = {"a": 0.25, "b": 0.25}
-    strategy.memory.wait_s = {"a": 0.9, "b": 9.8}
+    strategy.state.step_s = {"a": 0.25, "b": 0.25}
+    strategy.state.wait_s = {"a": 0.9, "b": 9.8}
     assert (strategy.budget("a"), strategy.budget("b")) == (28, 5)
     strategy.section = strategy.section.model_copy(update={"warm_steps": 1})
     assert strategy.budget("b") == 2  # J = 0.5
 
 
-def test_the_first_orders_are_warm_ones_with_a_timer_at_the_cut() -> None:
+def test_the_first_requests_have_warm_up_steps_with_a_timer_at_the_cut() -> None:
     _, (a, b, timer) = begin()
     assert (a.steps, b.steps) == (20, 20)
     assert timer == SetTimer("window 1", pytest.approx(11.5))
@@ -51,21 +51,21 @@ def test_the_first_orders_are_warm_ones_with_a_timer_at_the_cut() -> None:
 def test_admission_uses_the_prediction_from_before(wait_s: float, admitted: bool) -> None:
     strategy, (a, _, _) = begin(first_wait_s=1.2)
     strategy.react(arrived(a, wait_s))
-    assert ("a" in strategy.memory.admitted) is admitted
-    assert strategy.memory.wait_s["a"] == pytest.approx(0.5 * wait_s + 0.6)
+    assert ("a" in strategy.state.admitted) is admitted
+    assert strategy.state.wait_s["a"] == pytest.approx(0.5 * wait_s + 0.6)
 
 
 def test_the_wait_is_smoothed() -> None:
     strategy, (a, _, _) = begin()
     strategy.react(arrived(a, 1.5))
-    assert strategy.memory.wait_s["a"] == pytest.approx(1.2)
+    assert strategy.state.wait_s["a"] == pytest.approx(1.2)
 
 
 def test_more_steps_come_with_a_smaller_learning_rate() -> None:
     strategy, (a, b, _) = begin(warm_steps=1)
     strategy.react(arrived(a, 0.9, 0.25))
-    _, *orders = strategy.react(arrived(b, 0.9, 0.5))
-    found = {order.site: (order.steps, order.rate_factor) for order in orders if isinstance(order, Train)}
+    _, *requests = strategy.react(arrived(b, 0.9, 0.5))
+    found = {request.site: (request.steps, request.rate_factor) for request in requests if isinstance(request, Train)}
     assert found == {"a": (28, 0.5), "b": (14, 1.0)}  # times eta_0 0.003: 0.0015 and 0.003
 
 
@@ -77,21 +77,21 @@ def test_all_arrived_ends_the_window(weights: str, expected: tuple[float, float]
     assert mean == Aggregate(1, 0, ((0, expected[0]), (1, expected[1])))
 
 
-def test_a_late_update_idles_and_joins_the_merge_after_with_less_weight() -> None:
+def test_a_late_update_joins_the_merge_after_the_next_with_less_weight() -> None:
     strategy, (a, b, _) = begin()
     strategy.react(arrived(b, 99.0))
     first, again, _ = strategy.react(arrived(a, 0.1))
     assert first.parts == ((a.task, 1.0),) and again.site == "a"
-    second, *orders = strategy.react(arrived(again, 0.1))
+    second, *requests = strategy.react(arrived(again, 0.1))
     assert dict(second.parts) == {again.task: pytest.approx(0.6), b.task: pytest.approx(0.4)}
-    assert [order.site for order in orders if isinstance(order, Train)] == ["a", "b"]
+    assert [request.site for request in requests if isinstance(request, Train)] == ["a", "b"]
 
 
 def test_with_nothing_admitted_the_late_ones_are_used() -> None:
     strategy, (a, _, _) = begin()
     strategy.react(arrived(a, 99.0))
-    mean, order, _ = strategy.react(TimerFired(11.5, "window 1"))
-    assert mean.parts == ((a.task, 1.0),) and order.site == "a"
+    mean, request, _ = strategy.react(TimerFired(11.5, "window 1"))
+    assert mean.parts == ((a.task, 1.0),) and request.site == "a"
 
 
 def test_a_cut_without_any_update_waits_another_window() -> None:
@@ -110,11 +110,11 @@ def test_weights_by_steps_are_the_default() -> None:
     assert dict(mean.parts) == {x.task: pytest.approx(2 / 3), y.task: pytest.approx(1 / 3)}
 
 
-def test_a_site_that_fails_is_asked_again_with_the_next_merge() -> None:
+def test_a_failed_site_gets_a_request_with_the_next_merge() -> None:
     strategy, (a, b, _) = begin()
     strategy.react(SiteFailed(1.0, "b", b.task, "preempted"))
-    _, *orders = strategy.react(arrived(a, 0.1))
-    assert [order.site for order in orders if isinstance(order, Train)] == ["a", "b"]
-    for order in orders[:2]:
-        answer = strategy.react(SiteFailed(2.0, order.site, order.task, "preempted"))
+    _, *requests = strategy.react(arrived(a, 0.1))
+    assert [request.site for request in requests if isinstance(request, Train)] == ["a", "b"]
+    for request in requests[:2]:
+        answer = strategy.react(SiteFailed(2.0, request.site, request.task, "preempted"))
     assert isinstance(answer[0], Stop)

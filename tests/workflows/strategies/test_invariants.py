@@ -1,4 +1,4 @@
-"""What every strategy must hold to, in random campaigns; the checks themselves are in strategy_driver.py."""
+"""Invariants of every strategy in random campaigns; the checks themselves are in strategy_driver.py."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ def test_random_campaigns(given_settings: dict[str, Any], seed: int, sites: int,
 
 @pytest.mark.parametrize("given_settings", SETTINGS, ids=str)
 def test_no_update_is_lost(given_settings: dict[str, Any]) -> None:
-    """Without failures all updates count but those that wait when the campaign ends."""
+    """Without failures all updates count except those that wait when the campaign ends."""
     sites = 4
     world = world_of(given_settings, 5, sites, 0.0, rounds=40, events=2000)
     assert world.stop == Stop() and world.version == 40
-    last = {o.site: o.task for o in world.orders.values() if o.task in world.arrived}
-    waiting = {t for t in world.arrived - set(world.added) if world.orders[t].version >= world.version - sites * 3}
+    last = {o.site: o.task for o in world.requests.values() if o.task in world.arrived}
+    waiting = {t for t in world.arrived - set(world.added) if world.requests[t].version >= world.version - sites * 3}
     lost = world.arrived - set(world.added) - waiting
-    if given_settings["name"] == "area":  # a site's word replaces its word before
+    if given_settings["name"] == "area":  # a site's update replaces the one before
         assert set(last.values()) <= set(world.added) | waiting
     elif not DROPPING & given_settings.keys():
         assert not lost
@@ -88,6 +88,6 @@ def test_a_section_without_a_name_is_fedavg_and_unknown_keys_are_refused() -> No
 
 
 @pytest.mark.parametrize("name", SECTIONS)
-def test_a_world_in_which_every_site_fails_ends_with_a_word(name: str) -> None:
+def test_a_world_in_which_every_site_fails_ends_with_a_reason(name: str) -> None:
     world = world_of({"name": name}, 1, 3, 1.0)
     assert world.stop is not None and world.stop.failure

@@ -72,30 +72,30 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     run.close()
 
 
-class Listening:
-    """A strategy, and what it was told and answered."""
+class Recording:
+    """A strategy that records its events and aggregations."""
 
     def __init__(self, strategy: Any) -> None:
         self.strategy = strategy
-        self.heard: list[Event] = []
+        self.events: list[Event] = []
         self.made: list[Aggregate] = []
 
     def react(self, event: Event) -> list[Action]:
-        self.heard.append(event)
+        self.events.append(event)
         actions: list[Action] = self.strategy.react(event)
         self.made += [action for action in actions if isinstance(action, Aggregate)]
         return actions
 
 
-def play(workers: Any, folder: Path, strategy: dict[str, Any], rounds: int, **changes: Any) -> tuple[Engine, Listening]:
+def play(workers: Any, folder: Path, strategy: dict[str, Any], rounds: int, **changes: Any) -> tuple[Engine, Recording]:
     plan, run = planned(folder, strategy, rounds, **changes)
     workers.wait_for_current_tasks()  # those that the campaign before had no use for any more
     workers.memoizer.journal, workers.memoizer.known, workers.memoizer.gone = run.journal, {}, set()
-    engine = Engine(plan, run, Kernel(workers, run, plan, GlobusRoute()), lambda engine: None)
-    listening = Listening(make_strategy(plan.campaign.strategy, rounds, plan.campaign.training.steps))
-    assert federate(listening, engine) is None
+    engine = Engine(plan, run, Kernel(workers, run, plan, GlobusRoute()), lambda _: None)
+    recording = Recording(make_strategy(plan.campaign.strategy, rounds, plan.campaign.training.steps))
+    assert federate(recording, engine) is None
     run.journal.write("campaign_finished", rounds=rounds, seconds=0.0)
-    return engine, listening
+    return engine, recording
 
 
 def tensors(engine: Engine, artifact: Any) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def tensors(engine: Engine, artifact: Any) -> dict[str, Any]:
 
 
 def assert_made_as_asked(engine: Engine, made: list[Aggregate]) -> None:
-    """Each model is what the virtual server makes of the same files."""
+    """Compare each model with the one that the virtual server makes from the same files."""
     import numpy as np
 
     models = {v: tensors(engine, future.result()["artifact"]) for v, future in engine.models.items()}
@@ -121,18 +121,18 @@ def assert_made_as_asked(engine: Engine, made: list[Aggregate]) -> None:
 
 
 @pytest.mark.parametrize(("strategy", "rounds"), TABLE, ids=[f"{s['name']}-{len(s)}" for s, _ in TABLE])
-def test_a_strategy_goes_to_its_end(workers: Any, tmp_path: Path, strategy: dict[str, Any], rounds: int) -> None:
+def test_a_strategy_runs_to_its_end(workers: Any, tmp_path: Path, strategy: dict[str, Any], rounds: int) -> None:
     from transformers import AutoModelForCausalLM
 
-    engine, listening = play(workers, tmp_path, strategy, rounds)
+    engine, recording = play(workers, tmp_path, strategy, rounds)
     journal = engine.run.journal
-    told = list(journal.events("aggregated"))
-    assert [r["version"] for r in told] == [r["round"] for r in told] == list(range(1, rounds + 1))
-    for record in told:
+    records = list(journal.events("aggregated"))
+    assert [r["version"] for r in records] == [r["round"] for r in records] == list(range(1, rounds + 1))
+    for record in records:
         weights = [u["weight"] for u in record["updates"]] + list(record["models"].values())
         assert sum(weights) == pytest.approx(1.0)
         assert all(u["staleness"] >= 0 for u in record["updates"] if u["new"])
-    assert_made_as_asked(engine, listening.made)
+    assert_made_as_asked(engine, recording.made)
     shown = summaries(journal, with_sites=True)
     assert [row.number for row in shown] == list(range(rounds + 1))
     assert shown[-1].global_loss < shown[0].global_loss - 0.02
@@ -159,10 +159,10 @@ def test_the_table_has_every_strategy_that_a_campaign_takes() -> None:
     assert {strategy["name"] for strategy, _ in TABLE} | {"scaffold"} == set(SECTIONS)
 
 
-def test_blocks_that_were_asked_for_are_told_and_written_down(workers: Any, tmp_path: Path) -> None:
-    engine, listening = play(workers, tmp_path, {"name": "fedbuff", "buffer": 3, "late_binding": True}, 2)
-    begun = [event for event in listening.heard if isinstance(event, BlockStarted)]
-    assert sorted(event.site for event in begun) == sorted(SITES)  # one is enough for all orders of a site
+def test_requested_blocks_are_reported_and_recorded(workers: Any, tmp_path: Path) -> None:
+    engine, recording = play(workers, tmp_path, {"name": "fedbuff", "buffer": 3, "late_binding": True}, 2)
+    begun = [event for event in recording.events if isinstance(event, BlockStarted)]
+    assert sorted(event.site for event in begun) == sorted(SITES)  # one is enough for all requests of a site
     assert all(event.wait_s >= 0 and event.ends_s is None for event in begun)
     written = [r["fields"]["site"] for r in engine.run.journal.events("strategy_event") if r["kind"] == "BlockStarted"]
     assert written == [event.site for event in begun]
@@ -191,7 +191,7 @@ def test_the_proximal_term_reaches_the_sites(workers: Any, tmp_path: Path) -> No
 
 def test_a_model_of_adapters_goes_through_a_server_rule(workers: Any, tmp_path: Path) -> None:
     adapted = {"source": "tiny", "tiny": {"width": 32, "layers": 1}, "adapter": {"method": "fedit", "rank": 2}}
-    engine, listening = play(workers, tmp_path, {"name": "fedbuff", "buffer": 2, "momentum": 0.5}, 2, model=adapted)
-    assert_made_as_asked(engine, listening.made)
-    assert all(isinstance(action.server, ServerRule) for action in listening.made)
+    engine, recording = play(workers, tmp_path, {"name": "fedbuff", "buffer": 2, "momentum": 0.5}, 2, model=adapted)
+    assert_made_as_asked(engine, recording.made)
+    assert all(isinstance(action.server, ServerRule) for action in recording.made)
     assert (engine.run.path / "model" / "config.json").is_file()  # tiny weights come with their adapters in them

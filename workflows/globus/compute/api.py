@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from apps.base.errors import CrossfedError, EndpointProblem, UserMistake
-from workflows.globus.compute.messages import RESULT_SERIALIZERS, is_coming_back, one_line, shipped_source
-from workflows.globus.transfer.calls import in_words
+from workflows.globus.compute.messages import RESULT_SERIALIZERS, bootstrap_source, is_restarting, one_line
+from workflows.globus.transfer.calls import error_text
 
 if TYPE_CHECKING:
     from globus_compute_sdk import Client
@@ -30,11 +30,11 @@ class Unreachable(Exception):  # noqa: N818
     """The service cannot be reached, or asks for patience; to be tried again later."""
 
 
-class NotYet(Exception):  # noqa: N818
+class EndpointNotReady(Exception):  # noqa: N818
     """The endpoint will take the call in a while."""
 
 
-class Forgotten(Exception):  # noqa: N818
+class FunctionUnknown(Exception):  # noqa: N818
     """The service does not know the function any more."""
 
 
@@ -95,7 +95,7 @@ class ComputeApi:
         """One paced request.
 
         Raises:
-            Unreachable, NotYet, Forgotten, CrossfedError: see ``meaning_of``.
+            Unreachable, NotYet, Forgotten, CrossfedError: see ``classified``.
         """
         self.pace()
         try:
@@ -103,13 +103,13 @@ class ComputeApi:
         except CrossfedError:
             raise
         except Exception as error:
-            raise meaning_of(error) from error
+            raise classified(error) from error
 
     def register(self) -> str:
         """The id of the shipped function."""
         data = {
             "function_name": "call_site",
-            "function_code": shipped_source(),
+            "function_code": bootstrap_source(),
             "serialized": False,
             "meta": {"python_version": platform.python_version(), "sdk_version": _sdk_version()},
         }
@@ -159,7 +159,7 @@ def _sdk_version() -> str:
     return str(__version__)
 
 
-def meaning_of(error: Exception) -> Exception:
+def classified(error: Exception) -> Exception:
     """What a failed request means.
 
     Returns:
@@ -173,7 +173,7 @@ def meaning_of(error: Exception) -> Exception:
     if isinstance(error, TokenValidationError):
         return UserMistake(f"Globus: not logged in: {error}", remedy=f"Run: {LOGIN}")
     if isinstance(error, globus_sdk.NetworkError | requests.RequestException | OSError):
-        return Unreachable(in_words(error))
+        return Unreachable(error_text(error))
     if not isinstance(error, globus_sdk.GlobusAPIError):
         return error
     status, words = error.http_status, one_line(error.message or error.text or error.code or "")
@@ -182,9 +182,9 @@ def meaning_of(error: Exception) -> Exception:
     if status == 401 or isinstance(error, globus_sdk.AuthAPIError):
         return UserMistake(f"Globus does not accept this login: {words}", remedy=f"Run: {LOGIN}")
     if status == 404 and "FUNCTION" in (error.code or "").upper():
-        return Forgotten(words)
-    if is_coming_back(words):
-        return NotYet(words)
+        return FunctionUnknown(words)
+    if is_restarting(words):
+        return EndpointNotReady(words)
     if status == 413:
         return UserMistake(f"Globus Compute finds the request too large: {words}")
     remedies = {

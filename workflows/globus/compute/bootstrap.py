@@ -14,6 +14,21 @@ import sys
 import threading
 import types
 
+FIND_PROJECT = """
+import importlib.metadata, json, pathlib, sys, urllib.parse
+folders = list(sys.path)
+try:
+    source = json.loads(importlib.metadata.distribution("crossfed").read_text("direct_url.json") or "{}")
+    if source.get("dir_info", {}).get("editable"):
+        folders.append(urllib.parse.unquote(urllib.parse.urlsplit(source["url"]).path))
+except importlib.metadata.PackageNotFoundError:
+    pass
+for folder in map(pathlib.Path, folders):
+    if (folder / "pyproject.toml").is_file() and (folder / "apps" / "remote" / "site_worker.py").is_file():
+        sys.path.insert(0, str(folder))  # before other packages of the general names "apps" and "data"
+        break
+from apps.remote import site_worker
+"""
 STASH = "crossfed_site_workers"  # in sys.modules, which outlives a task; this text is executed anew for each
 REMEDY = "Check the site's python_env, and that the project is installed in it"
 
@@ -29,7 +44,7 @@ def call_site(python: str, request: str) -> str:
         JSON: result, or error with its kind and place.
     """
     own = json.loads(request).get("environment", {})
-    variables = {**os.environ, **own}
+    variables = {**os.environ, **own, "PYTHONSAFEPATH": "1"}  # the current folder is no place to import from
     stash = vars(sys.modules.setdefault(STASH, types.ModuleType(STASH)))
     children = stash.setdefault("children", {})
     with stash.setdefault("lock", threading.Lock()):
@@ -51,7 +66,7 @@ def living_child(
     for other in [children.pop(name) for name in list(children)]:
         other.kill()  # of other variables, or dead: one at a time has the memory and the devices
         other.wait()
-    command = [python, "-m", "apps.remote.site_worker", str(os.getpid())]
+    command = [python, "-c", f"{FIND_PROJECT}site_worker.main()", str(os.getpid())]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables)
     assert child.stdout
     if "ready" not in child.stdout.readline():
@@ -81,7 +96,7 @@ def ask(child: subprocess.Popen[str], request: str) -> str:
 
 def complaint(python: str, variables: dict[str, str]) -> str:
     """Why the interpreter does not come up, in its own last words."""
-    command = [python, "-c", "import apps.remote.site_worker"]
+    command = [python, "-c", FIND_PROJECT]
     ended = subprocess.run(command, env=variables, stderr=subprocess.PIPE, text=True, check=False)
     lines = [line for line in ended.stderr.splitlines() if line.strip()]
     return lines[-1] if lines else f"it ended with code {ended.returncode}"

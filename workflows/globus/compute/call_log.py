@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 
 from workflows.globus.compute.calls import Call
-from workflows.globus.compute.messages import shipped_source
+from workflows.globus.compute.messages import bootstrap_source
 from workflows.records.journal import Journal
 
 
@@ -72,4 +72,4 @@ class CallLog:
 
 
 def _source_name() -> str:
-    return hashlib.sha256(shipped_source().encode()).hexdigest()[:16]
+    return hashlib.sha256(bootstrap_source().encode()).hexdigest()[:16]

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from apps.base.errors import CrossfedError, LeaseHeld, WorkersLost
-from workflows.globus.compute.messages import is_coming_back, read_answer, read_failure
+from workflows.globus.compute.messages import is_restarting, read_answer, read_failure
 
-AGAIN_S = 20.0  # until a call is asked for again that has met somebody else at its work, or an endpoint not ready
+RETRY_S = 20.0  # until a call is asked for again that has met somebody else at its work, or an endpoint not ready
 DONE = ("success", "failed")
 FORGOTTEN_AFTER = 2  # answers in a row that do not know a task
-ANSWER_S = 60.0  # that a task may take from the site's manifest to the service
+RESULT_GRACE_S = 60.0  # that a task may take from the site's manifest to the service
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Call:
             self.begun = self.begun or status.startswith(("running", "exec"))
         if "result" in record:
             return self._answered(task_id, read_answer(record["result"]), now)
-        if is_coming_back(record.get("exception")):
+        if is_restarting(record.get("exception")):
             del self.attempts[task_id]
             self.later(now)
             return "not yet"
@@ -131,7 +131,7 @@ class Call:
     def later(self, now: float) -> None:
         """Submit it again in a while, unless something is under way."""
         if not self.attempts and (self.due is None or self.due <= now):
-            self.due = now + AGAIN_S
+            self.due = now + RETRY_S
 
     def settle(self) -> None:
         """Tell those who wait."""
@@ -153,7 +153,7 @@ class Call:
         """Whether it is time to ask for it again."""
         if self.over or self.due is not None or not self.attempts:
             return False
-        if self.written is not None and now - self.written > ANSWER_S:
+        if self.written is not None and now - self.written > RESULT_GRACE_S:
             return True
         return now - self.heard > (self.target.silence_s if self.begun else self._longest_wait_s())
 

@@ -20,8 +20,8 @@ from apps.training.task import task_identity
 from site_configs.library.site import Site
 from workflows.console.units import clock_text
 from workflows.globus.compute.calls import Call, CallTarget
-from workflows.globus.compute.liveness import Liveness, SignOf
-from workflows.globus.compute.messages import key_of, pack, require_fits
+from workflows.globus.compute.liveness import Liveness, ReadState
+from workflows.globus.compute.messages import call_key, pack, require_fits
 from workflows.globus.compute.service import ComputeService
 
 LOCAL_TRAIN = "apps.train:local_train"
@@ -36,7 +36,7 @@ class SiteExecutor(ParslExecutor):
         user_endpoint_config: values for the template of the site's endpoint: account, queue, walltime, ...
         files_config: the same for the endpoint on the login node.
         environment: variables for the project's Python at the site; no secrets.
-        sign_of: see ``Liveness``.
+        read_state: see ``Liveness``.
     """
 
     bad_state_is_set = False  # no failure of a site is for ever
@@ -49,7 +49,7 @@ class SiteExecutor(ParslExecutor):
         user_endpoint_config: Mapping[str, Any] | None = None,
         files_config: Mapping[str, Any] | None = None,
         environment: Mapping[str, str] | None = None,
-        sign_of: SignOf | None = None,
+        read_state: ReadState | None = None,
     ) -> None:
         super().__init__()
         assert site.endpoint is not None and site.python_env is not None  # resolved sites have both
@@ -60,10 +60,10 @@ class SiteExecutor(ParslExecutor):
             site.name, endpoint.training, python, dict(user_endpoint_config or {}), endpoint.silence_s, endpoint.queue_s
         )
         files = CallTarget(site.name, endpoint.files, python, dict(files_config or {})) if endpoint.files else None
-        self.signs = Liveness(service, site.name, str(site.storage_root), files, sign_of, self.environment)
+        self.liveness = Liveness(service, site.name, str(site.storage_root), files, read_state, self.environment)
 
     def start(self) -> None:
-        self.service.tenders.append(self.signs.tend)
+        self.service.tenders.append(self.liveness.tend)
         self.service.start()
 
     def submit(
@@ -78,7 +78,7 @@ class SiteExecutor(ParslExecutor):
         function = f"{func.__module__}:{func.__name__}"
         try:
             request = pack(function, args, self.environment)
-            key = key_of(self.label, function, args)
+            key = call_key(self.label, function, args)
         except (TypeError, ValueError) as error:
             raise TaskError(f"the arguments of {function} are not plain: {error}", site=self.label) from error
         require_fits(self.label, function, json.dumps([self.target.python, request]))
@@ -95,10 +95,10 @@ class SiteExecutor(ParslExecutor):
         """Calls that have been submitted to the site and not been answered."""
         return sum(bool(job.attempts) for job in self._jobs())
 
-    def asked(self) -> str | None:
+    def status_text(self) -> str | None:
         """What Globus says of the site's tasks, for people; None: all are answered."""
         calls = [job for job in list(self.service.jobs.values()) if job.target.site == self.label and job.journaled]
-        return asked_words(calls, time.time())
+        return calls_text(calls, time.time())
 
     def outstanding(self) -> int:
         return len(self._jobs())
@@ -109,23 +109,23 @@ class SiteExecutor(ParslExecutor):
         return {}
 
     @property
-    def sign(self) -> dict[str, Any]:
-        """The last ``apps.site.site_status``; ``seen_at``, the UNIX time when it was so; ``heard_at``, that of its last
-        change."""
-        return {**self.signs.last, "seen_at": self.signs.seen_at, "heard_at": self.signs.heard_at}
+    def last_look(self) -> dict[str, Any]:
+        """The last look at the site, as of ``apps.site.site_status``; ``seen_at``, the UNIX time when it was so;
+        ``heard_at``, that of its last change."""
+        return {**self.liveness.last, "seen_at": self.liveness.seen_at, "heard_at": self.liveness.heard_at}
 
     def newest_checkpoint(self) -> str | None:
         """The last checkpoint seen at the site, by its path below the site's root: it tells the task and the step."""
-        return self.signs.last.get("checkpoint")
+        return self.liveness.last.get("checkpoint")
 
     def storage_root(self) -> Path:
-        return Path(self.signs.root)
+        return Path(self.liveness.root)
 
     def _jobs(self) -> list[Call]:
         return [job for job in self.service.open_jobs() if job.target.site == self.label and job.journaled]
 
 
-def asked_words(calls: Sequence[Call], now: float) -> str | None:
+def calls_text(calls: Sequence[Call], now: float) -> str | None:
     """How far the open calls to a site are, and when its endpoint was asked last; None: all are answered."""
     jobs = [job for job in calls if not job.over]
     if calls and not jobs:

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 LOOK_S = STALE_S  # between two looks
 LOOK = "apps.site:site_status"
 
-SignOf = Callable[[str], dict[str, Any] | None]
+ReadState = Callable[[str], dict[str, Any] | None]
 
 
 class Liveness:
@@ -35,7 +35,7 @@ class Liveness:
         site: its name.
         root: the site's storage.
         files: the endpoint to look through, or None.
-        sign_of: another way to look: takes the site's name, and answers like ``apps.site.site_status``, whole or in
+        read_state: another way to look: takes the site's name, and answers like ``apps.site.site_status``, whole or in
             part, or with None where nothing can be seen. It may take its time.
         environment: variables for the project's Python there.
 
@@ -51,10 +51,10 @@ class Liveness:
         site: str,
         root: str,
         files: CallTarget | None = None,
-        sign_of: SignOf | None = None,
+        read_state: ReadState | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        self.service, self.site, self.root, self.files, self.sign_of = service, site, root, files, sign_of
+        self.service, self.site, self.root, self.files, self.read_state = service, site, root, files, read_state
         self.environment = dict(environment or {})
         self.last: dict[str, Any] = {}
         self.heard_at: float | None = None
@@ -79,8 +79,8 @@ class Liveness:
         return [job for job in self.service.open_jobs() if job.target.site == self.site and job.work]
 
     def _look(self) -> Future[Any] | None:
-        if self.sign_of is not None:
-            return _in_a_thread(self.sign_of, self.site)
+        if self.read_state is not None:
+            return _in_a_thread(self.read_state, self.site)
         if self.files is None:
             return None
         request = pack(LOOK, [Place(site=self.site, round=0), self.root], self.environment)
@@ -104,13 +104,13 @@ def moment_of(sight: Mapping[str, Any], asked_at: float, answered_at: float) -> 
     return answered_at if told is None else min(max(float(told), asked_at), answered_at)
 
 
-def _in_a_thread(sign_of: SignOf, site: str) -> Future[Any]:
+def _in_a_thread(read_state: ReadState, site: str) -> Future[Any]:
     """The site's way of looking must not hold up all others."""
     seen: Future[Any] = Future()
 
     def run() -> None:
         try:
-            seen.set_result(sign_of(site))
+            seen.set_result(read_state(site))
         except Exception as error:  # noqa: BLE001 - the edge of this thread
             seen.set_exception(error)
 

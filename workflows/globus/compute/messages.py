@@ -24,7 +24,7 @@ WORDS = 300  # characters of an endpoint's complaint that are passed on
 COMING_BACK = "Another instance of this endpoint is running"
 
 
-def shipped_source() -> str:
+def bootstrap_source() -> str:
     """The text that runs in a site's worker."""
     return (Path(__file__).parent / "bootstrap.py").read_text()
 
@@ -38,7 +38,7 @@ def pack(function: str, args: Sequence[Any], environment: Mapping[str, str]) -> 
     return json.dumps({"function": function, "args": args, "environment": dict(environment)}, separators=(",", ":"))
 
 
-def key_of(site: str, function: str, args: Sequence[Any]) -> str:
+def call_key(site: str, function: str, args: Sequence[Any]) -> str:
     """Names the call: equal calls of a site, equal key, in every process."""
     text = json.dumps([site, function, args], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
@@ -97,6 +97,6 @@ def one_line(words: str) -> str:
     return " ".join(words.split())[:WORDS]
 
 
-def is_coming_back(words: Any) -> bool:
+def is_restarting(words: Any) -> bool:
     """Whether an endpoint says that it will take the task in a while."""
     return COMING_BACK in str(words)

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from apps.base.errors import CrossfedError, EndpointProblem, TaskError
-from workflows.globus.compute.api import ComputeApi, Forgotten, NotYet, Unreachable
+from workflows.globus.compute.api import ComputeApi, EndpointNotReady, FunctionUnknown, Unreachable
 from workflows.globus.compute.call_log import CallLog
 from workflows.globus.compute.calls import Call
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 POLL_S, LONGEST_POLL_S, SLOWER = 0.5, 15.0, 1.5
-PATIENCE_S, LONGEST_PATIENCE_S = 2.0, 60.0  # between requests to a service that cannot be reached
+RETRY_S, LONGEST_RETRY_S = 2.0, 60.0  # between requests to a service that cannot be reached
 STOP_S = 3.0  # for a request under way to be taken down in the journal
 STATUS_S = 60.0  # between questions after an endpoint
 
@@ -88,24 +88,24 @@ class ComputeService:
     # -- the thread -------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        patience_s = PATIENCE_S
+        patience_s = RETRY_S
         while not self.ending:
             try:
                 self._step()
                 self._reached()
-                patience_s = PATIENCE_S
+                patience_s = RETRY_S
                 self._wait(self._pause())
             except Unreachable as error:
                 self._not_reached(str(error))
                 self._wait(patience_s)
-                patience_s = min(2 * patience_s, LONGEST_PATIENCE_S)
+                patience_s = min(2 * patience_s, LONGEST_RETRY_S)
             except Exception as error:  # the edge of this thread: nobody must wait for it for ever
                 if self.ending:
                     return
                 logger.exception("Globus Compute")
                 reason = error if isinstance(error, CrossfedError) else TaskError(f"{type(error).__name__}: {error}")
                 self._fail_all(reason)
-                self._wait(PATIENCE_S)
+                self._wait(RETRY_S)
 
     def _step(self) -> None:
         """All that is due now."""
@@ -142,12 +142,12 @@ class ComputeService:
         try:
             arguments = (target.python, job.request)
             task_id = self.web.submit(target.endpoint, self.function_id, arguments, target.config)
-        except Forgotten as error:
+        except FunctionUnknown as error:
             self.function_id = None  # to be registered again
             if new:
                 raise Unreachable(f"the service does not keep the function: {error}") from error
             return
-        except NotYet as error:
+        except EndpointNotReady as error:
             self.ledger.asked_again(job, str(error))
             job.later(time.monotonic())
             return

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from site_configs.library.site import Site
-from workflows.globus.setup.template import Choices, user_endpoint_config
+from workflows.globus.setup.template import EndpointOptions, user_endpoint_config
 
 TRAINING, FILES = "train", "files"
 AGENT_PACKAGE = "globus-compute-endpoint"
@@ -30,7 +30,7 @@ REMARKS = {
 }
 
 
-def checklist(site: Site, config: str, settings: Mapping[str, Any], choices: Choices, files: bool) -> str:
+def checklist(site: Site, config: str, settings: Mapping[str, Any], choices: EndpointOptions, files: bool) -> str:
     """``CHECKLIST.md``.
 
     Args:
@@ -85,7 +85,7 @@ def torch_build(site: Site, config: str) -> tuple[str, str]:
     return "the CUDA build", "`cuda`"
 
 
-def _environments(site: Site, config: str, choices: Choices) -> Iterator[str]:
+def _environments(site: Site, config: str, choices: EndpointOptions) -> Iterator[str]:
     assert site.python_env is not None
     env, agent = shlex.quote(str(site.python_env)), shlex.quote(str(choices.agent))
     yield from (
@@ -199,7 +199,7 @@ def _agent(site: Site, files: bool) -> Iterator[str]:
 
 
 def _collection(site: Site, settings: Mapping[str, Any]) -> Iterator[str]:
-    if not carried(settings):
+    if not needs_collection(settings):
         return
     storage_root = Path(str(settings["storage_root"]))
     base = f"collection {site.collection.id}" if site.collection else "the facility's collection"
@@ -241,7 +241,7 @@ def _campaign(site: Site, config: str, settings: Mapping[str, Any], files: bool)
     storage_root = Path(str(settings["storage_root"]))
     entry: dict[str, Any] = {"config": config, "route": "globus", "endpoint": "UUID of endpoint train"}
     entry |= {"files_endpoint": "UUID of endpoint files"} if files else {}
-    if carried(settings):
+    if needs_collection(settings):
         entry |= {"collection": "UUID of the guest collection", "collection_folder": str(storage_root)}
     entry["data"] = str(records_folder(storage_root))
     entry |= {key: value for key, value in settings.items() if value is not None}
@@ -268,14 +268,14 @@ def _admitted(site: Site) -> Iterator[str]:
     )
 
 
-def carried(settings: Mapping[str, Any]) -> bool:
+def needs_collection(settings: Mapping[str, Any]) -> bool:
     """Whether artifacts go through a collection."""
     return settings.get("carrier") in (None, "globus")
 
 
 def _driver(settings: Mapping[str, Any]) -> Iterator[str]:
     yield from ("## 6. The driver's machine", "")
-    if carried(settings):
+    if needs_collection(settings):
         yield from (
             "It needs a collection too, that shows the run directory: Globus Connect Personal is enough. Under",
             "`globus:` of the campaign, `collection` is its UUID and `folder` what it shows as `/`.",

@@ -29,12 +29,12 @@ ROUND_IDLE_S = 60
 COMMAND_TIMEOUT_S = 60
 SHORTEST_S, LONGEST_S = 60, 31 * 24 * 3600
 # a value goes into a line of a batch script: nothing that could end it
-WORD = r"^[A-Za-z0-9_.@:+-]{1,64}$"
+VALUE_PATTERN = r"^[A-Za-z0-9_.@:+-]{1,64}$"
 PICKED = re.compile(r"^#SBATCH --(account|partition|qos)=(.*)$")
 
 
 @dataclass(frozen=True)
-class Choices:
+class EndpointOptions:
     """What is not a fact of the site.
 
     Attributes:
@@ -46,7 +46,7 @@ class Choices:
     idle_s: int | None = None
 
 
-def usual_agent(python_env: Path) -> Path:
+def default_agent(python_env: Path) -> Path:
     """Where an agent's own environment is made if nobody says otherwise."""
     return python_env.parent / "globus-agent"
 
@@ -83,7 +83,7 @@ def _options(lines: str) -> tuple[list[str], list[tuple[str, str]]]:
     return kept, chosen
 
 
-def training_template(site: Site, choices: Choices) -> str:
+def training_template(site: Site, choices: EndpointOptions) -> str:
     """``user_config_template.yaml.j2`` of the endpoint whose blocks train.
 
     Raises:
@@ -151,7 +151,7 @@ def _address(site: Site) -> list[str]:
     return ["  address:", "    type: address_by_interface", f"    ifname: {_quoted(site.driver_interface)}"]
 
 
-def _provider(site: Site, choices: Choices) -> Iterator[str]:
+def _provider(site: Site, choices: EndpointOptions) -> Iterator[str]:
     """The provider's part, with the very options of the batch route's scripts."""
     from parsl.providers import LocalProvider, PBSProProvider, SlurmProvider
 
@@ -188,7 +188,7 @@ def _size(site: Site) -> list[str]:
     return ["    nodes_per_block: {{ nodes }}", f'    walltime: "{clock}"', f"    cmd_timeout: {COMMAND_TIMEOUT_S}"]
 
 
-def worker_lines(site: Site, choices: Choices) -> list[str]:
+def worker_lines(site: Site, choices: EndpointOptions) -> list[str]:
     """Shell lines before the workers start: no line of them may need the network."""
     assert site.python_env is not None
     values = {**site.environment, "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -217,7 +217,7 @@ def _quoted(text: str) -> str:
     return json.dumps(text)
 
 
-def files_template(site: Site, choices: Choices) -> str:
+def files_template(site: Site, choices: EndpointOptions) -> str:
     """The same for the endpoint on a login node: one worker, which looks at files and goes when it is not asked."""
     assert site.python_env is not None
     programs = ":".join(shlex.quote(str(folder / "bin")) for folder in (site.python_env, choices.agent))
@@ -249,7 +249,7 @@ def files_template(site: Site, choices: Choices) -> str:
 def schema(site: Site | None) -> dict[str, Any]:
     """``user_config_schema.json``: what a task may bring; None: nothing at all."""
     words = submission(site) if site and site.block else {}
-    values: dict[str, Any] = {key: {"type": "string", "pattern": WORD} for key in words}
+    values: dict[str, Any] = {key: {"type": "string", "pattern": VALUE_PATTERN} for key in words}
     if site:
         values["idle_s"] = {"type": "integer", "minimum": 0, "maximum": LONGEST_S}
     if site and site.block:

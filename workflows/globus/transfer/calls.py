@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from apps.base.errors import REASON_LENGTH, CrossfedError
-from workflows.globus.transfer.errors import TransferFailed, TransferLeft, as_refusal, passing, wait_asked_s
+from workflows.globus.transfer.errors import TransferDetached, TransferFailed, as_refusal, is_transient, wait_asked_s
 
 if TYPE_CHECKING:
     from globus_sdk import TransferClient
@@ -72,15 +72,15 @@ class RetryingClient:
             try:
                 result = self._once(call)
             except GlobusError as error:
-                if not passing(error):
+                if not is_transient(error):
                     raise _final(error) from None
                 failures += 1
-                self.on_trouble(in_words(error))
+                self.on_trouble(error_text(error))
                 self.stop.wait(max(self.patience.back_off(failures), wait_asked_s(error)))
             else:
                 self.on_trouble(None)
                 return result
-        raise left()
+        raise driver_stopped()
 
     def _once(self, call: Callable[[TransferClient], Any]) -> Any:
         with self._lock:
@@ -91,7 +91,7 @@ class RetryingClient:
                 return call(self._client)
 
 
-def in_words(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """An error that may pass, in a line for people."""
     from globus_sdk import GlobusTimeoutError, NetworkError
 
@@ -110,6 +110,6 @@ def _final(error: Exception) -> CrossfedError:
     return TransferFailed(f"Globus cannot be asked: {type(error).__name__}: {error}"[:REASON_LENGTH])
 
 
-def left() -> TransferLeft:
+def driver_stopped() -> TransferDetached:
     """The error for those who wait when the driver stops."""
-    return TransferLeft("the driver stopped; what Globus carries goes on", remedy="A resume follows the transfer")
+    return TransferDetached("the driver stopped; what Globus carries goes on", remedy="A resume follows the transfer")

@@ -36,11 +36,11 @@ class LoginMissing(TransferRefused):
     """Globus does not know who asks: never logged in, tokens lapsed, or a secret that is not right any more."""
 
 
-class TransferLeft(CrossfedError):  # noqa: N818
+class TransferDetached(CrossfedError):  # noqa: N818
     """The driver stops; what it waited for goes on without it."""
 
 
-def passing(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
     """Whether a call may succeed when it is made again later."""
     from globus_sdk import GlobusAPIError, NetworkError
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from copy import copy
 from typing import Any
 
-from workflows.globus.transfer.calls import left
+from workflows.globus.transfer.calls import driver_stopped
 from workflows.globus.transfer.task import Task
 from workflows.globus.transfer.transfer_log import Transfer, TransferState
 
@@ -69,7 +69,7 @@ class TransfersInFlight:
                 self._do(waybill.key, work, moving, result)
             while not result.done():
                 if self.stop.is_set():
-                    raise left()
+                    raise driver_stopped()
                 wait([result], LOOK_S)
         error = result.exception()
         if error is not None:

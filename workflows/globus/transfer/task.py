@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from workflows.globus.transfer.calls import RetryingClient, left
+from workflows.globus.transfer.calls import RetryingClient, driver_stopped
 from workflows.globus.transfer.errors import TransferCanceled, TransferFailed
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def follow(caller: RetryingClient, task_id: str, on_look: OnLook) -> TransferRes
         if _overdue_s(task) > caller.patience.overdue_s:
             raise _given_up(caller, task_id, f"is past its deadline: {trouble or task['status']}")
         if caller.stop.wait(_pause_s(caller, now - began)):
-            raise left()
+            raise driver_stopped()
 
 
 def _pause_s(caller: RetryingClient, age_s: float) -> float:

@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from apps.base.errors import ArtifactError
-from workflows.globus.transfer.calls import RetryingClient, left
+from workflows.globus.transfer.calls import RetryingClient, driver_stopped
 from workflows.globus.transfer.errors import (
     ConsentMissing,
     LoginMissing,
     TransferCanceled,
+    TransferDetached,
     TransferFailed,
-    TransferLeft,
     TransferRefused,
 )
 from workflows.globus.transfer.in_flight import LOOK_S, TransferProgress
@@ -78,7 +78,7 @@ class TransferQueue:
                         raise
                     logger.warning("%s; attempt %d of %d", error, failures, self.retries + 1)
             if self.stop.wait(self.caller.patience.back_off(failures)):
-                raise left()
+                raise driver_stopped()
 
     def _attempt(
         self,
@@ -94,7 +94,7 @@ class TransferQueue:
             task_id = self._handed_in(waybill, parcel, open_before)
             outcome = follow(self.caller, task_id, lambda task, trouble: self._look(moving, task, trouble))
             check(outcome)
-        except (TransferLeft, LoginMissing, ConsentMissing):
+        except (TransferDetached, LoginMissing, ConsentMissing):
             raise  # what Globus has been given goes on, and what it has not is handed in later under the same name
         except (TransferFailed, ArtifactError) as error:
             self._end(waybill, type(error).__name__, began, reason=str(error))
@@ -140,7 +140,7 @@ class TransferQueue:
     def _slot(self) -> Iterator[None]:
         while not self._slots.acquire(timeout=LOOK_S):
             if self.stop.is_set():
-                raise left()
+                raise driver_stopped()
         try:
             yield
         finally:

@@ -1,9 +1,11 @@
-"""The server of the virtual engine: the sums and rules of ``apps/artifacts`` on vectors."""
+"""The server of the virtual engine: the aggregation and the server rules of ``apps/artifacts``, on NumPy vectors."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, cast
 
+from apps.artifacts.server_optimizer import MOMENTS, ServerRuleSpec, change, first_moment, second_moment
 from workflows.strategies.base import Aggregate, ServerRule
 
 if TYPE_CHECKING:
@@ -13,7 +15,7 @@ Moments = dict[str, "np.ndarray"]
 
 
 def combined(action: Aggregate, models: dict[int, np.ndarray], updates: dict[int, np.ndarray]) -> np.ndarray:
-    """The affine combination, summed in float64 and kept in the models' type."""
+    """Return the affine combination of an action, summed in float64, in the models' type."""
     import numpy as np
 
     total = np.zeros(models[action.base].shape)
@@ -25,23 +27,13 @@ def combined(action: Aggregate, models: dict[int, np.ndarray], updates: dict[int
 
 
 def stepped(base: np.ndarray, target: np.ndarray, rule: ServerRule, before: Moments) -> tuple[np.ndarray, Moments]:
-    """One step of a server rule from ``base``, with base - target as gradient, and the moments after it."""
+    """Return the model after one step of a server rule, with ``base - target`` as gradient, and the new moments."""
     import numpy as np
 
+    spec = cast(ServerRuleSpec, asdict(rule))
     g = (base - target).astype(np.float64)
-    m, v = before.get("m", np.zeros_like(g)), before.get("v", np.full_like(g, rule.tau**2))
-    b1, b2 = rule.beta1, rule.beta2
-    if rule.name == "nesterov":
-        m = b1 * m + g
-        return (base - rule.rate * (g + b1 * m)).astype(base.dtype), {"m": m}
-    if rule.name == "momentum":
-        m = b1 * m - g
-        return (base + rule.rate * m).astype(base.dtype), {"m": m}
-    m, square = b1 * m - (1 - b1) * g, g * g
-    if rule.name == "adagrad":
-        v = v + square
-    elif rule.name == "adam":
-        v = b2 * v + (1 - b2) * square
-    else:
-        v = v - (1 - b2) * square * np.sign(v - square)
-    return (base + rule.rate * m / (np.sqrt(v) + rule.tau)).astype(base.dtype), {"m": m, "v": v}
+    moments: Moments = {}
+    for letter in MOMENTS[rule.name]:
+        old = before.get(letter, np.full_like(g, rule.tau**2 if letter == "v" else 0.0))
+        moments[letter] = (first_moment if letter == "m" else second_moment)(old, g, spec)
+    return (base + change(g, moments["m"], moments.get("v"), spec)).astype(base.dtype), moments

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apps.base.errors import CrossfedError, LeaseHeld, TaskError, TrainingError, UserMistake, WorkersLost
-from workflows.globus.compute.calls import AGAIN_S, ANSWER_S, Call, CallTarget
-from workflows.globus.compute.messages import key_of, pack, read_answer, read_failure, require_fits
+from workflows.globus.compute.calls import RESULT_GRACE_S, RETRY_S, Call, CallTarget
+from workflows.globus.compute.messages import call_key, pack, read_answer, read_failure, require_fits
 
 LOST = "Traceback ...\nparsl.executors.high_throughput.errors.WorkerLost: Task failure due to loss of worker 0\n ***\n"
 BUSY = "Another instance of this endpoint is running.  (Perhaps on another login node?)  Refusing to start."
@@ -65,13 +65,13 @@ def test_who_meets_another_at_work_waits_for_it_or_asks_again():
     assert one.told("b", error("LeaseHeld"), 1) == "LeaseHeld"
     assert one.due is None and not one.over
     assert one.told("a", error("LeaseHeld"), 5) == "LeaseHeld"
-    assert one.due == 5 + AGAIN_S
+    assert one.due == 5 + RETRY_S
 
 
 def test_an_endpoint_that_is_coming_back_is_given_time():
     one = job("a")
     assert one.told("a", {"status": "failed", "exception": BUSY}, 3) == "not yet"
-    assert (one.over, one.due, one.attempts) == (False, 3 + AGAIN_S, {})
+    assert (one.over, one.due, one.attempts) == (False, 3 + RETRY_S, {})
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_a_result_that_lies_at_the_site_and_does_not_come():
     one = job("a")
     for now in (10, 30):
         one.sign(now, mine=False, written=True)
-    assert not one.is_silent(10 + ANSWER_S) and one.is_silent(11 + ANSWER_S)
+    assert not one.is_silent(10 + RESULT_GRACE_S) and one.is_silent(11 + RESULT_GRACE_S)
 
 
 @pytest.mark.parametrize(
@@ -143,8 +143,8 @@ def test_whatever_comes_is_an_answer_or_an_error(text):
 @given(st.recursive(st.none() | st.integers() | st.floats(allow_nan=False) | st.text(), lambda x: st.lists(x)))
 def test_equal_calls_have_equal_keys(value):
     there = json.loads(pack("f", [value], {}))
-    assert key_of("aurora", "f", there["args"]) == key_of("aurora", "f", [value])
-    assert key_of("aurora", "f", [value]) != key_of("polaris", "f", [value])
+    assert call_key("aurora", "f", there["args"]) == call_key("aurora", "f", [value])
+    assert call_key("aurora", "f", [value]) != call_key("polaris", "f", [value])
 
 
 def test_what_is_too_large_is_refused_with_site_and_bytes():

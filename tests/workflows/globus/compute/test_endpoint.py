@@ -40,7 +40,7 @@ def aurora(stack):
 def attentive(monkeypatch):
     """The service is asked once a second even when nothing changes, and calls again after short pauses."""
     monkeypatch.setattr("workflows.globus.compute.service.LONGEST_POLL_S", 1.0)
-    monkeypatch.setattr("workflows.globus.compute.calls.AGAIN_S", 3.0)
+    monkeypatch.setattr("workflows.globus.compute.calls.RETRY_S", 3.0)
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def site(tmp_path) -> Site:
 
 
 def drive(tmp_path: Path, site: Site, agent, slow_s: float = 0.0, **settings):
-    own = {name: settings.pop(name) for name in ("sign_of", "user_endpoint_config") if name in settings}
+    own = {name: settings.pop(name) for name in ("read_state", "user_endpoint_config") if name in settings}
     config = site_config(site.root, agent.endpoint_id, **settings)
     code = child_variables(tmp_path / f"slow-{slow_s}", slow_s)
     return driver(tmp_path / "run", config, environment=code, **own)
@@ -133,15 +133,15 @@ def test_a_killed_worker(tmp_path, stack, aurora, site):
 
 def test_a_killed_child_endpoint_is_noticed_by_the_sites_files(tmp_path, stack, aurora, site, monkeypatch):
     """Its interchange and workers are orphans that go on: the training ends, and nobody tells the service."""
-    with drive(tmp_path, site, aurora, slow_s=0.05, sign_of=lambda _: site_status(PLACE, str(site.root))) as run:
-        run.executor.signs.look_s = 0.5
-        monkeypatch.setattr("workflows.globus.compute.calls.ANSWER_S", 3.0)
+    with drive(tmp_path, site, aurora, slow_s=0.05, read_state=lambda _: site_status(PLACE, str(site.root))) as run:
+        run.executor.liveness.look_s = 0.5
+        monkeypatch.setattr("workflows.globus.compute.calls.RESULT_GRACE_S", 3.0)
         training = run.train(site, steps=60, checkpoint_s=0.2)
         wait_until(lambda: step(site) >= 8, COLD_S)
         task_id = run.events("compute_submitted")[-1]["task_id"]
         aurora.kill_child(stack.compute.tasks[task_id]["endpoint_id"])
         manifest = training.result(COLD_S)
-        assert run.executor.sign["finished"] == manifest["task_id"]
+        assert run.executor.last_look["finished"] == manifest["task_id"]
     assert (manifest["attempts"], manifest["reused"]) == (1, True)
     assert run.events("compute_asked_again")[0]["reason"] == "its result lies at the site"
 
@@ -149,9 +149,9 @@ def test_a_killed_child_endpoint_is_noticed_by_the_sites_files(tmp_path, stack, 
 def test_an_endpoint_that_dies_with_all_its_processes(tmp_path, stack, aurora, site):
     """As a node that is switched off: no sign of life, so it is asked again, and goes on from the checkpoint."""
     with drive(
-        tmp_path, site, aurora, slow_s=0.05, silence_s=4.0, sign_of=lambda _: site_status(PLACE, str(site.root))
+        tmp_path, site, aurora, slow_s=0.05, silence_s=4.0, read_state=lambda _: site_status(PLACE, str(site.root))
     ) as run:
-        run.executor.signs.look_s = 0.5
+        run.executor.liveness.look_s = 0.5
         training = run.train(site, steps=60, checkpoint_s=0.2)
         wait_until(lambda: step(site) >= 8 and run.executor.newest_checkpoint(), COLD_S)
         for process in aurora.processes():
@@ -211,10 +211,10 @@ def test_looking_through_an_endpoint_on_the_login_node(tmp_path, stack, aurora, 
     config = site_config(site.root, aurora.endpoint_id, files=aurora.endpoint_id)
     code = child_variables(tmp_path / "slow", 0.1)
     with driver(tmp_path / "run", config, environment=code, files_config={"idle_heartbeats": 100}) as run:
-        run.executor.signs.look_s = 1.0
+        run.executor.liveness.look_s = 1.0
         training = run.train(site, steps=150, checkpoint_s=0.5)
-        wait_until(lambda: (run.executor.sign.get("progress") or {}).get("step", 0) > 1, COLD_S)
-        assert run.executor.sign["claims"] == [run.executor.sign["progress"]["task_id"]]
+        wait_until(lambda: (run.executor.last_look.get("progress") or {}).get("step", 0) > 1, COLD_S)
+        assert run.executor.last_look["claims"] == [run.executor.last_look["progress"]["task_id"]]
         assert not training.done()
         training.result(COLD_S)
     assert len(run.events("compute_submitted")) == 1  # looks leave no trace

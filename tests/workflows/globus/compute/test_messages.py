@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from workflows.console.units import clock_text
 from workflows.globus.compute.calls import Call, CallTarget
-from workflows.globus.compute.executor import asked_words
+from workflows.globus.compute.executor import calls_text
 from workflows.globus.compute.liveness import moment_of
 from workflows.globus.route import GlobusRoute
 from workflows.globus.transfer.errors import TransferFailed
@@ -50,13 +50,13 @@ def call(status: str | None = None, asked_at: float | None = NOON, over: bool = 
     ],
 )
 def test_what_an_endpoint_is_asked(calls: list[Call], words: str | None) -> None:
-    assert asked_words(calls, NOON + 600) == words
+    assert calls_text(calls, NOON + 600) == words
 
 
 def test_a_question_of_another_day_tells_the_day() -> None:
     assert clock_text(NOON, NOON + 3600) == "at 12:00"
     assert clock_text(NOON, NOON + 24 * 3600) == "on 2026-08-14 at 12:00"
-    later = asked_words([call("received")], NOON + 24 * 3600)
+    later = calls_text([call("received")], NOON + 24 * 3600)
     assert later == "asked on 2026-08-14 at 12:00; its endpoint starts, or waits for a block"
 
 
@@ -67,15 +67,17 @@ def sent(nbytes: int) -> Future[Any]:
 
 
 def test_the_model_that_has_gone_there_is_told_first() -> None:
-    asked = SimpleNamespace(asked=lambda: "asked at 12:00")
-    route = GlobusRoute({"polaris": asked, "aurora": SimpleNamespace(asked=lambda: None)})  # type: ignore[dict-item]
-    assert route.asked("polaris") == "asked at 12:00"
-    assert route.asked("polaris", sent(2_630_000_000)) == "model sent (2.63 GB); asked at 12:00"
-    assert route.asked("polaris", sent(0)) == "asked at 12:00"  # it was there, or another site's transfer brought it
-    assert route.asked("aurora", sent(1)) is None and route.asked("here", sent(1)) is None
+    asked = SimpleNamespace(status_text=lambda: "asked at 12:00")
+    route = GlobusRoute({"polaris": asked, "aurora": SimpleNamespace(status_text=lambda: None)})  # type: ignore[dict-item]
+    assert route.task_text("polaris") == "asked at 12:00"
+    assert route.task_text("polaris", sent(2_630_000_000)) == "model sent (2.63 GB); asked at 12:00"
+    assert (
+        route.task_text("polaris", sent(0)) == "asked at 12:00"
+    )  # it was there, or another site's transfer brought it
+    assert route.task_text("aurora", sent(1)) is None and route.task_text("here", sent(1)) is None
     failed: Future[Any] = Future()
     failed.set_exception(TransferFailed("no"))
-    assert route.asked("polaris", failed) == "asked at 12:00"
+    assert route.task_text("polaris", failed) == "asked at 12:00"
 
 
 def test_a_view_from_afar_tells_its_age() -> None:
@@ -88,7 +90,7 @@ def test_a_view_from_afar_tells_its_age() -> None:
 
 
 def test_where_a_site_is_seen_from_here_nothing_has_an_age() -> None:
-    far: Any = SimpleNamespace(sign={"seen_at": 7.0, "heard_at": None})
+    far: Any = SimpleNamespace(last_look={"seen_at": 7.0, "heard_at": None})
     route = GlobusRoute({"polaris": far})
     assert route.seen_at("polaris") == 7.0 and route.seen_at("here") is None
 

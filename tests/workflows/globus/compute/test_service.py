@@ -37,10 +37,10 @@ def as_the_site_would(python: str, request: str) -> str:
 def agent(tmp_path, monkeypatch):
     monkeypatch.setattr("workflows.globus.compute.service.LONGEST_POLL_S", 0.2)
     monkeypatch.setattr("workflows.globus.compute.service.POLL_S", 0.05)
-    monkeypatch.setattr("workflows.globus.compute.service.PATIENCE_S", 0.1)
-    monkeypatch.setattr("workflows.globus.compute.service.LONGEST_PATIENCE_S", 0.3)
+    monkeypatch.setattr("workflows.globus.compute.service.RETRY_S", 0.1)
+    monkeypatch.setattr("workflows.globus.compute.service.LONGEST_RETRY_S", 0.3)
     monkeypatch.setattr("workflows.globus.compute.service.STATUS_S", 0.2)
-    monkeypatch.setattr("workflows.globus.compute.calls.AGAIN_S", 0.3)
+    monkeypatch.setattr("workflows.globus.compute.calls.RETRY_S", 0.3)
     with toy_agent(tmp_path / "service", as_the_site_would) as running:
         for name, value in running.variables(tmp_path / "login").items():
             monkeypatch.setenv(name, value)
@@ -53,7 +53,7 @@ def site(tmp_path) -> Site:
 
 
 def drive(tmp_path: Path, agent: ToyAgent, site: Site | None = None, **settings):
-    ours = ("sign_of", "environment", "web", "user_endpoint_config")
+    ours = ("read_state", "environment", "web", "user_endpoint_config")
     own = {name: settings.pop(name) for name in ours if name in settings}
     root = site.root if site else tmp_path / "root"
     return driver(tmp_path / "run", site_config(root, agent.endpoint_id, **settings), **own)
@@ -188,10 +188,10 @@ def test_an_unknown_task_does_not_hide_the_others(tmp_path, agent, site):
 def test_tasks_that_are_lost_without_a_word(tmp_path, agent, site):
     """The training ends, its result is lost on the way: the site's files tell."""
     agent.compute.rules.drop_results = 1
-    with drive(tmp_path, agent, site, sign_of=lambda _: site_status(PLACE, str(site.root))) as run:
-        run.executor.signs.look_s = 0.1
+    with drive(tmp_path, agent, site, read_state=lambda _: site_status(PLACE, str(site.root))) as run:
+        run.executor.liveness.look_s = 0.1
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr("workflows.globus.compute.calls.ANSWER_S", 0.5)
+            patched.setattr("workflows.globus.compute.calls.RESULT_GRACE_S", 0.5)
             manifest = run.train(site).result(30)
     assert (manifest["attempts"], manifest["reused"]) == (1, True)
 
@@ -211,12 +211,12 @@ def test_a_look_that_fails_is_no_sign(tmp_path, agent):
         looks.append(threading.current_thread().name)
         raise OSError("no way")
 
-    with drive(tmp_path, agent, sign_of=broken) as run:
-        run.executor.signs.look_s = 0.05
+    with drive(tmp_path, agent, read_state=broken) as run:
+        run.executor.liveness.look_s = 0.05
         order = Site(tmp_path / "site").arguments()
         run.executor.submit(local_train, {}, *order)
         wait_until(lambda: len(looks) > 2)
-        assert run.executor.sign == {"seen_at": None, "heard_at": None}
+        assert run.executor.last_look == {"seen_at": None, "heard_at": None}
     assert set(looks) == {"look-aurora"}
 
 

@@ -25,7 +25,13 @@ from site_configs.library.site import Site
 from workflows import setup_site
 from workflows.checks.endpoint_script import endpoint_script
 from workflows.globus.setup.checklist import LEAST_TORCH, TORCH_BEFORE, torch_build
-from workflows.globus.setup.template import WORD, Choices, schema, training_template, user_endpoint_config
+from workflows.globus.setup.template import (
+    VALUE_PATTERN,
+    EndpointOptions,
+    schema,
+    training_template,
+    user_endpoint_config,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 SCRIPT = "endpoints.sh"  # the same at every machine but for a folder, so there is one golden file of it
@@ -331,7 +337,7 @@ def test_what_is_sent_with_each_task(machine: str, settings: dict[str, Any], sen
 
 @given(st.text(max_size=70))
 def test_no_value_ends_a_line_of_a_script(text: str) -> None:
-    allowed = re.search(WORD.replace("$", r"\Z"), text) is not None
+    allowed = re.search(VALUE_PATTERN.replace("$", r"\Z"), text) is not None
     assert not allowed or not re.search(r"[\s\"'`$;&|<>(){}#\\]", text)
 
 
@@ -503,7 +509,9 @@ def test_shell_lines_reach_the_worker_as_they_are(tmp_path: Path) -> None:
 
 
 def test_a_template_is_made_without_a_file(tmp_path: Path) -> None:
-    assert training_template(site_of("polaris"), Choices(Path("/agent"))).startswith("{#- crossfed: blocks of Polaris")
+    assert training_template(site_of("polaris"), EndpointOptions(Path("/agent"))).startswith(
+        "{#- crossfed: blocks of Polaris"
+    )
 
 
 @pytest.mark.globus

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from carriage_scene import MIB, WAIT_S, Scene, in_thread, wait_until
 from facilities.globus.transfer_fixtures import TransferFacility
+from staging_scene import MIB, WAIT_S, Scene, in_thread, wait_until
 from transfer_driver import TASK_ID, make_artifact, place
 
 from apps.artifacts.store import verify
@@ -26,7 +26,7 @@ def scene(transfer_facility: TransferFacility, tmp_path: Path) -> Iterator[Scene
 
 
 def test_a_model_is_sent_and_the_journal_tells_of_it(scene: Scene):
-    sent = scene.send(scene.carriage(name="demo run!"))
+    sent = scene.send(scene.staging(name="demo run!"))
     assert verify(scene.run.at("polaris"), scene.model["artifact"])
     assert sent["artifact"] == scene.model["artifact"]
     assert (sent["frozen"], sent["store"], sent["nbytes_moved"]) == ("abc", str(scene.run.at("polaris")), MIB)
@@ -46,7 +46,7 @@ def test_a_model_is_sent_and_the_journal_tells_of_it(scene: Scene):
 
 
 def test_what_globus_is_asked_for(scene: Scene):
-    scene.send(scene.carriage(name="demo run!", deadline_s=3600))
+    scene.send(scene.staging(name="demo run!", deadline_s=3600))
     [task] = scene.transfer.tasks
     assert task.document["verify_checksum"] and task.document["fail_on_quota_errors"]
     assert not any(task.document[f"notify_on_{end}"] for end in ("succeeded", "failed", "inactive"))
@@ -56,7 +56,7 @@ def test_what_globus_is_asked_for(scene: Scene):
 
 def test_an_update_comes_back_with_its_manifest_in_one_transfer(scene: Scene):
     said = scene.manifest()
-    fetched = scene.fetch(scene.carriage(), said)
+    fetched = scene.fetch(scene.staging(), said)
     assert verify(scene.run.store, said["artifact"])
     assert fetched["manifest"] == said
     assert (fetched["store"], fetched["nbytes_moved"]) == (str(scene.run.store), 600_000)
@@ -69,7 +69,7 @@ def test_an_update_comes_back_with_its_manifest_in_one_transfer(scene: Scene):
 def test_what_is_here_already_is_not_fetched(scene: Scene):
     said = scene.manifest(b"same")
     make_artifact(scene.run.store, b"same")
-    assert scene.fetch(scene.carriage(), said)["nbytes_moved"] == 0
+    assert scene.fetch(scene.staging(), said)["nbytes_moved"] == 0
     assert scene.transfer.tasks == []
 
 
@@ -77,57 +77,57 @@ def test_part_of_an_update_that_lies_here_is_replaced(scene: Scene):
     said = scene.manifest()
     path = scene.run.store / f"{said['artifact']['sha256']}.safetensors"
     path.write_bytes(b"update" * 10)
-    assert scene.fetch(scene.carriage(), said)["nbytes_moved"] == 600_000
+    assert scene.fetch(scene.staging(), said)["nbytes_moved"] == 600_000
     assert verify(scene.run.store, said["artifact"])
 
 
 def test_a_manifest_that_is_gone_does_not_stop_the_update(scene: Scene):
     said = scene.manifest()
     (scene.run.at("polaris").parent / "manifests" / f"{TASK_ID}.json").unlink()
-    assert scene.fetch(scene.carriage(), said)["nbytes_moved"] == 600_000
+    assert scene.fetch(scene.staging(), said)["nbytes_moved"] == 600_000
 
 
 def test_what_was_sent_is_not_sent_again_but_by_a_second_attempt(scene: Scene):
-    carriage = scene.carriage()
-    first = scene.send(carriage)
-    assert scene.send(carriage) == first
-    assert scene.send(scene.carriage()) == first, "nor by another driver, which answers the same"
+    staging = scene.staging()
+    first = scene.send(staging)
+    assert scene.send(staging) == first
+    assert scene.send(scene.staging()) == first, "nor by another driver, which answers the same"
     assert len(scene.transfer.tasks) == 1
-    scene.send(carriage := scene.carriage(), attempt=2)
-    scene.send(carriage, attempt=2)
+    scene.send(staging := scene.staging(), attempt=2)
+    scene.send(staging, attempt=2)
     assert len(scene.transfer.tasks) == 2
 
 
 def test_two_sites_with_one_store_are_served_by_one_transfer(scene: Scene):
     scene.there.bandwidth = 4 * MIB
-    carriage, store = scene.carriage(), str(scene.run.at("polaris"))
+    staging, store = scene.staging(), str(scene.run.at("polaris"))
     with scene.threads(2) as threads:
-        one = threads.submit(scene.send, carriage, "polaris", 1, store)
-        two = threads.submit(scene.send, carriage, "aurora", 1, store)
+        one = threads.submit(scene.send, staging, "polaris", 1, store)
+        two = threads.submit(scene.send, staging, "aurora", 1, store)
         results = [one.result(WAIT_S), two.result(WAIT_S)]
     assert len(scene.transfer.tasks) == 1
     assert sorted(result["nbytes_moved"] for result in results) == [0, MIB]
     assert {result["store"] for result in results} == {store}
-    again = [scene.send(carriage, site, 1, store) for site in ("polaris", "aurora")]
+    again = [scene.send(staging, site, 1, store) for site in ("polaris", "aurora")]
     assert again == results
 
 
 def test_two_sites_that_wait_for_one_transfer_get_each_its_own_error(scene: Scene):
     scene.transfer.fault("stall")
-    carriage, store = scene.carriage(retries=0), str(scene.run.at("polaris"))
+    staging, store = scene.staging(retries=0), str(scene.run.at("polaris"))
     with scene.threads(2) as threads:
-        waiting = {site: threads.submit(scene.send, carriage, site, 1, store) for site in ("polaris", "aurora")}
+        waiting = {site: threads.submit(scene.send, staging, site, 1, store) for site in ("polaris", "aurora")}
         said = {site: str(future.exception(WAIT_S)) for site, future in waiting.items()}
     assert all(f"site {site}, round 1: Globus transfer" in text for site, text in said.items()), said
 
 
 def test_at_most_three_are_in_flight(scene: Scene):
     scene.there.expired = True  # holds the transfers up
-    carriage = scene.carriage()
+    staging = scene.staging()
     models = [{"artifact": make_artifact(scene.run.store, os.urandom(1000))} for _ in range(6)]
     with scene.threads(6) as threads:
         store = str(scene.run.store), str(scene.run.at("polaris"))
-        sending = [threads.submit(carriage.send, place(), model, *store, 1) for model in models]
+        sending = [threads.submit(staging.send, place(), model, *store, 1) for model in models]
         wait_until(lambda: len(scene.transfer.tasks) == 3)
         time.sleep(0.3)
         assert len(scene.transfer.tasks) == 3
@@ -138,31 +138,31 @@ def test_at_most_three_are_in_flight(scene: Scene):
 
 def test_progress_of_a_site(scene: Scene):
     scene.there.bandwidth = 2 * MIB
-    carriage = scene.carriage()
-    assert carriage.progress("polaris") is None
-    sending = in_thread(lambda: scene.send(carriage))
+    staging = scene.staging()
+    assert staging.progress("polaris") is None
+    sending = in_thread(lambda: scene.send(staging))
     seen: list[Any] = []
-    wait_until(lambda: seen.append(carriage.progress("polaris")) or (seen[-1] or {}).get("bytes_transferred"))
+    wait_until(lambda: seen.append(staging.progress("polaris")) or (seen[-1] or {}).get("bytes_transferred"))
     shown = seen[-1]
     assert (shown["direction"], shown["nbytes"], shown["nice_status"], shown["trouble"]) == ("send", MIB, "OK", None)
     assert 0 < shown["bytes_transferred"] <= MIB and shown["rate"] > 0
-    assert carriage.progress("aurora") is None
+    assert staging.progress("aurora") is None
     sending.result(WAIT_S)
-    assert carriage.progress("polaris") is None
+    assert staging.progress("polaris") is None
 
 
 def test_cleaning_a_site_deletes_there_and_is_remembered(scene: Scene):
-    carriage = scene.carriage()
-    scene.send(carriage)
+    staging = scene.staging()
+    scene.send(staging)
     kept = make_artifact(scene.run.at("polaris"), b"kept")
     sha = scene.model["artifact"]["sha256"]
-    task_id = carriage.clean(place(), [sha, "../escape", "f" * 64])["task_id"]
+    task_id = staging.clean(place(), [sha, "../escape", "f" * 64])["task_id"]
     assert task_id == scene.transfer.tasks[-1].id
     wait_until(lambda: scene.transfer.tasks[-1].status == "SUCCEEDED")
     assert [path.name for path in scene.run.at("polaris").iterdir()] == [f"{kept['sha256']}.safetensors"]
-    scene.send(scene.carriage())
+    scene.send(scene.staging())
     assert verify(scene.run.at("polaris"), scene.model["artifact"]), "what is needed again is sent again"
-    assert scene.carriage().clean(place(), [])["task_id"] is None
+    assert scene.staging().clean(place(), [])["task_id"] is None
 
 
 def test_no_secret_is_written_down(scene: Scene, caplog: pytest.LogCaptureFixture):
@@ -170,7 +170,7 @@ def test_no_secret_is_written_down(scene: Scene, caplog: pytest.LogCaptureFixtur
     caplog.set_level("INFO", logger="globus_sdk")
     scene.facility.service.fault("/task/", status=503, count=3)
     scene.transfer.fault("fail")
-    scene.send(scene.carriage())
+    scene.send(scene.staging())
     known = [*scene.facility.tokens(), scene.facility.account.secret]
     written = (scene.run.path / "journal.jsonl").read_text() + caplog.text
     assert len(known) > 1 and len(scene.states()) == 2
@@ -182,10 +182,10 @@ def test_both_are_apps_of_parsl(scene: Scene, tmp_path: Path):
     from parsl.config import Config
     from parsl.executors import ThreadPoolExecutor as Threads
 
-    carriage, said = scene.carriage(), scene.manifest()
+    staging, said = scene.staging(), scene.manifest()
     with parsl.load(Config(executors=[Threads(label="transfers", max_threads=3)], run_dir=str(tmp_path / "parsl"))):
         send, fetch = (
-            parsl.python_app(app, executors=["transfers"], cache=True) for app in (carriage.send, carriage.fetch)
+            parsl.python_app(app, executors=["transfers"], cache=True) for app in (staging.send, staging.fetch)
         )
         store = str(scene.run.store)
         sent = send(place(), scene.model, store, str(scene.run.at("polaris")), 1)
@@ -202,7 +202,7 @@ def test_threads_share_one_client(scene: Scene):
         assert list(ids) == [scene.here.id, scene.there.id]
         return scene.facility.client()
 
-    carriage = scene.carriage(make_client=make_client)
+    staging = scene.staging(make_client=make_client)
     with scene.threads(2) as threads:
-        list(threads.map(lambda site: scene.send(carriage, site), ("polaris", "aurora")))
+        list(threads.map(lambda site: scene.send(staging, site), ("polaris", "aurora")))
     assert len(made) == 1

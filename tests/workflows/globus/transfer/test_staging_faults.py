@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from carriage_scene import MIB, WAIT_S, Scene, in_thread, wait_until
 from facilities.globus.transfer_fixtures import TransferFacility
+from staging_scene import MIB, WAIT_S, Scene, in_thread, wait_until
 from transfer_driver import QUICK
 
 from apps.artifacts.store import verify
@@ -28,7 +28,7 @@ def scene(transfer_facility: TransferFacility, tmp_path: Path) -> Iterator[Scene
 @pytest.mark.parametrize("fault", ["fail", "partial"])
 def test_a_transfer_that_failed_is_begun_anew(scene: Scene, fault: str):
     scene.transfer.fault(fault)
-    scene.send(scene.carriage())
+    scene.send(scene.staging())
     assert verify(scene.run.at("polaris"), scene.model["artifact"])
     assert scene.states() == ["TransferFailed", "SUCCEEDED"]
     names = [record["submission_id"] for record in scene.run.records("transfer_submitting")]
@@ -38,16 +38,16 @@ def test_a_transfer_that_failed_is_begun_anew(scene: Scene, fault: str):
 def test_a_transfer_that_fails_too_often_says_why_and_where(scene: Scene):
     scene.transfer.fault("partial", count=3)
     with pytest.raises(TransferFailed, match=r"site polaris, round 1: Globus transfer .* ENDPOINT_ERROR: ended in the"):
-        scene.send(scene.carriage(retries=2))
+        scene.send(scene.staging(retries=2))
     assert scene.states() == ["TransferFailed"] * 3
-    scene.send(scene.carriage())
+    scene.send(scene.staging())
     assert verify(scene.run.at("polaris"), scene.model["artifact"])
 
 
 @pytest.mark.parametrize("fault", ["corrupt", "drop"])
 def test_globus_mends_what_happens_on_the_way(scene: Scene, fault: str):
     scene.transfer.fault(fault)
-    scene.send(scene.carriage())
+    scene.send(scene.staging())
     assert verify(scene.run.at("polaris"), scene.model["artifact"])
     [ended] = scene.run.records("transfer_ended")
     assert (ended["state"], ended["faults"]) == ("SUCCEEDED", 1)
@@ -56,10 +56,10 @@ def test_globus_mends_what_happens_on_the_way(scene: Scene, fault: str):
 def test_an_update_that_arrives_wrong_is_an_artifact_error_and_comes_with_the_next_attempt(scene: Scene):
     said = scene.manifest()
     scene.transfer.fault("damage")
-    carriage = scene.carriage()
+    staging = scene.staging()
     with pytest.raises(ArtifactError, match="site polaris, round 1: artifact's content does not match"):
-        scene.fetch(carriage, said)
-    assert scene.fetch(carriage, said, attempt=2)["nbytes_moved"] == 600_000
+        scene.fetch(staging, said)
+    assert scene.fetch(staging, said, attempt=2)["nbytes_moved"] == 600_000
     assert verify(scene.run.store, said["artifact"])
     assert scene.states() == ["ArtifactError", "SUCCEEDED"]
 
@@ -68,21 +68,21 @@ def test_an_update_that_the_site_has_lost_is_an_artifact_error(scene: Scene):
     said = scene.manifest()
     (scene.run.at("polaris") / f"{said['artifact']['sha256']}.safetensors").unlink()
     with pytest.raises(ArtifactError, match="site polaris, round 1: the update is not at the site any more"):
-        scene.fetch(scene.carriage(), said)
+        scene.fetch(scene.staging(), said)
 
 
 def test_a_model_that_is_damaged_here_is_set_aside_before_anything_is_sent(scene: Scene):
     path = scene.run.store / f"{scene.model['artifact']['sha256']}.safetensors"
     path.write_bytes(b"junk")
     with pytest.raises(ArtifactError, match="site polaris, round 1: artifact has 4 bytes"):
-        scene.send(scene.carriage())
+        scene.send(scene.staging())
     assert path.with_suffix(".damaged").exists()
     assert scene.transfer.tasks == []
 
 
 def test_a_transfer_that_stands_still_is_cancelled_and_begun_anew(scene: Scene):
     scene.transfer.fault("stall")
-    sending = in_thread(lambda: scene.send(scene.carriage(retries=50)))
+    sending = in_thread(lambda: scene.send(scene.staging(retries=50)))
     wait_until(lambda: len(scene.transfer.tasks) >= 2)
     scene.transfer.release()
     assert sending.result(WAIT_S)["nbytes_moved"] == MIB
@@ -93,7 +93,7 @@ def test_a_transfer_that_stands_still_is_cancelled_and_begun_anew(scene: Scene):
 
 def test_a_collection_that_is_offline_is_waited_for(scene: Scene):
     scene.there.online = False
-    sending = in_thread(lambda: scene.send(scene.carriage(Backoff(0.03, 0.1, stall_s=600))))
+    sending = in_thread(lambda: scene.send(scene.staging(Backoff(0.03, 0.1, stall_s=600))))
     wait_until(lambda: scene.told("transfer_trouble"))
     scene.there.online = True
     assert sending.result(WAIT_S)["nbytes_moved"] == MIB
@@ -104,9 +104,9 @@ def test_a_collection_that_is_offline_is_waited_for(scene: Scene):
 
 def test_expired_credentials_are_told_with_the_remedy_and_waited_for(scene: Scene):
     scene.there.expired = True
-    carriage = scene.carriage()
-    sending = in_thread(lambda: scene.send(carriage))
-    wait_until(lambda: (carriage.progress("polaris") or {}).get("trouble"))
+    staging = scene.staging()
+    sending = in_thread(lambda: scene.send(staging))
+    wait_until(lambda: (staging.progress("polaris") or {}).get("trouble"))
     [task] = scene.transfer.tasks
     assert task.status == "INACTIVE"
     time.sleep(QUICK.stall_s * 1.2)  # patience for what stands still does not end this wait
@@ -122,19 +122,19 @@ def test_expired_credentials_are_told_with_the_remedy_and_waited_for(scene: Scen
 def test_the_deadline_ends_it(scene: Scene):
     scene.there.expired = True
     with pytest.raises(TransferFailed, match="EXPIRED: the deadline has passed"):
-        scene.send(scene.carriage(retries=0, deadline_s=0.3))
+        scene.send(scene.staging(retries=0, deadline_s=0.3))
 
 
 def test_who_cancels_is_not_contradicted(scene: Scene):
     scene.transfer.fault("stall")
-    carriage = scene.carriage(Backoff(0.03, 0.1, stall_s=600))
-    sending = in_thread(lambda: scene.send(carriage))
+    staging = scene.staging(Backoff(0.03, 0.1, stall_s=600))
+    sending = in_thread(lambda: scene.send(staging))
     wait_until(lambda: scene.transfer.tasks and scene.transfer.tasks[0].faults)
     scene.facility.client().cancel_task(scene.transfer.tasks[0].id)
     with pytest.raises(TransferCanceled, match="CANCELED: canceled on request.*Resume to have it done again"):
         sending.result(WAIT_S)
     scene.transfer.release()
-    assert scene.send(scene.carriage())["nbytes_moved"] == MIB
+    assert scene.send(scene.staging())["nbytes_moved"] == MIB
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_who_cancels_is_not_contradicted(scene: Scene):
 @pytest.mark.parametrize("status", [500, 502, 503, 429])
 def test_a_service_that_does_not_answer_is_asked_again(scene: Scene, path: str, method: str, status: int):
     scene.facility.service.fault(path, method=method, status=status, count=4)
-    assert scene.send(scene.carriage())["nbytes_moved"] == MIB
+    assert scene.send(scene.staging())["nbytes_moved"] == MIB
     assert len(scene.transfer.tasks) == 1
     events = [record["event"] for record in scene.run.records("transfer_unreachable", "transfer_back")]
     assert events == ["transfer_unreachable", "transfer_back"]
@@ -151,15 +151,15 @@ def test_a_service_that_does_not_answer_is_asked_again(scene: Scene, path: str, 
 
 def test_an_answer_that_got_lost_does_not_send_twice(scene: Scene):
     scene.facility.service.fault("/transfer$", method="POST", drop=True, after=True, count=3)
-    assert scene.send(scene.carriage())["nbytes_moved"] == MIB
+    assert scene.send(scene.staging())["nbytes_moved"] == MIB
     assert len(scene.transfer.tasks) == 1
 
 
 def test_a_service_that_is_away_for_a_while(scene: Scene):
-    carriage = scene.carriage()
-    scene.send(carriage)
+    staging = scene.staging()
+    scene.send(staging)
     scene.facility.service.stop()
-    sending = in_thread(lambda: scene.send(carriage, attempt=2))
+    sending = in_thread(lambda: scene.send(staging, attempt=2))
     wait_until(lambda: scene.told("transfer_unreachable"))
     scene.facility.service.start()
     assert sending.result(WAIT_S)["nbytes_moved"] == MIB
@@ -167,7 +167,7 @@ def test_a_service_that_is_away_for_a_while(scene: Scene):
 
 def test_tokens_that_run_out_are_renewed(scene: Scene):
     scene.there.bandwidth = 2 * MIB
-    sending = in_thread(lambda: scene.send(scene.carriage()))
+    sending = in_thread(lambda: scene.send(scene.staging()))
     wait_until(lambda: scene.transfer.tasks)
     scene.facility.auth.expire_tokens()
     assert sending.result(WAIT_S)["nbytes_moved"] == MIB
@@ -177,32 +177,32 @@ def test_tokens_that_run_out_are_renewed(scene: Scene):
 def test_a_login_that_is_not_right_is_told_at_once(scene: Scene):
     app = scene.facility.app(secret="of yesterday")
     with pytest.raises(LoginMissing, match=r"site polaris, round 1: Globus does not accept the login.*login\.py"):
-        scene.send(scene.carriage(make_client=lambda ids: scene.facility.client(app)))
+        scene.send(scene.staging(make_client=lambda ids: scene.facility.client(app)))
 
 
 def test_a_consent_that_is_missing_comes_with_the_command(scene: Scene):
     scene.there.data_access = True
     with pytest.raises(ConsentMissing) as caught:
-        scene.send(scene.carriage(make_client=lambda ids: scene.facility.client()))
+        scene.send(scene.staging(make_client=lambda ids: scene.facility.client()))
     assert str(caught.value).endswith(f"Agree once: python workflows/login.py --collection {scene.there.id}")
     assert len(scene.run.records("transfer_submitting")) == 1, "what was refused is not tried again"
-    assert scene.send(scene.carriage())["nbytes_moved"] == MIB, "once it is given, a resume goes on"
+    assert scene.send(scene.staging())["nbytes_moved"] == MIB, "once it is given, a resume goes on"
 
 
 def test_an_identity_without_access_is_told_at_once(scene: Scene):
     scene.there.allowed = set()
     with pytest.raises(TransferFailed, match=r"not on the access list .*Ask the collection's owner"):
-        scene.send(scene.carriage())
+        scene.send(scene.staging())
 
 
 def test_a_folder_that_the_collection_does_not_show_is_told(scene: Scene):
     scene.here.folder = scene.here.folder / "runs"
     with pytest.raises(TransferFailed, match=r"does not show /runs/demo/artifacts/.*Set 'globus.folder'"):
-        scene.send(scene.carriage())
+        scene.send(scene.staging())
 
 
 @pytest.mark.parametrize("bad", [{"task_id": "../x"}, {"artifact": {"sha256": "../../etc/passwd", "nbytes": 1}}])
 def test_a_site_cannot_name_our_files(scene: Scene, bad: dict[str, Any]):
     with pytest.raises(UpdateRefused, match="site polaris, round 1: the manifest names"):
-        scene.fetch(scene.carriage(), scene.manifest() | bad)
+        scene.fetch(scene.staging(), scene.manifest() | bad)
     assert scene.transfer.tasks == []

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from carriage_scene import MIB, WAIT_S, Scene, in_thread, wait_until
 from facilities.globus.transfer_fixtures import TransferFacility
+from staging_scene import MIB, WAIT_S, Scene, in_thread, wait_until
 from transfer_driver import make_artifact, place
 
 from apps.base.errors import CrossfedError, UserMistake
 from workflows.globus.transfer.calls import Backoff
-from workflows.globus.transfer.errors import LoginMissing, TransferLeft
+from workflows.globus.transfer.errors import LoginMissing, TransferDetached
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_a_login_that_is_lost_on_the_way_leaves_the_transfer_to_the_next_driver(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ):
     scene.there.expired = True  # holds the transfer up
-    sending = in_thread(lambda: scene.send(scene.carriage()))
+    sending = in_thread(lambda: scene.send(scene.staging()))
     wait_until(lambda: scene.told("transfer_submitted"))
     account = scene.facility.auth.change_secret(scene.facility.account)
     scene.facility.auth.expire_tokens()
@@ -63,7 +63,7 @@ def test_a_login_that_is_lost_on_the_way_leaves_the_transfer_to_the_next_driver(
     assert scene.states() == []
     monkeypatch.setenv("GLOBUS_COMPUTE_CLIENT_SECRET", account.secret)
     scene.there.expired = False
-    assert scene.send(scene.carriage())["nbytes_moved"] == MIB
+    assert scene.send(scene.staging())["nbytes_moved"] == MIB
     assert len(scene.transfer.tasks) == 1
 
 
@@ -72,7 +72,7 @@ def test_a_driver_killed_while_globus_copies_is_followed_by_the_next(scene: Scen
     kill_when(driver(scene), lambda: scene.told("transfer_submitted"))
     [task] = scene.transfer.tasks
     scene.there.expired = False
-    sent = scene.send(scene.carriage())
+    sent = scene.send(scene.staging())
     assert scene.transfer.tasks == [task]
     [submitting] = scene.run.records("transfer_submitting")
     assert (sent["started"], sent["nbytes_moved"]) == (submitting["time"], MIB)
@@ -86,35 +86,35 @@ def test_a_driver_killed_between_name_and_task_hands_in_under_the_same_name(scen
     kill_when(driver(scene), handed_in)
     assert not scene.told("transfer_submitted")
     scene.facility.service.clear()
-    assert scene.send(scene.carriage())["nbytes_moved"] == MIB
+    assert scene.send(scene.staging())["nbytes_moved"] == MIB
     [task] = scene.transfer.tasks
     [submitting] = scene.run.records("transfer_submitting")
     assert task.document["submission_id"] == submitting["submission_id"]
 
 
 def test_a_task_that_the_service_has_forgotten_is_begun_anew(scene: Scene):
-    carriage = scene.carriage(Backoff(0.03, 0.1, stall_s=600))
+    staging = scene.staging(Backoff(0.03, 0.1, stall_s=600))
     scene.transfer.fault("stall")
-    sending = in_thread(lambda: scene.send(carriage))
+    sending = in_thread(lambda: scene.send(staging))
     wait_until(lambda: scene.told("transfer_submitted"))
-    carriage.close()
-    assert isinstance(sending.exception(WAIT_S), TransferLeft)
+    staging.close()
+    assert isinstance(sending.exception(WAIT_S), TransferDetached)
     scene.transfer.release()
     wait_until(lambda: scene.transfer.tasks[0].status == "SUCCEEDED")
     scene.transfer.tasks.clear()
-    assert scene.send(scene.carriage())["nbytes_moved"] == MIB
+    assert scene.send(scene.staging())["nbytes_moved"] == MIB
     assert len(scene.transfer.tasks) == 1
 
 
 def test_who_waits_is_let_go_when_the_driver_stops(scene: Scene):
     scene.transfer.fault("stall")
-    carriage = scene.carriage(Backoff(300, 300, stall_s=600))
+    staging = scene.staging(Backoff(300, 300, stall_s=600))
     models = [{"artifact": make_artifact(scene.run.store, os.urandom(100))} for _ in range(5)]
     with scene.threads(5) as threads:
         store = str(scene.run.store), str(scene.run.at("polaris"))
-        sending = [threads.submit(carriage.send, place(), model, *store, 1) for model in models]
+        sending = [threads.submit(staging.send, place(), model, *store, 1) for model in models]
         wait_until(lambda: len(scene.transfer.tasks) == 3)
-        carriage.close()
+        staging.close()
         errors = [future.exception(WAIT_S) for future in sending]
     assert all(isinstance(error, CrossfedError) and "A resume follows the transfer" in str(error) for error in errors)
     assert scene.states() == [], "nothing has ended"
@@ -123,8 +123,8 @@ def test_who_waits_is_let_go_when_the_driver_stops(scene: Scene):
 
 def test_who_waits_for_a_service_that_is_away_is_let_go_too(scene: Scene):
     scene.facility.service.fault("submission_id", status=503, count=-1, headers={"Retry-After": "600"})
-    carriage = scene.carriage()
-    sending = in_thread(lambda: scene.send(carriage))
+    staging = scene.staging()
+    sending = in_thread(lambda: scene.send(staging))
     wait_until(lambda: scene.told("transfer_unreachable"))
-    carriage.close()
-    assert isinstance(sending.exception(WAIT_S), TransferLeft)
+    staging.close()
+    assert isinstance(sending.exception(WAIT_S), TransferDetached)

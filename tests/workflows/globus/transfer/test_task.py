@@ -18,12 +18,12 @@ from workflows.globus.transfer.errors import (
     ConsentMissing,
     LoginMissing,
     TransferCanceled,
+    TransferDetached,
     TransferFailed,
-    TransferLeft,
     TransferRefused,
     as_refusal,
     consent_missing,
-    passing,
+    is_transient,
     wait_asked_s,
 )
 from workflows.globus.transfer.task import (
@@ -142,7 +142,7 @@ def test_a_call_is_made_until_it_is_answered(ends: Ends):
 
 def test_a_call_ends_with_the_driver(ends: Ends):
     ends.stop.set()
-    with pytest.raises(TransferLeft, match="A resume follows the transfer"):
+    with pytest.raises(TransferDetached, match="A resume follows the transfer"):
         new_submission_id(ends.caller())
     assert ends.facility.service.calls == []
 
@@ -226,11 +226,11 @@ class Answered:
     ],
 )
 def test_which_answers_pass(status: int, code: str, passes: bool):
-    assert passing(Answered(status, {"code": code, "message": "m"}).error()) is passes
+    assert is_transient(Answered(status, {"code": code, "message": "m"}).error()) is passes
 
 
 def test_other_errors_do_not_pass():
-    assert not passing(ValueError())
+    assert not is_transient(ValueError())
 
 
 @pytest.mark.parametrize(

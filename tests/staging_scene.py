@@ -1,4 +1,4 @@
-"""A run, two sites of one facility and a Transfer service: where the tests of the carriage play."""
+"""A run, two sites of one facility and a Transfer service: where the tests of Globus staging run."""
 
 from __future__ import annotations
 
@@ -46,22 +46,22 @@ class Scene:
             {name: globus_site(name, self.there.id, folder, folder / name) for name in ("polaris", "aurora")},
         )
         self.run.path.mkdir(parents=True)
-        self.carriages: list[GlobusStaging] = []
+        self.stagings: list[GlobusStaging] = []
         self.model = {"artifact": make_artifact(self.run.store, os.urandom(MIB)), "frozen": "abc"}
 
-    def carriage(self, patience: Backoff = QUICK, **settings: Any) -> GlobusStaging:
+    def staging(self, patience: Backoff = QUICK, **settings: Any) -> GlobusStaging:
         """Another driver on the same run."""
-        for carriage in self.carriages:
-            carriage.close()
-            carriage.journal.close()
+        for staging in self.stagings:
+            staging.close()
+            staging.journal.close()
         settings.setdefault("make_client", partial(transfer_client, globus_app()))
         journal = Journal(self.run.path / "journal.jsonl")
-        carriage = GlobusStaging(journal, server=self.run.server, sites=self.run.sites, patience=patience, **settings)
-        self.carriages.append(carriage)
-        return carriage
+        staging = GlobusStaging(journal, server=self.run.server, sites=self.run.sites, patience=patience, **settings)
+        self.stagings.append(staging)
+        return staging
 
-    def send(self, carriage: GlobusStaging, site: str = "polaris", attempt: int = 1, store: str = "") -> dict[str, Any]:
-        return carriage.send(place(site), self.model, str(self.run.store), store or str(self.run.at(site)), attempt)
+    def send(self, staging: GlobusStaging, site: str = "polaris", attempt: int = 1, store: str = "") -> dict[str, Any]:
+        return staging.send(place(site), self.model, str(self.run.store), store or str(self.run.at(site)), attempt)
 
     def manifest(self, content: bytes = b"update" * 100_000, site: str = "polaris") -> Any:
         """What a site says of an update that lies there, with its own file of it."""
@@ -72,8 +72,8 @@ class Scene:
         (papers / f"{TASK_ID}.json").write_text(json.dumps(said))
         return said
 
-    def fetch(self, carriage: GlobusStaging, manifest: Any, attempt: int = 1) -> dict[str, Any]:
-        return carriage.fetch(place(), manifest, str(self.run.store), attempt)
+    def fetch(self, staging: GlobusStaging, manifest: Any, attempt: int = 1) -> dict[str, Any]:
+        return staging.fetch(place(), manifest, str(self.run.store), attempt)
 
     def told(self, event: str) -> bool:
         """Whether the journal has such a record."""
@@ -89,8 +89,8 @@ class Scene:
             pool.shutdown(wait=False)
 
     def close(self) -> None:
-        for carriage in self.carriages:
-            carriage.close()
+        for staging in self.stagings:
+            staging.close()
         self.transfer.release()
 
     def states(self) -> list[str]:

@@ -1,0 +1,81 @@
+"""What a site is doing now, in one value, for the display."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from apps.training.progress import Progress
+from workflows.dataflow.round import LocalRound
+
+if TYPE_CHECKING:
+    from workflows.runtime.block_watch import BlockWatch
+    from workflows.runtime.kernel import Kernel
+
+AT_WORKER = ("starting", "asking", "queued", "loading", "training")  # phases that need a running batch job
+
+
+@dataclass(frozen=True)
+class SiteActivity:
+    """A moment of a site.
+
+    Attributes:
+        phase: a key of ``reporting.display.PHASES``, or text of the scheduler or of Globus.
+        progress: of the training, where there is one.
+        seen_at: UNIX time at which the site was so; None: now.
+        watch: of the site's batch jobs; None where it has none.
+    """
+
+    phase: str
+    progress: Progress | None = None
+    seen_at: float | None = None
+    watch: BlockWatch | None = None
+
+
+def activity_of(
+    site: str,
+    kernel: Kernel,
+    newest: LocalRound | None,
+    number: int,
+    *,
+    enrolled: bool,
+    asking: bool,
+    begun: bool,
+) -> SiteActivity:
+    """Return what a site is doing.
+
+    Args:
+        site: its name.
+        kernel: knows its executor, its batch jobs and its progress file.
+        newest, number: futures and number of the site's newest round, if it has one.
+        enrolled: the site has answered its enrolment.
+        asking: a block was requested and has not started.
+        begun: the strategy has received its first event.
+    """
+    phase, progress = _phase(site, kernel, newest, number, enrolled=enrolled, asking=asking)
+    watch = kernel.watches.get(site)
+    if watch and phase in AT_WORKER and not watch.running():
+        phase, progress = watch.state(), None
+    if phase == "ready" and not begun:
+        phase = "gathering"
+    return SiteActivity(phase, progress, kernel.globus.seen_at(site), watch)
+
+
+def _phase(
+    site: str, kernel: Kernel, newest: LocalRound | None, number: int, *, enrolled: bool, asking: bool
+) -> tuple[str, Progress | None]:
+    globus = kernel.globus
+    if asking and (newest is None or newest.update.done()):
+        return "asking", None
+    if newest is None:
+        return ("ready" if enrolled else globus.task_text(site) or "starting"), None
+    if newest.update.done():
+        return "idle", None
+    if newest.manifest.done():
+        return globus.transfer_text(site) or "returning", None
+    if newest.base.done():
+        progress = kernel.progress(site)
+        if progress and progress["round"] == number:
+            return progress["phase"], progress
+        return globus.task_text(site, newest.base) or "queued", None
+    return (globus.transfer_text(site) or "staging") if newest.model.done() else "idle", None
