@@ -176,7 +176,7 @@ def test_saving_now_and_then(tmp_path, monkeypatch):
 
 def test_a_loss_that_is_not_finite_is_not_saved(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "apps.training.loop.summed_loss", lambda forward, network, batch: next(network.parameters()).sum() / 0
+        "apps.training.loop.summed_loss", lambda _forward, network, _batch: next(network.parameters()).sum() / 0
     )
     site = Site(tmp_path)
     with pytest.raises(TrainingError, match="at step 1"):

@@ -72,12 +72,14 @@ def test_found_as_written(manifest, tmp_path):
 @pytest.mark.parametrize(
     "text", ["", "{", "null", "[]", "{}", '{"artifact": 3}', '{"artifact": {"sha256": "x"}}', "\0"]
 )
-def test_manifest_that_is_not_one_is_not_found(text, manifest, tmp_path):
+@pytest.mark.usefixtures("manifest")
+def test_file_that_is_not_a_manifest_is_not_found(text, tmp_path):
     manifest_path(tmp_path, "t1").write_text(text)
     assert find_manifest(tmp_path, "t1") is None
 
 
-def test_bytes_that_are_no_text_are_not_found(manifest, tmp_path):
+@pytest.mark.usefixtures("manifest")
+def test_bytes_that_are_not_text_are_not_found(tmp_path):
     manifest_path(tmp_path, "t1").write_bytes(b"\xff\xfe\x80")
     assert find_manifest(tmp_path, "t1") is None
 

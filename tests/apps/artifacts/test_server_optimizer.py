@@ -35,7 +35,7 @@ def saved(folder: Path, tensors: Tensors) -> Path:
 
 
 def expected(name: str, x: torch.Tensor, m: torch.Tensor, v: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The formulas as the papers write them, with D = c - x."""
+    """Return the results of the formulas as in the papers, with D = c - x."""
     d, rate, b1, b2, tau = c - x, 0.5, 0.9, 0.99, 1e-3
     if name == "momentum":
         m = b1 * m + d

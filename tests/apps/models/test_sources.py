@@ -81,7 +81,7 @@ def test_model_folder(monkeypatch):
     assert sources.model_folder("./model") == "model"
 
 
-def pretend_to_convert(gguf: Path, target: Path) -> None:
+def pretend_to_convert(_gguf: Path, target: Path) -> None:
     """Convert so slowly that other processes find the conversion running."""
     with open(target.parent / "conversions", "a") as stream:
         stream.write(f"{os.getpid()}\n")
@@ -90,7 +90,8 @@ def pretend_to_convert(gguf: Path, target: Path) -> None:
     (target / "config.json").write_text("{}")
 
 
-def test_processes_that_start_together_convert_once(cache, package, monkeypatch):
+@pytest.mark.usefixtures("package")
+def test_processes_that_start_together_convert_once(cache, monkeypatch):
     monkeypatch.setattr(sources, "_convert_gguf", pretend_to_convert)
     assert not sources.is_converted(PACKAGED)
     context = multiprocessing.get_context("fork")
@@ -105,9 +106,10 @@ def test_processes_that_start_together_convert_once(cache, package, monkeypatch)
     assert sources.model_folder(PACKAGED) == str(cache / PACKAGED)
 
 
-def test_failed_conversion_leaves_nothing_and_is_tried_again(cache, package):
+@pytest.mark.usefixtures("package")
+def test_failed_conversion_leaves_nothing_and_is_tried_again(cache):
     for _ in range(2):
-        with pytest.raises(Exception, match=r".*"):  # the library's word on a file that is no GGUF
+        with pytest.raises(Exception, match=r".*"):  # the library's error for a file that is not GGUF
             sources.model_folder(PACKAGED)
         assert [p.name for p in cache.iterdir()] == [f"{PACKAGED}.lock"]
     assert not sources.is_converted(PACKAGED)

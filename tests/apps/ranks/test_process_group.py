@@ -57,8 +57,9 @@ def test_whole_tensors_stay_whole():
     assert not is_sharded(whole)
 
 
+@pytest.mark.usefixtures("group")
 @pytest.mark.parametrize("method", [None, "fedit", "ffa"])
-def test_a_sharded_model_has_the_names_and_the_bits_of_the_whole(method, group, tmp_path):
+def test_a_sharded_model_has_the_names_and_the_bits_of_the_whole(method, tmp_path):
     model = new_model(method)
     names = list(model.trained)
     whole = save_tensors(tmp_path, model.trained, "update")
@@ -68,7 +69,8 @@ def test_a_sharded_model_has_the_names_and_the_bits_of_the_whole(method, group, 
     assert ALONE.write(tmp_path / "sharded", model.trained, "update") == whole
 
 
-def test_a_checkpoint_of_a_whole_model_goes_into_a_sharded_one(group, tmp_path):
+@pytest.mark.usefixtures("group")
+def test_a_checkpoint_of_a_whole_model_is_restored_into_a_sharded_one(tmp_path):
     """The file is the same, sharded or not."""
     spec = {"learning_rate": 0.1, "weight_decay": 0.0}
     model, checkpoints = new_model(), Checkpoints(tmp_path, "task", 1)

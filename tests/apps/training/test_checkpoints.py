@@ -75,7 +75,7 @@ def test_older_ones_go_once_the_new_one_is_there(checkpoints, monkeypatch):
     assert not list(checkpoints.folder.glob(".part*"))
 
 
-@pytest.mark.parametrize("spoil", [lambda c: c[:-1] + bytes([c[-1] ^ 1]), lambda c: c[:-5], lambda c: b""])
+@pytest.mark.parametrize("spoil", [lambda c: c[:-1] + bytes([c[-1] ^ 1]), lambda c: c[:-5], lambda _: b""])
 def test_a_damaged_one_is_renamed_and_the_previous_one_is_used(spoil, checkpoints):
     checkpoints.save(ALONE, TrainingState(steps=9), trained())
     older = checkpoints.newest()

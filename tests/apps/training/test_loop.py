@@ -113,7 +113,7 @@ class Recorder:
     def step(self) -> None:
         self.gradients = {name: tensor.grad.clone() for name, tensor in self.model.trained.items()}
 
-    def zero_grad(self, set_to_none: bool) -> None:
+    def zero_grad(self, **_: bool) -> None:
         for tensor in self.model.trained.values():
             tensor.grad = None
 
