@@ -1,4 +1,4 @@
-"""Datasets: the chemistry tasks, their records and metrics, and how records are dealt to sites.
+"""Datasets: the chemistry tasks, their records and metrics, and the partition of records over sites.
 
-Nothing here knows of campaigns, machines or Parsl, and importing a module of this package does no work.
+This package does not depend on campaigns, machines or Parsl, and importing its modules does no work.
 """

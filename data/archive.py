@@ -1,9 +1,9 @@
-"""Reading SMolInstruct as it is published: data.zip, or the folder it unpacks to.
+"""Reader of SMolInstruct in its published form: data.zip, or the folder it unpacks to.
 
-The archive does not hold finished records. For each task it has raw values (raw/<split>/<task>.jsonl), lists
-of samples that choose a raw line and a wording (sample/instruction_tuning/<split>/<task>.json), the wordings
-(template/<name>/<task>.json) and the tags (core_tag/<task>.json). The loading script published beside it does
-not run in current releases of `datasets`, hence this reader.
+The archive does not contain complete records. For each task it has raw values (raw/<split>/<task>.jsonl), lists of
+samples that select a raw line and a template (sample/instruction_tuning/<split>/<task>.json), the templates
+(template/<name>/<task>.json) and the tags (core_tag/<task>.json). The loading script published with it does not run in
+current releases of `datasets`, hence this reader.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SAMPLE_LISTS = "sample/instruction_tuning"
 
 
 class Tree:
-    """Read-only access by relative path to a folder or a zip file; a context manager."""
+    """Folder or zip file with read-only access by relative path; a context manager."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -32,7 +32,7 @@ class Tree:
             try:
                 self._zip = zipfile.ZipFile(root)
             except zipfile.BadZipFile as error:
-                raise ValueError(f"{root} is no whole zip file ({error}); {REMEDY}") from error
+                raise ValueError(f"{root} is not a complete zip file ({error}); {REMEDY}") from error
         self._prefix = self._find_prefix()
 
     def __enter__(self) -> Tree:
@@ -43,6 +43,7 @@ class Tree:
             self._zip.close()
 
     def open(self, name: str) -> IO[str]:
+        """Open a text file; raise ValueError if it does not exist."""
         try:
             if self._zip:
                 return io.TextIOWrapper(self._zip.open(self._prefix + name), encoding="utf-8")
@@ -51,6 +52,7 @@ class Tree:
             raise ValueError(f"{self.root} has no {self._prefix}{name}; {REMEDY}") from None
 
     def json(self, name: str) -> Any:
+        """Return the content of a JSON file; raise ValueError if it is missing or not valid."""
         with self.open(name) as handle:
             try:
                 return json.load(handle)
@@ -58,7 +60,7 @@ class Tree:
                 raise ValueError(f"{self.root}: {name} is not valid JSON ({error}); {REMEDY}") from error
 
     def task_names(self, folder: str) -> list[str]:
-        """Names of the .json files directly in a folder, without their ending."""
+        """Return the names of the .json files directly in a folder, without their suffix."""
         start = f"{self._prefix}{folder}/"
         if self._zip:
             names = [n[len(start) :] for n in self._zip.namelist() if n.startswith(start)]
@@ -67,27 +69,37 @@ class Tree:
         return [n.removesuffix(".json") for n in names if n.endswith(".json") and "/" not in n]
 
     def _find_prefix(self) -> str:
-        """The folder inside, with a slash at its end, in which core_tag/ lies."""
+        """Return the inner folder that contains core_tag/, with a slash at its end."""
         if self._zip:
-            # macOS packs a shadow of every file below __MACOSX/
+            # macOS adds a metadata file for every file below __MACOSX/
             names = sorted(n for n in self._zip.namelist() if not n.startswith("__MACOSX/"))
-            inside = (n.partition("core_tag/") for n in names)
-            return next((before for before, mark, _ in inside if mark and before[-1:] in ("", "/")), "")
+            parts = (n.partition("core_tag/") for n in names)
+            return next((before for before, mark, _ in parts if mark and before[-1:] in ("", "/")), "")
         if (self.root / "core_tag").is_dir():
             return ""
         return next((f"{p.parent.name}/" for p in sorted(self.root.glob("*/core_tag"))), "")
 
 
 def is_archive(root: Path) -> bool:
-    """Whether a path is the published archive, packed or unpacked."""
+    """Return True if a path is the published archive, packed or unpacked."""
     return root.suffix == ".zip" or (root / "core_tag").is_dir() or any(root.glob("*/core_tag"))
 
 
 def read_archive(root: Path, split: str, tasks: Sequence[str] | None, per_task: int | None) -> Iterator[Record]:
-    """Finished records of a split (train, dev, test, test_subset), task by task in canonical order."""
+    """Yield the complete records of a split (train, dev, test, test_subset), task by task in canonical order.
+
+    Args:
+        root: data.zip, or the folder it unpacks to.
+        split: train, dev, test or test_subset.
+        tasks: task ids; None: all.
+        per_task: number of records of each task at most; None: all.
+
+    Raises:
+        ValueError: a file or field is missing or damaged.
+    """
     with Tree(root) as tree:
-        held = tree.task_names(f"{SAMPLE_LISTS}/{split}")
-        for task in in_canonical_order(name for name in held if tasks is None or name in tasks):
+        available = tree.task_names(f"{SAMPLE_LISTS}/{split}")
+        for task in in_canonical_order(name for name in available if tasks is None or name in tasks):
             try:
                 yield from _read_task(tree, split, task, per_task)
             except KeyError as error:
@@ -105,17 +117,17 @@ def _read_task(tree: Tree, split: str, task: str, per_task: int | None) -> Itera
     raw_name = f"raw/{'test' if split == 'test_subset' else split}/{task}.jsonl"
     raw = _raw_lines(tree, raw_name, {sample["idx"] for sample in samples})
     for number, sample in enumerate(samples):
-        line, wording = sample["idx"], sample["template_id"]
-        if line not in raw or not 0 <= wording < len(templates):
+        line, template = sample["idx"], sample["template_id"]
+        if line not in raw or not 0 <= template < len(templates):
             raise ValueError(
-                f"{tree.root}: sample {number} of {task} ({split}) points to line {line} of {raw_name} and "
-                f"to wording {wording}, which are not both there; {REMEDY}"
+                f"{tree.root}: sample {number} of {task} ({split}) refers to line {line} of {raw_name} and "
+                f"to template {template}, one of which does not exist; {REMEDY}"
             )
-        yield _finish(task, split, number, sample, raw[line], templates[wording], tags)
+        yield _finish(task, split, number, sample, raw[line], templates[template], tags)
 
 
 def _raw_lines(tree: Tree, name: str, wanted: set[int]) -> dict[int, dict[str, Any]]:
-    """Line number (from 0) -> raw sample, for the wanted lines only: most are never parsed."""
+    """Return line number (from 0) -> raw sample for the requested lines only: most are never parsed."""
     raw: dict[int, dict[str, Any]] = {}
     with tree.open(name) as handle:
         for number, line in enumerate(handle):

@@ -1,8 +1,8 @@
-"""The definitions of the embedded chemistry tasks: the shape of a record, of a task, and the fourteen tasks.
+"""Definitions of the embedded chemistry set: types of a record and of a task, and the fourteen tasks.
 
-A record has the fields of a row of the public SMolInstruct set (arXiv 2402.09391), so that everything
-downstream reads that set and the embedded one alike. The wordings are our own. A public task id is used only
-where the embedded task asks the same question; other properties carry ids of their own.
+A record has the fields of a row of the public SMolInstruct set (arXiv 2402.09391), so that all code reads that set and
+the embedded one in the same way. The phrasings are our own. A public task id is used only if the embedded task asks the
+same question; other properties have ids of their own.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ Provenance = Literal["measured", "registered", "rule"]
 
 
 class Record(TypedDict):
-    """One sample. `input` and `output` are sentences; `raw_*` are the bare values inside their tags.
+    """One sample; `input` and `output` are sentences, `raw_*` the values between their tags.
 
-    Tags are None where a task has none; `target` is set only for tasks with several questions about one
-    molecule (SIDER); `sample_id` is unique within a source.
+    Tags are None if a task has none; `target` is set only for tasks with several questions about one molecule (SIDER);
+    `sample_id` is unique within a source.
     """
 
     input: str
@@ -57,11 +57,11 @@ TAGS_OF_METRIC: dict[Metric, Tags] = {
 
 @dataclass(frozen=True)
 class TaskDefinition:
-    """One task of the embedded set.
+    """Definition of one task of the embedded set.
 
-    `questions` hold the mark <INPUT>, `answers` the mark <OUTPUT>. `provenance` says what a pair of
-    question and answer rests on: "measured" (a measurement found in a table), "registered" (an entry of a
-    registry or of an expert classification), "rule" (computed from the structure, or from textbook rules).
+    `questions` contain the placeholder <INPUT>, `answers` the placeholder <OUTPUT>. `provenance` is the source of a
+    pair of question and answer: "measured" (a measurement in a table), "registered" (an entry of a registry or of an
+    expert classification), "rule" (computed from the structure, or by textbook rules).
     """
 
     id: str
@@ -74,6 +74,7 @@ class TaskDefinition:
 
     @property
     def output_tags(self) -> Tags:
+        """Return the tags around an answer."""
         return TAGS_OF_METRIC[self.metric]
 
 

@@ -1,4 +1,4 @@
-"""Telling that all sites mean the same data: content hashes, and the check of the embedded set."""
+"""Content hashes that show that all sites have the same data, and the check of the embedded set."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ REMEDY = "install crossfed again, or build the set again with data/build_chemist
 
 
 def definition_sha256(source: str, tasks: Sequence[str] | None, split: str, per_task: int | None) -> str:
-    """SHA-256 over the canonical JSON lines of the records that `load_records` gives for the same arguments.
+    """Return the SHA-256 of the canonical JSON lines of the records of `load_records` with the same arguments.
 
-    It does not depend on the container: an archive and a folder with equal records have equal hashes.
+    It does not depend on the file format: an archive and a folder with equal records have equal hashes.
     """
     digest = hashlib.sha256()
     for record in iter_records(source, split, tasks, per_task):
@@ -29,8 +29,14 @@ def definition_sha256(source: str, tasks: Sequence[str] | None, split: str, per_
 def verify_embedded(folder: Path | None = None) -> dict[str, Any]:
     """Check every file of the embedded set, or of another set that the generator wrote, against its manifest.
 
-    Returns the manifest (settings, package versions, provenance and number of records per task, file hashes).
-    Raises ValueError naming the first file that is missing, changed, or of another length than stated.
+    Args:
+        folder: folder of the set; None: the embedded set.
+
+    Returns:
+        The manifest: settings, package versions, provenance and number of records per task, file hashes.
+
+    Raises:
+        ValueError: a file is missing, has changed, or has another number of records; the message names the first.
     """
     root = folder or embedded_folder()
     manifest = read_manifest(root)
@@ -44,7 +50,7 @@ def verify_embedded(folder: Path | None = None) -> dict[str, Any]:
 
 
 def read_manifest(root: Path) -> dict[str, Any]:
-    """The manifest of a set that the generator wrote; ValueError if there is none."""
+    """Return the manifest of a set that the generator wrote; raise ValueError if it is missing or broken."""
     try:
         return json.loads((root / "manifest.json").read_bytes())
     except (FileNotFoundError, ValueError) as error:
@@ -64,4 +70,4 @@ def _verify_file(path: Path, stated: dict[str, Any]) -> None:
             raise ValueError(f"{path} cannot be unpacked ({error}): {REMEDY}") from error
         same = hashlib.sha256(content).hexdigest() == stated["records_sha256"]
         if not same or content.count(b"\n") != stated["records"]:
-            raise ValueError(f"{path} does not hold the records its manifest states: {REMEDY}")
+            raise ValueError(f"{path} does not contain the records that its manifest lists: {REMEDY}")

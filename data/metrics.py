@@ -1,7 +1,7 @@
-"""The tasks' own metrics, after LlaSMol (Yu et al. 2024, arXiv 2402.09391, section 4).
+"""Metrics of the tasks, after LlaSMol (Yu et al. 2024, arXiv 2402.09391, section 4).
 
-Every kind of task reports `answered`, the share of predictions that hold an answer of the right form. Shares
-are over all predictions, so that silence never pays, except where a docstring says otherwise.
+Every kind of task has the metric `answered`, the share of predictions with an answer of the right form. Shares are of
+all predictions, so that a missing answer never improves a score, except where a docstring says otherwise.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from data.tasks import Metric, Tags, metric_kind, output_tags
 
 logger = logging.getLogger(__name__)
 
-# Parts of one answer (components of a mixture, parts of a name) stand apart by ";" in the public set.
+# The public set separates parts of one answer (components of a mixture, parts of a name) by ";".
 PART_SEPARATOR = ";"
 ATOMS = re.compile(r"([A-Z][a-z]?)(\d*)")
 FINGERPRINT_RADIUS = 2
@@ -29,9 +29,9 @@ Golds = list[list[str]]
 
 
 def extract_answer(text: str, task_or_tags: str | Tags) -> str | None:
-    """The answer in a generated text: between the task's tags, or the whole text where it has none.
+    """Return the answer in a generated text: between the task's tags, or the whole text if it has none.
 
-    None if there is no such answer: a tag is missing, or nothing stands between the tags.
+    None if there is no answer: a tag is missing, or there is nothing between the tags.
     """
     left, right = output_tags(task_or_tags) if isinstance(task_or_tags, str) else task_or_tags
     if left is None or right is None:
@@ -47,17 +47,21 @@ def score(
     references: Sequence[Sequence[str] | str],
     inputs: Sequence[str] | None = None,
 ) -> dict[str, float]:
-    """The metrics of one task over its samples.
+    """Return the metrics of one task over its samples.
 
-    `predictions` are answers from `extract_answer` (None: no answer); a text that still has its tags is
-    extracted first. `references` are the right answers of each sample, one or several. With `inputs`, samples
-    that ask the same are given each other's right answers (many routes lead to a product). Raises ValueError
-    for an unknown task, no sample, or lists of different lengths.
+    Args:
+        task: task id.
+        predictions: answers of `extract_answer` (None: no answer); text that still has its tags is extracted first.
+        references: right answers of each sample, one or several.
+        inputs: questions; samples with the same question share their right answers (a product has many routes).
+
+    Raises:
+        ValueError: an unknown task, no sample, or lists of different lengths.
     """
     kind = metric_kind(task)
     lengths = {len(predictions), len(references)} | ({len(inputs)} if inputs is not None else set())
     if len(lengths) != 1 or not predictions:
-        raise ValueError(f"{task}: needs equally many predictions, references and inputs, and at least one")
+        raise ValueError(f"{task}: needs the same number of predictions, references and inputs, and at least one")
     answers = [_bare(p, output_tags(task)) for p in predictions]
     golds = [[r] if isinstance(r, str) else list(r) for r in references]
     if any(not g for g in golds):
@@ -69,7 +73,7 @@ def score(
 
 
 def formula_scores(answers: Sequence[Prediction], golds: Golds) -> dict[str, float]:
-    """`element_match`: the same elements in the same numbers, in whatever order they are written."""
+    """Return `element_match`: the same elements in the same numbers, in any order."""
     counts = [None if a is None else element_counts(a) for a in answers]
     right = [
         count is not None and any(count == element_counts(g) for g in group)
@@ -79,7 +83,7 @@ def formula_scores(answers: Sequence[Prediction], golds: Golds) -> dict[str, flo
 
 
 def name_scores(answers: Sequence[Prediction], golds: Golds) -> dict[str, float]:
-    """`split_match`: the same parts between ";", in any order."""
+    """Return `split_match`: the same parts between ";", in any order."""
     right = [
         a is not None and any(name_parts(a) == name_parts(g) for g in group)
         for a, group in zip(answers, golds, strict=True)
@@ -88,15 +92,16 @@ def name_scores(answers: Sequence[Prediction], golds: Golds) -> dict[str, float]
 
 
 def smiles_scores(answers: Sequence[Prediction], golds: Golds) -> dict[str, float]:
-    """`exact_match` of identifiers (InChI), `validity`, and `morgan_tanimoto`: similarity of Morgan
-    fingerprints (radius 2) to the nearest right answer, the mean over valid answers only (0 without any).
+    """Return `exact_match` of identifiers (InChI), `validity` and `morgan_tanimoto`.
 
-    Without rdkit only `exact_match`, of the text with its parts in any order, and `answered` are given.
+    The last is the similarity of Morgan fingerprints (radius 2) to the nearest right answer, as the mean over valid
+    answers only (0 without any). Without rdkit only `exact_match`, of the text with its parts in any order, and
+    `answered` are returned.
     """
     answered = _share([a is not None for a in answers])
     chem = _rdkit()
     if chem is None:
-        logger.warning("SMILES are compared as text only: pip install 'crossfed[chemistry]' for rdkit's checks")
+        logger.warning("SMILES are compared as text only; for rdkit's checks: pip install 'crossfed[chemistry]'")
         right = [
             a is not None and any(_components(a) == _components(g) for g in group)
             for a, group in zip(answers, golds, strict=True)
@@ -114,7 +119,7 @@ def smiles_scores(answers: Sequence[Prediction], golds: Golds) -> dict[str, floa
 
 
 def number_scores(answers: Sequence[Prediction], golds: Golds) -> dict[str, float]:
-    """`rmse` over the answers that are numbers (left out if none is), and the share `answered` of those."""
+    """Return `rmse` over the answers that are numbers (left out if none is), and `answered`, their share."""
     squares = []
     for answer, group in zip(answers, golds, strict=True):
         value = number_of(answer)
@@ -125,7 +130,7 @@ def number_scores(answers: Sequence[Prediction], golds: Golds) -> dict[str, floa
 
 
 def boolean_scores(answers: Sequence[Prediction], golds: Golds) -> dict[str, float]:
-    """`accuracy` of yes or no; anything else is a wrong answer."""
+    """Return `accuracy` of yes or no; anything else is a wrong answer."""
     values = [None if a is None else truth_of(a) for a in answers]
     right = [
         value is not None and value in {truth_of(g) for g in group} for value, group in zip(values, golds, strict=True)
@@ -134,9 +139,9 @@ def boolean_scores(answers: Sequence[Prediction], golds: Golds) -> dict[str, flo
 
 
 def text_scores(answers: Sequence[Prediction], golds: Golds) -> dict[str, float]:
-    """`exact_match`, and `rouge_l`: ROUGE-L F1 on lower-case words (Lin 2004), best over right answers.
+    """Return `exact_match` and `rouge_l`: ROUGE-L F1 on lower-case words (Lin 2004), the best over right answers.
 
-    LlaSMol reports METEOR, which needs WordNet; ROUGE-L is its companion there and needs no data.
+    LlaSMol reports METEOR, which needs WordNet, and ROUGE-L, which needs no data.
     """
     pairs = list(zip(answers, golds, strict=True))
     return {
@@ -157,7 +162,7 @@ _SCORERS: dict[Metric, Callable[[Sequence[Prediction], Golds], dict[str, float]]
 
 
 def element_counts(formula: str) -> collections.Counter[str] | None:
-    """Element -> number of atoms over all parts of a formula, e.g. C2H6O; None if it is not one."""
+    """Return element -> number of atoms over all parts of a formula such as C2H6O; None if it is not a formula."""
     counts: collections.Counter[str] = collections.Counter()
     for part in re.split("[;.]", formula):
         if not re.fullmatch(rf"(?:{ATOMS.pattern})+", part.strip()):
@@ -168,12 +173,12 @@ def element_counts(formula: str) -> collections.Counter[str] | None:
 
 
 def name_parts(name: str) -> list[str]:
-    """The parts of a name, sorted."""
+    """Return the parts of a name, sorted."""
     return sorted(part.strip() for part in name.split(PART_SEPARATOR) if part.strip())
 
 
 def number_of(answer: Prediction) -> float | None:
-    """The finite number an answer is, or None."""
+    """Return the answer as a finite number, or None."""
     try:
         value = float(answer or "")
     except ValueError:
@@ -182,15 +187,15 @@ def number_of(answer: Prediction) -> float | None:
 
 
 def truth_of(answer: str) -> bool | None:
-    """True for yes, False for no, None for anything else."""
+    """Return True for yes, False for no, None for anything else."""
     return {"yes": True, "true": True, "no": False, "false": False}.get(answer.strip(" .").lower())
 
 
 def rouge_l(answer: str, reference: str) -> float:
-    """F1 of the longest common subsequence of words, 0 to 1."""
-    said, right = (re.findall(r"\w+", text.lower()) for text in (answer, reference))
-    common = _longest_common_subsequence(said, right)
-    return 2 * common / (len(said) + len(right)) if common else 0.0
+    """Return the F1 of the longest common subsequence of words, 0 to 1."""
+    given, right = (re.findall(r"\w+", text.lower()) for text in (answer, reference))
+    common = _longest_common_subsequence(given, right)
+    return 2 * common / (len(given) + len(right)) if common else 0.0
 
 
 def _longest_common_subsequence(one: Sequence[str], other: Sequence[str]) -> int:
@@ -205,7 +210,7 @@ def _longest_common_subsequence(one: Sequence[str], other: Sequence[str]) -> int
 
 
 def _compare_molecules(chem: Any, answer: Prediction, golds: Sequence[str]) -> tuple[bool, float | None]:
-    """(the same molecule as a right answer, Tanimoto similarity to the nearest one or None if invalid)."""
+    """Return (same molecule as a right answer, Tanimoto similarity to the nearest one or None if invalid)."""
     mol = _molecule(chem, answer)
     if mol is None:
         return False, None
@@ -220,13 +225,13 @@ def _compare_molecules(chem: Any, answer: Prediction, golds: Sequence[str]) -> t
 
 
 def _molecule(chem: Any, smiles: Prediction) -> Any:
-    """The molecule, None if the text is empty or not valid SMILES."""
+    """Return the molecule, None if the text is empty or not valid SMILES."""
     joined = ".".join(_components(smiles)) if smiles else ""
     return chem.MolFromSmiles(joined) if joined else None
 
 
 def _identifier(chem: Any, mol: Any) -> str:
-    """InChI, which does not depend on the way a structure is drawn; canonical SMILES where InChI gives up."""
+    """Return the InChI, which does not depend on the drawing of a structure; canonical SMILES if InChI fails."""
     return chem.MolToInchi(mol) or chem.MolToSmiles(mol)
 
 
@@ -250,11 +255,11 @@ def _bare(text: Prediction, tags: Tags) -> Prediction:
 
 
 def _pool(golds: Golds, inputs: Sequence[str]) -> Golds:
-    """Each sample's references together with those of all samples of the same input."""
+    """Return each sample's references together with those of all samples with the same input."""
     together: dict[str, dict[str, None]] = {}
-    for group, asked in zip(golds, inputs, strict=True):
-        together.setdefault(asked, {}).update(dict.fromkeys(group))
-    return [list(together[asked]) for asked in inputs]
+    for group, question in zip(golds, inputs, strict=True):
+        together.setdefault(question, {}).update(dict.fromkeys(group))
+    return [list(together[question]) for question in inputs]
 
 
 def _share(hits: Sequence[bool]) -> float:

@@ -1,6 +1,6 @@
-"""Reading records from where they are: the embedded set, the public archive, or a folder of finished records.
+"""Sources of records: the embedded set, the public archive, or a folder of complete records.
 
-Records come in canonical task order and, within a task, in the order of the source, so that equal data give
+Records are read in canonical task order and, within a task, in the order of the source, so that equal data give
 equal content hashes on every machine.
 """
 
@@ -16,20 +16,20 @@ from typing import Any, cast
 
 from data import archive
 from data.files import open_text
+from data.names import did_you_mean
 from data.tasks import (
     CANONICAL_ORDER,
     EMBEDDED,
     EMBEDDED_TASKS,
     FIELDS,
     Record,
-    did_you_mean,
     families_of,
     in_canonical_order,
 )
 
 __all__ = ["FIELDS", "SPLITS", "Record", "canonical_line", "canonical_split", "iter_records", "load_records"]
 
-# Every accepted name of a split -> the name used here.
+# Accepted name of a split -> its name here.
 SPLITS = {
     "train": "train",
     "dev": "dev",
@@ -38,7 +38,7 @@ SPLITS = {
     "test": "test",
     "test_subset": "test_subset",
 }
-# Where the files of a split may lie below a folder of finished records.
+# Possible paths of the files of a split below a folder of complete records.
 LAYOUTS = (
     "{split}.jsonl",
     "{split}.jsonl.gz",
@@ -55,12 +55,18 @@ NULLABLE_FIELDS = frozenset(name for name in FIELDS if "core_tag" in name) | {"t
 def load_records(
     source: str, split: str, tasks: Sequence[str] | None = None, per_task: int | None = None
 ) -> list[Record]:
-    """The records of a split, at most the first `per_task` of each task.
+    """Return the records of a split.
 
-    `source` is "embedded", or the path of the public archive (data.zip or the folder it unpacks to), or of a
-    folder of <split>.jsonl, <split>/<task>.jsonl (either may end in .gz) or parquet files. `tasks` are task
-    ids or family names, None for all. Raises FileNotFoundError if there is no such source, ValueError for an
-    unknown split, a broken record (with file and line) or a task without any record.
+    Args:
+        source: "embedded", the path of the public archive (data.zip or the folder it unpacks to), or the path of a
+            folder with <split>.jsonl, <split>/<task>.jsonl (both with or without .gz) or parquet files.
+        split: train, dev or test, and their other names in `SPLITS`.
+        tasks: task ids or family names; None: all.
+        per_task: number of records of each task at most, from the first; None: all.
+
+    Raises:
+        FileNotFoundError: the source does not exist.
+        ValueError: an unknown split, a broken record (with file and line), or a task without any record.
     """
     return list(iter_records(source, split, tasks, per_task))
 
@@ -68,7 +74,7 @@ def load_records(
 def iter_records(
     source: str, split: str, tasks: Sequence[str] | None = None, per_task: int | None = None
 ) -> Iterator[Record]:
-    """As `load_records`, one record after the other; per-task files are never held in memory as a whole."""
+    """Yield the records of `load_records` one by one; a file of one task is never loaded as a whole."""
     split = canonical_split(split, source)
     if per_task is not None and per_task < 1:
         raise ValueError(f"per_task must be 1 or more, not {per_task}")
@@ -82,26 +88,25 @@ def iter_records(
 
 
 def canonical_line(record: Record) -> str:
-    """A record as one JSON line with sorted keys: the form that is stored and hashed."""
+    """Return a record as one JSON line with sorted keys: the form that is stored and hashed."""
     return json.dumps(record, sort_keys=True, ensure_ascii=False, separators=(",", ":")) + "\n"
 
 
 def canonical_split(split: str, source: str) -> str:
-    """The name used here for a split; ValueError for a split that the source cannot have."""
+    """Return the name of a split here; raise ValueError for a split that the source cannot have."""
     known = SPLITS if source != EMBEDDED else {k: v for k, v in SPLITS.items() if v != "test_subset"}
     if split not in known:
-        hint = did_you_mean(split, known)
-        raise ValueError(f"unknown split {split!r} of the data source {source!r}:{hint}")
+        raise ValueError(f"unknown split {split!r} of the data source {source!r}{did_you_mean(split, known)}")
     return known[split]
 
 
 def embedded_folder() -> Path:
-    """Where the embedded set lies inside this package."""
+    """Return the folder of the embedded set in this package."""
     return Path(__file__).resolve().parent / "chemistry"
 
 
 def source_path(source: str) -> Path:
-    """The file or folder of a source; FileNotFoundError if there is none."""
+    """Return the file or folder of a source; raise FileNotFoundError if it does not exist."""
     path = embedded_folder() if source == EMBEDDED else Path(source).expanduser()
     if not path.exists():
         raise FileNotFoundError(
@@ -111,7 +116,7 @@ def source_path(source: str) -> Path:
 
 
 def _expand(tasks: Sequence[str], source: str) -> tuple[str, ...]:
-    """Families to their tasks; other names stay, since a user's folder may hold tasks of its own."""
+    """Replace families by their tasks; other names stay, since a user's folder may contain other tasks."""
     families = families_of(source)
     return in_canonical_order(name for given in tasks for name in families.get(given, (given,)))
 
@@ -119,7 +124,7 @@ def _expand(tasks: Sequence[str], source: str) -> tuple[str, ...]:
 def _refuse_absent(
     records: Iterable[Record], source: str, split: str, wanted: Sequence[str] | None
 ) -> Iterator[Record]:
-    """Pass records through; at the end, ValueError for a wanted task that had none."""
+    """Yield the records; at the end raise ValueError for a requested task without records."""
     seen: dict[str, None] = {}
     for record in records:
         seen[record["task"]] = None
@@ -128,13 +133,13 @@ def _refuse_absent(
         raise ValueError(f"no record in split {split!r} of {source}: expected {split}.jsonl or {split}/*.jsonl")
     for task in wanted or ():
         if task not in seen:
-            held = EMBEDDED_TASKS if source == EMBEDDED else seen
-            hint = did_you_mean(task, held) if held else " none of the tasks asked for is there."
-            raise ValueError(f"no record of the task {task!r} in split {split!r} of {source}:{hint}")
+            found = EMBEDDED_TASKS if source == EMBEDDED else seen
+            hint = did_you_mean(task, found) if found else "; none of the requested tasks is in it"
+            raise ValueError(f"no record of the task {task!r} in split {split!r} of {source}{hint}")
 
 
 def _read_folder(root: Path, split: str, wanted: Sequence[str] | None, per_task: int | None) -> Iterator[Record]:
-    """Records of the folder's files of a split, task by task; files of other tasks are not opened."""
+    """Yield the records of a split in a folder, task by task; files of other tasks are not opened."""
     if not root.is_dir():
         raise ValueError(f"{root} is neither SMolInstruct's data.zip nor a folder of records")
     mixed: list[Path] = []
@@ -161,7 +166,7 @@ def _split_files(root: Path, split: str) -> list[Path]:
 
 
 def _grouped(records: Iterable[Record], per_task: int | None) -> Iterator[Record]:
-    """At most `per_task` records of each task, in canonical task order."""
+    """Yield at most `per_task` records of each task, in canonical task order."""
     groups: dict[str, list[Record]] = {}
     for record in records:
         group = groups.setdefault(record["task"], [])
@@ -172,7 +177,7 @@ def _grouped(records: Iterable[Record], per_task: int | None) -> Iterator[Record
 
 
 def _read_file(path: Path, split: str, wanted: Sequence[str] | None) -> Iterator[Record]:
-    """Complete records of one file, only those of the wanted tasks."""
+    """Yield the complete records of one file, only those of the requested tasks."""
     rows = _parquet_rows(path) if path.suffix == ".parquet" else _json_rows(path)
     stem = _stem(path)
     by_file_name = {"task": stem} if stem in CANONICAL_ORDER else {}
@@ -214,7 +219,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def complete(row: dict[str, Any], split: str, path: Path, number: int) -> Record:
-    """The twelve fields of a record, checked; ValueError names file, line, field and remedy."""
+    """Return the twelve fields of a record, checked; raise ValueError with file, line, field and remedy."""
     filled = {"target": None, **row, "split": split}
     filled["sample_id"] = row.get("sample_id") or f"{path.name}:{number}"  # early releases have none
     for name in FIELDS:

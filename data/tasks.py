@@ -1,8 +1,7 @@
-"""Tasks by name: families, the order in which tasks are listed, metrics, tags, and the making of a record."""
+"""Tasks by name: families, canonical order, metrics, tags, and new records."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from data.chemistry_tasks import (
     Tags,
     TaskDefinition,
 )
+from data.names import did_you_mean
 
 __all__ = [
     "BOOLEAN",
@@ -43,7 +43,6 @@ __all__ = [
     "Record",
     "Tags",
     "TaskDefinition",
-    "did_you_mean",
     "expand_tasks",
     "families_of",
     "family_of",
@@ -85,7 +84,7 @@ SMOLINSTRUCT_METRICS: dict[str, Metric] = {
     "property_prediction-sider": "boolean",
 }
 
-# One order for everything that lists tasks, so that equal sets have equal content hashes everywhere.
+# One order for all lists of tasks, so that equal sets have equal content hashes everywhere.
 CANONICAL_ORDER: tuple[str, ...] = tuple(
     dict.fromkeys(
         name for f in FAMILIES for families in (SMOLINSTRUCT_FAMILIES, EMBEDDED_FAMILIES) for name in families[f]
@@ -93,22 +92,17 @@ CANONICAL_ORDER: tuple[str, ...] = tuple(
 )
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of an error sentence: the nearest known name if there is one, and all known names."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f" did you mean {near[0]!r}?" if near else ""
-    return f"{hint} Known: {', '.join(known)}."
-
-
 def in_canonical_order(names: Iterable[str]) -> tuple[str, ...]:
-    """`names` once each: known tasks in the order of the families, others after them by name."""
+    """Return the names without duplicates: known tasks in the order of the families, then others by name."""
     rank = {name: i for i, name in enumerate(CANONICAL_ORDER)}
     return tuple(sorted(set(names), key=lambda name: (rank.get(name, len(rank)), name)))
 
 
 def families_of(source: str) -> dict[str, tuple[str, ...]]:
-    """Families and their tasks in a source: "embedded", or the path of a copy of the public set.
+    """Return the families of a source and their tasks.
+
+    Args:
+        source: "embedded", or the path of a copy of the public set.
 
     A folder with a manifest.json was written by our own generator and holds the embedded tasks.
     """
@@ -118,7 +112,7 @@ def families_of(source: str) -> dict[str, tuple[str, ...]]:
 
 
 def family_of(task_id: str) -> str | None:
-    """The family of a known task, None for a task of a user's own."""
+    """Return the family of a known task, None for a user's own task."""
     for families in (EMBEDDED_FAMILIES, SMOLINSTRUCT_FAMILIES):
         for family, names in families.items():
             if task_id in names:
@@ -127,10 +121,13 @@ def family_of(task_id: str) -> str | None:
 
 
 def expand_tasks(names: Iterable[str], source: str) -> tuple[str, ...]:
-    """Family names and task ids -> task ids, each once, in canonical order.
+    """Return the task ids of family names and task ids, without duplicates, in canonical order.
 
-    For a path the ids of both sets are accepted, since a folder may hold either; a family name stands for the
-    family's tasks as `families_of` knows them. Raises ValueError for a name that is neither.
+    For a path the ids of both sets are accepted, since a folder may contain either; a family name is replaced by its
+    tasks in `families_of`.
+
+    Raises:
+        ValueError: a name is neither a family nor a task.
     """
     families = families_of(source)
     known = CANONICAL_ORDER if source != EMBEDDED else tuple(EMBEDDED_TASKS)
@@ -138,7 +135,7 @@ def expand_tasks(names: Iterable[str], source: str) -> tuple[str, ...]:
     for name in names:
         if name not in families and name not in known:
             raise ValueError(
-                f"unknown task or family {name!r} for the data source {source!r}:"
+                f"unknown task or family {name!r} for the data source {source!r}"
                 + did_you_mean(name, (*families, *known))
             )
         chosen.extend(families.get(name, (name,)))
@@ -146,34 +143,34 @@ def expand_tasks(names: Iterable[str], source: str) -> tuple[str, ...]:
 
 
 def metric_kind(task_id: str) -> Metric:
-    """The kind of metric of an embedded or a public task; ValueError for any other name."""
+    """Return the kind of metric of an embedded or a public task; raise ValueError for any other name."""
     if task_id in EMBEDDED_TASKS:
         return EMBEDDED_TASKS[task_id].metric
     if task_id in SMOLINSTRUCT_METRICS:
         return SMOLINSTRUCT_METRICS[task_id]
-    raise ValueError(f"no metric is known for the task {task_id!r}:" + did_you_mean(task_id, CANONICAL_ORDER))
+    raise ValueError(f"no metric is known for the task {task_id!r}" + did_you_mean(task_id, CANONICAL_ORDER))
 
 
 def output_tags(task_id: str) -> Tags:
-    """The tags around the answer of an embedded or a public task; (None, None) where it has none."""
+    """Return the tags around the answer of an embedded or a public task, (None, None) if it has none."""
     return TAGS_OF_METRIC[metric_kind(task_id)]
 
 
 def tagged(value: str, tags: Tags) -> str:
-    """The value between its tags with a blank on both sides, as the public set writes it."""
+    """Return the value between its tags with a space on both sides, as the public set writes it."""
     return value if tags[0] is None else f"{tags[0]} {value} {tags[1]}"
 
 
 def record(
     task_id: str, raw_input: str, raw_output: str, split: str, question: int, answer: int, sample_id: str
 ) -> Record:
-    """One finished record; `question` and `answer` choose wordings and are taken modulo their number."""
+    """Return a complete record; `question` and `answer` select phrasings, modulo their number."""
     task = EMBEDDED_TASKS[task_id]
-    asked = task.questions[question % len(task.questions)]
-    said = task.answers[answer % len(task.answers)]
+    question_text = task.questions[question % len(task.questions)]
+    answer_text = task.answers[answer % len(task.answers)]
     return {
-        "input": asked.replace("<INPUT>", tagged(raw_input, task.input_tags)),
-        "output": said.replace("<OUTPUT>", tagged(raw_output, task.output_tags)),
+        "input": question_text.replace("<INPUT>", tagged(raw_input, task.input_tags)),
+        "output": answer_text.replace("<OUTPUT>", tagged(raw_output, task.output_tags)),
         "raw_input": raw_input,
         "raw_output": raw_output,
         "split": split,

@@ -1,4 +1,4 @@
-"""Where the tokenizer of the tiny default model lies."""
+"""Path of the tokenizer of the tiny default model."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from pathlib import Path
 
 
 def tiny_tokenizer_path() -> Path:
-    """The byte-level BPE of 768 entries (a `tokenizers` JSON file; special tokens <pad> and <eos>).
+    """Return the path of the byte-level BPE of 768 entries (a `tokenizers` JSON file; special tokens <pad> and <eos>).
 
-    All sites must use this one file: a tokenizer trained per site would give each site other token ids, and
-    averaging their models would mean nothing.
+    All sites must use this file: with a tokenizer trained per site, token ids would differ and the average of the
+    models would have no meaning.
     """
     return Path(__file__).resolve().parent / "chemistry" / "tokenizer.json"

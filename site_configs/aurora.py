@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Unpack
 
 from pydantic import Field, PositiveInt
 
@@ -17,18 +17,16 @@ from site_configs.library.machine import (
     ALCF_PROXY,
     GB,
     HEARTBEAT_S,
-    Account,
-    StorageRoot,
-    Walltime,
-    batch_block,
+    FacilitySettings,
     block_provider,
     chosen_mounts,
+    facility_block,
     setup_lines,
     site_storage,
     thread_environment,
 )
 from site_configs.library.queues import HOUR
-from site_configs.library.site import Blocks, Collection, Node, Queue, Ranks, Site
+from site_configs.library.site import Collection, Node, Queue, Ranks, Site
 
 _queue = partial(Queue, as_of=date(2026, 8, 19), source="ALCF Aurora guide")
 _prod = partial(_queue, submit_to="prod", note="10 running or accruing and 100 queued jobs per project")
@@ -50,7 +48,7 @@ NODE = Node(
     device_variable="ZE_AFFINITY_MASK",
     device_names=tuple(map(str, range(12))),  # as FLAT counts them
 )
-# eight cores a tile, beside it; cores 0 and 52 are left to the operating system
+# eight cores per tile, close to it; cores 0 and 52 are left to the operating system
 CORES = "1-8:9-16:17-24:25-32:33-40:41-48:53-60:61-68:69-76:77-84:85-92:93-100"
 LAUNCH = ("mpiexec", "-n", "{ranks}", "--ppn", "{ranks_per_node}", "--cpu-bind", f"list:{CORES}")
 
@@ -59,48 +57,35 @@ def site(
     name: str,
     run_dir: Path,
     *,
-    account: Account,
-    storage_root: StorageRoot,
-    nodes: PositiveInt = 1,
-    walltime: Walltime = None,
-    queue: str | None = None,
-    blocks: Blocks = "pilot",
     filesystems: str = "home:flare",
     ranks_per_node: Annotated[PositiveInt, Field(le=12)] = 12,
     modules: Sequence[str] = ("frameworks",),
     setup: str = "",
-    python_env: Path | None = None,
-    address: str = "",
+    **settings: Unpack[FacilitySettings],
 ) -> Site:
-    """Blocks of whole nodes on Aurora; up to 16 nodes live in ``capacity``, for up to a week.
+    """Return the site of a campaign on whole nodes of Aurora; ``capacity`` gives up to 16 nodes for up to a week.
 
     Args:
-        name: the site's name in the campaign.
-        run_dir: the campaign's run directory, on a file system of the list below.
-        account: the project that pays.
-        storage_root: a folder on one of the file systems; files go to ``storage_root/RUN/SITE``.
-        nodes: of a block.
-        walltime: of a block, as ``6:00:00``; default the longest that the queue gives, a week for up to 16 nodes.
-        queue: default the one that fits best; ``prod`` for the routed queues.
-        blocks: ``pilot`` keeps one job over the rounds, ``per_round`` queues one for each.
-        filesystems: that the job needs; without them it would not start, or not see its files.
-        ranks_per_node: tiles of a node that train.
-        modules: loaded before the workers start; torch with xpu and xccl is in ``frameworks``, from 2025.3.1.
-        setup: shell lines after that.
-        python_env: environment with this project at the site; default that of the driver.
-        address: of this driver for the workers; default that of its high-speed interface.
+        name: name of the site in the campaign.
+        run_dir: run directory of the campaign, on one of ``filesystems``.
+        filesystems: file systems that the job needs; without them it would not start, or not see its files.
+        ranks_per_node: tiles of each node that train.
+        modules: modules that are loaded before the workers start; torch with xpu and xccl is in ``frameworks``, from
+            2025.3.1.
+        setup: shell lines after the modules.
+        **settings: account, storage_root, nodes, walltime, queue and others, see ``FacilitySettings``.
     """
-    block = batch_block("pbs", QUEUES, nodes=nodes, walltime_s=walltime, queue=queue, account=account, blocks=blocks)
+    block = facility_block("pbs", QUEUES, settings)
     directives = ("-l place=scatter", f"-l filesystems={filesystems}")
     return Site(
         name=name,
         machine="Aurora (ALCF)",
         route="batch",
-        storage_root=site_storage(storage_root, run_dir, name, chosen_mounts(filesystems, MOUNTS)),
+        storage_root=site_storage(settings["storage_root"], run_dir, name, chosen_mounts(filesystems, MOUNTS)),
         provider=block_provider(block, directives, site=name, cores=208),
         device="xpu",
         threads=8,
-        address=address,
+        address=settings.get("address", ""),
         driver_interface="hsn0",
         heartbeat_s=HEARTBEAT_S,
         environment={
@@ -110,7 +95,7 @@ def site(
             "ZE_FLAT_DEVICE_HIERARCHY": "FLAT",  # a tile is a device; names like 0.1 would need COMPOSITE
         },
         setup="\n".join(["module use /soft/modulefiles", setup_lines(modules, setup)]),
-        python_env=python_env,
+        python_env=settings.get("python_env"),
         block=block,
         node=NODE,
         ranks=Ranks(per_node=ranks_per_node, launch=LAUNCH, backend="xccl", interface="hsn0"),

@@ -9,24 +9,22 @@ from collections.abc import Sequence
 from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Unpack
 
 from pydantic import Field, PositiveInt
 
 from site_configs.library.machine import (
     GB,
     HEARTBEAT_S,
-    Account,
-    StorageRoot,
-    Walltime,
-    batch_block,
+    FacilitySettings,
     block_provider,
+    facility_block,
     setup_lines,
     site_storage,
     thread_environment,
 )
 from site_configs.library.queues import HOUR
-from site_configs.library.site import Blocks, Collection, Node, Queue, Ranks, Site
+from site_configs.library.site import Collection, Node, Queue, Ranks, Site
 
 _queue = partial(Queue, as_of=date(2026, 7, 22), source="OLCF Frontier guide")
 _batch = partial(_queue, submit_to="batch", note="4 eligible jobs per user, 100 queued over all partitions")
@@ -82,36 +80,25 @@ def site(
     name: str,
     run_dir: Path,
     *,
-    account: Account,
-    storage_root: StorageRoot,
-    nodes: PositiveInt = 1,
-    walltime: Walltime = None,
-    queue: str | None = None,
-    blocks: Blocks = "pilot",
     ranks_per_node: Annotated[PositiveInt, Field(le=8)] = 8,
     modules: Sequence[str] = MODULES,
     setup: str = "",
-    python_env: Path | None = None,
-    address: str = "",
+    **settings: Unpack[FacilitySettings],
 ) -> Site:
-    """Blocks of whole nodes on Frontier; up to 64 nodes get a day in ``extended``, one job at a time.
+    """Return the site of a campaign on whole nodes of Frontier.
+
+    ``extended`` gives up to 64 nodes for a day, one job at a time; ``debug`` is taken only if it is named. Orion purges
+    files after 90 days. OLCF: a Python environment in a home folder is slow.
 
     Args:
-        name: the site's name in the campaign.
-        run_dir: the campaign's run directory, on Orion.
-        account: the project that pays.
-        storage_root: a folder on Orion, where files are purged after 90 days; files go to ``storage_root/RUN/SITE``.
-        nodes: of a block.
-        walltime: of a block, as ``2:00:00``; default the longest that the queue gives.
-        queue: ``batch``, ``extended`` or ``debug``; default the one that fits best of the first two.
-        blocks: ``pilot`` keeps one job over the rounds, ``per_round`` queues one for each.
-        ranks_per_node: devices of a node that train.
-        modules: loaded before the workers start.
-        setup: shell lines after that.
-        python_env: environment with this project at the site; default that of the driver. OLCF: slow in a home folder.
-        address: of this driver for the workers; default that of its high-speed interface.
+        name: name of the site in the campaign.
+        run_dir: run directory of the campaign, on Orion.
+        ranks_per_node: devices of each node that train.
+        modules: modules that are loaded before the workers start.
+        setup: shell lines after the modules.
+        **settings: account, storage_root, nodes, walltime, queue and others, see ``FacilitySettings``.
     """
-    block = batch_block("slurm", QUEUES, nodes=nodes, walltime_s=walltime, queue=queue, account=account, blocks=blocks)
+    block = facility_block("slurm", QUEUES, settings)
     directives = (
         f"--partition={'extended' if block.queue.name == 'extended' else 'batch'}",
         *(["--qos=debug"] if block.queue.name == "debug" else []),
@@ -124,11 +111,11 @@ def site(
         name=name,
         machine="Frontier (OLCF)",
         route="batch",
-        storage_root=site_storage(storage_root, run_dir, name, MOUNTS),
+        storage_root=site_storage(settings["storage_root"], run_dir, name, MOUNTS),
         provider=block_provider(block, directives, site=name, ranks_per_node=ranks_per_node),
         device="cuda",  # ROCm behind torch's CUDA names
         threads=7,
-        address=address,
+        address=settings.get("address", ""),
         driver_interface="hsn0",
         heartbeat_s=HEARTBEAT_S,
         environment={
@@ -138,7 +125,7 @@ def site(
             "NCCL_SOCKET_IFNAME": "hsn0,hsn1,hsn2,hsn3",  # OLCF: if it hangs, hsn0 alone
         },
         setup=setup_lines(modules, SETUP, setup),
-        python_env=python_env,
+        python_env=settings.get("python_env"),
         block=block,
         node=NODE,
         ranks=Ranks(per_node=ranks_per_node, launch=LAUNCH, backend="nccl", interface="hsn0"),

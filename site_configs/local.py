@@ -1,4 +1,4 @@
-"""A site made of processes on this machine: to try things, and for the embedded default."""
+"""A site of processes on this machine: for tests and for the embedded default campaign."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def site(
     threads: PositiveInt = 1,
     device: Device = "cpu",
 ) -> Site:
-    """One worker process on this machine.
+    """Return a site with one worker process on this machine.
 
     Args:
-        name: the site's name in the campaign.
-        run_dir: the campaign's run directory.
-        storage_root: the site's own folder; default ``sites/NAME`` in the run directory.
+        name: name of the site in the campaign.
+        run_dir: run directory of the campaign.
+        storage_root: folder of the site; default ``sites/NAME`` in the run directory.
         ranks: processes that train together, started by torch's own launcher; 1: the worker itself trains.
         threads: torch threads of a rank. Sites share this machine's cores: keep their sum at the number of cores.
-        device: cpu, cuda or xpu.
+        device: torch device: cpu, cuda or xpu.
     """
     return Site(
         name=name,
@@ -41,7 +41,7 @@ def site(
         provider=_provider,
         device=device,
         threads=threads,
-        # OpenMP threads that spin while another worker wants the core cost more than they bring
+        # OpenMP threads that spin while another worker needs the core cost more than they gain
         environment={**thread_environment(threads), "OMP_WAIT_POLICY": "PASSIVE"},
         ranks=Ranks(per_node=ranks, backend=BACKENDS[device]),
     )

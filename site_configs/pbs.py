@@ -1,123 +1,50 @@
-"""Any cluster under PBS Pro or OpenPBS: everything about it is a setting."""
+"""Any cluster under PBS Pro or OpenPBS; all its properties are settings.
+
+For a cluster of your own, make a file with its settings, as ``slurm.py`` shows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Unpack
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
-
-from site_configs.library.machine import (
-    BACKENDS,
-    StorageRoot,
-    Walltime,
-    batch_block,
-    block_provider,
-    own_node,
-    own_queue,
-    site_storage,
-    thread_environment,
-)
-from site_configs.library.site import Blocks, Device, Ranks, Site
+from site_configs.library.cluster import ClusterSettings, cluster_block, cluster_site, with_defaults
+from site_configs.library.machine import block_provider
+from site_configs.library.site import Site
 
 MPIEXEC = ("mpiexec", "-n", "{ranks}", "-ppn", "{ranks_per_node}")  # of PALS, MPICH, Intel MPI
 
 
-def site(
-    name: str,
-    run_dir: Path,
-    *,
-    storage_root: StorageRoot,
-    queue: str = "",
-    account: str = "",
-    nodes: PositiveInt = 1,
-    walltime: Walltime = None,
-    max_nodes: PositiveInt | None = None,
-    max_walltime: Walltime = None,
-    blocks: Blocks = "pilot",
-    cores: PositiveInt = 1,
-    memory_gb: NonNegativeFloat = 0,
-    gpus: NonNegativeInt = 0,
-    gpu_memory_gb: NonNegativeFloat = 0,
-    select: str = "",
-    options: Sequence[str] = (),
-    device: Device | None = None,
-    threads: PositiveInt | None = None,
-    ranks_per_node: PositiveInt = 1,
-    launch: Sequence[str] | None = None,
-    interface: str = "",
-    setup: str = "",
-    python_env: Path | None = None,
-    environment: Mapping[str, str] | None = None,
-    command_environment: Mapping[str, str] | None = None,
-    address: str = "",
-    driver_interface: str = "",
-    poll_s: PositiveInt = 60,
-    heartbeat_s: PositiveInt = 30,
-) -> Site:
-    """Blocks on a PBS cluster whose commands are on this machine's PATH.
+def site(name: str, run_dir: Path, *, queue: str = "", select: str = "", **settings: Unpack[ClusterSettings]) -> Site:
+    """Return the site of a campaign on a PBS cluster whose commands are on this machine's PATH.
 
     Args:
-        name: the site's name in the campaign.
-        run_dir: the campaign's run directory, on a file system that the nodes see.
-        storage_root: a folder that the nodes see; files go to ``storage_root/RUN/SITE``.
-        queue, account: as qsub takes them; empty: the cluster's own.
-        nodes, walltime: of a block; the walltime is one hour where neither it nor a limit is set.
-        max_nodes, max_walltime: the queue's limits, if a request beyond them should be refused here.
-        blocks: ``pilot`` keeps one job over the rounds, ``per_round`` queues one for each.
-        cores, memory_gb, gpus: to ask for on each node; memory 0: what the cluster gives by itself.
-        gpu_memory_gb: of one GPU, for the memory plan.
-        select: more of each chunk, as ``system=polaris``.
-        options: more lines of the script, as ``-l filesystems=home:eagle``.
-        device: default cuda where there are GPUs, else cpu.
-        threads: of a rank; default its share of the cores.
-        ranks_per_node: processes of a node that train together.
-        launch: how they are started, see ``Ranks``; default mpiexec for several nodes, torch's own launcher for one.
-        interface: network interface that the ranks meet on; empty: any.
-        setup: shell lines before the workers start.
-        python_env: environment with this project at the site; default that of the driver.
-        environment: variables for the workers.
-        command_environment: variables for qsub, qstat, qselect and qdel, as ``PBS_SERVER``.
-        address, driver_interface: where the workers find the driver; both empty: all addresses of this host are tried.
-        poll_s: seconds between questions for a block's state.
-        heartbeat_s: after twice this time without a word a block counts as lost.
+        name: name of the site in the campaign.
+        run_dir: run directory of the campaign, on a file system that the nodes see.
+        queue: queue of qsub; empty: the cluster's default.
+        select: more resources of each chunk, such as ``system=polaris``.
+        **settings: resources, limits, environment and the rest, see ``ClusterSettings``.
     """
-    device = device or ("cuda" if gpus else "cpu")
-    threads = threads or max(cores // ranks_per_node, 1)
-    block = batch_block(
-        "pbs",
-        [own_queue(queue, nodes, walltime, max_nodes, max_walltime)],
-        nodes=nodes,
-        walltime_s=walltime,
-        queue=None,
-        account=account,
-        blocks=blocks,
-        command_environment=command_environment,
+    cluster = with_defaults(settings)
+    block = cluster_block("pbs", queue, cluster)
+    resources = (
+        f"ngpus={cluster['gpus']}" if cluster["gpus"] else "",
+        f"mem={round(cluster['memory_gb'] * 1000)}mb" if cluster["memory_gb"] else "",
+        select,
     )
-    chunk = ":".join(
-        filter(None, [f"ngpus={gpus}" if gpus else "", f"mem={round(memory_gb * 1000)}mb" if memory_gb else "", select])
-    )
-    directives = (*(["-l place=scatter"] if nodes > 1 else []), *options)
-    return Site(
-        name=name,
+    return cluster_site(
+        name,
+        run_dir,
+        cluster,
         machine="a PBS cluster",
-        route="batch",
-        storage_root=site_storage(storage_root, run_dir, name, {}),
-        provider=block_provider(block, directives, site=name, poll_s=poll_s, cores=cores, select=chunk),
-        device=device,
-        threads=threads,
-        address=address,
-        driver_interface=driver_interface,
-        heartbeat_s=heartbeat_s,
-        environment={**thread_environment(threads), **(environment or {})},
-        setup=setup,
-        python_env=python_env,
         block=block,
-        node=own_node(device, cores, memory_gb, gpus, gpu_memory_gb),
-        ranks=Ranks(
-            per_node=ranks_per_node,
-            launch=(MPIEXEC if nodes > 1 else ()) if launch is None else tuple(launch),
-            backend=BACKENDS[device],
-            interface=interface,
+        provider=block_provider(
+            block,
+            (*(["-l place=scatter"] if block.nodes > 1 else []), *cluster["options"]),
+            site=name,
+            poll_s=cluster["poll_s"],
+            cores=cluster["cores"],
+            select=":".join(filter(None, resources)),
         ),
+        launch=MPIEXEC,
     )

@@ -1,33 +1,32 @@
-"""Perlmutter at NERSC: 1,536 nodes with four A100 of 40 GB each, under Slurm.
+"""Perlmutter at NERSC: 1,536 nodes with four A100 of 40 GB each and 256 with four of 80 GB, under Slurm.
 
-The queue table comes from public code that encodes NERSC's, read in August 2026: to be verified. Not in it, for want of
-numbers: preempt, overrun, realtime; nor shared, which gives half a node.
+The queue table comes from public code that encodes NERSC's, read in August 2026: to be verified. Left
+out because their limits are unknown: preempt, overrun, realtime; and shared, which gives half a node.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Unpack
 
 from pydantic import Field, PositiveInt
 
 from site_configs.library.machine import (
     GB,
     HEARTBEAT_S,
-    Account,
-    StorageRoot,
-    Walltime,
-    batch_block,
+    FacilitySettings,
     block_provider,
+    facility_block,
     setup_lines,
     site_storage,
     thread_environment,
 )
 from site_configs.library.queues import HOUR, MINUTE
-from site_configs.library.site import Blocks, Collection, Node, Queue, Ranks, Site
+from site_configs.library.site import Collection, Node, Queue, Ranks, Site
 
 _qos = partial(Queue, as_of=date(2026, 8, 1), source="public code that encodes NERSC's table")
 QUEUES = (
@@ -45,6 +44,9 @@ NODE = Node(
     device_variable="CUDA_VISIBLE_DEVICES",
     device_names=("0", "1", "2", "3"),
 )
+NODES_80GB = 256
+QUEUES_80GB = tuple(replace(row, max_nodes=min(row.max_nodes, NODES_80GB)) for row in QUEUES)
+NODE_80GB = replace(NODE, device_memory_bytes=80 * GB)
 LAUNCH = (
     "srun",
     "--nodes={nodes}",
@@ -62,47 +64,31 @@ def site(
     name: str,
     run_dir: Path,
     *,
-    account: Account,
-    storage_root: StorageRoot,
-    nodes: PositiveInt = 1,
-    walltime: Walltime = None,
-    queue: str | None = None,
-    blocks: Blocks = "pilot",
     ranks_per_node: Annotated[PositiveInt, Field(le=4)] = 4,
     modules: Sequence[str] = ("pytorch",),
     setup: str = "",
-    python_env: Path | None = None,
-    address: str = "",
     constraint: str = "gpu",
+    **settings: Unpack[FacilitySettings],
 ) -> Site:
-    """Blocks of whole GPU nodes on Perlmutter; the natural home of a driver that lives for days is its workflow QOS.
+    """Return the site of a campaign on whole GPU nodes of Perlmutter.
+
+    The default queue is ``debug`` for up to 8 nodes and half an hour, else ``regular``. GPU accounts end in ``_g``,
+    which is added if it is missing. Scratch is purged after 8 weeks. NERSC has a workflow QOS for a driver that runs
+    for days.
 
     Args:
-        name: the site's name in the campaign.
-        run_dir: the campaign's run directory.
-        account: the project that pays; ``_g``, which GPU accounts end in, is added where it lacks.
-        storage_root: a folder on scratch, where files are purged after 8 weeks, or on the community file system; files
-            go to ``storage_root/RUN/SITE``.
-        nodes: of a block.
-        walltime: of a block, as ``6:00:00``; default the longest that the queue gives, two days.
-        queue: a QOS; default ``debug`` for up to 8 nodes and half an hour, else ``regular``.
-        blocks: ``pilot`` keeps one job over the rounds, ``per_round`` queues one for each.
-        ranks_per_node: GPUs of a node that train.
-        modules: loaded before the workers start.
-        setup: shell lines after that.
-        python_env: environment with this project at the site; default that of the driver.
-        address: of this driver for the workers; default that of its high-speed interface.
-        constraint: the kind of node; ``gpu&hbm80g`` for GPUs with 80 GB, see ``perlmutter_80gb``.
+        name: name of the site in the campaign.
+        run_dir: run directory of the campaign.
+        ranks_per_node: GPUs of each node that train.
+        modules: modules that are loaded before the workers start.
+        setup: shell lines after the modules.
+        constraint: kind of node; ``gpu&hbm80g`` for GPUs with 80 GB, as ``perlmutter_80gb`` sets it.
+        **settings: account, storage_root, nodes, walltime, queue and others, see ``FacilitySettings``.
     """
-    block = batch_block(
-        "slurm",
-        QUEUES,
-        nodes=nodes,
-        walltime_s=walltime,
-        queue=queue,
-        blocks=blocks,
-        account=account if account.endswith("_g") else f"{account}_g",
-    )
+    account = settings["account"]
+    settings["account"] = account if account.endswith("_g") else f"{account}_g"
+    large = "hbm80g" in constraint
+    block = facility_block("slurm", QUEUES_80GB if large else QUEUES, settings)
     directives = (
         f"--qos={block.queue.name}",
         f"--constraint={constraint}",
@@ -112,13 +98,13 @@ def site(
     )
     return Site(
         name=name,
-        machine="Perlmutter (NERSC)",
+        machine=f"Perlmutter{' 80 GB' if large else ''} (NERSC)",
         route="batch",
-        storage_root=site_storage(storage_root, run_dir, name, MOUNTS),
+        storage_root=site_storage(settings["storage_root"], run_dir, name, MOUNTS),
         provider=block_provider(block, directives, site=name, ranks_per_node=ranks_per_node),
         device="cuda",
         threads=16,
-        address=address,
+        address=settings.get("address", ""),
         driver_interface="hsn0",
         heartbeat_s=HEARTBEAT_S,
         environment={
@@ -127,9 +113,9 @@ def site(
             "NCCL_SOCKET_IFNAME": "hsn0",  # NERSC's modules bring the fast plugin
         },
         setup=setup_lines(modules, setup),
-        python_env=python_env,
+        python_env=settings.get("python_env"),
         block=block,
-        node=NODE,
+        node=NODE_80GB if large else NODE,
         ranks=Ranks(per_node=ranks_per_node, launch=LAUNCH, backend="nccl", interface="hsn0"),
         collection=Collection("6bdc7956-fc0f-4ad2-989c-7aa5ee643a79", mapped=True),  # NERSC Perlmutter, to be verified
     )

@@ -35,14 +35,14 @@ logger = logging.getLogger(__name__)
 
 
 def federate(strategy: Strategy, engine: Engine) -> str | None:
-    """The algorithm: the strategy is told what happens and answers with what to do.
+    """Run the algorithm: the strategy receives events and answers with actions.
 
     Returns:
-        Why the campaign could not be finished, or None.
+        The reason why the campaign could not be finished, or None.
     """
     from workflows.strategies.base import Aggregate, ReleaseBlock, RequestBlock, SetTimer, Stop, Train
 
-    engine.begin()  # the model of round 0; every site enrols
+    engine.begin()  # the first model; every site enrols
     for event in engine.events():
         for action in strategy.react(event):
             match action:
@@ -51,7 +51,7 @@ def federate(strategy: Strategy, engine: Engine) -> str | None:
                 case Aggregate():
                     engine.aggregate(action)  # the next model, and its evaluation beside the next round
                 case RequestBlock():
-                    engine.request_block(action)  # told when it starts
+                    engine.request_block(action)  # an event follows when it starts
                 case ReleaseBlock():
                     engine.release_block(action)
                 case SetTimer():
@@ -70,10 +70,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add_campaign_options(parser, default=None)  # a resume takes its own
     parser.add_argument("--name", help="the run goes to runs/NAME; default: the campaign's name, numbered if taken")
-    parser.add_argument("--resume", type=Path, metavar="RUN_DIR", help="go on with an interrupted run")
+    parser.add_argument("--resume", type=Path, metavar="RUN_DIR", help="continue an interrupted run")
     parser.add_argument("--check", action="store_true", help="check everything, say what would run, run nothing")
     parser.add_argument(
-        "--dry-run", action="store_true", help="as --check, and print the batch scripts that would be submitted"
+        "--dry-run", action="store_true", help="as --check, and print the first round's graph and the batch scripts"
     )
     parser.add_argument(
         "--live", action="store_true", help="with --check: also ask the sites' schedulers, storage and environments"
@@ -85,11 +85,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     stop_in_order()
-    from workflows.checks.opening import check, resume, start
     from workflows.runtime.stopping import interruption, stopped
 
     plan, run = None, None
     try:
+        from workflows.checks.opening import check, resume, start
+
         if options.check or options.dry_run or options.live:
             return check(options)
         plan, run = resume(options) if options.resume else start(options)
@@ -101,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return stopped(run, f"\n{interruption(plan)}", INTERRUPTED)
     except (CrossfedError, OSError) as error:
         return stopped(run, str(error), FAILED)
-    except Exception as error:  # the outermost edge: what nobody foresaw is told in one line, the log has the rest
+    except Exception as error:  # the outermost edge: one line for the user, the rest goes to the log
         logger.exception("unforeseen")
         return stopped(run, f"Unforeseen {type(error).__name__}: {error} (logs/driver.log has more)", FAILED)
     finally:
@@ -110,10 +111,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_campaign(plan: Plan, run: RunDirectory) -> int:
-    """Run a plan to its end, show it, and report on it."""
+    """Run a plan to its end, show its progress and write the report; return the exit code."""
     from rich.console import Console
 
     from workflows.dataflow.engine import Engine
+    from workflows.evaluation.example import example_question
     from workflows.report import write_report
     from workflows.reporting.display import Display
     from workflows.runtime.kernel import parsl_for
@@ -138,8 +140,7 @@ def run_campaign(plan: Plan, run: RunDirectory) -> int:
     run.journal.write("campaign_finished", rounds=campaign.rounds, seconds=time.time() - began)
     report = write_report(run.path)
     say(f"\nDone. The model is in {short(run.path / 'model')}, the report is {short(report)}")
-    question = "At room temperature, would <SMILES> CCO </SMILES> be liquid?"
-    say(f'Ask it: {command_line("generate.py")} {short(run.path)} "{question}"')
+    say(f"Ask it: {command_line('generate.py')} {short(run.path)} {example_question(plan.evaluation_work)}")
     return DONE
 
 

@@ -1,1 +1,1 @@
-"""The parts of the generator of the embedded chemistry set; needs the extra crossfed[chemistry]."""
+"""Parts of the generator of the embedded chemistry set; they need the extra crossfed[chemistry]."""

@@ -1,4 +1,4 @@
-"""What must hold for a chemistry set before it is written: no molecule in two splits, valid answers."""
+"""Checks of a chemistry set before it is written: no molecule in two splits, valid answers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class Contents:
-    """What one split shows: skeletons of molecules (no stereochemistry), names, and faulty records."""
+    """Contents of one split: skeletons of molecules (no stereochemistry), names, and problems of records."""
 
     molecules: set[str] = field(default_factory=set)
     names: set[str] = field(default_factory=set)
@@ -23,9 +23,9 @@ class Contents:
 
 
 def check_records(records: Mapping[str, Iterable[Record]]) -> list[str]:
-    """Problems of a set given as split -> records; an empty list means that it is sound.
+    """Return the problems of a set given as split -> records; an empty list if there are none.
 
-    Reagents of the forward task are no molecules to be learned and may occur anywhere.
+    Reagents of the forward task are not molecules to be learned and may occur in all splits.
     """
     contents = {split: _contents(rows) for split, rows in records.items()}
     problems = [f"{split}: {fault}" for split, found in contents.items() for fault in found.faults]

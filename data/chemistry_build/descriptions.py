@@ -1,4 +1,4 @@
-"""The descriptions: one plain sentence or two, computed from the structure."""
+"""Descriptions of molecules: one or two sentences, computed from the structure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from data.chemistry_build.molecules import Molecule, rdkit
 
-# Name of a group -> SMARTS, in the order in which groups are named.
+# Name of a group -> SMARTS, in the order in which groups are listed.
 GROUPS = {
     "carboxylic acid": "[CX3](=O)[OX2H1]",
     "ester": "[CX3](=O)[OX2][#6;!$(C=O)]",
@@ -39,13 +39,13 @@ MAX_GROUPS = 5
 
 
 def compiled_groups() -> dict[str, Any]:
-    """The groups as rdkit patterns; made once per build, since parsing them is slow."""
+    """Return the groups as rdkit patterns; called once per build, since parsing them is slow."""
     chem = rdkit()
     return {name: chem.MolFromSmarts(smarts) for name, smarts in GROUPS.items()}
 
 
 def describe(molecule: Molecule, groups: dict[str, Any]) -> str:
-    """Kind, formula, functional groups and rings.
+    """Return a description: kind, formula, functional groups and rings.
 
     For example "An aromatic molecule, C6H6O, with one phenol. It has one ring."
     """
@@ -60,7 +60,7 @@ def describe(molecule: Molecule, groups: dict[str, Any]) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """A number in words with its noun: "one ring", "two rings", "12 rings"."""
+    """Return a number in words with its noun: "one ring", "two rings", "12 rings"."""
     word = NUMBER_WORDS[number] if number < len(NUMBER_WORDS) else str(number)
     return f"{word} {noun}" if number == 1 else f"{word} {noun}s"
 

@@ -1,4 +1,4 @@
-"""The molecules: registered compounds of the `chemicals` table that are small, neutral and organic."""
+"""Molecules: registered compounds in the tables of `chemicals` that are small, neutral and organic."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ REMEDY = "pip install 'crossfed[chemistry]'"
 
 ELEMENTS = frozenset({"C", "H", "N", "O", "F", "Cl", "Br", "I", "S", "P"})
 
-# One naming dialect in the source table spells substituents this way; only plain names are kept.
+# The source table names some substituents in this dialect; only other names are kept.
 DIALECT = re.compile(r"oxidany|azany|chlorany|bromany|fluorany|iodany|sulfanylidene|lambda|\$")
 
 IDENTIFIER_TABLES = (
@@ -27,7 +27,7 @@ CAS_COLUMN, SMILES_COLUMN, NAME_COLUMN = 1, 4, 7
 
 @dataclass(frozen=True)
 class Molecule:
-    """A compound: canonical SMILES as its key, Kekule SMILES as it is shown, its rdkit object."""
+    """A compound: canonical SMILES as key, Kekule SMILES for the records, its rdkit object."""
 
     key: str
     smiles: str
@@ -38,7 +38,7 @@ class Molecule:
 
 
 def rdkit(module: str = "Chem") -> Any:
-    """A module of rdkit, e.g. "Chem.AllChem"; ModuleNotFoundError names the extra that brings it."""
+    """Return a module of rdkit such as "Chem.AllChem"; raise ModuleNotFoundError with the extra to install."""
     try:
         return importlib.import_module(f"rdkit.{module}")
     except ModuleNotFoundError as error:
@@ -48,7 +48,7 @@ def rdkit(module: str = "Chem") -> Any:
 
 
 def package_folder(name: str, remedy: str) -> Path:
-    """The folder of an installed package, found without importing it (only its data files are read)."""
+    """Return the folder of an installed package without importing it (only its data files are read)."""
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(f"the chemistry generator reads tables of {name!r}: {remedy}", name=name)
@@ -56,20 +56,20 @@ def package_folder(name: str, remedy: str) -> Path:
 
 
 def chemicals_folder() -> Path:
-    """Where the tables of the package `chemicals` lie."""
+    """Return the folder of the tables of the package `chemicals`."""
     return package_folder("chemicals", REMEDY)
 
 
 def load_molecules(max_heavy: int, max_name: int) -> dict[str, Molecule]:
-    """Canonical SMILES -> molecule, for compounds of 2 to `max_heavy` heavy atoms, in the table's order.
+    """Return canonical SMILES -> molecule for compounds of 2 to `max_heavy` heavy atoms, in the table's order.
 
-    A name longer than `max_name` characters, or in the odd dialect, is dropped; its molecule is kept.
+    A name of more than `max_name` characters or in `DIALECT` is dropped; its molecule is kept.
     """
     chem = rdkit()
     found: dict[str, Molecule] = {}
     for row in _identifier_rows():
         smiles = row[SMILES_COLUMN]
-        # Four characters per heavy atom is more than any kept molecule needs: spares parsing the giants.
+        # No kept molecule needs four characters per heavy atom: large ones are not parsed.
         if not smiles or "." in smiles or len(smiles) > 4 * max_heavy:
             continue
         mol = chem.MolFromSmiles(smiles)
@@ -78,17 +78,17 @@ def load_molecules(max_heavy: int, max_name: int) -> dict[str, Molecule]:
         key = chem.MolToSmiles(mol)
         if key not in found:
             name = plain_name(row[NAME_COLUMN], max_name)
-            found[key] = _molecule(chem, key, mol, name, row[CAS_COLUMN])
+            found[key] = _molecule(key, mol, name, row[CAS_COLUMN])
     return found
 
 
 def plain_name(name: str, max_name: int) -> str | None:
-    """The name if it is of usable length and in plain systematic language."""
+    """Return the name if its length is usable and it is not in `DIALECT`, else None."""
     return name if 3 <= len(name) <= max_name and not DIALECT.search(name) else None
 
 
 def kekule_smiles(mol: Any) -> str:
-    """Canonical SMILES with alternating bonds, the form of the public set."""
+    """Return canonical SMILES with alternating bonds, the form of the public set."""
     chem = rdkit()
     copy = chem.Mol(mol)
     chem.Kekulize(copy, clearAromaticFlags=True)
@@ -96,7 +96,7 @@ def kekule_smiles(mol: Any) -> str:
 
 
 def skeleton(mol: Any, key: str) -> str:
-    """Canonical SMILES without stereochemistry: equal for all stereoisomers of one compound."""
+    """Return canonical SMILES without stereochemistry: equal for all stereoisomers of one compound."""
     return rdkit().MolToSmiles(mol, isomericSmiles=False) if re.search(r"[@/\\]", key) else key
 
 
@@ -120,6 +120,6 @@ def _is_small_organic(chem: Any, mol: Any, max_heavy: int) -> bool:
     )
 
 
-def _molecule(chem: Any, key: str, mol: Any, name: str | None, cas: str) -> Molecule:
+def _molecule(key: str, mol: Any, name: str | None, cas: str) -> Molecule:
     formula = rdkit("Chem.rdMolDescriptors").CalcMolFormula(mol)
     return Molecule(key, kekule_smiles(mol), formula, name, cas, mol)

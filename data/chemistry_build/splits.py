@@ -1,9 +1,8 @@
-"""The splits: every molecule belongs to exactly one of train, dev and test.
+"""Splits: every molecule belongs to exactly one of train, dev and test.
 
-Molecules linked by a reaction, stereoisomers of one skeleton, and molecules of one name go to one split
-together. Frequent building blocks and reagents would link thousands of molecules into one piece; they are
-training molecules and do not occur in dev or test reactions, so no molecule of a test sample is ever seen in
-training.
+Molecules linked by a reaction, stereoisomers of one skeleton, and molecules of one name are in the same split. Frequent
+building blocks and reagents would link thousands of molecules into one group; they are training molecules and do not
+occur in dev or test reactions, so that no molecule of a test sample is ever in the training data.
 """
 
 from __future__ import annotations
@@ -24,20 +23,20 @@ BLOCK_USES = 3
 
 @dataclass(frozen=True)
 class Splits:
-    """Canonical SMILES -> split name, and the building blocks among them."""
+    """Split names by canonical SMILES, and the building blocks."""
 
     of: Mapping[str, str]
     blocks: frozenset[str]
 
 
 def stable_number(key: str, seed: int) -> int:
-    """A 64-bit number that depends on the key and the seed only: the same on every machine and release."""
+    """Return a 64-bit number that depends only on key and seed: the same on every machine and release."""
     return int.from_bytes(hashlib.blake2b(f"{seed}/{key}".encode(), digest_size=8).digest(), "big")
 
 
 def assign_splits(molecules: Mapping[str, Molecule], reactions: Sequence[Reaction], seed: int) -> Splits:
-    """Deal whole linked groups of molecules to the splits by a hash of the group's first member."""
-    alike = look_alikes(molecules)
+    """Assign linked groups of molecules to the splits by a hash of the group's first member."""
+    alike = same_skeleton_or_name(molecules)
     blocks = building_blocks(molecules, reactions, alike)
     links = [group for group in alike if group[0] not in blocks]
     links += [[s for s in (*r.starting, r.product) if s not in blocks] for r in reactions]
@@ -46,8 +45,8 @@ def assign_splits(molecules: Mapping[str, Molecule], reactions: Sequence[Reactio
     return Splits(of, blocks)
 
 
-def look_alikes(molecules: Mapping[str, Molecule]) -> list[list[str]]:
-    """Groups of two or more molecules with one skeleton or one name (names may leave stereochemistry out)."""
+def same_skeleton_or_name(molecules: Mapping[str, Molecule]) -> list[list[str]]:
+    """Return the groups of molecules with the same skeleton or name (a name may omit stereochemistry)."""
     shared = collections.defaultdict(list)
     for key, molecule in molecules.items():
         shared["skeleton", skeleton(molecule.mol, key)].append(key)
@@ -62,14 +61,14 @@ def look_alikes(molecules: Mapping[str, Molecule]) -> list[list[str]]:
 def building_blocks(
     molecules: Mapping[str, Molecule], reactions: Sequence[Reaction], alike: Iterable[Sequence[str]]
 ) -> frozenset[str]:
-    """Reagents and much used starting materials, together with all that look like them."""
+    """Return reagents and frequent starting materials, with all molecules of the same skeleton or name."""
     uses = collections.Counter(s for r in reactions if len(r.starting) > 1 for s in set(r.starting))
     blocks = {s for s, n in uses.items() if n >= BLOCK_USES} | (REAGENTS & molecules.keys())
     return frozenset(blocks.union(*(group for group in alike if blocks.intersection(group))))
 
 
 def linked_groups(links: Iterable[Sequence[str]]) -> dict[str, str]:
-    """Union-find: each member of a link -> the alphabetically first member of its linked group."""
+    """Return each member of a link -> the alphabetically first member of its group, by union-find."""
     parent: dict[str, str] = {}
 
     def root(key: str) -> str:

@@ -1,4 +1,4 @@
-"""Training the small byte-level BPE of the tiny default model."""
+"""Training of the small byte-level BPE of the tiny default model."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ SPECIAL_TOKENS = ("<pad>", "<eos>")
 
 
 def train_tokenizer(records: Iterable[Record]) -> bytes:
-    """A `tokenizers` JSON file of 768 entries, trained on questions and answers as they are asked.
+    """Return a `tokenizers` JSON file of 768 entries, trained on the questions and answers of the records.
 
-    The whole byte alphabet is in it, so that no text is unknown to it.
+    It contains all bytes, so that it can encode any text.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 

@@ -1,1 +1,1 @@
-"""Types and rules that the machine files share."""
+"""Types and functions that the machine files share."""

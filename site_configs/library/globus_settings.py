@@ -1,4 +1,4 @@
-"""The settings of a site that every machine's file shares: how work and artifacts reach it through Globus."""
+"""Settings that every machine takes: how work and artifacts reach a site, with and without Globus."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, ValidationError
 
-from site_configs.library.errors import SiteConfigError
+from site_configs.library.errors import SiteConfigError, first_problem
 from site_configs.library.queues import parse_walltime
 from site_configs.library.site import Carrier, Collection, Endpoint, Route, Site
 
@@ -18,17 +18,17 @@ Duration = Annotated[NonNegativeInt | None, BeforeValidator(lambda value: value 
 
 
 class GlobusSettings(BaseModel):
-    """What a campaign may say about any site, beyond the arguments of the machine's own function."""
+    """Settings of any site, beside the arguments of the machine's own function."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    route: Route | None = Field(None, description="globus, or the machine's own")
-    endpoint: UUID | None = Field(None, description="the Globus Compute endpoint whose blocks train")
-    files_endpoint: UUID | None = Field(None, description="an endpoint on a login node, which looks at files")
-    silence: Duration = Field(None, description="without a sign of life for so long a task is asked for again")
-    longest_queue: Duration = Field(None, description="the same for a task that has not begun")
-    collection: UUID | None = Field(None, description="the Globus collection that holds storage_root")
-    collection_folder: Path | None = Field(None, description="the folder that the collection shows as /")
+    route: Route | None = Field(None, description="globus, or the machine's own route")
+    endpoint: UUID | None = Field(None, description="Globus Compute endpoint whose blocks train")
+    files_endpoint: UUID | None = Field(None, description="endpoint on a login node that reads files")
+    silence: Duration = Field(None, description="time without liveness after which a task is submitted again")
+    longest_queue: Duration = Field(None, description="the same for a task that has not started")
+    collection: UUID | None = Field(None, description="Globus collection that holds storage_root")
+    collection_folder: Path | None = Field(None, description="folder that the collection shows as /")
     carrier: Carrier | None = Field(None, description="copy, shared or globus: how artifacts reach the site")
 
 
@@ -37,32 +37,33 @@ ONLY_GLOBUS = ("endpoint", "files_endpoint", "silence", "longest_queue")
 
 
 def split_settings(settings: Mapping[str, Any], known: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The machine's own settings, and those that are taken here.
+    """Return the machine's own settings, and those of ``GlobusSettings``.
 
     Args:
-        settings: of a site in the campaign.
-        known: the arguments of the machine's function. ``python_env`` is taken here where they have none.
+        settings: settings of a site in the campaign.
+        known: settings that the machine's function takes; if ``python_env`` is not among them, it is returned with
+            the second.
     """
-    here = (*KEYS, *(() if "python_env" in known else ("python_env",)))
-    ours = {key: value for key, value in settings.items() if key in here}
-    return {key: value for key, value in settings.items() if key not in ours}, ours
+    keys = KEYS if "python_env" in known else (*KEYS, "python_env")
+    shared = {key: value for key, value in settings.items() if key in keys}
+    return {key: value for key, value in settings.items() if key not in shared}, shared
 
 
 def apply_settings(site: Site, settings: Mapping[str, Any], run_dir: Path, config: str) -> Site:
-    """The site as it is reached by these settings.
+    """Return the site with its route, carrier, collection and endpoint set.
 
     Args:
-        site: as the machine's function made it.
-        settings: those that ``split_settings`` took.
-        run_dir: of the campaign; where it lies, no site of the route globus stores.
-        config: the machine, for errors.
+        site: site that the machine's function returned.
+        settings: the second part of ``split_settings``.
+        run_dir: run directory of the campaign; a site of the route globus cannot store files in it.
+        config: name of the machine, for errors.
 
     Raises:
-        SiteConfigError: a value that is none, a setting that is missing, or settings that do not go together.
+        SiteConfigError: a value is refused, a setting is missing, or settings contradict each other.
     """
     rest = dict(settings)
     python_env = rest.pop("python_env", None)
-    wanted = _checked(rest)
+    wanted = _validated(rest)
     site = replace(site, python_env=Path(python_env) if python_env else site.python_env)
     route = wanted.route or site.route
     if route not in (site.route, "globus"):
@@ -80,28 +81,23 @@ def apply_settings(site: Site, settings: Mapping[str, Any], run_dir: Path, confi
     return site
 
 
-def _checked(settings: Mapping[str, Any]) -> GlobusSettings:
-    from pydantic import ValidationError
-
+def _validated(settings: Mapping[str, Any]) -> GlobusSettings:
     try:
         return GlobusSettings.model_validate(dict(settings))
     except ValidationError as error:
-        first = error.errors()[0]
-        if first["type"].startswith("uuid"):
-            what = f"{first['input']!r} is no UUID such as 4b116d3c-1703-4f8f-9f6f-39921e5864df"
-        else:
-            what = first["msg"].removeprefix("Value error, ")
-        raise SiteConfigError(f"{first['loc'][0]}: {what}") from None
+        raise SiteConfigError(first_problem(error)) from None
 
 
 def _collection(site: Site, wanted: GlobusSettings) -> Collection | None:
-    """The collection of the settings, or that of the machine."""
+    """Return the collection of the settings, or that of the machine."""
     own, folder = site.collection, wanted.collection_folder
     if folder is not None and not folder.is_absolute():
         raise SiteConfigError(f"collection_folder: {folder} is relative; give the whole path at the site")
     if wanted.collection is None:
         if folder is not None and own is None:
-            raise SiteConfigError("collection_folder: goes with collection, the UUID of what shows this folder")
+            raise SiteConfigError(
+                "collection_folder: needs collection, the UUID of the collection that shows this folder"
+            )
         return replace(own, folder=folder) if own and folder else own
     if own is not None and own.id == str(wanted.collection):
         return replace(own, folder=folder or own.folder)
@@ -113,7 +109,7 @@ def _collection(site: Site, wanted: GlobusSettings) -> Collection | None:
 
 
 def _through_endpoint(site: Site, wanted: GlobusSettings, run_dir: Path, config: str) -> Site:
-    """The site behind its endpoint; it finds nothing that only this machine has."""
+    """Return the site behind its endpoint; its paths must be paths at the site, not on this machine."""
     if wanted.endpoint is None:
         raise SiteConfigError(
             "route: globus needs endpoint, the UUID of the site's Globus Compute endpoint."
@@ -122,18 +118,19 @@ def _through_endpoint(site: Site, wanted: GlobusSettings, run_dir: Path, config:
     if site.python_env is None:
         raise SiteConfigError(
             "route: globus needs python_env, the folder at the site of the environment with this project:"
-            " the driver's own is not there"
+            " the driver's own does not exist there"
         )
     if site.storage_root.is_relative_to(run_dir):
         raise SiteConfigError(
-            "route: globus needs storage_root, a folder at the site for data and models: the run directory is not there"
+            "route: globus needs storage_root, a folder at the site for data and models: the run directory does not"
+            " exist there"
         )
-    usual = Endpoint(str(wanted.endpoint))
+    default = Endpoint(str(wanted.endpoint))
     endpoint = Endpoint(
-        training=usual.training,
+        training=default.training,
         files=str(wanted.files_endpoint or ""),
-        silence_s=wanted.silence or usual.silence_s,
-        queue_s=wanted.longest_queue or usual.queue_s,
+        silence_s=wanted.silence or default.silence_s,
+        queue_s=wanted.longest_queue or default.queue_s,
     )
     return replace(site, endpoint=endpoint)
 

@@ -1,24 +1,24 @@
-"""What the files of batch machines share: types of their settings, the block, storage, start lines, the provider."""
+"""Parts that the files of batch machines share: common settings, block, storage, shell lines, provider."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, PositiveInt
+from typing_extensions import TypedDict  # before Python 3.12 pydantic reads only this one
 
 from site_configs.library.errors import SiteConfigError
 from site_configs.library.queues import HOUR, choose_queue, longest_walltime, parse_walltime
-from site_configs.library.site import Backend, Block, Blocks, Device, Node, Queue, SchedulerKind
+from site_configs.library.site import Backend, Block, Blocks, Device, Queue, SchedulerKind
 
 if TYPE_CHECKING:
     from parsl.providers.base import ExecutionProvider
 
 GB = 10**9
-ROUND_S = HOUR  # what a block for one round asks for where nothing is said
+ROUND_S = HOUR  # walltime of a block for one round, if none is set
 HEARTBEAT_S = 30
 BACKENDS: Mapping[Device, Backend] = {"cpu": "gloo", "cuda": "nccl", "xpu": "xccl"}
 # The proxy of ALCF's compute nodes (ALCF guides of 2026-08-19)
@@ -33,6 +33,55 @@ StorageRoot = Annotated[Path, Field(description="a folder at the site, seen by i
 Walltime = Annotated[int | None, BeforeValidator(lambda value: None if value is None else parse_walltime(value))]
 
 
+class BlockSettings(TypedDict, total=False):
+    """Settings of every batch machine.
+
+    Attributes:
+        nodes: nodes per block; default 1.
+        walltime: walltime of a block, such as ``6:00:00``; default the longest that the queue allows.
+        blocks: ``pilot`` (default) keeps one batch job over the rounds, ``per_round`` submits one for each round.
+        python_env: environment with this project at the site; default that of the driver.
+        address: address of the driver for the workers; default that of its high-speed interface.
+    """
+
+    nodes: PositiveInt
+    walltime: Walltime
+    blocks: Blocks
+    python_env: Path | None
+    address: str
+
+
+class _FacilityRequired(TypedDict):
+    account: Account
+    storage_root: StorageRoot
+
+
+class FacilitySettings(_FacilityRequired, BlockSettings, total=False):
+    """Settings of the machines of the facilities, beside those in a machine's own file.
+
+    Attributes:
+        account: project that pays; required.
+        storage_root: folder at the site, seen by its compute nodes; files go to ``storage_root/RUN/SITE``; required.
+        queue: name of a row of the machine's table ``QUEUES``, or what several rows are submitted to; default the row
+            that fits best.
+    """
+
+    queue: str | None
+
+
+def facility_block(scheduler: SchedulerKind, queues: Sequence[Queue], settings: FacilitySettings) -> Block:
+    """Return the batch job of a site's settings; see ``batch_block``."""
+    return batch_block(
+        scheduler,
+        queues,
+        nodes=settings.get("nodes", 1),
+        walltime_s=settings.get("walltime"),
+        queue=settings.get("queue"),
+        account=settings["account"],
+        blocks=settings.get("blocks", "pilot"),
+    )
+
+
 def batch_block(
     scheduler: SchedulerKind,
     queues: Sequence[Queue],
@@ -44,13 +93,13 @@ def batch_block(
     blocks: Blocks,
     command_environment: Mapping[str, str] | None = None,
 ) -> Block:
-    """The batch job for a request, refused here if the facility would refuse it.
+    """Return the batch job of a request, refused here if the facility would refuse it.
 
-    Without a walltime a pilot block gets the longest that the queues give to so many nodes, because it is handed back
-    when the campaign ends; a block for one round gets an hour, or less where the queue has no more.
+    Without a walltime a pilot block gets the longest that the queues allow for this number of nodes, because it is
+    cancelled when the campaign ends; a block for one round gets an hour, or less if the queue allows less.
 
     Raises:
-        SiteConfigError: no queue takes it; the text tells the rule and the nearest request that is taken.
+        SiteConfigError: no queue takes the request; the message gives the rule and the nearest request that is taken.
     """
     if walltime_s is None:
         longest_s = longest_walltime(queues, nodes, queue)
@@ -59,56 +108,29 @@ def batch_block(
     return Block(scheduler, row, nodes, walltime_s, account, blocks, command_environment or {})
 
 
-def own_queue(
-    name: str, nodes: int, walltime_s: int | None, max_nodes: int | None, max_walltime_s: int | None
-) -> Queue:
-    """The one row of the table of a cluster that the user describes; a limit that is not set is what is asked for."""
-    return Queue(
-        name=name or "default",
-        submit_to=name,
-        min_nodes=1,
-        max_nodes=max_nodes or nodes,
-        max_walltime_s=max_walltime_s or walltime_s or HOUR,
-        as_of=date.today(),
-        source="your own settings",
-    )
-
-
-def own_node(device: Device, cores: int, memory_gb: float, gpus: int, gpu_memory_gb: float) -> Node:
-    """A node of such a cluster, as far as it is described."""
-    return Node(
-        cores=cores,
-        memory_bytes=round(memory_gb * GB),
-        devices=gpus,
-        device_memory_bytes=round(gpu_memory_gb * GB),
-        device_variable={"cpu": "", "cuda": "CUDA_VISIBLE_DEVICES", "xpu": "ZE_AFFINITY_MASK"}[device],
-        device_names=tuple(map(str, range(gpus))),
-    )
-
-
 def site_storage(storage_root: Path, run_dir: Path, name: str, mounts: Mapping[str, Sequence[str]]) -> Path:
-    """A site's own folder in a campaign: ``storage_root/RUN/SITE``, so that neither campaigns nor sites mix.
+    """Return the folder of one site in one campaign: ``storage_root/RUN/SITE``.
 
     Args:
-        storage_root: as the user set it.
-        run_dir: of the campaign; its last part is the campaign's name there. Two run directories of one name must not
+        storage_root: folder that the user set.
+        run_dir: run directory of the campaign; its last part is RUN. Two run directories of the same name must not
             share a storage root.
-        name: of the site.
-        mounts: where the file systems that the block asks for are mounted; empty: not known here.
+        name: name of the site.
+        mounts: mount points of the file systems that the block requests; empty: unknown, nothing is checked.
 
     Raises:
-        SiteConfigError: not an absolute path, or on no file system of the block.
+        SiteConfigError: the path is not absolute, or on no file system of the block.
     """
     if not storage_root.is_absolute():
         raise SiteConfigError(f"storage_root: {storage_root} is relative; give the whole path at the site")
     if mounts and not any(storage_root.is_relative_to(mount) for paths in mounts.values() for mount in paths):
         known = "; ".join(f"{system}: {', '.join(paths)}" for system, paths in mounts.items())
-        raise SiteConfigError(f"storage_root: {storage_root} is on no file system that the block asks for ({known})")
+        raise SiteConfigError(f"storage_root: {storage_root} is on no file system that the block requests ({known})")
     return storage_root / run_dir.absolute().name / name
 
 
 def chosen_mounts(filesystems: str, mounts: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
-    """The mounts of a ``filesystems`` line such as ``home:eagle``.
+    """Return the mount points of a ``filesystems`` line such as ``home:eagle``.
 
     Raises:
         SiteConfigError: the machine has no file system of that name.
@@ -116,16 +138,17 @@ def chosen_mounts(filesystems: str, mounts: Mapping[str, Sequence[str]]) -> dict
     chosen = filesystems.split(":")
     for system in chosen:
         if system not in mounts:
-            raise SiteConfigError(f"filesystems: there is no {system!r}; there are {', '.join(mounts)}")
+            raise SiteConfigError(f"filesystems: {system!r} is unknown; known: {', '.join(mounts)}")
     return {system: mounts[system] for system in chosen}
 
 
 def setup_lines(modules: Iterable[str], *lines: str) -> str:
-    """Shell lines: modules first, then the lines that are not empty."""
+    """Return shell lines: first the modules, then the lines that are not empty."""
     return "\n".join([*(f"module load {module}" for module in modules), *filter(None, lines)])
 
 
 def thread_environment(threads: int) -> dict[str, str]:
+    """Return the variables that set the number of threads of a process."""
     return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
 
 
@@ -139,17 +162,18 @@ def block_provider(
     cores: int = 1,
     select: str = "",
 ) -> Callable[[str], ExecutionProvider]:
-    """What makes the provider of a block once the worker's start lines are known.
+    """Return a function that makes the provider of a block from the worker's start lines.
 
     Args:
-        block: the batch job.
-        directives: of the script, beyond those that follow from the block.
-        site: the site's name; its jobs are called by it until the campaign gives its own prefix.
-        ranks_per_node: that a node is asked for; of use to Slurm alone.
-        poll_s: between questions for the block's state.
-        cores, select: of each node, as PBS selects it; Slurm has directives for both.
+        block: batch job.
+        directives: directives of the script, beyond those that follow from the block.
+        site: name of the site; it begins the names of its batch jobs until the campaign sets its own prefix.
+        ranks_per_node: tasks per node that Slurm is asked for.
+        poll_s: seconds between two queries of the block's state.
+        cores: cores of each node, for PBS.
+        select: more resources of each node, for PBS; Slurm has directives for both.
     """
-    # a job that the scheduler starts again by itself would be two blocks under one name
+    # a job that the scheduler restarts by itself would be two blocks under one name
     once = "--no-requeue" if block.scheduler == "slurm" else "-r n"
     settings: dict[str, Any] = {"directives": (once, *directives), "job_prefix": f"cf-{site}", "poll_s": poll_s}
     if block.scheduler == "pbs":

@@ -1,14 +1,13 @@
-"""Which queue takes a request: the facility's table is asked here, before a job waits in vain."""
+"""Choice of a queue by the facility's table, so that a request that would be refused is refused before submission."""
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from site_configs.library.errors import SiteConfigError
+from site_configs.library.errors import SiteConfigError, did_you_mean
 from site_configs.library.site import Queue
 
 MINUTE, HOUR, DAY = 60, 3600, 86400
@@ -18,8 +17,8 @@ UNITS = re.compile(r"(?:\s*\d+(?:\.\d+)?\s*[dhms])+\s*")
 
 
 @dataclass(frozen=True)
-class Request:
-    """What can be asked of a facility: so many nodes for so long in that queue."""
+class QueueRequest:
+    """Number of nodes and walltime of a batch job, and its queue."""
 
     nodes: int
     walltime_s: int
@@ -27,28 +26,28 @@ class Request:
 
 
 class QueueRefusedError(SiteConfigError):
-    """No queue takes the request; ``nearest`` is the most similar one that is taken."""
+    """No queue takes the request; ``nearest`` is the most similar request that is taken."""
 
-    def __init__(self, text: str, nearest: Request) -> None:
+    def __init__(self, text: str, nearest: QueueRequest) -> None:
         super().__init__(text)
         self.nearest = nearest
 
 
 def choose_queue(queues: Sequence[Queue], nodes: int, walltime_s: int, name: str | None = None) -> Queue:
-    """The queue that takes so many nodes for so long.
+    """Return the queue that takes a block of this size and walltime.
 
-    Of several the first by this order: not preemptable; the shortest time limit, because a queue for short jobs moves
-    faster; the smallest node limit. Queues on request are taken only by their own name.
+    Several are ordered by: not preemptable; the shortest time limit, because a queue for short jobs moves faster; the
+    smallest node limit. Queues on request are taken only by their own name.
 
     Args:
-        queues: the facility's table.
-        nodes: of one block.
-        walltime_s: of one block.
-        name: of a queue, or of what several queues are submitted to; None: any.
+        queues: table of the facility.
+        nodes: nodes per block.
+        walltime_s: walltime of a block in seconds.
+        name: name of a queue, or what several queues are submitted to; None: any.
 
     Raises:
-        QueueRefusedError: with the rule that is broken and the nearest request that is taken.
-        SiteConfigError: there is no queue of that name.
+        QueueRefusedError: no queue takes it; with the rule that is broken and the nearest request that is taken.
+        SiteConfigError: no queue has that name.
     """
     admitting = [queue for queue in _candidates(queues, name) if _admits(queue, nodes, walltime_s)]
     if not admitting:
@@ -57,10 +56,10 @@ def choose_queue(queues: Sequence[Queue], nodes: int, walltime_s: int, name: str
 
 
 def longest_walltime(queues: Sequence[Queue], nodes: int, name: str | None = None) -> int:
-    """The longest time, in seconds, that so many nodes are given for; a preemptable queue counts only if it is alone.
+    """Return the longest walltime, in seconds, for a number of nodes; preemptable queues count only without others.
 
     Raises:
-        QueueRefusedError, SiteConfigError: as ``choose_queue``.
+        QueueRefusedError, SiteConfigError: see ``choose_queue``.
     """
     fitting = [queue for queue in _candidates(queues, name) if queue.min_nodes <= nodes <= queue.max_nodes]
     if not fitting:
@@ -76,9 +75,10 @@ def _candidates(queues: Sequence[Queue], name: str | None) -> list[Queue]:
     if found:
         return found
     names = list(dict.fromkeys(known for q in queues for known in (q.submit_to, q.name) if known))
-    close = difflib.get_close_matches(name or "", names, 1)
-    hint = f", did you mean {close[0]!r}?" if close else f"; there are: {', '.join(names)}"
-    raise SiteConfigError(f"queue: {name!r} is unknown{hint}" if name else f"queue: name one of {', '.join(names)}")
+    if name is None:
+        raise SiteConfigError(f"queue: name one of {', '.join(names)}")
+    hint = did_you_mean(name, names, f"known: {', '.join(names)}")
+    raise SiteConfigError(f"queue: {name!r} is unknown{hint}")
 
 
 def _admits(queue: Queue, nodes: int, walltime_s: int) -> bool:
@@ -96,35 +96,35 @@ def _refusal(queues: Sequence[Queue], nodes: int, walltime_s: int, name: str | N
     _, nearest = _nearest([*named, *open_to_all], nodes, walltime_s)
     refused = f"queue {name} does not take" if name else "no queue takes"
     return QueueRefusedError(
-        f"{refused} {_words(nodes, walltime_s)}: {rule_of(broken)};"
-        f" nearest that is taken: {_words(nearest.nodes, nearest.walltime_s)} in queue {nearest.queue}",
+        f"{refused} {_text(nodes, walltime_s)}: {rule_of(broken)};"
+        f" nearest that is taken: {_text(nearest.nodes, nearest.walltime_s)} in queue {nearest.queue}",
         nearest,
     )
 
 
-def _nearest(queues: Sequence[Queue], nodes: int, walltime_s: int) -> tuple[Queue, Request]:
-    """The queue whose limits are least away from a request, and the request that it would take."""
+def _nearest(queues: Sequence[Queue], nodes: int, walltime_s: int) -> tuple[Queue, QueueRequest]:
+    """Return the queue whose limits are closest to a request, and the nearest request that it takes."""
     return min(
         ((queue, _closest(queue, nodes, walltime_s)) for queue in queues),
         key=lambda offer: (_distance(offer[1], nodes, walltime_s), _preference(offer[0])),
     )
 
 
-def _closest(queue: Queue, nodes: int, walltime_s: int) -> Request:
-    return Request(
+def _closest(queue: Queue, nodes: int, walltime_s: int) -> QueueRequest:
+    return QueueRequest(
         nodes=min(max(nodes, queue.min_nodes), queue.max_nodes),
         walltime_s=min(max(walltime_s, queue.min_walltime_s), queue.max_walltime_s),
         queue=queue.name,
     )
 
 
-def _distance(offer: Request, nodes: int, walltime_s: int) -> float:
-    """By how much a request must change: half the nodes is as far as half the time."""
+def _distance(offer: QueueRequest, nodes: int, walltime_s: int) -> float:
+    """Return the change of a request on a log scale: half the nodes counts as much as half the time."""
     return abs(math.log(offer.nodes / max(nodes, 1))) + abs(math.log(max(offer.walltime_s, 1) / max(walltime_s, 1)))
 
 
 def rule_of(queue: Queue) -> str:
-    """A queue's limits in words, with their source and date."""
+    """Return a queue's limits as text, with their source and date."""
     noun = "node" if queue.max_nodes == 1 else "nodes"
     nodes = f"{queue.min_nodes}" if queue.min_nodes == queue.max_nodes else f"{queue.min_nodes}-{queue.max_nodes}"
     shortest = f"{format_walltime(queue.min_walltime_s)} to " if queue.min_walltime_s else "up to "
@@ -132,22 +132,22 @@ def rule_of(queue: Queue) -> str:
     return f"{limits} ({queue.source}, {queue.as_of})"
 
 
-def _words(nodes: int, walltime_s: int) -> str:
+def _text(nodes: int, walltime_s: int) -> str:
     return f"{nodes} node{'s' * (nodes != 1)} for {format_walltime(walltime_s)}"
 
 
 def format_walltime(walltime_s: int) -> str:
-    """``168:00:00``: hours, minutes, seconds, as both Slurm and PBS take it."""
+    """Return hours, minutes and seconds such as ``168:00:00``, a form that both Slurm and PBS take."""
     return f"{walltime_s // HOUR}:{walltime_s % HOUR // MINUTE:02d}:{walltime_s % MINUTE:02d}"
 
 
 def parse_walltime(value: object) -> int:
-    """Seconds from ``2:00:00``, ``1-12:00:00``, ``90m``, ``1d 12h`` or a number of seconds.
+    """Return the seconds of ``2:00:00``, ``1-12:00:00``, ``90m``, ``1d 12h`` or a number of seconds.
 
     YAML itself reads a bare ``2:00:00`` as 7200.
 
     Raises:
-        ValueError: it is none of these; ``2:30`` is refused, because it may mean minutes or hours.
+        ValueError: another form; ``2:30`` is refused because it may mean minutes or hours.
     """
     text = str(value).strip().lower()
     if clock := CLOCK.fullmatch(text):
@@ -160,5 +160,5 @@ def parse_walltime(value: object) -> int:
     else:
         found = 0
     if found < 1:
-        raise ValueError(f"{value!r} is no walltime; write 2:00:00, 90m, 1d 12h or seconds")
+        raise ValueError(f"{value!r} is not a walltime; write 2:00:00, 90m, 1d 12h or seconds")
     return found

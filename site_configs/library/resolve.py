@@ -1,17 +1,20 @@
-"""From a name or a file to a Site: finds the function, checks the user's own settings against its arguments."""
+"""Resolution of a site configuration: find a machine's function, check the user's settings, return the Site."""
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Unpack, get_args, get_origin, get_type_hints
+
+from pydantic import ConfigDict, ValidationError, validate_call
 
 from site_configs.library.errors import SiteConfigError as SiteConfigError
+from site_configs.library.errors import did_you_mean, first_problem
 from site_configs.library.globus_settings import KEYS, apply_settings, split_settings
 from site_configs.library.site import Site
 
@@ -20,12 +23,15 @@ MACHINES = Path(__file__).resolve().parent.parent
 
 
 def available() -> list[str]:
-    """Names of the machines that have a file here."""
+    """Return the names of the machines that have a file here."""
     return sorted(p.stem for p in MACHINES.glob("*.py") if p.stem != "__init__")
 
 
 def site_function(config: str) -> SiteFunction:
-    """The function ``site`` of a machine's file, by the name of the machine or the path of the file.
+    """Return the function ``site`` of a machine's file.
+
+    Args:
+        config: name of a machine or path of a file.
 
     Raises:
         SiteConfigError: no such machine or file, or no such function in it.
@@ -39,8 +45,7 @@ def site_function(config: str) -> SiteFunction:
 
 def _load_named(config: str) -> Any:
     if config not in available():
-        close = difflib.get_close_matches(config, available(), 1)
-        hint = f", did you mean {close[0]!r}?" if close else f"; there are: {', '.join(available())}, or a FILE.py"
+        hint = did_you_mean(config, available(), f"known: {', '.join(available())}, or a FILE.py")
         raise SiteConfigError(f"unknown site config {config!r}{hint}")
     return importlib.import_module(f"site_configs.{config}")
 
@@ -58,42 +63,65 @@ def _load_file(path: Path) -> Any:
     return module
 
 
-def resolve_site(name: str, config: str, run_dir: Path, settings: Mapping[str, Any]) -> Site:
-    """The Site of a campaign.
+@dataclass(frozen=True)
+class Setting:
+    """One setting that a machine's function takes."""
 
-    Args:
-        name: the site's name in the campaign.
-        config: name of a machine or path of a file.
-        run_dir: the campaign's run directory.
-        settings: the user's own part: account, queue, paths, the keyword arguments of the machine's function; and
-            what is taken for every machine, see ``GlobusSettings``.
+    required: bool
+    type: Any
 
-    Raises:
-        SiteConfigError: unknown machine or setting, a setting that is missing, or a value that cannot be.
+
+def settings_of(function: SiteFunction) -> dict[str, Setting]:
+    """Return the settings that a machine's function takes.
+
+    These are its keyword-only arguments, and the keys of the TypedDict of its ``**`` argument.
     """
-    function = site_function(config)
-    known = {p.name: p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
-    own, shared = split_settings(settings, known)
-    _check_keys(function, known, name, config, own)
-    return apply_settings(_made(function, name, config, run_dir, own), shared, run_dir, config)
+    try:
+        parameters = inspect.signature(function, eval_str=True).parameters.values()
+    except (NameError, TypeError, AttributeError):  # annotations of a user's file may name what it does not import
+        parameters = inspect.signature(function).parameters.values()
+    found: dict[str, Setting] = {}
+    for p in parameters:
+        if p.kind is p.KEYWORD_ONLY:
+            found[p.name] = Setting(p.default is p.empty, p.annotation)
+        elif p.kind is p.VAR_KEYWORD and get_origin(p.annotation) is Unpack:
+            (keys,) = get_args(p.annotation)
+            hints = get_type_hints(keys, include_extras=True)
+            found |= {key: Setting(key in keys.__required_keys__, hint) for key, hint in hints.items()}
+    return found
 
 
 def takes(config: str, key: str) -> bool:
-    """Whether a machine has a setting of its own of this name."""
-    return key in inspect.signature(site_function(config)).parameters
+    """Return True if a machine has a setting of its own of this name."""
+    return key in settings_of(site_function(config))
 
 
-def _made(function: SiteFunction, name: str, config: str, run_dir: Path, settings: Mapping[str, Any]) -> Site:
-    """What the machine's function makes of its own settings."""
-    from pydantic import ConfigDict, ValidationError, validate_call
+def resolve_site(name: str, config: str, run_dir: Path, settings: Mapping[str, Any]) -> Site:
+    """Return the Site of a campaign.
 
+    Args:
+        name: name of the site in the campaign.
+        config: name of a machine or path of a file.
+        run_dir: run directory of the campaign.
+        settings: settings of the user: account, queue, paths, see ``settings_of``; and those that every machine takes,
+            see ``GlobusSettings``.
+
+    Raises:
+        SiteConfigError: an unknown machine or setting, a missing setting, or a value that is refused.
+    """
+    function = site_function(config)
+    known = settings_of(function)
+    own, shared = split_settings(settings, known)
+    _check_keys(known, name, config, own)
+    return apply_settings(_call(function, name, config, run_dir, own), shared, run_dir, config)
+
+
+def _call(function: SiteFunction, name: str, config: str, run_dir: Path, settings: Mapping[str, Any]) -> Site:
     checked = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(function)
     try:
         made = checked(name, run_dir, **settings)
     except ValidationError as error:
-        first = error.errors()[0]
-        what = first["msg"].removeprefix("Value error, ")
-        raise SiteConfigError(f"{'.'.join(map(str, first['loc']))}: {what}") from None
+        raise SiteConfigError(first_problem(error)) from None
     except Exception as error:  # the user's own file may fail in any way
         raise SiteConfigError(str(error) or type(error).__name__) from error
     if not isinstance(made, Site):
@@ -101,28 +129,20 @@ def _made(function: SiteFunction, name: str, config: str, run_dir: Path, setting
     return made
 
 
-def _check_keys(
-    function: SiteFunction, known: Mapping[str, inspect.Parameter], name: str, config: str, settings: Mapping[str, Any]
-) -> None:
-    """Refuse settings that the machine does not take, and say which it needs."""
+def _check_keys(known: Mapping[str, Setting], name: str, config: str, settings: Mapping[str, Any]) -> None:
+    """Refuse settings that the machine does not take, and settings that are missing."""
     for key in settings:
         if key not in known:
-            close = difflib.get_close_matches(key, [*known, *KEYS], 1)
-            taken = f"; {config} takes: {', '.join(known)}; every machine takes: {', '.join(KEYS)}"
-            hint = f", did you mean {close[0]!r}?" if close else taken
-            raise SiteConfigError(f"{key}: unknown setting{hint}")
-    missing = [key for key, p in known.items() if p.default is p.empty and settings.get(key) is None]
+            taken = f"{config} takes: {', '.join(known)}; every machine takes: {', '.join(KEYS)}"
+            raise SiteConfigError(f"{key}: unknown setting{did_you_mean(key, [*known, *KEYS], taken)}")
+    missing = [key for key, setting in known.items() if setting.required and settings.get(key) is None]
     if missing:
-        what = "; ".join(key + _meaning(function, key) for key in missing)
-        ways = " ".join(f"--set sites.{name}.{key}=VALUE" for key in missing)
-        raise SiteConfigError(f"{config} needs {what}. Write it under sites.{name}, or {ways}")
+        what = "; ".join(key + _meaning(known[key]) for key in missing)
+        options = " ".join(f"--set sites.{name}.{key}=VALUE" for key in missing)
+        raise SiteConfigError(f"{config} needs {what}. Write it under sites.{name}, or {options}")
 
 
-def _meaning(function: SiteFunction, key: str) -> str:
-    """What the machine's file says of a setting, where it does: the description of its annotation."""
-    try:
-        hint = get_type_hints(function, include_extras=True).get(key)
-    except (NameError, TypeError):  # a user's file may name what it does not import
-        return ""
-    described = [note.description for note in getattr(hint, "__metadata__", ()) if hasattr(note, "description")]
-    return f" ({described[0]})" if described else ""
+def _meaning(setting: Setting) -> str:
+    """Return the description in the annotation of a setting, if it has one."""
+    notes = getattr(setting.type, "__metadata__", ())
+    return next((f" ({note.description})" for note in notes if getattr(note, "description", None)), "")

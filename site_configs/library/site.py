@@ -1,4 +1,4 @@
-"""What a campaign needs to know about a machine."""
+"""Description of one machine for a campaign: queues, nodes, batch job, ranks, collection, endpoint."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ Blocks = Literal["pilot", "per_round"]
 
 @dataclass(frozen=True)
 class Queue:
-    """One row of a facility's queue table: what is asked for by this name, and what it admits.
+    """One row of a facility's queue table: a name and the limits of its batch jobs.
 
     Attributes:
-        name: of the queue (PBS), partition or QOS (Slurm).
-        submit_to: the name to submit to, where this one is reached only through another; None: its own name.
-        min_nodes, max_nodes: of one job.
-        min_walltime_s, max_walltime_s: of one job.
-        running_per_user, queued_per_user: jobs of one user that may run, or be there in any state; None: no such rule.
+        name: name of the queue (PBS), partition or QOS (Slurm).
+        submit_to: name to submit to, if this queue is reached only through another; None: its own name.
+        min_nodes, max_nodes: nodes of one job.
+        min_walltime_s, max_walltime_s: walltime of one job in seconds.
+        running_per_user, queued_per_user: jobs of one user that may run, or exist in any state; None: no limit.
         preemptable: jobs may be ended for others at any time.
-        on_request: only for those the facility has admitted; never chosen unless it is named.
-        note: what else a person should know.
-        as_of, source: when and where this was read.
+        on_request: only for projects that the facility has admitted; chosen only by its name.
+        note: further rules, for people.
+        as_of, source: date and source of this row.
     """
 
     name: str
@@ -55,28 +55,28 @@ class Queue:
 
 @dataclass(frozen=True)
 class Node:
-    """The hardware of one compute node; a device is what torch sees as one (a GCD, a tile, a GPU)."""
+    """Hardware of one compute node; a device is one device of torch (a GCD, a tile, a GPU)."""
 
     cores: int
     memory_bytes: int
     devices: int = 0
     device_memory_bytes: int = 0
-    device_variable: str = ""  # hides devices from a process
-    device_names: tuple[str, ...] = ()  # in the order that suits the cores
+    device_variable: str = ""  # environment variable that selects the devices of a process
+    device_names: tuple[str, ...] = ()  # in the order of the cores next to them
 
 
 @dataclass(frozen=True)
 class Block:
-    """The batch job that a site's workers live in.
+    """Batch job in which the workers of a site run.
 
     Attributes:
-        scheduler: whose commands submit it.
-        queue: the row of the facility's table it goes by.
-        nodes: of one block.
-        walltime_s: of one block.
-        account: the allocation it is charged to; empty where the facility needs none.
-        reuse: ``pilot`` keeps one block over rounds, ``per_round`` gives it back after each.
-        command_environment: variables for the scheduler's commands, where a host serves several clusters.
+        scheduler: kind of the scheduler.
+        queue: row of the facility's table.
+        nodes: nodes of one block.
+        walltime_s: walltime of one block in seconds.
+        account: allocation that is charged; empty if the facility needs none.
+        reuse: ``pilot`` keeps one block over the rounds, ``per_round`` ends it after each round.
+        command_environment: variables of the scheduler's commands, if a host serves several clusters.
     """
 
     scheduler: SchedulerKind
@@ -90,13 +90,13 @@ class Block:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """The Globus Compute endpoints of a site that is not ours to log into.
+    """Globus Compute endpoints of a site.
 
     Attributes:
         training: id of the endpoint whose blocks train.
-        files: id of an endpoint on a login node, which looks at files while the other one queues; empty: none.
-        silence_s: a task that has begun and gives no sign of life for so long is asked for again.
-        queue_s: the same for one that has not begun: the longest wait in a queue.
+        files: id of an endpoint on a login node, which reads files while the other one queues; empty: none.
+        silence_s: time without liveness after which a started task is submitted again.
+        queue_s: the same for a task that has not started: the longest wait in a queue.
     """
 
     training: str
@@ -110,9 +110,9 @@ class Collection:
     """A Globus collection.
 
     Attributes:
-        id: of the collection.
-        folder: of the file system, which the collection shows as its ``/``.
-        mapped: it shows everybody what their own account may see; a guest collection shows what its maker shares.
+        id: id of the collection.
+        folder: folder of the file system that the collection shows as its ``/``.
+        mapped: it shows each user what their own account may read; a guest collection shows what its owner shares.
     """
 
     id: str
@@ -120,17 +120,17 @@ class Collection:
     mapped: bool = False
 
     def path_of(self, path: Path) -> str:
-        """A path of the file system as the collection names it.
+        """Return the path in the collection of a path of the file system.
 
         Raises:
-            SiteConfigError: it lies outside of what the collection shows.
+            SiteConfigError: the collection does not show it.
         """
         if not path.is_relative_to(self.folder):
-            raise SiteConfigError(f"{path} is not below {self.folder}, which is all that collection {self.id} shows")
+            raise SiteConfigError(f"{path} is not below {self.folder}, the folder that collection {self.id} shows")
         return f"/{path.relative_to(self.folder)}"
 
     def shares(self, path: Path) -> bool:
-        """Whether it opens a path of the file system to others, who may read it and write there."""
+        """Return True if others may read or write a path of the file system through the collection."""
         if self.mapped or self.folder == Path("/"):
             return False
         return Path(normpath(path)).is_relative_to(normpath(self.folder))
@@ -138,14 +138,14 @@ class Collection:
 
 @dataclass(frozen=True)
 class Ranks:
-    """How training is spread over the devices of a block.
+    """Ranks of training in a block.
 
     Attributes:
-        per_node: ranks on each node.
+        per_node: ranks per node.
         launch: command that starts ``{nodes}`` x ``{ranks_per_node}`` = ``{ranks}`` ranks of the program that follows
-            it, word for word, with these places filled in; empty: torch's own launcher, for one node.
-        backend: of torch.distributed.
-        interface: network interface that the ranks meet on; empty: any.
+            it, as a list of arguments; these names are replaced by numbers. Empty: torch's own launcher, for one node.
+        backend: backend of torch.distributed.
+        interface: network interface between the ranks; empty: any.
     """
 
     per_node: int = 1
@@ -156,30 +156,30 @@ class Ranks:
 
 @dataclass(frozen=True)
 class Site:
-    """One facility as the campaign sees it.
+    """One site of a campaign.
 
     Attributes:
-        name: the site's name in the campaign.
-        machine: the description it was made from, for people.
-        route: how work reaches it.
-        storage_root: where the site keeps its shard, models, updates and manifests for this campaign.
+        name: name of the site in the campaign.
+        machine: description of the machine, for people.
+        route: how work reaches the site.
+        storage_root: folder of the site's shard, models, updates and manifests for this campaign.
         provider: makes the Parsl provider that starts its blocks; called when the campaign starts, not before.
         device: torch device of a worker: cpu, cuda (also ROCm) or xpu.
         threads: torch threads of a worker.
-        address: where workers find the driver; empty: that of ``driver_interface`` on this host.
-        driver_interface: network interface of the driver's host that compute nodes reach.
-        heartbeat_s: after twice this time without a word a block counts as lost.
+        address: address of the driver for the workers; empty: that of ``driver_interface`` on this host.
+        driver_interface: network interface of the driver's host that compute nodes can reach.
+        heartbeat_s: after twice this time without a message a block counts as lost.
         environment: variables set for the workers before Python starts.
         setup: shell lines before the workers start: modules, activation of the site's own environment.
-        python_env: folder of the environment whose ``bin`` leads PATH at the site; None: that of the driver, which
-            the site must then see.
-        block: the batch job, for the route ``batch``.
-        node: the hardware, where it is known; the memory plan is made for it.
-        ranks: how training is spread over the block.
-        collection: the Globus collection that holds ``storage_root``.
-        carrier: how artifacts reach the site: ``copy`` and ``shared`` where this machine sees its storage (``shared``
+        python_env: folder of the environment whose ``bin`` is first in PATH at the site; None: that of the driver,
+            which the site must then be able to read.
+        block: batch job, for the route ``batch``.
+        node: hardware of a node, if known; the memory plan is made for it.
+        ranks: ranks of training in a block.
+        collection: Globus collection that holds ``storage_root``.
+        carrier: how artifacts reach the site: ``copy`` and ``shared`` if this machine can read its storage (``shared``
             links files instead of copying them), ``globus`` by Globus Transfer.
-        endpoint: the Globus Compute endpoints, for the route ``globus``.
+        endpoint: Globus Compute endpoints, for the route ``globus``.
     """
 
     name: str
@@ -204,5 +204,5 @@ class Site:
 
     @property
     def own_block(self) -> Block | None:
-        """The batch job, where it is this driver that submits it; an endpoint submits its own."""
+        """Return the batch job if this driver submits it; an endpoint submits its own."""
         return self.block if self.route == "batch" else None

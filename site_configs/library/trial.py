@@ -1,4 +1,4 @@
-"""Asking Slurm whether it would take the very job that a site's provider would submit, without submitting it."""
+"""Test of a submission: ask Slurm whether it would accept the job that a provider would submit."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from site_configs.library.providers import NO_ANSWER, SlurmBlocks
+from site_configs.library.providers import SlurmBlocks
+from site_configs.library.status_provider import NO_ANSWER
 
 PROMISE = re.compile(r"Job \d+ (to start at .+)")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What Slurm says of a job that is not submitted.
+    """Slurm's answer about a job that is not submitted.
 
     Attributes:
-        promise: when and where it would start, in Slurm's words; empty where it does not tell.
-        problem: why it would be refused, in Slurm's words; None: it would be taken.
+        promise: Slurm's text of when and where it would start; empty if there is none.
+        problem: Slurm's reason for a refusal; None: it would be accepted.
     """
 
     promise: str
@@ -26,19 +27,19 @@ class Verdict:
 
 
 def try_out(provider: SlurmBlocks, command: str) -> Verdict:
-    """Slurm's verdict on a provider's job; the job's number in it is none of ours and is left out.
+    """Return Slurm's verdict on a provider's job, without the job number in it, which is not a job of ours.
 
     Args:
-        provider: of the site.
-        command: starts the worker pool.
+        provider: provider of the site.
+        command: command that starts the worker pool.
     """
     with TemporaryDirectory() as folder:
-        asked = provider.write_script(command, Path(folder))
-        code, out, error = provider.execute_wait(asked.replace("sbatch ", "sbatch --test-only ", 1))
-    words = " ".join(f"{error} {out}".replace("sbatch: ", "").split())
+        submit = provider.write_script(command, Path(folder))
+        code, out, error = provider.execute_wait(submit.replace("sbatch ", "sbatch --test-only ", 1))
+    text = " ".join(f"{error} {out}".replace("sbatch: ", "").split())
     if code == NO_ANSWER:
-        return Verdict("", f"Slurm does not answer: {words}")
+        return Verdict("", f"Slurm does not answer: {text}")
     if code:
-        return Verdict("", words.removeprefix("error: ") or f"sbatch --test-only ended with {code}")
-    promise = PROMISE.search(words)
+        return Verdict("", text.removeprefix("error: ") or f"sbatch --test-only ended with {code}")
+    promise = PROMISE.search(text)
     return Verdict(promise[1] if promise else "", None)

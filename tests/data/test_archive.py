@@ -128,5 +128,5 @@ def test_malformed_raw_line(tmp_path: Path, archive: Path) -> None:
 
 def test_half_a_download(archive: Path) -> None:
     archive.write_bytes(archive.read_bytes()[:500])
-    with pytest.raises(ValueError, match="no whole zip file"):
+    with pytest.raises(ValueError, match="is not a complete zip file"):
         load_records(str(archive), "test")

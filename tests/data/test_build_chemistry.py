@@ -81,11 +81,11 @@ def test_reagents_are_exempt_in_forward_questions_only() -> None:
     assert check_records({"train": direct[:1], "test": direct[1:]}) != []
 
 
-def test_unsound_set_is_not_written(tmp_path: Path) -> None:
+def test_invalid_set_is_not_written(tmp_path: Path) -> None:
     pytest.importorskip("rdkit")
     shared = {(s, "name_conversion-s2f"): [name_record("CCO", "C2H6O", s)] for s in ("train", "dev", "test")}
-    with pytest.raises(ValueError, match="nothing was written, since this set has problems, 3 in all"):
-        build_chemistry.refuse_unsound(shared)
+    with pytest.raises(ValueError, match="nothing was written: this set has 3 problems"):
+        build_chemistry.refuse_invalid(shared)
     assert list(tmp_path.iterdir()) == []
 
 

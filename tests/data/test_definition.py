@@ -78,11 +78,11 @@ def test_missing_file_is_named(copy: Path) -> None:
         verify_embedded(copy)
 
 
-def test_manifest_that_lies_about_the_records_is_refused(copy: Path) -> None:
+def test_manifest_with_wrong_records_is_refused(copy: Path) -> None:
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["files"]["test/retrosynthesis.jsonl.gz"]["records"] = 41
     (copy / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match="does not hold the records"):
+    with pytest.raises(ValueError, match="does not contain the records"):
         verify_embedded(copy)
     (copy / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match="missing or broken"):

@@ -117,5 +117,5 @@ def test_bad_alpha_is_refused(alpha: float) -> None:
 
 @pytest.mark.parametrize("sites", [[], ["a", "a"]])
 def test_bad_sites_are_refused(sites: list[str]) -> None:
-    with pytest.raises(ValueError, match="sites of different names"):
+    with pytest.raises(ValueError, match="sites with different names"):
         dirichlet_split([], sites, 1.0, 0)

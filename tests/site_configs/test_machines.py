@@ -81,7 +81,7 @@ def test_the_script_is_the_one_that_was_reviewed(machine: str) -> None:
     assert script == path.read_text()
 
 
-def test_shellcheck_has_nothing_to_say() -> None:
+def test_shellcheck_reports_nothing() -> None:
     if not shutil.which("shellcheck"):
         if os.environ.get("CROSSFED_REQUIRE_SLURM") == "1":
             pytest.fail("needs shellcheck; run .ci/packages.sh as root")
@@ -165,21 +165,21 @@ def test_the_block_that_a_request_gets(machine: str, settings: dict, queue: str,
 @pytest.mark.parametrize(
     ("machine", "settings", "told"),
     [
-        ("polaris", {"storage_root": "/tmp/x"}, "storage_root: /tmp/x is on no file system that the block asks for"),
+        ("polaris", {"storage_root": "/tmp/x"}, "storage_root: /tmp/x is on no file system that the block requests"),
         (
             "polaris",
             {"filesystems": "home"},
             r"storage_root: /eagle/ABC/crossfed is on no file system .*\(home: /home\)",
         ),
-        ("polaris", {"filesystems": ""}, "filesystems: there is no ''; there are home, eagle"),
+        ("polaris", {"filesystems": ""}, "filesystems: '' is unknown; known: home, eagle"),
         ("frontier", {"storage_root": "/ccs/home/ada"}, "orion: /lustre/orion"),
         ("slurm", {"storage_root": "scratch"}, "storage_root: scratch is relative; give the whole path at the site"),
         ("polaris", {"nodes": 20}, "no queue takes 20 nodes for 6:00:00.*ALCF Polaris guide, 2026-08-19.*nearest"),
         ("polaris", {"queue": "demand", "nodes": 60}, "queue demand does not take 60 nodes"),
         ("polaris", {"ranks_per_node": 5}, "ranks_per_node: Input should be less than or equal to 4"),
-        ("perlmutter_80gb", {"nodes": 257}, "nodes: Input should be less than or equal to 256"),
+        ("perlmutter_80gb", {"nodes": 257}, "no queue takes 257 nodes for 6:00:00: regular takes 1-256 nodes"),
         ("slurm", {"nodes": 4, "max_nodes": 2}, "no queue takes 4 nodes for 1:30:00: gpu takes 1-2 nodes .*your own"),
-        ("pbs", {"walltime": "soon"}, "walltime: 'soon' is no walltime; write 2:00:00"),
+        ("pbs", {"walltime": "soon"}, "walltime: 'soon' is not a walltime; write 2:00:00"),
         ("polaris", {"account": ""}, "account: String should match pattern"),
         ("slurm", {"blocks": "always"}, "blocks: Input should be 'pilot' or 'per_round'"),
     ],

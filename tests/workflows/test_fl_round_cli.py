@@ -57,7 +57,7 @@ def test_dry_run_prints_what_starts_the_workers(tmp_path: Path) -> None:
 
 MISTAKES = [
     (["--set", "training.stepz=1"], "nano.yaml: training.stepz: unknown key, did you mean 'steps'?"),
-    (["--sites", "mars"], "sites.mars: unknown site config 'mars'; there are: "),
+    (["--sites", "mars"], "sites.mars: unknown site config 'mars'; known: "),
     (["--sites", "aurora=locla"], "sites.aurora: unknown site config 'locla', did you mean 'local'?"),
     (["--sites", "aurora=none.py"], "sites.aurora: there is no file none.py"),
     (["--set", "sites.aurora.thread=2"], "sites.aurora: thread: unknown setting, did you mean 'threads'?"),

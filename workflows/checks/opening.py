@@ -8,6 +8,7 @@ from apps.base.errors import UserMistake
 from workflows.checks.here import require_all
 from workflows.checks.live import check_live
 from workflows.checks.preview import describe, dry_run, switched_off
+from workflows.checks.round_preview import first_round
 from workflows.console.command import DONE, MISTAKE, say
 from workflows.console.paths import DEFAULT_CAMPAIGN
 from workflows.planning.campaign_file import load_campaign
@@ -74,6 +75,6 @@ def check(options: argparse.Namespace) -> int:
     for line in describe(plan, path):
         say(line)
     if options.dry_run:
-        for line in dry_run(plan, path.resolve()):
+        for line in (*first_round(plan), *dry_run(plan, path.resolve())):
             say(line)
     return MISTAKE if options.live and not check_live(plan, say) else DONE

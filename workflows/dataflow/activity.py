@@ -47,7 +47,8 @@ def activity_of(
     Args:
         site: its name.
         kernel: knows its executor, its batch jobs and its progress file.
-        newest, number: futures and number of the site's newest round, if it has one.
+        newest: futures of the site's newest round, if it has one.
+        number: of that round.
         enrolled: the site has answered its enrolment.
         asking: a block was requested and has not started.
         begun: the strategy has received its first event.

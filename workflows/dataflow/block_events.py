@@ -1,9 +1,9 @@
-"""The blocks that a strategy asks for: requested, started, ended.
+"""Blocks that a strategy requests: their requests, starts and ends as events.
 
-A request is a small task that answers when a worker takes it; Parsl gets the block that it needs. So the same holds
-for batch jobs and for processes on this machine. A site has one block at a time here, waiting or running.
+A request is a small task that returns when a worker runs it; Parsl starts the block that it needs. So batch jobs and
+processes on this host are treated alike. A site has one block at a time here, waiting or running.
 
-A block does not outlive the driver that holds it: the next one begins with its end.
+A block does not outlive the driver that holds it: the next driver begins with an event of its end.
 """
 
 from __future__ import annotations
@@ -25,40 +25,44 @@ if TYPE_CHECKING:
     from site_configs.library.site import Site
 
 BLOCKS_AT_ONCE = 1
-GONE = "the driver that held it is gone"
+DRIVER_ENDED = "the driver that held it has ended"
 Handler = tuple["Callable[..., Event | None]", tuple[Any, ...]]
 
 
 def facts_of(site: Site, samples: int) -> SiteFacts:
-    """What a strategy may know of a site."""
+    """Return the facts of a site that a strategy receives."""
     return SiteFacts(site.name, samples, BLOCKS_AT_ONCE, float(site.block.walltime_s) if site.block else None)
 
 
 class BlockEvents:
-    """Carries out requests and releases, and tells what becomes of them.
+    """Carries out a strategy's block requests and releases, and makes events of what follows.
 
     Args:
         sites: of the campaign.
-        put: takes what is to be handled in the engine's own thread.
+        kernel: the running Parsl.
+        journal: of the run.
+        clock: of the campaign.
+        put: hands a call to the engine's own thread.
     """
 
     def __init__(
         self, sites: dict[str, Site], kernel: Kernel, journal: Journal, clock: Clock, put: Callable[[Handler], None]
     ) -> None:
         self.sites, self.kernel, self.journal, self.clock, self.put = sites, kernel, journal, clock, put
-        self.live = False  # while the past is replayed nothing is done
-        self.asked_s: dict[str, float] = {}  # sites with a request in the queue
-        self.running: dict[str, str] = {}  # site -> Parsl's number of its block
+        self.live = False  # False while recorded events are replayed: nothing is submitted
+        self.asked_s: dict[str, float] = {}  # site -> time of its open request
+        self.running: dict[str, str] = {}  # site -> Parsl's id of its block
         self.released: set[str] = set()
 
     def go_live(self) -> list[BlockEnded]:
-        """The past is over: ask again for what is still wanted. Answers with the blocks that went with their driver."""
+        """End the replay: submit the open requests again, and return the ends of the earlier driver's blocks."""
         self.live = True
         for site in self.asked_s:
             self._submit(site)
-        return [BlockEnded(self.clock.now(), site, GONE) for site in self.running]
+        return [BlockEnded(self.clock.now(), site, DRIVER_ENDED) for site in self.running]
 
     def request(self, site: str, now_s: float) -> None:
+        """Request a block at a site, unless it has one or waits for one."""
         if site in self.asked_s or site in self.running:
             return
         self.asked_s[site] = now_s
@@ -66,12 +70,12 @@ class BlockEvents:
             self._submit(site)
 
     def release(self, site: str) -> None:
-        """To be given back once it has nothing more to do."""
+        """Give a site's block back once it is idle."""
         if self.live and site in self.running:
             self.released.add(site)
 
     def remember(self, event: Event) -> None:
-        """An event that the strategy is about to hear."""
+        """Follow an event that the strategy is about to receive."""
         if isinstance(event, BlockStarted):
             self.asked_s.pop(event.site, None)
             self.running.setdefault(event.site, "")
@@ -81,7 +85,7 @@ class BlockEvents:
             self.released.discard(event.site)
 
     def look(self) -> BlockEnded | None:
-        """A block that has ended since the last look."""
+        """Return the end of a block that has ended since the last call, or None."""
         for site, block in self.running.items():
             if site in self.released and self.kernel.give_back(site):
                 return BlockEnded(self.clock.now(), site, "released")
@@ -106,7 +110,7 @@ class BlockEvents:
         return BlockStarted(now_s, site, self._wait_s(site, now_s, ends_s), ends_s)
 
     def _wait_s(self, site: str, now_s: float, ends_s: float | None) -> float:
-        """Seconds in the queue; a block that runs already when it is asked for has not waited."""
+        """Return the seconds in the queue; a block that already runs when it is requested has not waited."""
         block, began_s = self.sites[site].block, now_s
         if block is not None and ends_s is not None:
             began_s = min(now_s, ends_s - block.walltime_s)

@@ -1,9 +1,9 @@
-"""What the sites have, before the first round: a mistake ends the campaign at once, a lost site only where it must.
+"""Enrolment of the sites before the first round.
 
-A wrong path, other code or a full disk is told before anything trains. A site whose workers or blocks are lost is
-treated as in later rounds: the others begin if they are enough for the strategy, and with each order it is asked again
-for what it has. A site whose first job is still in the queue when others are there is not waited for: their blocks
-would idle meanwhile. What it has, or a mistake there, is told when its job starts.
+A wrong path, other code or a full disk at a site is reported before anything trains, and ends the campaign. A site
+whose workers or blocks are lost is treated as in later rounds: the others begin if they are enough for the strategy,
+and each training request enrols it again. A site whose first job still waits in the queue when others have started is
+not waited for, because their blocks would idle: it enrols when its job starts.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ logger = logging.getLogger(__name__)
 def enrolled(
     plan: Plan, shards: Mapping[str, AppFuture], until: Callable[[Callable[[], bool]], None], journal: Journal
 ) -> tuple[SiteFacts, ...]:
-    """What a strategy may know of all sites; of one that is lost or not there yet it does not know the samples.
+    """Return the facts of all sites; a lost or queued site has 0 samples so far.
 
     Args:
         plan: the checked campaign.
-        shards: what each site was asked for, in the order of the campaign.
-        until: comes back when a condition holds.
-        journal: is told of each lost site.
+        shards: futures of the enrolments, in the order of the campaign.
+        until: returns when a condition holds.
+        journal: receives a record of each lost site.
 
     Raises:
-        CrossfedError: what a site answered when it was asked; or the first loss, where too few are left.
+        CrossfedError: a site's mistake; or the first loss, where too few sites are left.
     """
     gather(shards.values(), until)
     answered = {site: shard for site, shard in shards.items() if shard.done()}
@@ -55,11 +55,11 @@ def enrolled(
     for site, error in lost.items():
         if left < needed:
             raise CrossfedError(
-                f"{_words(error)}; {left} of {len(shards)} sites are there and {needed} are needed",
+                f"{_message(error)}; {left} of {len(shards)} sites are available and {needed} are needed",
                 site=site,
-                remedy="Resume when it is there again",
+                remedy="Resume when it is available again",
             ) from error
-        reason = f"site {site}: {_words(error)}; the others begin without it, and it is asked again"
+        reason = f"site {site}: {_message(error)}; the others begin without it, and it is asked again"
         journal.write("task_failed", app="enrol", site=site, round=0, reason=reason)
         logger.warning("%s", reason)
     for site in shards.keys() - answers.keys():
@@ -69,7 +69,7 @@ def enrolled(
 
 
 def gather(shards: Collection[AppFuture], until: Callable[[Callable[[], bool]], None]) -> None:
-    """Wait for the first site that is there, and a little for the others; a mistake is not waited on."""
+    """Wait for the first site, then up to ``GATHER_S`` for the others; return at once at a mistake."""
 
     def settled() -> bool:
         return all(shard.done() for shard in shards) or any(_mistake(shard) for shard in shards)
@@ -80,17 +80,17 @@ def gather(shards: Collection[AppFuture], until: Callable[[Callable[[], bool]], 
 
 
 def _mistake(shard: AppFuture) -> BaseException | None:
-    """What a site has answered that asking again would not change."""
+    """Return the error of a site that asking again would not change, or None."""
     error = root_cause(shard) if shard.done() else None
     return None if isinstance(error, (*losses(), BlocksFailed)) else error
 
 
 def _needed(plan: Plan) -> int:
-    """Sites that the strategy cannot begin without; one without rounds takes whoever comes."""
+    """Return how many sites the strategy needs to begin; one without rounds begins with any."""
     section = plan.campaign.strategy
     return (section.quorum or len(plan.sites)) if isinstance(section, SynchronousSection) else 1
 
 
-def _words(error: BaseException) -> str:
-    """A loss in a line, without its place."""
+def _message(error: BaseException) -> str:
+    """Return an error as one line, without its site and round."""
     return error.what if isinstance(error, CrossfedError) else f"{type(error).__name__}: {error}"[:REASON_LENGTH]

@@ -81,7 +81,8 @@ class RoundGraph:
         """Stage the model out to a site, train it there, stage the update in.
 
         Args:
-            site, number: the site and the round.
+            site: name of the site.
+            number: of the round.
             request: what the strategy asks of the site.
             model: the global model to start from.
             shard: the site's data.

@@ -27,10 +27,10 @@ App = Callable[..., Any]
 class Staging(Protocol):
     """The three movements of a site's artifacts; each submits apps and returns a future."""
 
-    def stage_out(self, place: Place, model: Any, attempt: int) -> Any:
+    def stage_out(self, place: Place, model: Any, attempt: int, /) -> Any:
         """Bring a model to the site."""
 
-    def stage_in(self, place: Place, manifest: Any, base: Any, attempt: int) -> Any:
+    def stage_in(self, place: Place, manifest: Any, base: Any, attempt: int, /) -> Any:
         """Bring an update to the server and check it there."""
 
     def forget(self, place: Place, base: Any, earlier: Any, manifest: Any) -> Any:
@@ -46,10 +46,10 @@ class FolderStaging:
         self.link = (True,) if plan.sites[site].carrier == "shared" else ()
         self.copy_out, self.copy_in, self.remove = app(stage_out, SERVER), app(stage_in, SERVER), app(forget, SERVER)
 
-    def stage_out(self, place: Place, model: Any, attempt: int) -> Any:
+    def stage_out(self, place: Place, model: Any, _attempt: int) -> Any:
         return self.copy_out(place, model, self.server, self.site, *self.link)
 
-    def stage_in(self, place: Place, manifest: Any, base: Any, attempt: int) -> Any:
+    def stage_in(self, place: Place, manifest: Any, base: Any, _attempt: int) -> Any:
         return self.copy_in(place, manifest, base, self.site, self.server, self.rules, *self.link)
 
     def forget(self, place: Place, base: Any, earlier: Any, manifest: Any) -> Any:

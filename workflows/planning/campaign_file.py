@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from apps.base.errors import UserMistake
 from apps.models.sources import TINY
+from data.names import did_you_mean
 from site_configs.library.resolve import available, takes
 from workflows.planning.campaign import Campaign, SiteEntry
 from workflows.strategies import SECTIONS
@@ -97,9 +97,7 @@ def _computes_bfloat16() -> bool:
 def _refuse_unknown(unknown: set[str], known: set[str]) -> None:
     """A setting for a site that is neither in the campaign nor chosen would be lost without a word."""
     for name in sorted(unknown):
-        close = difflib.get_close_matches(name, known, 1)
-        hint = f", did you mean {close[0]!r}?" if close else f"; there are: {', '.join(sorted(known))}"
-        raise UserMistake(f"--set sites.{name}: there is no such site{hint}")
+        raise UserMistake(f"--set sites.{name}: there is no such site{did_you_mean(name, sorted(known))}")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -185,12 +183,13 @@ def _first_line(error: ValidationError) -> str:
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     place = [str(p) for p in first["loc"] if not str(p).startswith("function-")]
     if first["type"] == "union_tag_invalid":
-        return f"strategy.name: there is no strategy {first['ctx']['tag']!r}{_closest(first['ctx']['tag'], SECTIONS)}"
+        name = first["ctx"]["tag"]
+        return f"strategy.name: there is no strategy {name!r}{did_you_mean(name, SECTIONS)}"
     known = _keys_at(Campaign, place[:-1]) if first["type"] == "extra_forbidden" else []
     if place[:1] == ["strategy"]:
         del place[1:2]  # the name of the strategy, by which its keys were chosen
     if first["type"] == "extra_forbidden":
-        return f"{'.'.join(place)}: unknown key{_closest(place[-1], known)}"
+        return f"{'.'.join(place)}: unknown key{did_you_mean(place[-1], known)}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
         return f"{'.'.join(place)}: missing"
@@ -198,11 +197,6 @@ def _first_line(error: ValidationError) -> str:
         return message
     given = "" if isinstance(first["input"], dict) else f", got {first['input']!r}"
     return f"{'.'.join(place)}: {message[0].lower()}{message[1:]}{given}"
-
-
-def _closest(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, known, 1)
-    return f", did you mean {close[0]!r}?" if close else f"; known here: {', '.join(known)}"
 
 
 def _keys_at(model: type[BaseModel], place: Sequence[str]) -> list[str]:

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from apps.base.errors import CrossfedError
-from site_configs.library.providers import SETTLE_S, StatusAwareProvider
 from site_configs.library.schedulers import GONE, LIVE, UNKNOWN, JobFacts, Scheduler, scheduler_for
 from site_configs.library.site import Block, Site
+from site_configs.library.status_provider import SETTLE_S, StatusAwareProvider
 from workflows.records.journal import Journal
 from workflows.records.queue_history import BlockRecord, append, machine_of
 from workflows.runtime.executors import job_prefix
@@ -146,7 +146,7 @@ class BlockWatch:
         if self.closing.is_set():
             return True
         provider = self.executor.provider
-        return job.job_id in provider.told_to_end if isinstance(provider, StatusAwareProvider) else None
+        return job.job_id in provider.cancel_requested if isinstance(provider, StatusAwareProvider) else None
 
     def _record(self, job: WatchedJob, state: str) -> BlockRecord:
         facts = job.facts

@@ -1,4 +1,4 @@
-"""Asking batch schedulers: what became of a job, which jobs are ours, whether a queue takes any."""
+"""Queries to batch schedulers: states of jobs, jobs of this user, problems of queues and accounts."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["GONE", "LIVE", "UNKNOWN", "Answer", "JobFacts", "JobState", "NoFacts
 
 
 def scheduler_for(kind: SchedulerKind, environment: Mapping[str, str]) -> Scheduler:
-    """The scheduler whose commands are on PATH.
+    """Return the scheduler whose commands are on PATH.
 
     Args:
-        kind: whose commands those are.
-        environment: variables for the commands, over those of this process.
+        kind: kind of the scheduler.
+        environment: variables of the commands, in addition to those of this process.
     """
     return Slurm(environment) if kind == "slurm" else Pbs(environment)

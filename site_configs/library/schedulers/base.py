@@ -1,4 +1,4 @@
-"""What every scheduler is asked, and what it may answer."""
+"""Interface of a batch scheduler and the types of its answers."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ LIVE: frozenset[JobState] = frozenset({"pending", "running"})
 
 @dataclass(frozen=True)
 class JobFacts:
-    """One batch job as its scheduler tells of it; times are UNIX seconds.
+    """State of one batch job as its scheduler reports it; times are UNIX seconds.
 
     Attributes:
-        job_id: as the scheduler gave it at submission.
-        name: of the job.
+        job_id: id that the scheduler gave at submission.
+        name: name of the job.
         state: a held or requeued job is pending, a suspended or exiting one still running.
-        submitted, started, ended: None: not yet, or not told. An expected start is not a start.
-        nodes: that it has or asks for.
+        submitted, started, ended: None: not yet, or unknown. An expected start is not a start.
+        nodes: number of nodes, allocated or requested.
         queue: queue or partition.
-        exit_code: of the script, 128 + N where signal N ended it; None: it has not ended, never ran, or it is not told.
-        reason: why it waits or how it ended, in the scheduler's words.
-        walltime_s: that it asked for; None: no limit, or not told.
+        exit_code: exit code of the script, 128 + N if signal N ended it; None: not ended, never ran, or unknown.
+        reason: the scheduler's reason for waiting or for the end.
+        walltime_s: requested walltime in seconds; None: no limit, or unknown.
     """
 
     job_id: str
@@ -43,15 +43,15 @@ class JobFacts:
 
     @property
     def live(self) -> bool:
-        """It waits or runs."""
+        """Return True if the job is pending or running."""
         return self.state in LIVE
 
 
 class NoFacts(Enum):
-    """Why there are no facts of a job.
+    """Reason for the lack of facts of a job.
 
-    GONE: the scheduler answered and does not know the job (any more): it has ended, nobody can say how.
-    UNKNOWN: the question failed; the job may well live.
+    GONE: the scheduler answered and does not know the job (any more): it has ended, its result is unknown.
+    UNKNOWN: the query failed; the job may still be pending or running.
     """
 
     GONE = "gone"
@@ -64,29 +64,26 @@ Answer = JobFacts | NoFacts
 
 
 class Scheduler(Protocol):
-    """A batch scheduler, asked through its commands."""
+    """Batch scheduler that is queried through its commands."""
 
     def jobs(self, ids: Sequence[str]) -> dict[str, Answer]:
-        """What became of these jobs; every id has its answer."""
+        """Return the state of each of these jobs."""
 
     def find(self, token: str) -> list[JobFacts] | None:
-        """My jobs that wait or run and have this in their name; None: the question failed, there may be some."""
+        """Return this user's pending and running jobs with this text in their name; None: the query failed."""
 
     def mine(self, queue: str) -> list[JobFacts] | None:
-        """My jobs that wait or run in a queue; None: the question failed, there may be some."""
+        """Return this user's pending and running jobs in a queue; None: the query failed."""
 
     def cancel(self, ids: Sequence[str]) -> list[str]:
-        """Ask for the end of these jobs; ended and unknown ones are fine.
+        """Cancel these jobs; ended and unknown ones count as cancelled.
 
         Returns:
-            Those that the scheduler did not take the request for: they may live on, the log says why.
+            The jobs whose cancellation failed: they may continue; the log has the reason.
         """
 
     def queue_problem(self, queue: str) -> str | None:
-        """Why a submission to this queue would fail or wait for ever, in words; None: nothing is known against it."""
+        """Return why a submission to this queue would fail or wait for ever; None: no known problem."""
 
     def account_problem(self, account: str) -> str | None:
-        """Why this allocation cannot be charged, in words; None: it can, or the scheduler does not tell."""
-
-    def expected_start(self, job_id: str) -> float | None:
-        """When the scheduler means to start a waiting job, in UNIX seconds; None: it does not tell."""
+        """Return why this allocation cannot be charged; None: it can, or it is unknown."""

@@ -1,4 +1,4 @@
-"""Running a scheduler's commands and reading the numbers they print."""
+"""Run a scheduler's commands and parse the durations they print."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ COMMAND_LIMIT_S = 60.0  # Slurm's commands give up by themselves after about 20 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a command answered.
+    """Result of a command.
 
     Attributes:
-        code: exit code; None: it is not there, or did not end in time.
-        out, error: what it printed.
+        code: exit code; None: the command does not exist, or did not end in time.
+        out, error: its standard output and standard error.
     """
 
     code: int | None
@@ -25,21 +25,22 @@ class Reply:
 
     @property
     def ok(self) -> bool:
+        """Return True if the command succeeded."""
         return self.code == 0
 
     @property
-    def words(self) -> str:
-        """Its complaint in one line."""
+    def message(self) -> str:
+        """Return the error message of the command in one line."""
         return " ".join((self.error.strip() or self.out.strip() or f"exit code {self.code}").split())
 
 
 def ask(command: Sequence[str], environment: Mapping[str, str], limit_s: float = COMMAND_LIMIT_S) -> Reply:
-    """Run a command to its end.
+    """Run a command and wait for its end.
 
     Args:
-        command: the words.
-        environment: variables over those of this process.
-        limit_s: after so long there is no answer.
+        command: program and arguments.
+        environment: variables in addition to those of this process.
+        limit_s: time limit in seconds.
     """
     merged = {**os.environ, **environment}
     try:
@@ -61,7 +62,7 @@ def ask(command: Sequence[str], environment: Mapping[str, str], limit_s: float =
 
 
 def duration_s(text: str) -> int | None:
-    """Seconds of ``[days-]hours:minutes:seconds``, ``minutes:seconds``; None for words such as UNLIMITED."""
+    """Return the seconds of ``[days-]hours:minutes:seconds`` or ``minutes:seconds``; None for text like UNLIMITED."""
     days, dash, rest = text.strip().rpartition("-")
     total_s = 0
     try:

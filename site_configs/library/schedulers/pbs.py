@@ -1,7 +1,7 @@
-"""PBS (OpenPBS, PBS Professional), asked through qstat, qselect and qdel.
+"""Queries to PBS (OpenPBS, PBS Professional) through qstat, qselect and qdel.
 
-One job a call: an unknown id makes a call about several fail, and some versions print the first of several jobs only.
-Exit codes are the server's error numbers less 14,848: 153 for an unknown id, 35 for a job that has finished.
+One job per call: an unknown id makes a call about several jobs fail, and some versions print only the first of several
+jobs. Exit codes are the server's error numbers minus 14,848: 153 for an unknown id, 35 for a job that has finished.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LIVE_STATES: dict[str, JobState] = {
     "S": "running",
     "U": "running",
 }
-# Negative values of Exit_status are PBS's own verdicts.
+# Negative values of Exit_status are PBS's own codes.
 KILLED_FOR_WALLTIME = -29
 KILLED_FOR_MEMORY = (-26, -27)
 KILLED_BY_TERM = 256 + 15
@@ -46,41 +46,41 @@ class Pbs:
     """A PBS server.
 
     Attributes:
-        environment: variables for its commands, over those of this process.
-        limit_s: after so long a command has not answered.
+        environment: variables of its commands, in addition to those of this process.
+        limit_s: time limit of a command in seconds.
     """
 
     environment: Mapping[str, str] = field(default_factory=dict)
     limit_s: float = COMMAND_LIMIT_S
 
-    def _ask(self, *command: str) -> Reply:
+    def _run(self, *command: str) -> Reply:
         return ask(command, self.environment, self.limit_s)
 
     def jobs(self, ids: Sequence[str]) -> dict[str, Answer]:
-        """What became of these jobs."""
+        """Return the state of each of these jobs."""
         return {job_id: self._job(job_id) for job_id in ids}
 
     def _job(self, job_id: str) -> Answer:
-        reply = self._ask("qstat", "-x", "-f", "-F", "json", job_id)
+        reply = self._run("qstat", "-x", "-f", "-F", "json", job_id)
         answer = read_job(job_id, reply)
-        if answer is UNKNOWN and reply.ok:  # a server without history shows nothing with -x, not even what lives
-            return read_job(job_id, self._ask("qstat", "-f", "-F", "json", job_id))
+        if answer is UNKNOWN and reply.ok:  # a server without history shows nothing with -x, not even live jobs
+            return read_job(job_id, self._run("qstat", "-f", "-F", "json", job_id))
         return answer
 
     def find(self, token: str) -> list[JobFacts] | None:
-        """My jobs that wait or run and have this in their name."""
+        """Return this user's pending and running jobs with this text in their name."""
         return self._live(lambda job: token in job.name)
 
     def mine(self, queue: str) -> list[JobFacts] | None:
-        """My jobs that wait or run in a queue, or in one that it routes them to."""
+        """Return this user's pending and running jobs in a queue, or in a queue that it routes to."""
         attributes = self._queue(queue)[0] or {}
         names = {queue, *str(attributes.get("route_destinations", "")).split(",")}
         return self._live(lambda job: job.queue in names)
 
     def _live(self, wanted: Callable[[JobFacts], bool]) -> list[JobFacts] | None:
-        reply = self._ask("qselect", "-u", getpass.getuser())
+        reply = self._run("qselect", "-u", getpass.getuser())
         if not reply.ok:
-            logger.warning("qselect: %s", reply.words)
+            logger.warning("qselect: %s", reply.message)
             return None
         answers = self.jobs(reply.out.split())
         if UNKNOWN in answers.values():
@@ -88,22 +88,22 @@ class Pbs:
         return [a for a in answers.values() if isinstance(a, JobFacts) and a.live and wanted(a)]
 
     def cancel(self, ids: Sequence[str]) -> list[str]:
-        """Ask for the end of these jobs."""
+        """Cancel these jobs; return those whose cancellation failed."""
         left = []
         for job_id in ids:
-            reply = self._ask("qdel", job_id)
-            if not reply.ok and not any(words in reply.error for words in NOTHING_TO_CANCEL):
-                logger.warning("qdel %s: %s", job_id, reply.words)
+            reply = self._run("qdel", job_id)
+            if not reply.ok and not any(text in reply.error for text in NOTHING_TO_CANCEL):
+                logger.warning("qdel %s: %s", job_id, reply.message)
                 left.append(job_id)
         return left
 
     def queue_problem(self, queue: str) -> str | None:
-        """Why a queue takes no jobs or starts none."""
+        """Return why a queue takes no jobs or starts none; None: no known problem."""
         attributes, reply = self._queue(queue)
         if reply.code == UNKNOWN_QUEUE or "Unknown queue" in reply.error:
             return f"there is no queue {queue}"
         if attributes is None:
-            return f"PBS does not answer: {reply.words}"
+            return f"PBS does not answer: {reply.message}"
         if attributes.get("enabled") == "False":
             return f"queue {queue} takes no jobs (enabled = False)"
         if attributes.get("started") == "False":
@@ -111,23 +111,17 @@ class Pbs:
         return None
 
     def _queue(self, queue: str) -> tuple[dict[str, Any] | None, Reply]:
-        reply = self._ask("qstat", "-Q", "-f", "-F", "json", queue)
+        reply = self._run("qstat", "-Q", "-f", "-F", "json", queue)
         return read_json(reply).get("Queue", {}).get(queue), reply
 
     def account_problem(self, account: str) -> str | None:
-        """Always None: which accounts there are is known to a facility's own tools, not to PBS."""
+        """Return None: accounts are known to a facility's own tools, not to PBS."""
+        del account
         return None
-
-    def expected_start(self, job_id: str) -> float | None:
-        """When PBS means to start a waiting job; servers tell it for few jobs, if at all."""
-        reply = self._ask("qstat", "-f", "-F", "json", job_id)
-        attributes = find_job(job_id, reply) or {}
-        estimated = attributes.get("estimated", {})
-        return moment(estimated.get("start_time")) if isinstance(estimated, dict) else None
 
 
 def read_json(reply: Reply) -> dict[str, Any]:
-    """The JSON that qstat printed, also where it has complained; empty where it is none."""
+    """Return the JSON that qstat printed, even with an error; empty if the output is not JSON."""
     try:
         content = json.loads(reply.out, strict=False)  # variables of a job may hold control characters
     except ValueError:
@@ -136,14 +130,14 @@ def read_json(reply: Reply) -> dict[str, Any]:
 
 
 def find_job(job_id: str, reply: Reply) -> dict[str, Any] | None:
-    """A job's attributes; the server may be named shorter or longer than at submission."""
+    """Return a job's attributes; the id may have a shorter or longer server name than at submission."""
     number = job_id.split(".")[0]
     jobs: dict[str, dict[str, Any]] = read_json(reply).get("Jobs", {})
     return next((job for shown, job in jobs.items() if shown.split(".")[0] == number), None)
 
 
 def read_job(job_id: str, reply: Reply) -> Answer:
-    """The answer in what qstat replied to a question about one job."""
+    """Return the state of one job from the reply of qstat."""
     attributes = find_job(job_id, reply)
     if attributes is not None:
         return job_facts(job_id, attributes)
@@ -153,7 +147,7 @@ def read_job(job_id: str, reply: Reply) -> Answer:
 
 
 def job_facts(job_id: str, attributes: Mapping[str, Any]) -> Answer:
-    """One job from its attributes; a state that says nothing of its fate (moved to another server) is UNKNOWN."""
+    """Return the state of one job from its attributes; UNKNOWN for a job that moved to another server."""
     letter, status = attributes.get("job_state"), attributes.get("Exit_status")
     state = ending(attributes) if letter in ("F", "X") else LIVE_STATES.get(str(letter))
     if state is None:
@@ -176,7 +170,7 @@ def job_facts(job_id: str, attributes: Mapping[str, Any]) -> Answer:
 
 
 def ending(attributes: Mapping[str, Any]) -> JobState:
-    """How a finished job ended: the comment knows more than the exit status, which differs between versions."""
+    """Return the final state of a job: its comment is more precise than its exit status, which differs by version."""
     comment, status = str(attributes.get("comment", "")).lower(), attributes.get("Exit_status")
     if "preempt" in comment:
         return "preempted"
@@ -192,10 +186,10 @@ def ending(attributes: Mapping[str, Any]) -> JobState:
 
 
 def ended(attributes: Mapping[str, Any]) -> float | None:
-    """The end is told outright by new versions only; else it is start and time used, or when the record was closed."""
-    told = moment(attributes.get("obittime"))
-    if told is not None:
-        return told
+    """Return the end of a job: only new versions report it; else start plus time used, or the end of its record."""
+    reported = moment(attributes.get("obittime"))
+    if reported is not None:
+        return reported
     started = moment(attributes.get("stime"))
     used = attributes.get("resources_used", {})
     used_s = duration_s(str(used.get("walltime", ""))) if isinstance(used, dict) else None
@@ -205,14 +199,14 @@ def ended(attributes: Mapping[str, Any]) -> float | None:
 
 
 def shell_code(status: int) -> int | None:
-    """PBS adds 256 to a signal; negative values are verdicts, not codes."""
+    """Return the exit code as a shell gives it: PBS adds 256 to a signal; negative values are not exit codes."""
     if status < 0:
         return None
     return 128 + status - 256 if status > 256 else status
 
 
 def moment(value: object) -> float | None:
-    """UNIX seconds of a number, or of ``Fri Nov 10 11:31:19 2023`` in this host's time zone."""
+    """Return the UNIX seconds of a number, or of ``Fri Nov 10 11:31:19 2023`` in this host's time zone."""
     if isinstance(value, int | float):
         return float(value)
     try:

@@ -1,6 +1,6 @@
-"""Slurm, asked through squeue, sacct, scontrol and sacctmgr.
+"""Queries to Slurm through squeue, sacct, scontrol and sacctmgr.
 
-The controller is the truth about jobs it knows; sacct, where there is accounting, tells of those it has forgotten.
+The controller is right about the jobs it knows; sacct, if accounting is enabled, reports those it has forgotten.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ STATES: dict[str, JobState] = {
 
 @dataclass(frozen=True)
 class QueueRow:
-    """A job as squeue shows it; None: in a state that this version does not know."""
+    """One row of squeue; facts are None for a state that this module does not know."""
 
     job_id: str
     qos: str
@@ -67,30 +67,30 @@ class Slurm:
     """A Slurm cluster.
 
     Attributes:
-        environment: variables for its commands, such as SLURM_CONF, over those of this process.
-        limit_s: after so long a command has not answered.
+        environment: variables of its commands, such as SLURM_CONF, in addition to those of this process.
+        limit_s: time limit of a command in seconds.
     """
 
     environment: Mapping[str, str] = field(default_factory=dict)
     limit_s: float = COMMAND_LIMIT_S
 
-    def _ask(self, *command: str) -> Reply:
+    def _run(self, *command: str) -> Reply:
         return ask(command, {**self.environment, "SLURM_TIME_FORMAT": "%s"}, self.limit_s)
 
     def jobs(self, ids: Sequence[str]) -> dict[str, Answer]:
-        """What became of these jobs."""
+        """Return the state of each of these jobs."""
         if not ids:
             return {}
-        queue = self._ask("squeue", "--noheader", "--me", "--states=all", f"--Format={QUEUE_FORMAT}")
+        queue = self._run("squeue", "--noheader", "--me", "--states=all", f"--Format={QUEUE_FORMAT}")
         known = {row.job_id: row.facts or UNKNOWN for row in queue_rows(queue.out)} if queue.ok else {}
         forgotten = [job_id for job_id in ids if job_id not in known]
         return {**{i: known[i] for i in ids if i in known}, **self._recorded(forgotten, controller_answered=queue.ok)}
 
     def _recorded(self, ids: Sequence[str], controller_answered: bool) -> dict[str, Answer]:
-        """Jobs that the controller does not know, or all where it is silent."""
+        """Return the state of jobs that the controller does not know, or of all if it does not answer."""
         if not ids:
             return {}
-        reply = self._ask("sacct", "--noheader", "-X", "-P", f"--format={ACCOUNT_FORMAT}", f"--jobs={','.join(ids)}")
+        reply = self._run("sacct", "--noheader", "-X", "-P", f"--format={ACCOUNT_FORMAT}", f"--jobs={','.join(ids)}")
         recorded = accounted_jobs(reply.out) if reply.ok else {}
         sure = controller_answered and (reply.ok or NO_ACCOUNTING in reply.error)
         answers: dict[str, Answer] = {}
@@ -98,72 +98,68 @@ class Slurm:
             job = recorded.get(job_id)
             if job is not None and not job.live:
                 answers[job_id] = job
-            else:  # a record that says it lives counts for nothing: the controller would know, if it answers
+            else:  # a record of a live job is not used: the controller would know the job, if it answers
                 answers[job_id] = GONE if sure else UNKNOWN
         return answers
 
     def find(self, token: str) -> list[JobFacts] | None:
-        """My jobs that wait or run and have this in their name."""
-        return self._live(lambda row, facts: token in facts.name)
+        """Return this user's pending and running jobs with this text in their name."""
+        return self._live(lambda _row, facts: token in facts.name)
 
     def mine(self, queue: str) -> list[JobFacts] | None:
-        """My jobs that wait or run in a partition or with a QOS of this name."""
+        """Return this user's pending and running jobs in a partition or with a QOS of this name."""
         return self._live(lambda row, facts: queue in (facts.queue, row.qos))
 
     def _live(self, wanted: Callable[[QueueRow, JobFacts], bool]) -> list[JobFacts] | None:
-        reply = self._ask("squeue", "--noheader", "--me", f"--Format={QUEUE_FORMAT}")
+        reply = self._run("squeue", "--noheader", "--me", f"--Format={QUEUE_FORMAT}")
         if not reply.ok:
-            logger.warning("squeue: %s", reply.words)
+            logger.warning("squeue: %s", reply.message)
             return None
         rows = queue_rows(reply.out)
         return [row.facts for row in rows if row.facts and row.facts.live and wanted(row, row.facts)]
 
     def cancel(self, ids: Sequence[str]) -> list[str]:
-        """Ask for the end of these jobs."""
-        reply = self._ask("scancel", *ids) if ids else None
+        """Cancel these jobs; return those whose cancellation failed."""
+        reply = self._run("scancel", *ids) if ids else None
         if reply is None or reply.ok:
             return []
-        logger.warning("scancel: %s", reply.words)
+        logger.warning("scancel: %s", reply.message)
         return list(ids)
 
     def queue_problem(self, queue: str) -> str | None:
-        """Why a partition or QOS takes no jobs."""
-        reply = self._ask("scontrol", "--oneliner", "show", "partition", queue)
+        """Return why a partition or QOS takes no jobs; None: no known problem."""
+        reply = self._run("scontrol", "--oneliner", "show", "partition", queue)
         if reply.ok:
             return partition_problem(queue, reply.out)
         if "not found" not in reply.out + reply.error:
-            return f"Slurm does not answer: {reply.words}"
-        qos = self._ask("sacctmgr", "--noheader", "-P", "show", "qos", queue, "format=name")
+            return f"Slurm does not answer: {reply.message}"
+        qos = self._run("sacctmgr", "--noheader", "-P", "show", "qos", queue, "format=name")
         return None if qos.ok and queue in qos.out.split() else f"there is no partition or QOS {queue}"
 
     def account_problem(self, account: str) -> str | None:
-        """Whether the present user may charge an account on this cluster."""
-        cluster = re.search(r"^ClusterName\s*=\s*(\S+)", self._ask("scontrol", "show", "config").out, re.MULTILINE)
+        """Return why this user cannot charge an account on this cluster; None: they can, or it is unknown."""
+        cluster = re.search(r"^ClusterName\s*=\s*(\S+)", self._run("scontrol", "show", "config").out, re.MULTILINE)
         if not account or cluster is None:
             return None
-        who = [f"user={getpass.getuser()}", f"cluster={cluster[1]}"]
-        reply = self._ask("sacctmgr", "--noheader", "-P", "show", "assoc", *who, "format=account")
+        query = [f"user={getpass.getuser()}", f"cluster={cluster[1]}"]
+        reply = self._run("sacctmgr", "--noheader", "-P", "show", "assoc", *query, "format=account")
         accounts = sorted(set(reply.out.split())) if reply.ok else []
         if not accounts or account.lower() in accounts:  # Slurm keeps them in lower case
             return None
         return f"account {account} is not yours on {cluster[1]}; yours are: {', '.join(accounts)}"
 
-    def expected_start(self, job_id: str) -> float | None:
-        """When Slurm means to start a waiting job."""
-        reply = self._ask("squeue", "--noheader", "--start", f"--jobs={job_id}", "--format=%S")
-        return moment(reply.out.strip()) if reply.ok else None
-
 
 def queue_rows(text: str) -> list[QueueRow]:
-    """The rows of squeue in QUEUE_FORMAT."""
+    """Parse the output of squeue in QUEUE_FORMAT."""
     return [queue_row(line) for line in text.splitlines() if line.count("|") >= len(QUEUE_FIELDS)]
 
 
 def queue_row(line: str) -> QueueRow:
-    job_id, word, submitted, start, end, nodes, partition, status, reason, limit, hosts, qos, name = line.split(
+    """Parse one row of squeue in QUEUE_FORMAT."""
+    job_id, state_name, submitted, start, end, nodes, partition, status, reason, limit, hosts, qos, name = line.split(
         "|", len(QUEUE_FIELDS) - 1
     )
-    state = STATES.get(word)
+    state = STATES.get(state_name)
     if state is None:
         return QueueRow(job_id, qos, None)
     has_ended = state not in ("pending", "running")
@@ -184,14 +180,15 @@ def queue_row(line: str) -> QueueRow:
 
 
 def accounted_jobs(text: str) -> dict[str, JobFacts]:
-    """The rows of sacct in ACCOUNT_FORMAT, by job id; those in states that this version does not know are left out."""
+    """Parse the output of sacct in ACCOUNT_FORMAT, by job id; rows with unknown states are left out."""
     rows = (line.split("|", 10) for line in text.splitlines() if line.count("|") >= 10)
     return {job.job_id: job for job in accounted(rows)}
 
 
 def accounted(rows: Iterable[list[str]]) -> Iterable[JobFacts]:
-    for job_id, words, submitted, start, end, nodes, partition, status, reason, limit, name in rows:
-        state = STATES.get(words.split()[0])  # "CANCELLED by 1000"
+    """Yield the jobs of rows of sacct."""
+    for job_id, state_text, submitted, start, end, nodes, partition, status, reason, limit, name in rows:
+        state = STATES.get(state_text.split()[0])  # "CANCELLED by 1000"
         if state is None:
             continue
         code, _, signal = status.partition(":")
@@ -212,20 +209,22 @@ def accounted(rows: Iterable[list[str]]) -> Iterable[JobFacts]:
 
 
 def wait_status(status: int) -> int:
-    """The exit code in a status as wait(2) gives it."""
+    """Return the exit code of a status of wait(2)."""
     return exit_code(status >> 8, status & 0x7F)
 
 
 def exit_code(code: int, signal: int) -> int:
+    """Return the exit code as a shell gives it: 128 + N for signal N."""
     return 128 + signal if signal else code
 
 
 def moment(text: str) -> float | None:
-    """UNIX seconds; None for words such as N/A, Unknown or None."""
+    """Return UNIX seconds; None for text such as N/A, Unknown or None."""
     return float(text) if text.isdigit() else None
 
 
 def partition_problem(queue: str, line: str) -> str | None:
+    """Return why a partition takes no jobs or starts none, from a line of scontrol; None: no known problem."""
     state = re.search(r"\bState=(\S+)", line)
     problems = {
         "DOWN": f"partition {queue} is down: it takes jobs and starts none",

@@ -106,10 +106,10 @@ def test_a_batch_site_may_have_its_artifacts_carried(tmp_path: Path) -> None:
     ("changes", "told"),
     [
         ({"endpoint": None}, r"route: globus needs endpoint, .* python workflows/setup_site.py polaris$"),
-        ({"python_env": None}, "route: globus needs python_env, the folder at the site .* is not there$"),
-        ({"endpoint": "polaris"}, "endpoint: 'polaris' is no UUID such as 4b116d3c-"),
-        ({"files_endpoint": "x"}, "files_endpoint: 'x' is no UUID"),
-        ({"collection": "x"}, "collection: 'x' is no UUID"),
+        ({"python_env": None}, "route: globus needs python_env, the folder at the site .* does not exist there$"),
+        ({"endpoint": "polaris"}, "endpoint: 'polaris' is not a UUID such as 4b116d3c-"),
+        ({"files_endpoint": "x"}, "files_endpoint: 'x' is not a UUID"),
+        ({"collection": "x"}, "collection: 'x' is not a UUID"),
         ({"collection_folder": None}, "collection needs collection_folder: the folder of the site's file system"),
         ({"collection_folder": "ABC"}, "collection_folder: ABC is relative"),
         (
@@ -139,7 +139,7 @@ def test_a_workstation_needs_a_folder_and_a_collection(tmp_path: Path) -> None:
         resolved(tmp_path, "local", storage_root=None)
     with pytest.raises(SiteConfigError, match="carrier: globus needs collection, .* or set carrier to copy or shared"):
         resolved(tmp_path, "local", collection=None, collection_folder=None)
-    with pytest.raises(SiteConfigError, match="collection_folder: goes with collection"):
+    with pytest.raises(SiteConfigError, match="collection_folder: needs collection"):
         resolved(tmp_path, "local", collection=None)
 
 

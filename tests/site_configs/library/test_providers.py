@@ -13,9 +13,10 @@ from parsl.jobs.states import JobState
 from parsl.providers import PBSProProvider, SlurmProvider
 from parsl.providers.errors import SubmitException
 
-from site_configs.library.providers import PbsBlocks, SlurmBlocks, StatusAwareProvider
+from site_configs.library.providers import PbsBlocks, SlurmBlocks
 from site_configs.library.schedulers import GONE, UNKNOWN, Answer, JobFacts
 from site_configs.library.site import Block, Queue
+from site_configs.library.status_provider import StatusAwareProvider
 
 QUEUE = Queue("small", 1, 8, 7200, date(2026, 8, 19), "a guide")
 Reply = Callable[..., None]
@@ -180,7 +181,7 @@ def test_a_job_that_appears_late_is_ended_before_another_is_submitted(slurm: Any
     slurm.scheduler.named = None
     with pytest.raises(SubmitException, match="Socket timed out"):
         slurm.submit("pool", 1)
-    with pytest.raises(SubmitException, match="does not say whether this earlier job was taken"):
+    with pytest.raises(SubmitException, match="does not answer whether it accepted this earlier job"):
         slurm.submit("pool", 1)
     assert len(calls(tmp_path)) == 1
     slurm.scheduler.named = [facts("50", "pending")]

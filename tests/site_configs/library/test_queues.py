@@ -14,7 +14,7 @@ from site_configs.library.queues import (
     DAY,
     HOUR,
     QueueRefusedError,
-    Request,
+    QueueRequest,
     choose_queue,
     format_walltime,
     longest_walltime,
@@ -127,7 +127,7 @@ def test_a_refusal_tells_rule_date_source_and_the_nearest_request() -> None:
     )
     with pytest.raises(QueueRefusedError) as refused:
         choose_queue(aurora.QUEUES, 100, 2 * HOUR)
-    assert refused.value.nearest == Request(100, HOUR, "debug-scaling")
+    assert refused.value.nearest == QueueRequest(100, HOUR, "debug-scaling")
     with pytest.raises(QueueRefusedError, match="extended takes 1-64 nodes.*OLCF Frontier guide, 2026-07-22"):
         choose_queue(frontier.QUEUES, 70, 24 * HOUR, "extended")
 
@@ -135,7 +135,7 @@ def test_a_refusal_tells_rule_date_source_and_the_nearest_request() -> None:
 def test_unknown_queues_are_told() -> None:
     with pytest.raises(SiteConfigError, match="queue: 'prodd' is unknown, did you mean 'prod'"):
         choose_queue(polaris.QUEUES, 1, HOUR, "prodd")
-    with pytest.raises(SiteConfigError, match="queue: 'xyz' is unknown; there are: debug, regular"):
+    with pytest.raises(SiteConfigError, match="queue: 'xyz' is unknown; known: debug, regular"):
         longest_walltime(perlmutter.QUEUES, 1, "xyz")
 
 
@@ -168,7 +168,7 @@ def test_walltimes_that_people_write(text: object, seconds: int) -> None:
 
 @pytest.mark.parametrize("text", ["2:30", "soon", "", "0", "0s", -5, "1:99:00", "1w", None, True])
 def test_what_is_no_walltime(text: object) -> None:
-    with pytest.raises(ValueError, match="is no walltime; write 2:00:00"):
+    with pytest.raises(ValueError, match="is not a walltime; write 2:00:00"):
         parse_walltime(text)
 
 

@@ -14,7 +14,7 @@ import pytest
 from apps import site
 from apps.base.identity import Place
 from site_configs.local import site as local_site
-from workflows.dataflow.block_events import GONE, BlockEvents, facts_of
+from workflows.dataflow.block_events import DRIVER_ENDED, BlockEvents, facts_of
 from workflows.dataflow.replay import Clock
 from workflows.records.journal import Journal
 from workflows.strategies.base import BlockEnded, BlockStarted, Event, SiteFacts, SiteFailed
@@ -148,7 +148,7 @@ def test_the_past_is_replayed_without_doing_anything(world: World) -> None:
     world.blocks.request("b", 3.0)
     assert world.kernel.asked == []
     world.now_s = 10.0
-    assert world.blocks.go_live() == [BlockEnded(10.0, "a", GONE)]
+    assert world.blocks.go_live() == [BlockEnded(10.0, "a", DRIVER_ENDED)]
     assert world.kernel.asked == ["b"]  # what was not answered is asked for again
     assert world.answer("b", left_s=100.0) == BlockStarted(10.0, "b", 7.0, 110.0)
 

@@ -103,8 +103,8 @@ def test_without_the_quorum_nothing_begins_and_a_resume_does(run: RunDirectory) 
     with pytest.raises(CrossfedError) as raised:
         drive(run, at_first(LOST, 9))
     assert str(raised.value) == (
-        "site site02: its endpoint has lost its workers; 2 of 3 sites are there and 3 are needed. "
-        "Resume when it is there again"
+        "site site02: its endpoint has lost its workers; 2 of 3 sites are available and 3 are needed. "
+        "Resume when it is available again"
     )
     assert trained(run) == [] and not list(run.journal.events("strategy_event"))
     assert drive(run, lambda site: None) is None
@@ -140,7 +140,7 @@ def test_a_mistake_counts_more_than_a_loss(run: RunDirectory) -> None:
 def test_a_strategy_without_rounds_takes_whoever_comes(run: RunDirectory) -> None:
     assert drive(run, at_first(LOST, 1), name="fedasync") is None
     lost = {"site00", "site01", "site02"}
-    with pytest.raises(CrossfedError, match="0 of 3 sites are there and 1 are needed"):
+    with pytest.raises(CrossfedError, match="0 of 3 sites are available and 1 are needed"):
         fresh = open_new(
             run.path.parent / "again", trainer.campaign_of(3, ROUNDS), run.path / "campaign.yaml", [], None
         )

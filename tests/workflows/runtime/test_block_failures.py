@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from parsl.jobs.states import JobState, JobStatus
 
-from site_configs.library.providers import NotSubmitted
+from site_configs.library.status_provider import NotSubmitted
 from workflows.records.failed_blocks import BlockFailure
 from workflows.runtime.block_failures import (
     FIRST_WAIT_S,

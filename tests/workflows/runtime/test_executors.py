@@ -27,11 +27,11 @@ from parsl.jobs.states import JobState, JobStatus
 from parsl.launchers.base import Launcher
 
 from apps.base.errors import CrossfedError, UserMistake
-from site_configs.library import providers
+from site_configs.library import status_provider
 from site_configs.library.machine import block_provider
-from site_configs.library.providers import SETTLE_S
 from site_configs.library.schedulers import GONE
 from site_configs.library.site import Block, Queue, Site
+from site_configs.library.status_provider import SETTLE_S
 from site_configs.local import site as local_site
 from workflows.planning.labels import LONGEST_DRAIN_S
 from workflows.records.failed_blocks import BlockFailure
@@ -240,7 +240,7 @@ def test_a_job_that_the_scheduler_does_not_show_yet_has_not_ended(
     assert provider.status([job_id])[0].state is JobState.PENDING
     clock = Clock()
     clock.now = time.monotonic() + SETTLE_S
-    monkeypatch.setattr(providers, "time", clock)
+    monkeypatch.setattr(status_provider, "time", clock)
     assert provider.status([job_id])[0].state is JobState.COMPLETED
 
 

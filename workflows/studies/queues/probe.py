@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import itertools
 import logging
 import sys
@@ -120,11 +119,11 @@ def site_settings(texts: Sequence[str], sites: Sequence[str]) -> dict[str, dict[
 
 
 def _probe_of(name: str, config: str, settings: dict[str, Any], shape: tuple[int, int], stamp: Path) -> Probe:
-    from site_configs.library.resolve import SiteConfigError, resolve_site, site_function
+    from site_configs.library.resolve import SiteConfigError, resolve_site, takes
 
     nodes, walltime_s = shape
     try:
-        if not {"nodes", "walltime"} <= set(inspect.signature(site_function(config)).parameters):
+        if not (takes(config, "nodes") and takes(config, "walltime")):
             raise SiteConfigError(f"{config} takes no nodes and walltime: there is no queue to probe")
         site = resolve_site(name, config, stamp.parent, settings | {"nodes": nodes, "walltime": walltime_s})
     except SiteConfigError as error:

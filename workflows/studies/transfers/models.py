@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from apps.artifacts.store import DTYPES, Artifact, layout, write_artifact
 from apps.base.errors import UserMistake
+from data.names import did_you_mean
 
 # the reference paper's range (arXiv 2603.19544, Figure 4: OPT-125m to Llama-2-13b, five models)
 DEFAULT = ("opt-125m", "opt-350m", "opt-1.3b", "llama-2-7b", "llama-2-13b")
@@ -68,9 +68,8 @@ def model_of(text: str) -> StudyModel:
         return StudyModel(own[1], "", own_shapes(int(own[2])))
     if text.lower() in SOURCES:
         return StudyModel(text.lower(), SOURCES[text.lower()], hub_shapes(SOURCES[text.lower()]))
-    close = difflib.get_close_matches(text.lower(), SOURCES, 1)
-    hint = f"did you mean {close[0]!r}" if close else f"there are {', '.join(SOURCES)}"
-    raise UserMistake(f"--models: unknown model {text!r}; {hint}, or write NAME=PARAMETERS")
+    hint = did_you_mean(text.lower(), SOURCES)
+    raise UserMistake(f"--models: unknown model {text!r}{hint}; or write NAME=PARAMETERS")
 
 
 def own_shapes(parameters: int) -> Shapes:

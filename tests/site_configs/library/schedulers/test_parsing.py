@@ -159,7 +159,7 @@ def test_a_slow_or_missing_command_is_no_answer(recorded: Recorder, tmp_path: Pa
     assert Slurm(environment, limit_s=0.2).find("x") is None
     assert Slurm(environment, limit_s=0.2).jobs(["1"]) == {"1": UNKNOWN}
     reply = ask(["nosuchcommand"], environment)
-    assert reply.code is None and reply.words == "nosuchcommand cannot be run: No such file or directory"
+    assert reply.code is None and reply.message == "nosuchcommand cannot be run: No such file or directory"
 
 
 def test_a_cancellation_that_was_not_taken_is_told(recorded: Recorder) -> None:
@@ -265,10 +265,4 @@ def test_jobs_of_a_routing_queue_are_in_its_destinations(recorded: Recorder) -> 
     both = json.dumps({"Queue": queue, "Jobs": {"7.pbs-01": live}})
     pbs = Pbs(recorded(qselect=("7.pbs-01\n", "", 0), qstat=(both, "", 0)))
     assert [job.job_id for job in pbs.mine("prod") or ()] == ["7.pbs-01"]
-    assert pbs.mine("debug") == [] and pbs.queue_problem("prod") is None
-
-
-def test_an_estimated_start_is_told(recorded: Recorder) -> None:
-    waiting = {**PBS_JOB, "job_state": "Q", "estimated": {"start_time": "Sat Dec  3 20:30:00 2022"}}
-    pbs = Pbs(recorded(qstat=(pbs_answer(("7.pbs-01", waiting)), "", 0)))
-    assert pbs.expected_start("7.pbs-01") == STARTED and pbs.account_problem("any") is None
+    assert pbs.mine("debug") == [] and pbs.queue_problem("prod") is None and pbs.account_problem("any") is None

@@ -103,7 +103,7 @@ def test_a_lost_submission_is_found_by_its_token(slurm_site: SlurmCluster) -> No
     assert slurm.mine("debug") == [] == slurm.find("nosuchtoken")
 
 
-def test_queues_accounts_and_expected_starts(slurm_site: SlurmCluster) -> None:
+def test_problems_of_queues_and_accounts(slurm_site: SlurmCluster) -> None:
     slurm = Slurm(slurm_site.environment)
     assert slurm.queue_problem("debug") is None and slurm.queue_problem("short") is None
     assert slurm.queue_problem("nosuch") == "there is no partition or QOS nosuch"
@@ -115,20 +115,6 @@ def test_queues_accounts_and_expected_starts(slurm_site: SlurmCluster) -> None:
         assert slurm.queue_problem("regular") == "partition regular is draining: it takes no jobs"
     finally:
         slurm_site.set_partition("regular", "up")
-
-
-def test_the_expected_start_of_a_waiting_job(slurm_site: SlurmCluster) -> None:
-    slurm = Slurm(slurm_site.environment)
-    whole = ("--partition=regular", "--nodes=4", "--exclusive", "--time=10")
-    first = slurm_site.submit("sleep 60", *whole)
-    slurm_site.wait_for_state(first, "RUNNING")
-    second = slurm_site.submit("true", *whole)
-    started = facts(slurm_site, first).started
-    assert started is not None
-    wait_until("an expected start", lambda: slurm.expected_start(second) is not None)
-    expected = slurm.expected_start(second)
-    assert expected is not None and expected >= started + 600
-    assert slurm.expected_start("999999") is None
 
 
 def test_sacct_tells_of_jobs_while_the_controller_is_down(slurm_site: SlurmCluster) -> None:
