@@ -64,7 +64,7 @@ def test_training_in_pieces_is_the_same_to_the_bit(case, tmp_path, limits):
     site, changes = new_site(tmp_path / "pieces", HARD[case])
     limits.extend([2, 3])
     for done in (2, 5):
-        with pytest.raises(Unfinished, match=rf"site aurora, round 1: .*{done} of {STEPS} steps.*next block goes on"):
+        with pytest.raises(Unfinished, match=rf"site aurora, round 1: .*{done} of {STEPS} steps.*next block continues"):
             site.train(**changes)
         assert site.saved_steps() == [done]
     found = site.train(**changes)
