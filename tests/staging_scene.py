@@ -49,14 +49,14 @@ class Scene:
         self.stagings: list[GlobusStaging] = []
         self.model = {"artifact": make_artifact(self.run.store, os.urandom(MIB)), "frozen": "abc"}
 
-    def staging(self, patience: Backoff = QUICK, **settings: Any) -> GlobusStaging:
+    def staging(self, backoff: Backoff = QUICK, **settings: Any) -> GlobusStaging:
         """Another driver on the same run."""
         for staging in self.stagings:
             staging.close()
             staging.journal.close()
         settings.setdefault("make_client", partial(transfer_client, globus_app()))
         journal = Journal(self.run.path / "journal.jsonl")
-        staging = GlobusStaging(journal, server=self.run.server, sites=self.run.sites, patience=patience, **settings)
+        staging = GlobusStaging(journal, server=self.run.server, sites=self.run.sites, backoff=backoff, **settings)
         self.stagings.append(staging)
         return staging
 

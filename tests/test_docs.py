@@ -36,6 +36,7 @@ TOPS = ("workflows", "apps", "site_configs", "data", "tests", "docs", ".ci")
 BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 CODE = re.compile(r"`([^`\n]+)`")
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"COLUMNS": "200"}
 HARMLESS = ("--check", "--dry-run", "--help")
 by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
 
@@ -87,7 +88,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             cwd=folder,
             capture_output=True,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(PROJECT), "COLUMNS": "200"},
+            env=ENVIRONMENT,
         )
         return (done.stdout + done.stderr).replace(f"{PROJECT}/", "").replace(f"{folder}/", "")
 
@@ -115,10 +116,8 @@ def pattern_of(shown: str) -> re.Pattern[str]:
 @cache
 def options_of(script: Path) -> set[str]:
     """Return the options of a script, read from its ``--help``."""
-    done = subprocess.run(
-        [sys.executable, script, "--help"], cwd=PROJECT, capture_output=True, text=True, check=True,
-        env={**os.environ, "PYTHONPATH": str(PROJECT)},
-    )  # fmt: skip
+    arguments = [sys.executable, script, "--help"]
+    done = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, text=True, check=True)
     return set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", done.stdout))
 
 
@@ -203,7 +202,7 @@ def messages() -> str:
 def test_the_messages_in_the_table_of_troubles_are_those_of_the_source() -> None:
     rows = re.findall(r"^\| `(.+?)`", (PROJECT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
     assert len(rows) > 15
-    example = r"\.\.\.|: |\S*(?:polaris|frontier|runs/|login|hsn0|offline|\d)\S*|artifact's"
+    example = r"\.\.\.|: |\S*(?:polaris|frontier|runs/|login|hsn0|offline|'data'|\d)\S*|artifact's"
     for row in rows:
         fixed = [part.strip(" !:;,()'") for part in re.split(example, row)]
         assert any(len(part) >= 9 and part in messages() for part in fixed), row

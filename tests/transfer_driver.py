@@ -76,7 +76,7 @@ def main() -> None:
         lambda ids: transfer_client(app, ids),
         Collection(server_id, Path(server_folder)),
         {"polaris": site},
-        patience=QUICK,
+        backoff=QUICK,
     )
     staging.send(place(), {"artifact": json.loads(text)}, f"{run}/artifacts", f"{root}/artifacts", 1)
 

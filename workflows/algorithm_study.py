@@ -1,10 +1,10 @@
-"""Compare strategies in a virtual machine room: many seeds, real training, tables and pictures.
+"""Compare strategies at simulated facilities: many seeds, real training, tables and figures.
 
 python workflows/algorithm_study.py [--scenario calm|lognormal|bursty|replay] [--trace FILE.swf[.gz]] [--seeds N]
     [--sites N] [--strategies A,B] [--alpha DIRICHLET] [--budget-s S] [--target LOSS]
     [--problem digits|tasks] [--out DIR]
 
-What is done is kept in OUT/done, so that an interrupted study goes on, and a repeated one is read back.
+Finished campaigns are kept in OUT/done, so that an interrupted study continues and a repeated one is read back.
 """
 
 from __future__ import annotations
@@ -23,24 +23,39 @@ if __name__ == "__main__":  # before the first import of ours: the project root 
 
     put_project_first()
 
+from apps.base.errors import UserMistake
+from workflows.console.command import EXIT_CODES, carry_out, leave, positive, say
+from workflows.console.options import positive_number
+from workflows.console.paths import short
 from workflows.console.units import plural
+from workflows.records.queue_history import history_path
+from workflows.reporting.figure_style import save
+from workflows.studies.simulation import study_figures as figures
+from workflows.studies.simulation.queue_check import LEAST_IN_CELL, QueueCheck, check_queue, paint_queue_check
+from workflows.studies.simulation.runs import PROBLEMS, StudyRun, cached_result, code_sha256
+from workflows.studies.simulation.scenarios import SCENARIOS, jobs_of
+from workflows.studies.simulation.study_strategies import ABLATIONS, CONTESTANTS, KNOWN, OURS, PUBLISHED, setting_of
+from workflows.studies.simulation.study_tables import (
+    COMPARISON_COLUMNS,
+    SUMMARY_COLUMNS,
+    comparison_rows,
+    summary_rows,
+    write_tables,
+)
+from workflows.studies.simulation.trace import is_history, read_trace
+from workflows.studies.tables import terminal_table, write_csv
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from workflows.studies.simulation.queue_check import QueueCheck
-    from workflows.studies.simulation.runs import StudyRun
-
 BUDGETS_S = {"calm": 21_600.0, "lognormal": 86_400.0, "bursty": 216_000.0, "replay": 216_000.0}  # 6, 24, 60 hours
 TARGET = 0.5  # nats; a guess among ten classes has 2.3
 LOG_WIDTH = 160  # of tables that do not go to a terminal
-PROBLEMS = ("digits", "tasks")
-SCENARIOS = ("calm", "lognormal", "bursty", "replay")
 
 
 @dataclass(frozen=True)
 class AlgorithmStudy:
-    """What is compared, and where the results go."""
+    """The campaigns to compare, and the folder of the results."""
 
     runs: tuple[StudyRun, ...]
     target: float
@@ -49,65 +64,47 @@ class AlgorithmStudy:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    from workflows.console.command import EXIT_CODES, positive
-
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="algorithm_study.py", description="Compare federated algorithms under batch queues.", epilog=EXIT_CODES
     )
     add = parser.add_argument
-    add("--scenario", choices=SCENARIOS, default="bursty", help="the queues (bursty)")
-    add("--trace", type=Path, metavar="FILE.swf[.gz]", help="what replay replays; 'history': your own blocks")
+    add("--scenario", choices=SCENARIOS, default="bursty", help="queue scenario (bursty)")
+    add("--trace", type=Path, metavar="FILE.swf[.gz]", help="trace for replay; 'history': your own blocks")
     add("--seeds", type=positive, default=20, metavar="N", help="campaigns of each strategy (20)")
     add("--sites", type=positive, default=4, metavar="N", help="facilities (4)")
     add("--strategies", metavar="A,B", help="names (all), 'ablation', or 'published'")
-    add("--alpha", type=_above_zero, default=0.1, metavar="DIRICHLET", help="evenness of the classes over sites (0.1)")
+    add("--alpha", type=positive_number, default=0.1, metavar="DIRICHLET", help="evenness of classes over sites (0.1)")
     budgets = ", ".join(f"{name} {budget_s:.0f}" for name, budget_s in BUDGETS_S.items())
-    add("--budget-s", type=_above_zero, metavar="S", help=f"virtual seconds ({budgets})")
-    add("--target", type=_above_zero, default=TARGET, metavar="LOSS", help=f"for the time to target ({TARGET})")
+    add("--budget-s", type=positive_number, metavar="S", help=f"virtual seconds ({budgets})")
+    add("--target", type=positive_number, default=TARGET, metavar="LOSS", help=f"for the time to target ({TARGET})")
     add("--problem", choices=PROBLEMS, default="digits", help="digits, or the 14 chemistry tasks: hours (digits)")
-    add("--first-seed", type=int, default=0, metavar="N", help="the seeds count from here (0)")
-    add("--out", type=Path, default=Path("runs/study"), metavar="DIR", help="where all goes (runs/study)")
+    add("--first-seed", type=int, default=0, metavar="N", help="first seed (0)")
+    add("--out", type=Path, default=Path("runs/study"), metavar="DIR", help="folder of the results (runs/study)")
     add("--workers", type=positive, default=None, metavar="N", help="processes (one for each core)")
     return parser.parse_args(arguments)
 
 
-def _above_zero(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above zero")
-    return value
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    from workflows.console.command import carry_out
-
+    """Run the command and return its exit code."""
     options = parse(arguments)
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = "1"  # the arrays are small: threads would only get in each other's way
-    return carry_out(lambda: carry_through(options))
+        os.environ[name] = "1"  # the arrays are small: more threads would only slow each other down
+    return carry_out(lambda: run_study(options))
 
 
-def carry_through(options: argparse.Namespace) -> None:
-    """The study from request to report."""
+def run_study(options: argparse.Namespace) -> None:
+    """Plan the study, run the campaigns that are missing, and write the report."""
     study = plan(options)
-    results = results_of(study, options.workers or os.cpu_count() or 1)
-    write_report(study, results)
+    write_report(study, results_of(study, options.workers or os.cpu_count() or 1))
 
 
 def plan(options: argparse.Namespace) -> AlgorithmStudy:
-    """All campaigns, the seeds outermost, so that an early look shows every strategy.
+    """Return all campaigns, ordered by seed first, so that an early look shows every strategy.
 
     Raises:
         UserMistake: an unknown strategy, or a trace that is missing or unreadable.
     """
-    from workflows.records.queue_history import history_path
-    from workflows.studies.simulation.runs import StudyRun
-    from workflows.studies.simulation.scenarios import jobs_of
-    from workflows.studies.simulation.study_strategies import setting_of
-
     options.trace = history_path() if options.trace == Path("history") else options.trace
     jobs_of(options.scenario, options.trace)
     trace = str(options.trace) if options.scenario == "replay" else None
@@ -124,10 +121,7 @@ def plan(options: argparse.Namespace) -> AlgorithmStudy:
 
 
 def chosen(text: str | None) -> list[str]:
-    """The strategies that were asked for; raises UserMistake for an unknown one."""
-    from apps.base.errors import UserMistake
-    from workflows.studies.simulation.study_strategies import ABLATIONS, CONTESTANTS, KNOWN, OURS, PUBLISHED
-
+    """Return the strategies of ``--strategies``; raises UserMistake for an unknown one."""
     groups = {"ablation": [OURS, *ABLATIONS], "published": list(PUBLISHED)}
     if text in groups:
         return groups[text]
@@ -135,27 +129,25 @@ def chosen(text: str | None) -> list[str]:
     unknown = [name for name in names if name not in KNOWN]
     if unknown or not names:
         raise UserMistake(
-            f"--strategies: there is no {', '.join(unknown) or 'strategy'}",
-            remedy=f"Choose of {', '.join(CONTESTANTS)}",
+            f"--strategies: unknown strategy {', '.join(unknown)}" if unknown else "--strategies: no strategy given",
+            remedy=f"Choose from {', '.join(CONTESTANTS)}",
         )
     return list(names)
 
 
 def results_of(study: AlgorithmStudy, workers: int) -> list[dict[str, Any]]:
-    """All results, with a bar that shows how far it is."""
+    """Return all results, with a progress bar while campaigns run."""
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from workflows.studies.simulation.runs import code_sha256, played
 
     folder, code = study.out / "done", code_sha256()
     folder.mkdir(parents=True, exist_ok=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress, ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         bar = progress.add_task("campaigns", total=len(study.runs))
-        futures = [pool.submit(played, run, str(folder), code) for run in study.runs]
+        futures = [pool.submit(cached_result, run, str(folder), code) for run in study.runs]
         for future in futures:
             future.add_done_callback(lambda _: progress.advance(bar))
         try:
@@ -166,26 +158,14 @@ def results_of(study: AlgorithmStudy, workers: int) -> list[dict[str, Any]]:
 
 
 def write_report(study: AlgorithmStudy, results: Sequence[dict[str, Any]]) -> None:
-    """Tables, pictures, and the words for the terminal."""
+    """Write the tables and figures, and print the summary."""
     from rich.console import Console
-
-    from workflows.console.command import say
-    from workflows.console.paths import short
-    from workflows.studies.simulation.study_strategies import OURS
-    from workflows.studies.simulation.study_tables import (
-        COMPARISON_COLUMNS,
-        SUMMARY_COLUMNS,
-        comparison_rows,
-        summary_rows,
-        write_rows,
-        write_tables,
-    )
 
     write_tables(study.out, results, study.target)
     console = Console(highlight=False)
     console.width = console.width if console.is_terminal else max(console.width, LOG_WIDTH)
     summary = summary_rows(results, study.target)
-    write_rows(study.out / "summary.csv", SUMMARY_COLUMNS, summary)
+    write_csv(study.out / "summary.csv", SUMMARY_COLUMNS, summary)
     run = study.runs[0]
     seeds = len({r.seed for r in study.runs})
     size = f"{plural(run.sites, 'site')}, {plural(seeds, 'seed')}"
@@ -194,28 +174,18 @@ def write_report(study: AlgorithmStudy, results: Sequence[dict[str, Any]]) -> No
     names = {r.strategy for r in study.runs}
     if OURS in names and len(names) > 1:
         compared = comparison_rows(results, study.target, OURS)
-        write_rows(study.out / "comparison.csv", COMPARISON_COLUMNS, compared)
+        write_csv(study.out / "comparison.csv", COMPARISON_COLUMNS, compared)
         console.print(table(f"{OURS} against each, seed by seed", COMPARISON_COLUMNS, compared))
     say(f"Tables and pictures are in {short(study.out)}: {', '.join(draw(study, results))}")
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    from rich.table import Table
-
-    shown = Table(title=title)
-    for number, column in enumerate(columns):
-        shown.add_column(column, justify="right" if number else "left", overflow="fold")
-    for row in rows:
-        shown.add_row(*row)
-    return shown
+    """Return a table for the terminal whose long cells are folded."""
+    return terminal_table(title, columns[:1], columns[1:], [((), rows)], overflow="fold")
 
 
 def draw(study: AlgorithmStudy, results: Sequence[dict[str, Any]]) -> list[str]:
-    """The pictures; answers with their names."""
-    from workflows.reporting.figure_style import save
-    from workflows.studies.simulation import study_figures as figures
-    from workflows.studies.simulation.queue_check import paint_queue_check
-
+    """Draw the figures and return the names of their files."""
     pictures: dict[str, tuple[Any, ...]] = {
         "loss.png": (figures.paint_curves, results, study.target),
         "site_losses.png": (figures.paint_panels, results),
@@ -233,11 +203,7 @@ def draw(study: AlgorithmStudy, results: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def queue_check(trace: Path) -> QueueCheck | None:
-    """The model of waits against a trace; None for a history too short to fit one to."""
-    from workflows.studies.simulation.queue_check import LEAST_IN_CELL, check_queue
-    from workflows.studies.simulation.scenarios import jobs_of
-    from workflows.studies.simulation.trace import is_history, read_trace
-
+    """Compare the queue model with a trace; None if a history is too short to fit a model to it."""
     machines = jobs_of("replay", trace)
     most = max(machines, key=len)
     if len(most) < LEAST_IN_CELL:
@@ -246,6 +212,4 @@ def queue_check(trace: Path) -> QueueCheck | None:
 
 
 if __name__ == "__main__":
-    from workflows.console.command import leave
-
     leave(main())

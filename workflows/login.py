@@ -1,4 +1,4 @@
-"""Log in at Globus once, so that campaigns that run for days never have to ask.
+"""Log in at Globus once, so that campaigns that run for days never need a prompt.
 
 python workflows/login.py [--collection UUID]... [--campaign CAMPAIGN.yaml] [--status] [--logout]
 """
@@ -19,18 +19,22 @@ if __name__ == "__main__":  # before the first import of ours: the project root 
 
     put_project_first()
 
+from apps.base.errors import CrossfedError, UserMistake
+from site_configs.library.resolve import SiteConfigError, resolve_site
 from workflows.console.command import EXIT_CODES, carry_out, say
+from workflows.planning.campaign import machine_settings
+from workflows.planning.campaign_file import read_yaml
 
 if TYPE_CHECKING:
     from globus_sdk import GlobusApp
     from globus_sdk.login_flows import CommandLineLoginFlowManager
 
-WORDS = """Logs in for Globus Compute and Globus Transfer, with tokens that renew themselves, and asks for the consents
-that the collections of a campaign need. Opens no browser: shows an address to open anywhere, and asks for the
-code that is shown there.
+EPILOG = """Logs in for Globus Compute and Globus Transfer, with tokens that are renewed automatically, and requests the
+consents that the collections of a campaign need. Opens no browser: shows an address to open anywhere, and asks for
+the code that is shown there.
 
-A service account needs no login: set GLOBUS_COMPUTE_CLIENT_ID and GLOBUS_COMPUTE_CLIENT_SECRET, and see
-with --status whether Globus takes it.
+A service account needs no login: set GLOBUS_COMPUTE_CLIENT_ID and GLOBUS_COMPUTE_CLIENT_SECRET, and check
+with --status that Globus accepts it.
 
 """
 
@@ -38,8 +42,8 @@ with --status whether Globus takes it.
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="login.py",
-        description="Log in at Globus, or see who is logged in.",
-        epilog=WORDS + EXIT_CODES,
+        description="Log in at Globus, or show the status of the login.",
+        epilog=EPILOG + EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -49,11 +53,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=[],
         dest="collections",
         metavar="UUID",
-        help="ask for the consents that this collection needs; repeatable",
+        help="request the consents that this collection needs; repeatable",
     )
     parser.add_argument("--campaign", type=Path, metavar="CAMPAIGN.yaml", help="the same for all its collections")
-    parser.add_argument("--status", action="store_true", help="say who is logged in and what is missing; ask nothing")
-    parser.add_argument("--logout", action="store_true", help="take back and forget all tokens")
+    parser.add_argument("--status", action="store_true", help="show the identity and what is missing; no prompt")
+    parser.add_argument("--logout", action="store_true", help="revoke and delete all tokens")
     parser.add_argument("-v", "--verbose", action="store_true", help="show the log")
     return parser.parse_args(arguments)
 
@@ -66,12 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def work(options: argparse.Namespace) -> None:
-    """Log in, out, or neither, and say how things stand.
+    """Log in, out, or neither, and print the status.
 
     Raises:
-        UserMistake: something is missing, or there is nobody to ask.
+        UserMistake: contradictory options, or no terminal for the login.
+        CrossfedError: a login or a consent is missing.
     """
-    from apps.base.errors import CrossfedError, UserMistake
     from workflows.checks.login_status import login_status
     from workflows.globus.identity import globus_app
 
@@ -89,21 +93,21 @@ def work(options: argparse.Namespace) -> None:
         fine = fine and problem is None
         say(f"ok       {what}" if problem is None else f"MISSING  {what}: {problem}")
     if not fine:
-        raise CrossfedError("Not all is there")
+        raise CrossfedError("A login or a consent is missing, see above")
 
 
 def log_in(collections: Sequence[str]) -> GlobusApp:
-    """Ask a person for whatever is missing.
+    """Prompt for the logins and consents that are missing.
 
-    What a collection needs can only be asked by somebody who is logged in: the first login may be two.
+    Reading what a collection needs takes a login: the first time there may be two prompts.
 
     Raises:
-        UserMistake: there is no terminal to ask at.
+        UserMistake: there is no terminal.
     """
     from workflows.checks.login_status import identity_text, require_collections, require_services
     from workflows.globus.identity import LoginNeeded, ServiceAccountApp, globus_app
 
-    app = globus_app(asker())
+    app = globus_app(terminal_login())
     if isinstance(app, ServiceAccountApp):
         return app
     require_services(app, names=True)
@@ -111,7 +115,7 @@ def log_in(collections: Sequence[str]) -> GlobusApp:
     try:
         identity_text(app)
         require_collections(app, collections)
-    except LoginNeeded:  # what is held was taken back, or has lapsed
+    except LoginNeeded:  # the stored tokens were revoked or have expired
         app.login(force=True)
         require_collections(app, collections)
     app.login()
@@ -124,29 +128,24 @@ def log_out() -> None:
 
     app = globus_app()
     if isinstance(app, ServiceAccountApp):
-        say("A service account keeps its tokens in memory: there is nothing to forget. Unset its secret.")
+        say("A service account keeps its tokens in memory: there is nothing to delete. Unset its secret.")
         return
     require_services(app)
     held = app.token_storage.token_storage.get_token_data_by_resource_server()
     app.logout(sweep=True)
-    say("Logged out: all tokens are taken back and forgotten" if held else "Nobody was logged in")
+    say("Logged out: all tokens are revoked and deleted" if held else "There was no login")
 
 
-def asker() -> type[CommandLineLoginFlowManager]:
-    """What asks a person at the terminal.
-
-    It only looks for the terminal when it has something to ask: where nothing is missing, none is needed.
-    """
+def terminal_login() -> type[CommandLineLoginFlowManager]:
+    """Return the login flow for a terminal; the terminal is needed only if something is missing."""
     from globus_sdk.login_flows import CommandLineLoginFlowManager
 
-    from apps.base.errors import UserMistake
-
-    class AtTheTerminal(CommandLineLoginFlowManager):
+    class TerminalLogin(CommandLineLoginFlowManager):
         def print_authorize_url(self, authorize_url: str) -> None:
             if not sys.stdin.isatty():
                 raise UserMistake(
-                    "there is no terminal to ask for the code of a login",
-                    remedy="Start this command in one, or use a service account (see --help)",
+                    "a login needs a terminal for its code",
+                    remedy="Run this command in a terminal, or use a service account (see --help)",
                 )
             say(f"Open this address in a browser on any machine, and log in:\n\n{authorize_url}\n")
 
@@ -155,25 +154,21 @@ def asker() -> type[CommandLineLoginFlowManager]:
             with self._handle_input_errors():
                 return input().strip()
 
-    return AtTheTerminal
+    return TerminalLogin
 
 
 def collections_of(campaign: Path) -> list[str]:
-    """The collections that a campaign names: the driver's own, and those of its sites.
+    """Return the collections that a campaign names: the driver's own, and those of its sites.
 
     Raises:
-        UserMistake: no such file, or a site that cannot be made.
+        UserMistake: no such file, or a site with invalid settings.
     """
-    from apps.base.errors import UserMistake
-    from site_configs.library.resolve import SiteConfigError, resolve_site
-    from workflows.planning.campaign_file import read_yaml
-
     raw = read_yaml(campaign)
     found = [str((raw.get("globus") or {}).get("collection") or "")]
     for name, entry in (raw.get("sites") or {}).items():
-        settings = {key: value for key, value in (entry or {}).items() if key not in ("config", "tasks", "data")}
+        config = (entry or {}).get("config") or name
         try:
-            site = resolve_site(name, (entry or {}).get("config") or name, Path("runs") / "login", settings)
+            site = resolve_site(name, config, Path("runs") / "login", machine_settings(entry))
         except SiteConfigError as error:
             raise UserMistake(f"{campaign}: sites.{name}: {error}") from None
         if site.collection and site.carrier == "globus":

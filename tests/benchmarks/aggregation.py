@@ -1,4 +1,4 @@
-"""Aggregation measured against the two plain ways of doing it in one process.
+"""Compare aggregation with the simple ways of doing it in one process.
 
     python tests/benchmarks/aggregation.py [--repetitions 5] [--scale 1.0] [--folder FOLDER]
 
@@ -8,9 +8,9 @@ hashed   as running, then the SHA-256 of the result, which our promises need as 
 stack    load_file of all updates, stack, mean, save_file
 
 Each measurement is a process of its own with one thread. CPU seconds are user and system time without start and
-imports. Memory is by how much the process grew at its peak (resident pages, those of mapped files too). Runs of a
+imports. Memory is the growth of the process at its peak (resident pages, those of mapped files too). Runs of a
 repetition follow one another directly; ratios are formed within a repetition, so that a change in the machine's
-load meets both of a pair.
+load affects both of a pair.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SHARES = (0.30, *[0.06] * 11, 0.04)  # of the parameters: an embedding, equal ma
 
 
 def write_updates(folder: Path, sites: int, parameters: int, dtype: str) -> None:
-    """One file a site; contents differ by a factor only, which costs nothing to make."""
+    """Write one file for each site; contents differ by a factor only, which costs little to make."""
     import torch
 
     from apps.artifacts.store import save_tensors
@@ -53,7 +53,7 @@ def ours(paths: Sequence[Path], out: Path) -> None:
 
 
 def running(paths: Sequence[Path], out: Path) -> None:
-    """In float32, as ours: a sum in bfloat16 itself would lose most of its digits."""
+    """Sum in float32, as ours does: a sum in bfloat16 itself would lose most of its digits."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -88,7 +88,7 @@ def stack(paths: Sequence[Path], out: Path) -> None:
 
 
 def measure(method: str, folder: Path) -> dict[str, float]:
-    """CPU seconds, wall seconds and growth of memory (bytes) of one aggregation in this process."""
+    """Return CPU seconds, wall seconds and growth of memory (bytes) of one aggregation in this process."""
     import safetensors.torch  # noqa: F401
     import torch
 
@@ -114,7 +114,7 @@ def measure(method: str, folder: Path) -> dict[str, float]:
 
 
 def forget_peak() -> None:
-    """Start the kernel's record of this process's peak anew: imports have one of their own."""
+    """Reset the kernel's record of this process's peak: imports have one of their own."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -134,7 +134,7 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
 
 
 def run_case(root: Path, sites: int, parameters: int, dtype: str, repetitions: int) -> None:
-    """Measure one case and print its table; files are there only meanwhile."""
+    """Measure one case and print its table; its files are deleted afterwards."""
     with tempfile.TemporaryDirectory(dir=root) as name:
         folder = Path(name)
         write_updates(folder, sites, parameters, dtype)

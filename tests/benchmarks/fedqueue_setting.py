@@ -1,11 +1,11 @@
-"""FedQueue in its own log-normal setting: four sites, every order a job of its own, waits of seconds.
+"""FedQueue in its own log-normal setting: four sites, every request a job of its own, waits of seconds.
 
 python tests/benchmarks/fedqueue_setting.py [--seeds 10] [--alpha 0.5] [--target 0.5]
 
 T 10 s, theta 2 s, harmonic staleness 0.5, 20 warm steps, mean wait 0.9 s (arXiv 2605.02125 and its code); a step takes
 0.25 s, or up to three times that at slow sites; the digits and plain SGD stand for MNIST and Adam. The other four
-algorithms give as many steps as FedQueue's first order does (20), or as its window has room for (28). Shown: median
-seconds to the target loss, and the last loss after 500 s.
+algorithms request as many steps as FedQueue's first request has (20), or as its window has room for (28). Shown:
+median seconds to the target loss, and the last loss after 500 s.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ CONTESTANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def played(section: dict[str, Any], steps: int, slowest: float, sigma: float, mean_s: float, options: Any) -> list[Any]:
-    """One campaign a seed."""
+def results_of(
+    section: dict[str, Any], steps: int, slowest: float, sigma: float, mean_s: float, options: Any
+) -> list[Any]:
+    """Return the result of one campaign for each seed."""
     from pydantic import TypeAdapter
 
     from workflows.strategies import AnySection
@@ -41,7 +43,7 @@ def played(section: dict[str, Any], steps: int, slowest: float, sigma: float, me
 
     found = []
     for seed in range(options.first_seed, options.first_seed + options.seeds):
-        room = tuple(
+        facilities = tuple(
             Facility(
                 f"site{k + 1}",
                 0.25 * slowest ** (k / 3),
@@ -56,7 +58,7 @@ def played(section: dict[str, Any], steps: int, slowest: float, sigma: float, me
         strategy = TypeAdapter(AnySection).validate_python(section).strategy(10**9, steps)
         waits = LogNormalWaits(seed, (mean_s,) * 4, sigma)
         problem = Digits(4, options.alpha, seed, nbytes=0.0)
-        found.append(VirtualEngine(strategy, room, waits, problem, seed).run(BUDGET_S))
+        found.append(VirtualEngine(strategy, facilities, waits, problem, seed).run(BUDGET_S))
     return found
 
 
@@ -67,15 +69,17 @@ def main() -> None:
     parser.add_argument("--alpha", type=float, default=0.5)
     parser.add_argument("--target", type=float, default=0.5)
     options = parser.parse_args()
+    from workflows.studies.simulation.runs import lows, time_to
+
     os.environ["OMP_NUM_THREADS"] = "1"
     for slowest, sigma, mean_s in ((1.0, 0.4, 0.9), (3.0, 0.4, 0.9), (3.0, 1.2, 0.9), (3.0, 1.2, 4.0)):
         print(f"slowest site {slowest:g} x, sigma {sigma:g}, mean wait {mean_s:g} s", flush=True)
         for name, section in CONTESTANTS.items():
             for steps in (20,) if name.startswith("fedqueue") else (20, 28):
-                outcomes = played(section, steps, slowest, sigma, mean_s, options)
-                times = [outcome.first_below(options.target) or float("inf") for outcome in outcomes]
-                loss = statistics.median(outcome.points[-1].score.loss for outcome in outcomes)
-                total = statistics.median(outcome.steps for outcome in outcomes)
+                results = results_of(section, steps, slowest, sigma, mean_s, options)
+                times = [time_to({"lows": lows(result)}, options.target) or float("inf") for result in results]
+                loss = statistics.median(result.points[-1].score.loss for result in results)
+                total = statistics.median(result.steps for result in results)
                 middle = statistics.median(times)
                 print(f"  {name:22s} {steps} steps: {middle:6.1f} s, loss {loss:.3f}, {total:.0f} steps", flush=True)
 

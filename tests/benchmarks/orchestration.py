@@ -1,9 +1,9 @@
-"""How many rounds a second the driver can carry: the real engine and real files, with a trainer that does nothing.
+"""Measure how many rounds a second the driver can manage: the real engine and real files, with an empty trainer.
 
     python tests/benchmarks/orchestration.py [--rounds 40] [--repeats 3] [--sites 4 16] [--processes]
 
-A round is per site stage-out, training and stage-in with all checks, then aggregation; the model has 1e5 float32
-parameters. By default the tasks run in threads of the driver, which shows what the driver itself can carry; with
+A round is stage-out, training and stage-in with all checks for each site, then aggregation; the model has 1e5 float32
+parameters. By default the tasks run in threads of the driver, which shows the limit of the driver itself; with
 ``--processes`` they run in worker processes (Parsl's HighThroughputExecutor), one per site and one for the server.
 The rounds a second of other systems that are printed for comparison were measured on a machine of the same kind with
 4 and 16 clients and a model of the same size.
@@ -30,7 +30,7 @@ OTHERS = {
 }
 
 
-def prepare(place: dict, work: dict) -> dict[str, Any]:
+def prepare(_place: dict, work: dict) -> dict[str, Any]:
     import torch
 
     from apps.artifacts.store import save_tensors
@@ -39,12 +39,12 @@ def prepare(place: dict, work: dict) -> dict[str, Any]:
     return {"artifact": artifact, "store": work["store"], "started": time.time(), "ended": time.time()}
 
 
-def enrol(place: dict, work: dict) -> dict[str, Any]:
+def enrol(_place: dict, _work: dict) -> dict[str, Any]:
     return {"shard_sha256": "none", "samples": 1, "started": time.time(), "ended": time.time()}
 
 
-def local_train(place: dict, work: dict, order: dict, base: dict, shard: dict) -> dict[str, Any]:
-    """Answer with the base model, a little changed."""
+def local_train(place: dict, work: dict, _request: dict, base: dict, _shard: dict) -> dict[str, Any]:
+    """Return the base model, slightly changed."""
     from apps.artifacts.store import artifact_path, load_tensors, save_tensors
 
     now, store = time.time(), Path(work["root"]) / "artifacts"
@@ -65,7 +65,7 @@ def local_train(place: dict, work: dict, order: dict, base: dict, shard: dict) -
     }
 
 
-def evaluate(place: dict, work: dict, candidate: dict, who: str) -> dict[str, Any]:
+def evaluate(place: dict, _work: dict, candidate: dict, who: str) -> dict[str, Any]:
     now = time.time()
     return {
         "who": who,
@@ -78,7 +78,7 @@ def evaluate(place: dict, work: dict, candidate: dict, who: str) -> dict[str, An
     }
 
 
-def save_model(place: dict, work: dict, final: dict, folder: str) -> dict[str, Any]:
+def save_model(_place: dict, _work: dict, final: dict, _folder: str) -> dict[str, Any]:
     return {"artifact": final["artifact"], "started": time.time(), "ended": time.time()}
 
 
@@ -115,7 +115,7 @@ def campaign_of(sites: int, rounds: int) -> Any:
 
 
 def rounds_per_second(sites: int, rounds: int, processes: bool) -> float:
-    """One whole campaign; the clock runs from the first aggregation to the last."""
+    """Run one campaign and return its rounds a second, from the first aggregation to the last."""
     import benchmarks.orchestration as trainer  # the functions by an importable name, for worker processes
 
     from workflows.dataflow import round as round_module
@@ -139,7 +139,7 @@ def rounds_per_second(sites: int, rounds: int, processes: bool) -> float:
         run = open_new(Path(folder) / "run", campaign, source, [], None)
         plan = make_plan(campaign, run.path, source)
         with kernel_module.parsl_for(plan, run) as kernel:
-            engine = Engine(plan, run, kernel, lambda engine: None)
+            engine = Engine(plan, run, kernel, lambda _: None)
             federate(make_strategy(campaign.strategy, rounds, 1), engine)
         moments = [r["time"] for r in run.journal.events("aggregated")]
         run.close()

@@ -1,9 +1,9 @@
-"""The settings of the study's contestants: sixteen for each strategy, ours among them, on seeds the study does not use.
+"""Search the settings of the study's strategies: sixteen for each one, on seeds that the study does not use.
 
 python tests/benchmarks/strategy_grid.py SCENARIO [--strategies A,B] [--out FILE]
 
-All settings play three seeds, the best four of each strategy eight more to their end. The best setting has the least
-median time to the target loss; among those that never get there, the least final loss.
+All settings run on three seeds, the best four of each strategy on eight more to their end. The best setting has the
+least median time to the target loss; among those that never reach it, the least final loss.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ GRID: dict[str, dict[str, list[Any]]] = {  # keys with a comma are set together
 
 
 def settings_of(strategy: str) -> list[Setting]:
-    """(steps, keys of the section) of every point of a strategy's grid."""
+    """Return (steps, keys of the section) of every point of a strategy's grid."""
     grid, found = GRID[strategy], list[Setting]()
     for values in itertools.product(*grid.values()):
         keys: dict[str, Any] = {}
@@ -67,22 +67,24 @@ def settings_of(strategy: str) -> list[Setting]:
 
 
 def score(strategy: str, setting: Setting, scenario: Any, seeds: Sequence[int], target: float | None) -> list[float]:
-    """Median hours to the target loss and to 0.35, and median last loss; with ``target`` the play ends there."""
-    from workflows.studies.simulation.runs import StudyRun, play
+    """Return the median hours to the target loss and to 0.35, and the median last loss; ``target`` ends a campaign."""
+    from workflows.studies.simulation.runs import StudyRun, lows, run_campaign, time_to
 
     steps, keys = setting
     found: list[tuple[float, float, float]] = []
     for seed in seeds:
         section = json.dumps({"name": strategy, **keys})
-        outcome = play(StudyRun(strategy, section, steps, scenario, 4, 0.1, seed, HOURS[scenario] * 3600), target)
-        times = (outcome.first_below(TARGET), outcome.first_below(0.35))
+        run = StudyRun(strategy, section, steps, scenario, 4, 0.1, seed, HOURS[scenario] * 3600)
+        result = run_campaign(run, target)
+        better = {"lows": lows(result)}
+        times = (time_to(better, TARGET), time_to(better, 0.35))
         first, second = (math.inf if time is None else time / 3600 for time in times)
-        found.append((first, second, outcome.points[-1].score.loss))
+        found.append((first, second, result.points[-1].score.loss))
     return [statistics.median_high(column) for column in zip(*found, strict=True)]
 
 
 def best_of(strategy: str, scenario: str) -> Setting:
-    """The setting of a strategy, by a first look at all and a longer one at the best."""
+    """Return the best setting of a strategy, by a short comparison of all and a longer one of the best."""
 
     def ranked(settings: Sequence[Setting], seeds: range, target: float | None) -> list[Setting]:
         found = []

@@ -1,6 +1,6 @@
-"""The batch script that a site's endpoint writes, if it has the template of ``setup_site.py``: for people to read.
+"""The batch script that a site's endpoint writes with the template of ``setup_site.py``, for display.
 
-The template is rendered as the agent does it (``globus_compute_endpoint.endpoint.config.utils``: a sandbox of Jinja,
+The template is rendered as the agent renders it (``globus_compute_endpoint.endpoint.config.utils``: a sandbox of Jinja,
 strings as JSON), and the script is written by the same provider of Parsl that the agent's engine uses.
 """
 
@@ -22,9 +22,9 @@ JOB = "parsl.NUMBER"
 
 
 def endpoint_script(site: Site) -> str:
-    """The script of a block and under it how it is submitted; where there is no batch system, what starts the workers.
+    """Return the script of a block and the command that submits it; without a batch system, what starts the workers.
 
-    Nothing is asked of anybody.
+    Makes no request.
 
     Raises:
         UserMistake: the machine has a provider of a kind that endpoints do not have.
@@ -32,41 +32,41 @@ def endpoint_script(site: Site) -> str:
     options = rendered(site)["engine"]["provider"]
     if site.block is None:
         return f"{options['worker_init'].rstrip()}\n{POOL}"
-    return _written(options)
+    return _batch_script(options)
 
 
 def rendered(site: Site) -> dict[str, Any]:
-    """The configuration of the child endpoint that a campaign's values make of the template."""
+    """Return the configuration of the child endpoint: the template rendered with a campaign's values."""
     from jinja2 import StrictUndefined
     from jinja2.sandbox import SandboxedEnvironment
 
     assert site.python_env is not None  # resolved sites have one
     text = training_template(site, EndpointOptions(default_agent(site.python_env)))
-    sent = user_endpoint_config(site).items()
-    values = {name: json.dumps(value) if isinstance(value, str) else value for name, value in sent}
-    made = SandboxedEnvironment(undefined=StrictUndefined).from_string(text).render(**values)
-    settings: dict[str, Any] = yaml.safe_load(made)
+    config = user_endpoint_config(site).items()
+    values = {name: json.dumps(value) if isinstance(value, str) else value for name, value in config}
+    text = SandboxedEnvironment(undefined=StrictUndefined).from_string(text).render(**values)
+    settings: dict[str, Any] = yaml.safe_load(text)
     return settings
 
 
-def _written(options: dict[str, Any]) -> str:
-    """What Parsl's provider submits with these options."""
+def _batch_script(options: dict[str, Any]) -> str:
+    """Return what Parsl's provider submits with these options."""
     from parsl.launchers import SimpleLauncher
     from parsl.providers import PBSProProvider, SlurmProvider
 
     kinds = {"PBSProProvider": PBSProProvider, "SlurmProvider": SlurmProvider}
-    kind, asked = kinds[options["type"]], list[str]()
+    kind, commands = kinds[options["type"]], list[str]()
 
-    def note(_: object, cmd: str, timeout: int | None = None) -> tuple[int, str, str]:
-        asked.append(cmd)
+    def record(_: object, cmd: str, *_rest: object) -> tuple[int, str, str]:
+        commands.append(cmd)
         return 0, "Submitted batch job 0", ""
 
-    silent: Any = type(kind.__name__, (kind,), {"execute_wait": note})  # Slurm's asks the system when it is made
+    silent: Any = type(kind.__name__, (kind,), {"execute_wait": record})  # Slurm's runs a command when it is made
     own = {name: value for name, value in options.items() if name not in ("type", "launcher")}
     with TemporaryDirectory() as folder:
         provider = silent(**own, launcher=SimpleLauncher())
         provider.script_dir = folder
         provider.submit(POOL, 1, "parsl")
         (script,) = Path(folder).iterdir()
-        text = f"{script.read_text().rstrip()}\n\n# submitted with: {asked[-1]}".replace(script.name, JOB)
+        text = f"{script.read_text().rstrip()}\n\n# submitted with: {commands[-1]}".replace(script.name, JOB)
     return re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE).replace(folder, "submit_scripts")

@@ -1,4 +1,4 @@
-"""One question to a site through its endpoint for files, outside of any campaign."""
+"""One call to a site through its endpoint for files, outside of any campaign."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from globus_sdk import GlobusApp
 
 EXAMINE = "apps.site:examine_site"
-LIMIT_S = 300.0  # an endpoint that sleeps takes half a minute to wake
+JOIN_S = 30.0  # the journal is closed after the last request
+ANSWER_LIMIT_S = 300.0  # an idle endpoint takes half a minute to start a worker
 
 
-def examine_site(app: GlobusApp, site: Site, limit_s: float = LIMIT_S) -> Mapping[str, Any]:
-    """What ``apps.site.examine_site`` answers at a site.
+def examine_site(app: GlobusApp, site: Site, limit_s: float = ANSWER_LIMIT_S) -> Mapping[str, Any]:
+    """Return the result of ``apps.site.examine_site`` at a site.
 
     Raises:
         CrossfedError: no answer, or the site's error.
@@ -40,13 +41,12 @@ def examine_site(app: GlobusApp, site: Site, limit_s: float = LIMIT_S) -> Mappin
         service = ComputeService(partial(compute_client, app), journal)
         service.start()
         try:
-            return service.submit(Call(f"ask-{uuid.uuid4()}", target, EXAMINE, request, journaled=False)).result(
-                limit_s
-            )
+            call = Call(f"ask-{uuid.uuid4()}", target, EXAMINE, request, journaled=False)
+            return service.submit(call).result(limit_s)
         except concurrent.futures.TimeoutError:
-            raise CrossfedError(f"no answer in {limit_s:.0f} s", remedy="Look at the log of the agent there") from None
+            raise CrossfedError(f"no answer in {limit_s:.0f} s", remedy="See the log of the agent there") from None
         finally:
             service.stop()
             if service.thread:
-                service.thread.join(30)
+                service.thread.join(JOIN_S)
             journal.close()

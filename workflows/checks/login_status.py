@@ -1,8 +1,8 @@
-"""Who is logged in at Globus, which consents are there, which are missing; no token is ever among the words."""
+"""Status of the Globus login and of its consents; tokens are never part of a message."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from typing import Any
 
@@ -12,7 +12,6 @@ from globus_sdk.scopes import AuthScopes, ComputeScopes, GCSCollectionScopes, Tr
 
 from apps.base.errors import REASON_LENGTH, CrossfedError
 from workflows.globus.identity import (
-    LOGIN,
     SECRETS,
     LoginNeeded,
     ServiceAccountApp,
@@ -20,17 +19,18 @@ from workflows.globus.identity import (
     https_authorizer,
     needs_data_access,
 )
+from workflows.globus.remedies import LOGIN
 
-CheckResult = tuple[str, str | None]  # what was looked at, and what is wrong with it, or None
+CheckResult = tuple[str, str | None]  # what was checked, and its problem or None
 SERVICES = {"Globus Compute": ComputeScopes.resource_server, "Globus Transfer": TransferScopes.resource_server}
 
 
 def require_services(app: GlobusApp, names: bool = False) -> None:
-    """Let the app want tokens for what every campaign needs.
+    """Add the scopes that every campaign needs.
 
     Args:
-        app: the one to tell.
-        names: also the right to know what the person is called.
+        app: the identity.
+        names: True to add the scope for the person's name.
     """
     auth = [AuthScopes.openid, AuthScopes.profile] if names else [AuthScopes.openid]
     app.add_scope_requirements(
@@ -43,7 +43,7 @@ def require_services(app: GlobusApp, names: bool = False) -> None:
 
 
 def login_problem() -> str | None:
-    """Why nobody could ask Globus for anything, or None. A person's login is looked for here; Globus is not asked."""
+    """Return why requests to Globus would be refused, or None. Reads a person's stored login; makes no request."""
     app = globus_app()
     if isinstance(app, ServiceAccountApp):
         return None
@@ -57,10 +57,10 @@ def login_problem() -> str | None:
 
 
 def require_collections(app: GlobusApp, collections: Iterable[str]) -> None:
-    """Let the app want the consents that these collections need.
+    """Add the consents that these collections need.
 
     Raises:
-        LoginNeeded: nobody is logged in who could ask what the collections are.
+        LoginNeeded: no login with which to read what the collections are.
         GlobusAPIError: there is no such collection.
     """
     client = TransferClient(app=app)
@@ -70,7 +70,7 @@ def require_collections(app: GlobusApp, collections: Iterable[str]) -> None:
 
 
 def scopes_for(client: TransferClient, collection: str) -> Iterator[tuple[str, Any]]:
-    """Resource server and scope of each consent that a collection needs or can do with."""
+    """Yield resource server and scope of each consent that a collection needs or supports."""
     scopes = GCSCollectionScopes(collection)
     if needs_data_access(client, collection):
         yield TransferScopes.resource_server, TransferScopes.all.with_dependency(scopes.data_access.with_optional(True))
@@ -79,50 +79,50 @@ def scopes_for(client: TransferClient, collection: str) -> Iterator[tuple[str, A
 
 
 def identity_text(app: GlobusApp) -> str:
-    """The identity in words.
+    """Return name, kind and id of the identity, and where its tokens are.
 
     Raises:
         LoginNeeded: there is none.
     """
-    told = PlainAuthClient(app=app).userinfo()
-    name = told.get("preferred_username") or "somebody"
+    user = PlainAuthClient(app=app).userinfo()
+    name = user.get("preferred_username") or "name unknown"
     kind = "service account" if isinstance(app, ServiceAccountApp) else "person"
     place = "in memory" if isinstance(app, ServiceAccountApp) else f"in {app.config.token_storage.filepath}"  # type: ignore[union-attr]
-    return f"{name} ({kind}, identity {told['sub']}), tokens {place}"
+    return f"{name} ({kind}, identity {user['sub']}), tokens {place}"
 
 
 def login_status(app: GlobusApp, collections: Iterable[str] = ()) -> Iterator[CheckResult]:
-    """What there is for the services and for collections; asks nobody.
+    """Yield the status of tokens and consents; never prompts.
 
     Args:
         app: as ``globus_app`` makes it.
         collections: ids.
     """
     require_services(app)
-    problem = _tried(lambda: identity_text(app))
-    if isinstance(problem, CrossfedError):
-        yield "login", str(problem)
+    identity = _tried(lambda: identity_text(app))
+    if isinstance(identity, CrossfedError):
+        yield "login", str(identity)
         return
-    yield f"login: {problem}", None
+    yield f"login: {identity}", None
     for name, resource_server in SERVICES.items():
-        found = _tried(lambda: _fresh(app, resource_server))  # noqa: B023
-        yield (f"{name}: {_life(app, resource_server)}", None) if found is None else (name, str(found))
+        problem = _tried(lambda: _get_token(app, resource_server))  # noqa: B023
+        yield (f"{name}: {_validity(app, resource_server)}", None) if problem is None else (name, str(problem))
     for collection in dict.fromkeys(collections):
-        yield from _tried_all(app, collection)
+        yield from _collection(app, collection)
 
 
-def _tried_all(app: GlobusApp, collection: str) -> Iterator[CheckResult]:
-    found = _tried(lambda: list(_collection(app, collection)))
+def _collection(app: GlobusApp, collection: str) -> Iterator[CheckResult]:
+    found = _tried(lambda: list(_consents(app, collection)))
     if isinstance(found, CrossfedError):
         yield f"collection {collection}", str(found)
     else:
         yield from found
 
 
-def _tried(question: Any) -> Any:
-    """The answer to a question, or the error that came instead."""
+def _tried(request: Callable[[], Any]) -> Any:
+    """Return the result of a request, or its error."""
     try:
-        return question()
+        return request()
     except CrossfedError as error:
         return error
     except NetworkError as error:
@@ -131,19 +131,19 @@ def _tried(question: Any) -> Any:
         return CrossfedError(f"Globus refuses: {error.http_status} {error.code}: {str(error.message)[:REASON_LENGTH]}")
 
 
-def _fresh(app: GlobusApp, resource_server: str) -> None:
-    """Get a token, a new one if the old one is too old."""
+def _get_token(app: GlobusApp, resource_server: str) -> None:
+    """Get a token, which renews an expired one."""
     app.get_authorizer(resource_server).get_authorization_header()
 
 
-def _life(app: GlobusApp, resource_server: str) -> str:
+def _validity(app: GlobusApp, resource_server: str) -> str:
     held = app.token_storage.token_storage.get_token_data(resource_server)
     until = datetime.fromtimestamp(held.expires_at_seconds).strftime("%Y-%m-%d %H:%M") if held else "its first use"
     lasts = "" if isinstance(app, ServiceAccountApp) else "; the login lasts for six months from its last use"
-    return f"token until {until}, renewed by itself{lasts}"
+    return f"token until {until}, renewed automatically{lasts}"
 
 
-def _collection(app: GlobusApp, collection: str) -> Iterator[CheckResult]:
+def _consents(app: GlobusApp, collection: str) -> Iterator[CheckResult]:
     client = TransferClient(app=app)
     facts = client.get_endpoint(collection)
     name = f"collection {facts.get('display_name') or 'without a name'} ({collection})"
@@ -162,13 +162,13 @@ def _collection(app: GlobusApp, collection: str) -> Iterator[CheckResult]:
 
 
 def _consented(app: GlobusApp, scope: Any) -> bool:
-    """Whether a person has consented to a scope and to what depends on it."""
+    """Return True if a person has consented to a scope and to the scopes that it depends on."""
     client = PlainAuthClient(app=app)
     held = app.token_storage.identity_id or client.userinfo()["sub"]
     return client.get_consents(held).to_forest().meets_scope_requirements([scope])
 
 
 class PlainAuthClient(AuthClient):
-    """Wants no more than every login has; globus-sdk's own wants the name and the address of a person too."""
+    """Auth client for the scope that every login has; globus-sdk's own needs a person's name and address too."""
 
-    default_scope_requirements = [AuthScopes.openid]  # noqa: RUF012
+    default_scope_requirements = [AuthScopes.openid]  # noqa: RUF012 - as in the base class, which does not annotate it

@@ -1,10 +1,10 @@
-"""A small file that goes to a site by Globus Transfer and comes back, and leaves nothing behind."""
+"""Round trip of a small file to a site by Globus Transfer; leaves nothing behind."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,137 +13,150 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apps.base.errors import CrossfedError
-from site_configs.library.site import Collection
+from site_configs.library.site import Collection, Site
 from workflows.globus.identity import transfer_client
-from workflows.globus.transfer.calls import Backoff, RetryingClient
+from workflows.globus.transfer.calls import Backoff, RetryingClient, stop_after
 from workflows.globus.transfer.errors import TransferDetached
-from workflows.globus.transfer.task import TransferRequest, follow, new_submission_id, submit
+from workflows.globus.transfer.task import TransferRequest, delete, follow, new_submission_id, submit
 
 if TYPE_CHECKING:
     from globus_sdk import GlobusApp, TransferClient
 
 PROBE_BYTES = 1_000_000
+TRANSFER_LIMIT_S = 90.0  # Globus needs seconds for a small transfer, and minutes where it is busy
+QUICK = Backoff(poll_s=0.5, slowest_poll_s=5.0, back_off_s=1.0, longest_back_off_s=10.0)
+LABEL = "crossfed check"
 
 
-@contextmanager
-def stop_after(limit_s: float) -> Iterator[threading.Event]:
-    """An event that is set when the time is over."""
-    stop = threading.Event()
-    timer = threading.Timer(limit_s, stop.set)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield stop
-    finally:
-        timer.cancel()
+class LastTrouble:
+    """The last trouble of a call or transfer, which is the reason to report when the time limit ends it."""
+
+    def __init__(self) -> None:
+        self.last = ""
+
+    def note(self, trouble: str | None) -> None:
+        self.last = trouble or self.last
+
+    def describe(self, error: Exception) -> str:
+        if not isinstance(error, TransferDetached):
+            return str(error)
+        return f"no answer in time{f': {self.last}' if self.last else ''}"
+
+
+@dataclass(frozen=True)
+class TransferCheck:
+    """Values that all checks of one site's collection share.
+
+    Attributes:
+        site: with a collection.
+        server: the driver's own collection, or None.
+        app: the identity.
+        work: a folder of this machine that the server's collection shows; None: the folder of the collection.
+        limit_s: time limit of one check.
+        backoff: intervals of status requests.
+    """
+
+    site: Site
+    server: Collection | None
+    app: GlobusApp
+    work: Path | None = None
+    limit_s: float = TRANSFER_LIMIT_S
+    backoff: Backoff = QUICK
+
+    @property
+    def collection(self) -> Collection:
+        assert self.site.collection is not None
+        return self.site.collection
+
+    @contextmanager
+    def client(self) -> Iterator[tuple[RetryingClient, LastTrouble]]:
+        """Yield a client for both collections that gives up at the time limit, and its last trouble."""
+        ids = [found.id for found in (self.server, self.collection) if found]
+        trouble = LastTrouble()
+        with stop_after(self.limit_s) as stop:
+            yield RetryingClient(lambda: transfer_client(self.app, ids), self.backoff, stop, trouble.note), trouble
 
 
 def nearest_folder(caller: RetryingClient, collection: str, path: str) -> str:
-    """The nearest folder of a path that is there already.
+    """Return the nearest existing folder of a path.
 
     Raises:
         CrossfedError: not even the top can be read.
     """
     while path != "/":
-        if caller(lambda client: path_exists(client, collection, path)):  # noqa: B023
+        if path_exists(caller, collection, path):
             return path
         path = str(Path(path).parent)
     caller(lambda client: client.operation_ls(collection, path="/", limit=1))
     return "/"
 
 
-def path_exists(client: TransferClient, collection: str, path: str) -> bool:
+def path_exists(caller: RetryingClient, collection: str, path: str) -> bool:
+    """Return True if a collection has a file or folder of this path."""
     from globus_sdk import TransferAPIError
 
-    try:
-        client.operation_stat(collection, path)
-    except TransferAPIError as error:
-        if error.http_status == 404:
-            return False
-        raise
-    return True
+    def stat(client: TransferClient) -> bool:
+        try:
+            client.operation_stat(collection, path)
+        except TransferAPIError as error:
+            if error.http_status == 404:
+                return False
+            raise
+        return True
+
+    return bool(caller(stat))
 
 
-def carry(
-    caller: RetryingClient, trip: ProbeTransfer, out: Path, back: Path, limit_s: float, trouble: LastTrouble
-) -> tuple[float, float]:
-    """Send a file of random bytes, fetch it under another name, compare.
+def round_trip(check: TransferCheck, server: Collection, folder: str) -> tuple[float, float]:
+    """Send a file of random bytes to a folder at the site, fetch it under another name, compare.
+
+    Args:
+        check: the site and the identity.
+        server: the driver's own collection.
+        folder: at the site, as its collection names it.
 
     Returns:
-        Seconds there and back.
+        Seconds to the site and back.
 
     Raises:
-        CrossfedError: it does not arrive, or not as it was.
+        CrossfedError: it does not arrive, or not unchanged.
         OSError: it cannot be written here.
     """
-    content = secrets.token_bytes(PROBE_BYTES)
-    out.write_bytes(content)
-    there = f"{trip.folder}/probe"
-    seconds = []
-    for ends, paths in (
-        ((trip.server.id, trip.there.id), (trip.server.path_of(out), there)),
-        ((trip.there.id, trip.server.id), (there, trip.server.path_of(back))),
-    ):
-        began = time.monotonic()
-        parcel = TransferRequest(*ends, (paths,), "crossfed check", deadline_s=limit_s)
-        task_id = submit(caller, parcel, new_submission_id(caller))
-        outcome = follow(caller, task_id, lambda _, words: trouble.note(words))
-        if outcome.missing:
-            raise CrossfedError(f"the file was not found at {outcome.missing[0]}. Do the folders fit the collections?")
-        seconds.append(time.monotonic() - began)
-    came = back.read_bytes() if back.exists() else b""
-    if hashlib.sha256(came).digest() != hashlib.sha256(content).digest():
-        raise CrossfedError(f"what came back is not what was sent: {len(came)} of {PROBE_BYTES} bytes")
-    return seconds[0], seconds[1]
+    work = check.work or server.folder
+    out, back = (work / f".crossfed-probe-{os.getpid()}-{name}" for name in ("out", "back"))
+    try:
+        content = secrets.token_bytes(PROBE_BYTES)
+        out.write_bytes(content)
+        sent, there, returned = server.path_of(out), f"{folder}/probe", server.path_of(back)
+        here_id, there_id = server.id, check.collection.id
+        to_site = TransferRequest(here_id, there_id, ((sent, there),), LABEL, check.limit_s)
+        to_server = TransferRequest(there_id, here_id, ((there, returned),), LABEL, check.limit_s)
+        with check.client() as (caller, trouble):
+            try:
+                out_s, back_s = (_transfer(caller, request, trouble) for request in (to_site, to_server))
+            except TransferDetached as error:
+                raise CrossfedError(trouble.describe(error)) from None
+        came = back.read_bytes() if back.exists() else b""
+        if hashlib.sha256(came).digest() != hashlib.sha256(content).digest():
+            raise CrossfedError(f"the returned file differs from the sent one: {len(came)} of {PROBE_BYTES} bytes")
+        return out_s, back_s
+    finally:
+        for file in (out, back):
+            file.unlink(missing_ok=True)
 
 
-def clean_up(app: GlobusApp, collection: str, probe: str, limit_s: float, patience: Backoff) -> None:
-    """Remove the folder at the site; where that cannot be done, an empty name is all that is left."""
-    from globus_sdk import DeleteData
+def _transfer(caller: RetryingClient, request: TransferRequest, trouble: LastTrouble) -> float:
+    """Run one transfer and return the seconds that it took."""
+    began = time.monotonic()
+    task_id = submit(caller, request, new_submission_id(caller))
+    result = follow(caller, task_id, lambda _, text: trouble.note(text))
+    if result.missing:
+        raise CrossfedError(f"the file was not found at {result.missing[0]}. Check the folders of both collections")
+    return time.monotonic() - began
 
-    with stop_after(limit_s) as stop, suppress(CrossfedError):
-        caller = RetryingClient(lambda: transfer_client(app, [collection]), patience, stop, lambda _: None)
-        data = DeleteData(
-            collection,
-            label="crossfed check",
-            recursive=True,
-            ignore_missing=True,
-            submission_id=new_submission_id(caller),
-            notify_on_succeeded=False,
-            notify_on_failed=False,
-            notify_on_inactive=False,
-        )
-        data.add_item(probe)
-        task_id = str(caller(lambda client: client.submit_delete(data))["task_id"])
+
+def clean_up(check: TransferCheck, path: str) -> None:
+    """Delete a file or folder at the site; a failure is ignored, because only a small file is left then."""
+    with check.client() as (caller, _), suppress(CrossfedError):
+        task_id = delete(caller, check.collection.id, (path,), LABEL, recursive=True)
         follow(caller, task_id, lambda *_: None)
-
-
-@dataclass(frozen=True)
-class ProbeTransfer:
-    """A file on its way to a site and back.
-
-    Attributes:
-        server, there: the collections.
-        work: a folder of this machine that the server's collection shows.
-        folder: at the site, as its collection names it.
-    """
-
-    server: Collection
-    there: Collection
-    work: Path
-    folder: str
-
-
-class LastTrouble:
-    """The last thing that held something up: what a person wants to know when the time is over."""
-
-    def __init__(self) -> None:
-        self.last = ""
-
-    def note(self, words: str | None) -> None:
-        self.last = words or self.last
-
-    def words(self, error: Exception) -> str:
-        if not isinstance(error, TransferDetached):
-            return str(error)
-        return f"no answer in time{f': {self.last}' if self.last else ''}"

@@ -31,3 +31,14 @@ def add_campaign_options(parser: argparse.ArgumentParser, default: Path | None =
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help="change a key: training.steps=10"
     )
+
+
+def positive_number(text: str) -> float:
+    """Parse a number above zero, for argparse."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above zero")
+    return number

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 
-HOUR_S = 3600.0
+HOUR_S, DAY_S = 3600.0, 86_400.0
 # unit, its length, and up to which length of time it reads well, both in seconds
 TIME_UNITS = (("s", 1.0, 600.0), ("min", 60.0, 3 * HOUR_S), ("h", HOUR_S, 96 * HOUR_S), ("d", 24 * HOUR_S, math.inf))
 UNIT_NAMES = {"s": "seconds", "min": "minutes", "h": "hours", "d": "days"}

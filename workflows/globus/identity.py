@@ -1,8 +1,8 @@
-"""Who a campaign is at Globus: a person who has logged in once, or a service account; never a question on the way.
+"""Identity of a campaign at Globus: a person who has logged in once, or a service account; never an interactive prompt.
 
-Both give tokens that renew themselves: a service account by its secret, from ``GLOBUS_COMPUTE_CLIENT_ID`` and
+Both have tokens that are renewed automatically: a service account by its secret, from ``GLOBUS_COMPUTE_CLIENT_ID`` and
 ``GLOBUS_COMPUTE_CLIENT_SECRET``, with tokens in memory only; a person by refresh tokens in the file that Globus
-Compute's own tools use, so that one login serves both. Only ``workflows/login.py`` asks a person for anything.
+Compute's own tools use, so that one login serves both. Only ``workflows/login.py`` prompts.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ from globus_sdk.token_storage.validating_token_storage import UnmetScopeRequirem
 from globus_sdk.transport import RequestsTransport
 
 from apps.base.errors import UserMistake
+from workflows.globus.remedies import LOGIN
+from workflows.globus.transfer.calls import HTTP_TIMEOUT_S
 
-ANSWER_S = 20.0  # a name that is given to a transfer beforehand lets it be handed in again
-LOGIN = "python workflows/login.py"
 SECRETS = "GLOBUS_COMPUTE_CLIENT_ID and GLOBUS_COMPUTE_CLIENT_SECRET"
 MAPPED = "GCSv5_mapped_collection"
 
 
 class LoginNeeded(UserMistake):
-    """Globus wants a person: a login, or a consent that has not been given."""
+    """A login or consent that only a person can give."""
 
 
 def globus_app(flow: type[LoginFlowManager] | None = None) -> GlobusApp:
-    """The app whose tokens go with every request; safe in threads.
+    """Return the app whose tokens authorise every request; it may be used by several threads.
 
     Args:
-        flow: asks a person to log in; None: nobody is asked, ``LoginNeeded`` is raised instead.
+        flow: prompts for a login; None: raise ``LoginNeeded`` instead.
 
     Raises:
         UserMistake: half of a service account is set.
@@ -82,32 +82,32 @@ def globus_app(flow: type[LoginFlowManager] | None = None) -> GlobusApp:
 
 
 def keep_private(storage: Path) -> None:
-    """Let nobody else read the file with tokens, nor look into its folder."""
+    """Restrict the file with tokens and its folder to their owner."""
     storage.parent.chmod(0o700)
     storage.chmod(0o600)
 
 
 def compute_client(app: GlobusApp, **settings: Any) -> Client:
-    """The client of Globus Compute.
+    """Return the client of Globus Compute.
 
     Args:
-        app: who asks.
-        settings: more of its arguments: ``code_serialization_strategy``, ``data_serialization_strategy``.
+        app: the identity.
+        settings: further arguments of the client: ``code_serialization_strategy``, ``data_serialization_strategy``.
     """
     return Client(app=app, do_version_check=False, **settings)
 
 
 def transfer_client(app: GlobusApp, collections: Iterable[str] = ()) -> TransferClient:
-    """A client of Globus Transfer, for one thread.
+    """Return a client of Globus Transfer for one thread.
 
     Args:
-        app: who asks.
-        collections: ids of those it will read or write. What of them needs a consent of its own is looked up.
+        app: the identity.
+        collections: ids of those it will read or write; requests the consents that they need.
 
     Raises:
-        LoginNeeded: a person has to log in, or to consent.
+        LoginNeeded: a login or a consent is missing.
     """
-    client = TransferClient(app=app, transport=RequestsTransport(http_timeout=ANSWER_S))
+    client = TransferClient(app=app, transport=RequestsTransport(http_timeout=HTTP_TIMEOUT_S))
     wanting = [collection for collection in dict.fromkeys(collections) if needs_data_access(client, collection)]
     if wanting:
         client.add_app_data_access_scope(wanting)
@@ -115,19 +115,19 @@ def transfer_client(app: GlobusApp, collections: Iterable[str] = ()) -> Transfer
 
 
 def needs_data_access(client: TransferClient, collection: str) -> bool:
-    """Whether Transfer may only touch a collection with a consent to that: mapped ones, if not of high assurance.
+    """Return True if Transfer needs a consent to use a collection: a mapped one that is not of high assurance.
 
-    To ask for it at any other kind is an error (globus-sdk, ``add_app_data_access_scope``).
+    Requesting it for any other kind is an error (globus-sdk, ``add_app_data_access_scope``).
     """
     facts = client.get_endpoint(collection)
     return bool(facts.get("entity_type") == MAPPED and not facts.get("high_assurance"))
 
 
 def https_authorizer(app: GlobusApp, collection: str) -> GlobusAuthorizer:
-    """What authorizes GET and PUT at a collection's own web address.
+    """Return the authorizer of GET and PUT at a collection's own web address.
 
     Raises:
-        LoginNeeded: a person has to consent.
+        LoginNeeded: a consent is missing.
     """
     scope = GCSCollectionScopes(collection).https
     known = [str(wanted) for wanted in app.scope_requirements.get(collection, [])]
@@ -137,13 +137,13 @@ def https_authorizer(app: GlobusApp, collection: str) -> GlobusAuthorizer:
 
 
 def collections_in(scopes: Iterable[str]) -> list[str]:
-    """The collections whose consent is among scopes, each once."""
+    """Return the collections whose consent is among scopes, each once."""
     parts = " ".join(scopes).replace("[", " ").replace("]", " ").split()
     return list(dict.fromkeys(part.split("/")[-2] for part in parts if part.endswith("/data_access")))
 
 
 def login_needed(error: Exception, collections: Iterable[str] = ()) -> LoginNeeded:
-    """What a person has to do about a token that is not there, in one line."""
+    """Return the error for a missing token, with the command that gives it."""
     if isinstance(error, UnmetScopeRequirementsError):
         named = "".join(f" --collection {collection}" for collection in collections)
         return LoginNeeded("Globus: a consent is missing", remedy=f"Give it: {LOGIN}{named}")
@@ -151,34 +151,35 @@ def login_needed(error: Exception, collections: Iterable[str] = ()) -> LoginNeed
 
 
 def refused(error: AuthAPIError, app: GlobusApp) -> Exception:
-    """The error for tokens that could not be renewed; one of the network stays what it is."""
+    """Return the error for tokens that could not be renewed; a network error is returned unchanged."""
     if error.http_status not in (400, 401, 403):
         return error
     if isinstance(app, ServiceAccountApp):
         return UserMistake(
-            f"Globus refuses the service account {app.client_id}", remedy=f"Set {SECRETS} to what is valid now"
+            f"Globus refuses the service account {app.client_id}", remedy=f"Set {SECRETS} to valid values"
         )
-    return LoginNeeded("Globus: the login has expired or was taken back", remedy=f"Log in: {LOGIN}")
+    return LoginNeeded("Globus: the login has expired or was revoked", remedy=f"Log in: {LOGIN}")
 
 
 class NonInteractiveLogin(LoginFlowManager):
-    """Raises where others ask: nobody reads the terminal of a campaign that runs for days."""
+    """Login flow that raises instead of prompting: a campaign runs for days unattended."""
 
     @classmethod
     def for_globus_app(
         cls, app_name: str, login_client: AuthLoginClient, config: GlobusAppConfig
     ) -> NonInteractiveLogin:
+        del app_name  # of the SDK's interface, not used here
         return cls(login_client, request_refresh_tokens=config.request_refresh_tokens)
 
     def run_login_flow(self, auth_parameters: GlobusAuthorizationParameters) -> OAuthTokenResponse:
         wanted = collections_in(map(str, auth_parameters.required_scopes or []))
         extra = "".join(f" --collection {collection}" for collection in wanted)
         message = f" ({auth_parameters.session_message})" if auth_parameters.session_message else ""
-        raise LoginNeeded(f"Globus wants a login{message}", remedy=f"Log in: {LOGIN}{extra}")
+        raise LoginNeeded(f"Globus requires a login{message}", remedy=f"Log in: {LOGIN}{extra}")
 
 
 class ThreadSafeApp(GlobusApp):
-    """An app for many threads, which globus-sdk's own are not: what touches its tokens is done one at a time."""
+    """App for several threads: access to its tokens is serialised, which globus-sdk's own apps do not do."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         self._lock = threading.RLock()
@@ -190,7 +191,7 @@ class ThreadSafeApp(GlobusApp):
                 return ThreadSafeAuthorizer(super().get_authorizer(resource_server), self, self._lock)
             except TokenValidationError as error:
                 if not self._token_validation_error_handling_enabled:
-                    raise  # a question of the SDK's own, which wants to know
+                    raise  # the SDK itself called, and handles this error
                 raise login_needed(error, self._wanting(resource_server)) from None
             except AuthAPIError as error:
                 raise refused(error, self) from None
@@ -212,14 +213,14 @@ class ThreadSafeApp(GlobusApp):
 
 
 class LoginApp(ThreadSafeApp, UserApp):
-    """Somebody who has logged in; the refresh tokens lapse after six months without use."""
+    """App of a person who has logged in; the refresh tokens expire after six months without use."""
 
 
 class ServiceAccountApp(ThreadSafeApp, ClientApp):
-    """A service account; it consents to something by asking for a token with it."""
+    """App of a service account; it gives a consent by requesting a token with it."""
 
     def add_scope_requirements(self, scope_requirements: Any) -> None:
-        """As ever; a token from before a new consent is dropped, which globus-sdk would go on with for days."""
+        """Add scopes and drop a token from before a new consent, which globus-sdk would keep using for days."""
         with self._lock:
             before = {server: {str(scope) for scope in scopes} for server, scopes in self.scope_requirements.items()}
             super().add_scope_requirements(scope_requirements)
@@ -230,7 +231,7 @@ class ServiceAccountApp(ThreadSafeApp, ClientApp):
 
 
 class ThreadSafeAuthorizer(GlobusAuthorizer):
-    """Renews a token in one thread at a time, and tells of a refusal in words for people."""
+    """Authorizer that renews a token in one thread at a time and converts a refusal to our errors."""
 
     def __init__(self, inner: GlobusAuthorizer, app: GlobusApp, lock: AbstractContextManager[Any]) -> None:
         self._inner, self._app, self._lock = inner, app, lock

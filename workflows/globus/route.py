@@ -1,4 +1,4 @@
-"""All of a run that goes through Globus: who asks, the executors of its sites, and what carries its artifacts."""
+"""The part of a run that uses Globus: the identity, the executors of its sites, and the staging of its artifacts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from site_configs.library.site import Site
     from workflows.globus.compute.executor import SiteExecutor
-    from workflows.globus.compute.liveness import ReadState
     from workflows.globus.transfer.https import FileReader
     from workflows.globus.transfer.staging import GlobusStaging
     from workflows.planning.plan import Plan
@@ -26,13 +25,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GlobusRoute:
-    """What a driver keeps of Globus; empty for a campaign that does not use it."""
+    """A driver's executors and staging through Globus; empty for a campaign that does not use it."""
 
     sites: Mapping[str, SiteExecutor] = field(default_factory=dict)
     staging: GlobusStaging | None = None
 
     def executors(self) -> list[ParslExecutor]:
-        """For Parsl: one for each site, and threads of this process for the transfers."""
+        """Return the Parsl executors: one for each site, and threads of this process for the transfers."""
         from parsl.executors import ThreadPoolExecutor
 
         from workflows.globus.transfer.transfers import AT_ONCE
@@ -41,46 +40,46 @@ class GlobusRoute:
         return [*self.sites.values(), *threads]
 
     def close(self) -> None:
-        """Let go of what is under way: transfers and the sites' tasks go on without this driver."""
+        """Stop waiting for transfers; they and the sites' tasks continue without this driver."""
         if self.staging:
             self.staging.close()
 
     def transfer_text(self, site: str) -> str | None:
-        """What is on its way to or from a site, for people."""
+        """Return the progress of the transfer to or from a site for display; None: there is none."""
         return progress_text(self.staging.progress(site)) if self.staging else None
 
     def task_text(self, site: str, sent: Future[Any] | None = None) -> str | None:
-        """What Globus says of a site's task, for people; before it what has gone there by Globus for that task.
+        """Return the status of a site's task for display, after the size of the model that was sent for it.
 
         Args:
             site: its name.
-            sent: its stage-out result, if it is there.
+            sent: its stage-out result, if available.
         """
         executor = self.sites.get(site)
-        words = executor.status_text() if executor else None
-        nbytes = sent.result()["nbytes_moved"] if words and sent and sent.exception() is None else 0
-        return f"model sent ({bytes_text(nbytes)}); {words}" if nbytes else words
+        text = executor.status_text() if executor else None
+        nbytes = sent.result()["nbytes_moved"] if text and sent and sent.exception() is None else 0
+        return f"model sent ({bytes_text(nbytes)}); {text}" if nbytes else text
 
     def seen_at(self, site: str) -> float | None:
-        """UNIX time at which a site was as it is shown; None: it is seen from here, or was never looked at."""
+        """Return the UNIX time of the displayed state of a site; None: it is read directly, or never was read."""
         executor = self.sites.get(site)
         return executor.last_look["seen_at"] if executor else None
 
     def open_tasks(self) -> dict[str, int]:
-        """Tasks that go on at each site when this driver ends."""
+        """Return the number of tasks per site that continue when this driver ends."""
         counts = {name: executor.open_tasks() for name, executor in self.sites.items()}
         return {name: count for name, count in counts.items() if count}
 
 
 def globus_route(plan: Plan, run: RunDirectory) -> GlobusRoute:
-    """The route of a plan; nothing is asked of Globus yet.
+    """Return the route of a plan; makes no request to Globus.
 
     Raises:
         UserMistake: half of a service account is set in the environment.
     """
     reached = {name: site for name, site in plan.sites.items() if site.route == "globus"}
-    carried = [name for name, site in plan.sites.items() if site.carrier == "globus"]
-    if not reached and not carried:
+    staged = [name for name, site in plan.sites.items() if site.carrier == "globus"]
+    if not reached and not staged:
         return GlobusRoute()
     from workflows.globus.compute.executor import SiteExecutor
     from workflows.globus.compute.service import ComputeService
@@ -91,47 +90,50 @@ def globus_route(plan: Plan, run: RunDirectory) -> GlobusRoute:
 
     app = globus_app()
     service = ComputeService(partial(compute_client, app), run.journal)
-    staging, look = None, None
-    if carried:
+    staging, read_state = None, None
+    if staged:
         assert plan.campaign.globus is not None  # checked before
-        server = plan.campaign.globus.as_collection()
         staging = GlobusStaging(
             run.journal,
             partial(transfer_client, app),
-            server,
+            plan.campaign.globus.as_collection(),
             plan.sites,
             name=run.path.name,
             retries=plan.campaign.retries,
         )
-        look = partial(seen_over_https, FileReader(staging.caller, partial(https_authorizer, app)), plan.sites)
+        reader = FileReader(staging.caller, partial(https_authorizer, app))
+        read_state = partial(state_over_https, reader, plan.sites)
     executors = {
         name: SiteExecutor(
-            site, service, user_endpoint_config=user_endpoint_config(site), read_state=_read_state_of(site, look)
+            site,
+            service,
+            user_endpoint_config=user_endpoint_config(site),
+            read_state=read_state if _is_read_over_https(site) else None,
         )
         for name, site in reached.items()
     }
     return GlobusRoute(executors, staging)
 
 
-def _read_state_of(site: Site, look: ReadState | None) -> ReadState | None:
-    """How a site is looked at beside its tasks, where it has no endpoint for that."""
+def _is_read_over_https(site: Site) -> bool:
+    """Return True if a site's state files are read from its collection: it has no endpoint for files."""
     assert site.endpoint is not None
-    return look if site.carrier == "globus" and not site.endpoint.files else None
+    return site.carrier == "globus" and not site.endpoint.files
 
 
-def seen_over_https(reader: FileReader, sites: Mapping[str, Site], name: str) -> dict[str, Any] | None:
-    """A site's progress file, where its collection has a web server; None: nothing can be seen."""
+def state_over_https(reader: FileReader, sites: Mapping[str, Site], name: str) -> dict[str, Any] | None:
+    """Read a site's progress file where its collection has a web server; None: it cannot be read."""
     site = sites[name]
     assert site.collection is not None
     content = reader.read(site.collection, site.storage_root / "progress.json")
     return {"progress": json.loads(content)} if content else None
 
 
-def progress_text(moving: Mapping[str, Any] | None) -> str | None:
-    """A transfer that is under way, for people; None: none is."""
-    if not moving:
+def progress_text(progress: Mapping[str, Any] | None) -> str | None:
+    """Return the progress of a transfer for display; None: there is none."""
+    if not progress:
         return None
-    way = "sending the model" if moving["direction"] == "send" else "fetching the update"
-    done = f"{bytes_text(moving['bytes_transferred'])} of {bytes_text(moving['nbytes'])}"
-    held_up = f" ({moving['trouble']})" if moving.get("trouble") else ""
-    return f"{way}: {done}{held_up}"
+    action = "sending the model" if progress["direction"] == "send" else "fetching the update"
+    done = f"{bytes_text(progress['bytes_transferred'])} of {bytes_text(progress['nbytes'])}"
+    trouble = f" ({progress['trouble']})" if progress.get("trouble") else ""
+    return f"{action}: {done}{trouble}"

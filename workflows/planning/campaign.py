@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -143,7 +144,7 @@ class GlobusSection(Section):
 
 
 class SiteEntry(BaseModel):
-    """A site of the campaign. Keys beyond these go to the site's own file in ``site_configs``."""
+    """A site of the campaign. Keys beyond these are settings of its machine, see ``machine_settings``."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -155,6 +156,11 @@ class SiteEntry(BaseModel):
     @property
     def settings(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
+
+
+def machine_settings(entry: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the settings of the machine in a site's entry as it stands in a campaign file."""
+    return {key: value for key, value in (entry or {}).items() if key not in SiteEntry.model_fields}
 
 
 class Campaign(Section):

@@ -12,11 +12,11 @@ from campaigns import run, write_campaign
 from site_configs.library.resolve import resolve_site
 from site_configs.library.site import Site
 from workflows.checks.endpoint_script import endpoint_script, rendered
-from workflows.setup_site import NOT_YET
+from workflows.setup_site import NO_ENDPOINT_YET
 
 
 def site_of(machine: str, **settings: Any) -> Site:
-    known = {"route": "globus", "carrier": "copy", "endpoint": NOT_YET, "python_env": "/project/env"}
+    known = {"route": "globus", "carrier": "copy", "endpoint": NO_ENDPOINT_YET, "python_env": "/project/env"}
     return resolve_site("far", machine, Path("/runs/r"), {**known, **settings})
 
 
@@ -69,7 +69,7 @@ def test_a_dry_run_prints_it_with_its_condition(tmp_path: Path) -> None:
         "config": "polaris",
         "route": "globus",
         "carrier": "copy",
-        "endpoint": NOT_YET,
+        "endpoint": NO_ENDPOINT_YET,
         "python_env": "/eagle/ABC/env",
         "account": "ABC",
         "storage_root": "/eagle/ABC/cf",
@@ -81,7 +81,7 @@ def test_a_dry_run_prints_it_with_its_condition(tmp_path: Path) -> None:
     shown = run(tmp_path, write_campaign(tmp_path, sites={"far": far}), "--dry-run")
     assert shown.returncode == 0, shown.stderr
     assert (
-        f"endpoint {NOT_YET} is sent with each task: account=ABC, queue=capacity, nodes=2, walltime_s=7200"
+        f"endpoint {NO_ENDPOINT_YET} is sent with each task: account=ABC, queue=capacity, nodes=2, walltime_s=7200"
         in shown.stdout
     )
     assert "# if it uses the template that setup_site.py writes, a block's script is\n#!/bin/bash" in shown.stdout

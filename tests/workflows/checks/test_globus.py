@@ -66,7 +66,7 @@ class Scene:
         return self.agents[endpoint]
 
     def answers(self, site: Site | None = None, **settings: Any) -> dict[str, str | None]:
-        known = {"server": self.server, "work": self.work, "patience": QUICK, "limit_s": 20.0, **settings}
+        known = {"server": self.server, "work": self.work, "backoff": QUICK, "limit_s": 20.0, **settings}
         return dict(check_globus_site(site or self.site, known.pop("server"), **known))
 
     def problem(self, words: str, **settings: Any) -> str | None:
@@ -98,11 +98,11 @@ def test_all_is_well(scene: Scene) -> None:
         scene.facility.account.client_id,
         "Globus Compute: token until",
         "collection project",
-        f"endpoint that trains ({TRAINING}) is online, agent 4.19.0 on login1",
+        f"endpoint for training ({TRAINING}) is online, agent 4.19.0 on login1",
         "collection can be written in /",
         "1 MB goes to the site in ",
         "its SHA-256 unchanged",
-        "asked by the first task",
+        "checked by the first task",
     ):
         assert words in told
     assert scene.left() == []
@@ -121,8 +121,8 @@ def test_endpoints_that_do_not_answer(scene: Scene) -> None:
     named = {name: check_endpoint(client, "x", name)[1] for name in (FILES, OTHER, OLD, OLD.replace("4", "9"))}
     assert list(named.values()) == [
         "it is offline. Start its agent on login2: ./endpoints.sh start",
-        "it obeys another identity",
-        "its agent is 4.5.0, needed is 4.10 or later. Update globus-compute-endpoint there",
+        "it belongs to another identity",
+        "its agent is 4.5.0, required is 4.10 or later. Update globus-compute-endpoint there",
         "there is none with this id",
     ]
     both = dataclasses.replace(scene.site, endpoint=Endpoint(TRAINING, FILES))
@@ -167,7 +167,7 @@ def test_a_site_that_gives_back_something_else(scene: Scene) -> None:
     """A folder that is not what its collection shows: the file goes elsewhere."""
     server = Collection(scene.here.id, scene.here.folder / "runs")
     problem = str(scene.problem("1 MB goes to the site and comes back", server=server, limit_s=2.0))
-    assert "the file was not found at" in problem and "Do the folders fit the collections?" in problem
+    assert "the file was not found at" in problem and "Check the folders of both collections" in problem
     assert scene.left() == []
 
 

@@ -184,14 +184,14 @@ def test_a_campaign_never_asks(auth: Auth, person: str, monkeypatch: pytest.Monk
     require_services(app)
     assert app.login_required()
     for force in (False, True):
-        with pytest.raises(LoginNeeded, match="Globus wants a login"):
+        with pytest.raises(LoginNeeded, match="Globus requires a login"):
             app.login(force=force)
 
 
 def test_a_login_lasts(auth: Auth, person: str, browse: Browse, capsys: Any, tmp_path: Path) -> None:
     assert browse() == 0
     out = capsys.readouterr().out
-    assert "ok       login: ada@example.org (person" in out and "renewed by itself" in out
+    assert "ok       login: ada@example.org (person" in out and "renewed automatically" in out
     storage = tmp_path / "compute" / "storage.db"
     assert stat.S_IMODE(storage.stat().st_mode) == 0o600 and stat.S_IMODE(storage.parent.stat().st_mode) == 0o700
     auth.expire_tokens()  # days later, in another process
@@ -230,7 +230,7 @@ def test_a_login_that_was_taken_back(auth: Auth, person: str, browse: Browse, ca
     client = transfer_client(globus_app(), [GUEST])
     auth.expire_tokens()
     auth.forget_refresh_tokens()
-    with pytest.raises(LoginNeeded, match="has expired or was taken back. Log in: python workflows/login.py"):
+    with pytest.raises(LoginNeeded, match="has expired or was revoked. Log in: python workflows/login.py"):
         client.get_endpoint(GUEST)
     assert login.main(["--status"]) == 1
     assert browse() == 0 and set(problems().values()) == {None}
@@ -240,18 +240,18 @@ def test_logging_out_takes_the_tokens_back(auth: Auth, person: str, browse: Brow
     browse("--collection", WEB)
     header = str(https_authorizer(globus_app(), WEB).get_authorization_header())
     assert login.main(["--logout"]) == 0
-    assert "all tokens are taken back" in capsys.readouterr().out
+    assert "all tokens are revoked" in capsys.readouterr().out
     assert header.removeprefix("Bearer ") not in auth._tokens
     with pytest.raises(LoginNeeded):
         https_authorizer(globus_app(), WEB)
     assert login.main(["--status"]) == 1
-    assert login.main(["--logout"]) == 0 and "Nobody was logged in" in capsys.readouterr().out
+    assert login.main(["--logout"]) == 0 and "There was no login" in capsys.readouterr().out
 
 
 def test_without_a_terminal_nobody_is_asked(auth: Auth, person: str, capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr("sys.stdin", type("Pipe", (), {"isatty": lambda self: False})())
     assert login.main([]) == 2
-    assert "there is no terminal to ask for the code of a login. Start" in capsys.readouterr().err
+    assert "a login needs a terminal for its code. Run" in capsys.readouterr().err
 
 
 def test_an_unreachable_globus_is_told_in_a_line(auth: Auth, account: ServiceAccount, service: HttpService) -> None:
@@ -305,7 +305,7 @@ globus: {{collection: {GUEST}, folder: /data}}
 sites:
   here: {{config: local}}
   polaris: {{route: globus, endpoint: {endpoint}, account: ABC, storage_root: /eagle/ABC/cf, python_env: /eagle/ABC/env,
-            collection: {MAPPED}, collection_folder: /eagle/ABC}}
+            collection: {MAPPED}, collection_folder: /eagle/ABC, model: /eagle/ABC/model, data: /eagle/ABC/records}}
 """)
     assert login.collections_of(path) == [GUEST, MAPPED]
     assert browse("--campaign", str(path)) == 0

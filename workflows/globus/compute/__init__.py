@@ -1,1 +1,1 @@
-"""Calls of apps at a site through Globus Compute."""
+"""App calls at a site through Globus Compute."""

@@ -1,7 +1,7 @@
-"""The calls to Globus Compute's web service that a campaign makes, and what their failures mean.
+"""The requests to the web service of Globus Compute that a campaign makes, and the meaning of their failures.
 
-Uses the addresses and the login of a ``globus_compute_sdk.Client``, but neither its executor, which ends for good after
-one refusal, nor its reading of results, which would unpickle them.
+Uses the addresses and the login of a ``globus_compute_sdk.Client``, but neither its executor, which stops for good
+after one refusal, nor its reading of results, which would unpickle them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from apps.base.errors import CrossfedError, EndpointProblem, UserMistake
 from workflows.globus.compute.messages import RESULT_SERIALIZERS, bootstrap_source, is_restarting, one_line
+from workflows.globus.remedies import LOGIN
 from workflows.globus.transfer.calls import error_text
 
 if TYPE_CHECKING:
@@ -21,25 +22,24 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 TRANSIENT = (408, 409, 423, 425, 429)  # and all from 500 on
-BATCH = 100  # task ids asked for at once
-REQUESTS, PERIOD_S = 10, 10.0  # half of what the service allows: a person may look on with the same login
-LOGIN = "python workflows/login.py"
+BATCH = 100  # task ids in one status request
+REQUESTS, PERIOD_S = 10, 10.0  # half of what the service allows: the user may have other programs under the same login
 
 
-class Unreachable(Exception):  # noqa: N818
-    """The service cannot be reached, or asks for patience; to be tried again later."""
+class Unreachable(Exception):  # noqa: N818 - a state of the service, not an error of the campaign
+    """The service cannot be reached or asks to wait; the request is to be repeated."""
 
 
-class EndpointNotReady(Exception):  # noqa: N818
-    """The endpoint will take the call in a while."""
+class EndpointNotReady(Exception):  # noqa: N818 - a state of the endpoint, not an error of the campaign
+    """The endpoint will accept the call later."""
 
 
-class FunctionUnknown(Exception):  # noqa: N818
-    """The service does not know the function any more."""
+class FunctionUnknown(Exception):  # noqa: N818 - a state of the service, not an error of the campaign
+    """The service does not have the registered function any more."""
 
 
 class RateLimiter:
-    """Lets so many requests pass in so many seconds; the next one waits."""
+    """Limit of requests per period; a call blocks until the next request is allowed."""
 
     def __init__(
         self,
@@ -49,25 +49,26 @@ class RateLimiter:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.requests, self.period_s, self.clock, self.sleep = requests, period_s, clock, sleep
-        self.passed: list[float] = []
+        self.recent: list[float] = []
 
     def __call__(self) -> None:
         now = self.clock()
-        self.passed = [moment for moment in self.passed if now - moment < self.period_s]
-        if len(self.passed) >= self.requests:
-            self.sleep(self.passed[0] + self.period_s - now)
-        self.passed.append(self.clock())
+        self.recent = [moment for moment in self.recent if now - moment < self.period_s]
+        if len(self.recent) >= self.requests:
+            self.sleep(self.recent[0] + self.period_s - now)
+        self.recent.append(self.clock())
 
 
 class ComputeApi:
-    """The service, for one thread.
+    """Client of the service for one thread.
 
     Args:
-        make_client: gives the logged-in client; called at the first request.
+        make_client: returns the logged-in client; called at the first request.
+        limiter: waits before each request; default ``RateLimiter()``.
     """
 
-    def __init__(self, make_client: Callable[[], Client], pace: RateLimiter | None = None) -> None:
-        self.make_client, self.pace = make_client, pace or RateLimiter()
+    def __init__(self, make_client: Callable[[], Client], limiter: RateLimiter | None = None) -> None:
+        self.make_client, self.limiter = make_client, limiter or RateLimiter()
         self._client: Client | None = None
         self._v2: Any = None
         self._v3: Any = None
@@ -85,19 +86,19 @@ class ComputeApi:
             login["base_url"] = client.web_service_address
             self._v2 = globus_sdk.ComputeClientV2(**login, retry_config=RetryConfig(max_retries=1))
             self._v3 = globus_sdk.ComputeClientV3(**login)
-            # nothing but a token that has run out: a submission that is sent again by itself makes a second task
+            # repeat only after an expired token: a submission that is repeated automatically makes a second task
             self._v3.retry_config = RetryConfig(max_retries=1)
             self._v3.retry_config.checks.register_check(check_expired_authorization)
             self._client = client
         return self._client
 
-    def ask(self, call: Callable[[Client], Any]) -> Any:
-        """One paced request.
+    def request(self, call: Callable[[Client], Any]) -> Any:
+        """Make one request within the rate limit.
 
         Raises:
-            Unreachable, NotYet, Forgotten, CrossfedError: see ``classified``.
+            Unreachable, EndpointNotReady, FunctionUnknown, CrossfedError: see ``classified``.
         """
-        self.pace()
+        self.limiter()
         try:
             return call(self._open())
         except CrossfedError:
@@ -106,17 +107,17 @@ class ComputeApi:
             raise classified(error) from error
 
     def register(self) -> str:
-        """The id of the shipped function."""
+        """Register the bootstrap function and return its id."""
         data = {
             "function_name": "call_site",
             "function_code": bootstrap_source(),
             "serialized": False,
             "meta": {"python_version": platform.python_version(), "sdk_version": _sdk_version()},
         }
-        return str(self.ask(lambda _: self._v3.register_function(data))["function_uuid"])
+        return str(self.request(lambda _: self._v3.register_function(data))["function_uuid"])
 
     def pack(self, function_id: str, arguments: tuple[str, str], config: Mapping[str, Any]) -> Any:
-        """A batch of one call."""
+        """Return a batch of one call."""
         self._open()
         assert self._client
         batch = self._client.create_batch(
@@ -126,31 +127,31 @@ class ComputeApi:
         return batch
 
     def submit(self, endpoint: str, function_id: str, arguments: tuple[str, str], config: Mapping[str, Any]) -> str:
-        """The id of the task that the service has made of a call."""
-        data = self.ask(lambda _: self._v3.submit(endpoint, self.pack(function_id, arguments, config).prepare()))
+        """Submit a call to an endpoint and return the id of its task."""
+        data = self.request(lambda _: self._v3.submit(endpoint, self.pack(function_id, arguments, config).prepare()))
         return str(next(iter(data["tasks"].values()))[0])
 
     def look_up(self, task_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """What the service knows of tasks; one it does not know is missing."""
+        """Return the service's records of tasks; a task that the service does not know is missing."""
         wanted, found = sorted(task_ids), {}
         for first in range(0, len(wanted), BATCH):
-            some = wanted[first : first + BATCH]
+            part = wanted[first : first + BATCH]
             try:
-                answer = self.ask(lambda _, some=some: self._v2.get_task_batch(some)["results"])  # type: ignore[misc]
-            except EndpointProblem:  # one that is unknown must not hide the others
-                answer = {task_id: self._look_up_one(task_id) for task_id in some}
-            found.update({task_id: record for task_id, record in answer.items() if isinstance(record, dict)})
+                records = self.request(lambda _, part=part: self._v2.get_task_batch(part)["results"])  # type: ignore[misc]
+            except EndpointProblem:  # one unknown task must not hide the others
+                records = {task_id: self._look_up_one(task_id) for task_id in part}
+            found.update({task_id: record for task_id, record in records.items() if isinstance(record, dict)})
         return found
 
     def _look_up_one(self, task_id: str) -> dict[str, Any] | None:
         try:
-            return dict(self.ask(lambda _: self._v2.get_task(task_id)).data)
+            return dict(self.request(lambda _: self._v2.get_task(task_id)).data)
         except EndpointProblem:
             return None
 
     def status(self, endpoint: str) -> str:
-        """``online``, ``offline``, or what else the service says of an endpoint."""
-        return str(self.ask(lambda _: self._v2.get_endpoint_status(endpoint))["status"])
+        """Return the status of an endpoint: ``online``, ``offline`` or another value of the service."""
+        return str(self.request(lambda _: self._v2.get_endpoint_status(endpoint))["status"])
 
 
 def _sdk_version() -> str:
@@ -160,11 +161,12 @@ def _sdk_version() -> str:
 
 
 def classified(error: Exception) -> Exception:
-    """What a failed request means.
+    """Convert the error of a failed request to the exception that says how to proceed.
 
     Returns:
-        Unreachable: try again later. NotYet: the same for this call. Forgotten: register again. EndpointProblem: the
-        endpoint refuses. UserMistake: a login is needed, or the request is too large. Any other error as it is.
+        Unreachable: try again later. EndpointNotReady: the same for this call. FunctionUnknown: register again.
+        EndpointProblem: the endpoint refuses. UserMistake: a login is needed, or the request is too large. Any other
+        error unchanged.
     """
     import globus_sdk
     import requests
@@ -176,20 +178,20 @@ def classified(error: Exception) -> Exception:
         return Unreachable(error_text(error))
     if not isinstance(error, globus_sdk.GlobusAPIError):
         return error
-    status, words = error.http_status, one_line(error.message or error.text or error.code or "")
+    status, text = error.http_status, one_line(error.message or error.text or error.code or "")
     if status in TRANSIENT or status >= 500:
-        return Unreachable(f"{status}: {words}")
+        return Unreachable(f"{status}: {text}")
     if status == 401 or isinstance(error, globus_sdk.AuthAPIError):
-        return UserMistake(f"Globus does not accept this login: {words}", remedy=f"Run: {LOGIN}")
+        return UserMistake(f"Globus does not accept this login: {text}", remedy=f"Run: {LOGIN}")
     if status == 404 and "FUNCTION" in (error.code or "").upper():
-        return FunctionUnknown(words)
-    if is_restarting(words):
-        return EndpointNotReady(words)
+        return FunctionUnknown(text)
+    if is_restarting(text):
+        return EndpointNotReady(text)
     if status == 413:
-        return UserMistake(f"Globus Compute finds the request too large: {words}")
+        return UserMistake(f"Globus Compute refuses the request as too large: {text}")
     remedies = {
-        403: "Ask the endpoint's owner to admit you, or run: " + LOGIN,
-        404: "Check the endpoint's id; a resume takes another: --set sites.NAME.endpoint=ID",
-        422: "Check the site's settings against what the endpoint's template asks for, or run setup_site.py again",
+        403: f"Ask the endpoint's owner for access, or run: {LOGIN}",
+        404: "Check the endpoint's id; to resume with another one: --set sites.NAME.endpoint=ID",
+        422: "Compare the site's settings with what the endpoint's template takes, or run setup_site.py again",
     }
-    return EndpointProblem(f"the endpoint refuses the call ({status}): {words}", remedy=remedies.get(status))
+    return EndpointProblem(f"the endpoint refuses the call ({status}): {text}", remedy=remedies.get(status))

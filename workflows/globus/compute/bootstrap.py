@@ -1,7 +1,7 @@
-"""What runs in a worker of a site's endpoint: hands a call to the project's own Python there, and its answer back.
+"""Function for a worker of a site's endpoint: passes a call to the project's own Python and returns its answer.
 
-The text of this file is what is registered with Globus Compute. It runs in the endpoint's environment, which has
-nothing of this project, under whatever Python that is: the standard library only, nothing of ours, no decorators.
+The text of this file is what is registered with Globus Compute. It runs in the endpoint's environment, where this
+project is not installed, under any Python version: use the standard library only, no imports of ours, no decorators.
 Requests and answers are JSON; nothing is pickled in either direction.
 """
 
@@ -29,12 +29,12 @@ for folder in map(pathlib.Path, folders):
         break
 from apps.remote import site_worker
 """
-STASH = "crossfed_site_workers"  # in sys.modules, which outlives a task; this text is executed anew for each
+STASH = "crossfed_site_workers"  # in sys.modules, which outlives a task; this text is executed anew for each task
 REMEDY = "Check the site's python_env, and that the project is installed in it"
 
 
 def call_site(python: str, request: str) -> str:
-    """Carry out one call at a site.
+    """Run one call at a site.
 
     Args:
         python: the interpreter of the project's environment at the site.
@@ -49,22 +49,22 @@ def call_site(python: str, request: str) -> str:
     children = stash.setdefault("children", {})
     with stash.setdefault("lock", threading.Lock()):
         try:
-            child = living_child(children, json.dumps([python, own], sort_keys=True), python, variables)
+            child = running_child(children, json.dumps([python, own], sort_keys=True), python, variables)
         except OSError as error:
             return refusal("UserMistake", f"the site cannot start {python}: {error.strerror}", REMEDY)
         if child is None:
-            return refusal("UserMistake", f"{python} does not run crossfed: {complaint(python, variables)}", REMEDY)
+            return refusal("UserMistake", f"{python} cannot run crossfed: {import_error(python, variables)}", REMEDY)
         return ask(child, request)
 
 
-def living_child(
+def running_child(
     children: dict[str, subprocess.Popen[str]], key: str, python: str, variables: dict[str, str]
 ) -> subprocess.Popen[str] | None:
-    """The interpreter that is there already, or a new one; None if it ends before it is ready."""
+    """Return the interpreter that is already running, or start one; None if it ends before it is ready."""
     if key in children and children[key].poll() is None:
         return children[key]
     for other in [children.pop(name) for name in list(children)]:
-        other.kill()  # of other variables, or dead: one at a time has the memory and the devices
+        other.kill()  # of other variables, or dead: only one at a time may use the memory and the devices
         other.wait()
     command = [python, "-c", f"{FIND_PROJECT}site_worker.main()", str(os.getpid())]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables)
@@ -78,7 +78,7 @@ def living_child(
 
 
 def ask(child: subprocess.Popen[str], request: str) -> str:
-    """One call and its answer."""
+    """Send one request to the interpreter and return its answer."""
     answer = ""
     assert child.stdin and child.stdout
     try:
@@ -90,12 +90,12 @@ def ask(child: subprocess.Popen[str], request: str) -> str:
     if answer.endswith("\n"):
         return answer
     child.kill()
-    what = f"the project's Python at the site has ended with code {child.wait()} before it answered"
-    return refusal("WorkersLost", what, "Killed, or out of memory? The output of the site's block may tell")
+    what = f"the project's Python at the site ended with code {child.wait()} before it answered"
+    return refusal("WorkersLost", what, "Killed, or out of memory? See the output of the site's block")
 
 
-def complaint(python: str, variables: dict[str, str]) -> str:
-    """Why the interpreter does not come up, in its own last words."""
+def import_error(python: str, variables: dict[str, str]) -> str:
+    """Return the last line of the interpreter's error output when it fails to import the site worker."""
     command = [python, "-c", FIND_PROJECT]
     ended = subprocess.run(command, env=variables, stderr=subprocess.PIPE, text=True, check=False)
     lines = [line for line in ended.stderr.splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""What the journal knows of calls to sites: enough for a new driver to go on listening where the last one stopped.
+"""Records of site calls in the journal: what a new driver needs to continue where the last one stopped.
 
 Records: ``compute_function`` {function_id, source}, ``compute_submitting`` {site, key, function}, ``compute_submitted``
 {site, key, task_id, endpoint}, ``compute_ended`` {site, key, task_id, state}. Neither arguments nor secrets.
@@ -28,38 +28,39 @@ class CallLog:
                 )
 
     def function_id(self) -> str | None:
-        """Under which id the service has the shipped function, if it has this very text."""
-        found = [r["function_id"] for r in self.journal.events("compute_function") if r["source"] == _source_name()]
+        """Return the id of the registered function; None if its text has changed since or it never was registered."""
+        found = [r["function_id"] for r in self.journal.events("compute_function") if r["source"] == _source_digest()]
         return found[-1] if found else None
 
     def registered(self, function_id: str) -> None:
-        self.journal.write("compute_function", function_id=function_id, source=_source_name())
+        self.journal.write("compute_function", function_id=function_id, source=_source_digest())
 
-    def adopt(self, job: Call) -> list[tuple[str, float]]:
-        """Tasks that an earlier driver has submitted for the same call to the same endpoint, and when (UNIX time)."""
-        return self.open.pop((job.key, job.target.endpoint), []) if job.journaled else []
+    def adopt(self, call: Call) -> list[tuple[str, float]]:
+        """Return tasks that an earlier driver submitted for the same call to the same endpoint, with UNIX times."""
+        return self.open.pop((call.key, call.target.endpoint), []) if call.journaled else []
 
-    def submitting(self, job: Call) -> None:
-        if job.journaled:
-            self.journal.write("compute_submitting", site=job.target.site, key=job.key, function=job.function)
+    def submitting(self, call: Call) -> None:
+        if call.journaled:
+            self.journal.write("compute_submitting", site=call.target.site, key=call.key, function=call.function)
 
-    def submitted(self, job: Call, task_id: str) -> None:
-        if job.journaled:
+    def submitted(self, call: Call, task_id: str) -> None:
+        if call.journaled:
+            target = call.target
             self.journal.write(
-                "compute_submitted", site=job.target.site, key=job.key, task_id=task_id, endpoint=job.target.endpoint
+                "compute_submitted", site=target.site, key=call.key, task_id=task_id, endpoint=target.endpoint
             )
 
-    def ended(self, job: Call, task_id: str, state: str) -> None:
-        if job.journaled:
-            told = job.answer.get("worker") if isinstance(job.answer, dict) else None
-            worker = {"worker": told} if told else {}  # host and process id of who answered
+    def ended(self, call: Call, task_id: str, state: str) -> None:
+        if call.journaled:
+            host = call.answer.get("worker") if isinstance(call.answer, dict) else None
+            worker = {"worker": host} if host else {}  # host and process id of the worker that answered
             self.journal.write(
-                "compute_ended", site=job.target.site, key=job.key, task_id=task_id, state=state, **worker
+                "compute_ended", site=call.target.site, key=call.key, task_id=task_id, state=state, **worker
             )
 
-    def asked_again(self, job: Call, reason: str) -> None:
-        if job.journaled:
-            self.journal.write("compute_asked_again", site=job.target.site, key=job.key, reason=reason)
+    def resubmitting(self, call: Call, reason: str) -> None:
+        if call.journaled:
+            self.journal.write("compute_asked_again", site=call.target.site, key=call.key, reason=reason)
 
     def unreachable(self, reason: str) -> None:
         self.journal.write("compute_unreachable", reason=reason)
@@ -71,5 +72,5 @@ class CallLog:
         self.journal.write("endpoint_status", site=site, endpoint=endpoint, status=status)
 
 
-def _source_name() -> str:
+def _source_digest() -> str:
     return hashlib.sha256(bootstrap_source().encode()).hexdigest()[:16]

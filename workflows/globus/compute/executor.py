@@ -1,7 +1,7 @@
-"""A Parsl executor for one site that is reached through Globus Compute.
+"""Parsl executor for one site that is reached through Globus Compute.
 
-It keeps no blocks and no connections: the site's endpoint asks its scheduler for nodes, and all that has to be known to
-go on after a crash of the driver stands in the journal.
+It keeps no blocks and no connections: the site's endpoint requests nodes from its scheduler, and everything that is
+needed to continue after a crash of the driver is in the journal.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LOCAL_TRAIN = "apps.train:local_train"
 
 
 class SiteExecutor(ParslExecutor):
-    """Calls the functions of ``apps`` at a site.
+    """Executor that calls the functions of ``apps`` at a site.
 
     Args:
         site: of the route ``globus``, with its endpoint and its environment.
@@ -39,7 +39,7 @@ class SiteExecutor(ParslExecutor):
         read_state: see ``Liveness``.
     """
 
-    bad_state_is_set = False  # no failure of a site is for ever
+    bad_state_is_set = False  # no failure of a site is permanent
     executor_exception: Exception | None = None
 
     def __init__(
@@ -63,18 +63,19 @@ class SiteExecutor(ParslExecutor):
         self.liveness = Liveness(service, site.name, str(site.storage_root), files, read_state, self.environment)
 
     def start(self) -> None:
-        self.service.tenders.append(self.liveness.tend)
+        self.service.periodic.append(self.liveness.poll)
         self.service.start()
 
     def submit(
         self, func: Callable[..., Any], resource_specification: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Future[Any]:
-        """Ask the site to call ``func``, one of those in ``apps.remote.calls``; returns at once.
+        """Submit a call of ``func``, one of the functions in ``apps.remote.calls``; returns at once.
 
         Raises:
             UserMistake: the arguments are too large for Globus Compute.
-            TaskError: they are not plain.
+            TaskError: they cannot be written as JSON.
         """
+        del resource_specification, kwargs  # of Parsl's interface, not used here
         function = f"{func.__module__}:{func.__name__}"
         try:
             request = pack(function, args, self.environment)
@@ -82,79 +83,80 @@ class SiteExecutor(ParslExecutor):
         except (TypeError, ValueError) as error:
             raise TaskError(f"the arguments of {function} are not plain: {error}", site=self.label) from error
         require_fits(self.label, function, json.dumps([self.target.python, request]))
-        work = task_identity(*args) if function == LOCAL_TRAIN else None
-        future = self.service.submit(Call(key, self.target, function, request, work))
-        return _follow(future)
+        training_id = task_identity(*args) if function == LOCAL_TRAIN else None
+        return _copy_of(self.service.submit(Call(key, self.target, function, request, training_id)))
 
     def shutdown(self) -> None:
-        """Stop listening. What the site is doing goes on, and the next driver asks for it."""
+        """Stop polling. Tasks at the site continue, and the next driver asks for them."""
         self.service.stop()
         super().shutdown()
 
     def open_tasks(self) -> int:
-        """Calls that have been submitted to the site and not been answered."""
-        return sum(bool(job.attempts) for job in self._jobs())
+        """Return the number of calls that are submitted to the site and not answered."""
+        return sum(bool(call.attempts) for call in self._open_calls())
 
     def status_text(self) -> str | None:
-        """What Globus says of the site's tasks, for people; None: all are answered."""
-        calls = [job for job in list(self.service.jobs.values()) if job.target.site == self.label and job.journaled]
-        return calls_text(calls, time.time())
+        """Return the status of the site's tasks at Globus for display; None: all are answered."""
+        calls = [call for call in list(self.service.calls.values()) if call.target.site == self.label]
+        return calls_text([call for call in calls if call.journaled], time.time())
 
     def outstanding(self) -> int:
-        return len(self._jobs())
+        return len(self._open_calls())
 
     @property
     def status_facade(self) -> dict[str, Any]:
-        """Blocks that Parsl would know of: none, they are the endpoint's."""
+        """Blocks known to Parsl: none, they belong to the endpoint."""
         return {}
 
     @property
     def last_look(self) -> dict[str, Any]:
-        """The last look at the site, as of ``apps.site.site_status``; ``seen_at``, the UNIX time when it was so;
-        ``heard_at``, that of its last change."""
-        return {**self.liveness.last, "seen_at": self.liveness.seen_at, "heard_at": self.liveness.heard_at}
+        """The last look at the site, as of ``apps.site.site_status``.
+
+        Also ``seen_at``, the UNIX time at which the site was in that state, and ``changed_at``, of its last change.
+        """
+        return {**self.liveness.last, "seen_at": self.liveness.seen_at, "changed_at": self.liveness.changed_at}
 
     def newest_checkpoint(self) -> str | None:
-        """The last checkpoint seen at the site, by its path below the site's root: it tells the task and the step."""
+        """Return the last checkpoint seen at the site, by its path below the site's root; it names task and step."""
         return self.liveness.last.get("checkpoint")
 
     def storage_root(self) -> Path:
         return Path(self.liveness.root)
 
-    def _jobs(self) -> list[Call]:
-        return [job for job in self.service.open_jobs() if job.target.site == self.label and job.journaled]
+    def _open_calls(self) -> list[Call]:
+        return [call for call in self.service.open_calls() if call.target.site == self.label and call.journaled]
 
 
 def calls_text(calls: Sequence[Call], now: float) -> str | None:
-    """How far the open calls to a site are, and when its endpoint was asked last; None: all are answered."""
-    jobs = [job for job in calls if not job.over]
-    if calls and not jobs:
+    """Return the status of the calls to a site and the time of the last submission; None: all are answered."""
+    open_calls = [call for call in calls if not call.over]
+    if calls and not open_calls:
         return None
-    attempts = [attempt for job in jobs for attempt in list(job.attempts.values())]
+    attempts = [attempt for call in open_calls for attempt in list(call.attempts.values())]
     if not attempts:
-        return "asking its endpoint"
-    asked = max((attempt.asked_at for attempt in attempts if attempt.asked_at is not None), default=None)
-    since = "asked" if asked is None else f"asked {clock_text(asked, now)}"
+        return "submitting to its endpoint"
+    latest = max((attempt.submitted_at for attempt in attempts if attempt.submitted_at is not None), default=None)
+    since = "submitted" if latest is None else f"submitted {clock_text(latest, now)}"
     states = {attempt.status for attempt in attempts}
     if "running" in states:
-        return f"{since}; at work, its endpoint says"
+        return f"{since}; running at its endpoint"
     if states & {"waiting-for-nodes", "waiting-for-launch"}:
-        return f"{since}; the task waits at its endpoint for a block"
-    if any(job.over for job in calls):  # there are workers, or were; the service tells late that a task runs, or never
-        return f"{since}; its endpoint has not said more yet"
-    return f"{since}; its endpoint starts, or waits for a block"
+        return f"{since}; waiting at its endpoint for a block"
+    if any(call.over for call in calls):  # there are workers, or were; the service reports late, or never, that it runs
+        return f"{since}; no further status from its endpoint yet"
+    return f"{since}; its endpoint is starting or waiting for a block"
 
 
-def _follow(future: Future[Any]) -> Future[Any]:
-    """A future of its own for each who asks: Parsl sets things on what it gets."""
+def _copy_of(future: Future[Any]) -> Future[Any]:
+    """Return a separate future with the same outcome: Parsl sets attributes on the future that it gets."""
     own: Future[Any] = Future()
 
-    def pass_on(done: Future[Any]) -> None:
+    def copy(done: Future[Any]) -> None:
         error = done.exception()
         if error is not None:
             own.set_exception(error)
         else:
             own.set_result(done.result())
 
-    future.add_done_callback(pass_on)
+    future.add_done_callback(copy)
     return own

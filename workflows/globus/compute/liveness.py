@@ -1,7 +1,7 @@
-"""Signs of life from a site: seen through an endpoint on its login node, or by whatever way its files can be read.
+"""Liveness of a site: its state files, read through an endpoint on its login node or in another way.
 
-A task that waits in a queue or computes for hours looks to Globus Compute like one that was lost with its endpoint.
-The site's own files tell them apart.
+For Globus Compute a task that waits in a queue or computes for hours looks like one that was lost with its endpoint.
+The site's own files tell the two apart.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ ReadState = Callable[[str], dict[str, Any] | None]
 
 
 class Liveness:
-    """Looks at a site as long as it has work.
+    """Periodic look at a site as long as it has work.
 
     Args:
-        service: looks through it where there is an endpoint for that.
+        service: runs the look where the site has an endpoint for files.
         site: its name.
         root: the site's storage.
-        files: the endpoint to look through, or None.
-        read_state: another way to look: takes the site's name, and answers like ``apps.site.site_status``, whole or in
-            part, or with None where nothing can be seen. It may take its time.
+        files: the endpoint for files, or None.
+        read_state: another way to look: takes the site's name and returns the same as ``apps.site.site_status``, in
+            whole or in part, or None where nothing can be read. It may be slow.
         environment: variables for the project's Python there.
 
     Attributes:
-        last: what was seen last.
-        seen_at: UNIX time at which it was so.
-        heard_at: UNIX time of the last change in it.
+        last: the last state that was read.
+        seen_at: UNIX time at which the site was in this state.
+        changed_at: UNIX time of its last change.
     """
 
     def __init__(
@@ -57,62 +57,63 @@ class Liveness:
         self.service, self.site, self.root, self.files, self.read_state = service, site, root, files, read_state
         self.environment = dict(environment or {})
         self.last: dict[str, Any] = {}
-        self.heard_at: float | None = None
+        self.changed_at: float | None = None
         self.seen_at: float | None = None
-        self.look_s, self.next_look, self.asked_at = LOOK_S, 0.0, 0.0
-        self.looking: Future[Any] | None = None
+        self.look_s, self.next_look, self.requested_at = LOOK_S, 0.0, 0.0
+        self.pending: Future[Any] | None = None
 
-    def tend(self, now: float) -> None:
-        """Called by the service's thread: take up what was seen, and look again when it is time."""
-        if self.looking is not None and self.looking.done():
-            seen, self.looking = self.looking, None
-            if seen.exception() is not None:
-                logger.warning("cannot look at %s: %s", self.site, seen.exception())
-            elif isinstance(seen.result(), dict):
-                self._seen(seen.result(), now)
-        working = [job for job in self._jobs() if job.attempts]
-        if working and now >= self.next_look and self.looking is None:
-            self.next_look, self.asked_at = now + self.look_s, time.time()
-            self.looking = self._look()
+    def poll(self, now: float) -> None:
+        """Take up a finished look and start the next one when it is due; called by the service's thread."""
+        if self.pending is not None and self.pending.done():
+            done, self.pending = self.pending, None
+            if done.exception() is not None:
+                logger.warning("cannot look at %s: %s", self.site, done.exception())
+            elif isinstance(done.result(), dict):
+                self._update(done.result(), now)
+        submitted = any(call.attempts for call in self._open_trainings())
+        if submitted and now >= self.next_look and self.pending is None:
+            self.next_look, self.requested_at = now + self.look_s, time.time()
+            self.pending = self._look()
 
-    def _jobs(self) -> list[Call]:
-        return [job for job in self.service.open_jobs() if job.target.site == self.site and job.work]
+    def _open_trainings(self) -> list[Call]:
+        return [call for call in self.service.open_calls() if call.target.site == self.site and call.training_id]
 
     def _look(self) -> Future[Any] | None:
         if self.read_state is not None:
-            return _in_a_thread(self.read_state, self.site)
+            return _in_thread(self.read_state, self.site)
         if self.files is None:
             return None
         request = pack(LOOK, [Place(site=self.site, round=0), self.root], self.environment)
         return self.service.submit(Call(f"look-{uuid.uuid4()}", self.files, LOOK, request, journaled=False))
 
-    def _seen(self, sight: dict[str, Any], now: float) -> None:
+    def _update(self, state: dict[str, Any], now: float) -> None:
         names = ("progress", "checkpoint", "finished")
-        news = any(sight.get(name) != self.last.get(name) for name in names) or bool(sight.get("claims"))
-        self.last, self.seen_at = sight, moment_of(sight, self.asked_at, time.time())
-        if news:
-            self.heard_at = time.time()
-        progress = sight.get("progress") or {}
-        for job in self._jobs():
-            mine = job.work in (sight.get("claims") or ()) or (news and progress.get("task_id") == job.work)
-            job.sign(now, mine, sight.get("finished") == job.work)
+        changed = any(state.get(name) != self.last.get(name) for name in names) or bool(state.get("claims"))
+        self.last, self.seen_at = state, state_time(state, self.requested_at, time.time())
+        if changed:
+            self.changed_at = time.time()
+        progress = state.get("progress") or {}
+        for call in self._open_trainings():
+            leased = call.training_id in (state.get("claims") or ())
+            active = leased or (changed and progress.get("task_id") == call.training_id)
+            call.observe(now, active, state.get("finished") == call.training_id)
 
 
-def moment_of(sight: Mapping[str, Any], asked_at: float, answered_at: float) -> float:
-    """When a site was as it was seen: what its clock says, if that lies between question and answer; UNIX time."""
-    told = sight.get("time")
-    return answered_at if told is None else min(max(float(told), asked_at), answered_at)
+def state_time(state: Mapping[str, Any], requested_at: float, answered_at: float) -> float:
+    """Return the UNIX time of a site's state: that of the site's clock, limited to the time of the request."""
+    site_time = state.get("time")
+    return answered_at if site_time is None else min(max(float(site_time), requested_at), answered_at)
 
 
-def _in_a_thread(read_state: ReadState, site: str) -> Future[Any]:
-    """The site's way of looking must not hold up all others."""
-    seen: Future[Any] = Future()
+def _in_thread(read_state: ReadState, site: str) -> Future[Any]:
+    """Read the state in a thread of its own, so that a slow site does not delay the others."""
+    result: Future[Any] = Future()
 
     def run() -> None:
         try:
-            seen.set_result(read_state(site))
+            result.set_result(read_state(site))
         except Exception as error:  # noqa: BLE001 - the edge of this thread
-            seen.set_exception(error)
+            result.set_exception(error)
 
     threading.Thread(target=run, name=f"look-{site}", daemon=True).start()
-    return seen
+    return result

@@ -1,4 +1,4 @@
-"""What goes over the wire to a site and comes back: requests, answers, and what a failure of the endpoint means.
+"""Messages to and from a site: requests, answers, and the meaning of an endpoint's failures.
 
 Everything is JSON. An answer in any other form is refused unread: a site must not be able to make the driver unpickle
 or execute anything.
@@ -13,41 +13,43 @@ from pathlib import Path
 from typing import Any
 
 from apps.base.error_records import error_from
-from apps.base.errors import CrossfedError, TaskError, UserMistake, WorkersLost
+from apps.base.errors import REASON_LENGTH, CrossfedError, TaskError, UserMistake, WorkersLost
 
 JSON_HEADER = "11\n"  # of a buffer by globus_compute_sdk.serialize.JSONData
 RESULT_SERIALIZERS = ["globus_compute_sdk.serialize.JSONData"]
 LIMIT_BYTES = 9_500_000  # the service takes 10 MB; the rest is for what surrounds the arguments
-TRIED_IN_VAIN = ("MaxResultSizeExceeded", "DeserializationError", "SerializationError", "SyntaxError")
-WORDS = 300  # characters of an endpoint's complaint that are passed on
-# a child of the endpoint was killed, and its process id is honoured for some heartbeats (globus-compute-endpoint 4.19)
-COMING_BACK = "Another instance of this endpoint is running"
+PERMANENT = ("MaxResultSizeExceeded", "DeserializationError", "SerializationError", "SyntaxError")
+# a child of the endpoint was killed, and its process id is still honoured for some heartbeats
+# (globus-compute-endpoint 4.19)
+RESTARTING = "Another instance of this endpoint is running"
 
 
 def bootstrap_source() -> str:
-    """The text that runs in a site's worker."""
+    """Return the source text of the function that runs in a site's worker."""
     return (Path(__file__).parent / "bootstrap.py").read_text()
 
 
 def pack(function: str, args: Sequence[Any], environment: Mapping[str, str]) -> str:
-    """A request as JSON.
+    """Return a request as JSON.
 
     Raises:
-        TypeError: an argument that is not plain.
+        TypeError: an argument cannot be written as JSON.
     """
     return json.dumps({"function": function, "args": args, "environment": dict(environment)}, separators=(",", ":"))
 
 
 def call_key(site: str, function: str, args: Sequence[Any]) -> str:
-    """Names the call: equal calls of a site, equal key, in every process."""
+    """Return the key of a call: the same for equal calls of a site, in every process."""
     text = json.dumps([site, function, args], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def require_fits(site: str, function: str, payload: str) -> None:
-    """Refuse here what the service would refuse.
+    """Refuse a call here that the service would refuse for its size.
 
     Args:
+        site: its name, for the error.
+        function: the called function, for the error.
         payload: of the call, as the Globus Compute SDK has serialised it.
 
     Raises:
@@ -58,20 +60,18 @@ def require_fits(site: str, function: str, payload: str) -> None:
         raise UserMistake(
             f"the arguments of {function} are {nbytes} bytes, Globus Compute takes {LIMIT_BYTES}",
             site=site,
-            remedy="Only names, numbers and digests travel this way: make lists in the campaign shorter",
+            remedy="Only names, numbers and digests are sent this way: make lists in the campaign shorter",
         )
 
 
 def read_answer(buffer: Any) -> dict[str, Any] | CrossfedError:
-    """What a site says, or the error it tells of.
+    """Return a site's answer, or the error that it reports.
 
     Args:
         buffer: the result as the service passes it on.
     """
     if not isinstance(buffer, str) or not buffer.startswith(JSON_HEADER):
-        return TaskError(
-            "the site's answer is not JSON and is not read", remedy="Is this endpoint what it is thought to be?"
-        )
+        return TaskError("the site's answer is not JSON and is not read", remedy="Check the endpoint's id and owner")
     try:
         answer = json.loads(json.loads(buffer[len(JSON_HEADER) :]))
     except (ValueError, TypeError):
@@ -84,19 +84,19 @@ def read_answer(buffer: Any) -> dict[str, Any] | CrossfedError:
 
 
 def read_failure(text: Any) -> CrossfedError:
-    """What it means that the endpoint itself reports a failure; what it runs for us catches its own errors."""
+    """Convert a failure that the endpoint itself reports; the function that it runs for us catches its own errors."""
     lines = [line for line in str(text).splitlines() if line.strip(" -*")]
-    words = next((line for line in reversed(lines) if "Error" in line or "Lost" in line), lines[-1] if lines else "")
-    if any(name in str(text) for name in TRIED_IN_VAIN):
-        return TaskError(f"the endpoint could not carry out the call: {one_line(words)}")
-    return WorkersLost(f"the endpoint has lost the task: {one_line(words) or 'it gives no reason'}")
+    last = next((line for line in reversed(lines) if "Error" in line or "Lost" in line), lines[-1] if lines else "")
+    if any(name in str(text) for name in PERMANENT):
+        return TaskError(f"the endpoint could not run the call: {one_line(last)}")
+    return WorkersLost(f"the endpoint has lost the task: {one_line(last) or 'it gives no reason'}")
 
 
-def one_line(words: str) -> str:
-    """Somebody else's words, fit for an error of ours."""
-    return " ".join(words.split())[:WORDS]
+def one_line(text: str) -> str:
+    """Shorten a foreign message to one line."""
+    return " ".join(text.split())[:REASON_LENGTH]
 
 
-def is_restarting(words: Any) -> bool:
-    """Whether an endpoint says that it will take the task in a while."""
-    return COMING_BACK in str(words)
+def is_restarting(text: Any) -> bool:
+    """Return True if an endpoint reports that it will take the task later."""
+    return RESTARTING in str(text)

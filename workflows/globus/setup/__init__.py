@@ -1,1 +1,1 @@
-"""The files that set up the endpoints of a site."""
+"""Files that set up the endpoints of a site."""

@@ -1,1 +1,1 @@
-"""Artifacts to a site and back through Globus Transfer."""
+"""Transfer of artifacts to a site and back by Globus Transfer."""

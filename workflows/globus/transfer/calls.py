@@ -1,27 +1,36 @@
-"""Calls of a Globus service that are made again until they are answered."""
+"""Calls of a Globus service that are repeated until they are answered."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from apps.base.errors import REASON_LENGTH, CrossfedError
-from workflows.globus.transfer.errors import TransferDetached, TransferFailed, as_refusal, is_transient, wait_asked_s
+from workflows.globus.transfer.errors import (
+    TransferDetached,
+    TransferFailed,
+    is_transient,
+    refusal,
+    retry_after_s,
+)
 
 if TYPE_CHECKING:
     from globus_sdk import TransferClient
 
+HTTP_TIMEOUT_S = 20.0  # short, because a transfer has a submission id before it is submitted: it may be submitted again
+
 
 @dataclass(frozen=True)
 class Backoff:
-    """How often is looked, and how long is waited.
+    """Intervals between status requests and between retries.
 
     Attributes:
-        poll_s, slowest_poll_s: between two looks at a transfer; the longer it runs, the longer.
-        back_off_s, longest_back_off_s: before something that failed is tried again; doubles.
-        stall_s: a transfer with faults that has not moved anything for so long is cancelled, to be begun anew.
+        poll_s, slowest_poll_s: between two status requests for a transfer; grows with its age.
+        back_off_s, longest_back_off_s: before a failed call is repeated; doubles each time.
+        stall_s: a transfer with faults that has moved nothing for so long is cancelled, to be started again.
         overdue_s: so long after its deadline a transfer that the service has not ended is cancelled.
     """
 
@@ -33,37 +42,37 @@ class Backoff:
     overdue_s: float = 900.0
 
     def back_off(self, failures: int) -> float:
-        """Seconds to wait after so many failures in a row."""
+        """Return the seconds to wait after so many failures in a row."""
         return min(self.back_off_s * 2 ** min(failures - 1, 30), self.longest_back_off_s)
 
 
 class RetryingClient:
-    """Makes the calls of one client, one at a time: a client may not be used by two threads at once.
+    """Client that makes one call at a time and repeats it: a client must not be used by two threads at once.
 
     Args:
-        make_client: an authorised client of Globus Transfer; called when the first call is due.
-        patience: for the back-off.
-        stop: set when the driver leaves.
-        on_trouble: told of an error that may pass, and None once a call has succeeded.
+        make_client: returns an authorised client of Globus Transfer; called at the first call.
+        backoff: intervals between repetitions.
+        stop: set when the driver stops.
+        on_trouble: called with the text of an error that may pass, and with None once a call has succeeded.
     """
 
     def __init__(
         self,
         make_client: Callable[[], TransferClient],
-        patience: Backoff,
+        backoff: Backoff,
         stop: threading.Event,
         on_trouble: Callable[[str | None], None],
     ) -> None:
-        self.make_client, self.patience, self.stop, self.on_trouble = make_client, patience, stop, on_trouble
+        self.make_client, self.backoff, self.stop, self.on_trouble = make_client, backoff, stop, on_trouble
         self._lock = threading.Lock()
         self._client: TransferClient | None = None
 
     def __call__(self, call: Callable[[TransferClient], Any]) -> Any:
-        """The result of a call, however long the service does not answer.
+        """Return the result of a call, however long the service does not answer.
 
         Raises:
             TransferRefused: the service's answer is final.
-            TransferLeft: ``stop`` was set before there was an answer.
+            TransferDetached: ``stop`` was set before there was an answer.
         """
         from globus_sdk import GlobusError
 
@@ -76,7 +85,7 @@ class RetryingClient:
                     raise _final(error) from None
                 failures += 1
                 self.on_trouble(error_text(error))
-                self.stop.wait(max(self.patience.back_off(failures), wait_asked_s(error)))
+                self.stop.wait(max(self.backoff.back_off(failures), retry_after_s(error)))
             else:
                 self.on_trouble(None)
                 return result
@@ -86,13 +95,26 @@ class RetryingClient:
         with self._lock:
             if self._client is None:
                 self._client = self.make_client()
-            # the one repetition is for a token that has run out; longer waiting is done where it can be ended
-            with self._client.retry_config.tune(max_retries=1, max_sleep=min(1, self.patience.back_off_s)):
+            # the one repetition is for an expired token; longer waits happen where ``stop`` can end them
+            with self._client.retry_config.tune(max_retries=1, max_sleep=min(1, self.backoff.back_off_s)):
                 return call(self._client)
 
 
+@contextmanager
+def stop_after(limit_s: float) -> Iterator[threading.Event]:
+    """Yield an event that is set after so many seconds."""
+    stop = threading.Event()
+    timer = threading.Timer(limit_s, stop.set)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield stop
+    finally:
+        timer.cancel()
+
+
 def error_text(error: Exception) -> str:
-    """An error that may pass, in a line for people."""
+    """Return an error that may pass as one line."""
     from globus_sdk import GlobusTimeoutError, NetworkError
 
     if isinstance(error, GlobusTimeoutError):
@@ -106,10 +128,10 @@ def _final(error: Exception) -> CrossfedError:
     from globus_sdk import GlobusAPIError
 
     if isinstance(error, GlobusAPIError):
-        return as_refusal(error)
-    return TransferFailed(f"Globus cannot be asked: {type(error).__name__}: {error}"[:REASON_LENGTH])
+        return refusal(error)
+    return TransferFailed(f"the call to Globus failed: {type(error).__name__}: {error}"[:REASON_LENGTH])
 
 
 def driver_stopped() -> TransferDetached:
-    """The error for those who wait when the driver stops."""
-    return TransferDetached("the driver stopped; what Globus carries goes on", remedy="A resume follows the transfer")
+    """Return the error for callers that wait when the driver stops."""
+    return TransferDetached("the driver stopped; the transfer continues", remedy="A resume follows the transfer")

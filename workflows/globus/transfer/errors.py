@@ -1,4 +1,4 @@
-"""What Globus answers when something does not go, as errors that a person can act on."""
+"""Failures that Globus Transfer reports, as errors with a remedy."""
 
 from __future__ import annotations
 
@@ -7,41 +7,41 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from apps.base.errors import CrossfedError
+from workflows.globus.remedies import LOGIN
 
 if TYPE_CHECKING:
     from globus_sdk import GlobusAPIError
 
-LOGIN = "python workflows/login.py"
-BUSY = (408, 425, 429)  # besides all of 5xx: the same call may well succeed later
+BUSY = (408, 425, 429)  # besides all of 5xx: the same call may succeed later
 FULL = "TooManyPendingJobs"
 
 
-class TransferFailed(CrossfedError):  # noqa: N818
-    """A transfer has ended without success, or cannot be begun; the files it was for may be there in part."""
+class TransferFailed(CrossfedError):  # noqa: N818 - named as a state of the transfer, like its subclasses
+    """A transfer that ended without success or cannot be started; its files may have arrived in part."""
 
 
 class TransferCanceled(TransferFailed):
-    """Somebody has ended the transfer; it is not begun again without being asked for."""
+    """A transfer that a person has cancelled; it is started again only on request."""
 
 
 class TransferRefused(TransferFailed):
-    """Globus does not take the transfer; the same request would be refused again."""
+    """A transfer that Globus does not accept; the same request would be refused again."""
 
 
 class ConsentMissing(TransferRefused):
-    """Globus Transfer may not use a collection for this identity before it has agreed to that."""
+    """A missing consent: Globus Transfer may not use a collection for this identity."""
 
 
 class LoginMissing(TransferRefused):
-    """Globus does not know who asks: never logged in, tokens lapsed, or a secret that is not right any more."""
+    """A missing login: never logged in, expired tokens, or a secret that is no longer valid."""
 
 
-class TransferDetached(CrossfedError):  # noqa: N818
-    """The driver stops; what it waited for goes on without it."""
+class TransferDetached(CrossfedError):  # noqa: N818 - named as a state of the transfer
+    """A transfer that the stopping driver no longer waits for; it continues at Globus."""
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether a call may succeed when it is made again later."""
+    """Return True if a call may succeed when it is repeated later."""
     from globus_sdk import GlobusAPIError, NetworkError
 
     if isinstance(error, GlobusAPIError):
@@ -49,33 +49,33 @@ def is_transient(error: Exception) -> bool:
     return isinstance(error, NetworkError)
 
 
-def wait_asked_s(error: Exception) -> float:
-    """How long the service asks to be left alone, in seconds; 0 where it does not say."""
+def retry_after_s(error: Exception) -> float:
+    """Return the seconds to wait that the service requests; 0 where it requests none."""
     headers = getattr(error, "headers", None) or {}
     asked = str(headers.get("Retry-After", ""))
     return float(asked) if asked.isdecimal() else 0.0
 
 
-def as_refusal(error: GlobusAPIError) -> TransferRefused:
-    """A final answer of a Globus service, with the remedy.
+def refusal(error: GlobusAPIError) -> TransferRefused:
+    """Convert a final answer of a Globus service to an error with a remedy.
 
-    No part of the request goes into it: a request holds tokens.
+    No part of the request is included: a request holds tokens.
     """
     if error.info.consent_required:
         return consent_missing(error.info.consent_required.required_scopes or [])
     if error.http_status == 401 or error.code in ("invalid_client", "invalid_grant"):
         return LoginMissing("Globus does not accept the login", remedy=f"Log in: {LOGIN}")
-    said = f"Globus refuses the transfer: {error.message or error.code} (HTTP {error.http_status}, {error.code})"
-    return TransferRefused(said, remedy=_remedy(error.code or "", error.http_status))
+    what = f"Globus refuses the transfer: {error.message or error.code} (HTTP {error.http_status}, {error.code})"
+    return TransferRefused(what, remedy=_remedy(error.code or "", error.http_status))
 
 
 def consent_missing(scopes: Collection[str]) -> ConsentMissing:
-    """The error for consents that are not given, with the command that gives them."""
+    """Return the error for missing consents, with the command that gives them."""
     ids = sorted({found for scope in scopes for found in re.findall(r"/scopes/([0-9a-f-]{36})/data_access", scope)})
-    commands = " ".join(f"--collection {found}" for found in ids)
+    options = " ".join(f"--collection {found}" for found in ids)
     named = f"collection{'s' if len(ids) > 1 else ''} {', '.join(ids)}" if ids else "a collection"
     return ConsentMissing(
-        f"Globus Transfer has no consent to use {named}", remedy=f"Agree once: {LOGIN} {commands}".rstrip()
+        f"Globus Transfer has no consent to use {named}", remedy=f"Agree once: {LOGIN} {options}".rstrip()
     )
 
 

@@ -1,4 +1,4 @@
-"""Small files of a collection by HTTPS, without a transfer: a site's progress, its manifests."""
+"""Read small files of a collection by HTTPS, without a transfer: a site's progress, its manifests."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from site_configs.library.site import Collection
-from workflows.globus.transfer.calls import RetryingClient
-from workflows.globus.transfer.errors import LOGIN, ConsentMissing, TransferFailed
+from workflows.globus.remedies import LOGIN
+from workflows.globus.transfer.calls import HTTP_TIMEOUT_S, RetryingClient
+from workflows.globus.transfer.errors import ConsentMissing, TransferFailed
 
 if TYPE_CHECKING:
     import requests
     from globus_sdk.authorizers import GlobusAuthorizer
 
 logger = logging.getLogger(__name__)
-TIMEOUT_S = 30.0
 SMALL = 1 << 20  # bytes
 
 
 class FileReader:
-    """Reads files at collections that have a web server.
+    """Reader of files at collections that have a web server.
 
     Args:
-        caller: asks Globus Transfer, which knows where a collection's server is.
-        authorizer: what authorizes requests at the collection with an id.
+        caller: client of Globus Transfer, which has the address of a collection's server.
+        authorizer: returns the authorizer of requests at the collection with an id.
     """
 
     def __init__(self, caller: RetryingClient, authorizer: Callable[[str], GlobusAuthorizer]) -> None:
@@ -36,13 +36,13 @@ class FileReader:
         self._lock = threading.Lock()
 
     def read(self, collection: Collection, path: Path, start: int = 0, limit: int = SMALL) -> bytes | None:
-        """The content of a file from byte ``start`` on, or None: no such file, no server, or it does not answer.
+        """Return the content of a file from byte ``start`` on; None: no such file, no server, or no answer.
 
         Args:
             collection: that shows the file.
             path: of the site's file system.
             start: first byte wanted.
-            limit: at most so many bytes; what is longer is cut off.
+            limit: at most so many bytes; a longer file is cut off.
 
         Raises:
             ConsentMissing: the identity may not read there by HTTPS.
@@ -61,18 +61,17 @@ class FileReader:
             return None
 
     def server(self, collection: Collection) -> str | None:
-        """The address of a collection's web server, asked for once."""
+        """Return the address of a collection's web server; requested once."""
         with self._lock:
             if collection.id not in self._servers:
-                known = self.caller(lambda client: client.get_endpoint(collection.id))
-                self._servers[collection.id] = known.get("https_server")
+                facts = self.caller(lambda client: client.get_endpoint(collection.id))
+                self._servers[collection.id] = facts.get("https_server")
             return self._servers[collection.id]
 
     def _read(self, collection: Collection, url: str, start: int, limit: int) -> bytes | None:
         authorizer = self.authorizer(collection.id)
         with self._get(authorizer, url, start, limit) as answer:
-            status = answer.status_code
-            if status != 401:
+            if answer.status_code != 401:
                 return _content(answer, collection, start, limit)
         if not authorizer.handle_missing_authorization():
             raise _not_authorized(collection)
@@ -87,11 +86,11 @@ class FileReader:
         if token:
             headers["Authorization"] = token
         # a redirection would lead to a login page, or the token to another host
-        return requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_S, allow_redirects=False)
+        return requests.get(url, headers=headers, stream=True, timeout=HTTP_TIMEOUT_S, allow_redirects=False)
 
 
 def _content(answer: requests.Response, collection: Collection, start: int, limit: int) -> bytes | None:
-    """What of an answer is wanted; the limit holds also against a server that does not know of ranges."""
+    """Return the requested part of an answer; the limit also holds for a server that ignores ranges."""
     status = answer.status_code
     if status == 404 or status >= 500:
         return None

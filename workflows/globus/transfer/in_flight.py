@@ -1,4 +1,4 @@
-"""What is on its way just now: shown to people, and done once where several sites wait for the same."""
+"""Transfers that are under way: their progress for display, and one result for several sites that need the same one."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from workflows.globus.transfer.calls import driver_stopped
 from workflows.globus.transfer.task import Task
 from workflows.globus.transfer.transfer_log import Transfer, TransferState
 
-LOOK_S = 0.1  # how soon one who waits for another thread sees that the driver stops
+STOP_POLL_S = 0.1  # how soon a waiting thread notices that the driver stops
 
 
 class TransferProgress:
-    """How far a transfer is that somebody waits for."""
+    """Progress of one transfer."""
 
-    def __init__(self, waybill: Transfer) -> None:
-        self.waybill = waybill
+    def __init__(self, transfer: Transfer) -> None:
+        self.transfer = transfer
         self.task: Task = {}
         self.trouble: str | None = None
 
     def shown(self) -> dict[str, Any]:
-        """For people: direction, bytes in all and so far, bytes per second, the state in Globus' words."""
+        """Return direction, bytes in all and so far, bytes per second, the state as Globus names it, and trouble."""
         return {
-            "direction": self.waybill.direction,
-            "nbytes": self.waybill.nbytes,
+            "direction": self.transfer.direction,
+            "nbytes": self.transfer.nbytes,
             "bytes_transferred": int(self.task.get("bytes_transferred") or 0),
             "rate": float(self.task.get("effective_bytes_per_second") or 0),
             "nice_status": self.task.get("nice_status") or self.task.get("status") or "waiting",
@@ -40,7 +40,7 @@ class TransfersInFlight:
     """The transfers that threads of this driver wait for.
 
     Args:
-        stop: set when the driver leaves.
+        stop: set when the driver stops.
     """
 
     def __init__(self, stop: threading.Event) -> None:
@@ -50,27 +50,27 @@ class TransfersInFlight:
         self._shown: dict[str, list[TransferProgress]] = {}
 
     def progress(self, site: str) -> dict[str, Any] | None:
-        """How far the latest transfer is that a site waits for; None: it waits for none."""
+        """Return the progress of the latest transfer that a site waits for; None: it waits for none."""
         with self._lock:
-            moving = self._shown.get(site)
-            return moving[-1].shown() if moving else None
+            transfers = self._shown.get(site)
+            return transfers[-1].shown() if transfers else None
 
-    def once(self, waybill: Transfer, work: Callable[[TransferProgress], TransferState]) -> TransferState:
-        """The result of work; those who ask for the same key meanwhile get the same result, or the same error.
+    def once(self, transfer: Transfer, work: Callable[[TransferProgress], TransferState]) -> TransferState:
+        """Return the result of ``work``; a second caller with the same key waits for the same result or error.
 
         Raises:
-            TransferLeft: the driver stops while another thread does the work.
+            TransferDetached: the driver stops while another thread does the work.
         """
         with self._lock:
-            first = waybill.key not in self._shared
-            moving, result = self._shared.setdefault(waybill.key, (TransferProgress(waybill), Future()))
-        with self._showing(waybill.site, moving):
+            first = transfer.key not in self._shared
+            progress, result = self._shared.setdefault(transfer.key, (TransferProgress(transfer), Future()))
+        with self._showing(transfer.site, progress):
             if first:
-                self._do(waybill.key, work, moving, result)
+                self._do(transfer.key, work, progress, result)
             while not result.done():
                 if self.stop.is_set():
                     raise driver_stopped()
-                wait([result], LOOK_S)
+                wait([result], STOP_POLL_S)
         error = result.exception()
         if error is not None:
             raise copy(error)  # each site fills in its own name
@@ -80,24 +80,24 @@ class TransfersInFlight:
         self,
         key: str,
         work: Callable[[TransferProgress], TransferState],
-        moving: TransferProgress,
+        progress: TransferProgress,
         result: Future[TransferState],
     ) -> None:
         try:
-            result.set_result(work(moving))
+            result.set_result(work(progress))
         except BaseException as error:
-            result.set_exception(copy(error))  # for those who wait
+            result.set_exception(copy(error))  # for the other threads
             raise
         finally:
             with self._lock:
                 del self._shared[key]
 
     @contextmanager
-    def _showing(self, site: str, moving: TransferProgress) -> Iterator[None]:
+    def _showing(self, site: str, progress: TransferProgress) -> Iterator[None]:
         with self._lock:
-            self._shown.setdefault(site, []).append(moving)
+            self._shown.setdefault(site, []).append(progress)
         try:
             yield
         finally:
             with self._lock:
-                self._shown[site].remove(moving)
+                self._shown[site].remove(progress)

@@ -1,8 +1,7 @@
-"""Artifacts on their way to sites and back by Globus Transfer, as apps that the driver runs in threads of its own.
+"""Staging of artifacts to sites and back by Globus Transfer, as apps that the driver runs in threads of its own.
 
-Each piece of work has a key that is the same in every driver of a run. The journal tells what has come of it: a
-transfer of an earlier driver is followed, and one whose hand-in was cut short is handed in under the same name, which
-Globus takes once.
+Each transfer has a key that is the same in every driver of a run. The journal has its state: a transfer of an earlier
+driver is followed, and one whose submission was interrupted is submitted under the same id, which Globus accepts once.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from site_configs.library.site import Collection, Site
 from workflows.globus.transfer.calls import Backoff, RetryingClient
 from workflows.globus.transfer.errors import TransferRefused
 from workflows.globus.transfer.in_flight import TransferProgress, TransfersInFlight
-from workflows.globus.transfer.task import TransferRequest, TransferResult, delete
+from workflows.globus.transfer.task import DEADLINE_S, TransferRequest, TransferResult, delete
 from workflows.globus.transfer.transfer_log import SUCCEEDED, Direction, Transfer, TransferLog, TransferState
 from workflows.globus.transfer.transfers import TransferQueue
 from workflows.records.journal import Journal
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 MakeClient = Callable[[Sequence[str]], "TransferClient"]
-DEADLINE_S = 3 * 24 * 3600.0
 SHA256, TASK_ID = re.compile("[0-9a-f]{64}"), re.compile("[0-9a-f]{32}")
 
 
@@ -44,13 +42,13 @@ class GlobusStaging:
 
     Args:
         journal: of the run.
-        make_client: an authorised client for collections with these ids; called when the first transfer is due.
+        make_client: returns an authorised client for collections with these ids; called at the first transfer.
         server: the driver's own collection, which shows the run directory.
-        sites: of the campaign, by name; those that Globus carries for have a collection.
+        sites: of the campaign, by name; those with the carrier ``globus`` have a collection.
         name: of the run, for the labels of the transfers.
-        retries: how often a failed transfer is begun anew before its task fails.
-        patience: how often is looked, how long is waited.
-        deadline_s: after so long Globus gives up on a transfer.
+        retries: how often a failed transfer is repeated before its task fails.
+        backoff: intervals of status requests and retries.
+        deadline_s: Globus gives up on a transfer after so long.
     """
 
     def __init__(
@@ -62,7 +60,7 @@ class GlobusStaging:
         *,
         name: str = "",
         retries: int = 2,
-        patience: Backoff | None = None,
+        backoff: Backoff | None = None,
         deadline_s: float = DEADLINE_S,
     ) -> None:
         self.journal, self.server, self.sites, self.name, self.deadline_s = journal, server, sites, name, deadline_s
@@ -70,72 +68,73 @@ class GlobusStaging:
         self.stop = threading.Event()
         self.caller = RetryingClient(
             lambda: make_client(list(dict.fromkeys([server.id, *ends]))),
-            patience or Backoff(),
+            backoff or Backoff(),
             self.stop,
-            _told_once(journal),
+            _journal_outages(journal),
         )
         self.log = TransferLog(journal)
-        self.shipper = TransferQueue(self.log, self.caller, retries)
-        self.underway = TransfersInFlight(self.stop)
+        self.queue = TransferQueue(self.log, self.caller, retries)
+        self.in_flight = TransfersInFlight(self.stop)
 
     # -- apps -------------------------------------------------------------------------------------------------------
 
     def send(
         self, place: Place, model: dict[str, Any], store_here: str, store_there: str, attempt: int
     ) -> dict[str, Any]:
-        """Bring the global model to a site; the site verifies it when it reads it.
+        """Transfer the global model to a site; the site verifies it when it reads it.
 
         Args:
             place: the site and the round.
             model: a task result that carries ``artifact``.
-            store_here, store_there: the server's and the site's folder of artifacts.
+            store_here: the server's folder of artifacts.
+            store_there: the site's.
             attempt: from the second on the model is sent although it was sent before.
 
         Raises:
-            ArtifactError: the model is not whole here.
-            TransferFailed: Globus could not bring it there.
-            TransferLeft: the driver stops.
+            ArtifactError: the model is damaged here.
+            TransferFailed: the transfer failed.
+            TransferDetached: the driver stops.
         """
         with placed(**place):
             collection, artifact = self._collection(place["site"]), model["artifact"]
             there = collection.path_of(artifact_path(store_there, artifact))
-            mine = {"for": place["site"], "attempt": attempt} if attempt > 1 else {}
-            key = identity({"collection": collection.id, "path": there, **mine})
-            waybill = self._waybill(key, place, "send", artifact, files=1)
-            shipment = self.underway.once(waybill, lambda moving: self._send(waybill, store_here, there, moving))
+            own = {"for": place["site"], "attempt": attempt} if attempt > 1 else {}
+            key = identity({"collection": collection.id, "path": there, **own})
+            transfer = self._transfer(key, place, "send", artifact, files=1)
+            state = self.in_flight.once(transfer, lambda progress: self._send(transfer, store_here, there, progress))
         return {
             "artifact": artifact,
             "frozen": model.get("frozen", ""),
             "store": store_there,
-            "nbytes_moved": artifact["nbytes"] if shipment.site == place["site"] else 0,
-            "started": shipment.began,
-            "ended": shipment.ended,
+            "nbytes_moved": artifact["nbytes"] if state.site == place["site"] else 0,
+            "started": state.began,
+            "ended": state.ended,
         }
 
     def fetch(self, place: Place, manifest: Manifest, store_here: str, attempt: int) -> dict[str, Any]:
-        """Bring a site's update here, and its manifest into the run directory's ``manifests/SITE``.
+        """Transfer a site's update to the server, and its manifest into the run directory's ``manifests/SITE``.
 
         Args:
             place: the site and the round.
-            manifest: what the site said of the update.
+            manifest: the site's record of the update.
             store_here: the server's folder of artifacts, in the run directory.
-            attempt: each is a piece of work of its own.
+            attempt: each is a transfer of its own.
 
         Returns:
-            The manifest, but with store, bytes and times of this move; ``manifest`` in it is what the site said.
+            The manifest, but with store, bytes and times of this transfer; ``manifest`` in it is the site's own.
 
         Raises:
-            UpdateRefused: the manifest names what cannot be a name.
-            ArtifactError: the site does not have the update any more, or not whole; to train again mends that.
-            TransferFailed: Globus could not bring it here.
-            TransferLeft: the driver stops.
+            UpdateRefused: the manifest has a malformed name.
+            ArtifactError: the site does not have the update any more, or it is damaged; training again repairs that.
+            TransferFailed: the transfer failed.
+            TransferDetached: the driver stops.
         """
         moved, started, ended = 0, time.time(), 0.0
         with placed(**place):
             _check_names(manifest)
             if not _is_whole(store_here, manifest["artifact"]):
-                shipment = self._fetch(place, manifest, store_here, attempt)
-                moved, started, ended = manifest["artifact"]["nbytes"], shipment.began, shipment.ended
+                state = self._fetch(place, manifest, store_here, attempt)
+                moved, started, ended = manifest["artifact"]["nbytes"], state.began, state.ended
         return {
             **manifest,
             "manifest": manifest,
@@ -146,17 +145,17 @@ class GlobusStaging:
         }
 
     def clean(self, place: Place, shas: Sequence[str]) -> dict[str, Any]:
-        """Have artifacts deleted in a site's own store that no coming task of any site needs from there.
+        """Delete artifacts in a site's own store that no later task of any site needs from there.
 
         Args:
             place: the site and the round.
             shas: SHA-256 of the artifacts.
 
         Returns:
-            ``task_id`` of the deletion, which nobody waits for; None: there was nothing to delete.
+            ``task_id`` of the deletion, which is not waited for; None: there was nothing to delete.
 
         Raises:
-            TransferFailed: Globus does not take it; nothing of the campaign depends on it.
+            TransferFailed: Globus does not accept it; the campaign does not depend on it.
         """
         started, site = time.time(), place["site"]
         with placed(**place):
@@ -173,12 +172,11 @@ class GlobusStaging:
     # -- for the driver ---------------------------------------------------------------------------------------------
 
     def progress(self, site: str) -> dict[str, Any] | None:
-        """What is on its way to or from a site: direction, nbytes, bytes_transferred, rate (bytes per second),
-        nice_status, trouble (None, or what holds it up); None: nothing."""
-        return self.underway.progress(site)
+        """Return the progress of the latest transfer to or from a site, see ``TransferProgress.shown``; None: none."""
+        return self.in_flight.progress(site)
 
     def close(self) -> None:
-        """Let everybody go who waits; what Globus has been given goes on."""
+        """Release all waiting threads; submitted transfers continue."""
         self.stop.set()
 
     # -- within -----------------------------------------------------------------------------------------------------
@@ -189,61 +187,61 @@ class GlobusStaging:
             raise TransferRefused("the site has no Globus collection", remedy="Set 'collection' for it")
         return collection
 
-    def _waybill(self, key: str, place: Place, direction: Direction, artifact: Artifact, files: int) -> Transfer:
+    def _transfer(self, key: str, place: Place, direction: Direction, artifact: Artifact, files: int) -> Transfer:
         ids = self._collection(place["site"]).id, artifact["sha256"]
         return Transfer(key, place["site"], place["round"], direction, *ids, artifact["nbytes"], files)
 
-    def _parcel(self, waybill: Transfer, source: str, destination: str, *files: tuple[str, str]) -> TransferRequest:
-        label = f"crossfed {self.name} {waybill.direction} {waybill.site} round {waybill.round}"
+    def _request(self, transfer: Transfer, source: str, destination: str, *files: tuple[str, str]) -> TransferRequest:
+        label = f"crossfed {self.name} {transfer.direction} {transfer.site} round {transfer.round}"
         return TransferRequest(source, destination, files, label, self.deadline_s)
 
-    def _send(self, waybill: Transfer, store_here: str, there: str, moving: TransferProgress) -> TransferState:
-        known = self.log.find(waybill.key)
+    def _send(self, transfer: Transfer, store_here: str, there: str, progress: TransferProgress) -> TransferState:
+        known = self.log.find(transfer.key)
         if known and known.state == SUCCEEDED:
             return known
-        artifact = Artifact(sha256=waybill.artifact, nbytes=waybill.nbytes, kind="model")
+        artifact = Artifact(sha256=transfer.artifact, nbytes=transfer.nbytes, kind="model")
         verify_or_set_aside(store_here, artifact)
         here = self.server.path_of(artifact_path(store_here, artifact))
-        parcel = self._parcel(waybill, self.server.id, waybill.collection, (here, there))
-        return self.shipper.ship(waybill, parcel, self._was_found, moving)
+        request = self._request(transfer, self.server.id, transfer.collection, (here, there))
+        return self.queue.run(transfer, request, self._check_sent, progress)
 
-    def _was_found(self, outcome: TransferResult) -> None:
-        """What lies here was not found through the collection: it shows another folder than the campaign says."""
-        if outcome.missing:
+    def _check_sent(self, result: TransferResult) -> None:
+        """Raise if a file of the run directory was not found: the collection shows another folder than configured."""
+        if result.missing:
             raise TransferRefused(
-                f"collection {self.server.id} does not show {outcome.missing[0]}",
+                f"collection {self.server.id} does not show {result.missing[0]}",
                 remedy="Set 'globus.folder' to the folder that the collection shows as its /, then resume",
             )
 
     def _fetch(self, place: Place, manifest: Manifest, store_here: str, attempt: int) -> TransferState:
         artifact, root = manifest["artifact"], self.sites[place["site"]].storage_root
-        papers = _made(Path(store_here).parent / "manifests" / place["site"])
+        manifests = _made(Path(store_here).parent / "manifests" / place["site"])
         pairs = (
             (artifact_path(root / "artifacts", artifact), artifact_path(store_here, artifact)),
-            (manifest_path(root, manifest["task_id"]), papers / f"{manifest['task_id']}.json"),
+            (manifest_path(root, manifest["task_id"]), manifests / f"{manifest['task_id']}.json"),
         )
         collection = self._collection(place["site"])
         files = [(collection.path_of(there), self.server.path_of(here)) for there, here in pairs]
         work = {"site": place["site"], "task": manifest["task_id"], "path": files[0][1], "attempt": attempt}
-        waybill = self._waybill(identity(work), place, "fetch", artifact, len(files))
-        parcel = self._parcel(waybill, collection.id, self.server.id, *files)
+        transfer = self._transfer(identity(work), place, "fetch", artifact, len(files))
+        request = self._request(transfer, collection.id, self.server.id, *files)
 
-        def arrived(outcome: TransferResult) -> None:
-            if files[0][0] in outcome.missing:
+        def check(result: TransferResult) -> None:
+            if files[0][0] in result.missing:
                 raise ArtifactError("the update is not at the site any more", file=str(pairs[0][0]))
-            # Globus compares with what it has read; this compares with what the site has made
+            # Globus compares with what it has read; this compares with what the site has written
             verify(store_here, artifact)
 
-        return self.underway.once(
-            waybill, lambda moving: self.shipper.ship(waybill, parcel, arrived, moving, anew=True)
+        return self.in_flight.once(
+            transfer, lambda progress: self.queue.run(transfer, request, check, progress, anew=True)
         )
 
 
-def _told_once(journal: Journal) -> Callable[[str | None], None]:
-    """The journal says once that the service does not answer, and once that it does again."""
+def _journal_outages(journal: Journal) -> Callable[[str | None], None]:
+    """Return a callback that records once that the service does not answer, and once that it answers again."""
     lock, silent = threading.Lock(), False
 
-    def tell(trouble: str | None) -> None:
+    def record(trouble: str | None) -> None:
         nonlocal silent
         with lock:
             changed, silent = (trouble is not None) != silent, trouble is not None
@@ -253,14 +251,14 @@ def _told_once(journal: Journal) -> Callable[[str | None], None]:
             elif changed:
                 journal.write("transfer_back")
 
-    return tell
+    return record
 
 
 def _check_names(manifest: Manifest) -> None:
-    """What a site says becomes names of files here: it must be nothing but names.
+    """Check the names in a site's manifest, which become names of files here.
 
     Raises:
-        UpdateRefused: it is something else.
+        UpdateRefused: one is not a hexadecimal digest.
     """
     for name, text in ((SHA256, manifest["artifact"]["sha256"]), (TASK_ID, manifest["task_id"])):
         if not isinstance(text, str) or not name.fullmatch(text):

@@ -1,7 +1,8 @@
-"""One Globus transfer: handed in so that it runs once, and followed to an end that was looked at.
+"""One task of Globus Transfer: submitted so that it runs once, and followed to a verified end.
 
-The client's own ``task_wait`` only tells that a task is not active any more, which is also so for one that failed.
-Here the task's status decides, and what moved between two looks tells a slow transfer from one that stands still.
+The client's own ``task_wait`` only reports that a task is not active any more, which is also true for a failed one.
+Here the task's status decides, and the bytes moved between two status requests separate a slow transfer from a stalled
+one.
 """
 
 from __future__ import annotations
@@ -20,34 +21,36 @@ if TYPE_CHECKING:
     from globus_sdk import DeleteData, TransferData
 
 LABEL_LENGTH = 128
-WELL = ("OK", "Queued")  # what ``nice_status`` says while nothing is wrong
-MOVED = ("bytes_transferred", "files_transferred", "files_skipped")
-POLL_SHARE = 0.2  # of its age: when a transfer is looked at again
+DEADLINE_S = 3 * 24 * 3600.0
+HEALTHY = ("OK", "Queued")  # values of ``nice_status`` without trouble
+COUNTERS = ("bytes_transferred", "files_transferred", "files_skipped")
+POLL_SHARE = 0.2  # interval of status requests, as a share of a transfer's age
+NO_MAILS: dict[str, Any] = {"notify_on_succeeded": False, "notify_on_failed": False, "notify_on_inactive": False}
 Task = Mapping[str, Any]
-OnLook = Callable[[Task, str | None], None]
+OnStatus = Callable[[Task, str | None], None]
 
 
 @dataclass(frozen=True)
 class TransferRequest:
-    """What one transfer moves, packed: many files, one task.
+    """Content of one transfer: many files, one task.
 
     Attributes:
         source, destination: ids of the collections.
         files: (path at the source, path at the destination), as the collections name them.
-        label: for people who look at their transfers.
-        deadline_s: after so long Globus gives up.
+        label: for a person's list of transfers.
+        deadline_s: Globus gives up after so long.
     """
 
     source: str
     destination: str
     files: tuple[tuple[str, str], ...]
     label: str
-    deadline_s: float = 3 * 24 * 3600.0
+    deadline_s: float = DEADLINE_S
 
 
 @dataclass(frozen=True)
 class TransferResult:
-    """How a transfer has ended well; ``missing`` are the paths that its source could not give."""
+    """Result of a transfer that succeeded; ``missing`` are the paths that its source does not have."""
 
     nbytes: int
     faults: int
@@ -55,61 +58,62 @@ class TransferResult:
 
 
 def new_submission_id(caller: RetryingClient) -> str:
-    """A name under which a transfer may be handed in any number of times and runs once."""
+    """Return an id under which a transfer may be submitted any number of times and runs once."""
     return str(caller(lambda client: client.get_submission_id())["value"])
 
 
-def submit(caller: RetryingClient, parcel: TransferRequest, submission_id: str) -> str:
-    """Hand in a transfer; the id of its task, also where it had been handed in before."""
-    data = _transfer_data(parcel, submission_id)
+def submit(caller: RetryingClient, request: TransferRequest, submission_id: str) -> str:
+    """Submit a transfer and return the id of its task, also if it had been submitted before."""
+    data = _transfer_data(request, submission_id)
     return str(caller(lambda client: client.submit_transfer(data))["task_id"])
 
 
-def delete(caller: RetryingClient, collection: str, paths: tuple[str, ...], label: str, deadline_s: float) -> str:
-    """Hand in the deletion of files, gone already or not; the id of its task."""
-    data = _delete_data(collection, paths, label, new_submission_id(caller), deadline_s)
+def delete(
+    caller: RetryingClient,
+    collection: str,
+    paths: tuple[str, ...],
+    label: str,
+    deadline_s: float = DEADLINE_S,
+    recursive: bool = False,
+) -> str:
+    """Submit the deletion of files (``recursive``: also of folders), existing or not, and return the id of its task."""
+    data = _delete_data(collection, label, new_submission_id(caller), deadline_s, recursive)
+    for path in paths:
+        data.add_item(path)
     return str(caller(lambda client: client.submit_delete(data))["task_id"])
 
 
-def _transfer_data(parcel: TransferRequest, submission_id: str) -> TransferData:
+def _transfer_data(request: TransferRequest, submission_id: str) -> TransferData:
     from globus_sdk import TransferData
 
     data = TransferData(
-        parcel.source,
-        parcel.destination,
-        label=clean_label(parcel.label),
+        request.source,
+        request.destination,
+        label=clean_label(request.label),
         submission_id=submission_id,
-        deadline=_in_seconds(parcel.deadline_s),
+        deadline=_in_seconds(request.deadline_s),
         verify_checksum=True,
         fail_on_quota_errors=True,
-        skip_source_errors=True,  # a file that is not there would hold up the task until its deadline
-        notify_on_succeeded=False,
-        notify_on_failed=False,
-        notify_on_inactive=False,
+        skip_source_errors=True,  # a missing file would hold up the task until its deadline
+        **NO_MAILS,
     )
-    for source, destination in parcel.files:
+    for source, destination in request.files:
         data.add_item(source, destination)
     return data
 
 
-def _delete_data(
-    collection: str, paths: tuple[str, ...], label: str, submission_id: str, deadline_s: float
-) -> DeleteData:
+def _delete_data(collection: str, label: str, submission_id: str, deadline_s: float, recursive: bool) -> DeleteData:
     from globus_sdk import DeleteData
 
-    data = DeleteData(
+    return DeleteData(
         collection,
         label=clean_label(label),
         submission_id=submission_id,
         deadline=_in_seconds(deadline_s),
+        recursive=recursive,
         ignore_missing=True,
-        notify_on_succeeded=False,
-        notify_on_failed=False,
-        notify_on_inactive=False,
+        **NO_MAILS,
     )
-    for path in paths:
-        data.add_item(path)
-    return data
 
 
 def _in_seconds(seconds: float) -> datetime:
@@ -117,63 +121,63 @@ def _in_seconds(seconds: float) -> datetime:
 
 
 def clean_label(text: str) -> str:
-    """A label of the characters that Globus admits: letters, digits, blank, ``-``, ``_`` and comma."""
+    """Return a label of the characters that Globus admits: letters, digits, blank, ``-``, ``_`` and comma."""
     return re.sub(r"[^A-Za-z0-9 ,_-]", "_", text)[:LABEL_LENGTH]
 
 
-def follow(caller: RetryingClient, task_id: str, on_look: OnLook) -> TransferResult:
+def follow(caller: RetryingClient, task_id: str, on_status: OnStatus) -> TransferResult:
     """Wait for a task's end.
 
-    A task that is inactive (only expired credentials make it so) or has faults is waited for: Globus goes on with it
-    by itself once that is mended.
+    A task that is inactive (only expired credentials make it so) or has faults is waited for: Globus continues by
+    itself once that is repaired.
 
     Args:
-        caller: makes the calls; its patience tells how often.
+        caller: makes the calls; its ``backoff`` has the intervals.
         task_id: of the task.
-        on_look: told after each look what the service says of the task, and what holds it up, or None.
+        on_status: called after each status request with the task and its trouble, or None.
 
     Raises:
-        TransferFailed: it has failed, was overdue, or stood still for too long and was cancelled.
-        TransferCanceled: somebody has cancelled it.
-        TransferLeft: the driver stops; the task goes on.
+        TransferFailed: it has failed, was overdue, or stalled for too long and was cancelled.
+        TransferCanceled: a person has cancelled it.
+        TransferDetached: the driver stops; the task continues.
     """
     began = moved_at = time.monotonic()
     moved: tuple[int, ...] = ()
     while True:
         task: Task = caller(lambda client: client.get_task(task_id)).data
-        before, moved = moved, tuple(int(task.get(key) or 0) for key in MOVED)
+        before, moved = moved, tuple(int(task.get(key) or 0) for key in COUNTERS)
         trouble = trouble_of(task)
-        on_look(task, trouble)
+        on_status(task, trouble)
         if task["status"] == "SUCCEEDED":
-            return _outcome(caller, task)
+            return _result(caller, task)
         if task["status"] == "FAILED":
             raise _failure(caller, task)
         now = time.monotonic()
         if moved != before or trouble is None or task["status"] == "INACTIVE":
             moved_at = now
-        if now - moved_at > caller.patience.stall_s:
-            raise _given_up(caller, task_id, f"has moved nothing for {now - moved_at:,.0f} s: {trouble}")
-        if _overdue_s(task) > caller.patience.overdue_s:
-            raise _given_up(caller, task_id, f"is past its deadline: {trouble or task['status']}")
+        if now - moved_at > caller.backoff.stall_s:
+            raise _cancelled(caller, task_id, f"has moved nothing for {now - moved_at:,.0f} s: {trouble}")
+        if _overdue_s(task) > caller.backoff.overdue_s:
+            raise _cancelled(caller, task_id, f"is past its deadline: {trouble or task['status']}")
         if caller.stop.wait(_pause_s(caller, now - began)):
             raise driver_stopped()
 
 
 def _pause_s(caller: RetryingClient, age_s: float) -> float:
-    return min(max(caller.patience.poll_s, POLL_SHARE * age_s), caller.patience.slowest_poll_s)
+    return min(max(caller.backoff.poll_s, POLL_SHARE * age_s), caller.backoff.slowest_poll_s)
 
 
 def trouble_of(task: Task) -> str | None:
-    """What holds up a task, in Globus' words and with a remedy where a person has to do something."""
+    """Return what delays a task as Globus names it, with a remedy where a person has to act; None: nothing."""
     state = task.get("nice_status")
-    if task["status"] in ("SUCCEEDED", "FAILED") or (task["status"] == "ACTIVE" and (not state or state in WELL)):
+    if task["status"] in ("SUCCEEDED", "FAILED") or (task["status"] == "ACTIVE" and (not state or state in HEALTHY)):
         return None
     details = task.get("nice_status_details") or task.get("nice_status_short_description")
-    words = f"{state}: {details}" if details and details != state else str(state)
+    text = f"{state}: {details}" if details and details != state else str(state)
     if task["status"] != "INACTIVE":
-        return words
+        return text
     page = f"https://app.globus.org/activity/{task['task_id']}"
-    return f"{words}. Renew the collection's credentials at {page}; the transfer then goes on"
+    return f"{text}. Renew the collection's credentials at {page}; the transfer then continues"
 
 
 def _overdue_s(task: Task) -> float:
@@ -181,7 +185,7 @@ def _overdue_s(task: Task) -> float:
     return time.time() - datetime.fromisoformat(deadline).timestamp() if deadline else 0.0
 
 
-def _outcome(caller: RetryingClient, task: Task) -> TransferResult:
+def _result(caller: RetryingClient, task: Task) -> TransferResult:
     missing: tuple[str, ...] = ()
     if task.get("subtasks_skipped_errors"):
         rows = caller(lambda client: client.task_skipped_errors(task["task_id"]))
@@ -190,7 +194,7 @@ def _outcome(caller: RetryingClient, task: Task) -> TransferResult:
 
 
 def _failure(caller: RetryingClient, task: Task) -> TransferFailed:
-    """Why a task has failed, with the last thing that went wrong before."""
+    """Return the error of a failed task, with its last fault."""
     fatal = task.get("fatal_error") or {}
     code, reason = fatal.get("code", "no reason given"), fatal.get("description", "")
     what = f"Globus transfer {task['task_id']} failed: {': '.join(part for part in (code, reason) if part)}"
@@ -198,7 +202,7 @@ def _failure(caller: RetryingClient, task: Task) -> TransferFailed:
     if event and event not in what:
         what += f"; last: {event}"
     if "CANCEL" in code:
-        return TransferCanceled(what, remedy="Resume to have it done again")
+        return TransferCanceled(what, remedy="Resume to start it again")
     return TransferFailed(what)
 
 
@@ -207,7 +211,7 @@ def _last_error(caller: RetryingClient, task_id: str) -> str | None:
     return next((f"{event['code']}: {event['details']}"[:200] for event in events if event["is_error"]), None)
 
 
-def _given_up(caller: RetryingClient, task_id: str, reason: str) -> TransferFailed:
-    """Cancel a task, so that nothing is written any more where the next attempt writes."""
+def _cancelled(caller: RetryingClient, task_id: str, reason: str) -> TransferFailed:
+    """Cancel a task, so that it writes nothing where the next attempt writes, and return the error."""
     caller(lambda client: client.cancel_task(task_id))
     return TransferFailed(f"Globus transfer {task_id} {reason}")

@@ -1,4 +1,4 @@
-"""What the journal knows of the campaign's transfers, so that each is handed in once, whichever driver asks."""
+"""Records of the campaign's transfers in the journal, so that each is submitted once, by whichever driver."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ EVENTS = ("transfer_submitting", "transfer_submitted", "transfer_ended", "artifa
 
 @dataclass(frozen=True)
 class Transfer:
-    """What is to be brought where, for whom.
+    """One artifact to be moved to or from a site.
 
     Attributes:
-        key: names the work; equal work, equal key, in every driver of the run.
-        site, round: who it is for.
+        key: the same for equal transfers, in every driver of the run.
+        site, round: whose it is.
         direction: ``send`` to the site, ``fetch`` from it.
         collection: id of the site's collection.
         artifact: SHA-256 of the artifact.
         nbytes: of the artifact.
-        files: how many go along.
+        files: number of files in it.
     """
 
     key: str
@@ -40,16 +40,16 @@ class Transfer:
 
 @dataclass(frozen=True)
 class TransferState:
-    """How far a piece of work has come, over all its attempts.
+    """State of one transfer over all attempts.
 
     Attributes:
-        site: that it was begun for.
-        artifact, collection: as on the waybill.
-        began: when the first attempt was to be handed in; unix seconds.
+        site: that it was started for.
+        artifact, collection: as in ``Transfer``.
+        began: when the first attempt was to be submitted; UNIX seconds.
         submission_id: of the last attempt.
-        task_id: of the last attempt; None: not known to have been handed in.
-        state: how the last attempt has ended; None: it has not, as far as is known.
-        ended: when; unix seconds.
+        task_id: of the last attempt; None: not known to have been submitted.
+        state: end state of the last attempt; None: not known to have ended.
+        ended: when it ended; UNIX seconds.
     """
 
     site: str
@@ -63,44 +63,42 @@ class TransferState:
 
 
 class TransferLog:
-    """Writes what happens to transfers into the journal, and remembers it by the key of the work."""
+    """The transfers of a run in its journal, by key."""
 
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
         self._known: dict[str, TransferState] = {}
         self._lock = threading.Lock()
-        for record in journal.events(
-            "transfer_submitting", "transfer_submitted", "transfer_ended", "artifacts_cleaned"
-        ):
-            self._remember(record)
+        for record in journal.events(*EVENTS):
+            self._update(record)
 
     def find(self, key: str) -> TransferState | None:
-        """What is known of a piece of work; None: nothing, or what it brought has been cleaned away."""
+        """Return the state of a transfer; None: unknown, or its artifact has been deleted since."""
         return self._known.get(key)
 
-    def submitting(self, waybill: Transfer, submission_id: str) -> None:
-        """To be called before a transfer is handed in."""
-        self._write("transfer_submitting", **asdict(waybill), submission_id=submission_id)
+    def submitting(self, transfer: Transfer, submission_id: str) -> None:
+        """Record a transfer before it is submitted."""
+        self._write("transfer_submitting", **asdict(transfer), submission_id=submission_id)
 
-    def submitted(self, waybill: Transfer, submission_id: str, task_id: str) -> None:
-        self._write("transfer_submitted", **_place(waybill), submission_id=submission_id, task_id=task_id)
+    def submitted(self, transfer: Transfer, submission_id: str, task_id: str) -> None:
+        self._write("transfer_submitted", **_place(transfer), submission_id=submission_id, task_id=task_id)
 
-    def ended(self, waybill: Transfer, shipment: TransferState, state: str, **details: Any) -> TransferState:
-        """To be called once it is known what has come of an attempt; what stands now."""
-        ids = {"submission_id": shipment.submission_id, "task_id": shipment.task_id}
-        self._write("transfer_ended", **_place(waybill), **ids, state=state, **details)
-        return self._known[waybill.key]
+    def ended(self, transfer: Transfer, known: TransferState, state: str, **details: Any) -> TransferState:
+        """Record the end of an attempt and return the new state."""
+        ids = {"submission_id": known.submission_id, "task_id": known.task_id}
+        self._write("transfer_ended", **_place(transfer), **ids, state=state, **details)
+        return self._known[transfer.key]
 
     def cleaned(self, site: str, collection: str, artifacts: Collection[str]) -> None:
-        """To be called before artifacts are deleted at a site: they are sent again when they are needed again."""
+        """Record artifacts before they are deleted at a site: they are sent again when they are needed again."""
         self._write("artifacts_cleaned", site=site, collection=collection, artifacts=sorted(artifacts))
 
     def _write(self, event: str, **fields: Any) -> None:
         record = self.journal.write(event, **fields)
         with self._lock:
-            self._remember(record)
+            self._update(record)
 
-    def _remember(self, record: Record) -> None:
+    def _update(self, record: Record) -> None:
         if record["event"] == "artifacts_cleaned":
             gone = set(record["artifacts"])
             here = record["collection"]
@@ -126,6 +124,6 @@ class TransferLog:
         )
 
 
-def _place(waybill: Transfer) -> dict[str, Any]:
-    fields = asdict(waybill)
+def _place(transfer: Transfer) -> dict[str, Any]:
+    fields = asdict(transfer)
     return {key: fields[key] for key in ("key", "site", "round", "direction")}

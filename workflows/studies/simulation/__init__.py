@@ -1,1 +1,1 @@
-"""The virtual engine: the same strategies on virtual machines, with virtual queues and real training."""
+"""The virtual engine: the same strategies at simulated facilities, with modelled queues and real training."""

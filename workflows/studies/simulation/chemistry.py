@@ -1,42 +1,46 @@
-"""The fourteen chemistry tasks as a problem of the virtual machine room: a tiny language model, trained as sites do.
+"""The fourteen chemistry tasks as a problem of the virtual engine: a tiny language model, trained as sites do.
 
-Tokens, batches, loss and AdamW are those of a site's own training (apps/); a step of the tiny model costs some tens of
-milliseconds, a hundred times one of the digits. Every order starts AdamW fresh. The loss is the mean over tasks.
+Tokens, batches, loss and AdamW are those of a site's own training (apps/); a step of the tiny model takes some tens of
+milliseconds, a hundred times one of the digits. Every request starts with a fresh AdamW. The loss is the mean over
+tasks.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from apps.evaluate import TestSet, task_losses
+from apps.models.batches import Batch, Sample, by_length, collate, encode, plan_batches
+from apps.models.loss import mean_loss
+from apps.models.model import load_first_model
+from apps.training.optimization import make_optimizer, update_parameters
 from data.partition import dirichlet_split
+from data.records import load_records
 from workflows.studies.simulation.digits import SEVEN_BILLION
-from workflows.studies.simulation.problem import LocalWork, TestScore
+from workflows.studies.simulation.problem import LocalWork, ModelScore
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from apps.models.batches import Batch, Sample
 
 SIZE = {"width": 32, "layers": 1}
 PROMPT = "{input}\nAnswer:"
 TRAIN_A_TASK, TEST_A_TASK, MOST_TOKENS, TEST_BATCH = 60, 4, 64, 28
-LEAST_SAMPLES = 8  # of a site; draws that leave a site with less are repeated
+LEAST_SAMPLES = 8  # of a site; draws that give a site fewer are repeated
 TRAINING: dict[str, Any] = {"learning_rate": 3e-3, "weight_decay": 0.0, "clip_norm": 1.0}
 
 
 class ChemistryTasks:
-    """Real training of a language model from scratch, dealt to the sites by a Dirichlet draw over the tasks."""
+    """Real training of a language model from scratch, with data split over sites by a Dirichlet draw over the tasks."""
 
     def __init__(self, sites: int, alpha: float, seed: int, batch: int = 4, nbytes: float = SEVEN_BILLION) -> None:
         import torch
-
-        from apps.models.model import load_first_model
 
         torch.set_num_threads(1)
         spec = {"source": "tiny", "dtype": "float32", "seed": seed, "adapter": None, "tiny": SIZE}
         self.model = load_first_model(spec)  # type: ignore[arg-type]
         self.seed, self.batch, self.nbytes, self.rate = seed, batch, nbytes, TRAINING["learning_rate"]
-        self.shards = dealt(self.model.tokenizer, sites, alpha, seed)
+        self.shards = split_samples(self.model.tokenizer, sites, alpha, seed)
         self.samples = tuple(len(shard) for shard in self.shards)
         self.tests = _test_batches(self.model.tokenizer)
         self.start = self._vector()
@@ -47,12 +51,8 @@ class ChemistryTasks:
     def train(self, model: np.ndarray, work: LocalWork, correction: np.ndarray | None = None) -> np.ndarray:
         import torch
 
-        from apps.models.batches import collate, plan_batches
-        from apps.models.loss import mean_loss
-        from apps.training.optimization import make_optimizer, update_parameters
-
         if correction is not None:
-            raise ValueError("corrected gradients are for plain SGD; the tasks are trained by AdamW")
+            raise ValueError("corrected gradients need plain SGD; the tasks are trained by AdamW")
         self._set(model)
         trained, shard = self.model.trained, self.shards[work.site]
         spec: Any = {**TRAINING, "proximal_mu": work.proximal_mu}
@@ -67,12 +67,11 @@ class ChemistryTasks:
             update_parameters(optimizer, list(trained.values()), start, spec, self.rate * work.rate_factor)
         return self._vector()
 
-    def score(self, model: np.ndarray) -> TestScore:
-        from apps.evaluate import TestSet, task_losses
+    def score(self, model: np.ndarray) -> ModelScore:
 
         self._set(model)
         losses = tuple(task["loss"] for task in task_losses(self.model, TestSet(self.tests, [])).values())
-        return TestScore(sum(losses) / len(losses), float("nan"), losses)
+        return ModelScore(sum(losses) / len(losses), float("nan"), losses)
 
     def _vector(self) -> np.ndarray:
         import numpy as np
@@ -82,12 +81,12 @@ class ChemistryTasks:
     def _set(self, vector: np.ndarray) -> None:
         import torch
 
-        place = 0
+        start = 0
         with torch.no_grad():
             for tensor in self.model.trained.values():
-                part = vector[place : place + tensor.numel()]
+                part = vector[start : start + tensor.numel()]
                 tensor.copy_(torch.from_numpy(part).reshape(tensor.shape))
-                place += tensor.numel()
+                start += tensor.numel()
 
 
 def _data_spec() -> Any:
@@ -102,18 +101,13 @@ def _data_spec() -> Any:
 
 
 def _test_batches(tokenizer: Any) -> list[Batch]:
-    from apps.models.batches import by_length, collate, encode
-    from data.records import load_records
 
     samples = encode(load_records("embedded", "test", None, TEST_A_TASK), tokenizer, _data_spec())
     return [collate(group, tokenizer.pad_token_id) for group in by_length(samples, TEST_BATCH)]
 
 
-def dealt(tokenizer: Any, sites: int, alpha: float, seed: int) -> list[list[Sample]]:
-    """The training samples of each site: the first draw that gives every site enough, or the most even of a hundred."""
-    from apps.models.batches import encode
-    from data.records import load_records
-
+def split_samples(tokenizer: Any, sites: int, alpha: float, seed: int) -> list[list[Sample]]:
+    """Return the training samples of each site: the first draw that gives all enough, or the most even of a hundred."""
     records, names = load_records("embedded", "train", None, TRAIN_A_TASK), [str(site) for site in range(sites)]
     draws = (dirichlet_split(records, names, alpha, seed * 1000 + attempt) for attempt in range(100))
     best: dict[str, Any] = {}

@@ -1,6 +1,6 @@
-"""The default problem: handwritten digits that scikit-learn ships, dealt to sites by a Dirichlet draw over classes.
+"""The default problem: the handwritten digits of scikit-learn, split over sites by a Dirichlet draw over classes.
 
-1,797 pictures of 8 x 8; a fifth is the common test set, the classes play the part of tasks.
+1,797 pictures of 8 x 8; a fifth is the common test set, the classes take the part of tasks.
 Source: Alpaydin, Kaynak, Optical Recognition of Handwritten Digits, UCI repository.
 """
 
@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 from data.partition import dirichlet_split
 from data.tasks import Record
 from workflows.studies.simulation.mlp import Layout, descend, forward, initial
-from workflows.studies.simulation.problem import LocalWork, TestScore
+from workflows.studies.simulation.problem import LocalWork, ModelScore
 
 if TYPE_CHECKING:
     import numpy as np
 
 LAYOUT = Layout(64, 32, 10)
-LEAST_SAMPLES = 16  # of a site; draws that leave a site with less are repeated
-SEVEN_BILLION = 13.5e9  # bytes in bfloat16: the model whose transfers are accounted for
+LEAST_SAMPLES = 16  # of a site; draws that give a site fewer are repeated
+SEVEN_BILLION = 13.5e9  # bytes in bfloat16: the model whose transfers are simulated
 
 
 class Digits:
@@ -31,7 +31,7 @@ class Digits:
 
         train, self.test = split_digits(seed)
         self.seed, self.rate, self.batch, self.nbytes = seed, rate, batch, nbytes
-        self.shards = [(train[0][rows], train[1][rows]) for rows in deal(train[1], sites, alpha, seed)]
+        self.shards = [(train[0][rows], train[1][rows]) for rows in split_rows(train[1], sites, alpha, seed)]
         self.samples = tuple(len(labels) for _, labels in self.shards)
         self.one_hot = np.eye(LAYOUT.classes, dtype=np.float32)
 
@@ -47,18 +47,18 @@ class Digits:
         batches = (inputs[rows], self.one_hot[labels[rows]])
         return descend(LAYOUT, model, batches, self.rate * work.rate_factor, work.proximal_mu, correction)
 
-    def score(self, model: np.ndarray) -> TestScore:
+    def score(self, model: np.ndarray) -> ModelScore:
         import numpy as np
 
         inputs, labels = self.test
         logs = forward(LAYOUT, model, inputs)
         losses = -logs[np.arange(len(labels)), labels].astype(np.float64)
         tasks = tuple(float(losses[labels == label].mean()) for label in range(LAYOUT.classes))
-        return TestScore(float(losses.mean()), float((logs.argmax(1) == labels).mean()), tasks)
+        return ModelScore(float(losses.mean()), float((logs.argmax(1) == labels).mean()), tasks)
 
 
 def split_digits(seed: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """(inputs float32 in 0..1, labels) for training and, a fifth of each class, for the test."""
+    """Return (inputs float32 in 0..1, labels) for training and, a fifth of each class, for the test."""
     import numpy as np
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -70,9 +70,12 @@ def split_digits(seed: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.nda
     return (parts[0], parts[2]), (parts[1], parts[3])
 
 
-def deal(labels: np.ndarray, sites: int, alpha: float, seed: int) -> list[np.ndarray]:
-    """Row numbers of each site. The first draw that gives every site enough; otherwise the best of a hundred, whose
-    poorest sites then get some rows of the richest."""
+def split_rows(labels: np.ndarray, sites: int, alpha: float, seed: int) -> list[np.ndarray]:
+    """Return the row numbers of each site.
+
+    The first draw that gives every site enough samples is used; otherwise the best of a hundred, whose smallest sites
+    then get some rows of the largest.
+    """
     import numpy as np
 
     records: list[Record] = [Record(task=str(label), row=row) for row, label in enumerate(labels)]  # type: ignore
@@ -86,7 +89,7 @@ def deal(labels: np.ndarray, sites: int, alpha: float, seed: int) -> list[np.nda
         if min(map(len, best)) >= LEAST_SAMPLES:
             break
     for shard in best:
-        richest = max(best, key=len)
-        while len(shard) < LEAST_SAMPLES < len(richest):
-            shard.append(richest.pop())
+        largest = max(best, key=len)
+        while len(shard) < LEAST_SAMPLES < len(largest):
+            shard.append(largest.pop())
     return [np.array(rows) for rows in best]

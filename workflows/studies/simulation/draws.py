@@ -1,4 +1,4 @@
-"""Chance that depends on what it is for and not on the order of asking: same seed and key, same number."""
+"""Random numbers that depend on their purpose and not on the order of the draws: same seed and key, same number."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import random
 
 
 def keyed(seed: int, *key: object) -> random.Random:
-    """A generator of its own for every key."""
+    """Return the random generator of a key."""
     return random.Random("/".join(str(part) for part in (seed, *key)))

@@ -1,13 +1,14 @@
-"""The virtual engine: a strategy's actions on virtual machines, with SimPy's clock.
+"""The virtual engine: carries out a strategy's actions at simulated facilities, on SimPy's clock.
 
-The strategy is the one that the live engine drives. What happens at a site is in site.py; here are the server, the
-clock and the books. Same seed, same campaign, to the last bit.
+The strategy is the one that the live engine drives. The events at a site are in site.py; here are the server, the
+clock and the records. The same seed gives the same campaign, to the last bit.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from workflows.console.units import HOUR_S
 from workflows.strategies.base import (
     Aggregate,
     CampaignStarted,
@@ -21,7 +22,7 @@ from workflows.strategies.base import (
     TimerFired,
     Train,
 )
-from workflows.studies.simulation.facility import HOUR_S, Facility
+from workflows.studies.simulation.facility import Facility
 from workflows.studies.simulation.problem import LocalWork, Problem
 from workflows.studies.simulation.result import CampaignResult, ModelPoint
 from workflows.studies.simulation.server import Moments, combined, stepped
@@ -34,26 +35,26 @@ if TYPE_CHECKING:
 
 
 class VirtualEngine:
-    """One campaign."""
+    """One simulated campaign."""
 
     def __init__(
-        self, strategy: Strategy, room: tuple[Facility, ...], waits: Waits, problem: Problem, seed: int
+        self, strategy: Strategy, facilities: tuple[Facility, ...], waits: Waits, problem: Problem, seed: int
     ) -> None:
         import simpy
 
         self.strategy, self.problem = strategy, problem
         self.env: Environment = simpy.Environment()
         self.over = self.env.event()
-        around = SiteContext(self.env, self.tell, self._train, self._came_back, waits, problem.nbytes, seed)
-        self.sites = {facility.name: VirtualSite(number, facility, around) for number, facility in enumerate(room)}
+        context = SiteContext(self.env, self.send, self._train, self._returned, waits, problem.nbytes, seed)
+        self.sites = {site.name: VirtualSite(number, site, context) for number, site in enumerate(facilities)}
         self.models: dict[int, np.ndarray] = {0: problem.first()}
         self.moments: dict[int, Moments] = {}
         self.updates: dict[int, np.ndarray] = {}
-        self.gradients: dict[int, np.ndarray] = {}  # mean plain gradient of a task, where corrections are used
-        self.orders: dict[int, Train] = {}
+        self.gradients: dict[int, np.ndarray] = {}  # mean plain gradient of a task, if corrections are used
+        self.requests: dict[int, Train] = {}
         self.done: dict[int, tuple[int, float]] = {}  # task -> steps, node seconds
         self.counted: set[int] = set()
-        self.learned: dict[int, np.ndarray] = {}  # version -> steps of each site in it, by weight
+        self.learned: dict[int, np.ndarray] = {}  # version -> weighted steps of each site in it
         self.points: list[ModelPoint] = []
         self.staleness: list[int] = []
         self.failure: str | None = None
@@ -61,30 +62,30 @@ class VirtualEngine:
     # -- the campaign -------------------------------------------------------------------------------------------
 
     def run(self, budget_s: float, target: float | None = None) -> CampaignResult:
-        """Play until the strategy stops, the budget of virtual seconds is spent, or the loss is at ``target``."""
+        """Simulate until the strategy stops, the budget of virtual seconds is spent, or the loss is at ``target``."""
         import numpy as np
 
         self.target = target
         self.learned[0] = np.zeros(len(self.sites))
-        self._scored(0)
+        self._score(0)
         facts = tuple(
             SiteFacts(name, self.problem.samples[site.number], site.facility.max_jobs, site.facility.walltime_s)
             for name, site in self.sites.items()
         )
-        self.tell(CampaignStarted(0.0, facts))
+        self.send(CampaignStarted(0.0, facts))
         end = self.env.timeout(budget_s)
         if not self.over.triggered:
             self.env.run(self.env.any_of([self.over, end]))
-        return self._outcome()
+        return self._result()
 
-    def tell(self, event: Event) -> None:
-        """The strategy hears of an event, and what it wants is begun."""
+    def send(self, event: Event) -> None:
+        """Send an event to the strategy and start the actions that it returns."""
         if self.over.triggered:
             return
         for action in self.strategy.react(event):
             match action:
                 case Train():
-                    self.orders[action.task] = action
+                    self.requests[action.task] = action
                     self.env.process(self.sites[action.site].stage_out(action))
                 case Aggregate():
                     self._aggregate(action)
@@ -105,7 +106,7 @@ class VirtualEngine:
 
     def _timer(self, name: str, at_s: float) -> Process:
         yield self.env.timeout(max(0.0, at_s - self.env.now))
-        self.tell(TimerFired(self.env.now, name))
+        self.send(TimerFired(self.env.now, name))
 
     # -- the server ---------------------------------------------------------------------------------------------
 
@@ -122,25 +123,25 @@ class VirtualEngine:
         for version, weight in action.models:
             learned += weight * self.learned[version]
         for task, weight in action.parts:
-            order = self.orders[task]
-            learned += weight * self.learned[order.version]
-            learned[self.sites[order.site].number] += weight * self.done[task][0]
+            request = self.requests[task]
+            learned += weight * self.learned[request.version]
+            learned[self.sites[request.site].number] += weight * self.done[task][0]
             if weight > 0:
                 self.counted.add(task)
-                self.staleness.append(action.base - order.version)
+                self.staleness.append(action.base - request.version)
         self.learned[action.version] = learned
-        self._scored(action.version)
+        self._score(action.version)
 
-    def _scored(self, version: int) -> None:
+    def _score(self, version: int) -> None:
         score = self.problem.score(self.models[version])
         self.points.append(ModelPoint(self.env.now, version, score, self._node_hours()))
         if self.target is not None and self.points[-1].score.loss <= self.target:
             self._end(None)
 
-    # -- what a site's training gives ------------------------------------------------------------------------------
+    # -- training at the sites --------------------------------------------------------------------------------------
 
     def _train(self, action: Train, steps: int, node_s: float) -> None:
-        """Done for real when its virtual time is over."""
+        """Train for real, at the end of the virtual time of the work."""
         site = self.sites[action.site]
         work = LocalWork(site.number, action.round, steps, action.rate_factor, action.proximal_mu or 0.0)
         correction = self._correction(action) if action.correction else None
@@ -152,24 +153,24 @@ class VirtualEngine:
         return sum(terms[1:], start=terms[0])
 
     def _gradient(self, task: int) -> np.ndarray:
-        """The mean plain gradient of a task that has come back."""
+        """Return the mean plain gradient of a task whose update was returned."""
         if task not in self.gradients:
-            order, steps = self.orders[task], self.done[task][0]
-            way = self.models[order.version] - self.updates[task]
-            gradient = way / (steps * self.problem.rate * order.rate_factor)
-            self.gradients[task] = gradient - self._correction(order) if order.correction else gradient
+            request, steps = self.requests[task], self.done[task][0]
+            moved = self.models[request.version] - self.updates[task]
+            gradient = moved / (steps * self.problem.rate * request.rate_factor)
+            self.gradients[task] = gradient - self._correction(request) if request.correction else gradient
         return self.gradients[task]
 
-    def _came_back(self, task: int) -> None:
+    def _returned(self, task: int) -> None:
         loss = self.problem.score(self.updates[task]).loss
-        self.sites[self.orders[task].site].account.losses.append((self.env.now, loss))
+        self.sites[self.requests[task].site].usage.losses.append((self.env.now, loss))
 
     def _node_hours(self) -> float:
         return sum(site.block_s() * site.facility.nodes for site in self.sites.values()) / HOUR_S
 
     # -- the end ------------------------------------------------------------------------------------------------
 
-    def _outcome(self) -> CampaignResult:
+    def _result(self) -> CampaignResult:
         last = self.learned[max(self.models)]
         total = float(last.sum()) or 1.0
         for site in self.sites.values():
@@ -178,7 +179,7 @@ class VirtualEngine:
         useful_s = sum(node_seconds for task, (_, node_seconds) in self.done.items() if task in self.counted)
         return CampaignResult(
             self.points,
-            {name: site.account for name, site in self.sites.items()},
+            {name: site.usage for name, site in self.sites.items()},
             self.staleness,
             {name: float(last[site.number]) / total for name, site in self.sites.items()},
             node_hours,

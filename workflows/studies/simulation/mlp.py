@@ -1,4 +1,4 @@
-"""A small network in plain numpy: 64 inputs, ReLU, softmax, plain SGD. A step costs some tens of microseconds.
+"""A small network in plain NumPy: 64 inputs, ReLU, softmax, plain SGD. A step takes some tens of microseconds.
 
 The model is one float32 vector: W1 (inputs x hidden), b1, W2 (hidden x classes), b2.
 """
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Layout:
-    """Sizes of the layers and where they lie in the vector."""
+    """Sizes of the layers and their places in the vector."""
 
     inputs: int
     hidden: int
@@ -25,7 +25,7 @@ class Layout:
         return (self.inputs + 1) * self.hidden + (self.hidden + 1) * self.classes
 
     def views(self, vector: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """W1, b1, W2, b2 as views."""
+        """Return W1, b1, W2, b2 as views."""
         a = self.inputs * self.hidden
         b, c = a + self.hidden, a + self.hidden + self.hidden * self.classes
         w1 = vector[:a].reshape(self.inputs, self.hidden)
@@ -33,7 +33,7 @@ class Layout:
 
 
 def initial(layout: Layout, seed: int) -> np.ndarray:
-    """He's normal start, zero biases."""
+    """Return a model with He's normal initialisation and zero biases."""
     import numpy as np
 
     draw, vector = np.random.default_rng([seed, 7]), np.zeros(layout.size, np.float32)
@@ -51,7 +51,7 @@ def log_softmax(scores: np.ndarray) -> np.ndarray:
 
 
 def forward(layout: Layout, vector: np.ndarray, inputs: np.ndarray) -> np.ndarray:
-    """Log-probabilities (samples x classes)."""
+    """Return the log-probabilities (samples x classes)."""
     import numpy as np
 
     w1, b1, w2, b2 = layout.views(vector)
@@ -66,14 +66,14 @@ def descend(
     mu: float = 0.0,
     correction: np.ndarray | None = None,
 ) -> np.ndarray:
-    """SGD from a model over batches, one step each; the start is left as it is.
+    """Return the model after SGD over batches, one step each; the start is not changed.
 
     Args:
-        layout: of the model.
-        start: the model; with ``mu`` also what the proximal term mu/2 ||x - start||^2 holds on to.
+        layout: sizes of the model's layers.
+        start: the model; with ``mu`` also the centre of the proximal term mu/2 ||x - start||^2.
         batches: inputs (steps, batch, inputs) float32 and one-hot labels (steps, batch, classes) float32.
         rate: learning rate.
-        mu: of the proximal term.
+        mu: factor of the proximal term.
         correction: added to every gradient.
     """
     import numpy as np

@@ -1,6 +1,6 @@
-"""Medians over seeds, and how two strategies compare on the same seeds, with bootstrap intervals.
+"""Medians over seeds and comparisons of two strategies on the same seeds, with bootstrap intervals.
 
-A run that never reached the target has taken longer than the budget: its time is infinite, which a median bears.
+The time of a run that never reached the target is infinite: it is longer than the budget, and medians allow that.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ class ConfidenceInterval:
 
 
 def median_interval(values: Sequence[float]) -> ConfidenceInterval:
-    """The median and its interval by resampling the seeds."""
+    """Return the median and its interval, by resampling the seeds."""
     return _interval(lambda rows: _median(rows[:, 0]), [values])
 
 
 def ratio_of_medians(ours: Sequence[float], theirs: Sequence[float]) -> ConfidenceInterval:
-    """median(ours) / median(theirs), the seeds resampled in pairs; 1 where both never got there."""
+    """Return median(ours) / median(theirs) with the seeds resampled in pairs; 1 if neither reached the target."""
     return _interval(lambda rows: _ratio(_median(rows[:, 0]), _median(rows[:, 1])), [ours, theirs])
 
 
 def difference_of_medians(ours: Sequence[float], theirs: Sequence[float]) -> ConfidenceInterval:
-    """median(ours) - median(theirs), the seeds resampled in pairs."""
+    """Return median(ours) - median(theirs) with the seeds resampled in pairs."""
     return _interval(lambda rows: _median(rows[:, 0]) - _median(rows[:, 1]), [ours, theirs])
 
 
 def wins(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Share of the seeds on which ours is smaller; a tie counts half."""
+    """Return the share of the seeds on which ours is smaller; a tie counts half."""
     return sum((a < b) + 0.5 * (a == b) for a, b in zip(ours, theirs, strict=True)) / len(ours)
 
 
 def _median(values: np.ndarray) -> float:
-    """Between the middle two, where both are finite: half of infinity is no time."""
+    """Return the mean of the middle two if both are finite: half of infinity is no time."""
     ordered = sorted(values)
     low, high = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
     return float(high if math.isinf(high) else (low + high) / 2)

@@ -1,4 +1,4 @@
-"""What the sites of the virtual engine train: one question, answered by real training or by a cost model.
+"""Interface of the learning problems that the sites of the virtual engine train.
 
 A model is one flat vector, so that a combination of models is a sum of vectors.
 """
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TestScore:
-    """Of a model on the common test set; losses in nats."""
+class ModelScore:
+    """Score of a model on the common test set; losses in nats."""
 
     loss: float
     accuracy: float
-    task_losses: tuple[float, ...]  # a task, or a class, that some site may be alone to hold
+    task_losses: tuple[float, ...]  # of each task or class; a single site may hold all of its data
 
 
 @dataclass(frozen=True)
 class LocalWork:
-    """What one order asks of a site."""
+    """The training that one request asks of a site."""
 
     site: int
     round: int
@@ -36,14 +36,14 @@ class Problem(Protocol):
     """A learning problem over sites."""
 
     samples: tuple[int, ...]  # of each site
-    nbytes: float  # of the model whose transfer is accounted for
+    nbytes: float  # of the model, for the duration of its transfers
     rate: float  # the learning rate of a local step
 
     def first(self) -> np.ndarray:
-        """Model version 0."""
+        """Return model version 0."""
 
     def train(self, model: np.ndarray, work: LocalWork, correction: np.ndarray | None = None) -> np.ndarray:
-        """The site's model after the work; ``correction`` joins every gradient."""
+        """Return the site's model after the work; ``correction`` is added to every gradient."""
 
-    def score(self, model: np.ndarray) -> TestScore:
-        """How good a model is."""
+    def score(self, model: np.ndarray) -> ModelScore:
+        """Return the score of a model on the test set."""

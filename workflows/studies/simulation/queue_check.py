@@ -1,4 +1,4 @@
-"""Is the queue model like the queue? Waits by cell, correlation over the lag, and the slowest of K sites."""
+"""Compare the queue model with a trace: waits by cell, correlation over the lag, and the slowest of K sites."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from workflows.studies.simulation.facility import DAY_S, HOUR_S
+from workflows.console.units import DAY_S, HOUR_S
 from workflows.studies.simulation.queue_regimes import LAGS_H, RegimeWaits, fitted, rank_correlation
 from workflows.studies.simulation.trace import Trace
 from workflows.studies.simulation.waits import ReplayedWaits, Waits
@@ -25,7 +25,7 @@ MODEL_COLOUR = "#D55E00"
 
 @dataclass(frozen=True)
 class CellCheck:
-    """Jobs of similar size and walltime: median and 90 % quantile of their waits in seconds."""
+    """Median and 90 % quantile of the waits of jobs of similar size and walltime, in seconds."""
 
     name: str
     jobs: int
@@ -44,17 +44,17 @@ class QueueCheck:
 
 
 def check_queue(jobs: Trace, everything: Trace | None = None, seed: int = 0) -> QueueCheck:
-    """Sample the model as the trace was submitted, on as many sites as it takes to be even.
+    """Compare a trace with the model that is fitted to it, sampled at the times of the trace's jobs on several sites.
 
     Args:
-        jobs: those like ours, which the model is fitted to.
-        everything: all jobs of the trace, for the waits by cell; each cell has a model of its own.
+        jobs: jobs like ours, to which the model is fitted.
+        everything: all jobs of the trace, for the waits by cell; each cell has its own model.
         seed: of the model.
     """
     import numpy as np
 
-    cell, weather = fitted(jobs)
-    model = RegimeWaits(seed, [cell], weather)
+    cell, regimes = fitted(jobs)
+    model = RegimeWaits(seed, [cell], regimes)
     sampled = [sampled_like(jobs, model, site) for site in range(8)]
     pooled = np.concatenate([trace.wait_s for trace in sampled])
     levels = [(q, float(np.quantile(jobs.wait_s, q)), float(np.quantile(pooled, q))) for q in QUANTILES]
@@ -69,7 +69,7 @@ def check_queue(jobs: Trace, everything: Trace | None = None, seed: int = 0) -> 
 
 
 def cells_of(trace: Trace) -> list[tuple[str, Trace]]:
-    """The jobs by thirds of the sizes and by walltime; cells with too few jobs are left out."""
+    """Return the jobs by thirds of the sizes and by walltime; cells with too few jobs are left out."""
     import numpy as np
 
     lows = np.unique(np.quantile(trace.nodes, (0, 1 / 3, 2 / 3), method="higher"))
@@ -85,18 +85,18 @@ def cells_of(trace: Trace) -> list[tuple[str, Trace]]:
 
 
 def check_cell(name: str, jobs: Trace, seed: int) -> CellCheck:
-    """One cell and the model that is fitted to it."""
+    """Compare one cell with the model that is fitted to it."""
     import numpy as np
 
-    cell, weather = fitted(jobs)
-    model = RegimeWaits(seed, [cell], weather)
+    cell, regimes = fitted(jobs)
+    model = RegimeWaits(seed, [cell], regimes)
     drawn = np.concatenate([sampled_like(jobs, model, site).wait_s for site in range(4)])
     pairs = [(float(np.quantile(jobs.wait_s, q)), float(np.quantile(drawn, q))) for q in (0.5, 0.9)]
     return CellCheck(name, len(jobs), (pairs[0][0], pairs[1][0]), (pairs[0][1], pairs[1][1]))
 
 
 def sampled_like(jobs: Trace, waits: Waits, site: int) -> Trace:
-    """The trace's jobs with the model's waits."""
+    """Return the trace's jobs with the model's waits."""
     import numpy as np
 
     drawn = np.array([waits.wait_s(site, float(t), number) for number, t in enumerate(jobs.submit_s)])
@@ -104,7 +104,7 @@ def sampled_like(jobs: Trace, waits: Waits, site: int) -> Trace:
 
 
 def slowest_of(sites: int, waits: Waits, jobs: Trace, moments: int = 200) -> float:
-    """Median over moments of the longest wait among so many sites that ask together."""
+    """Return the median over moments of the longest wait among several sites that request at the same time."""
     import numpy as np
 
     times = np.linspace(0, max(jobs.span_s, 30 * DAY_S), moments)
@@ -113,7 +113,7 @@ def slowest_of(sites: int, waits: Waits, jobs: Trace, moments: int = 200) -> flo
 
 
 def paint_queue_check(check: QueueCheck) -> Figure:
-    """Three panels or, with cells, four; the trace beside the model."""
+    """Draw the trace beside the model in three panels or, with cells, four."""
     from matplotlib.figure import Figure
 
     wide = bool(check.cells)
@@ -124,7 +124,7 @@ def paint_queue_check(check: QueueCheck) -> Figure:
     _pair(second, [lag for lag, *_ in check.correlations], [(a, b) for _, a, b in check.correlations])
     second.set(xscale="log", xlabel="lag (hours)", ylabel="rank correlation of waits")
     _pair(third, [k for k, *_ in check.slowest], [(a / HOUR_S, b / HOUR_S) for _, a, b in check.slowest])
-    third.set(xlabel="sites that ask together", ylabel="median wait of the slowest (hours)")
+    third.set(xlabel="sites that request together", ylabel="median wait of the slowest (hours)")
     for axes in fourth:
         _paint_cells(axes, check.cells)
     return figure

@@ -1,12 +1,12 @@
-"""Waits that come in regimes: quantiles of a cell of similar jobs, and a latent Gaussian weather over time.
+"""Queue model with regimes: quantiles of the waits of similar jobs, and latent Gaussian processes over time.
 
 A request's wait is the quantile Phi(z) of its cell, z = sum_j sqrt(w_j) u_j(t) + sqrt(nugget) e: the u_j are
-Ornstein-Uhlenbeck processes with correlation exp(-lag / tau_j), shared by all requests at a site, e belongs to the
-request alone, and the weights sum to one. The rank correlation of waits thus falls with the lag as it does in
-traces, from 1 - nugget to nothing after weeks.
+Ornstein-Uhlenbeck processes with correlation exp(-lag / tau_j), shared by all requests at a site, e belongs to one
+request, and the weights sum to one. The rank correlation of waits thus falls with the lag as it does in traces, from
+1 - nugget to zero after weeks.
 
-The built-in cell is a plain one for small one-hour jobs at a busy machine: a share at no wait, the rest log-normal
-with median hours and p90 a working day. ``fitted`` takes all of it from a trace instead.
+The built-in cell is a simple one for small one-hour jobs at a busy machine: a share with hardly any wait, the rest
+log-normal with a median of hours and a p90 of a working day. ``fitted`` takes all parameters from a trace instead.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
+from workflows.console.units import DAY_S, HOUR_S
 from workflows.studies.simulation.draws import keyed
-from workflows.studies.simulation.facility import DAY_S, HOUR_S
 from workflows.studies.simulation.trace import Trace
 
 if TYPE_CHECKING:
     import numpy as np
 
-GRID_S = 900.0  # the weather is held so long
+GRID_S = 900.0  # the latent processes are constant for so long
 NORMAL = NormalDist()
 
 
@@ -36,7 +36,7 @@ class Cell:
     waits_s: tuple[float, ...]
 
     def at(self, level: float) -> float:
-        """The wait at a level, straight between the levels in the logarithm of the wait."""
+        """Return the wait at a level, interpolated linearly in the logarithm of the wait."""
         import numpy as np
 
         logs = [math.log(wait + 1.0) for wait in self.waits_s]
@@ -45,53 +45,55 @@ class Cell:
 
 @dataclass(frozen=True)
 class RegimeParameters:
-    """Time constants and weights of the regimes; with the nugget the weights sum to one."""
+    """Time constants and weights of the latent processes; with the nugget the weights sum to one."""
 
     taus_s: tuple[float, ...]
     weights: tuple[float, ...]
 
     @property
     def nugget(self) -> float:
+        """Return the weight of the part that belongs to one request."""
         return max(0.0, 1 - sum(self.weights))
 
     def correlation(self, lag_s: float) -> float:
-        """Of the latent values of two requests that lie so far apart."""
+        """Return the correlation of the latent values of two requests at this distance."""
         return sum(w * math.exp(-lag_s / tau) for w, tau in zip(self.weights, self.taus_s, strict=True))
 
 
 def busy_cell(median_s: float = 1.5 * HOUR_S, p90_s: float = 15 * HOUR_S, at_once: float = 0.1) -> Cell:
-    """``at_once`` of the requests wait a minute at most; the waits of all have this median and 90 % quantile."""
+    """Return a cell with this median and 90 % quantile; ``at_once`` of the requests wait a minute at most."""
     spread = math.log(p90_s / median_s) / NORMAL.inv_cdf(0.9)
     tail = [level / 200 for level in range(int(at_once * 200) + 1, 200)] + [0.999]
     waits = [min(median_s * math.exp(spread * NORMAL.inv_cdf(level)), 10 * DAY_S) for level in tail]
     return Cell((0.0, at_once, *tail, 1.0), (5.0, 60.0, *(max(60.0, wait) for wait in waits), 10 * DAY_S))
 
 
-BUSY_WEATHER = RegimeParameters((2 * HOUR_S, DAY_S, 10 * DAY_S), (0.2, 0.15, 0.25))
+BUSY_REGIMES = RegimeParameters((2 * HOUR_S, DAY_S, 10 * DAY_S), (0.2, 0.15, 0.25))
 
 
 class RegimeWaits:
-    """The model above."""
+    """The queue model of this module."""
 
-    def __init__(self, seed: int, cells: Sequence[Cell], weather: RegimeParameters) -> None:
-        self.seed, self.cells, self.weather = seed, cells, weather
-        self.past: dict[tuple[int, int], list[float]] = {}  # (site, process) -> its values on the grid
+    def __init__(self, seed: int, cells: Sequence[Cell], regimes: RegimeParameters) -> None:
+        self.seed, self.cells, self.regimes = seed, cells, regimes
+        self.past: dict[tuple[int, int], list[float]] = {}  # (site, process) -> values on the grid
 
     def wait_s(self, site: int, now_s: float, number: int) -> float:
         alone = keyed(self.seed, "request", site, number).gauss(0, 1)
-        latent = self.latent(site, now_s) + math.sqrt(self.weather.nugget) * alone
+        latent = self.latent(site, now_s) + math.sqrt(self.regimes.nugget) * alone
         return self.cells[site % len(self.cells)].at(NORMAL.cdf(latent))
 
     def latent(self, site: int, now_s: float) -> float:
-        """The weather at a site, variance 1 - nugget."""
+        """Return the sum of the latent processes at a site; its variance is 1 - nugget."""
         index = int(now_s // GRID_S)
-        values = (self._process(site, number, index) for number in range(len(self.weather.taus_s)))
-        return sum(math.sqrt(w) * value for w, value in zip(self.weather.weights, values, strict=True))
+        values = (self._process(site, number, index) for number in range(len(self.regimes.taus_s)))
+        return sum(math.sqrt(w) * value for w, value in zip(self.regimes.weights, values, strict=True))
 
     def _process(self, site: int, number: int, index: int) -> float:
         path = self.past.setdefault((site, number), [])
-        keep = math.exp(-GRID_S / self.weather.taus_s[number])
+        keep = math.exp(-GRID_S / self.regimes.taus_s[number])
         while len(path) <= index:
+            # "weather" belongs to the key of the draws: another one changes every result
             block = keyed(self.seed, "weather", site, number, len(path) // 256)
             for _ in range(256):
                 z = block.gauss(0, 1)
@@ -104,22 +106,22 @@ LAGS_H = (0.1, 0.3, 0.8, 1.5, 3, 5, 10, 20, 40, 80, 150, 300)
 
 
 def fitted(jobs: Trace) -> tuple[Cell, RegimeParameters]:
-    """Cell and weather of similar jobs (``similar_jobs`` of a trace)."""
+    """Return the cell and the regimes of similar jobs (``similar_jobs`` of a trace)."""
     import numpy as np
 
     waits = np.quantile(jobs.wait_s, LEVELS)
-    return Cell(LEVELS, tuple(float(wait) for wait in waits)), fit_weather(rank_correlation(jobs))
+    return Cell(LEVELS, tuple(float(wait) for wait in waits)), fit_regimes(rank_correlation(jobs))
 
 
 def normal_scores(values: np.ndarray) -> np.ndarray:
-    """The values by rank as standard normal ones; ties share their mean rank."""
+    """Return standard normal values of the same ranks; ties share their mean rank."""
     from scipy.stats import norm, rankdata
 
     return norm.ppf((rankdata(values) - 0.5) / len(values))
 
 
 def rank_correlation(jobs: Trace, lags_h: Sequence[float] = LAGS_H) -> list[tuple[float, float]]:
-    """(lag in hours, correlation of the normal scores of two waits that were asked for so far apart)."""
+    """Return (lag in hours, correlation of the normal scores of two waits whose requests are that far apart)."""
     import numpy as np
 
     scores, times = normal_scores(jobs.wait_s), jobs.submit_s
@@ -134,10 +136,10 @@ def rank_correlation(jobs: Trace, lags_h: Sequence[float] = LAGS_H) -> list[tupl
     return found
 
 
-def fit_weather(
+def fit_regimes(
     points: Sequence[tuple[float, float]], taus_h: Sequence[float] = (1.5, 24.0, 240.0)
 ) -> RegimeParameters:
-    """Non-negative weights of fixed time constants that come closest to the correlations; they stay below one."""
+    """Fit non-negative weights of fixed time constants to the correlations; they sum to less than one."""
     import numpy as np
     from scipy.optimize import nnls
 

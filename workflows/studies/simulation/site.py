@@ -1,10 +1,10 @@
-"""One site of the virtual engine: orders that wait, blocks that come and go, work inside them.
+"""One site of the virtual engine: waiting requests, blocks, and the training inside them.
 
-An order is staged out, waits for a block, is trained there, and staged in. A block is requested by the strategy, or by
-itself when an order waits and no block is there or asked for. Requests of ours start in the order of asking, and never
-more of them run than the queue's limits allow. A block without work for ``idle_timeout_s`` is given back. Work that a
-block has too little time for waits for the next one; work that the walltime or the strategy's ``until_s`` ends early
-comes back as partial work. A preempted block takes its unfinished work with it, which is then done again.
+A request is staged out, waits for a block, is trained there, and its update is staged in. A block is requested by the
+strategy, or automatically when a request waits and no block runs or is queued. Our blocks start in the order of their
+requests, and never more of them run than the queue's limits allow. A block without work for ``idle_timeout_s`` is
+released. Work that a block has too little time for waits for the next one; work that the walltime or the strategy's
+``until_s`` ends early is returned as partial work. The unfinished work of a preempted block is done again.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from workflows.console.units import HOUR_S
 from workflows.strategies.base import BlockEnded, BlockStarted, Event, SiteFailed, Train, UpdateArrived
 from workflows.studies.simulation.draws import keyed
-from workflows.studies.simulation.facility import HOUR_S, Facility
+from workflows.studies.simulation.facility import Facility
 from workflows.studies.simulation.result import SiteUsage
 from workflows.studies.simulation.waits import Waits
 
@@ -25,13 +26,13 @@ if TYPE_CHECKING:
     from simpy import Environment
 
 Process = Generator[Any, Any, None]
-RETRIES = 2  # of an order whose block was preempted
-LEAST_SHARE = 0.5  # of an order's steps that a block must have time for
+RETRIES = 2  # of a request whose block was preempted
+LEAST_SHARE = 0.5  # of a request's steps that a block must have time for
 
 
 @dataclass
 class ReceivedRequest:
-    """An order at its site."""
+    """A training request that has reached its site."""
 
     action: Train
     at_s: float
@@ -40,12 +41,12 @@ class ReceivedRequest:
 
 @dataclass(frozen=True)
 class SiteContext:
-    """What a site has from the engine."""
+    """Parts of the engine that a site uses."""
 
     env: Environment
-    tell: Callable[[Event], None]
-    train: Callable[[Train, int, float], None]  # order, steps, node seconds: make the update
-    came_back: Callable[[int], None]  # task: its update is at the server
+    send: Callable[[Event], None]  # an event to the strategy
+    train: Callable[[Train, int, float], None]  # request, steps, node seconds: make the update
+    returned: Callable[[int], None]  # task: its update is at the server
     waits: Waits
     nbytes: float
     seed: int
@@ -54,83 +55,83 @@ class SiteContext:
 class VirtualSite:
     """The state and the processes of one site."""
 
-    def __init__(self, number: int, facility: Facility, around: SiteContext) -> None:
+    def __init__(self, number: int, facility: Facility, context: SiteContext) -> None:
         import simpy
 
-        self.number, self.facility, self.around, self.env = number, facility, around, around.env
+        self.number, self.facility, self.context, self.env = number, facility, context, context.env
         self.running = simpy.Resource(self.env, facility.max_running)
-        self.work = self.env.event()  # something has changed for an idle block
+        self.work = self.env.event()  # triggered when there is news for an idle block
         self.queue: deque[ReceivedRequest] = deque()
-        self.requested = 0  # blocks in the queue
+        self.queued = 0  # blocks in the queue
         self.began: dict[int, float] = {}  # running blocks: number -> start
-        self.requests = 0  # ever
+        self.requests = 0  # number of all block requests
         self.last_start_s = 0.0
         self.release = False
-        self.account = SiteUsage()
+        self.usage = SiteUsage()
 
     def stage_out(self, action: Train) -> Process:
-        """The way of an order to the site."""
-        yield self.env.timeout(self.facility.stage_out_s(self.around.nbytes))
+        """Bring a request and its model to the site."""
+        yield self.env.timeout(self.facility.stage_out_s(self.context.nbytes))
         self.queue.append(ReceivedRequest(action, self.env.now))
         self.wake()
         self._provide()
 
     def wake(self) -> None:
-        """An idle block looks again."""
+        """Wake an idle block."""
         self.work.succeed()
         self.work = self.env.event()
 
     def _provide(self) -> None:
-        """A block for orders that wait while none is there or asked for."""
-        if self.queue and not self.requested and not self.began:
+        """Request a block if training requests wait and none runs or is queued."""
+        if self.queue and not self.queued and not self.began:
             self.request()
 
     def request(self) -> None:
-        """A block is asked for, if the queue takes one more of ours."""
-        if self.requested + len(self.began) < self.facility.max_jobs:
-            self.requested += 1
+        """Request a block, if the queue admits one more of ours."""
+        if self.queued + len(self.began) < self.facility.max_jobs:
+            self.queued += 1
             self.requests += 1
             self.env.process(self._block(self.requests))
 
     def _block(self, number: int) -> Process:
-        """One batch job: the queue, the start, the work, the end."""
+        """Simulate one batch job: the queue, the start, the work, the end."""
         facility, asked_s = self.facility, self.env.now
-        start_s = max(asked_s + self.around.waits.wait_s(self.number, asked_s, number), self.last_start_s)
+        start_s = max(asked_s + self.context.waits.wait_s(self.number, asked_s, number), self.last_start_s)
         self.last_start_s = start_s = facility.opens_s(start_s)
         yield self.env.timeout(start_s - asked_s)
         with self.running.request() as place:
             yield place
             began_s = self.env.now
-            self.requested, self.began[number], self.release = self.requested - 1, began_s, False
-            self.account.blocks += 1
-            self.account.wait_s.append(began_s - asked_s)
+            self.queued, self.began[number], self.release = self.queued - 1, began_s, False
+            self.usage.blocks += 1
+            self.usage.wait_s.append(began_s - asked_s)
             ends_s = self._ends(number)
             yield self.env.timeout(min(facility.startup_s, ends_s - began_s))
             wall_s = began_s + facility.walltime_s
-            self.around.tell(BlockStarted(self.env.now, facility.name, began_s - asked_s, wall_s))
+            self.context.send(BlockStarted(self.env.now, facility.name, began_s - asked_s, wall_s))
             reason = yield from self._inside(wall_s, ends_s)
-            self.account.block_s += self.env.now - self.began.pop(number)
-        self.around.tell(BlockEnded(self.env.now, facility.name, reason))
+            self.usage.block_s += self.env.now - self.began.pop(number)
+        self.context.send(BlockEnded(self.env.now, facility.name, reason))
         self._provide()
 
     def block_s(self) -> float:
-        """Seconds of blocks until now, those that run among them."""
-        return self.account.block_s + sum(self.env.now - began_s for began_s in self.began.values())
+        """Return the seconds of blocks until now, with those of running ones."""
+        return self.usage.block_s + sum(self.env.now - began_s for began_s in self.began.values())
 
     def close(self) -> None:
-        """The books at the end: what still runs has cost something."""
-        self.account.block_s, self.began = self.block_s(), {}
+        """Add the running blocks to the usage at the end of the campaign."""
+        self.usage.block_s, self.began = self.block_s(), {}
 
     def _ends(self, number: int) -> float:
-        """When the block ends at the latest: by its walltime or by preemption."""
+        """Return the latest end of a block: by its walltime or by preemption."""
         facility, wall_s = self.facility, self.env.now + self.facility.walltime_s
         if not facility.preemptions_an_hour:
             return wall_s
-        killed_h = keyed(self.around.seed, "preempted", self.number, number).expovariate(facility.preemptions_an_hour)
+        killed_h = keyed(self.context.seed, "preempted", self.number, number).expovariate(facility.preemptions_an_hour)
         return min(wall_s, self.env.now + killed_h * HOUR_S)
 
     def _inside(self, wall_s: float, ends_s: float) -> Generator[Any, Any, str]:
-        """The life of a running block; answers why it has ended."""
+        """Do the work of a running block; return the reason for its end."""
         facility = self.facility
         while self.env.now < ends_s:
             if not self.queue:
@@ -156,9 +157,9 @@ class VirtualSite:
         return "walltime"
 
     def _planned(self, arrival: ReceivedRequest, wall_s: float) -> tuple[int, float]:
-        """Steps that the order gets in this block, 0 for none worth while; and the seconds of each."""
+        """Return the steps that a request gets in this block, 0 if too few fit, and the seconds of each."""
         facility, action = self.facility, arrival.action
-        noise = keyed(self.around.seed, "speed", self.number, action.round).gauss(0, facility.jitter)
+        noise = keyed(self.context.seed, "speed", self.number, action.round).gauss(0, facility.jitter)
         step_s = facility.step_s * math.exp(noise)
         whole = int((facility.walltime_s - facility.startup_s - facility.saving_s) / step_s)
         wanted = max(1, min(action.steps or 1, whole))
@@ -168,29 +169,29 @@ class VirtualSite:
         return (0 if fitting < LEAST_SHARE * wanted else min(wanted, fitting)), step_s
 
     def _lost(self, arrival: ReceivedRequest, reason: str) -> None:
-        """Work of a preempted block, or that has failed, is done again a few times, as live; then it is given up."""
-        self.account.failures += 1
+        """Repeat the work of a preempted block or a failed task a few times, as live; then report a failure."""
+        self.usage.failures += 1
         if arrival.attempts < RETRIES:
             self.queue.appendleft(ReceivedRequest(arrival.action, arrival.at_s, arrival.attempts + 1))
         else:
-            self.around.tell(SiteFailed(self.env.now, self.facility.name, arrival.action.task, reason))
+            self.context.send(SiteFailed(self.env.now, self.facility.name, arrival.action.task, reason))
 
     def _trained(self, arrival: ReceivedRequest, steps: int, started_s: float) -> None:
         action, facility = arrival.action, self.facility
-        key = (self.around.seed, "failed", self.number, action.round, action.task, arrival.attempts)
+        key = (self.context.seed, "failed", self.number, action.round, action.task, arrival.attempts)
         if keyed(*key).random() < facility.failure_share:
             self._lost(arrival, "the task has failed")
             return
         train_s = self.env.now - started_s
-        self.account.steps += steps
-        self.account.tasks += 1
-        self.account.train_s += train_s
-        self.around.train(action, steps, train_s * facility.nodes)
+        self.usage.steps += steps
+        self.usage.tasks += 1
+        self.usage.train_s += train_s
+        self.context.train(action, steps, train_s * facility.nodes)
         wait_s = started_s - arrival.at_s
         event = UpdateArrived(0.0, facility.name, action.task, str(action.task), steps, steps, train_s, wait_s)
         self.env.process(self._stage_in(event))
 
     def _stage_in(self, event: UpdateArrived) -> Process:
-        yield self.env.timeout(self.facility.stage_in_s(self.around.nbytes))
-        self.around.came_back(event.task)
-        self.around.tell(replace(event, time_s=self.env.now))
+        yield self.env.timeout(self.facility.stage_in_s(self.context.nbytes))
+        self.context.returned(event.task)
+        self.context.send(replace(event, time_s=self.env.now))

@@ -1,4 +1,4 @@
-"""The pictures of a study."""
+"""The figures of an algorithm study."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from workflows.console.units import HOUR_S
 from workflows.reporting.figure_style import SITE_COLOURS, SITE_DASHES
 from workflows.studies.simulation.study_tables import Result, by_strategy, staleness_counts, times
 
@@ -15,18 +16,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-HOUR_S = 3600.0
 PANELS = ("fedavg", "fedasync", "fedbuff", "fedcompass")  # Figure 3 of arXiv 2603.19544
 
 
-def look(number: int) -> dict[str, Any]:
-    """Colour and dashes of the number-th line."""
+def style_of(number: int) -> dict[str, Any]:
+    """Return colour and dashes of a line by its number."""
     count = len(SITE_COLOURS)
     return {"color": SITE_COLOURS[number % count], "linestyle": SITE_DASHES[number // count % len(SITE_DASHES)]}
 
 
 def on_grid(curve: Sequence[Sequence[float]], grid_s: np.ndarray) -> np.ndarray:
-    """The loss that holds at each time: that of the newest model."""
+    """Return the loss of the newest model at each time."""
     import numpy as np
 
     points = np.array([point[:2] for point in curve])
@@ -34,7 +34,7 @@ def on_grid(curve: Sequence[Sequence[float]], grid_s: np.ndarray) -> np.ndarray:
 
 
 def paint_curves(results: Sequence[Result], target: float) -> Figure:
-    """Median over seeds of the global loss against virtual time."""
+    """Draw the median over seeds of the global loss against virtual time."""
     import numpy as np
     from matplotlib.figure import Figure
 
@@ -43,10 +43,10 @@ def paint_curves(results: Sequence[Result], target: float) -> Figure:
     grid = np.linspace(0, results[0]["run"]["budget_s"], 400)
     for number, (name, runs) in enumerate(by_strategy(results).items()):
         lines = np.array([on_grid(run["curve"], grid) for run in runs])
-        axes.plot(grid / HOUR_S, np.median(lines, 0), label=name, **look(number))
+        axes.plot(grid / HOUR_S, np.median(lines, 0), label=name, **style_of(number))
         if len(lines) > 3:
             low, high = np.quantile(lines, (0.25, 0.75), 0)
-            axes.fill_between(grid / HOUR_S, low, high, alpha=0.08, color=look(number)["color"], linewidth=0)
+            axes.fill_between(grid / HOUR_S, low, high, alpha=0.08, color=style_of(number)["color"], linewidth=0)
     axes.axhline(target, color="#888888", linewidth=1)
     axes.set(xlabel="virtual time (hours)", ylabel="loss on the common test set", yscale="log")
     axes.legend(ncols=2)
@@ -54,7 +54,7 @@ def paint_curves(results: Sequence[Result], target: float) -> Figure:
 
 
 def paint_panels(results: Sequence[Result]) -> Figure | None:
-    """One campaign of each of the reference paper's four algorithms: the sites' own models and the global one."""
+    """Draw one campaign of each of the reference paper's four algorithms: the sites' own models and the global one."""
     from matplotlib.figure import Figure
 
     grouped = by_strategy(results)
@@ -71,7 +71,7 @@ def paint_panels(results: Sequence[Result]) -> Figure | None:
 def _panel(axes: Axes, result: Result, name: str) -> None:
     for number, (site, curve) in enumerate(result["site_curves"].items()):
         if curve:
-            axes.plot([t / HOUR_S for t, _ in curve], [loss for _, loss in curve], lw=1, label=site, **look(number))
+            axes.plot([t / HOUR_S for t, _ in curve], [loss for _, loss in curve], lw=1, label=site, **style_of(number))
     axes.plot([p[0] / HOUR_S for p in result["curve"]], [p[1] for p in result["curve"]], "k", lw=2, label="global")
     axes.set(title=name, ylim=(0, 4))
     if len(result["site_curves"]) <= 6:
@@ -79,7 +79,7 @@ def _panel(axes: Axes, result: Result, name: str) -> None:
 
 
 def paint_times(results: Sequence[Result], target: float) -> Figure:
-    """Hours to the target, a point for each seed; those that never got there stand at the right edge."""
+    """Draw the hours to the target, a point for each seed; runs that did not reach it are at the right edge."""
     from matplotlib.figure import Figure
 
     grouped = by_strategy(results)
@@ -99,7 +99,7 @@ def paint_times(results: Sequence[Result], target: float) -> Figure:
 
 
 def paint_staleness(results: Sequence[Result]) -> Figure:
-    """Share of the counted updates by the number of versions made since their start."""
+    """Draw the share of the counted updates by their staleness."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 5))
@@ -110,7 +110,7 @@ def paint_staleness(results: Sequence[Result]) -> Figure:
         for staleness in counts:
             line.append((staleness, left))
             left -= counts[staleness] / total
-        axes.step([s + 1 for s, _ in line], [share for _, share in line], where="post", label=name, **look(number))
+        axes.step([s + 1 for s, _ in line], [share for _, share in line], where="post", label=name, **style_of(number))
     axes.set(xscale="log", yscale="log", ylim=(1e-3, 1.2), ylabel="share of updates at least so stale")
     axes.set_xlabel("staleness in versions + 1")
     axes.legend(ncols=2)
@@ -118,7 +118,7 @@ def paint_staleness(results: Sequence[Result]) -> Figure:
 
 
 def paint_fairness(results: Sequence[Result]) -> Figure:
-    """Mean and worst loss over the tasks, and the least and most that a site has in the last model."""
+    """Draw the mean and worst loss over the tasks, and the least and largest share of a site in the last model."""
     import numpy as np
     from matplotlib.figure import Figure
 
@@ -139,7 +139,7 @@ def paint_fairness(results: Sequence[Result]) -> Figure:
 
 
 def paint_node_hours(results: Sequence[Result]) -> Figure:
-    """Node-hours, and how much of them went into nothing that counts."""
+    """Draw the node-hours, and the part of them that did not contribute to the model."""
     import numpy as np
     from matplotlib.figure import Figure
 

@@ -1,8 +1,8 @@
-"""The strategies of a study, each with the best of its settings.
+"""The strategies of an algorithm study, each with the best of its settings.
 
 The settings come from tests/benchmarks/strategy_grid.py: sixteen for every strategy, ours among them, in the built-in
-queues with 4 sites and Dirichlet 0.1, on seeds from 1000 on, and never on a trace: replayed queues are met with the
-settings of bursty ones.
+queues with 4 sites and Dirichlet 0.1, on seeds from 1000 on, and never on a trace: replayed queues use the settings of
+bursty ones.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 from workflows.studies.simulation.scenarios import Scenario
 
 OURS = "fedecho"
-Setting = tuple[int, dict[str, Any]]  # local steps an order, keys of the strategy's section
-ABLATIONS: dict[str, dict[str, Any]] = {  # each idea of ours switched off, the other settings as they are
+Setting = tuple[int, dict[str, Any]]  # local steps of a request, keys of the strategy's section
+ABLATIONS: dict[str, dict[str, Any]] = {  # each idea of ours switched off, with the other settings unchanged
     "fedecho-no-memory": {"memory": False},
     "fedecho-kappa-0": {"kappa": 0.0},
     "fedecho-kappa-1": {"kappa": 1.0},
@@ -90,7 +90,7 @@ KNOWN = (*CONTESTANTS, *ABLATIONS, *PUBLISHED)
 
 
 def setting_of(name: str, scenario: Scenario) -> tuple[int, str]:
-    """Steps an order, and the section as JSON."""
+    """Return the steps of a request, and the strategy's section as JSON."""
     if name in PUBLISHED:
         steps, keys = PUBLISHED[name]
         return steps, json.dumps({"name": name.removesuffix("-published"), **keys})

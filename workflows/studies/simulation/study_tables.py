@@ -1,18 +1,18 @@
-"""The tables of a study: one row a run, the curves, and each strategy against the best."""
+"""The tables of an algorithm study: runs, curves, and comparisons of the strategies."""
 
 from __future__ import annotations
 
-import csv
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from apps.base.files import atomic_file
+from workflows.console.units import HOUR_S
 from workflows.studies.simulation.paired import difference_of_medians, median_interval, ratio_of_medians, wins
 from workflows.studies.simulation.runs import node_hours_to, time_to
+from workflows.studies.tables import write_csv
 
 Result = dict[str, Any]
 RUN_COLUMNS = (
@@ -60,27 +60,8 @@ COMPARISON_COLUMNS = (
 )
 
 
-def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A CSV file, whole or not at all."""
-    with atomic_file(path.parent, path.name) as stream:
-        lines: list[str] = []
-        writer = csv.writer(_Lines(lines), lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
-        stream.write("".join(lines).encode())
-
-
-class _Lines:
-    """A list as the file that csv writes to."""
-
-    def __init__(self, lines: list[str]) -> None:
-        self.lines = lines
-
-    def write(self, text: str) -> None:
-        self.lines.append(text)
-
-
 def run_row(result: Result, target: float) -> list[Any]:
+    """Return a run's row of runs.csv."""
     run, reached = result["run"], time_to(result, target)
     return [
         run["strategy"],
@@ -97,6 +78,7 @@ def run_row(result: Result, target: float) -> list[Any]:
 
 
 def detail_row(result: Result, target: float) -> list[Any]:
+    """Return a run's row of details.csv."""
     spent = node_hours_to(result, target)
     counts = result["staleness"]
     total = sum(n for _, n in counts) or 1
@@ -117,28 +99,28 @@ def detail_row(result: Result, target: float) -> list[Any]:
 
 
 def write_tables(folder: Path, results: Sequence[Result], target: float) -> None:
-    """runs.csv, details.csv, curves.csv, staleness.csv and shares.csv."""
-    write_rows(folder / "runs.csv", RUN_COLUMNS, (run_row(result, target) for result in results))
-    write_rows(folder / "details.csv", DETAIL_COLUMNS, (detail_row(result, target) for result in results))
+    """Write runs.csv, details.csv, curves.csv, staleness.csv and shares.csv."""
+    write_csv(folder / "runs.csv", RUN_COLUMNS, (run_row(result, target) for result in results))
+    write_csv(folder / "details.csv", DETAIL_COLUMNS, (detail_row(result, target) for result in results))
     curves = (
-        (result["run"]["strategy"], result["run"]["seed"], who, f"{time_s:.1f}", f"{loss:.6f}")
+        (result["run"]["strategy"], result["run"]["seed"], model, f"{time_s:.1f}", f"{loss:.6f}")
         for result in results
-        for who, points in (("global", result["curve"]), *result["site_curves"].items())
+        for model, points in (("global", result["curve"]), *result["site_curves"].items())
         for time_s, loss, *_ in points
     )
-    write_rows(folder / "curves.csv", ("strategy", "seed", "model", "time_s", "loss"), curves)
+    write_csv(folder / "curves.csv", ("strategy", "seed", "model", "time_s", "loss"), curves)
     counted = ((name, *pair) for name, runs in by_strategy(results).items() for pair in staleness_counts(runs))
-    write_rows(folder / "staleness.csv", ("strategy", "staleness", "updates"), counted)
+    write_csv(folder / "staleness.csv", ("strategy", "staleness", "updates"), counted)
     shares = (
         (result["run"]["strategy"], result["run"]["seed"], site, f"{share:.6f}")
         for result in results
         for site, share in result["shares"].items()
     )
-    write_rows(folder / "shares.csv", ("strategy", "seed", "site", "share"), shares)
+    write_csv(folder / "shares.csv", ("strategy", "seed", "site", "share"), shares)
 
 
 def staleness_counts(results: Sequence[Result]) -> list[tuple[int, int]]:
-    """(versions made since its start, updates counted so) over all runs."""
+    """Return (versions made since its start, number of updates counted at that staleness) over all runs."""
     counts: Counter[int] = Counter()
     for result in results:
         counts.update(dict(result["staleness"]))
@@ -146,7 +128,7 @@ def staleness_counts(results: Sequence[Result]) -> list[tuple[int, int]]:
 
 
 def by_strategy(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """The results of each strategy in the order of the seeds."""
+    """Return the results of each strategy in the order of the seeds."""
     grouped: dict[str, list[Result]] = {}
     for result in sorted(results, key=lambda r: r["run"]["seed"]):
         grouped.setdefault(result["run"]["strategy"], []).append(result)
@@ -155,24 +137,24 @@ def by_strategy(results: Sequence[Result]) -> dict[str, list[Result]]:
 
 
 def times(results: Sequence[Result], target: float) -> list[float]:
-    """Hours to the target; infinite for never."""
+    """Return the hours to the target; infinite for runs that did not reach it."""
     found = (time_to(result, target) for result in results)
-    return [math.inf if time_s is None else time_s / 3600 for time_s in found]
+    return [math.inf if time_s is None else time_s / HOUR_S for time_s in found]
 
 
-def prices(results: Sequence[Result], target: float) -> list[float]:
-    """Node-hours spent until the target; infinite for never."""
+def costs(results: Sequence[Result], target: float) -> list[float]:
+    """Return the node-hours spent until the target; infinite for runs that did not reach it."""
     found = (node_hours_to(result, target) for result in results)
     return [math.inf if hours is None else hours for hours in found]
 
 
 def summary_rows(results: Sequence[Result], target: float) -> list[list[str]]:
-    """Medians and their intervals, a row for each strategy."""
+    """Return medians and their intervals, a row for each strategy."""
     rows = []
     for name, runs in by_strategy(results).items():
         columns = [
             times(runs, target),
-            prices(runs, target),
+            costs(runs, target),
             *(
                 [r[key] for r in runs]
                 for key in ("final_loss", "worst_task_loss", "steps", "node_hours", "wasted_node_hours")
@@ -182,26 +164,26 @@ def summary_rows(results: Sequence[Result], target: float) -> list[list[str]]:
     return rows
 
 
-def standing(results: Sequence[Result], target: float) -> tuple[float, float]:
-    """(median hours to the target, median final loss): the less, the better."""
+def rank_of(results: Sequence[Result], target: float) -> tuple[float, float]:
+    """Return (median hours to the target, median final loss); less is better."""
     return median_interval(times(results, target)).value, median([r["final_loss"] for r in results])
 
 
 def comparison_rows(results: Sequence[Result], target: float, ours: str) -> list[list[str]]:
-    """Ours against each other strategy, seed by seed: ratios and differences of medians with intervals.
+    """Compare our strategy with each other one, seed by seed: ratios and differences of medians with intervals.
 
-    The one that is first at the target stands first; of those that do not get there, the one with the least loss.
+    The strategy that is first at the target comes first; of those that do not reach it, the one with the least loss.
     """
     grouped = by_strategy(results)
     mine = grouped.pop(ours)
     rows = []
-    for name, theirs in sorted(grouped.items(), key=lambda item: standing(item[1], target)):
+    for name, theirs in sorted(grouped.items(), key=lambda item: rank_of(item[1], target)):
         rows.append(
             [
                 name,
                 str(ratio_of_medians(times(mine, target), times(theirs, target))),
                 f"{wins(times(mine, target), times(theirs, target)):.2f}",
-                str(ratio_of_medians(prices(mine, target), prices(theirs, target))),
+                str(ratio_of_medians(costs(mine, target), costs(theirs, target))),
                 *(
                     str(difference_of_medians([r[key] for r in mine], [r[key] for r in theirs]))
                     for key in ("final_loss", "worst_task_loss", "node_hours")

@@ -1,4 +1,4 @@
-"""Jobs of a batch queue as arrays, from a trace in the Standard Workload Format or the user's own history."""
+"""Jobs of a batch queue as arrays, from a trace in the Standard Workload Format or from the user's own history."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apps.base.errors import UserMistake
+from workflows.records.queue_history import COLUMNS as HISTORY_COLUMNS
+from workflows.studies.queues.sources import history_reading, read_content
+from workflows.studies.queues.swf import read_jobs
 
 if TYPE_CHECKING:
     import numpy as np
 
-LEAST_OWN_JOBS = 5  # that a machine of the user's history needs
+LEAST_OWN_JOBS = 5  # for a machine of the user's history
 COLUMNS = {"submit_s": 2, "wait_s": 3, "run_s": 4, "nodes": 5, "asked_nodes": 8, "asked_s": 9}  # of the format
 
 
@@ -31,27 +34,26 @@ class Trace:
 
     @property
     def span_s(self) -> float:
+        """Return the seconds from the first to the last submission."""
         return float(self.submit_s[-1])
 
     def chosen(self, mask: np.ndarray) -> Trace:
+        """Return the jobs of a boolean mask."""
         return Trace(self.submit_s[mask], self.wait_s[mask], self.run_s[mask], self.nodes[mask], self.asked_s[mask])
 
 
 def read_trace(path: Path) -> Trace:
-    """A trace from a file, plain or compressed by gzip; jobs without a wait or a size are left out.
+    """Read a trace from a file, plain or compressed by gzip; jobs without a wait or a size are left out.
 
     Raises:
-        UserMistake: no file, not this format, or fewer than 50 usable jobs.
+        UserMistake: the file is missing, of another format, or has fewer than 50 usable jobs.
     """
-    from workflows.studies.queues.sources import read_content
-    from workflows.studies.queues.swf import read_jobs
-
     jobs, _ = read_jobs(path.name, read_content(path))
     return trace_of({name: jobs[number].to_numpy(float) for name, number in COLUMNS.items()}, path)
 
 
 def trace_of(columns: dict[str, np.ndarray], path: Path) -> Trace:
-    """The usable jobs of raw columns; raises UserMistake for too few."""
+    """Return the usable jobs of raw columns; raises UserMistake if there are too few."""
     import numpy as np
 
     if len(columns["nodes"]):
@@ -66,15 +68,13 @@ def trace_of(columns: dict[str, np.ndarray], path: Path) -> Trace:
 
 
 def machine_traces(path: Path, walltime_s: float) -> tuple[Trace, ...]:
-    """What a replay takes its waits from, machine by machine.
+    """Return the traces of a replay, one for each machine.
 
-    Of a trace the jobs like ours; of the user's history all jobs, as they were like ours when they were asked for.
+    From a trace the jobs like ours; from the user's history all jobs, as these were like ours when they were submitted.
 
     Raises:
-        UserMistake: the file is neither, or tells too little.
+        UserMistake: the file is neither, or has too few jobs.
     """
-    from workflows.studies.queues.sources import history_reading
-
     if not is_history(path):
         return (similar_jobs(read_trace(path), walltime_s),)
     waits = history_reading(path).waits
@@ -86,26 +86,23 @@ def machine_traces(path: Path, walltime_s: float) -> tuple[Trace, ...]:
 
 
 def is_history(path: Path) -> bool:
-    """Whether a file is a user's history of blocks; raises UserMistake where it cannot be read."""
-    from workflows.records.queue_history import COLUMNS as HISTORY_COLUMNS
-    from workflows.studies.queues.sources import read_content
-
+    """Return True if a file is a user's history of blocks; raises UserMistake if it cannot be read."""
     first = next((line for line in read_content(path).splitlines() if line.strip()), "")
     return all(name in first for name in HISTORY_COLUMNS)
 
 
-def own_trace(asked_s: Sequence[float], waited_s: Sequence[float]) -> Trace:
-    """The user's own jobs at a machine: when blocks were asked for, and how long they waited."""
+def own_trace(submitted_s: Sequence[float], waited_s: Sequence[float]) -> Trace:
+    """Return the user's own jobs at a machine, from the times of their submission and their waits."""
     import numpy as np
 
-    order = np.argsort(np.asarray(asked_s), kind="stable")
-    asked, waited = np.asarray(asked_s, float)[order], np.asarray(waited_s, float)[order]
-    unknown = np.ones_like(asked)
-    return Trace(asked - asked[0], waited, unknown, unknown, unknown)
+    order = np.argsort(np.asarray(submitted_s), kind="stable")
+    submitted, waited = np.asarray(submitted_s, float)[order], np.asarray(waited_s, float)[order]
+    unknown = np.ones_like(submitted)
+    return Trace(submitted - submitted[0], waited, unknown, unknown, unknown)
 
 
 def similar_jobs(trace: Trace, walltime_s: float, least: int = 200) -> Trace:
-    """The jobs most like a small one of this walltime: the smaller half by nodes, asked for about as long.
+    """Return the jobs most like a small one of this walltime: the smaller half by nodes, with a similar walltime.
 
     The band of walltimes widens until ``least`` jobs are in it, or all are.
     """

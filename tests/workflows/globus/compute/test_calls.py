@@ -26,7 +26,7 @@ def error(kind: str) -> dict:
 
 
 def job(*task_ids: str, now: float = 0.0) -> Call:
-    made = Call("k", CallTarget("aurora", "e", "python", silence_s=100, queue_s=1000), "f", "{}", work="t")
+    made = Call("k", CallTarget("aurora", "e", "python", silence_s=100, queue_s=1000), "f", "{}", training_id="t")
     for task_id in task_ids:
         made.submitted(task_id, now)
     return made
@@ -34,10 +34,10 @@ def job(*task_ids: str, now: float = 0.0) -> Call:
 
 def test_the_first_good_answer_counts():
     one = job("a", "b")
-    assert one.told("b", result(7), 1) == "success"
+    assert one.update("b", result(7), 1) == "success"
     assert one.over and not one.future.done()
-    one.settle()
-    one.settle()
+    one.resolve()
+    one.resolve()
     assert one.future.result() == 7
     assert list(one.attempts) == ["a"]
 
@@ -45,8 +45,8 @@ def test_the_first_good_answer_counts():
 @pytest.mark.parametrize("last", [False, True])
 def test_a_lost_attempt_counts_when_it_was_the_last(last):
     one = job("a") if last else job("a", "b")
-    assert one.told("a", {"status": "failed", "exception": LOST}, 1) == "WorkersLost"
-    one.settle()
+    assert one.update("a", {"status": "failed", "exception": LOST}, 1) == "WorkersLost"
+    one.resolve()
     assert one.over is last
     if last:
         with pytest.raises(WorkersLost, match=r"^site aurora: the endpoint has lost the task: .*loss of worker 0$"):
@@ -55,22 +55,22 @@ def test_a_lost_attempt_counts_when_it_was_the_last(last):
 
 def test_an_error_of_the_call_itself_ends_it():
     one = job("a", "b")
-    assert one.told("a", error("TrainingError"), 1) == "TrainingError"
-    one.settle()
+    assert one.update("a", error("TrainingError"), 1) == "TrainingError"
+    one.resolve()
     assert isinstance(one.future.exception(), TrainingError)
 
 
 def test_who_meets_another_at_work_waits_for_it_or_asks_again():
     one = job("a", "b")
-    assert one.told("b", error("LeaseHeld"), 1) == "LeaseHeld"
+    assert one.update("b", error("LeaseHeld"), 1) == "LeaseHeld"
     assert one.due is None and not one.over
-    assert one.told("a", error("LeaseHeld"), 5) == "LeaseHeld"
+    assert one.update("a", error("LeaseHeld"), 5) == "LeaseHeld"
     assert one.due == 5 + RETRY_S
 
 
 def test_an_endpoint_that_is_coming_back_is_given_time():
     one = job("a")
-    assert one.told("a", {"status": "failed", "exception": BUSY}, 3) == "not yet"
+    assert one.update("a", {"status": "failed", "exception": BUSY}, 3) == "not yet"
     assert (one.over, one.due, one.attempts) == (False, 3 + RETRY_S, {})
 
 
@@ -79,10 +79,10 @@ def test_an_endpoint_that_is_coming_back_is_given_time():
 )
 def test_what_the_service_has_forgotten_is_asked_for_again(record):
     one = job("a")
-    assert one.told("a", record, 1) is None  # once may be a slip
-    assert one.told("a", {"status": "running"}, 2) is None
-    assert one.told("a", record, 3) is None
-    assert one.told("a", record, 4) == "forgotten"
+    assert one.update("a", record, 1) is None  # once may be a slip
+    assert one.update("a", {"status": "running"}, 2) is None
+    assert one.update("a", record, 3) is None
+    assert one.update("a", record, 4) == "forgotten"
     assert (one.due, one.over) == (4, False)
 
 
@@ -90,14 +90,14 @@ def test_silence_is_counted_from_the_last_news():
     one = job("a", now=10)
     assert not one.is_silent(1009)
     assert one.is_silent(1011)
-    one.told("a", {"status": "waiting-for-nodes"}, 500)
-    one.told("a", {"status": "waiting-for-nodes"}, 900)
+    one.update("a", {"status": "waiting-for-nodes"}, 500)
+    one.update("a", {"status": "waiting-for-nodes"}, 900)
     assert not one.is_silent(1499) and one.is_silent(1501)
-    one.told("a", {"status": "running"}, 1400)
+    one.update("a", {"status": "running"}, 1400)
     assert not one.is_silent(1499) and one.is_silent(1501)
-    one.sign(1450, mine=True, written=False)
+    one.observe(1450, active=True, written=False)
     assert not one.is_silent(1549) and one.is_silent(1551)
-    one.ask_again(1551)
+    one.resubmit(1551)
     assert one.due == 1551 and not one.is_silent(9999)
     one.submitted("b", 1552)
     assert set(one.attempts) == {"a", "b"}
@@ -106,10 +106,10 @@ def test_silence_is_counted_from_the_last_news():
 
 def test_what_leaves_no_trace_is_asked_for_earlier_and_ever_more_seldom():
     one, moments = job("a"), []
-    one.work = None
+    one.training_id = None
     for now in range(2000):
         if one.is_silent(now):
-            one.ask_again(now)
+            one.resubmit(now)
             one.submitted(f"again at {now}", now)
             moments.append(now)
     assert moments == [201, 602, 1403]
@@ -118,7 +118,7 @@ def test_what_leaves_no_trace_is_asked_for_earlier_and_ever_more_seldom():
 def test_a_result_that_lies_at_the_site_and_does_not_come():
     one = job("a")
     for now in (10, 30):
-        one.sign(now, mine=False, written=True)
+        one.observe(now, active=False, written=True)
     assert not one.is_silent(10 + RESULT_GRACE_S) and one.is_silent(11 + RESULT_GRACE_S)
 
 

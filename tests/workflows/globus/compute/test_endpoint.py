@@ -143,7 +143,7 @@ def test_a_killed_child_endpoint_is_noticed_by_the_sites_files(tmp_path, stack, 
         manifest = training.result(COLD_S)
         assert run.executor.last_look["finished"] == manifest["task_id"]
     assert (manifest["attempts"], manifest["reused"]) == (1, True)
-    assert run.events("compute_asked_again")[0]["reason"] == "its result lies at the site"
+    assert run.events("compute_asked_again")[0]["reason"] == "its result is at the site and was not delivered"
 
 
 def test_an_endpoint_that_dies_with_all_its_processes(tmp_path, stack, aurora, site):
@@ -159,7 +159,7 @@ def test_an_endpoint_that_dies_with_all_its_processes(tmp_path, stack, aurora, s
                 process.kill()
         manifest = training.result(COLD_S)
     assert (manifest["attempts"], manifest["reused"]) == (2, False)
-    assert {r["reason"] for r in run.events("compute_asked_again")} == {"nothing is heard of it"}
+    assert {r["reason"] for r in run.events("compute_asked_again")} == {"no news"}
     assert manifest["artifact"] == Site(tmp_path / "whole").train(steps=60)["artifact"]
 
 

@@ -53,7 +53,7 @@ def site(tmp_path) -> Site:
 
 
 def drive(tmp_path: Path, agent: ToyAgent, site: Site | None = None, **settings):
-    ours = ("read_state", "environment", "web", "user_endpoint_config")
+    ours = ("read_state", "environment", "api", "user_endpoint_config")
     own = {name: settings.pop(name) for name in ours if name in settings}
     root = site.root if site else tmp_path / "root"
     return driver(tmp_path / "run", site_config(root, agent.endpoint_id, **settings), **own)
@@ -83,7 +83,7 @@ def test_what_is_too_large_is_refused_and_the_executor_lives_on(tmp_path, agent)
             run.executor.submit(site_status, {}, PLACE, Path("x"))
         assert submissions(agent) == 0
         agent.compute.rules.payload_limit_bytes = 20_000
-        with pytest.raises(UserMistake, match=r"site aurora: Globus Compute finds the request too large"):
+        with pytest.raises(UserMistake, match=r"site aurora: Globus Compute refuses the request as too large"):
             run.executor.submit(site_status, {}, PLACE, "x" * 30_000).result(20)
         assert run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(20)["finished"] is None
         assert not run.executor.bad_state_is_set
@@ -200,7 +200,7 @@ def test_silence_without_any_look(tmp_path, agent):
     agent.compute.rules.drop_results = 1
     with drive(tmp_path, agent, silence_s=0.25) as run:
         assert run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(20)["claims"] == []
-    assert [r["reason"] for r in run.events("compute_asked_again")] == ["nothing is heard of it"]
+    assert [r["reason"] for r in run.events("compute_asked_again")] == ["no news"]
 
 
 def test_a_look_that_fails_is_no_sign(tmp_path, agent):
@@ -216,7 +216,7 @@ def test_a_look_that_fails_is_no_sign(tmp_path, agent):
         order = Site(tmp_path / "site").arguments()
         run.executor.submit(local_train, {}, *order)
         wait_until(lambda: len(looks) > 2)
-        assert run.executor.last_look == {"seen_at": None, "heard_at": None}
+        assert run.executor.last_look == {"seen_at": None, "changed_at": None}
     assert set(looks) == {"look-aurora"}
 
 
@@ -340,7 +340,7 @@ def test_a_client_that_cannot_be_made_is_told(tmp_path, agent, caplog):
         raise UserMistake("not logged in", remedy="Run: python workflows/login.py")
 
     caplog.set_level(logging.CRITICAL)
-    with drive(tmp_path, agent, web=ComputeApi(nobody)) as run:
+    with drive(tmp_path, agent, api=ComputeApi(nobody)) as run:
         with pytest.raises(UserMistake, match=r"site aurora: not logged in. Run: python workflows/login.py"):
             run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(20)
 

@@ -108,7 +108,7 @@ def test_every_machine_gets_its_files(machine: str, tmp_path: Path, capsys: pyte
     assert core["debug"] is False and core["amqp_port"] == 443 and "engine" not in core
     assert stat.S_IMODE((folder / "train").stat().st_mode) == 0o700
     assert os.access(folder / "endpoints.sh", os.X_OK)
-    assert "CHECKLIST.md: it says what to do there" in capsys.readouterr().out
+    assert "Follow " in capsys.readouterr().out
     agent = f"{Path(STORAGE.get(machine, '/data/ada/crossfed')).parent}/globus-agent/bin"
     for endpoint in ("train", "files"):
         text = template(folder, endpoint)
@@ -149,9 +149,9 @@ def test_the_checklist_is_in_order(tmp_path: Path) -> None:
     site = resolve_site("polaris", pasted["config"], tmp_path / "run", own)
     assert site.route == "globus" and site.carrier == "globus" and user_endpoint_config(site)["nodes"] == 2
     assert not Path(pasted["data"]).is_relative_to(own["collection_folder"])  # records are not shared
-    assert "    data: /eagle/ABC/crossfed-records   # optional; left out: " in text
+    assert "    data: /eagle/ABC/crossfed-records   # optional; default: " in text
     assert "    # model: FOLDER   # optional; " in text and "    # tasks: [FAMILY]   # optional; " in text
-    assert "nodes 2, walltime_s 7200 (2 h)." in text and "admits at most 4 nodes, as many as `capacity` takes" in text
+    assert "nodes 2, walltime_s 7200 (2 h)." in text and "accepts at most 4 nodes, as many as `capacity` takes" in text
     assert schema(site)["properties"]["nodes"]["maximum"] == 4
 
 
@@ -193,17 +193,30 @@ def test_endpoints_lie_beside_the_storage_under_the_sites_name(
     assert f"`{there}`" in text and "/global/common/software/m1/endpoints" not in text
 
 
+ANY_BUILD = "any build works (the CPU build is the smallest)", "which of the three is not `None` does not matter"
+
+
 @pytest.mark.parametrize(
     ("machine", "sets", "build", "shown"),
     [
-        ("polaris", (), "the CUDA build", "`cuda`"),
-        ("perlmutter_80gb", (), "the CUDA build", "`cuda`"),
-        ("frontier", (), "the ROCm build", "`hip`"),
-        ("aurora", (), "the XPU build", "`xpu`"),
-        ("slurm", (), "the CUDA build, or the ROCm build where the devices are AMD's", "`cuda` (ROCm: `hip`)"),
-        ("slurm", ("--set", "device=xpu"), "the XPU build", "`xpu`"),
-        ("pbs", ("--set", "device=cpu"), "any build will do (the CPU build is the smallest)", "any"),
-        ("local", (), "any build will do (the CPU build is the smallest)", "any"),
+        ("polaris", (), "the CUDA build", "`cuda` is not `None`"),
+        ("perlmutter_80gb", (), "the CUDA build", "`cuda` is not `None`"),
+        ("frontier", (), "the ROCm build", "`hip` is not `None`"),
+        ("aurora", (), "the XPU build", "`xpu` is not `None`"),
+        ("slurm", (), "the CUDA build, or the ROCm build for AMD devices", "`cuda` (ROCm: `hip`) is not `None`"),
+        ("slurm", ("--set", "device=xpu"), "the XPU build", "`xpu` is not `None`"),
+        (
+            "pbs",
+            ("--set", "device=cpu"),
+            "any build works (the CPU build is the smallest)",
+            "which of the three is not `None` does not matter",
+        ),
+        (
+            "local",
+            (),
+            "any build works (the CPU build is the smallest)",
+            "which of the three is not `None` does not matter",
+        ),
     ],
 )
 def test_the_build_of_torch_is_that_of_the_devices(
@@ -212,7 +225,7 @@ def test_the_build_of_torch_is_that_of_the_devices(
     request = setup_site.requested(setup_site.parse([*arguments(machine), *sets]))
     assert torch_build(setup_site.made(request), machine) == (build, shown)
     text = (written(machine, tmp_path, *sets) / "CHECKLIST.md").read_text()
-    assert f"of this machine: {build}. The line shows it" in text
+    assert f"of this machine: {build}. The line shows the version, and {shown}.\n" in text
 
 
 def test_torch_is_shown_before_and_after_the_project_is_installed(tmp_path: Path) -> None:
@@ -244,7 +257,7 @@ def test_from_a_campaign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert setup_site.main([*take, "--site", "argonne", "--set", "nodes=3"]) == 0
     assert "set nodes = nodes | default(3)" in template(tmp_path / "out") and "cf-argonne" in template(tmp_path / "out")
     assert setup_site.main(take) == 2
-    assert "--site NAME says which of argonne, other" in capsys.readouterr().err
+    assert "no --site NAME. Its sites are argonne, other" in capsys.readouterr().err
     assert setup_site.main([*take, "--site", "nowhere"]) == 2
     assert "there is no site nowhere. Its sites are argonne, other" in capsys.readouterr().err
 
@@ -257,7 +270,7 @@ def test_from_a_campaign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["polaris"], "polaris needs account .*--set account=VALUE --set storage_root=VALUE"),
         (["local", "--set", "storage_root=/d"], "local: route: globus needs python_env"),
         (["local", "--set", "python_env=/e"], "local: route: globus needs storage_root"),
-        (["local", "--set", "storage_root=/d", "--set", "python_env=/e", "--idle", "x"], "--idle x: not a length of"),
+        (["local", "--set", "storage_root=/d", "--set", "python_env=/e", "--idle", "x"], "--idle x: not a duration"),
         ([*arguments("polaris"), "--idle", "3"], "--idle 3: it has no unit. Write 3s, 3m or 3h"),
         (["polaris", "--set", "account"], "write KEY=VALUE"),
         (
@@ -309,7 +322,8 @@ def test_a_machine_with_another_provider(tmp_path: Path, capsys: pytest.CaptureF
 def site_of(machine: str, **settings: Any) -> Site:
     root = STORAGE.get(machine, ELSEWHERE)
     known: dict[str, Any] = {"storage_root": root, "python_env": "/env", "route": "globus", "carrier": "copy"}
-    known |= {"endpoint": setup_site.NOT_YET} | ({} if machine == "local" else {"account": "ABC", "walltime": "2h"})
+    known["endpoint"] = setup_site.NO_ENDPOINT_YET
+    known |= {} if machine == "local" else {"account": "ABC", "walltime": "2h"}
     return resolve_site("x", machine, Path("/runs/r"), {**known, **settings})
 
 

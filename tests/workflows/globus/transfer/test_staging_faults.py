@@ -131,7 +131,7 @@ def test_who_cancels_is_not_contradicted(scene: Scene):
     sending = in_thread(lambda: scene.send(staging))
     wait_until(lambda: scene.transfer.tasks and scene.transfer.tasks[0].faults)
     scene.facility.client().cancel_task(scene.transfer.tasks[0].id)
-    with pytest.raises(TransferCanceled, match="CANCELED: canceled on request.*Resume to have it done again"):
+    with pytest.raises(TransferCanceled, match="CANCELED: canceled on request.*Resume to start it again"):
         sending.result(WAIT_S)
     scene.transfer.release()
     assert scene.send(scene.staging())["nbytes_moved"] == MIB

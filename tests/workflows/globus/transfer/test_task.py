@@ -21,10 +21,10 @@ from workflows.globus.transfer.errors import (
     TransferDetached,
     TransferFailed,
     TransferRefused,
-    as_refusal,
     consent_missing,
     is_transient,
-    wait_asked_s,
+    refusal,
+    retry_after_s,
 )
 from workflows.globus.transfer.task import (
     LABEL_LENGTH,
@@ -51,19 +51,19 @@ class Ends:
         self.troubles: list[str | None] = []
         self.looks: list[tuple[str, str | None]] = []
 
-    def caller(self, patience: Backoff = QUICK) -> RetryingClient:
-        return RetryingClient(self.facility.client, patience, self.stop, self.troubles.append)
+    def caller(self, backoff: Backoff = QUICK) -> RetryingClient:
+        return RetryingClient(self.facility.client, backoff, self.stop, self.troubles.append)
 
-    def parcel(self, *names: str, deadline_s: float = 60) -> TransferRequest:
+    def request(self, *names: str, deadline_s: float = 60) -> TransferRequest:
         files = tuple((f"/{name}", f"/in/{name}") for name in names or ("a.bin",))
         return TransferRequest(self.one.id, self.two.id, files, "a label", deadline_s)
 
     def look(self, task: Any, trouble: str | None) -> None:
         self.looks.append((task["status"], trouble))
 
-    def carry(self, parcel: TransferRequest, patience: Backoff = QUICK) -> Any:
-        caller = self.caller(patience)
-        return follow(caller, submit(caller, parcel, new_submission_id(caller)), self.look)
+    def carry(self, request: TransferRequest, backoff: Backoff = QUICK) -> Any:
+        caller = self.caller(backoff)
+        return follow(caller, submit(caller, request, new_submission_id(caller)), self.look)
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def ends(transfer_facility: TransferFacility, tmp_path: Path) -> Ends:
 
 def test_many_files_are_one_task(ends: Ends):
     (ends.one.folder / "b.bin").write_bytes(b"b" * 1000)
-    outcome = ends.carry(ends.parcel("a.bin", "b.bin"))
+    outcome = ends.carry(ends.request("a.bin", "b.bin"))
     assert (outcome.nbytes, outcome.faults, outcome.missing) == (301_000, 0, ())
     assert (ends.two.folder / "in" / "b.bin").read_bytes() == b"b" * 1000
     assert len(ends.transfer.tasks) == 1
@@ -84,13 +84,13 @@ def test_one_name_one_task(ends: Ends):
     caller = ends.caller()
     name = new_submission_id(caller)
     assert uuid.UUID(name)
-    assert submit(caller, ends.parcel(), name) == submit(caller, ends.parcel(), name)
-    assert submit(caller, ends.parcel(), new_submission_id(caller)) != ends.transfer.tasks[0].id
+    assert submit(caller, ends.request(), name) == submit(caller, ends.request(), name)
+    assert submit(caller, ends.request(), new_submission_id(caller)) != ends.transfer.tasks[0].id
     assert len(ends.transfer.tasks) == 2
 
 
 def test_files_that_are_not_there_are_told_and_hold_up_nothing(ends: Ends):
-    outcome = ends.carry(ends.parcel("nothing.bin", "a.bin"))
+    outcome = ends.carry(ends.request("nothing.bin", "a.bin"))
     assert outcome.missing == ("/nothing.bin",)
     assert (ends.two.folder / "in" / "a.bin").exists()
 
@@ -99,7 +99,7 @@ def test_a_failure_tells_the_reason_and_the_last_event(ends: Ends):
     ends.transfer.fault("drop")
     ends.transfer.fault("partial")
     with pytest.raises(TransferFailed) as caught:
-        ends.carry(ends.parcel())
+        ends.carry(ends.request())
     assert "ENDPOINT_ERROR: ended in the middle of a.bin" in str(caught.value)
     assert ends.transfer.tasks[0].id in str(caught.value)
 
@@ -108,7 +108,7 @@ def test_a_task_that_the_service_does_not_end_is_cancelled_after_its_deadline(en
     """The stand-in ends it by itself; its word is made late here."""
     ends.two.expired = True
     caller = ends.caller()
-    task_id = submit(caller, ends.parcel(deadline_s=600), new_submission_id(caller))
+    task_id = submit(caller, ends.request(deadline_s=600), new_submission_id(caller))
     [task] = ends.transfer.tasks
     said = {**task.view(), "deadline": "2020-01-01T00:00:00+00:00", "status": "ACTIVE", "nice_status": "OK"}
     task.view = lambda: said  # type: ignore[method-assign]
@@ -120,7 +120,7 @@ def test_a_task_that_the_service_does_not_end_is_cancelled_after_its_deadline(en
 def test_cancelled_by_somebody_is_an_error_of_its_own(ends: Ends):
     ends.transfer.fault("stall")
     caller = ends.caller(Backoff(0.02, 0.05))
-    task_id = submit(caller, ends.parcel(), new_submission_id(caller))
+    task_id = submit(caller, ends.request(), new_submission_id(caller))
     ends.facility.client().cancel_task(task_id)
     with pytest.raises(TransferCanceled, match="CANCELED: canceled on request"):
         follow(caller, task_id, ends.look)
@@ -244,7 +244,7 @@ def test_other_errors_do_not_pass():
     ],
 )
 def test_refusals_come_with_a_remedy_and_without_secrets(status: int, code: str, kind: type, words: str):
-    error = as_refusal(Answered(status, {"code": code, "message": "said so"}).error())
+    error = refusal(Answered(status, {"code": code, "message": "said so"}).error())
     assert type(error) is kind
     assert words in str(error)
     assert "s3cret" not in str(error)
@@ -254,7 +254,7 @@ def test_the_command_for_a_missing_consent_names_each_collection():
     ids = sorted(str(uuid.uuid4()) for _ in range(2))
     scope = "urn:globus:auth:scope:transfer.api.globus.org:all[*https://auth.globus.org/scopes/{}/data_access]"
     body = {"code": "ConsentRequired", "message": "m", "required_scopes": [scope.format(found) for found in ids]}
-    error = as_refusal(Answered(403, body).error())
+    error = refusal(Answered(403, body).error())
     assert isinstance(error, ConsentMissing)
     assert error.remedy == f"Agree once: python workflows/login.py --collection {ids[0]} --collection {ids[1]}"
     assert "consent to use a collection" in consent_missing(["something else"]).what
@@ -262,5 +262,5 @@ def test_the_command_for_a_missing_consent_names_each_collection():
 
 @pytest.mark.parametrize(("said", "wait_s"), [("7", 7.0), ("Wed, 21 Oct 2026", 0.0), ("", 0.0)])
 def test_how_long_the_service_wants_to_be_left_alone(said: str, wait_s: float):
-    assert wait_asked_s(Answered(429, {"code": "c", "message": "m"}, {"Retry-After": said}).error()) == wait_s
-    assert wait_asked_s(ValueError()) == 0.0
+    assert retry_after_s(Answered(429, {"code": "c", "message": "m"}, {"Retry-After": said}).error()) == wait_s
+    assert retry_after_s(ValueError()) == 0.0

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from workflows.globus.transfer.transfer_log import SUCCEEDED, Transfer, TransferLog, TransferState
 from workflows.records.journal import Journal
 
-WAYBILL = Transfer("k1", "polaris", 3, "send", "collection", "a" * 64, 1000, 1)
+TRANSFER = Transfer("k1", "polaris", 3, "send", "collection", "a" * 64, 1000, 1)
 
 
 @pytest.fixture
@@ -22,19 +22,19 @@ def journal(tmp_path: Path) -> Journal:
 
 
 def known(log: TransferLog, key: str = "k1") -> TransferState:
-    shipment = log.find(key)
-    assert shipment is not None
-    return shipment
+    state = log.find(key)
+    assert state is not None
+    return state
 
 
 def test_a_transfer_step_by_step(journal: Journal):
     log = TransferLog(journal)
     assert log.find("k1") is None
-    log.submitting(WAYBILL, "name 1")
+    log.submitting(TRANSFER, "name 1")
     assert (known(log).submission_id, known(log).task_id, known(log).state) == ("name 1", None, None)
-    log.submitted(WAYBILL, "name 1", "task 1")
+    log.submitted(TRANSFER, "name 1", "task 1")
     assert (known(log).task_id, known(log).state) == ("task 1", None)
-    ended = log.ended(WAYBILL, known(log), SUCCEEDED, nbytes=1000, faults=0, s=1.5)
+    ended = log.ended(TRANSFER, known(log), SUCCEEDED, nbytes=1000, faults=0, s=1.5)
     assert ended == known(log)
     assert (ended.state, ended.site, ended.collection) == (SUCCEEDED, "polaris", "collection")
     first, _, last = journal.records
@@ -44,22 +44,22 @@ def test_a_transfer_step_by_step(journal: Journal):
 
 def test_a_second_attempt_has_the_first_ones_beginning(journal: Journal):
     log = TransferLog(journal)
-    log.submitting(WAYBILL, "name 1")
-    log.ended(WAYBILL, known(log), "TransferFailed", reason="why")
-    log.submitting(WAYBILL, "name 2")
+    log.submitting(TRANSFER, "name 1")
+    log.ended(TRANSFER, known(log), "TransferFailed", reason="why")
+    log.submitting(TRANSFER, "name 2")
     assert (known(log).submission_id, known(log).task_id, known(log).state) == ("name 2", None, None)
     assert known(log).began == journal.records[0]["time"]
-    log.ended(WAYBILL, known(log), SUCCEEDED)
-    log.submitting(WAYBILL, "name 3")
+    log.ended(TRANSFER, known(log), SUCCEEDED)
+    log.submitting(TRANSFER, "name 3")
     assert known(log).began == journal.records[-1]["time"], "what is done once more begins anew"
 
 
 def test_cleaning_forgets_what_lay_in_that_collection(journal: Journal):
     log = TransferLog(journal)
-    other = dataclasses.replace(WAYBILL, key="k2", collection="another")
-    third = dataclasses.replace(WAYBILL, key="k3", artifact="b" * 64)
-    for waybill in (WAYBILL, other, third):
-        log.submitting(waybill, "name")
+    other = dataclasses.replace(TRANSFER, key="k2", collection="another")
+    third = dataclasses.replace(TRANSFER, key="k3", artifact="b" * 64)
+    for transfer in (TRANSFER, other, third):
+        log.submitting(transfer, "name")
     log.cleaned("polaris", "collection", ["a" * 64])
     assert log.find("k1") is None
     assert known(log, "k2").collection == "another"
@@ -68,16 +68,16 @@ def test_cleaning_forgets_what_lay_in_that_collection(journal: Journal):
 
 def act(log: TransferLog, step: tuple[str, int]) -> None:
     kind, number = step
-    waybill = dataclasses.replace(WAYBILL, key=f"k{number}", artifact=f"{number}" * 64)
-    shipment = log.find(waybill.key)
+    transfer = dataclasses.replace(TRANSFER, key=f"k{number}", artifact=f"{number}" * 64)
+    state = log.find(transfer.key)
     if kind == "submitting":
-        log.submitting(waybill, f"name {len(log.journal.records)}")
+        log.submitting(transfer, f"name {len(log.journal.records)}")
     elif kind == "cleaned":
-        log.cleaned("polaris", "collection", [waybill.artifact])
-    elif shipment and kind == "submitted":
-        log.submitted(waybill, shipment.submission_id, "task")
-    elif shipment:
-        log.ended(waybill, shipment, kind)
+        log.cleaned("polaris", "collection", [transfer.artifact])
+    elif state and kind == "submitted":
+        log.submitted(transfer, state.submission_id, "task")
+    elif state:
+        log.ended(transfer, state, kind)
 
 
 STEPS = st.tuples(

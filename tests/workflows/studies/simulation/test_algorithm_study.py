@@ -1,10 +1,11 @@
-"""The study as a command: its tables and pictures, its resume, its mistakes."""
+"""The algorithm study as a command: tables, figures, resume, and user mistakes."""
 
 from __future__ import annotations
 
 import csv
 import gzip
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,17 @@ from workflows import algorithm_study
 from workflows.strategies import SECTIONS, AnySection
 from workflows.studies.simulation import runs as runs_module
 from workflows.studies.simulation.queue_check import check_queue
-from workflows.studies.simulation.runs import StudyRun, node_hours_to, played, thinned, time_to
+from workflows.studies.simulation.runs import (
+    CODE_FILES,
+    CODE_FOLDERS,
+    ROOT,
+    StudyRun,
+    cached_result,
+    code_sha256,
+    node_hours_to,
+    thinned,
+    time_to,
+)
 from workflows.studies.simulation.scenarios import SCENARIOS
 from workflows.studies.simulation.study_figures import paint_times
 from workflows.studies.simulation.study_strategies import (
@@ -81,7 +92,7 @@ def test_a_study_of_two_strategies(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "fedbuff" in capsys.readouterr().out
 
 
-def test_staleness_shares_and_the_price_of_the_target_are_told(tmp_path: Path) -> None:
+def test_staleness_shares_and_the_cost_of_the_target_are_written(tmp_path: Path) -> None:
     study(tmp_path / "a", "--strategies", "fedavg,fedbuff", "--scenario", "calm", "--target", "2.0")
 
     def rows(name: str) -> list[dict[str, str]]:
@@ -101,7 +112,7 @@ def test_staleness_shares_and_the_price_of_the_target_are_told(tmp_path: Path) -
         assert 0 < float(row["node_hours_to_target"]) <= whole[row["strategy"], row["seed"]]
 
 
-def test_an_interrupted_study_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_study_continues(tmp_path: Path) -> None:
     done = tmp_path / "a" / "done"
     arguments = ["--strategies", "fedavg", "--scenario", "calm", "--target", "2.0"]
     rows = study(tmp_path / "a", *arguments)
@@ -112,14 +123,26 @@ def test_an_interrupted_study_goes_on_where_it_was(tmp_path: Path, monkeypatch: 
     assert first.stat().st_mtime_ns == kept and second.exists()
 
 
-def test_what_is_done_is_read_back_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_saved_result_is_read_back_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps, section = setting_of("fedbuff", "calm")
     one = StudyRun("fedbuff", section, steps, "calm", 3, 0.5, 1, 9000.0)
-    first = played(one, str(tmp_path), "code")
-    monkeypatch.setattr(runs_module, "play", None)  # a second training would fail
-    assert json.loads(json.dumps(first)) == played(one, str(tmp_path), "code")
+    first = cached_result(one, str(tmp_path), "code")
+    monkeypatch.setattr(runs_module, "run_campaign", None)  # a second training would fail
+    assert json.loads(json.dumps(first)) == cached_result(one, str(tmp_path), "code")
     with pytest.raises(TypeError):
-        played(one, str(tmp_path), "other code")
+        cached_result(one, str(tmp_path), "other code")
+
+
+def test_the_code_hash_changes_with_each_file_that_decides_a_result(tmp_path: Path) -> None:
+    for folder in (*CODE_FOLDERS, *(Path(name).parent for name in CODE_FILES)):
+        shutil.copytree(ROOT / folder, tmp_path / folder, dirs_exist_ok=True)
+    hashes = {code_sha256(tmp_path)}
+    assert hashes == {code_sha256()}
+    for name in (*(f"{folder}/base.py" for folder in CODE_FOLDERS), "workflows/strategies/fedecho.py", *CODE_FILES):
+        with open(tmp_path / name, "a") as stream:
+            stream.write("# edited\n")
+        hashes.add(code_sha256(tmp_path))
+    assert len(hashes) == len(CODE_FOLDERS) + len(CODE_FILES) + 2
 
 
 def test_a_replay_takes_any_trace_and_checks_the_queue_model(tmp_path: Path, trace: Path) -> None:
@@ -146,20 +169,20 @@ def test_a_mistake_is_one_line_and_nothing_runs(
 
 
 @pytest.mark.parametrize("arguments", [["--alpha", "0"], ["--seeds", "0"], ["--budget-s", "nan"], ["--alpha", "x"]])
-def test_numbers_that_mean_nothing_are_refused(arguments: list[str]) -> None:
+def test_meaningless_numbers_are_refused(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         algorithm_study.main(arguments)
     assert stop.value.code == 2
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS[:3])
-def test_every_queue_has_a_budget_of_its_own(scenario: str) -> None:
+def test_every_scenario_has_its_own_budget(scenario: str) -> None:
     for arguments, budget_s in ([], algorithm_study.BUDGETS_S[scenario]), (["--budget-s", "17000"], 17_000.0):
         study = algorithm_study.plan(algorithm_study.parse(["--scenario", scenario, "--seeds", "2", *arguments]))
         assert {run.budget_s for run in study.runs} == {budget_s} and len(study.runs) == 30
 
 
-def test_the_best_of_the_others_stands_first() -> None:
+def test_the_best_of_the_others_comes_first() -> None:
     def result(name: str, seed: int, reached: float | None, loss: float) -> dict[str, Any]:
         lows = [(0.0, 2.3, 0.0), *([(reached, 0.5, 1.0)] if reached else []), (9e4, loss, 9.0)]
         return {

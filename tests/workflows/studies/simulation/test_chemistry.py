@@ -1,4 +1,4 @@
-"""The chemistry tasks as a problem of the virtual machine room."""
+"""The chemistry tasks as a problem of the virtual engine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_every_record_is_at_one_site_and_every_site_has_some(problem: ChemistryT
     assert len(tasks) == 14 == len(problem.score(problem.first()).task_losses)
 
 
-def test_training_depends_on_model_site_round_and_steps_and_on_nothing_else(problem: ChemistryTasks) -> None:
+def test_training_depends_on_model_site_round_and_steps_alone(problem: ChemistryTasks) -> None:
     first = problem.first()
     work = LocalWork(0, 1, 3)
     one = problem.train(first, work)

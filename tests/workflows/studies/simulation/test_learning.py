@@ -1,4 +1,4 @@
-"""The virtual sites' training against torch, the digits' split, and the virtual server against the real one."""
+"""Training at virtual sites against torch, the split of the digits, and the virtual server against the real one."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import torch
 from apps.artifacts.server_optimizer import MOMENTS, ServerRuleSpec, optimizer_step
 from apps.artifacts.store import artifact_path, load_tensors, save_tensors
 from workflows.strategies.base import Aggregate, ServerRule
-from workflows.studies.simulation.cost_model import CostModel
-from workflows.studies.simulation.digits import LAYOUT, LEAST_SAMPLES, Digits, deal, split_digits
+from workflows.studies.simulation.digits import LAYOUT, LEAST_SAMPLES, Digits, split_digits, split_rows
 from workflows.studies.simulation.mlp import Layout, descend, forward, initial
 from workflows.studies.simulation.problem import LocalWork
 from workflows.studies.simulation.server import combined, stepped
@@ -61,12 +60,12 @@ def test_forward_equals_torch() -> None:
 @pytest.mark.parametrize(("sites", "alpha"), [(2, 0.1), (4, 0.1), (4, 0.5), (12, 0.1)])
 def test_every_sample_goes_to_one_site_and_every_site_has_some(sites: int, alpha: float) -> None:
     (_, labels), _ = split_digits(3)
-    shards = deal(labels, sites, alpha, 3)
+    shards = split_rows(labels, sites, alpha, 3)
     assert sorted(np.concatenate(shards).tolist()) == list(range(len(labels)))
     assert min(map(len, shards)) >= LEAST_SAMPLES
 
 
-def test_training_depends_on_the_round_and_nothing_else() -> None:
+def test_training_depends_on_the_round_alone() -> None:
     problem = Digits(2, 0.5, 1)
     first = problem.first()
     one, same = (problem.train(first, LocalWork(0, 1, 20)) for _ in range(2))
@@ -75,18 +74,9 @@ def test_training_depends_on_the_round_and_nothing_else() -> None:
     assert len(problem.score(one).task_losses) == 10 and problem.first().shape == (LAYOUT.size,)
 
 
-def test_the_cost_model_learns_what_is_trained_and_forgets_the_rest() -> None:
-    problem = CostModel(3)
-    model = problem.train(problem.first(), LocalWork(0, 1, 100))
-    other = problem.train(model, LocalWork(1, 1, 100))
-    assert problem.score(model).task_losses[0] < problem.score(problem.first()).task_losses[0]
-    assert problem.score(other).task_losses[0] > problem.score(model).task_losses[0]
-    assert problem.score(other).loss < problem.score(model).loss
-
-
 @pytest.mark.parametrize("name", MOMENTS)
 def test_the_virtual_server_is_the_real_one(name: str, tmp_path: Path) -> None:
-    """Two steps of each rule over files and over vectors."""
+    """Compare two steps of each rule over files and over vectors."""
     draw = np.random.default_rng(4)
     vectors = [draw.standard_normal(9).astype(np.float32) for _ in range(4)]
     rule = ServerRuleSpec(name=name, rate=0.3, beta1=0.8, beta2=0.9, tau=1e-2)

@@ -1,4 +1,4 @@
-"""Medians, pairs and intervals of a study, with runs that never got there."""
+"""Medians, pairs and intervals of a study, with runs that never reached the target."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from workflows.studies.simulation.paired import difference_of_medians, median_interval, ratio_of_medians, wins
 
 
-def test_the_median_bears_runs_that_never_got_there() -> None:
+def test_the_median_allows_runs_that_never_reach_the_target() -> None:
     found = median_interval([1.0, 2.0, 3.0, math.inf, math.inf])
     assert found.value == 3.0 and found.high == math.inf
     assert median_interval([1.0, 2.0, 3.0, 4.0]).value == 2.5

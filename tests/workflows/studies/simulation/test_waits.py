@@ -1,4 +1,4 @@
-"""Queue waits: the format, the four sources, and the model against what it was fitted to."""
+"""Queue waits: the trace format, the four scenarios, and the model against the trace it was fitted to."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from apps.base.errors import UserMistake
+from workflows.console.units import DAY_S, HOUR_S
 from workflows.records.queue_history import BlockRecord, append
-from workflows.studies.simulation.facility import DAY_S, HOUR_S
 from workflows.studies.simulation.queue_regimes import (
-    BUSY_WEATHER,
+    BUSY_REGIMES,
     RegimeParameters,
     RegimeWaits,
     busy_cell,
-    fit_weather,
+    fit_regimes,
     fitted,
     rank_correlation,
 )
@@ -53,7 +53,7 @@ def test_a_trace_is_read_plain_and_compressed(name: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("content", [b"no trace\n", b"", b"\x1f\x8bbroken"])
-def test_what_is_no_trace_is_told_in_one_line(content: bytes, tmp_path: Path) -> None:
+def test_a_file_of_another_format_is_an_error_in_one_line(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "t.swf.gz"
     path.write_bytes(content)
     with pytest.raises(UserMistake, match="t.swf.gz"):
@@ -62,7 +62,7 @@ def test_what_is_no_trace_is_told_in_one_line(content: bytes, tmp_path: Path) ->
         jobs_of("replay", None)
 
 
-def test_similar_jobs_are_small_and_asked_for_as_long() -> None:
+def test_similar_jobs_are_small_and_of_similar_walltime() -> None:
     base = trace(np.arange(1000.0), 60.0)
     mixed = Trace(
         base.submit_s,
@@ -76,7 +76,7 @@ def test_similar_jobs_are_small_and_asked_for_as_long() -> None:
     assert len(similar_jobs(mixed, HOUR_S, least=100)) == 124
 
 
-def test_a_replayed_request_waits_as_the_job_submitted_next_did_and_starts_over_at_the_end() -> None:
+def test_a_replayed_request_has_the_wait_of_the_job_submitted_next_and_starts_over_at_the_end() -> None:
     waits = ReplayedWaits(trace(np.array([5.0, 7.0, 9.0]), 100.0), 1, starts_s=(0.0, 150.0))
     assert [waits.wait_s(0, now, 1) for now in (0.0, 1.0, 150.0, 201.0)] == [5, 7, 9, 7]
     assert waits.wait_s(1, 0.0, 1) == 9
@@ -106,7 +106,7 @@ def test_the_users_own_history_is_replayed_machine_by_machine(tmp_path: Path) ->
     assert {waits.wait_s(1, now, 1) for now in range(0, 800, 50)} - {1} == {3, 5, 7, 9}
 
 
-def test_a_history_that_tells_too_little_is_a_mistake(tmp_path: Path) -> None:
+def test_a_history_with_too_few_jobs_is_a_mistake(tmp_path: Path) -> None:
     path = tmp_path / "history.csv"
     for job in range(4):
         append(block("polaris", job, 100.0 * job, 5.0), path)
@@ -114,13 +114,13 @@ def test_a_history_that_tells_too_little_is_a_mistake(tmp_path: Path) -> None:
         jobs_of("replay", path)
 
 
-def test_a_request_has_its_own_luck_by_its_number_whenever_it_is_made() -> None:
-    """Strategies ask some seconds apart: within a quarter of an hour they meet the same queue."""
-    waits = RegimeWaits(5, [busy_cell()], BUSY_WEATHER)
+def test_a_wait_depends_on_the_number_of_the_request() -> None:
+    """Within a quarter of an hour two strategies meet the same queue."""
+    waits = RegimeWaits(5, [busy_cell()], BUSY_REGIMES)
     assert waits.wait_s(0, 0.0, 1) == waits.wait_s(0, 25.0, 1) != waits.wait_s(0, 25.0, 2)
 
 
-def test_log_normal_waits_have_the_mean_that_was_asked_for() -> None:
+def test_log_normal_waits_have_the_given_mean() -> None:
     waits = LogNormalWaits(1, (0.9,), 0.4)
     drawn = [waits.wait_s(0, 0.0, k) for k in range(4000)]
     assert np.mean(drawn) == pytest.approx(0.9, rel=0.03)
@@ -141,11 +141,11 @@ def test_the_busy_cell_has_its_median_its_p90_and_its_share_at_once() -> None:
     assert levels == sorted(levels) and levels[-1] == pytest.approx(10 * DAY_S)
 
 
-def test_regimes_give_the_cells_quantiles_and_the_weathers_correlation() -> None:
+def test_regimes_give_the_cells_quantiles_and_the_correlation_of_the_regimes() -> None:
     """Many sites over three weeks: pooled quantiles, and the correlation of the normal scores by lag."""
     from workflows.studies.simulation.queue_regimes import normal_scores
 
-    waits, cell = RegimeWaits(5, [busy_cell()], BUSY_WEATHER), busy_cell()
+    waits, cell = RegimeWaits(5, [busy_cell()], BUSY_REGIMES), busy_cell()
     lags = {0.0: 1, 2.0: 8, 24.0: 96}
     drawn = np.array([[waits.wait_s(site, k * 900.0, k) for k in range(0, 1200, 4)] for site in range(60)])
     for level in (0.25, 0.5, 0.75, 0.9):
@@ -154,21 +154,21 @@ def test_regimes_give_the_cells_quantiles_and_the_weathers_correlation() -> None
     for lag_h, steps in list(lags.items())[1:]:
         apart = steps // 4
         found = float(np.mean(scores[:, apart:] * scores[:, :-apart]))
-        assert found == pytest.approx(BUSY_WEATHER.correlation(lag_h * HOUR_S), abs=0.08)
+        assert found == pytest.approx(BUSY_REGIMES.correlation(lag_h * HOUR_S), abs=0.08)
 
 
-def test_two_orders_of_asking_meet_the_same_weather() -> None:
-    first, second = (RegimeWaits(5, [busy_cell()], BUSY_WEATHER) for _ in range(2))
+def test_the_order_of_the_requests_does_not_change_the_waits() -> None:
+    first, second = (RegimeWaits(5, [busy_cell()], BUSY_REGIMES) for _ in range(2))
     late = first.wait_s(0, 9e5, 2)
     assert first.wait_s(0, 10.0, 1) == second.wait_s(0, 10.0, 1) and second.wait_s(0, 9e5, 2) == late
     assert first.wait_s(1, 10.0, 1) != first.wait_s(0, 10.0, 1)
 
 
-def test_the_weights_of_a_weather_are_found_again() -> None:
+def test_the_weights_of_regimes_are_recovered() -> None:
     true = RegimeParameters((1.5 * HOUR_S, DAY_S, 10 * DAY_S), (0.3, 0.1, 0.2))
-    found = fit_weather([(lag, true.correlation(lag * HOUR_S)) for lag in (0.1, 0.5, 1, 3, 10, 30, 100, 300)])
+    found = fit_regimes([(lag, true.correlation(lag * HOUR_S)) for lag in (0.1, 0.5, 1, 3, 10, 30, 100, 300)])
     assert found.weights == pytest.approx(true.weights, abs=1e-6) and found.nugget == pytest.approx(0.4)
-    assert sum(fit_weather([(0.1, 1.5), (1.0, 1.4)]).weights) <= 0.98 + 1e-9
+    assert sum(fit_regimes([(0.1, 1.5), (1.0, 1.4)]).weights) <= 0.98 + 1e-9
 
 
 def test_the_scenarios_need_no_trace_but_replay() -> None:
@@ -179,8 +179,8 @@ def test_the_scenarios_need_no_trace_but_replay() -> None:
 @pytest.mark.skipif(not THETA.exists(), reason="the trace is not on this machine")
 def test_a_real_trace_is_fitted() -> None:
     jobs = similar_jobs(read_trace(THETA), HOUR_S)
-    cell, weather = fitted(jobs)
+    cell, regimes = fitted(jobs)
     assert cell.at(0.5) == pytest.approx(float(np.median(jobs.wait_s)), rel=0.05)
     known = dict(rank_correlation(jobs))
     for lag_h in (0.3, 1.5, 20, 80):
-        assert weather.correlation(lag_h * HOUR_S) == pytest.approx(known[lag_h], abs=0.1)
+        assert regimes.correlation(lag_h * HOUR_S) == pytest.approx(known[lag_h], abs=0.1)
