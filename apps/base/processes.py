@@ -1,4 +1,4 @@
-"""Ending a process together with the process that started it."""
+"""Set-up of a started process: end with its parent, write its output to a file."""
 
 from __future__ import annotations
 
@@ -6,17 +6,28 @@ import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
-def end_with_parent(parent: int) -> None:
-    """Ask the kernel to send SIGTERM to this process when its parent ends. Has no effect on systems other than Linux.
+def end_with_parent(parent: int) -> bool:
+    """Let the kernel send SIGTERM to this process when its parent ends; without effect on other systems than Linux.
 
     Args:
-        parent: process id of the parent; if it has ended already, this process exits with code 1.
+        parent: process id of the parent.
+
+    Returns:
+        False if the parent has ended already.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it ended before the signal was set
-            sys.exit(1)
+    return os.getppid() == parent
+
+
+def redirect_output(log: str | Path) -> None:
+    """Append what this process writes to standard output and standard error to a file, including libraries in C."""
+    opened = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(opened, sys.stdout.fileno())
+    os.dup2(opened, sys.stderr.fileno())
+    os.close(opened)

@@ -23,7 +23,8 @@ logger = logging.getLogger(__name__)
 
 def main() -> None:
     """Execute calls until the input ends."""
-    end_with_parent(int(sys.argv[1]))  # where this has no effect, the end of the input is noticed after the call
+    if not end_with_parent(int(sys.argv[1])):
+        sys.exit(1)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     answers = take_stdout()
     send(answers, {"ready": {"pid": os.getpid(), "host": os.uname().nodename}})

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from apps.base.errors import CrossfedError, placed
+from apps.base.processes import redirect_output
 from apps.base.stop import StopRequest
 from apps.ranks.control_line import RankEnd
 from apps.ranks.launchers import RankInfo, find_rank, join_process_group, unmask_devices
@@ -22,7 +23,8 @@ def main() -> None:
     """Train as one rank and report the result to the worker."""
     job = json.loads(Path(sys.argv[1]).read_text())
     rank_info = find_rank(os.environ, job["ranks"])
-    _redirect_output(Path(job["logs"]) / f"rank-{rank_info.rank}.log")
+    redirect_output(Path(job["logs"]) / f"rank-{rank_info.rank}.log")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     stop = StopRequest()
     signal.signal(signal.SIGTERM, stop)
     line = RankEnd(tuple(job["control_line"]), rank_info.rank, stop)
@@ -55,14 +57,6 @@ def train_as_rank(rank_info: RankInfo, job: dict[str, Any], stop: StopRequest) -
         kind = task.request["training"]["device"]
         with join_process_group(rank_info, task.work["parallel"], kind, tuple(job["rendezvous"])) as group:
             attempt_task(task, group, stop)
-
-
-def _redirect_output(log: Path) -> None:
-    """Write all output of this rank to a file, including that of libraries in C."""
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(output, sys.stdout.fileno())
-    os.dup2(output, sys.stderr.fileno())
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
 
 
 if __name__ == "__main__":

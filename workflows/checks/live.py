@@ -18,7 +18,7 @@ from workflows.checks.here import address_problem
 from workflows.checks.preview import submission
 from workflows.console.units import plural
 from workflows.planning.plan import Plan
-from workflows.runtime.executors import worker_init
+from workflows.runtime.worker_start import worker_init
 
 VERSIONS = (
     "import json, platform; from apps.base.versions import code_version, library_versions; "

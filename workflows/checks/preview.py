@@ -16,7 +16,8 @@ from workflows.planning.memory.campaign import describe_site, idle_text, job_of,
 from workflows.planning.memory.model import shape_of
 from workflows.planning.plan import Plan
 from workflows.records.batch_jobs import duration_text
-from workflows.runtime.executors import job_prefix, launch_command, worker_init
+from workflows.runtime.executors import job_prefix, launch_command
+from workflows.runtime.worker_start import server_command, server_start, worker_init
 from workflows.strategies.fedavg import SynchronousSection
 from workflows.strategies.fedecho import FedEchoSection
 
@@ -96,7 +97,7 @@ def dry_run(plan: Plan, run_dir: Path) -> Iterator[str]:
             yield f"# submitted to {site.block.scheduler}; ADDRESS and PORT are filled in when the campaign starts"
             yield provider.render(command).rstrip()
         else:
-            yield f"# started on this machine\n{worker_init(site)}\n{launch_command(site, run_dir)}"
+            yield f"# started on this machine\n{server_command(server_start(site))}"
         for line in training_in_words(plan, name):
             yield f"# {line}"
 

@@ -6,19 +6,17 @@ Evaluation has its own, so that a long look at the last model never delays the n
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.base.errors import UserMistake
-from apps.training.deadline import BLOCK_END_VARIABLE
 from site_configs.library.site import Site
 from site_configs.local import site as local_site
 from workflows.planning.labels import EVALUATOR, LONGEST_DRAIN_S, SERVER
 from workflows.runtime.orphans import TOKEN_VARIABLE
+from workflows.runtime.worker_start import PROJECT, worker_init
 
 if TYPE_CHECKING:
     from parsl.config import Config
@@ -28,9 +26,7 @@ if TYPE_CHECKING:
 
     from workflows.planning.plan import Plan
 
-PROJECT = Path(__file__).resolve().parents[2]
 IDLE_S = 7 * 24 * 3600.0  # blocks are kept between rounds: to queue again costs more than to wait
-FAILED_LOCAL_BLOCKS = 5  # as many blocks on this machine that fail in a row end an executor
 STRATEGY_PERIOD_S = 1.0
 
 RetryHandler = Callable[[Exception, Any], float]
@@ -43,6 +39,7 @@ def make_config(
     memoizer: Memoizer,
     retry_handler: RetryHandler,
     patience: BlockErrorHandler,
+    on_loss: Callable[[str, str], None],
     elsewhere: Sequence[ParslExecutor] = (),
 ) -> Config:
     """The configuration of a run.
@@ -53,16 +50,21 @@ def make_config(
         memoizer: knows what was done before.
         retry_handler: the cost of a failed task, out of the campaign's retries.
         patience: looks at the blocks of batch sites that fail.
+        on_loss: called with a local site's name and the reason when its worker is lost.
         elsewhere: the executors of the sites that are reached through Globus, and what serves them.
     """
     from parsl.config import Config
 
+    from workflows.runtime.local_workers import local_executors
+
     (run_dir / "logs").mkdir(parents=True, exist_ok=True)
-    server = local_site(SERVER, run_dir)
-    evaluator = local_site(EVALUATOR, run_dir, threads=plan.campaign.evaluation.threads)
-    ours = [site for site in plan.sites.values() if site.route != "globus"]
+    evaluation = plan.campaign.evaluation
+    local = {name: site for name, site in plan.sites.items() if site.route == "local"}
+    local[SERVER] = local_site(SERVER, run_dir)
+    local[EVALUATOR] = local_site(EVALUATOR, run_dir, threads=evaluation.threads, device=evaluation.device)
+    batch = [make_executor(site, run_dir, patience) for site in plan.sites.values() if site.route == "batch"]
     return Config(
-        executors=[*elsewhere, *(make_executor(site, run_dir, patience) for site in (*ours, server, evaluator))],
+        executors=[*elsewhere, *batch, *local_executors(local, run_dir / "logs", on_loss).values()],
         memoizer=memoizer,
         retries=plan.campaign.retries,
         retry_handler=retry_handler,
@@ -75,19 +77,17 @@ def make_config(
     )
 
 
-def make_executor(site: Site, run_dir: Path, patience: BlockErrorHandler | None = None) -> HighThroughputExecutor:
-    """The executor of a site: one worker in each of its blocks, one block at a time, words encrypted.
+def make_executor(site: Site, run_dir: Path, patience: BlockErrorHandler) -> HighThroughputExecutor:
+    """Make the executor of a batch site: one worker in each of its blocks, one block at a time, messages encrypted.
 
     Raises:
         UserMistake: this host has no way to the site's compute nodes.
     """
     from parsl.executors import HighThroughputExecutor
-    from parsl.jobs.error_handlers import windowed_error_handler
 
+    assert site.block is not None
     provider = site.provider(worker_init(site))
-    if site.block:
-        provider.job_prefix = job_prefix(os.environ.get(TOKEN_VARIABLE, ""))  # type: ignore[attr-defined]
-    local_patience = partial(windowed_error_handler, threshold=FAILED_LOCAL_BLOCKS)
+    provider.job_prefix = job_prefix(os.environ.get(TOKEN_VARIABLE, ""))  # type: ignore[attr-defined]
     return HighThroughputExecutor(
         label=site.name,
         address=driver_address(site),
@@ -95,8 +95,8 @@ def make_executor(site: Site, run_dir: Path, patience: BlockErrorHandler | None 
         provider=provider,
         heartbeat_period=site.heartbeat_s,
         heartbeat_threshold=2 * site.heartbeat_s,
-        drain_period=drain_s(site.block.walltime_s) if site.block else None,
-        block_error_handler=patience if site.block and patience else local_patience,
+        drain_period=drain_s(site.block.walltime_s),
+        block_error_handler=patience,
         encrypted=True,
         interchange_launch_cmd=[
             sys.executable,
@@ -159,26 +159,11 @@ def _require_own(site: Site, own: set[str]) -> None:
         )
 
 
-def worker_init(site: Site) -> str:
-    """Shell lines before the workers of a site start: its set-up, its environment, this project's code."""
-    values = {**site.environment, TOKEN_VARIABLE: os.environ.get(TOKEN_VARIABLE, ""), "HF_HUB_DISABLE_TELEMETRY": "1"}
-    lines = [f"export {BLOCK_END_VARIABLE}=$(($(date +%s) + {site.block.walltime_s}))"] if site.block else []
-    lines += [site.setup] if site.setup else []
-    lines += [f"export {name}={shlex.quote(value)}" for name, value in values.items()]
-    programs = site.python_env / "bin" if site.python_env else Path(sys.executable).parent
-    lines += [
-        f"export PATH={shlex.quote(str(programs))}:$PATH",
-        f"export PYTHONPATH={shlex.quote(str(PROJECT))}${{PYTHONPATH:+:$PYTHONPATH}}",
-        "export PYTHONSAFEPATH=1",  # no folder of a script comes before it
-    ]
-    return "\n".join(lines)
-
-
 def launch_command(site: Site, run_dir: Path) -> str:
     """What a block's job runs, for people: the port is chosen when the campaign starts."""
     from dataclasses import replace
 
-    executor: Any = make_executor(replace(site, address="127.0.0.1"), run_dir)
+    executor: Any = make_executor(replace(site, address="127.0.0.1"), run_dir, lambda executor, status: None)
     executor.all_addresses = {site.address or "ADDRESS"}
     executor.run_dir, executor.worker_port = str(run_dir / "parsl" / "000"), "PORT"
     executor.cert_dir, executor.logconf_path = str(Path(executor.logdir) / "certificates"), None

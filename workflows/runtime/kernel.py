@@ -33,11 +33,11 @@ from workflows.records.run_directory import RunDirectory
 from workflows.runtime.block_failures import BlockFailureHandler
 from workflows.runtime.block_watch import cancel_leftovers, watch_blocks
 from workflows.runtime.executors import job_prefix, make_config
+from workflows.runtime.local_workers import LocalExecutor
 from workflows.runtime.memoizer import JournalMemoizer
 from workflows.runtime.moved_site_jobs import settle_moved_sites
 from workflows.runtime.orphans import TOKEN_VARIABLE, end_orphans
 from workflows.runtime.retry_policy import RetryPolicy, newest_checkpoint
-from workflows.runtime.worker_pools import WorkerPools
 
 logger = logging.getLogger(__name__)
 CLEANUP_S = 60.0  # to cancel all blocks
@@ -51,14 +51,15 @@ class Kernel:
     def __init__(self, kernel: DataFlowKernel, run: RunDirectory, plan: Plan, route: GlobusRoute) -> None:
         self.kernel, self.run, self.plan, self.globus = kernel, run, plan, route
         self.began = time.time()
-        here = {k: e for k, e in kernel.executors.items() if hasattr(e, "provider") and not is_batch(plan, k)}
-        self.local_blocks = WorkerPools(here)
         self.watches = watch_blocks(plan, kernel.executors, run)
         self.busy_until = dict.fromkeys(self.watches, time.monotonic())
         started = {label: getattr(executor, "interchange_proc", None) for label, executor in kernel.executors.items()}
         self.interchanges = {label: process for label, process in started.items() if process is not None}
         for label, process in self.interchanges.items():
             run.journal.write("executor_started", site=label, interchange_pid=process.pid)
+        for label, executor in kernel.executors.items():
+            if isinstance(executor, LocalExecutor):
+                run.journal.write("executor_started", site=label, fork_server_pid=executor.server.pid)
 
     def submit(
         self, function: Callable[..., Any], place: Place, *args: Any, on: str, remember: bool = True
@@ -106,9 +107,10 @@ class Kernel:
     def give_back(self, label: str) -> bool:
         """End the block of a site if it has nothing to do. False where it has, and where its blocks are not ours."""
         executor = self.kernel.executors[label]
-        if not isinstance(executor, BlockProviderExecutor) or executor.outstanding():
+        if not isinstance(executor, BlockProviderExecutor | LocalExecutor) or executor.outstanding():
             return False
-        executor.scale_in_facade(1)
+        if isinstance(executor, BlockProviderExecutor):
+            executor.scale_in_facade(1)
         return True
 
     def check_health(self) -> None:
@@ -117,8 +119,6 @@ class Kernel:
         Raises:
             CrossfedError: an interchange has ended; Parsl cannot go on without it, a new driver can.
         """
-        for label in self.local_blocks.check():
-            self.run.journal.write("block_replaced", site=label, reason="its worker pool was broken")
         dead = self.dead_executors()
         if dead:
             raise CrossfedError("Parsl's interchange or its results have ended", site=dead[0])
@@ -208,13 +208,18 @@ def _config(plan: Plan, run: RunDirectory, route: GlobusRoute) -> Config:
     def record_failure(site: str, failure: BlockFailure) -> None:
         run.journal.write("block_failed", site=site, **asdict(failure))
 
+    def record_loss(site: str, reason: str) -> None:
+        run.journal.write("block_replaced", site=site, reason=reason)
+
     newest: dict[str, Callable[[], str | None]] = {
         name: partial(newest_checkpoint, site.storage_root) for name, site in plan.sites.items()
     }
     newest |= {name: executor.newest_checkpoint for name, executor in route.sites.items()}
     memoizer = JournalMemoizer(run.journal, unseen_stores(plan.sites))
     retry = RetryPolicy(newest, give_back)
-    return make_config(plan, run.path, memoizer, retry, BlockFailureHandler(record_failure), route.executors())
+    return make_config(
+        plan, run.path, memoizer, retry, BlockFailureHandler(record_failure), record_loss, route.executors()
+    )
 
 
 def root_cause(future: Future[Any]) -> BaseException | None:

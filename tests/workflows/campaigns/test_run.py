@@ -9,11 +9,14 @@ import random
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 from campaigns import command, environment, final_hash, journal, run, tasks_done, write_campaign
+from patience import patience, wait_until
+from pilot_site import pilot_site
 
 from apps.artifacts.store import sha256_file
 from workflows.runtime.orphans import find_orphans
@@ -120,16 +123,20 @@ def kill_everything(driver: subprocess.Popen[bytes], token: str) -> None:
 
 
 def test_killed_at_random_instants_it_ends_with_the_same_model(undisturbed: Path, tmp_path: Path) -> None:
+    """Instants of the work, not of the clock: after so many tasks, the first time before any worker is there."""
     rng = random.Random(7)
     campaign, run_dir = write_campaign(tmp_path), tmp_path / "runs" / "nano"
     arguments: tuple[object, ...] = (campaign,)
     finished: dict[Path, bytes] = {}
-    for kill in rng.sample([kill_driver, kill_group, kill_everything], 3):
+    instants = [0, *sorted(rng.sample(range(1, len(journal(undisturbed, "task_done"))), 3))]
+    kills = [kill_driver, *rng.sample([kill_driver, kill_group, kill_everything], 3)]
+    for kill, done in zip(kills, instants, strict=True):
         with open(tmp_path / "out", "ab") as out:
             driver = subprocess.Popen(
                 command(*arguments), cwd=tmp_path, env=environment(), stdout=out, stderr=out, start_new_session=True
             )
-        wait_for_progress(driver, run_dir, rng.uniform(0, 2))
+        wait_for_tasks(driver, run_dir, done)
+        time.sleep(rng.uniform(0, 0.2))
         kill(driver, token(run_dir))
         driver.wait()
         with open(run_dir / "journal.jsonl", "ab") as stream:
@@ -145,59 +152,62 @@ def test_killed_at_random_instants_it_ends_with_the_same_model(undisturbed: Path
     assert_nothing_left(run_dir)
 
 
-def wait_for_progress(driver: subprocess.Popen[bytes], run_dir: Path, extra_s: float) -> None:
-    """Until the driver has started its executors, and a random moment more."""
-    deadline = time.monotonic() + 60
-    before = len(journal(run_dir, "executor_started")) if (run_dir / "journal.jsonl").exists() else 0
-    while time.monotonic() < deadline and driver.poll() is None:
-        if (run_dir / "journal.jsonl").exists() and len(journal(run_dir, "executor_started")) > before:
-            break
-        time.sleep(0.05)
-    time.sleep(4 * extra_s)
+def wait_for_tasks(driver: subprocess.Popen[bytes], run_dir: Path, count: int) -> None:
+    """Wait until a driver has started its executors and so many tasks of the campaign are done."""
+    before = len(journal(run_dir, "executor_started"))
+    wait_until(
+        lambda: len(journal(run_dir, "executor_started")) > before and len(journal(run_dir, "task_done")) >= count,
+        60,
+        unless=lambda: driver.poll() is not None,
+    )
 
 
-def workers_of(pool: psutil.Process) -> list[psutil.Process]:
-    """What a pool has spawned: its helper first, then its worker."""
-    spawned = [p for p in pool.children() if "resource_tracker" not in str(p.cmdline())]
-    return sorted(spawned, key=lambda p: p.pid)
+def the_worker(run_dir: Path, site: str) -> list[psutil.Process]:
+    return [p for p in find_orphans(token(run_dir)) if p.name() == f"cf-{site}"]
 
 
-def only_the_worker(pool: psutil.Process) -> list[psutil.Process]:
-    return workers_of(pool)[-1:]
+def its_server(run_dir: Path, site: str) -> list[psutil.Process]:
+    """The process that forks the workers of all sites: they end with it."""
+    return [psutil.Process(r["fork_server_pid"]) for r in journal(run_dir, "executor_started") if r["site"] == site]
 
 
-def worker_and_helper(pool: psutil.Process) -> list[psutil.Process]:
-    return workers_of(pool)
+def the_pool(run_dir: Path, site: str) -> list[psutil.Process]:
+    """Parsl's worker pool in the block of a batch site."""
+    return [p for p in find_orphans(token(run_dir)) if p.name() != "bash" and "process_worker_pool.py" in line(p)][:1]
 
 
-def the_pool(pool: psutil.Process) -> list[psutil.Process]:
-    return [pool]
+def worker_of_the_pool(run_dir: Path, site: str) -> list[psutil.Process]:
+    (pool,) = the_pool(run_dir, site)
+    spawned = [p for p in pool.children() if "resource_tracker" not in line(p)]  # its helper first, then its worker
+    return sorted(spawned, key=lambda p: p.pid)[-1:]
 
 
-@pytest.mark.parametrize("victims_of", [only_the_worker, worker_and_helper, the_pool])
+def line(process: psutil.Process) -> str:
+    return " ".join(process.cmdline())
+
+
+@pytest.mark.parametrize("victims_of", [the_worker, its_server, worker_of_the_pool, the_pool])
 def test_a_killed_worker_is_replaced_and_the_model_stays_the_same(
-    undisturbed: Path, tmp_path: Path, victims_of
+    undisturbed: Path, tmp_path: Path, victims_of: Callable[[Path, str], list[psutil.Process]]
 ) -> None:
-    campaign, run_dir = write_campaign(tmp_path), tmp_path / "runs" / "nano"
+    run_dir, in_pool = tmp_path / "runs" / "nano", "pool" in victims_of.__name__
+    sites = ("--sites", f"aurora={pilot_site(tmp_path)},frontier") if in_pool else ()
     with open(tmp_path / "out", "wb") as out:
-        driver = subprocess.Popen(command(campaign), cwd=tmp_path, env=environment(), stdout=out, stderr=out)
-    while driver.poll() is None and not (run_dir / "sites" / "aurora" / "progress.json").exists():
-        time.sleep(0.02)
-    pools = [
-        p for p in find_orphans(token(run_dir)) if "parsl/000/aurora" in " ".join(p.cmdline()) and p.name() != "bash"
-    ]
-    pools = [p for p in pools if "process_worker_pool.py" in " ".join(p.cmdline())]
-    assert len(pools) == 1
-    for victim in victims_of(pools[0]):
-        victim.kill()
-    assert driver.wait(timeout=240) == 0, (tmp_path / "out").read_text()
+        driver = subprocess.Popen(
+            command(write_campaign(tmp_path), *sites), cwd=tmp_path, env=environment(), stdout=out, stderr=out
+        )
+    wait_until((run_dir / "sites" / "aurora" / "progress.json").exists, 60, unless=driver.poll)
+    victims = victims_of(run_dir, "aurora")
+    assert len(victims) == 1
+    victims[0].kill()
+    assert driver.wait(timeout=patience(240)) == 0, (tmp_path / "out").read_text()
     assert final_hash(run_dir) == final_hash(undisturbed)
     assert_nothing_left(run_dir)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ctrl_c_stops_cleanly_and_names_the_way_back(tmp_path: Path, number: signal.Signals) -> None:
-    campaign, run_dir = write_campaign(tmp_path), tmp_path / "runs" / "nano"
+    campaign, run_dir = write_campaign(tmp_path, rounds=500), tmp_path / "runs" / "nano"
     driver = subprocess.Popen(
         command(campaign),
         cwd=tmp_path,
@@ -207,9 +217,9 @@ def test_ctrl_c_stops_cleanly_and_names_the_way_back(tmp_path: Path, number: sig
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # also where the tests run under nohup
     )
-    wait_for_progress(driver, run_dir, 1.0)
+    wait_until(lambda: list(run_dir.glob("sites/*/progress.json")), 60, unless=driver.poll)
     driver.send_signal(number)
-    output, _ = driver.communicate(timeout=60)
+    output, _ = driver.communicate(timeout=patience(60))
     assert driver.returncode == 130, output
     assert "--resume runs/nano" in output and "Traceback" not in output
     assert "Interrupted; the workers on this machine have ended" in output
@@ -218,10 +228,10 @@ def test_ctrl_c_stops_cleanly_and_names_the_way_back(tmp_path: Path, number: sig
 
 
 def test_a_second_driver_is_refused(tmp_path: Path) -> None:
-    campaign, run_dir = write_campaign(tmp_path), tmp_path / "runs" / "nano"
+    campaign, run_dir = write_campaign(tmp_path, rounds=500), tmp_path / "runs" / "nano"
     driver = subprocess.Popen(command(campaign), cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL)
-    wait_for_progress(driver, run_dir, 0.0)
+    wait_for_tasks(driver, run_dir, 0)
     second = run(tmp_path, "--resume", run_dir)
     assert second.returncode == 2 and f"process {driver.pid}" in second.stderr
     driver.send_signal(signal.SIGINT)
-    assert driver.wait(timeout=60) == 130
+    assert driver.wait(timeout=patience(60)) == 130

@@ -130,7 +130,8 @@ def test_a_site_on_this_machine_is_a_command(tmp_path: Path) -> None:
     work = {"parallel": {"nodes": 1, "ranks_per_node": 1}}
     plan: Any = SimpleNamespace(sites={"a": local_site("a", tmp_path)}, site_work={"a": work}, memory={})
     text = "\n".join(dry_run(plan, tmp_path / "run"))
-    assert "# started on this machine\n" in text and "process_worker_pool.py" in text and "#SBATCH" not in text
+    assert "# started on this machine\n" in text and "-m workflows.runtime.fork_server" in text
+    assert "#SBATCH" not in text
     assert text.endswith("# training: in the worker itself, one rank") and not (tmp_path / "run").exists()
 
 

@@ -40,17 +40,16 @@ from workflows.runtime import executors as executors_module
 from workflows.runtime import kernel as kernel_module
 from workflows.runtime.block_failures import MOST_FAILURES, BlockFailureHandler, BlocksFailed
 from workflows.runtime.executors import (
-    PROJECT,
     drain_s,
     driver_address,
     job_prefix,
     launch_command,
     make_config,
     make_executor,
-    worker_init,
 )
 from workflows.runtime.kernel import IDLE_S, Kernel, root_cause
 from workflows.runtime.orphans import TOKEN_VARIABLE
+from workflows.runtime.worker_start import PROJECT, worker_init
 
 QUEUE = Queue("small", 1, 8, 7200, date(2026, 8, 19), "a guide")
 BLOCK = Block("slurm", QUEUE, 4, 5400, "ABC")
@@ -162,7 +161,7 @@ def test_a_block_always_takes_tasks_for_most_of_its_time(walltime_s: int) -> Non
 
 
 def test_the_names_of_a_runs_jobs(tmp_path: Path, token: str) -> None:
-    executor = make_executor(batch_site(tmp_path), tmp_path)
+    executor = make_executor(batch_site(tmp_path), tmp_path, PATIENCE)
     provider: Any = executor.provider
     assert job_prefix(token) == provider.job_prefix == "cf-0123456789"
 
@@ -184,18 +183,6 @@ def test_a_batch_sites_executor(tmp_path: Path) -> None:
     ]
 
 
-def test_a_local_sites_executor(tmp_path: Path) -> None:
-    executor = make_executor(local_site("alpha", tmp_path), tmp_path, PATIENCE)
-    assert executor.encrypted and executor.drain_period is None
-    assert (executor.heartbeat_period, executor.heartbeat_threshold) == (10, 20)
-    assert executor.block_error_handler is not PATIENCE
-    failed = {str(i): JobStatus(JobState.FAILED, "no such file") for i in range(5)}
-    executor.block_error_handler(executor, dict(list(failed.items())[:4]))
-    assert not executor.bad_state_is_set
-    executor.block_error_handler(executor, failed)
-    assert executor.bad_state_is_set
-
-
 def test_the_launch_command_for_people_and_nothing_left_behind(tmp_path: Path) -> None:
     run_dir = tmp_path / "runs" / "demo"
     words = launch_command(batch_site(tmp_path, address=""), run_dir).split()
@@ -205,10 +192,16 @@ def test_the_launch_command_for_people_and_nothing_left_behind(tmp_path: Path) -
 
 
 def test_the_configuration_of_a_run(tmp_path: Path) -> None:
-    campaign = SimpleNamespace(retries=2, evaluation=SimpleNamespace(threads=1))
-    plan: Any = SimpleNamespace(sites={"alpha": batch_site(tmp_path)}, campaign=campaign)
-    config = make_config(plan, tmp_path / "run", BasicMemoizer(), lambda error, task: 1.0, PATIENCE)
-    assert [executor.label for executor in config.executors] == ["alpha", "server", "evaluator"]
+    campaign = SimpleNamespace(retries=2, evaluation=SimpleNamespace(threads=2, device="cpu"))
+    sites = {"alpha": batch_site(tmp_path), "beta": local_site("beta", tmp_path)}
+    plan: Any = SimpleNamespace(sites=sites, campaign=campaign)
+    losses: list[str] = []
+    ways = (lambda error, task: 1.0), PATIENCE, (lambda site, reason: losses.append(site))
+    config = make_config(plan, tmp_path / "run", BasicMemoizer(), *ways)
+    executors: list[Any] = list(config.executors)
+    assert [executor.label for executor in executors] == ["alpha", "beta", "server", "evaluator"]
+    assert [type(executor).__name__ for executor in executors] == ["HighThroughputExecutor", *["LocalExecutor"] * 3]
+    assert len({executor.server for executor in executors[1:]}) == 1  # one process loads the libraries
     assert config.max_idletime == executors_module.IDLE_S and config.retries == 2
     assert config.usage_tracking == 0 and config.run_dir == str(tmp_path / "run" / "parsl")
     assert (tmp_path / "run" / "logs").is_dir()  # the interchanges begin with their logs
@@ -303,7 +296,6 @@ def make_rig(monkeypatch: pytest.MonkeyPatch, reuse: str) -> Rig:
     monkeypatch.setattr(kernel_module, "time", clock)
     kernel = object.__new__(Kernel)
     kernel.kernel = SimpleNamespace(executors={"alpha": executor})  # type: ignore[assignment]
-    kernel.local_blocks = SimpleNamespace(check=lambda: [])  # type: ignore[assignment]
     kernel.watches = {"alpha": SimpleNamespace(block=dataclasses.replace(BLOCK, reuse=reuse))}  # type: ignore[dict-item]
     kernel.busy_until, kernel.interchanges = {"alpha": clock.now}, {"alpha": process}
     return Rig(kernel, executor, clock, process)
