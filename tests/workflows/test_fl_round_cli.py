@@ -68,7 +68,7 @@ MISTAKES = [
         "sites.frontier.tasks: retrosynthesis already belongs to aurora",
     ),
     (["--set", "data.source=nowhere/data.zip"], "data.source: nowhere/data.zip does not exist"),
-    (["--set", "evaluation.split=exam"], "evaluation.split: the embedded data has the splits"),
+    (["--set", "evaluation.split=exam"], "evaluation.split: unknown split 'exam'"),
     (["--set", "model={source: ./nowhere}"], "model.source: ./nowhere is not a model folder"),
     (["--set", "model.adapter={last_layers: 9}"], "model.adapter.last_layers: 9, but tiny has 1 layer"),
     (["--set", "sites.server={config: local}"], "sites.server: choose another name"),

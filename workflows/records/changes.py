@@ -10,16 +10,9 @@ from typing import Any
 from apps.base.errors import UserMistake
 from apps.base.files import write_text
 from workflows.planning.campaign import Campaign
-from workflows.planning.campaign_file import (
-    apply_set,
-    as_plain,
-    as_yaml,
-    check_campaign,
-    choose_sites,
-    differences,
-    read_campaign,
-    read_yaml,
-)
+from workflows.planning.campaign_file import as_plain, as_yaml, check_campaign, differences, read_campaign
+from workflows.planning.overrides import apply_set, choose_sites
+from workflows.planning.yaml_file import read_yaml
 from workflows.records.journal import Journal
 from workflows.records.run_directory import RunDirectory
 

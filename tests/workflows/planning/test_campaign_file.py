@@ -12,15 +12,8 @@ from hypothesis import strategies as st
 
 from apps.base.errors import UserMistake
 from workflows.planning.campaign import Campaign
-from workflows.planning.campaign_file import (
-    apply_set,
-    as_plain,
-    as_yaml,
-    choose_sites,
-    differences,
-    load_campaign,
-    read_campaign,
-)
+from workflows.planning.campaign_file import as_plain, as_yaml, differences, load_campaign, read_campaign
+from workflows.planning.overrides import apply_set, choose_sites
 from workflows.strategies import SECTIONS
 
 READY_MADE = sorted((PROJECT / "workflows" / "campaigns").glob("*.yaml"))
@@ -68,7 +61,7 @@ MISTAKES = [
     ({"strategy": {"name": "scaffold"}}, "strategy.name: scaffold corrects the gradients of plain SGD, and the sites"),
     (
         {"model": {"source": "x", "adapter": {"method": "svd"}}, "strategy": {"name": "fedasync"}},
-        "model.adapter.method: svd makes a model out of one round's updates only, fedasync also sums earlier models",
+        "model.adapter.method: svd can only average the updates of one round, fedasync also sums earlier models",
     ),
     ({"sites": {}}, "sites: "),
     ({"model": {"source": "tiny", "tiny": {"width": 7}}}, "model.tiny.width: must be a multiple of 4"),

@@ -17,7 +17,14 @@ from apps.base.errors import UserMistake
 from site_configs.library.site import Block, Node, Queue, Ranks, Site
 from site_configs.local import site as local_site
 from workflows.planning.campaign import ParallelSection
-from workflows.planning.memory.campaign import describe, idle_text, job_of, plan_memory, samples_per_s, spread_text
+from workflows.planning.memory.campaign import (
+    describe_site,
+    idle_text,
+    plan_memory,
+    samples_per_s,
+    spread_text,
+    training_setup,
+)
 from workflows.planning.memory.estimate import Choice, Machine, TrainingSetup, in_flight, need_of
 from workflows.planning.memory.model import ModelShape, shape_of
 from workflows.planning.memory.plan import (
@@ -71,10 +78,10 @@ def gpu_site(machine: Machine, name: str = "polaris", **changes) -> Site:
 
 
 def chosen(
-    model: ModelShape, job: TrainingSetup, machine: Machine, wish: ParallelSection = AUTO, batch: int = 0
+    model: ModelShape, setup: TrainingSetup, machine: Machine, section: ParallelSection = AUTO, batch: int = 0
 ) -> Choice:
-    sizes = micro_batches(batch or 4 * machine.ranks, machine.ranks, wish)
-    found = first_fit(model, job, machine, list(candidates(machine, sizes, wish)))
+    sizes = micro_batches(batch or 4 * machine.ranks, machine.ranks, section)
+    found = first_fit(model, setup, machine, list(candidates(machine, sizes, section)))
     assert found is not None
     return found[0]
 
@@ -82,8 +89,8 @@ def chosen(
 # --- sums -------------------------------------------------------------------------------------------------------
 
 
-def states(model: ModelShape, job: TrainingSetup, machine: Machine, sharding: str) -> float:
-    need = need_of(model, job, machine, Choice(sharding, False, False, 1))
+def states(model: ModelShape, setup: TrainingSetup, machine: Machine, sharding: str) -> float:
+    need = need_of(model, setup, machine, Choice(sharding, False, False, 1))
     return need.weights + need.gradients + need.optimizer
 
 
@@ -141,34 +148,34 @@ shapes = st.sampled_from(["facebook/opt-1.3b", "meta-llama/Llama-2-7b-hf"]).map(
 
 
 @settings(max_examples=60, deadline=None)
-@given(model=shapes, job=jobs, choice=ways, nodes=st.integers(1, 8))
-def test_more_nodes_never_need_more_and_more_samples_never_less(model, job, choice, nodes):
+@given(model=shapes, setup=jobs, choice=ways, nodes=st.integers(1, 8))
+def test_more_nodes_never_need_more_and_more_samples_never_less(model, setup, choice, nodes):
     machine = replace(FRONTIER, nodes=nodes)
-    need = need_of(model, job, machine, choice)
-    assert need_of(model, job, replace(machine, nodes=nodes + 1), choice).device <= need.device
-    assert need_of(model, job, machine, replace(choice, micro_batch=choice.micro_batch + 1)).device >= need.device
+    need = need_of(model, setup, machine, choice)
+    assert need_of(model, setup, replace(machine, nodes=nodes + 1), choice).device <= need.device
+    assert need_of(model, setup, machine, replace(choice, micro_batch=choice.micro_batch + 1)).device >= need.device
     assert min(vars(need).values()) >= 0
 
 
 @settings(max_examples=60, deadline=None)
-@given(model=shapes, job=jobs, size=st.integers(1, 32), machine=st.sampled_from([POLARIS, FRONTIER, H200]))
-def test_the_plan_is_the_first_that_fits(model, job, size, machine):
+@given(model=shapes, setup=jobs, size=st.integers(1, 32), machine=st.sampled_from([POLARIS, FRONTIER, H200]))
+def test_the_plan_is_the_first_that_fits(model, setup, size, machine):
     choices = list(candidates(machine, [size], AUTO))
-    found = first_fit(model, job, machine, choices)
+    found = first_fit(model, setup, machine, choices)
     if found is None:
-        assert not any(fits(need_of(model, job, machine, choice), machine) for choice in choices)
+        assert not any(fits(need_of(model, setup, machine, choice), machine) for choice in choices)
         return
     choice, need = found
     assert fits(need, machine)
     for earlier in choices[: choices.index(choice)]:
-        assert not fits(need_of(model, job, machine, earlier), machine)
+        assert not fits(need_of(model, setup, machine, earlier), machine)
 
 
 @settings(max_examples=60, deadline=None)
-@given(model=shapes, job=jobs, size=st.integers(1, 32))
-def test_sharding_more_and_computing_again_both_save(model, job, size):
+@given(model=shapes, setup=jobs, size=st.integers(1, 32))
+def test_sharding_more_and_computing_again_both_save(model, setup, size):
     def device(sharding: str, checkpoint: bool) -> float:
-        return need_of(model, job, FRONTIER, Choice(sharding, checkpoint, False, size)).device
+        return need_of(model, setup, FRONTIER, Choice(sharding, checkpoint, False, size)).device
 
     assert device("full_shard", False) <= device("shard_grad_op", False) <= device("ddp", False) * 1.01
     assert device("full_shard", True) <= device("full_shard", False)
@@ -178,7 +185,7 @@ def test_sharding_more_and_computing_again_both_save(model, job, size):
 
 
 @pytest.mark.parametrize(
-    ("source", "job", "machine", "wanted"),
+    ("source", "setup", "machine", "wanted"),
     [
         ("facebook/opt-125m", MIXED, POLARIS, ("ddp", False, False)),
         ("facebook/opt-350m", MIXED, FRONTIER, ("ddp", False, False)),
@@ -192,8 +199,8 @@ def test_sharding_more_and_computing_again_both_save(model, job, size):
         ("meta-llama/Llama-2-13b-hf", MIXED, H200, ("shard_grad_op", False, False)),
     ],
 )
-def test_full_training_of_four_samples_of_512_tokens_a_device(source, job, machine, wanted):
-    found = chosen(shape(source), job, machine)
+def test_full_training_of_four_samples_of_512_tokens_a_device(source, setup, machine, wanted):
+    found = chosen(shape(source), setup, machine)
     assert (found.sharding, found.checkpoint, found.offload) == wanted
     assert found.micro_batch == 4
 
@@ -205,9 +212,9 @@ def test_adapters_never_need_sharding_on_these_machines(source, machine):
 
 
 def test_13b_needs_more_nodes_of_40_gb_where_nothing_is_offloaded():
-    model, wish = shape("meta-llama/Llama-2-13b-hf"), ParallelSection(offload=False)
-    assert first_fit(model, MIXED, POLARIS, list(candidates(POLARIS, [4, 2, 1], wish))) is None
-    assert chosen(model, MIXED, replace(POLARIS, nodes=4), wish).sharding == "full_shard"
+    model, section = shape("meta-llama/Llama-2-13b-hf"), ParallelSection(offload=False)
+    assert first_fit(model, MIXED, POLARIS, list(candidates(POLARIS, [4, 2, 1], section))) is None
+    assert chosen(model, MIXED, replace(POLARIS, nodes=4), section).sharding == "full_shard"
 
 
 def test_the_reference_papers_finding_under_its_own_settings(llama):
@@ -223,12 +230,12 @@ def test_the_reference_papers_finding_under_its_own_settings(llama):
 
 def test_the_finding_under_ours(llama):
     """One node of 40 GB devices offloads at the paper's micro-batch; more nodes do not have to: there we differ."""
-    wish = ParallelSection(micro_batch=6)
-    small = chosen(llama, MIXED, POLARIS, wish)
+    section = ParallelSection(micro_batch=6)
+    small = chosen(llama, MIXED, POLARIS, section)
     assert (small.sharding, small.offload, small.micro_batch) == ("full_shard", True, 6)
     for machine in (FRONTIER, AURORA, PERLMUTTER_80):
-        assert chosen(llama, MIXED, machine, wish) == Choice("shard_grad_op", False, False, 6)
-    two = chosen(llama, MIXED, replace(POLARIS, nodes=2), wish)
+        assert chosen(llama, MIXED, machine, section) == Choice("shard_grad_op", False, False, 6)
+    two = chosen(llama, MIXED, replace(POLARIS, nodes=2), section)
     assert (two.sharding, two.checkpoint, two.offload) == ("shard_grad_op", True, False)
 
 
@@ -306,7 +313,7 @@ def test_a_smaller_micro_batch_comes_before_offloading(llama):
 
 
 @pytest.mark.parametrize(
-    ("wish", "wanted"),
+    ("section", "wanted"),
     [
         (
             {"sharding": "full_shard"},
@@ -322,8 +329,8 @@ def test_a_smaller_micro_batch_comes_before_offloading(llama):
         ({"sharding": "none"}, set()),
     ],
 )
-def test_a_campaign_fixes_what_it_wants(wish, wanted):
-    found = {(c.sharding, c.checkpoint, c.offload) for c in candidates(POLARIS, [1], ParallelSection(**wish))}
+def test_a_campaign_fixes_what_it_wants(section, wanted):
+    found = {(c.sharding, c.checkpoint, c.offload) for c in candidates(POLARIS, [1], ParallelSection(**section))}
     assert found == wanted
 
 
@@ -375,17 +382,17 @@ def test_what_cannot_be_checked_is_said_and_planned_with_care(llama):
     unknown_model = plan_site(gpu_site(POLARIS), None, MIXED, 8, AUTO)
     assert unknown_model.need is None
     assert unknown_model.choice == Choice("full_shard", True, False, 1)
-    assert "model's configuration is not known" in unknown_model.note
+    assert "model's configuration is unknown" in unknown_model.note
     unknown_device = plan_site(gpu_site(replace(POLARIS, device_bytes=0)), llama, MIXED, 8, AUTO)
-    assert "device's memory is not known" in unknown_device.note
+    assert "device's memory is unknown" in unknown_device.note
     alone = plan_site(local_site("aurora", Path("runs/x")), None, FLOAT, 8, AUTO)
     assert alone.choice == Choice("none", False, False, 8)
 
 
 def test_a_refusal_names_the_site_the_sum_and_what_would_fit(llama):
-    wish = ParallelSection(offload=False, micro_batch=6)
+    section = ParallelSection(offload=False, micro_batch=6)
     with pytest.raises(UserMistake) as caught:
-        plan_site(gpu_site(POLARIS), llama, MIXED, 24, wish)
+        plan_site(gpu_site(POLARIS), llama, MIXED, 24, section)
     text = str(caught.value)
     assert text.startswith(
         "site polaris: a model of 6.74 G parameters, all parameters trained on 4 ranks, needs at least"
@@ -415,14 +422,14 @@ def test_a_refusal_for_want_of_host_memory(llama):
 
 
 def test_wishes_that_leave_no_way():
-    with pytest.raises(UserMistake, match="no way of training on 4 ranks is left at polaris"):
+    with pytest.raises(UserMistake, match="no way of training on 4 ranks at polaris"):
         plan_site(gpu_site(POLARIS), None, MIXED, 4, ParallelSection(sharding="none"))
 
 
 # --- words ------------------------------------------------------------------------------------------------------
 
 
-def test_a_campaigns_plans_in_words(tmp_path):
+def test_the_text_of_a_campaigns_plans(tmp_path):
     from campaigns import nano
 
     from workflows.planning.campaign import Campaign
@@ -432,9 +439,9 @@ def test_a_campaigns_plans_in_words(tmp_path):
     raw["training"] = {"steps": 3, "batch_size": 24, "learning_rate": 1e-5, "precision": "bf16"}
     campaign = Campaign.model_validate(raw | {"data": {"max_tokens": 512}})
     sites = {"polaris": gpu_site(POLARIS), "here": local_site("here", tmp_path)}
-    assert job_of(campaign) == MIXED
+    assert training_setup(campaign) == MIXED
     plans = plan_memory(campaign, model_spec(campaign), {"polaris": sites["polaris"]})
-    lines = describe(plans, shape_of(model_spec(campaign)), MIXED, sites)
+    lines = describe_site(sites["polaris"], plans["polaris"], shape_of(model_spec(campaign)), MIXED)
     assert lines[0] == ("memory polaris", "1 node x 4 ranks, full_shard, optimiser on the host, micro-batch 6")
     assert lines[1][1].startswith("per rank: gathered 3.")
     assert lines[1][1].endswith("GB of 40 GB (67%)")
@@ -444,8 +451,8 @@ def test_a_campaigns_plans_in_words(tmp_path):
 
 def test_a_plan_that_was_not_checked_says_so():
     plan = plan_site(gpu_site(POLARIS), None, MIXED, 8, AUTO)
-    lines = describe({"polaris": plan}, None, MIXED, {"polaris": gpu_site(POLARIS)})
-    assert lines[1] == ("", "not checked: the model's configuration is not known on this machine")
+    lines = describe_site(gpu_site(POLARIS), plan, None, MIXED)
+    assert lines[1] == ("", "not checked: the model's configuration is unknown on this machine")
     assert "activations computed again" in spread_text(plan)
 
 

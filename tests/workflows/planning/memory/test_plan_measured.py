@@ -152,10 +152,10 @@ def test_what_a_layer_under_adapters_keeps(make, dtype, autocast):
 @pytest.mark.parametrize("make", [llama, opt, gpt2])
 def test_a_checkpointed_layer_keeps_its_input_alone(make):
     assert kept_a_token_and_layer(make, torch.bfloat16, False, checkpoint=True) == 2 * WIDTH
-    model, job = shape_of_config(make(3)), job_of(torch.bfloat16, False)
-    again = activation_bytes(model, job, Choice("none", True, False, 1))
-    kept = activation_bytes(model, job, Choice("none", False, False, 1))
-    assert kept - again == LENGTH * (2 * layer_bytes(model, job, False) - 3 * 2 * WIDTH)
+    model, setup = shape_of_config(make(3)), job_of(torch.bfloat16, False)
+    again = activation_bytes(model, setup, Choice("none", True, False, 1))
+    kept = activation_bytes(model, setup, Choice("none", False, False, 1))
+    assert kept - again == LENGTH * (2 * layer_bytes(model, setup, False) - 3 * 2 * WIDTH)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_the_peak_of_fsdp2(sharding):
         num_attention_heads=8,
         tie_word_embeddings=False,
     )
-    machine, job = Machine(1, 4, int(64e9), 0, True), TrainingSetup(4, True, 256)
-    need = need_of(count(config, None), job, machine, Choice(sharding, False, False, 16))
+    machine, setup = Machine(1, 4, int(64e9), 0, True), TrainingSetup(4, True, 256)
+    need = need_of(count(config, None), setup, machine, Choice(sharding, False, False, 16))
     planned = need.device - CONTEXT_BYTES[True]
     assert peak <= planned <= 1.34 * peak
