@@ -9,12 +9,11 @@ from site_configs.library.queues import format_walltime
 from site_configs.library.resolve import takes
 from site_configs.library.site import Block, Site
 from workflows.checks.here import missing_here
-from workflows.console.units import plural
+from workflows.console.units import plural, seconds_text
 from workflows.planning.campaign import Campaign
 from workflows.planning.memory.campaign import idle_text, samples_per_s, training_setup
 from workflows.planning.memory.model import shape_of
 from workflows.planning.plan import Plan
-from workflows.records.batch_jobs import duration_text
 from workflows.strategies.fedavg import SynchronousSection
 from workflows.strategies.fedecho import FedEchoSection
 
@@ -84,7 +83,7 @@ def _training_time(plan: Plan, name: str, block: Block) -> str:
     if not rate:
         return ""
     seconds = rounds * training.steps * training.accumulate * training.batch_size / rate
-    estimate = f"{duration_text(seconds)} or more" if seconds >= 60 else "minutes"  # the estimate is too short
+    estimate = f"{seconds_text(seconds)} or more" if seconds >= 60 else "minutes"  # the estimate is too short
     return f" (training alone, {what}: {estimate}, an estimate)"
 
 

@@ -19,7 +19,7 @@ from workflows.dataflow.engine import Engine
 from workflows.fl_round import federate
 from workflows.planning.plan import make_plan
 from workflows.records.run_directory import RunDirectory, open_new
-from workflows.reporting.display import trouble
+from workflows.reporting.display import problem_text
 from workflows.runtime import kernel as kernel_module
 from workflows.runtime.block_failures import BlocksFailed
 from workflows.strategies import SECTIONS, make_strategy
@@ -87,7 +87,7 @@ def test_the_others_begin_without_a_lost_site_and_it_joins_when_it_is_back(run: 
     assert ("site02", 1) not in trained(run) and ("site02", 2) in trained(run)
     enrolment, first_round = run.journal.events("task_failed")
     assert (enrolment["app"], enrolment["site"], enrolment["round"]) == ("enrol", "site02", 0)
-    said = trouble(enrolment)
+    said = problem_text(enrolment)
     assert said is not None and said.startswith("site site02: ")
     assert said.endswith("; the others begin without it, and it is asked again")
     assert (first_round["app"], first_round["site"], first_round["round"]) == ("local_train", "site02", 1)
