@@ -46,7 +46,7 @@ def test_the_drivers_own_environment_has_no_problem(tmp_path: Path) -> None:
 
 
 def fake_python(folder: Path, body: str) -> Path:
-    """An environment whose python is a shell script."""
+    """Make an environment whose python is a shell script."""
     program = folder / "env" / "bin" / "python"
     program.parent.mkdir(parents=True)
     for path in (program, program.parent / "process_worker_pool.py"):
@@ -126,8 +126,8 @@ def live(site: Site) -> tuple[bool, list[str]]:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> Ask:
-    """The live check without the environment, which has its own tests."""
-    monkeypatch.setattr(live_checks, "check_environment", lambda site: (None, ""))
+    """Return the live check without the environment, which has its own tests."""
+    monkeypatch.setattr(live_checks, "check_environment", lambda _: (None, ""))
     return live
 
 

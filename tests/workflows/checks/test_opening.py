@@ -16,16 +16,16 @@ from workflows.checks.opening import check, resume, start
 from workflows.records.campaign_code import campaign_code
 
 
-def options(folder: Path, **given: Any) -> Namespace:
+def options(**given: Any) -> Namespace:
     plain: dict[str, Any] = {"campaign": None, "name": None, "resume": None, "sets": [], "sites": None}
     return Namespace(**plain | {"dry_run": False, "live": False} | given)
 
 
 @pytest.fixture
 def interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run whose driver was killed in the middle of a record."""
+    """Return a run whose driver was killed in the middle of a record."""
     monkeypatch.chdir(tmp_path)
-    _, began = start(options(tmp_path, campaign=write_campaign(tmp_path)))
+    _, began = start(options(campaign=write_campaign(tmp_path)))
     began.close()
     with open(began.path / "journal.jsonl", "ab") as stream:
         stream.write(b'{"seq":2,"ti')
@@ -49,9 +49,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 def test_a_refused_resume_changes_nothing_on_disk(interrupted: Path, given: dict[str, Any], message: str) -> None:
     before = snapshot(interrupted)
     with pytest.raises(UserMistake, match=message):
-        resume(options(interrupted, resume=interrupted, **given))
+        resume(options(resume=interrupted, **given))
     assert snapshot(interrupted) == before
-    _, resumed = resume(options(interrupted, resume=interrupted, sets=["rounds=5"]))  # the lock was released
+    _, resumed = resume(options(resume=interrupted, sets=["rounds=5"]))  # the lock was released
     resumed.close()
     assert snapshot(interrupted) != before
 
@@ -71,7 +71,7 @@ def test_a_run_of_other_code_is_refused_in_one_line_and_stays_as_it_is(interrupt
 
 def test_a_refused_start_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    given = options(tmp_path, campaign=write_campaign(tmp_path), sets=["data.source=nowhere.zip"])
+    given = options(campaign=write_campaign(tmp_path), sets=["data.source=nowhere.zip"])
     with pytest.raises(UserMistake, match="nowhere.zip does not exist"):
         start(given)
     assert not (tmp_path / "runs").exists()
@@ -85,7 +85,7 @@ def test_changed_embedded_data_are_found(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(here, "verify_embedded", changed)
-    given = options(tmp_path, campaign=write_campaign(tmp_path))
+    given = options(campaign=write_campaign(tmp_path))
     assert check(given) == 0
     assert "not on this machine: data.source: train/x.jsonl.gz has changed" in capsys.readouterr().out
     with pytest.raises(UserMistake, match="has changed since it was built"):

@@ -74,21 +74,21 @@ def test_a_walltime_that_is_not_set_gets_a_hint(llama: Plan, run_dir: Path, mach
     assert "(training alone, a round: " in again["walltime of polaris"]
 
 
-def test_a_machine_without_a_walltime_setting_gets_no_hint(tmp_path: Path) -> None:
+def test_a_machine_without_a_walltime_setting_gets_no_hint() -> None:
     entry = SimpleNamespace(config="local", settings={})
     plan: Any = SimpleNamespace(campaign=SimpleNamespace(sites={"alpha": entry}))
     assert _walltime_hint(plan, "alpha", BLOCK) == ""
 
 
-def words(folder: Path, strategy: dict[str, Any]) -> dict[str, str]:
+def items(folder: Path, strategy: dict[str, Any]) -> dict[str, str]:
     campaign = settle_dtype(check_campaign(nano(strategy=strategy), folder))
     return dict(plan_items(make_plan(campaign, folder, folder)))
 
 
 def test_rounds_and_versions_are_called_so(tmp_path: Path) -> None:
-    found = words(tmp_path, {"name": "fedavg"})
+    found = items(tmp_path, {"name": "fedavg"})
     assert found["campaign"] == "nano, seed 3, 3 rounds of fedavg" and "samples a round" in found["training"]
-    found = words(tmp_path, {"name": "fedbuff"})
+    found = items(tmp_path, {"name": "fedbuff"})
     assert found["campaign"] == "nano, seed 3, 3 versions of fedbuff" and "samples a request" in found["training"]
 
 
@@ -105,7 +105,7 @@ def test_rounds_and_versions_are_called_so(tmp_path: Path) -> None:
 def test_settings_without_effect_are_listed(tmp_path: Path, strategy: dict[str, Any], off: list[str]) -> None:
     lines = switched_off(check_campaign(nano(strategy=strategy), tmp_path))
     assert [text.split()[0] for text in lines] == [f"strategy.{key}" for key in off]
-    assert ("switched off" in words(tmp_path, strategy)) == bool(off)
+    assert ("switched off" in items(tmp_path, strategy)) == bool(off)
 
 
 def test_the_extent_of_a_campaign(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def count(config: PreTrainedConfig, adapter: AdapterSpec | None) -> ModelShape:
     inner = next(filter(None, named), 4 * config.hidden_size)
     width, heads = config.hidden_size, config.num_attention_heads
     key_heads = getattr(config, "num_key_value_heads", None) or heads
-    adapted = _adapted(network, layers, adapter) if adapter else (total, len(layers), 0)
+    adapted = _adapted(layers, adapter) if adapter else (total, len(layers), 0)
     return ModelShape(
         family=config.model_type,
         parameters=total,
@@ -165,7 +165,7 @@ def decoder_layers(network: Any) -> list[Any]:
     return max((list(found) for found in lists), key=len)
 
 
-def _adapted(network: Any, layers: list[Any], adapter: AdapterSpec) -> tuple[int, int, int]:
+def _adapted(layers: list[Any], adapter: AdapterSpec) -> tuple[int, int, int]:
     """Return the number of adapter parameters, of layers that gradients reach, and of adapted inputs of a layer."""
     import torch
     from transformers.pytorch_utils import Conv1D
