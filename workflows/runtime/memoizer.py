@@ -18,7 +18,7 @@ from parsl.dataflow.taskrecord import TaskRecord
 from apps.artifacts.store import artifact_path
 from apps.base.errors import CrossfedError
 from apps.base.identity import Place
-from apps.transfer import forget, forgotten
+from apps.transfer import forget, removable
 from workflows.records.journal import Journal
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ class JournalMemoizer(Memoizer):
     def _foretell(self, place: Place, root: str, base: dict[str, Any], *finished: dict[str, Any]) -> None:
         """What is to be deleted is in the journal before it is. If this driver is killed meanwhile, the next one would
         otherwise take the artifacts for lost and have finished work done again."""
-        store, removed = f"{root}/artifacts", forgotten(base, *finished)
+        store, removed = f"{root}/artifacts", removable(base, *finished)
         self.journal.write("tidying", **place, store=store, removed=removed)
         self._give_up(store, removed)
 
