@@ -138,7 +138,7 @@ def metrics(
     loaded: LoadedModel,
     records: Sequence[Record],
     tokens: int,
-    on_done: Callable[[int], object] = lambda count: None,
+    on_done: Callable[[int], object] = lambda _count: None,
 ) -> list[Score]:
     """Return the tasks' metrics of generated answers; a user's task without a metric gives no score."""
     from workflows.evaluation.generation import generate_answers

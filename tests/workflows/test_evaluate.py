@@ -107,7 +107,7 @@ def test_tasks_and_split_can_be_chosen(run_dir: Path, capsys: pytest.CaptureFixt
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(
-    tmp_path: Path, run_dir: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+    run_dir: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:
     (run_dir / "evaluation.csv").unlink(missing_ok=True)
     assert main([str(run_dir), *arguments]) == 2
@@ -122,9 +122,7 @@ def test_a_run_without_a_model_is_refused(tmp_path: Path, capsys: pytest.Capture
     assert capsys.readouterr().err == f"{tmp_path} is no run directory: it has no campaign.yaml\n"
 
 
-def test_a_file_that_cannot_be_written_is_a_failure(
-    run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_cannot_be_written_is_a_failure(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run_dir / "evaluation.csv").unlink(missing_ok=True)
     (run_dir / "evaluation.csv").mkdir()
     assert main([str(run_dir), "--per-task", "1", "--tokens", "2", "--no-base"]) == 1

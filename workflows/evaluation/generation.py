@@ -28,7 +28,7 @@ def generate_answers(
     questions: Sequence[str],
     data: DataSpec,
     new_tokens: int,
-    on_done: Callable[[int], object] = lambda count: None,
+    on_done: Callable[[int], object] = lambda _count: None,
 ) -> list[Completion]:
     """Generate an answer to each question by greedy decoding.
 

@@ -106,7 +106,7 @@ def task_runs(journal: EventLog) -> list[TaskRun]:
 
 
 def _runs_by_version(journal: EventLog, last: int) -> Iterator[TaskRun]:
-    """Number the tasks at sites by version; those that end after version ``last`` was made count to it, too."""
+    """Yield the tasks, those at sites with their version; after version ``last`` was made they still count to it."""
     version = 1
     for event in journal.events:
         if event["event"] == "aggregated":

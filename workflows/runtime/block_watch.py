@@ -169,7 +169,7 @@ class BlockWatch:
         """What the newest block is doing, in words for the user."""
         live = [job for job in list(self.jobs.values()) if not job.ended]
         if not live:
-            return "asking for a block"
+            return "requesting a block"
         job = live[-1]
         facts = job.facts
         if facts is None or facts.state == "pending":

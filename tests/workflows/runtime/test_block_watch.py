@@ -237,7 +237,7 @@ def test_gone_is_an_end_at_once_for_a_job_that_was_seen(world: World) -> None:
 def test_the_words_for_the_user(world: World, clock: Any) -> None:
     world.submitted.clear()
     world.watch.look()
-    assert world.watch.state() == "asking for a block" and not world.watch.running()
+    assert world.watch.state() == "requesting a block" and not world.watch.running()
     world.submitted["0"] = "7"
     world.tell(UNKNOWN)
     clock(NOW + 240)
@@ -247,7 +247,7 @@ def test_the_words_for_the_user(world: World, clock: Any) -> None:
     world.tell(RUNNING)
     assert world.watch.state() == "block 7 runs" and world.watch.running()
     world.tell(facts("timeout", started=NOW, ended=NOW))
-    assert world.watch.state() == "asking for a block" and not world.watch.running()
+    assert world.watch.state() == "requesting a block" and not world.watch.running()
     world.submitted["1"] = "8"
     world.tell(facts("pending", "8", submitted=NOW + 240), "8")
     assert world.watch.state() == "queued for 0 min (job 8)"
