@@ -1,7 +1,7 @@
-"""A campaign with a batch site that something happens to.
+"""Campaigns with a batch site and a fault.
 
-After each fault it ends with the very model of a run without any, nothing finished has run twice, and no job and no
-process is left.
+After each fault the final model equals that of a run without faults, no finished task has run twice, and no batch job
+and no process is left.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TRAINING = {"steps": 500, "batch_size": 4, "learning_rate": 0.003, "checkpoint_s
 
 
 def write(folder: Path, entry: dict[str, Any], rounds: int = 2, retries: int = 2, **training: Any) -> Path:
-    """One site; two rounds unless told otherwise."""
+    """Write a campaign of one site, by default of two rounds."""
     folder.mkdir(exist_ok=True)
     path = folder / "campaign.yaml"
     campaign = batch_campaign({"alpha": entry}, rounds=rounds, retries=retries, training=TRAINING | training)
@@ -48,7 +48,7 @@ def write(folder: Path, entry: dict[str, Any], rounds: int = 2, retries: int = 2
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The final model of the campaign without any fault, and trained on this machine: where makes no difference."""
+    """Return the final model of the campaign without faults, trained on this machine, which makes no difference."""
     folder = tmp_path_factory.mktemp("undisturbed")
     ended = run(folder, write(folder, {"config": "local"}))
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -56,7 +56,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 class Case:
-    """A campaign with a batch site ``alpha`` that something happens to."""
+    """A running campaign with a batch site ``alpha``."""
 
     def __init__(self, folder: Path, entry: dict[str, Any], *facilities: SlurmCluster, **changes: Any) -> None:
         self.folder, self.facilities = folder, facilities
@@ -65,15 +65,18 @@ class Case:
         self.driver = start(folder, write(folder, entry, **changes))
 
     def job(self) -> str:
-        """The batch job of the site, once it has been submitted."""
-        wait = lambda: [r["job_id"] for r in events(self.run_dir, "block_submitted") if r["site"] == "alpha"]  # noqa: E731
-        return str(self.wait("a block was submitted", wait)[-1])
+        """Wait for the submission of the site's batch job and return its id."""
 
-    def wait(self, what: str, happened: Callable[[], Any]) -> Any:
-        return wait_for(what, happened, self.driver)
+        def submitted() -> list[str]:
+            return [r["job_id"] for r in events(self.run_dir, "block_submitted") if r["site"] == "alpha"]
+
+        return str(self.wait("a block was submitted", submitted)[-1])
+
+    def wait(self, what: str, condition: Callable[[], Any]) -> Any:
+        return wait_for(what, condition, self.driver)
 
     def training(self) -> str:
-        """Wait until the site is in the middle of its training and has saved; its batch job."""
+        """Wait until the site is training and has saved a checkpoint; return its batch job."""
         self.wait("a training had saved", lambda: list(self.storage.glob("checkpoints/*/step-*")) and self._step() > 50)
         return self.job()
 
@@ -82,7 +85,7 @@ class Case:
         return progress["step"] if progress and progress["phase"] == "training" else 0
 
     def ended(self, expected: str, resume: bool = False) -> str:
-        """Wait for a good end; the driver's words."""
+        """Wait for the end of the campaign, check it, and return the driver's output."""
         driver: Popen[str] = start(self.folder, "--resume", self.run_dir) if resume else self.driver
         output = finish(driver)
         assert final_hash(self.run_dir) == expected
@@ -91,12 +94,12 @@ class Case:
         return output
 
     def attempts(self) -> list[int]:
-        """How often each of the site's trainings was begun."""
+        """Return the number of attempts of each of the site's trainings."""
         done = [r["result"] for r in events(self.run_dir, "task_done") if r["app"] == "local_train"]
         return [manifest["attempts"] for manifest in done if manifest["site"] == "alpha"]
 
     def states(self) -> list[str]:
-        """How the site's blocks have ended, as the scheduler says."""
+        """Return the final states of the site's blocks that the scheduler reported."""
         return [r["state"] for r in events(self.run_dir, "block_ended") if r["site"] == "alpha"]
 
 
@@ -111,6 +114,6 @@ def pbs_case(tmp_path: Path, facility: PbsFacility, **settings: Any) -> Case:
 
 
 def kill(driver: Popen[str]) -> None:
-    """End a driver as a power cut would."""
+    """Kill a driver, as a power cut would."""
     os.kill(driver.pid, signal.SIGKILL)
     driver.communicate()

@@ -1,4 +1,4 @@
-"""Small campaigns over real schedulers on this machine, and what one asks of them afterwards."""
+"""Small campaigns over real schedulers on this machine, and checks of their end."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ TASKS = ("chemical_reaction", "molecule_description", "name_conversion", "proper
 
 
 def slurm_entry(cluster: SlurmCluster, storage: Path, **settings: Any) -> dict[str, Any]:
-    """A site of a campaign on a Slurm cluster of this machine."""
+    """Return the entry of a campaign for a site on a Slurm cluster of this machine."""
     own = {"command_environment": dict(cluster.environment), "storage_root": str(storage), "walltime": "10m"}
     return {"config": "slurm", **COMMON, **own, **settings}
 
 
 def pbs_entry(facility: PbsFacility, storage: Path, **settings: Any) -> dict[str, Any]:
-    """The same on a PBS facility."""
+    """Return the entry of a campaign for a site on a PBS facility of this machine."""
     own = {"command_environment": dict(facility.environment), "storage_root": str(storage), "walltime": "10m"}
     return {"config": "pbs", **COMMON, **own, **settings}
 
 
 def batch_campaign(sites: dict[str, dict[str, Any]], **changes: Any) -> dict[str, Any]:
-    """The nano campaign over these sites, a family of tasks each."""
-    dealt = {name: {**entry, "tasks": [TASKS[i]]} for i, (name, entry) in enumerate(sites.items())}
+    """Return the nano campaign over these sites, one family of tasks each."""
+    with_tasks = {name: {**entry, "tasks": [TASKS[i]]} for i, (name, entry) in enumerate(sites.items())}
     data = {"per_task": 20, "tasks": list(TASKS[: len(sites)])}
-    return nano(sites=dealt, data=data, **changes)
+    return nano(sites=with_tasks, data=data, **changes)
 
 
 def start(folder: Path, *arguments: object) -> subprocess.Popen[str]:
-    """The main job, going on while the test does something to it."""
+    """Start ``fl_round.py`` and return its process."""
     own = {**environment(), "CROSSFED_HISTORY": str(folder / "history.csv")}
     return subprocess.Popen(
         command(*arguments), cwd=folder, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -48,19 +48,19 @@ def start(folder: Path, *arguments: object) -> subprocess.Popen[str]:
 
 
 def finish(driver: subprocess.Popen[str], limit_s: float = 240) -> str:
-    """Wait for a driver that should succeed; its words."""
+    """Wait for a driver that should succeed; return its output."""
     output, _ = driver.communicate(timeout=limit_s)
     assert driver.returncode == 0, output
     return output
 
 
-def wait_for(what: str, happened: Callable[[], Any], driver: subprocess.Popen[str], limit_s: float = 120) -> Any:
-    """Wait until something has happened in a running campaign; what ``happened`` answered."""
+def wait_for(what: str, condition: Callable[[], Any], driver: subprocess.Popen[str], limit_s: float = 120) -> Any:
+    """Wait until a condition is true in a running campaign; return its value."""
     until = time.monotonic() + limit_s
     while time.monotonic() < until:
-        answer = happened()
-        if answer:
-            return answer
+        value = condition()
+        if value:
+            return value
         if driver.poll() is not None:
             raise AssertionError(f"the driver ended before {what}: {driver.communicate()[0]}")
         time.sleep(0.1)
@@ -69,18 +69,18 @@ def wait_for(what: str, happened: Callable[[], Any], driver: subprocess.Popen[st
 
 
 def events(run_dir: Path, *names: str) -> list[dict[str, Any]]:
-    """The journal's records of these kinds, none where there is no journal yet."""
+    """Return the journal's records of these kinds, none if there is no journal yet."""
     return journal(run_dir, *names) if (run_dir / "journal.jsonl").exists() else []
 
 
 def trained_once(run_dir: Path) -> bool:
-    """Whether no site has trained a round twice."""
+    """Return True if no site has trained a round twice."""
     done = [(r["site"], r["round"]) for r in events(run_dir, "task_done") if r["app"] == "local_train"]
     return len(done) == len(set(done))
 
 
 def nothing_left(run_dir: Path, *facilities: SlurmCluster) -> bool:
-    """Whether no job and no process of a campaign is there any more."""
+    """Return True if no job and no process of a campaign is left."""
     token = events(run_dir, "campaign_opened")[0]["token"]
     jobs = [job for cluster in facilities for job in cluster.jobs().values() if job.state in ("PENDING", "RUNNING")]
     return not jobs and not find_orphans(token)

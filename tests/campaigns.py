@@ -1,4 +1,4 @@
-"""Small campaigns for tests, and ways to run them as a user would."""
+"""Small campaigns for tests, run as a user would run them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FL_ROUND = PROJECT / "workflows" / "fl_round.py"
 
 
 def nano(**changes: Any) -> dict[str, Any]:
-    """Two sites, a model of some ten thousand parameters, rounds of a fraction of a second."""
+    """Return a campaign of two sites, a model of about ten thousand parameters, and rounds of less than a second."""
     campaign: dict[str, Any] = {
         "name": "nano",
         "seed": 3,
@@ -49,14 +49,14 @@ def environment() -> dict[str, str]:
 
 
 def run(folder: Path, *arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    """Run the main job in a folder and wait for its end."""
+    """Run ``fl_round.py`` in a folder and wait for its end."""
     return subprocess.run(
         command(*arguments), cwd=folder, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
     )
 
 
 def journal(run_dir: Path, *events: str) -> list[dict[str, Any]]:
-    """Return the whole records of a run's journal, of these kinds if any are named; none where there is no journal."""
+    """Return the complete records of a run's journal, of these kinds if any are named; none without a journal."""
     path = run_dir / "journal.jsonl"
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     records = [json.loads(line) for line in lines]
@@ -68,6 +68,6 @@ def tasks_done(run_dir: Path, app: str) -> list[dict[str, Any]]:
 
 
 def final_hash(run_dir: Path) -> str:
-    """SHA-256 of the last global model."""
+    """Return the SHA-256 of the last global model."""
     made = tasks_done(run_dir, "aggregate")
     return max(made, key=lambda r: r["result"]["version"])["result"]["artifact"]["sha256"]

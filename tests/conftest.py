@@ -1,4 +1,4 @@
-"""Facilities that the tests share, and what to do where Slurm or Globus is not installed."""
+"""Facilities that the tests share, and the treatment of tests whose software is not installed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from data.tasks import Record
 
-# a busy machine makes no test wrong
+# no test fails because the machine is busy
 settings.register_profile("crossfed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("crossfed")
 
@@ -27,12 +27,12 @@ pytest_plugins = ("batch_cases", "facilities.globus.fixtures", "facilities.globu
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long ones first: two processes then end at about the same time."""
+    """Put the long tests first: two processes then end at about the same time."""
     items.sort(key=lambda item: item.get_closest_marker("campaign") is None)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Tests that want software of this machine are skipped where it is missing, and fail where it is required."""
+    """Skip tests whose software is missing on this machine, or fail them if it is required."""
     for marker, missing_of, remedy in (
         ("slurm", missing_for_slurm, "run .ci/packages.sh as root"),
         ("globus", missing_for_globus, "run .ci/packages.sh as root, and 'make endpoint-env'"),
@@ -62,7 +62,7 @@ def missing_for_globus() -> list[str]:
 
 @pytest.fixture(scope="session")
 def sample_records() -> list[Record]:
-    """Three test records of each embedded task."""
+    """Return three test records of each embedded task."""
     from data.records import load_records
 
     return load_records("embedded", "test", per_task=3)
@@ -70,15 +70,15 @@ def sample_records() -> list[Record]:
 
 @pytest.fixture(scope="session")
 def short_root() -> Iterator[Path]:
-    """A folder for facilities: below pytest's own ones a socket's path would be too long."""
+    """Yield a folder for facilities: below pytest's own folders a socket's path would be too long."""
     with tempfile.TemporaryDirectory(prefix="cf", dir="/tmp") as folder:
-        Path(folder).chmod(0o755)  # munge wants everybody to reach its socket
+        Path(folder).chmod(0o755)  # munge requires that all users can reach its socket
         yield Path(folder)
 
 
 @pytest.fixture(scope="session")
 def accounting(short_root: Path) -> Iterator[Accounting]:
-    """slurmdbd and its database, for clusters that want sacct, accounts or QOS."""
+    """Yield slurmdbd and its database, for clusters with sacct, accounts or QOS."""
     from facilities.accounting import slurm_accounting
 
     with slurm_accounting(short_root) as running:
@@ -87,7 +87,7 @@ def accounting(short_root: Path) -> Iterator[Accounting]:
 
 @pytest.fixture(scope="session")
 def shared_slurm(short_root: Path, accounting: Accounting) -> Iterator[SlurmCluster]:
-    """A Slurm facility with accounting: partitions debug, regular (QOS-limited), spot; account fusion; QOS short."""
+    """Yield a Slurm facility: accounting, partitions debug, regular (QOS limit), spot, account fusion, QOS short."""
     from facilities.slurm import Partition, Qos, slurm_cluster
 
     partitions = (
@@ -103,7 +103,7 @@ def shared_slurm(short_root: Path, accounting: Accounting) -> Iterator[SlurmClus
 
 @pytest.fixture
 def slurm_site(shared_slurm: SlurmCluster) -> Iterator[SlurmCluster]:
-    """The shared Slurm facility with an empty queue."""
+    """Yield the shared Slurm facility with an empty queue."""
     shared_slurm.clear()
     yield shared_slurm
     shared_slurm.clear()
@@ -111,7 +111,7 @@ def slurm_site(shared_slurm: SlurmCluster) -> Iterator[SlurmCluster]:
 
 @pytest.fixture(scope="session")
 def shared_pbs(short_root: Path) -> Iterator[PbsFacility]:
-    """A PBS facility: queues debug (2 nodes, one job running) and prod (2 nodes and more)."""
+    """Yield a PBS facility: queues debug (2 nodes, one running job) and prod (2 nodes and more)."""
     from facilities.pbs import PbsQueue, PbsRules, pbs_facility
 
     debug = PbsQueue("debug", 600, max_walltime_s=3600, max_nodes=2, running_per_user=1, queued_per_user=2)
@@ -123,7 +123,7 @@ def shared_pbs(short_root: Path) -> Iterator[PbsFacility]:
 
 @pytest.fixture
 def pbs_site(shared_pbs: PbsFacility) -> Iterator[PbsFacility]:
-    """The shared PBS facility with an empty queue."""
+    """Yield the shared PBS facility with an empty queue."""
     shared_pbs.cluster.clear()
     yield shared_pbs
     shared_pbs.cluster.clear()
@@ -131,7 +131,7 @@ def pbs_site(shared_pbs: PbsFacility) -> Iterator[PbsFacility]:
 
 @pytest.fixture(scope="session")
 def other_slurm(short_root: Path) -> Iterator[SlurmCluster]:
-    """A second Slurm facility, without accounting, whose only partition takes two nodes at most."""
+    """Yield a second Slurm facility, without accounting, whose only partition allows two nodes at most."""
     from facilities.slurm import Partition, slurm_cluster
 
     with slurm_cluster(short_root, "other", 2, 4, (Partition("batch", max_nodes=2, max_time="02:00:00"),)) as cluster:

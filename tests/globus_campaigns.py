@@ -1,4 +1,4 @@
-"""Small campaigns over sites that are reached through Globus, and what one asks of them afterwards."""
+"""Small campaigns over sites behind Globus, and checks of their end."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ HEARTBEATS = {"heartbeat_period: 30": "heartbeat_period: 5", "strategy_period: 5
 
 
 class GlobusWorld:
-    """The services, this machine's collection, and sites with an agent and a collection each.
+    """Globus services, this machine's collection, and sites with an agent and a collection each.
 
     Attributes:
         stack: broker, Auth, Compute and the agents.
         transfer: Globus Transfer on the same service.
-        root: below it all sites keep their files.
+        root: folder of the files of all sites.
     """
 
     def __init__(self, stack: Stack, root: Path) -> None:
@@ -44,7 +44,7 @@ class GlobusWorld:
     def site(
         self, name: str, config: str = "local", variables: dict[str, str] | None = None, **settings: Any
     ) -> dict[str, Any]:
-        """The entry of a campaign for a new site; its agent runs with the very template that a user would be given."""
+        """Add a site, whose agent runs with the template that a user would get; return its entry of a campaign."""
         collection = self.transfer.add_collection(self.root / name, name, https=True)
         self.sites[name] = collection
         entry = {
@@ -56,7 +56,7 @@ class GlobusWorld:
             "collection_folder": str(self.root / name),
             **settings,
         }
-        # the endpoint has no id before it is set up, and any will do for what is written of it
+        # the endpoint has no id before it is set up, and the template does not depend on it
         made = resolve_site(name, config, Path("/nowhere"), {**_own(entry), "endpoint": collection.id})
         template = training_template(made, EndpointOptions(agent=endpoint_environment()))
         for slow, quick in HEARTBEATS.items():
@@ -67,14 +67,14 @@ class GlobusWorld:
         return {**entry, "endpoint": self.agents[name].endpoint_id}
 
     def campaign(self, sites: dict[str, dict[str, Any]], **changes: Any) -> dict[str, Any]:
-        """The nano campaign over these sites, a family of tasks each."""
-        dealt = {name: {**entry, "tasks": [TASKS[i]]} for i, (name, entry) in enumerate(sites.items())}
+        """Return the nano campaign over these sites, one family of tasks each."""
+        with_tasks = {name: {**entry, "tasks": [TASKS[i]]} for i, (name, entry) in enumerate(sites.items())}
         data = {"per_task": 20, "tasks": list(TASKS[: len(sites)])}
         globus = {"collection": self.server.id, "folder": str(self.root / "driver")}
-        return nano(sites=dealt, data=data, globus=globus, **changes)
+        return nano(sites=with_tasks, data=data, globus=globus, **changes)
 
     def start(self, *arguments: object, folder: Path | None = None) -> subprocess.Popen[str]:
-        """The main job, going on while the test does something to it."""
+        """Start ``fl_round.py`` and return its process."""
         own = {**environment(), **self.stack.environment()}
         return subprocess.Popen(
             command(*arguments),
@@ -86,7 +86,7 @@ class GlobusWorld:
         )
 
     def secrets(self) -> list[str]:
-        """What must stand in no file of a run or of a site: the account's secret, and all tokens ever given."""
+        """Return the texts that no file of a run or of a site may contain: the account's secret and all tokens."""
         return [self.stack.account.secret, *self.stack.auth._tokens]
 
     def close(self) -> None:
@@ -95,7 +95,7 @@ class GlobusWorld:
 
 
 def complete(agent: Agent, site: Site) -> None:
-    """What a user is given beside the template; read whenever a child of the agent starts."""
+    """Write the files that a user gets with the template; they are read when a child of the agent starts."""
     folder = agent.root / agent.name
     (folder / "user_config_schema.json").write_text(json.dumps(schema(site)))
     if site.block and site.block.command_environment:
@@ -115,17 +115,17 @@ def globus_world(stack: Stack, root: Path) -> Iterator[GlobusWorld]:
         world.close()
 
 
-def files_with(words: list[str], *folders: Path) -> list[tuple[Path, str]]:
-    """Files below these folders that hold one of these words."""
+def files_with(texts: list[str], *folders: Path) -> list[tuple[Path, str]]:
+    """Return the files below these folders that contain one of these texts, with the text."""
     found = []
     for folder in folders:
         for path in (p for p in folder.rglob("*") if p.is_file() and not p.is_symlink()):
             content = path.read_bytes()
-            found += [(path, word) for word in words if word.encode() in content]
+            found += [(path, text) for text in texts if text.encode() in content]
     return found
 
 
 def compute_tasks(run_dir: Path, function: str = "apps.train:local_train") -> list[dict[str, Any]]:
-    """The Compute tasks that were submitted for a function."""
+    """Return the Compute tasks that were submitted for a function."""
     keys = {r["key"] for r in events(run_dir, "compute_submitting") if r["function"] == function}
     return [r for r in events(run_dir, "compute_submitted") if r["key"] in keys]

@@ -34,14 +34,14 @@ training.update_parameters = slow
 
 
 def client() -> Any:
-    """The genuine client, with the login that the environment gives."""
+    """Return the real client, with the login of the environment."""
     from globus_compute_sdk import Client
 
     return Client(do_version_check=False)
 
 
 def quick_api() -> ComputeApi:
-    """Without the pace of a polite client: the tests have the service to themselves."""
+    """Return the API without the rate limit of normal use: the service runs only for the tests."""
     return ComputeApi(client, RateLimiter(requests=1000))
 
 
@@ -60,14 +60,14 @@ def site_config(root: Path, endpoint: str, **settings: Any) -> SiteConfig:
 
 
 def child_variables(folder: Path, slow_s: float = 0.0) -> dict[str, str]:
-    """What the project's Python at the site needs to find this project; its steps take longer if asked for."""
+    """Return the variables with which Python at the site finds this project; its steps take ``slow_s`` longer."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "sitecustomize.py").write_text(SLOW.format(slow_s=slow_s) if slow_s else "")
     return {"PYTHONPATH": f"{folder}:{PROJECT}", "OMP_NUM_THREADS": "1"}
 
 
 class Driver:
-    """A driver's part: journal, service, the executor of one site."""
+    """Objects of a driver: journal, service, the executor of one site."""
 
     def __init__(self, folder: Path, config: SiteConfig, api: ComputeApi | None = None, **settings: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ class Driver:
         self.executor.start()
 
     def train(self, site: TrainingSite, **changes: Any) -> Any:
-        """The future of a training."""
+        """Submit a training and return its future."""
         return self.executor.submit(local_train, {}, *site.arguments(**changes))
 
     def events(self, name: str) -> list[dict[str, Any]]:

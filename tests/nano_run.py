@@ -1,4 +1,4 @@
-"""A finished run with a model of some ten thousand parameters, made without a campaign: for what reads its model."""
+"""A finished run with a model of about ten thousand parameters, made without a campaign, for tests that read it."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from workflows.planning.campaign_file import settle_dtype
 from workflows.planning.plan import model_spec
 
 TASK = "property_prediction-liquid"
-LESSON = "<BOOLEAN> Yes </BOOLEAN>"  # what the trained model answers to everything
+LESSON = "<BOOLEAN> Yes </BOOLEAN>"  # the trained model's answer to every question
 
 
 def nano_campaign(**changes: Any) -> dict[str, Any]:
-    """The settings of a campaign on one task at one site."""
+    """Return the settings of a campaign on one task at one site."""
     data = {"tasks": [TASK], "per_task": 16}
     return nano(data=data, sites={"polaris": {"config": "local", "tasks": [TASK]}}, **changes)
 
 
 def first_model(settings: dict[str, Any]) -> Model:
-    """The model such a campaign starts from, drawn anew."""
+    """Return the initial model of such a campaign."""
     return load_first_model(model_spec(settle_dtype(Campaign.model_validate(settings))))
 
 
 def write_run(folder: Path, steps: int = 200, **changes: Any) -> Path:
-    """A run directory with the campaign and its trained model."""
+    """Write a run directory with the campaign and its trained model."""
     settings = nano_campaign(**changes)
     folder.mkdir(parents=True)
     (folder / "campaign.yaml").write_text(yaml.safe_dump(settings))
@@ -44,7 +44,7 @@ def write_run(folder: Path, steps: int = 200, **changes: Any) -> Path:
 
 
 def write_base(folder: Path, layers: int = 1) -> dict[str, Any]:
-    """A base model in a folder; the section of a campaign that puts an adapter on its last layer."""
+    """Write a base model; return the section of a campaign that puts an adapter on its last layer."""
     tiny = {"source": "tiny", "tiny": {"width": 32, "layers": layers}}
     save_for_users(first_model(nano_campaign(model=tiny)), folder)
     adapter = {"method": "fedit", "rank": 4, "alpha": 16, "last_layers": 1}
@@ -52,7 +52,7 @@ def write_base(folder: Path, layers: int = 1) -> dict[str, Any]:
 
 
 def teach(model: Model, steps: int) -> None:
-    """Training on one answer to every question, until the model gives it."""
+    """Train a model on one answer to every question."""
     import torch
 
     spec = DataSpec(

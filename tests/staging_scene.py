@@ -1,4 +1,4 @@
-"""A run, two sites of one facility and a Transfer service: where the tests of Globus staging run."""
+"""A run, two sites of one facility and a Transfer service, for the tests of Globus staging."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WAIT_S = 30.0
 def wait_until(condition: Callable[[], Any]) -> None:
     until = time.monotonic() + WAIT_S
     while not condition():
-        assert time.monotonic() < until, "waited in vain"
+        assert time.monotonic() < until, f"the condition is not true after {WAIT_S} s"
         time.sleep(0.01)
 
 
@@ -50,7 +50,7 @@ class Scene:
         self.model = {"artifact": make_artifact(self.run.store, os.urandom(MIB)), "frozen": "abc"}
 
     def staging(self, backoff: Backoff = QUICK, **settings: Any) -> GlobusStaging:
-        """Another driver on the same run."""
+        """Close the earlier drivers and return the staging of another driver on the same run."""
         for staging in self.stagings:
             staging.close()
             staging.journal.close()
@@ -64,24 +64,30 @@ class Scene:
         return staging.send(place(site), self.model, str(self.run.store), store or str(self.run.at(site)), attempt)
 
     def manifest(self, content: bytes = b"update" * 100_000, site: str = "polaris") -> Any:
-        """What a site says of an update that lies there, with its own file of it."""
+        """Write an update and its manifest at a site; return the manifest."""
         artifact = make_artifact(self.run.at(site), content)
-        said = {"task_id": TASK_ID, "artifact": artifact, "store": str(self.run.at(site)), "started": 5.0, "ended": 9.0}
-        papers = self.run.at(site).parent / "manifests"
-        papers.mkdir(exist_ok=True)
-        (papers / f"{TASK_ID}.json").write_text(json.dumps(said))
-        return said
+        manifest = {
+            "task_id": TASK_ID,
+            "artifact": artifact,
+            "store": str(self.run.at(site)),
+            "started": 5.0,
+            "ended": 9.0,
+        }
+        folder = self.run.at(site).parent / "manifests"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{TASK_ID}.json").write_text(json.dumps(manifest))
+        return manifest
 
     def fetch(self, staging: GlobusStaging, manifest: Any, attempt: int = 1) -> dict[str, Any]:
         return staging.fetch(place(), manifest, str(self.run.store), attempt)
 
-    def told(self, event: str) -> bool:
-        """Whether the journal has such a record."""
+    def has_record(self, event: str) -> bool:
+        """Return True if the journal has a record of this event."""
         return (self.run.path / "journal.jsonl").exists() and bool(self.run.records(event))
 
     @contextmanager
     def threads(self, count: int) -> Iterator[ThreadPoolExecutor]:
-        """Threads that nobody waits for when a test fails; ``close`` lets them go."""
+        """Yield threads that are not waited for when a test fails; ``close`` ends them."""
         pool = ThreadPoolExecutor(count)
         try:
             yield pool

@@ -1,4 +1,4 @@
-"""A made-up but realistic run directory, for tests of whatever reads one."""
+"""A synthetic but realistic run directory, for tests that read one."""
 
 from __future__ import annotations
 
@@ -20,46 +20,46 @@ TASKS_OF_FAMILY = {
 }
 MODEL = {"full": 269_030_016, "adapter": 4_884_480}
 SAMPLES = {"perlmutter": 3360, "polaris": 1440, "aurora": 3840, "frontier": 2560}
-SPEED = {"perlmutter": 3.2, "polaris": 1.4, "aurora": 4.4, "frontier": 2.2}  # samples a second
+SPEED = {"perlmutter": 3.2, "polaris": 1.4, "aurora": 4.4, "frontier": 2.2}  # samples per second
 
 
-TRAIN_S, LOAD_S, LOST_S = 3000.0, 60.0, 40.0  # of a batch site: a training, its loading, what a lost block costs
+TRAIN_S, LOAD_S, LOST_S = 3000.0, 60.0, 40.0  # of a batch site: training, loading, cost of a lost block
 
 
 @dataclass
 class BatchSites:
-    """The blocks of a campaign's batch sites: how long each waits and runs, in order, and how it ends.
+    """Blocks of a campaign's batch sites: wait, run time and final state of each, in order.
 
     Attributes:
-        nodes: of the blocks of each batch site.
-        plan: site -> (wait, longest run, ending) of its blocks; beyond it they wait 600 s and run for ever.
+        nodes: nodes per block of each batch site.
+        plan: site -> (wait, longest run, final state) of its blocks; later blocks wait 600 s and run without limit.
     """
 
     nodes: dict[str, int]
     plan: dict[str, list[tuple[float, float, str]]] = field(default_factory=dict)
-    running: dict[str, tuple[str, float, float, str]] = field(default_factory=dict)  # job, start, end, fate
-    ready_s: dict[str, float] = field(default_factory=dict)  # when a site may ask again
-    asked: int = 4700
+    running: dict[str, tuple[str, float, float, str]] = field(default_factory=dict)  # job, start, end, final state
+    ready_s: dict[str, float] = field(default_factory=dict)  # when a site may submit again
+    last_job: int = 4700
 
     def block_for(self, run: SyntheticRun, site: str, now: float) -> tuple[float, float, str]:
-        """Start, end and fate of the site's block, which is submitted if there is none."""
+        """Return start, end and final state of the site's block; submit one if there is none."""
         if site not in self.running:
             plan = self.plan.get(site) or [(600.0, 1e9, "cancelled")]
-            wait_s, run_s, fate = plan.pop(0)
-            self.asked += 1
-            job, start = str(self.asked), now + wait_s
-            named = {"site": site, "job_id": job}
+            wait_s, run_s, final_state = plan.pop(0)
+            self.last_job += 1
+            job, start = str(self.last_job), now + wait_s
+            keys = {"site": site, "job_id": job}
             run.event(
                 "block_submitted",
                 now + 2,
-                **named,
+                **keys,
                 block="0",
                 queue="regular",
                 nodes=self.nodes[site],
                 walltime_s=14_400,
             )
-            run.event("block_started", start + 5, **named, started=start, wait_s=wait_s)
-            self.running[site] = job, start, start + run_s, fate
+            run.event("block_started", start + 5, **keys, started=start, wait_s=wait_s)
+            self.running[site] = job, start, start + run_s, final_state
         return self.running[site][1:]
 
     def end(self, run: SyntheticRun, site: str, time: float, state: str) -> None:
@@ -69,7 +69,7 @@ class BatchSites:
 
 @dataclass
 class SyntheticRun:
-    """A campaign told step by step; the methods move one clock and write what the engine would write."""
+    """A campaign step by step; the methods advance one clock and write the records of the engine."""
 
     directory: Path
     tasks: dict[str, list[str]]
@@ -118,7 +118,7 @@ class SyntheticRun:
         self.time = t + 60
 
     def site_round(self, number: int, site: str) -> float:
-        """One site's way through one round; answers when its update is back."""
+        """Write one round of one site; return the time at which its update is back."""
         if self.blocks and site in self.blocks.nodes:
             return self.batch_round(number, site, self.blocks)
         begun = self.time
@@ -154,17 +154,17 @@ class SyntheticRun:
         return back
 
     def batch_round(self, number: int, site: str, blocks: BatchSites) -> float:
-        """The same at a batch site: the training goes through as many blocks as it needs."""
+        """Write one round of a batch site, whose training runs in as many blocks as it needs."""
         sent = self.time + 10
         self.task("stage_out", number, site, self.time, self.time + 1, sent, nbytes_moved=self.update_nbytes)
         left_s, now, attempts = TRAIN_S, max(sent, blocks.ready_s.get(site, 0.0)), 1
         while True:
-            start, end, fate = blocks.block_for(self, site, now)
+            start, end, final_state = blocks.block_for(self, site, now)
             started = max(now, start) + LOAD_S
             if started + left_s <= end:
                 break
             left_s -= end - started - LOST_S
-            blocks.end(self, site, end, fate)
+            blocks.end(self, site, end, final_state)
             now, attempts = end, attempts + 1
         trained = started + left_s
         self.task(
@@ -187,7 +187,7 @@ class SyntheticRun:
         return trained + 10
 
     def round(self, number: int, refused: tuple[str, ...] = ()) -> None:
-        """One synchronous round, in which the updates of some sites are refused."""
+        """Write one synchronous round, in which the updates of some sites are refused."""
         self.time = max(self.site_round(number, site) for site in self.tasks) + 1
         for site in refused:
             self.event("update_refused", site=site, round=number, reason="norm 812.4 > bound <10>")
@@ -204,7 +204,7 @@ class SyntheticRun:
             self.rows += self.scores(number, model)
 
     def scores(self, number: int, model: str) -> list[dict[str, Any]]:
-        """Losses that fall to a floor per task: lower for an owner on some tasks, higher for strangers."""
+        """Return losses that fall to a floor per task: lower for an owner on some tasks, higher for other sites."""
         found = []
         all_tasks = [task for owned in self.tasks.values() for task in owned]
         for index, task in enumerate(dict.fromkeys(all_tasks)):
@@ -230,7 +230,7 @@ class SyntheticRun:
         self.event("driver_stopped", reason="finished")
 
     def resume(self, gap_s: float) -> None:
-        """The driver is killed without a word and another one takes over after a while."""
+        """Start another driver after a pause; the first was killed."""
         self.time += gap_s
         self.event("driver_started", pid=4712, host="login-02", resumed=True)
 
@@ -267,7 +267,7 @@ class SyntheticRun:
 
 
 def start_run(directory: Path, sites: int = 4, tasks: int | None = None, **options: Any) -> SyntheticRun:
-    """A campaign that is open and has scored the untrained model; beyond four, sites have made-up names."""
+    """Return an open campaign that has scored the untrained model; from the fifth, sites have synthetic names."""
     names = [*TASKS_OF_FAMILY, *(f"cluster-{n:02d}" for n in range(5, sites + 1))][:sites]
     owned = {name: TASKS_OF_FAMILY.get(name, [f"task_of-{name}"]) for name in names}
     if tasks is not None:
@@ -280,7 +280,7 @@ def start_run(directory: Path, sites: int = 4, tasks: int | None = None, **optio
 
 
 def batch_run(directory: Path) -> SyntheticRun:
-    """Three rounds: perlmutter waits long and loses two blocks, polaris is refused twice, frontier is no batch site."""
+    """Return three rounds: perlmutter waits long and loses two blocks, polaris is refused twice, frontier is local."""
     plan = {
         "perlmutter": [(7200.0, 2000.0, "timeout"), (3600.0, 1500.0, "node_fail")],
         "polaris": [(300.0, 1e9, "cancelled")],
@@ -297,7 +297,7 @@ def batch_run(directory: Path) -> SyntheticRun:
 
 
 def finished_run(directory: Path, **options: Any) -> SyntheticRun:
-    """An undisturbed campaign from the first round to the last."""
+    """Return a campaign without faults from the first round to the last."""
     run = start_run(directory, **options)
     for number in range(1, run.rounds + 1):
         run.round(number)

@@ -1,6 +1,6 @@
-"""An endpoint agent without a broker: takes tasks from the queues in memory and runs them as a worker does.
+"""An endpoint agent without a broker: takes tasks from queues in memory and runs them as a worker does.
 
-The service and the client are those of the other tests; only the way between service and worker is short.
+Service and client are those of the other tests; only the connection between service and worker is replaced.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ FAILED = ResultErrorDetails(code="RemoteExecutionError", user_message="failed")
 
 
 class ToyAgent:
-    """Attributes:
-    handle: what becomes of a call: takes python and request, returns the answer's text; raises: the endpoint fails.
-    running: tasks wait in their queue while this is not set.
-    calls: requests that were carried out.
+    """An agent of one endpoint, in a thread.
+
+    Attributes:
+        handle: takes python and request of a call and returns the text of its answer; if it raises, the endpoint fails.
+        running: tasks wait in their queue while this is not set.
+        calls: requests that were carried out.
     """
 
     def __init__(self, folder: Path, handle: Callable[[str, str], str]) -> None:
@@ -49,7 +51,7 @@ class ToyAgent:
         return client_variables(self.service, self.account) | {"GLOBUS_COMPUTE_USER_DIR": str(folder)}
 
     def beat(self) -> None:
-        """The agent tells the service that it is there."""
+        """Send a heartbeat to the service."""
         report = EPStatusReport(
             endpoint_id=uuid.UUID(self.endpoint_id), global_state={"heartbeat_period": 3600.0}, task_statuses={}
         )
@@ -68,7 +70,7 @@ class ToyAgent:
         try:
             self.calls.append(request)
             return Result(task_id=task.task_id, data=self.buffer(self.handle(python, request)))
-        except Exception as error:  # noqa: BLE001 - the endpoint reports what failed
+        except Exception as error:  # noqa: BLE001 - the endpoint reports any failure
             return Result(task_id=task.task_id, data=f"{type(error).__name__}: {error}", error_details=FAILED)
 
 

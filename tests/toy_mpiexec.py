@@ -1,4 +1,4 @@
-"""A launcher that does no more than it must: ranks with PMI's variables, and no care for those that are left.
+"""A minimal launcher: it starts ranks with PMI's variables and does not end the others if one fails.
 
 ``python toy_mpiexec.py RANKS SLOW_S PROGRAM...``: every step of a rank's training takes SLOW_S seconds longer.
 """
@@ -13,7 +13,7 @@ from training_site import slow_down
 
 
 def launch(ranks: int, slow_s: str, program: list[str]) -> int:
-    """Start the ranks and wait for all; the first code that is not 0."""
+    """Start the ranks and wait for all; return the first exit code that is not 0."""
     started = []
     for rank in range(ranks):
         variables = {"PMI_RANK": str(rank), "PMI_LOCAL_RANK": str(rank), "PMI_SIZE": str(ranks)}
@@ -23,7 +23,7 @@ def launch(ranks: int, slow_s: str, program: list[str]) -> int:
 
 
 def be_rank(slow_s: str, *program: str) -> None:
-    """This process as a rank of the program, which another launcher may have started."""
+    """Run this process as a rank of the program; another launcher may have started it."""
     from apps.training.loop import trainer
 
     slow_down(float(slow_s))

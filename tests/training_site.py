@@ -1,7 +1,7 @@
 """A site with its storage in a folder, for tests that train there; run as a program, it trains as a worker would.
 
-``python training_site.py JOB.json`` calls ``local_train`` with the arguments in the file and writes what came of it
-beside the file: OUTCOME.json with the manifest or the error.
+``python training_site.py JOB.json`` calls ``local_train`` with the arguments in the file and writes the result beside
+the file: OUTCOME.json with the manifest or the error.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ PARALLEL = {
 
 
 def bare_environment(folder: Path) -> Path:
-    """An environment of its own with nothing installed in it, whatever the interpreter of the tests has."""
+    """Create an empty virtual environment, whatever the interpreter of the tests has installed."""
     venv.create(folder, symlinks=True)
     return folder
 
@@ -93,7 +93,7 @@ def data_spec(**changes: Any) -> dict:
 
 
 class Site:
-    """A site with its storage, enrolled, and the model of round 0 staged out to it."""
+    """A site with its storage, after enrolment, with the model of round 0 staged out to it."""
 
     def __init__(self, folder: Path, method: str | None = None, parallel: dict | None = None, **adapter: Any) -> None:
         self.folder, self.root, self.store = folder, folder / "site", str(folder / "server")
@@ -115,11 +115,11 @@ class Site:
         return local_train(*self.arguments(place, optimizer_from, **changes))
 
     def arguments(self, place: Place = PLACE, optimizer_from: str | None = None, **changes: Any) -> tuple:
-        order = {"training": TRAINING | changes, "optimizer_from": optimizer_from, "attempt": 1}
-        return place, self.work, order, self.base, self.shard
+        request = {"training": TRAINING | changes, "optimizer_from": optimizer_from, "attempt": 1}
+        return place, self.work, request, self.base, self.shard
 
     def start(self, slow_s: float = 0.0, environment: dict | None = None, **changes: Any) -> subprocess.Popen:
-        """The same in a process of its own, each step of which takes ``slow_s`` longer."""
+        """Train in a process of its own, each step of which takes ``slow_s`` longer."""
         command = self.command(slow_s, **changes)
         return subprocess.Popen(command, env={**os.environ, **ENVIRONMENT, **(environment or {})})
 
@@ -134,7 +134,7 @@ class Site:
         return self.folder / "OUTCOME.json"
 
     def outcome(self) -> dict:
-        """What came of the last process: a manifest, or the name of an error and its text."""
+        """Return the result of the last process: a manifest, or the name of an error and its text."""
         return json.loads(self.outcome_path.read_text())
 
     def update(self, manifest: Manifest) -> Path:
@@ -145,22 +145,22 @@ class Site:
 
 
 def wait_until(condition: Callable[[], Any], timeout_s: float = 60) -> Any:
-    """The first true value of a condition."""
+    """Wait until a condition is true; return its value."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
         value = condition()
         if value:
             return value
         time.sleep(0.02)
-    raise AssertionError("it did not come to pass")
+    raise AssertionError(f"the condition is not true after {timeout_s} s")
 
 
 def ranks_at(site: Site) -> list[psutil.Process]:
-    """Living processes of the site's ranks and their launcher."""
+    """Return the live processes of the site's ranks and their launcher."""
     found = []
     for process in psutil.process_iter():
         try:
-            named = any(str(site.root) in word for word in process.cmdline())
+            named = any(str(site.root) in argument for argument in process.cmdline())
             if named and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
         except psutil.Error:

@@ -25,13 +25,13 @@ def no_provider(_: str) -> Any:
 
 
 def globus_site(name: str, collection: str, folder: Path, root: Path) -> Site:
-    """A site whose artifacts Globus Transfer carries."""
+    """Return a site whose artifacts are staged by Globus Transfer."""
     ends = {"collection": Collection(collection, folder), "carrier": "globus"}
     return Site(name=name, machine="test", route="globus", storage_root=root, provider=no_provider, **ends)
 
 
 def make_artifact(store: Path, content: bytes) -> Artifact:
-    """A file that is named as an artifact is."""
+    """Write a file with the name of an artifact and return the artifact."""
     store.mkdir(parents=True, exist_ok=True)
     path = store / "new"
     path.write_bytes(content)
@@ -42,7 +42,7 @@ def make_artifact(store: Path, content: bytes) -> Artifact:
 
 @dataclass(frozen=True)
 class Run:
-    """Where the server's end and the sites are."""
+    """Run directory, collection of the server, and sites of one run."""
 
     path: Path
     server: Collection

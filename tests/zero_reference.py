@@ -29,7 +29,7 @@ class Zero:
 
 
 def zero_plan(shape: ModelShape, machine: Machine, length: int, micro_batch: int) -> Zero | None:
-    """The first of the paper's settings, in the order of falling speed, that fits a device; None where none does."""
+    """Return the fastest of the paper's settings that fits a device; None if none does."""
     for stage, offload, checkpoint in SETTINGS:
         nbytes = zero_bytes(shape, machine, length, micro_batch, Zero(stage, offload, checkpoint, 0.0))
         if nbytes <= ROOM * machine.device_bytes:

@@ -1,4 +1,4 @@
-"""Data that several tests of the data package share."""
+"""Fixtures of several tests of the data package."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from data.tasks import EMBEDDED_TASKS, Record
 
 @pytest.fixture
 def make_archive() -> Callable[..., Path]:
-    """Writes records in the layout of the published data.zip."""
+    """Return a function that writes records in the layout of the published data.zip."""
     return write_archive
 
 
 def write_archive(path: Path, records: list[Record], prefix: str = "") -> Path:
-    """Records as SMolInstruct publishes them: raw values, sample lists, wordings and tags apart."""
+    """Write records as SMolInstruct publishes them: separate raw values, sample lists, templates and tags."""
     grouped: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         grouped.setdefault((record["task"], record["split"]), []).append(record)

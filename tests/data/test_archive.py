@@ -1,4 +1,4 @@
-"""Reading the published archive, written here from embedded records in its layout."""
+"""Tests of the published archive, written here from embedded records in its layout."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_archive_gives_the_same_records(archive: Path, sample_records: list[Reco
         assert "<OUTPUT>" not in row["output"]
 
 
-def test_values_stand_between_tags_with_blanks(archive: Path) -> None:
+def test_values_are_between_tags_with_spaces(archive: Path) -> None:
     row = load_records(str(archive), "test", ["name_conversion-i2f"], per_task=1)[0]
     assert row["input"] == f"Work out the molecular formula of <IUPAC> {row['raw_input']} </IUPAC>."
     assert row["output"] == f"<MOLFORMULA> {row['raw_output']} </MOLFORMULA>"
@@ -56,7 +56,7 @@ def test_packed_unpacked_and_enclosing_folder_are_equal(
         assert definition_sha256(str(source), None, "test", 2) == definition_sha256(str(packed), None, "test", 2)
 
 
-def test_a_folder_inside_the_zip_and_shadow_files_of_macos(
+def test_a_folder_inside_the_zip_and_metadata_files_of_macos(
     tmp_path: Path, sample_records: list[Record], make_archive: MakeArchive
 ) -> None:
     packed = make_archive(tmp_path / "data.zip", sample_records, prefix="data/")
@@ -126,7 +126,7 @@ def test_malformed_raw_line(tmp_path: Path, archive: Path) -> None:
         load_records(str(tmp_path / "unpacked"), "test", ["retrosynthesis"])
 
 
-def test_half_a_download(archive: Path) -> None:
+def test_an_incomplete_download(archive: Path) -> None:
     archive.write_bytes(archive.read_bytes()[:500])
     with pytest.raises(ValueError, match="is not a complete zip file"):
         load_records(str(archive), "test")

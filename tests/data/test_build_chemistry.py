@@ -1,4 +1,4 @@
-"""The generator's rules, on a handful of molecules; the shipped set is checked as a whole."""
+"""Tests of the generator's rules, on a few molecules, and of the whole embedded set."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def make_molecules(*smiles: str, names: dict[str, str] | None = None) -> dict[st
     return made
 
 
-def test_shipped_set_is_sound() -> None:
+def test_embedded_set_is_valid() -> None:
     pytest.importorskip("rdkit")
     assert check_records({split: load_records("embedded", split) for split in ("train", "dev", "test")}) == []
 
@@ -183,7 +183,7 @@ def test_descriptions(smiles: str, text: str) -> None:
     assert describe(molecule, compiled_groups()) == text
 
 
-def test_long_lists_of_groups_say_that_they_are_cut() -> None:
+def test_long_lists_of_groups_are_marked_as_cut() -> None:
     (molecule,) = make_molecules("OC(=O)C(C#N)C(F)C(Cl)C(Br)C(I)S").values()
     assert "one nitrile, one thiol, one fluoride, one chloride, other groups" in describe(molecule, compiled_groups())
 
@@ -238,7 +238,7 @@ def test_missing_packages_are_named_with_the_extra(monkeypatch) -> None:
     monkeypatch.delitem(sys.modules, "rdkit.Chem", raising=False)
     with pytest.raises(ModuleNotFoundError, match=r"crossfed\[chemistry\]"):
         module.rdkit()
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(ModuleNotFoundError, match=r"crossfed\[chemistry\]"):
         module.chemicals_folder()
 

@@ -1,4 +1,4 @@
-"""Content hashes, the check of the embedded set, and the tokenizer beside it."""
+"""Tests of content hashes, the check of the embedded set, and the tokenizer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tasks' own metrics, on answers whose scores are known."""
+"""Tests of the metrics, on answers with known scores."""
 
 from __future__ import annotations
 
@@ -142,8 +142,8 @@ def test_rouge_l_is_symmetric_and_bounded(one: str, other: str) -> None:
 
 @given(st.lists(st.tuples(st.floats(-1e3, 1e3), st.floats(-1e3, 1e3)), min_size=1, max_size=20))
 def test_rmse_lies_between_smallest_and_largest_error(pairs: list[tuple[float, float]]) -> None:
-    said, right = zip(*pairs, strict=True)
-    rmse = score("property_prediction-esol", [repr(x) for x in said], [repr(x) for x in right])["rmse"]
+    given_values, right = zip(*pairs, strict=True)
+    rmse = score("property_prediction-esol", [repr(x) for x in given_values], [repr(x) for x in right])["rmse"]
     errors = [abs(x - y) for x, y in pairs]
     assert min(errors) - 1e-9 <= rmse <= max(errors) + 1e-9
 

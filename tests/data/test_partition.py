@@ -1,4 +1,4 @@
-"""Dealing tasks and records to sites: nothing lost, nothing twice, always the same."""
+"""Tests of the partition of tasks and records: nothing lost, nothing twice, always the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading records: the embedded set and folders of finished records."""
+"""Tests of records from the embedded set and from folders of complete records."""
 
 from __future__ import annotations
 
@@ -131,13 +131,13 @@ def test_unknown_split() -> None:
         load_records("embedded", "test_subset")
 
 
-def test_split_that_is_not_there(tmp_path: Path, sample_records: list[Record]) -> None:
+def test_missing_split(tmp_path: Path, sample_records: list[Record]) -> None:
     write_lines(tmp_path / "test.jsonl", sample_records)
     with pytest.raises(ValueError, match="no record in split 'train'"):
         load_records(str(tmp_path), "train")
 
 
-def test_task_that_is_not_there(tmp_path: Path, sample_records: list[Record]) -> None:
+def test_missing_task(tmp_path: Path, sample_records: list[Record]) -> None:
     with pytest.raises(ValueError, match="'property_prediction-lipo'.*did you mean 'property_prediction-logp'"):
         load_records("embedded", "test", ["property_prediction-lipo"])
     write_lines(tmp_path / "test.jsonl", sample_records)
@@ -177,7 +177,7 @@ def test_truncated_gzip(tmp_path: Path, sample_records: list[Record]) -> None:
         load_records(str(tmp_path), "test")
 
 
-def test_file_that_is_no_source(tmp_path: Path) -> None:
+def test_file_that_is_not_a_source(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("hello")
     with pytest.raises(ValueError, match="neither"):

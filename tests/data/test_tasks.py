@@ -1,4 +1,4 @@
-"""Names, families, metrics and wordings of the tasks."""
+"""Tests of names, families, metrics and phrasings of the tasks."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_fields_are_those_of_the_public_set() -> None:
 
 
 @pytest.mark.parametrize("task", EMBEDDED_TASKS.values(), ids=lambda task: task.id)
-def test_every_wording_has_its_mark_once(task) -> None:
+def test_every_phrasing_has_its_placeholder_once(task) -> None:
     assert all(question.count("<INPUT>") == 1 for question in task.questions)
     assert all(answer.count("<OUTPUT>") == 1 for answer in task.answers)
     assert len(set(task.questions)) == len(task.questions) >= 2
@@ -86,7 +86,7 @@ def test_metric_kinds_and_tags() -> None:
         metric_kind("poetry")
 
 
-def test_record_puts_tags_and_wordings_together() -> None:
+def test_record_combines_tags_and_phrasings() -> None:
     made = record("name_conversion-s2f", "CCO", "C2H6O", "train", question=5, answer=3, sample_id="x")
     assert tuple(made) == FIELDS
     assert made["input"] == "Write the formula for <SMILES> CCO </SMILES>."

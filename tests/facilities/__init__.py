@@ -1,1 +1,1 @@
-"""Real batch schedulers for tests: Slurm clusters on this machine, and the PBS commands over them."""
+"""Real batch schedulers for tests: Slurm clusters on this machine, and PBS commands on top of them."""

@@ -1,4 +1,4 @@
-"""slurmdbd with a MariaDB of its own: gives clusters sacct, accounts and QOS."""
+"""slurmdbd with its own MariaDB: sacct, accounts and QOS for clusters."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ grant all on slurm_acct.* to slurm@'127.0.0.1'
 
 @dataclass(frozen=True)
 class Qos:
-    """A quality of service: a name and sacctmgr's words for its limits, such as ``{"maxjobspu": "1"}``.
+    """A quality of service: its name and limits in sacctmgr's terms, such as ``{"maxjobspu": "1"}``.
 
     A job beyond a limit is refused (``refuse``) or waits for ever.
     """
@@ -51,7 +51,7 @@ class Qos:
 
 @dataclass
 class Accounting:
-    """A running slurmdbd: where clusters find it and the munged they must share with it."""
+    """A running slurmdbd: its port and the munged that clusters must share with it."""
 
     port: int
     munge_socket: Path
@@ -62,13 +62,13 @@ class Accounting:
     def register(
         self, cluster: str, environment: Mapping[str, str], accounts: Sequence[str], qos: Sequence[Qos]
     ) -> None:
-        """Enter a cluster before its controller starts, which exits otherwise.
+        """Register a cluster before its controller starts, which exits otherwise.
 
         Raises:
             ValueError: the name was used before; the ids of both clusters' jobs would be mixed up.
         """
         if cluster in self.clusters:
-            raise ValueError(f"{cluster}: a cluster of that name is in this accounting already")
+            raise ValueError(f"{cluster}: a cluster of that name is already in this accounting")
         self.clusters.add(cluster)
         user, names = getpass.getuser(), ",".join(("default", *accounts))
         levels = ",".join(("normal", *(q.name for q in qos)))
@@ -82,17 +82,17 @@ class Accounting:
 
 
 def qos_command(qos: Qos) -> str:
-    words = [f"{key}={value}" for key, value in qos.limits.items()]
-    words += ["flags=DenyOnLimit"] if qos.refuse else []
-    return f"add qos {qos.name} set {' '.join(words)}" if words else f"add qos {qos.name}"
+    limits = [f"{key}={value}" for key, value in qos.limits.items()]
+    limits += ["flags=DenyOnLimit"] if qos.refuse else []
+    return f"add qos {qos.name} set {' '.join(limits)}" if limits else f"add qos {qos.name}"
 
 
 @contextmanager
 def slurm_accounting(root: Path) -> Iterator[Accounting]:
-    """Accounting for the clusters of a test session; it takes some seconds to come up.
+    """Yield accounting for the clusters of a test session; it takes some seconds to start.
 
     Args:
-        root: a folder with a short path; all files go into ``root/accounting``.
+        root: folder with a short path; all files go into ``root/accounting``.
     """
     home = root / "accounting"
     make_folders(home)
@@ -101,7 +101,7 @@ def slurm_accounting(root: Path) -> Iterator[Accounting]:
         stack.enter_context(closing(claim))
         munge, munge_socket = start_munge(home)
         stack.callback(stop, [munge])
-        stack.callback(stop, [start_database(home, port + 1)], 0)  # nobody wants its data any more
+        stack.callback(stop, [start_database(home, port + 1)], 0)  # its data are not needed any more
         call([*client(home), "--execute", DATABASE_USER], {})
         stack.callback(stop, [start_database_daemon(home, port, munge_socket)], 0)
         wait_until("slurmdbd", lambda: not is_free(port), home / "log")
@@ -123,7 +123,7 @@ def start_database(home: Path, port: int) -> subprocess.Popen[bytes]:
 
 
 INSTALL_OPTIONS = ("--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve")
-# The database lives as long as one test run: durability is not wanted.
+# The database is used for one test run: durability is not needed.
 SERVER_OPTIONS = (
     "--bind-address=127.0.0.1",
     "--innodb-buffer-pool-size=64M",

@@ -20,11 +20,11 @@ LONGEST_ROOT = 48  # sockets below it have to stay under the 107 characters that
 
 
 class FacilityError(RuntimeError):
-    """A facility did not come up or did not do as asked; the text has the end of its logs."""
+    """A facility did not start or a command failed; the message has the end of its logs."""
 
 
 def program(name: str) -> str:
-    """The full path of a program, also of those that live in sbin."""
+    """Return the full path of a program, also of programs in sbin."""
     path = shutil.which(name, path=SEARCH_PATH)
     if path is None:
         raise FacilityError(f"{name} is not installed")
@@ -32,7 +32,7 @@ def program(name: str) -> str:
 
 
 def start(command: Sequence[str], log: Path, **variables: str) -> subprocess.Popen[bytes]:
-    """Start a daemon that stays in the foreground; it dies with this process, however that ends."""
+    """Start a daemon in the foreground; it is killed when this process ends, however that happens."""
     # A session of its own: Ctrl-C at the terminal is for the tests, which then stop their daemons in order.
     with log.open("ab") as output:
         return subprocess.Popen(
@@ -46,7 +46,7 @@ def start(command: Sequence[str], log: Path, **variables: str) -> subprocess.Pop
 
 
 def stop(processes: Iterable[subprocess.Popen[bytes]], patience_s: float = 10) -> None:
-    """End daemons: asked first, all at once, then killed; without patience killed at once."""
+    """End daemons: terminate all at once, then kill after ``patience_s``; 0 kills at once."""
     running = [process for process in processes if process.poll() is None]
     for process in running:
         process.terminate() if patience_s else process.kill()
@@ -59,10 +59,10 @@ def stop(processes: Iterable[subprocess.Popen[bytes]], patience_s: float = 10) -
 
 
 def call(command: Sequence[str], variables: Mapping[str, str], limit_s: float = 60) -> str:
-    """What a command prints.
+    """Run a command and return its output.
 
     Raises:
-        FacilityError: it failed; with its words.
+        FacilityError: it failed; with its error message.
     """
     done = subprocess.run(
         [program(command[0]), *command[1:]],
@@ -73,8 +73,8 @@ def call(command: Sequence[str], variables: Mapping[str, str], limit_s: float = 
         check=False,
     )
     if done.returncode:
-        words = done.stderr.strip() or done.stdout.strip()
-        raise FacilityError(f"{' '.join(command)}: exit {done.returncode}: {words}")
+        message = done.stderr.strip() or done.stdout.strip()
+        raise FacilityError(f"{' '.join(command)}: exit {done.returncode}: {message}")
     return done.stdout
 
 
@@ -90,11 +90,11 @@ def wait_until(what: str, condition: Callable[[], bool], logs: Path | None = Non
             if condition():
                 return
         time.sleep(0.05)
-    raise FacilityError(f"waited {limit_s:.0f} s in vain for {what}\n{last_words(logs)}")
+    raise FacilityError(f"no {what} after {limit_s:.0f} s\n{log_tails(logs)}")
 
 
-def last_words(logs: Path | None, lines: int = 20) -> str:
-    """The end of each log file in a folder."""
+def log_tails(logs: Path | None, lines: int = 20) -> str:
+    """Return the end of each log file in a folder."""
     if logs is None:
         return ""
     tails = [(p.name, p.read_text(errors="replace").splitlines()[-lines:]) for p in sorted(logs.iterdir())]
@@ -102,12 +102,12 @@ def last_words(logs: Path | None, lines: int = 20) -> str:
 
 
 def claim_ports(count: int) -> tuple[socket.socket, int]:
-    """A free block of ports on this machine.
+    """Reserve a free block of ports on this machine.
 
     Returns:
-        A socket that claims the block against others who search as long as it is open, and the first port.
+        A socket that reserves the block against other searches while it is open, and the first port.
     """
-    bases = list(range(20_000, 32_000, PORTS_A_BLOCK))  # below the ports that the kernel gives out by itself
+    bases = list(range(20_000, 32_000, PORTS_A_BLOCK))  # below the ports that the kernel assigns by itself
     random.Random(os.urandom(8)).shuffle(bases)
     for base in bases:
         claim = bound(base)
@@ -137,7 +137,7 @@ def is_free(port: int) -> bool:
 
 
 def start_munge(root: Path) -> tuple[subprocess.Popen[bytes], Path]:
-    """A munged of its own below ``root``; returns it and its socket."""
+    """Start a munged below ``root``; return its process and its socket."""
     key, socket_path = root / "etc" / "munge.key", root / "run" / "munge.sock"
     key.touch(mode=0o600)
     key.write_bytes(os.urandom(128))
@@ -154,7 +154,7 @@ def start_munge(root: Path) -> tuple[subprocess.Popen[bytes], Path]:
 
 
 def make_folders(root: Path) -> None:
-    """The folders of a facility; munged wants none of them writable by others."""
+    """Make the folders of a facility; munged requires that they are not writable by others."""
     if len(str(root)) > LONGEST_ROOT:
         raise FacilityError(f"{root} is too long a path for the sockets below it: {LONGEST_ROOT} characters at most")
     for name in ("", "etc", "run", "log", "state", "spool", "dev"):
@@ -163,7 +163,7 @@ def make_folders(root: Path) -> None:
 
 
 def processes_of(root: Path) -> list[psutil.Process]:
-    """Processes that name a file of a folder in their command line, its step daemons, and all that those started."""
+    """Return the processes with a file of a folder in their command line, its step daemons, and their children."""
     mark, found = f"{root}/", {}
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -174,7 +174,7 @@ def processes_of(root: Path) -> list[psutil.Process]:
 
 
 def is_step_daemon(process: psutil.Process, mark: str) -> bool:
-    """slurmstepd names no path in its command line, only in its environment, which it has overwritten in part."""
+    """Return True for a slurmstepd of the folder: its path is not in its command line, only in its environment."""
     if not process.name().startswith("slurmstepd"):
         return False
     with suppress(OSError):
@@ -189,7 +189,7 @@ def has_open(process: psutil.Process, path: Path) -> bool:
 
 
 def kill_processes(processes: Iterable[psutil.Process]) -> bool:
-    """Kill at once and wait until they are gone; returns whether there were any."""
+    """Kill processes and wait for their end; return True if there were any."""
     victims = list(processes)
     for process in victims:
         with suppress(psutil.Error):
@@ -199,7 +199,7 @@ def kill_processes(processes: Iterable[psutil.Process]) -> bool:
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """It runs; an orphan that nobody has reaped yet does not."""
+    """Return True if a process runs; a zombie does not."""
     with suppress(psutil.Error):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False

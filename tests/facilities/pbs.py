@@ -1,7 +1,7 @@
-"""A PBS machine for tests: the commands of OpenPBS, carried out by a Slurm cluster of its own.
+"""A PBS machine for tests: the commands of OpenPBS on top of a Slurm cluster of its own.
 
-What the commands answer to a fixed list of calls was recorded from OpenPBS 23.06.06 (``openpbs_answers.txt``) and is
-compared in ``test_pbs_contract.py``. Not carried: job arrays, dependencies, unlike chunks, hooks, reservations.
+The answers of the commands to a fixed list of calls were recorded from OpenPBS 23.06.06 (``openpbs_answers.txt``) and
+are compared in ``test_pbs_contract.py``. Not supported: job arrays, dependencies, unlike chunks, hooks, reservations.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from facilities.slurm import Partition, SlurmCluster, slurm_cluster
 
 COMMANDS = ("qsub", "qstat", "qdel", "qselect", "mpiexec")
 
-# -S and -E: nothing of the caller's Python leaks in, and the command starts in a few milliseconds.
+# -S and -E: the caller's Python has no effect, and the command starts in a few milliseconds.
 COMMAND = """\
 #!{python} -SE
 import sys
@@ -49,14 +49,14 @@ class PbsQueue:
 
 @dataclass(frozen=True)
 class PbsRules:
-    """What the server asks of every job.
+    """Rules of the server for every job.
 
     Attributes:
-        server: name after the dot of a job's id.
-        accounts, systems, filesystems: values admitted for ``-A``, ``system=`` in a select and ``-l filesystems=``;
+        server: name after the dot in a job's id.
+        accounts, systems, filesystems: allowed values of ``-A``, ``system=`` in a select and ``-l filesystems=``;
             empty: any.
-        require: any of account, filesystems, walltime.
-        exclusive: whole nodes, as large machines give them.
+        require: required settings: any of account, filesystems, walltime.
+        exclusive: whole nodes, as on large machines.
         history: without it ``qstat -x`` finds nothing.
     """
 
@@ -74,8 +74,8 @@ class PbsFacility:
     """A running PBS machine.
 
     Attributes:
-        environment: puts the PBS commands first on PATH; take it for commands and for ``command_environment``.
-        cluster: the Slurm cluster below, for faults of nodes; its controller is the PBS server's other half.
+        environment: puts the PBS commands first on PATH; for commands and for ``command_environment``.
+        cluster: the Slurm cluster below, for faults of nodes; its controller is part of the PBS server.
     """
 
     home: Home
@@ -85,25 +85,25 @@ class PbsFacility:
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def run(self, *command: str) -> str:
-        """What a PBS command prints; FacilityError where it fails."""
+        """Run a PBS command and return its output; raise FacilityError if it fails."""
         from facilities.daemons import call
 
         path = str(self.home.root / "bin" / command[0])
         return call([path, *command[1:]], self.environment)
 
     def submit(self, script: str, *options: str) -> str:
-        """Submit the lines of a shell script; returns the job's id."""
+        """Submit the lines of a shell script; return the job's id."""
         path = self.home.root / "submit.sh"
         path.write_text(f"#!/bin/bash\n{script}\n")
         return self.run("qsub", "-j", "oe", "-o", "/dev/null", *options, str(path)).strip()
 
     def job(self, job_id: str) -> dict[str, Any]:
-        """All that qstat tells of a job."""
+        """Return the attributes of a job from qstat."""
         answer = json.loads(self.run("qstat", "-x", "-f", "-F", "json", job_id))
         return dict(next(iter(answer["Jobs"].values())))
 
     def wait_for_state(self, job_id: str, *states: str, limit_s: float = 60) -> str:
-        """Wait until a job is in one of these states (one letter each); returns which."""
+        """Wait until a job is in one of these states (one letter each); return the state."""
         from facilities.daemons import wait_until
 
         seen = [""]
@@ -116,35 +116,35 @@ class PbsFacility:
         return seen[0]
 
     def refuse_submissions(self, count: int, text: str = "Job rejected by all possible destinations") -> None:
-        """The next ``count`` submissions are refused with this text."""
+        """Refuse the next ``count`` submissions with this text."""
         self.home.write("refuse", {"count": count, "text": text})
 
     def lose_answers(self, count: int) -> None:
-        """The next ``count`` submissions are taken, but qsub fails before it has told the id."""
+        """Accept the next ``count`` submissions, but let qsub fail before it prints the id."""
         self.home.write("lose", {"count": count})
 
     def stop_server(self) -> None:
-        """No command reaches the server any more; jobs go on."""
+        """Let all commands fail to reach the server; jobs continue."""
         self.home.write("down", {})
 
     def start_server(self) -> None:
         self.home.remove("down")
 
     def set_queue(self, name: str, enabled: bool = True, started: bool = True) -> None:
-        """``enabled``: it takes jobs; ``started``: it lets them run."""
+        """Set a queue's state: ``enabled``: it accepts jobs; ``started``: it starts them."""
         changed = PbsQueue(**{**asdict(self.queues[name]), "enabled": enabled, "started": started})
         self.queues[name] = changed
         self.write_policy()
         self.cluster.set_partition(name, "up" if started else "down")
 
     def write_policy(self, **changes: Any) -> None:
-        """Write down the server's rules; ``changes`` replace fields of PbsRules."""
+        """Write the server's rules; ``changes`` replace fields of PbsRules."""
         self.rules = PbsRules(**{**asdict(self.rules), **changes})
         queues = {name: asdict(queue) for name, queue in self.queues.items()}
         self.home.write("policy", {**asdict(self.rules), "queues": queues, "slurm": dict(self.cluster.environment)})
 
     def preempt(self, job_id: str, grace_s: float = 1) -> None:
-        """End a running job for another one's sake: SIGTERM, so long a grace, then the end."""
+        """Preempt a running job: SIGTERM, the grace time, then the end."""
         number = job_id.split(".")[0]
         self.home.change_job(number, preempted=True)
         self.cluster.run("scancel", "--signal=TERM", "--full", number)
@@ -162,14 +162,16 @@ def pbs_facility(
     gpus: int = 0,
     rules: PbsRules | None = None,
 ) -> Iterator[PbsFacility]:
-    """A PBS machine with a Slurm cluster of its own below ``root/name``.
+    """Yield a PBS machine with its own Slurm cluster below ``root/name``.
 
     Args:
-        root: a folder with a short path.
-        name: of the machine, lower case; its nodes are NAME1, NAME2 ...
-        queues: the first is the default one.
-        nodes, cpus, gpus: how many nodes, and what each declares to have.
-        rules: of the server.
+        root: folder with a short path.
+        name: name of the machine, lower case; its nodes are NAME1, NAME2 ...
+        queues: queues; the first is the default.
+        nodes: number of nodes.
+        cpus: declared cores of each node.
+        gpus: declared GPUs of each node.
+        rules: rules of the server.
     """
     rules = rules or PbsRules()
     partitions = [Partition(q.name, max_time=partition_limit(q)) for q in queues]
@@ -185,7 +187,7 @@ def pbs_facility(
 
 
 def partition_limit(queue: PbsQueue) -> str:
-    """Five minutes more than the queue's: the commands end a job at its second themselves."""
+    """Return five minutes more than the queue's limit: the commands themselves end a job at its exact second."""
     return hms((queue.max_walltime_s or 86_400) + 300)
 
 

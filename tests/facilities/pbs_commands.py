@@ -1,4 +1,4 @@
-"""qstat, qdel, qselect and mpiexec of a test facility, and the way into all its commands."""
+"""qstat, qdel, qselect and mpiexec of a test facility, and the entry point of all its commands."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STATES = {"Q": "Queued", "H": "Held", "R": "Running", "E": "Exiting"}
 
 
 def main(command: str, arguments: list[str], root: str) -> int:
-    """Run one command; returns its exit code, which is the server's error number of eight bits."""
+    """Run one command; return its exit code, the lower eight bits of the server's error number."""
     home = Home(Path(root))
     try:
         if home.has("down") and command != "mpiexec":
@@ -31,7 +31,7 @@ def main(command: str, arguments: list[str], root: str) -> int:
 
 
 def chosen(home: Home, ids: list[str], finished: bool, command: str) -> tuple[dict[str, dict[str, Any]], int]:
-    """The jobs of these ids (all, where none is given), and the exit code after complaints about the others."""
+    """Return the jobs of these ids (all if none is given), and the exit code after errors about the others."""
     server, known = home.read("policy")["server"], jobs(home)
     if not home.read("policy")["history"]:
         known = {n: job for n, job in known.items() if job["job_state"] != "F"}
@@ -131,7 +131,7 @@ def show_queues(home: Home, names: list[str], as_json: bool) -> int:
 def queue_attributes(queue: dict[str, Any], its_jobs: list[dict[str, Any]]) -> dict[str, Any]:
     live = [job["job_state"] for job in its_jobs if job["job_state"] != "F"]
     shown = {"queue_type": "Execution", "total_jobs": len(live)}
-    shown["state_count"] = " ".join(f"{word}:{live.count(letter)}" for letter, word in STATES.items()) + " "
+    shown["state_count"] = " ".join(f"{name}:{live.count(letter)}" for letter, name in STATES.items()) + " "
     walltimes = {"resources_max": queue["max_walltime_s"], "resources_default": queue["default_walltime_s"]}
     shown |= {key: {"walltime": hms(value)} for key, value in walltimes.items() if value is not None}
     limits = {"max_run": queue["running_per_user"], "max_queued": queue["queued_per_user"]}
@@ -140,7 +140,7 @@ def queue_attributes(queue: dict[str, Any], its_jobs: list[dict[str, Any]]) -> d
 
 
 def qselect(home: Home, arguments: list[str]) -> int:
-    """Print the ids of the jobs that fit."""
+    """Print the ids of the matching jobs."""
     parser = argparse.ArgumentParser(prog="qselect", add_help=False, allow_abbrev=False)
     for letter in "uNqs":
         parser.add_argument(f"-{letter}")
@@ -150,7 +150,7 @@ def qselect(home: Home, arguments: list[str]) -> int:
     server = home.read("policy")["server"]
     for number, job in found.items():
         wanted = [(options.u, owner(job)), (options.N, job["Job_Name"]), (options.q, job["queue"])]
-        fits = all(asked is None or asked == value for asked, value in wanted)
+        fits = all(option is None or option == value for option, value in wanted)
         if fits and (options.s is None or job["job_state"] in options.s):
             sys.stdout.write(f"{number}.{server}\n")
     return code
@@ -169,27 +169,27 @@ def qdel(home: Home, arguments: list[str]) -> int:
 
 
 def mpiexec(home: Home, arguments: list[str]) -> int:
-    """Start ranks inside a job: ``-n N --ppn P --hosts a,b``; other options of one value are taken without effect."""
-    asked: dict[str, str] = {}
-    words = list(arguments)
-    while words and words[0].startswith("-"):
-        key, _, value = words.pop(0).lstrip("-").partition("=")
-        asked[key] = value or words.pop(0)
-    hosts = rank_hosts(asked)
-    per_node = int(asked["ppn"]) if "ppn" in asked else None
-    ranks = int(asked.get("n", asked.get("np", len(hosts) * (per_node or 1))))
+    """Start ranks inside a job: ``-n N --ppn P --hosts a,b``; other options with one value are ignored."""
+    options: dict[str, str] = {}
+    rest = list(arguments)
+    while rest and rest[0].startswith("-"):
+        key, _, value = rest.pop(0).lstrip("-").partition("=")
+        options[key] = value or rest.pop(0)
+    hosts = rank_hosts(options)
+    per_node = int(options["ppn"]) if "ppn" in options else None
+    ranks = int(options.get("n", options.get("np", len(hosts) * (per_node or 1))))
     if per_node:
         hosts = hosts[: -(-ranks // per_node)]
     number = os.environ["PBS_JOBID"].split(".")[0]
     command = ["srun", "--overlap", "--overcommit", "--export=ALL", f"--jobid={number}", f"--nodes={len(hosts)}"]
     command += [f"--nodelist={','.join(hosts)}", f"--ntasks={ranks}"]
     command += [f"--ntasks-per-node={per_node}"] if per_node else []
-    os.execvpe("srun", [*command, *words], {**os.environ, **home.read("policy")["slurm"]})
+    os.execvpe("srun", [*command, *rest], {**os.environ, **home.read("policy")["slurm"]})
 
 
-def rank_hosts(asked: dict[str, str]) -> list[str]:
-    listed = asked.get("hosts", asked.get("host"))
+def rank_hosts(options: dict[str, str]) -> list[str]:
+    listed = options.get("hosts", options.get("host"))
     if listed:
         return listed.split(",")
-    path = asked.get("hostfile", asked.get("f", os.environ.get("PBS_NODEFILE", "")))
+    path = options.get("hostfile", options.get("f", os.environ.get("PBS_NODEFILE", "")))
     return list(dict.fromkeys(Path(path).read_text().split()))

@@ -1,7 +1,7 @@
-"""A fixed list of PBS calls, and what whatever PBS is on PATH answers, with ids and times evened out.
+"""A fixed list of PBS calls and the answers of the PBS on PATH, with ids and times replaced.
 
-Run in an empty folder on a machine with a real OpenPBS, it prints what belongs into ``openpbs_answers.txt``. The
-queues have to be those of ``test_pbs_contract.py``.
+Run in an empty folder on a machine with a real OpenPBS, it prints the content of ``openpbs_answers.txt``. The queues
+must be those of ``test_pbs_contract.py``.
 """
 
 from __future__ import annotations
@@ -72,10 +72,10 @@ class Machine:
             check=False,
         )
 
-    def told(self, *command: str) -> list[str]:
-        """A call as one would see it at the terminal, with its exit code."""
+    def transcript(self, *command: str) -> list[str]:
+        """Run a command; return the lines of a terminal, with the exit code."""
         done = self.call(*command)
-        return [evened(f"$ {' '.join(command)}"), *evened(done.stdout).splitlines(), f"[rc {done.returncode}]"]
+        return [normalized(f"$ {' '.join(command)}"), *normalized(done.stdout).splitlines(), f"[rc {done.returncode}]"]
 
     def query(self, *ids: str) -> dict[str, Any]:
         command = ["qstat", "-x", "-f", "-F", "json", *ids]
@@ -87,15 +87,15 @@ class Machine:
         return self.call(*command, **variables).stdout.strip()
 
     def state(self, job_id: str) -> str:
-        """One job in one line."""
+        """Return the state of one job in one line."""
         (job,) = self.query(job_id)["Jobs"].values()
-        substate = {41: 42}.get(job.get("substate"), job.get("substate"))  # on its way to running
+        substate = {41: 42}.get(job.get("substate"), job.get("substate"))  # about to run
         head = f"{job['job_state']} substate {substate} exit {job.get('Exit_status')} queue {job['queue']}"
         resources = [f"{k}={job['Resource_List'][k]}" for k in SHOWN_RESOURCES if k in job["Resource_List"]]
         return " ".join([head, f"account {job.get('Account_Name')}", *resources])
 
     def wait(self, job_id: str, letter: str) -> str:
-        """Wait up to a minute until a job is in a state; returns it in one line."""
+        """Wait up to a minute until a job is in a state; return the state in one line."""
         for _ in range(600):
             if self.state(job_id).startswith(letter):
                 return self.state(job_id)
@@ -103,12 +103,12 @@ class Machine:
         return f"never {letter}"
 
 
-def evened(text: str) -> str:
+def normalized(text: str) -> str:
     return re.sub(r"queue (generic|debug)", "queue Q", re.sub(r"\b[0-9]+\.[a-zA-Z][-a-zA-Z0-9.]*", "ID", text))
 
 
 def answers(machine: Machine) -> Iterator[str]:
-    """All answers, line by line; takes half a minute."""
+    """Yield all answers, line by line; takes half a minute."""
     (machine.folder / "two.sh").write_text(TWO_NODES)
     (machine.folder / "world.sh").write_text(WORLD)
     parts: tuple[Callable[[Machine], Iterator[str]], ...] = (refusals, unknown, fails, over_walltime)
@@ -119,13 +119,13 @@ def answers(machine: Machine) -> Iterator[str]:
 def refusals(machine: Machine) -> Iterator[str]:
     yield "## refused"
     for command in REFUSED:
-        yield from machine.told(*command)
+        yield from machine.transcript(*command)
 
 
 def unknown(machine: Machine) -> Iterator[str]:
     yield "## unknown"
-    yield from machine.told("qstat", "99999")
-    yield from machine.told("qdel", "99999")
+    yield from machine.transcript("qstat", "99999")
+    yield from machine.transcript("qdel", "99999")
     yield f"keys {sorted(machine.query('99999'))}"
 
 
@@ -133,8 +133,8 @@ def fails(machine: Machine) -> Iterator[str]:
     yield "## runs and fails with 3"
     job_id = machine.submit("qsub", "-A", "fusion", "-q", "debug", "two.sh")
     yield machine.wait(job_id, "F")
-    yield from machine.told("qstat", job_id)
-    yield from machine.told("qdel", job_id)
+    yield from machine.transcript("qstat", job_id)
+    yield from machine.transcript("qdel", job_id)
 
 
 def over_walltime(machine: Machine) -> Iterator[str]:
@@ -149,12 +149,12 @@ def user_limits(machine: Machine) -> Iterator[str]:
     running = machine.submit(*DEBUG, "--", "/bin/sleep", "100")
     machine.wait(running, "R")
     waiting = machine.submit(*DEBUG, "--", "/bin/sleep", "100")
-    time.sleep(3)  # long enough to have been started, were there no limit
+    time.sleep(3)  # long enough to be started if there were no limit
     yield machine.state(waiting)
-    yield from machine.told(*DEBUG, "--", "/bin/true")
-    yield from machine.told("qdel", waiting)
+    yield from machine.transcript(*DEBUG, "--", "/bin/true")
+    yield from machine.transcript("qdel", waiting)
     yield machine.wait(waiting, "F")
-    yield from machine.told("qdel", running)
+    yield from machine.transcript("qdel", running)
     yield re.sub(r"exit [0-9]+", "exit of a killed job", machine.wait(running, "F"))
 
 
@@ -162,7 +162,7 @@ def held(machine: Machine) -> Iterator[str]:
     yield "## held"
     job_id = machine.submit("qsub", *COMMON, "-h", "-q", "prod", "-l", "select=2:ncpus=1", "--", "/bin/true")
     yield machine.wait(job_id, "H")
-    yield from machine.told("qdel", job_id)
+    yield from machine.transcript("qdel", job_id)
     other = machine.submit("qsub", *COMMON, "-h", "-q", "prod", "-l", "select=2:ncpus=1", "--", "/bin/true")
     yield "## two ids in one call"
     yield str(len(machine.query(job_id, other)["Jobs"]))
@@ -174,7 +174,7 @@ def world(machine: Machine) -> Iterator[str]:
     files = ["-o", str(machine.folder / "world.out"), "-e", str(machine.folder / "world.err")]
     command = [*PROD, "-N", "world", "-v", "ASKED=yes", *files, "world.sh"]
     machine.wait(machine.submit(*command, OF_THE_SUBMITTER="1"), "F")
-    time.sleep(1)  # OpenPBS brings the output after the end
+    time.sleep(1)  # OpenPBS copies the output after the end
     yield from (machine.folder / "world.out").read_text().splitlines()
 
 

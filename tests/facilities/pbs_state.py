@@ -1,4 +1,4 @@
-"""What the PBS server of a test facility remembers, and how Slurm's state of a job reads in PBS's words."""
+"""State of the PBS server of a test facility, and the conversion of Slurm's job states to PBS's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KILLED_BY_TERM = 271  # 256 + the signal
 
 
 class RefusedError(Exception):
-    """The server says no: its words and the command's exit code."""
+    """Refusal of the server: its message and the command's exit code."""
 
     def __init__(self, text: str, code: int) -> None:
         super().__init__(text)
@@ -30,12 +30,12 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True)
 class Home:
-    """The folder with the server's rules and one record a job; every change is written whole or not at all."""
+    """Folder with the server's rules and one record per job; every change is written completely or not at all."""
 
     root: Path
 
     def read(self, name: str) -> dict[str, Any]:
-        """Raises FileNotFoundError where there is no such record."""
+        """Return a record; raise FileNotFoundError if it does not exist."""
         return dict(json.loads((self.root / f"{name}.json").read_text()))
 
     def write(self, name: str, content: dict[str, Any]) -> None:
@@ -61,7 +61,7 @@ class Home:
             yield
 
     def take_one(self, name: str) -> dict[str, Any] | None:
-        """One of the faults that are still to come under this name; None: there is none."""
+        """Take one of the pending faults of this name; None: none is pending."""
         with self.locked():
             if not self.has(name):
                 return None
@@ -73,7 +73,7 @@ class Home:
 
 
 def slurm(home: Home, *command: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a Slurm command for this facility, untouched by the caller's own Slurm variables."""
+    """Run a Slurm command for this facility without the caller's own Slurm variables."""
     variables = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "SQUEUE_"))}
     variables |= home.read("policy")["slurm"]
     return subprocess.run(command, input=stdin, capture_output=True, text=True, env=variables, check=False)
@@ -84,14 +84,14 @@ def hms(seconds: int) -> str:
 
 
 def jobs(home: Home) -> dict[str, dict[str, Any]]:
-    """All jobs as qstat shows them, by number."""
+    """Return all jobs as qstat shows them, by number."""
     known = slurm_jobs(home)
     numbers = sorted((p.stem for p in (home.root / "jobs").glob("*.json")), key=int)
     return {n: attributes(home, n, known[n]) for n in numbers if n in known}
 
 
 def slurm_jobs(home: Home) -> dict[str, dict[str, str]]:
-    """What the controller knows of each job, by number.
+    """Return the controller's fields of each job, by number.
 
     Raises:
         RefusedError: the controller does not answer.
@@ -108,7 +108,7 @@ def no_server(home: Home) -> RefusedError:
 
 
 def attributes(home: Home, number: str, slurm_job: dict[str, str]) -> dict[str, Any]:
-    """One job in PBS's words."""
+    """Return the attributes of one job in PBS's terms."""
     job = home.read(f"jobs/{number}")
     preempted = job.pop("preempted", False)
     start, end = moment(slurm_job["StartTime"]), moment(slurm_job["EndTime"])
@@ -136,7 +136,7 @@ def attributes(home: Home, number: str, slurm_job: dict[str, str]) -> dict[str, 
 
 
 def ending(home: Home, number: str, slurm_job: dict[str, str], has_run: bool, preempted: bool) -> dict[str, Any]:
-    """Substate, Exit_status and the last words of an ended job."""
+    """Return substate, Exit_status and end of the comment of an ended job."""
     state, status = slurm_job["JobState"], exit_status(home, number, slurm_job)
     if state == "CANCELLED" or preempted:
         how = "terminated by preemption" if preempted else "terminated"
@@ -144,13 +144,13 @@ def ending(home: Home, number: str, slurm_job: dict[str, str], has_run: bool, pr
     if state == "TIMEOUT" or status == WALLTIME_EXCEEDED:
         return {"substate": 93, "Exit_status": WALLTIME_EXCEEDED, "how": "exceeded resource walltime"}
     if state == "NODE_FAIL":
-        # Not taken from OpenPBS: what it says of a job that is not requeued was not recorded.
+        # Not from OpenPBS: its answer for a job that is not requeued was not recorded.
         return {"substate": 91, "Exit_status": KILLED_BY_TERM, "how": "terminated: execution node down"}
     return {"substate": 93 if status else 92, "Exit_status": status, "how": "failed" if status else "finished"}
 
 
 def exit_status(home: Home, number: str, slurm_job: dict[str, str]) -> int:
-    """The script's, as its wrapper wrote it down; else Slurm's, with a signal counted from 256."""
+    """Return the script's exit status that its wrapper wrote; else Slurm's, with 256 plus the signal."""
     try:
         return int((home.root / "jobs" / f"{number}.exit").read_text())
     except FileNotFoundError:
@@ -159,7 +159,7 @@ def exit_status(home: Home, number: str, slurm_job: dict[str, str]) -> int:
 
 
 def moment(text: str) -> float | None:
-    """UNIX seconds of a time that Slurm wrote."""
+    """Return the UNIX seconds of a time of Slurm."""
     try:
         return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
     except ValueError:

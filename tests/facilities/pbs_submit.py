@@ -1,4 +1,4 @@
-"""qsub of a test facility: directives, limits and the job's own small world."""
+"""qsub of a test facility: directives, limits and the job's environment."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WHOLE_JOB = {"select", "place", "walltime", "filesystems", "nodes", "ncpus", "me
 LIMITS = ("Job violates queue and/or server resource limits", 188)
 SERVER_REFUSES = 186  # Job rejected by all possible destinations
 
-# A minute more than asked: `timeout` ends the job at its second, as PBS does and Slurm does not.
+# A minute more than requested: `timeout` ends the job at its exact second, as PBS does and Slurm does not.
 WRAPPER = """\
 #!/bin/bash
 trap : TERM  # a signal to the whole job is for the script; this shell stays to write down how it ends
@@ -41,7 +41,7 @@ exit $code
 
 @dataclass(frozen=True)
 class Request:
-    """A submission, put together from the command line and the script's directives."""
+    """A submission, from the command line and the script's directives."""
 
     options: dict[str, Any]
     resources: dict[str, str]
@@ -95,31 +95,31 @@ def read_request(arguments: list[str], policy: dict[str, Any]) -> Request:
     return Request(options, resources, text, options["N"] or name, nodes, chunk, queue, walltime_s, os.getcwd())
 
 
-def script(words: list[str]) -> tuple[str, str]:
-    """The job's script and its name: a command after ``--``, a file, or standard input."""
-    if words and words[0] == "--":
-        return "exec " + shlex.join(words[1:]) + "\n", "STDIN"
-    if not words:
+def script(rest: list[str]) -> tuple[str, str]:
+    """Return the job's script and its name: a command after ``--``, a file, or standard input."""
+    if rest and rest[0] == "--":
+        return "exec " + shlex.join(rest[1:]) + "\n", "STDIN"
+    if not rest:
         return sys.stdin.read(), "STDIN"
     try:
-        return Path(words[0]).read_text(), Path(words[0]).name
+        return Path(rest[0]).read_text(), Path(rest[0]).name
     except OSError as error:
         raise RefusedError(f"script file:: {error.strerror}", 1) from None
 
 
 def directives(text: str) -> list[str]:
-    """The words of the #PBS lines before the first command."""
-    words: list[str] = []
+    """Return the arguments of the #PBS lines before the first command."""
+    arguments: list[str] = []
     for line in text.splitlines():
         if line.startswith("#PBS"):
-            words += shlex.split(line[4:], comments=True)
+            arguments += shlex.split(line[4:], comments=True)
         elif line.strip() and not line.startswith("#"):
             break
-    return words
+    return arguments
 
 
 def resource_list(specifications: list[str]) -> dict[str, str]:
-    """``select=2:ncpus=4``, ``walltime=..,place=scatter`` by name; later ones win."""
+    """Return ``select=2:ncpus=4``, ``walltime=..,place=scatter`` by name; later ones replace earlier ones."""
     found = {}
     for item in (item for specification in specifications for item in specification.split(",")):
         key, _, value = item.partition("=")
@@ -130,7 +130,7 @@ def resource_list(specifications: list[str]) -> dict[str, str]:
 
 
 def chunks(select: str) -> tuple[int, dict[str, str]]:
-    """``2:ncpus=4:system=polaris`` is 2 chunks with ``{"ncpus": "4", "system": "polaris"}`` each."""
+    """Return 2 and ``{"ncpus": "4", "system": "polaris"}`` for ``2:ncpus=4:system=polaris``."""
     parts = select.split(":")
     count = int(parts.pop(0)) if parts[0].isdigit() else 1
     chunk = dict(part.split("=", 1) for part in parts)
@@ -148,7 +148,7 @@ def seconds(text: str) -> int:
 
 
 def check(home: Home, request: Request, policy: dict[str, Any]) -> None:
-    """The server's rules, in the words and with the exit codes of OpenPBS."""
+    """Check the server's rules, with the messages and exit codes of OpenPBS."""
     queue = policy["queues"][request.queue]
     if not queue["enabled"]:
         raise RefusedError("Queue is not enabled", 178)
@@ -180,7 +180,7 @@ def check_user_limit(home: Home, request: Request, limit: int | None) -> None:
 
 
 def submit(home: Home, request: Request, policy: dict[str, Any]) -> str:
-    """Hand the job to Slurm, held until its script and record are written; returns its number."""
+    """Submit the job to Slurm, held until its script and record are written; return its number."""
     variables = job_variables(home, request)
     options = [f"--output={output_path(request, 'o')}", *batch_options(request, policy)]
     if request.options["j"] not in ("oe", "eo"):
@@ -202,7 +202,7 @@ def refusal(home: Home, done: subprocess.CompletedProcess[str]) -> RefusedError:
 
 
 def batch_options(request: Request, policy: dict[str, Any]) -> list[str]:
-    """The request in sbatch's words."""
+    """Return the request as options of sbatch."""
     chunk, wall = request.chunk, request.walltime_s
     options = ["--parsable", "--hold", "--no-requeue", "--export=NIL", "--chdir=/", "--ntasks-per-node=1"]
     options += [f"--job-name={request.name}", f"--nodes={request.nodes}", f"--partition={request.queue}"]
@@ -218,14 +218,14 @@ def batch_options(request: Request, policy: dict[str, Any]) -> list[str]:
 
 
 def output_path(request: Request, letter: str) -> str:
-    """Where the script's output goes; a host before a colon is dropped."""
-    asked = request.options[letter] or ""
-    path = asked if asked.startswith("/") else asked.split(":", 1)[-1]
+    """Return the path of the script's output; a host before a colon is dropped."""
+    option = request.options[letter] or ""
+    path = option if option.startswith("/") else option.split(":", 1)[-1]
     return str(Path(request.folder) / (path or f"{request.name}.{letter}%A"))
 
 
 def job_variables(home: Home, request: Request) -> dict[str, str]:
-    """A PBS job starts with a small environment of its own, not the submitter's, but for -V and -v."""
+    """Return the environment of a PBS job: a small one of its own, not the submitter's, except with -V and -v."""
     user, host, folder = getpass.getuser(), socket.gethostname(), str(Path.home())
     variables = {"HOME": folder, "LOGNAME": user, "USER": user, "SHELL": "/bin/bash", "LANG": "C"}
     variables |= {"PATH": f"{home.root}/bin:/bin:/usr/bin", "PBS_ENVIRONMENT": "PBS_BATCH", "PBS_O_HOME": folder}
@@ -254,7 +254,7 @@ def wrapper_text(home: Home, request: Request, server: str, variables: dict[str,
 
 
 def record(request: Request, server: str, variables: dict[str, str]) -> dict[str, Any]:
-    """What the server remembers of a job from its submission."""
+    """Return the server's record of a job at its submission."""
     host, now, cores = socket.gethostname(), time.ctime(), request.nodes * int(request.chunk.get("ncpus", 1))
     resources: dict[str, Any] = {**request.resources, "nodect": request.nodes, "ncpus": cores}
     resources |= {"place": request.resources.get("place", "free")}

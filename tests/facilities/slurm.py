@@ -1,4 +1,4 @@
-"""Independent Slurm clusters on this machine: real daemons, several nodes, limits, faults on demand."""
+"""Independent Slurm clusters on this machine: real daemons, several nodes, limits, injected faults."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DEBUG = Partition("debug")
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """One row of squeue: a job that the controller still knows, ended ones too."""
+    """One row of squeue: a job that the controller still knows, also an ended one."""
 
     job_id: str
     name: str
@@ -46,9 +46,9 @@ class SlurmCluster:
     """A running cluster.
 
     Attributes:
-        name: of the cluster; its nodes are NAME1, NAME2 ...
-        root: the folder that holds all it has.
-        environment: what a client's commands need to speak with it.
+        name: name of the cluster; its nodes are NAME1, NAME2 ...
+        root: folder of all its files.
+        environment: variables that a client's commands need.
     """
 
     def __init__(self, plan: ClusterPlan, root: Path) -> None:
@@ -59,18 +59,18 @@ class SlurmCluster:
         self._nodes: dict[str, subprocess.Popen[bytes]] = {}
 
     def run(self, *command: str) -> str:
-        """What a Slurm command prints; FacilityError where it fails."""
+        """Run a Slurm command and return its output; raise FacilityError if it fails."""
         return call(command, self.environment)
 
     def submit(self, script: str, *options: str) -> str:
-        """Submit the lines of a shell script; returns the job's id."""
+        """Submit the lines of a shell script; return the job's id."""
         path = self.root / "submit.sh"
         path.write_text(f"#!/bin/bash\n{script}\n")
         output = () if any(o.startswith("--output") for o in options) else ("--output=/dev/null",)
         return self.run("sbatch", "--parsable", *output, *options, str(path)).strip().split(";")[0]
 
     def jobs(self) -> dict[str, SlurmJob]:
-        """All jobs that the controller knows, by their ids."""
+        """Return all jobs that the controller knows, by their ids."""
         rows = self.run("squeue", "-h", "-t", "all", "-o", "%A|%j|%T|%P|%N").splitlines()
         return {job.job_id: job for job in (self._job(*row.split("|")) for row in rows)}
 
@@ -79,7 +79,7 @@ class SlurmCluster:
         return SlurmJob(job_id, name, state, partition, nodes)
 
     def wait_for_state(self, job_id: str, *states: str, limit_s: float = 60) -> str:
-        """Wait until a job is in one of these states; returns which."""
+        """Wait until a job is in one of these states; return the state."""
         seen: list[str] = [""]
 
         def reached() -> bool:
@@ -90,25 +90,25 @@ class SlurmCluster:
         return seen[0]
 
     def end_now(self, job_id: str) -> None:
-        """Let a running job's time limit be over: a true TIMEOUT, within the controller's 30 s."""
+        """Let a running job reach its time limit: a real TIMEOUT, within the controller's 30 s."""
         self.run("scontrol", "update", f"jobid={job_id}", "EndTime=now+1seconds")
 
     def preempt(self, job_id: str) -> None:
-        """Take a running job's nodes for an urgent one: SIGTERM, the cluster's ``kill_wait_s``, then the end."""
+        """Preempt a running job by an urgent one: SIGTERM, the cluster's ``kill_wait_s``, then the end."""
         nodes = self.jobs()[job_id].nodes
         options = (f"--nodelist={','.join(nodes)}", f"--nodes={len(nodes)}", "--exclusive", "--job-name=urgent")
         self.submit("sleep 0.1", f"--partition={URGENT}", *options)
 
     def set_partition(self, name: str, state: str) -> None:
-        """``up``, ``down`` (takes jobs, starts none), ``drain`` (takes none, starts those it has) or ``inactive``."""
+        """Set a state: ``up``, ``down`` (accepts jobs, starts none), ``drain`` (accepts none) or ``inactive``."""
         self.run("scontrol", "update", f"partitionname={name}", f"state={state}")
 
     def node_down(self, node: str, noticed: bool = True) -> None:
-        """Cut a node's power: its daemon and all that runs on it are gone at once.
+        """Cut a node's power: kill its daemon and all processes on it.
 
         Args:
-            node: its name.
-            noticed: the controller learns of it now instead of after its time-out of a minute.
+            node: name of the node.
+            noticed: inform the controller now instead of after its time-out of a minute.
         """
         daemon = self._nodes.pop(node)
         daemon.kill()
@@ -118,18 +118,18 @@ class SlurmCluster:
             self.run("scontrol", "update", f"nodename={node}", "state=down", "reason=power")
 
     def _step_processes(self, node: str) -> list[psutil.Process]:
-        log = self.root / "log" / f"slurmd-{node}.log"  # each step's daemon writes into that of its node
+        log = self.root / "log" / f"slurmd-{node}.log"  # each step's daemon writes to the log of its node
         steps = [process for process in processes_of(self.root) if has_open(process, log)]
         return [process for step in steps for process in (step, *step.children(recursive=True))]
 
     def node_up(self, node: str) -> None:
-        """Give a node its power back and wait until it may take jobs."""
+        """Start a node again and wait until it can run jobs."""
         self._start_node(node)
 
         def ready() -> bool:
             if node in self._ready():
                 return True
-            self.run("scontrol", "update", f"nodename={node}", "state=resume")  # refused if it has just come by itself
+            self.run("scontrol", "update", f"nodename={node}", "state=resume")  # refused if it has just become ready
             return False
 
         wait_until(f"node {node}", ready, self.root / "log")
@@ -145,18 +145,18 @@ class SlurmCluster:
         wait_until("slurmctld", lambda: "UP" in self.run("scontrol", "ping"), self.root / "log")
 
     def stop_controller(self, crash: bool = False) -> None:
-        """Stop slurmctld; jobs go on, commands fail after 19 s. A crash loses the jobs of the last seconds."""
+        """Stop slurmctld; jobs continue, commands fail after 19 s. A crash loses the jobs of the last seconds."""
         if self._controller is not None:
             stop([self._controller], 0 if crash else 10)
         self._controller = None
 
     def restart_controller(self, crash: bool = False) -> None:
-        """Stop slurmctld and start it again with the state it has on disk."""
+        """Stop slurmctld and start it again with its state on disk."""
         self.stop_controller(crash)
         self.start_controller()
 
     def start(self) -> None:
-        """Start the controller and all nodes, and wait until every node may take jobs."""
+        """Start the controller and all nodes, and wait until every node can run jobs."""
         self.start_controller()
         for node in self.nodes:
             (self.root / "spool" / node).mkdir(exist_ok=True)
@@ -176,7 +176,7 @@ class SlurmCluster:
         wait_until("an empty queue", lambda: not self.run("squeue", "-h", "-t", live, "-o", "%A").strip(), None, 20)
 
     def close(self) -> None:
-        """Stop everything, also what a failed test has left running."""
+        """Stop everything, also processes that a failed test has left."""
         wait_until("the end of all processes", lambda: not kill_processes(processes_of(self.root)))
         stop([*self._nodes.values(), *([self._controller] if self._controller else [])])
 
@@ -199,21 +199,23 @@ def slurm_cluster(
     remember_s: int = 86_400,
     refuse_beyond_limits: bool = True,
 ) -> Iterator[SlurmCluster]:
-    """A cluster of its own, up with all nodes idle, and gone without a trace of processes afterwards.
+    """Yield a cluster with all nodes idle; no process of it is left afterwards.
 
     Args:
-        root: a folder with a short path (sockets lie below it); the cluster's files go into ``root/name``.
-        name: of the cluster, lower case; with accounting never used twice.
-        nodes, cpus, gpus: how many nodes (49 at most), and what each declares to have.
-        partitions: the first is the default one.
-        accounting: gives sacct, accounts and QOS; without it squeue is all there is.
-        accounts: allocations of the present user besides ``default``.
-        qos: limits that a partition names or a job asks for.
-        features: of every node, for constraints.
-        licenses: how many jobs may hold each license at a time.
-        kill_wait_s: between SIGTERM and SIGKILL where a job is cancelled.
-        remember_s: how long the controller knows ended jobs.
-        refuse_beyond_limits: sbatch refuses what no partition admits; else such a job waits for ever.
+        root: folder with a short path (sockets are below it); the cluster's files go into ``root/name``.
+        name: name of the cluster, lower case; with accounting never used twice.
+        nodes: number of nodes, 49 at most.
+        cpus: declared cores of each node.
+        gpus: declared GPUs of each node.
+        partitions: partitions; the first is the default.
+        accounting: adds sacct, accounts and QOS; without it only squeue works.
+        accounts: allocations of this user besides ``default``.
+        qos: limits that a partition or a job names.
+        features: features of every node, for constraints.
+        licenses: number of jobs that may hold each license at a time.
+        kill_wait_s: time between SIGTERM and SIGKILL when a job is cancelled.
+        remember_s: time for which the controller knows ended jobs.
+        refuse_beyond_limits: sbatch refuses a job that no partition allows; else such a job waits for ever.
     """
     home = root / name
     make_folders(home)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-URGENT = "urgent"  # partition that preempts, where any other one is preemptable
+URGENT = "urgent"  # partition that preempts, if another one is preemptable
 MEMORY_A_NODE_MB = 4000
 
 CONFIGURATION = """\
@@ -82,7 +82,7 @@ class Partition:
 
 @dataclass(frozen=True)
 class ClusterPlan:
-    """All that the configuration of a cluster depends on."""
+    """Parameters of the configuration of a cluster."""
 
     name: str
     base: int
@@ -118,7 +118,7 @@ class ClusterPlan:
 
 
 def write_configuration(plan: ClusterPlan, root: Path, accounting_port: int | None) -> None:
-    """slurm.conf, gres.conf and cgroup.conf in ``root/etc``."""
+    """Write slurm.conf, gres.conf and cgroup.conf in ``root/etc``."""
     lines = common_lines(plan, root)
     if accounting_port is not None:
         lines += ACCOUNTED.format(port=accounting_port, munge_socket=plan.munge_socket)
@@ -173,18 +173,18 @@ def partition_lines(plan: ClusterPlan) -> str:
 
 
 def partition_line(partition: Partition, default: bool, preempts: bool) -> str:
-    words = {"PartitionName": partition.name, "Nodes": partition.nodes, "State": "UP", "MaxTime": partition.max_time}
-    words |= {"MinNodes": str(partition.min_nodes), "PriorityTier": str(partition.priority_tier)}
-    words |= {"Default": "YES"} if default else {}
-    words |= {"MaxNodes": str(partition.max_nodes)} if partition.max_nodes else {}
-    words |= {"DefaultTime": partition.default_time} if partition.default_time else {}
-    words |= {"QOS": partition.qos} if partition.qos else {}
-    words |= {"PreemptMode": "CANCEL" if partition.preemptable else "OFF"} if preempts else {}
-    return " ".join(f"{key}={value}" for key, value in words.items())
+    fields = {"PartitionName": partition.name, "Nodes": partition.nodes, "State": "UP", "MaxTime": partition.max_time}
+    fields |= {"MinNodes": str(partition.min_nodes), "PriorityTier": str(partition.priority_tier)}
+    fields |= {"Default": "YES"} if default else {}
+    fields |= {"MaxNodes": str(partition.max_nodes)} if partition.max_nodes else {}
+    fields |= {"DefaultTime": partition.default_time} if partition.default_time else {}
+    fields |= {"QOS": partition.qos} if partition.qos else {}
+    fields |= {"PreemptMode": "CANCEL" if partition.preemptable else "OFF"} if preempts else {}
+    return " ".join(f"{key}={value}" for key, value in fields.items())
 
 
 def device_lines(plan: ClusterPlan, root: Path) -> str:
-    """Slurm wants a character device for each GPU and takes a link to the null device."""
+    """Return gres.conf; Slurm needs a character device for each GPU and accepts a link to the null device."""
     if not plan.gpus:
         return ""
     for i in range(plan.gpus):

@@ -1,4 +1,4 @@
-"""Globus Auth's stand-in, asked by the genuine globus_sdk: tokens, renewal, revocation, the login of a person."""
+"""Tests of the stand-in of Globus Auth with the real globus_sdk: tokens, renewal, revocation, user login."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_wrong_or_changed_secrets_are_refused(auth: Auth) -> None:
         assert refused.value.http_status == 401
 
 
-def test_an_expired_token_is_renewed_without_a_word(auth: Auth, service: HttpService) -> None:
+def test_an_expired_token_is_renewed_silently(auth: Auth, service: HttpService) -> None:
     client = globus_sdk.TransferClient(app=client_app(auth.add_service_account()))
     assert client.get("/v0.10/endpoint_search").http_status == 200
     auth.expire_tokens()
@@ -90,7 +90,7 @@ def test_an_expired_token_is_renewed_without_a_word(auth: Auth, service: HttpSer
     assert [call.status for call in service.calls if "search" in call.path] == [200, 401, 200]
 
 
-def test_lifetimes_are_told_and_kept(auth: Auth, service: HttpService) -> None:
+def test_lifetimes_are_reported_and_kept(auth: Auth, service: HttpService) -> None:
     requests.post(f"{service.url}/_ctl/auth", json={"lifetime_s": 0})
     account = auth.add_service_account()
     client = globus_sdk.ConfidentialAppAuthClient(account.client_id, account.secret)
@@ -156,7 +156,7 @@ def test_another_person_is_noticed(auth: Auth) -> None:
         app.login(force=True)
 
 
-def test_a_code_is_good_once_and_only_with_its_verifier(auth: Auth, service: HttpService) -> None:
+def test_a_code_is_good_once_and_only_with_its_verifier(auth: Auth) -> None:
     auth.add_person("ada@example.org")
     flows = [globus_sdk.NativeAppAuthClient(NATIVE_CLIENT) for _ in range(2)]
     for flow in flows:

@@ -1,4 +1,4 @@
-"""The Compute service's stand-in, asked by the genuine SDK: submissions, limits, losses. The test plays the agent."""
+"""Tests of the stand-in of Globus Compute with the real SDK: submissions, limits, losses. The test is the agent."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SCOPE = "https://auth.globus.org/scopes/facd7ccc-c5f4-42aa-916b-a0e270e2c2a9/all
 
 
 class Played:
-    """A service, its genuine client and an agent that the test plays."""
+    """A service, its real client and an agent whose part the test takes."""
 
     def __init__(self, service: HttpService, state: Path) -> None:
         self.service, self.auth, self.queues = service, Auth(service), MemoryQueues("t.")
@@ -59,7 +59,7 @@ class Played:
         self.queues.receive("heartbeats", messagepack.pack(report))
 
     def work(self, value: object) -> list[str]:
-        """Answer every waiting task with a value; returns their ids."""
+        """Answer every waiting task with a value; return their ids."""
         done = []
         for queue in [name for name in self.queues.queues if name.endswith(".tasks")]:
             for body, _ in self.queues.taken(queue):
@@ -98,7 +98,7 @@ def test_a_task_goes_out_and_its_result_comes_back(played: Played) -> None:
     assert (task["status"], task["function_id"], task["n_results"]) == ("success", function_id, 1)
 
 
-def test_the_agent_is_asked_once_for_a_child_of_each_configuration(played: Played) -> None:
+def test_the_agent_starts_one_child_for_each_configuration(played: Played) -> None:
     endpoint_id, client = played.register(), Client()
     function_id = client.register_function(double)
     for options in ({"workers": 1}, {"workers": 1}, {"workers": 2}):
@@ -106,11 +106,11 @@ def test_the_agent_is_asked_once_for_a_child_of_each_configuration(played: Playe
         batch.add(function_id, args=(1,))
         client.batch_run(endpoint_id, batch)
     commands = played.queues.taken(f"t.{endpoint_id}.commands")
-    orders = [json.loads(body) for body, _ in commands]
-    assert [order["kwargs"]["user_opts"] for order in orders] == [{"workers": 1}, {"workers": 2}]
-    assert {order["globus_effective_identity"] for order in orders} == {played.account.client_id}
+    commands_sent = [json.loads(body) for body, _ in commands]
+    assert [command["kwargs"]["user_opts"] for command in commands_sent] == [{"workers": 1}, {"workers": 2}]
+    assert {command["globus_effective_identity"] for command in commands_sent} == {played.account.client_id}
     assert commands[0][1]["content_type"] == "application/json"
-    children = [order["kwargs"]["amqp_creds"]["endpoint_id"] for order in orders]
+    children = [command["kwargs"]["amqp_creds"]["endpoint_id"] for command in commands_sent]
     assert [len(played.queues.taken(f"t.{child}.tasks")) for child in children] == [2, 1]
 
 
@@ -146,7 +146,7 @@ def test_too_large_a_request_is_refused(played: Played) -> None:
     assert len(played.compute.tasks) == 0
 
 
-def test_too_many_requests_are_told_when_to_come_back(played: Played) -> None:
+def test_too_many_requests_are_refused_with_a_time_to_retry(played: Played) -> None:
     played.compute.rules.rate = (2, 30.0)
     answers = [played.call("GET", "/v2/endpoints") for _ in range(3)]
     assert [answer.status_code for answer in answers] == [200, 200, 429]
@@ -183,7 +183,7 @@ def test_a_dropped_result_leaves_its_task_unfinished(played: Played) -> None:
     assert played.compute.tasks[lost]["n_results"] == 1
 
 
-def test_a_result_that_nobody_fetches_is_gone(played: Played) -> None:
+def test_a_result_that_is_not_fetched_is_deleted(played: Played) -> None:
     endpoint_id, client = played.register(), Client()
     task_id = client.run(1, endpoint_id=endpoint_id, function_id=client.register_function(double))
     played.work(2)
@@ -215,11 +215,11 @@ def test_what_it_knows_lasts_over_a_restart(played: Played) -> None:
 
 
 def test_unknown_things_and_things_of_others_are_refused(played: Played) -> None:
-    endpoint_id, group_id, nobody = played.register(), str(uuid.uuid4()), str(uuid.uuid4())
-    submission = {"tasks": {nobody: ["payload"]}, "task_group_id": group_id}
+    endpoint_id, group_id, unknown = played.register(), str(uuid.uuid4()), str(uuid.uuid4())
+    submission = {"tasks": {unknown: ["payload"]}, "task_group_id": group_id}
     assert played.call("POST", f"/v3/endpoints/{endpoint_id}/submit", submission).status_code == 404
-    assert played.call("POST", f"/v3/endpoints/{nobody}/submit", {"tasks": {}}).status_code == 404
-    assert played.call("GET", f"/v2/tasks/{nobody}").status_code == 404
+    assert played.call("POST", f"/v3/endpoints/{unknown}/submit", {"tasks": {}}).status_code == 404
+    assert played.call("GET", f"/v2/tasks/{unknown}").status_code == 404
     played.call("POST", f"/v3/endpoints/{endpoint_id}/submit", {"tasks": {}, "task_group_id": group_id})
     assert played.call("GET", f"/v2/taskgroup/{group_id}").json() == {"taskgroup_id": group_id, "tasks": []}
     played.account = played.auth.add_service_account()

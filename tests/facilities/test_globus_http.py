@@ -1,4 +1,4 @@
-"""The loopback HTTP service: routes, the record of calls, and every kind of fault as a real client meets it."""
+"""Tests of the loopback HTTP service with a real client: routes, record of calls, every kind of fault."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_call_is_recorded_without_its_secrets(service: HttpService) -> None:
     assert "s3cret" not in json.dumps(recorded) + repr(service.calls)
 
 
-def test_a_fault_strikes_as_often_as_told_and_only_where_told(service: HttpService) -> None:
+def test_a_fault_occurs_as_often_and_only_where_it_was_set(service: HttpService) -> None:
     service.fault(r"^/numbers$", method="POST", status=503, count=2, headers={"Retry-After": "1"})
     assert requests.get(f"{service.url}/files/x").status_code == 200
     answers = [requests.post(f"{service.url}/numbers") for _ in range(3)]

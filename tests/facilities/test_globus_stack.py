@@ -1,4 +1,4 @@
-"""The whole route: genuine SDK, stand-in services, a real RabbitMQ, genuine agents; and all that can be lost on it."""
+"""Tests of the whole route: real SDK, stand-in services, a real RabbitMQ, real agents; and of losses on it."""
 
 from __future__ import annotations
 
@@ -68,8 +68,10 @@ def double(number):
 
 
 def executor(endpoint_id: str, group_id: str | None = None) -> Executor:
-    """An SDK executor without the client's own brake on submissions, and with a task group of its own: else the
-    executors of a process share one."""
+    """Return an SDK executor without the client's rate limit, and with its own task group.
+
+    Otherwise the executors of a process share one.
+    """
     serializer = ComputeSerializer(strategy_code=PureSourceTextInspect())
     client = Client(code_serialization_strategy=PureSourceTextInspect())
     settings = {"api_burst_limit": 8, "api_burst_window_s": 1, "task_group_id": group_id or str(uuid.uuid4())}
@@ -78,7 +80,7 @@ def executor(endpoint_id: str, group_id: str | None = None) -> Executor:
 
 @contextmanager
 def working(endpoint_id: str, group_id: str | None = None) -> Iterator[Executor]:
-    """An executor that does not wait for lost tasks at its end: the SDK would, also at the end of the process."""
+    """Yield an executor that does not wait for lost tasks at its end: the SDK would, also when the process ends."""
     running = executor(endpoint_id, group_id)
     yield running
     running.shutdown(wait=False, cancel_futures=True)
@@ -161,7 +163,7 @@ def test_a_slow_answer_makes_the_task_run_twice(
     assert lines(mark) == len(group) >= 2
 
 
-def test_a_dropped_result_is_lost_without_a_word(work: Executor, globus: Stack) -> None:
+def test_a_dropped_result_is_lost_without_a_message(work: Executor, globus: Stack) -> None:
     globus.compute.rules.drop_results = 1
     lost = work.submit(double, 5)
     task_id = wait_for_id(lost)
@@ -220,7 +222,7 @@ def finished(client: Client, task_id: str) -> Callable[[], bool]:
     return lambda: not client.get_task(task_id)["pending"]
 
 
-def test_a_killed_child_loses_its_tasks_without_a_word(
+def test_a_killed_child_loses_its_tasks_without_a_message(
     work: Executor, agent: Agent, globus: Stack, tmp_path: Path
 ) -> None:
     mark = tmp_path / "ran"
@@ -257,11 +259,11 @@ def test_a_killed_agent_starts_again_as_the_same_endpoint(globus_client: Stack) 
     assert not any(is_alive(process) for process in children)
 
 
-def test_a_template_that_cannot_be_read_is_told_to_the_submitter(globus_client: Stack) -> None:
-    agent = globus_client.add_agent("gamma", "engine: {{ nobody_gives_this }}\n")
+def test_a_template_that_cannot_be_read_is_reported_to_the_submitter(globus_client: Stack) -> None:
+    agent = globus_client.add_agent("gamma", "engine: {{ undefined_option }}\n")
     globus_client.compute.rules.start_wait_s = 30
     with working(agent.endpoint_id) as running:
-        with pytest.raises(Exception, match="nobody_gives_this"):
+        with pytest.raises(Exception, match="undefined_option"):
             running.submit(double, 1).result(COLD_S)
     globus_client.agents.pop("gamma").close()
 
@@ -287,7 +289,7 @@ def test_nothing_outlives_a_killed_test_process(short_root: Path) -> None:
     assert port not in [row.laddr.port for row in listening]
 
 
-def test_processes_are_found_by_their_token_only(tmp_path: Path) -> None:
+def test_processes_are_found_by_their_token_only() -> None:
     token = uuid.uuid4().hex
     command = [sys.executable, "-c", "import time; print(1, flush=True); time.sleep(60)"]
     environment = {**os.environ, "CROSSFED_FACILITY": token}

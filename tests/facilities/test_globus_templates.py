@@ -1,4 +1,4 @@
-"""What a submitter chooses reaches the batch job through the agent's template."""
+"""Tests that a submitter's options reach the batch job through the agent's template."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read_words():
 
 
 def rendered(template: str, **options: Any) -> dict[str, Any]:
-    """As the agent does it: strings are JSON before the template sees them."""
+    """Render a template as the agent does: strings are JSON before they are inserted."""
     given = {name: json.dumps(value) if isinstance(value, str) else value for name, value in options.items()}
     return yaml.safe_load(jinja2.Template(template).render(given))["engine"]
 

@@ -1,4 +1,4 @@
-"""The Transfer stand-in does to the genuine client what Globus does, the traps included."""
+"""Tests that the stand-in of Globus Transfer treats the real client as Globus does, also in odd cases."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Scene:
 def wait_until(condition: Callable[[], Any]) -> None:
     until = time.monotonic() + 30
     while not condition():
-        assert time.monotonic() < until, "waited in vain"
+        assert time.monotonic() < until, "the condition is not true after 30 s"
         time.sleep(0.01)
 
 
@@ -63,7 +63,7 @@ def scene(transfer_facility: TransferFacility, tmp_path: Path) -> Iterator[Scene
 
 
 def refused(call: Callable[[], Any]) -> Any:
-    """The error of a call."""
+    """Return the error of a call."""
     from globus_sdk import TransferAPIError
 
     with pytest.raises(TransferAPIError) as caught:
@@ -99,7 +99,7 @@ def test_a_request_that_is_sent_again_by_the_sdk_is_one_task(scene: Scene):
     assert len(scene.transfer.tasks) == 1
 
 
-def test_wrong_bytes_are_only_seen_where_checksums_are_asked_for(scene: Scene):
+def test_wrong_bytes_are_only_detected_with_checksums(scene: Scene):
     scene.transfer.fault("corrupt")
     task = scene.ended(scene.submit())
     assert task["status"] == "SUCCEEDED" and not scene.arrived()
@@ -115,7 +115,7 @@ def test_a_checksum_of_the_caller(scene: Scene):
     assert task["fatal_error"]["code"] == "EXTERNAL_CHECKSUM_MISMATCH"
 
 
-def test_task_wait_says_yes_to_a_task_that_failed(scene: Scene):
+def test_task_wait_returns_true_for_a_task_that_failed(scene: Scene):
     scene.transfer.fault("fail")
     task = scene.ended(scene.submit())
     assert task["status"] == "FAILED"
@@ -216,7 +216,7 @@ def test_a_mapped_collection_wants_a_consent(scene: Scene):
 
 
 def test_the_access_list_of_a_guest_collection(scene: Scene):
-    scene.two.allowed = {"somebody else"}
+    scene.two.allowed = {"another account"}
     assert refused(scene.submit).code == "EndpointPermissionDenied"
     scene.two.allowed.add(scene.facility.account.client_id)
     assert scene.ended(scene.submit())["status"] == "SUCCEEDED"

@@ -1,4 +1,4 @@
-"""The PBS machine of the tests answers as OpenPBS does, and fails on demand."""
+"""Tests that the PBS machine of the tests answers as OpenPBS does, and that its faults can be injected."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_an_account_that_is_not_ours_is_refused(pbs: PbsFacility) -> None:
         pbs.submit("true", "-A", "weather", "-q", "debug")
 
 
-def test_submissions_are_refused_as_often_as_told(pbs: PbsFacility) -> None:
+def test_submissions_are_refused_as_often_as_set(pbs: PbsFacility) -> None:
     pbs.refuse_submissions(2, "Job rejected by all possible destinations")
     for _ in range(2):
         with pytest.raises(FacilityError, match="Job rejected by all possible destinations"):
@@ -67,7 +67,7 @@ def test_a_lost_answer_leaves_a_job_that_can_be_found(pbs: PbsFacility) -> None:
     assert pbs.job(found)["Job_Name"] == "token123"
 
 
-def test_a_preempted_job_is_asked_to_end_before_it_is_killed(pbs: PbsFacility, tmp_path: Path) -> None:
+def test_a_preempted_job_gets_sigterm_before_it_is_killed(pbs: PbsFacility, tmp_path: Path) -> None:
     said = tmp_path / "said"
     job_id = pbs.submit(
         f"trap 'echo asked > {said}; exit 0' TERM\ntouch {said}\nwhile :; do sleep 0.1; done", *ONE_NODE
@@ -80,7 +80,7 @@ def test_a_preempted_job_is_asked_to_end_before_it_is_killed(pbs: PbsFacility, t
     assert said.read_text() == "asked\n" and "preemption" in pbs.job(job_id)["comment"]
 
 
-def test_a_stopped_server_answers_nobody(pbs: PbsFacility) -> None:
+def test_a_stopped_server_does_not_answer(pbs: PbsFacility) -> None:
     pbs.stop_server()
     try:
         with pytest.raises(FacilityError, match="exit 111: Connection refused\nqstat: cannot connect to server"):
@@ -90,7 +90,7 @@ def test_a_stopped_server_answers_nobody(pbs: PbsFacility) -> None:
     assert pbs.run("qstat") == ""
 
 
-def test_queues_tell_their_limits_and_whether_they_take_jobs(pbs: PbsFacility) -> None:
+def test_queues_report_their_limits_and_state(pbs: PbsFacility) -> None:
     pbs.set_queue("prod", enabled=False)
     try:
         queues = json.loads(pbs.run("qstat", "-Q", "-f", "-F", "json"))["Queue"]

@@ -1,4 +1,4 @@
-"""The Slurm clusters of the tests: apart from each other, failing on demand, gone without a trace."""
+"""Tests of the Slurm clusters of the tests: independent, with injected faults, without remaining processes."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_a_node_without_power_takes_its_job_along_and_comes_back(cluster: SlurmC
     cluster.wait_for_state(again, "COMPLETED")
 
 
-def test_jobs_go_on_while_the_controller_is_restarted(cluster: SlurmCluster, tmp_path: Path) -> None:
+def test_jobs_continue_while_the_controller_is_restarted(cluster: SlurmCluster, tmp_path: Path) -> None:
     job_id = cluster.submit(f"until [ -e {tmp_path}/end ]; do sleep 0.1; done", "--no-requeue")
     cluster.wait_for_state(job_id, "RUNNING")
     cluster.restart_controller()

@@ -1,4 +1,4 @@
-"""An agent's commands reach the cluster as its users' do."""
+"""Tests that an agent's commands reach the cluster as its users' commands do."""
 
 from __future__ import annotations
 

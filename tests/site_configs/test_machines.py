@@ -1,6 +1,6 @@
-"""Each machine's Site is complete, and its batch script is the one in ``golden/``, read against the guides.
+"""Tests that each machine's Site is complete and that its batch script equals the reviewed one in ``golden/``.
 
-``CROSSFED_WRITE_GOLDEN=1 pytest tests/site_configs/test_machines.py`` writes the scripts anew; read the difference.
+``CROSSFED_WRITE_GOLDEN=1 pytest tests/site_configs/test_machines.py`` writes the scripts again; read the difference.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def test_a_site_is_complete(machine: str) -> None:
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-def test_the_launch_line_has_no_open_place(machine: str) -> None:
+def test_the_launch_line_has_no_placeholder(machine: str) -> None:
     launch = made(machine).ranks.launch
     filled = [word.format(nodes=2, ranks=24, ranks_per_node=12) for word in launch]
     assert "24" in " ".join(filled) and "{" not in "".join(filled)
@@ -163,7 +163,7 @@ def test_the_block_that_a_request_gets(machine: str, settings: dict, queue: str,
 
 
 @pytest.mark.parametrize(
-    ("machine", "settings", "told"),
+    ("machine", "settings", "message"),
     [
         ("polaris", {"storage_root": "/tmp/x"}, "storage_root: /tmp/x is on no file system that the block requests"),
         (
@@ -184,9 +184,16 @@ def test_the_block_that_a_request_gets(machine: str, settings: dict, queue: str,
         ("slurm", {"blocks": "always"}, "blocks: Input should be 'pilot' or 'per_round'"),
     ],
 )
-def test_what_would_fail_in_the_queue_is_refused_here(machine: str, settings: dict, told: str) -> None:
-    with pytest.raises(SiteConfigError, match=told):
+def test_requests_that_the_facility_would_refuse_are_refused(machine: str, settings: dict, message: str) -> None:
+    with pytest.raises(SiteConfigError, match=message):
         made(machine, **settings)
+
+
+def test_the_constraint_of_perlmutter_selects_node_and_limits() -> None:
+    site = made("perlmutter", constraint="gpu&hbm80g")
+    assert site.machine == made("perlmutter_80gb").machine == "Perlmutter 80 GB (NERSC)"
+    assert site.node == made("perlmutter_80gb").node
+    assert made("perlmutter", nodes=257).machine == "Perlmutter (NERSC)"
 
 
 def test_gpu_accounts_of_nersc_end_in_g() -> None:
@@ -203,7 +210,7 @@ def test_two_campaigns_and_two_sites_share_a_storage_root() -> None:
     assert roots == [Path("/scratch/x/a"), Path("/scratch/x/b"), Path("/scratch/y/a")]
 
 
-def test_any_cluster_takes_what_tests_and_users_need() -> None:
+def test_settings_of_any_cluster() -> None:
     site = resolve_site(
         "x",
         "slurm",

@@ -1,1 +1,1 @@
-"""Globus on this machine: stand-ins for the hosted services, a real RabbitMQ, genuine endpoint agents."""
+"""Globus on this machine: stand-ins of the hosted services, a real RabbitMQ, real endpoint agents."""

@@ -1,4 +1,4 @@
-"""Genuine Globus Compute endpoint agents, each with its children, interchanges, workers, and a clean end for all."""
+"""Real Globus Compute endpoint agents with their children, interchanges and workers, and their clean end."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ AGENT = "globus-compute-endpoint"
 
 
 def endpoint_environment() -> Path:
-    """The agent's own virtual environment: its packages contradict the project's."""
+    """Return the agent's own virtual environment: its packages conflict with the project's."""
     return Path(os.environ.get("CROSSFED_ENDPOINT_ENV") or PROJECT / ".endpoint-venv")
 
 
 def missing_agent_programs() -> list[str]:
-    """What has to be installed before an agent can run."""
+    """Return the programs that must be installed before an agent can run."""
     agent = endpoint_environment() / "bin" / AGENT
     missing = [] if os.access(agent, os.X_OK) else [str(agent)]
     wanted = ("unshare",) if os.getuid() == 0 else ()
@@ -38,19 +38,19 @@ def missing_agent_programs() -> list[str]:
 
 
 class Agent:
-    """An agent of one endpoint name; it may be stopped, killed and started again.
+    """An agent of one endpoint; it can be stopped, killed and started again.
 
     Attributes:
-        name: of the endpoint.
-        root: the folder with all it has; ``root / name`` is the endpoint's own.
-        template: the text of its ``user_config_template.yaml.j2``.
-        started_at: when it was started last, in seconds since the epoch.
+        name: name of the endpoint.
+        root: folder of all its files; ``root / name`` is the endpoint's own.
+        template: text of its ``user_config_template.yaml.j2``.
+        started_at: time of its last start, in seconds since the epoch.
     """
 
     def __init__(self, root: Path, name: str, template: str, variables: Mapping[str, str]) -> None:
         self.root, self.name, self.template = root, name, template
         self._token = uuid.uuid4().hex
-        # agents give themselves titles, for which they would overwrite the environment that others see
+        # agents set process titles, which would overwrite the environment that other processes read
         self._variables = {**variables, VARIABLE: self._token, "SPT_NOENV": "1"}
         self._process: subprocess.Popen[bytes] | None = None
         self.started_at = 0.0
@@ -64,18 +64,18 @@ class Agent:
 
     @property
     def pid(self) -> int:
-        """Of the agent itself."""
+        """Return the process id of the agent itself."""
         return self._running().pid
 
     @property
     def endpoint_id(self) -> str:
-        """The id of its endpoint; FacilityError before its first registration."""
+        """Return the id of its endpoint; raise FacilityError before its first registration."""
         with suppress(FileNotFoundError, ValueError):
             return json.loads((self.root / self.name / "endpoint.json").read_text())["endpoint_id"]
         raise FacilityError(f"{self.name} is not registered: see {self.root / 'log'}")
 
     def start(self) -> None:
-        """Start it, without waiting; a process id left by a killed one is removed, as people are told to do."""
+        """Start it without waiting; remove the process id of a killed agent, as its documentation advises."""
         (self.root / self.name / "daemon.pid").unlink(missing_ok=True)
         command = [str(endpoint_environment() / "bin" / AGENT), "start", self.name]
         self.started_at = time.time()
@@ -91,30 +91,30 @@ class Agent:
             )
 
     def check(self) -> None:
-        """FacilityError, with its last words, where it has ended."""
+        """Raise FacilityError with the end of its log if it has ended."""
         if self._process is None or self._process.poll() is not None:
             words = (self.root / "log" / "agent.out").read_text(errors="replace")[-2000:]
             raise FacilityError(f"agent {self.name} has ended: {words}")
 
     def stop(self, patience_s: float = 25) -> None:
-        """End it in order, and then whatever it has left."""
+        """End it in order, then end the processes that it has left."""
         if self._process is not None:
             stop([self._process], patience_s)
         end_marked(self._token)
 
     def kill(self) -> None:
-        """SIGKILL for the agent alone; its children go on."""
+        """Kill only the agent; its children continue."""
         process = self._running()
         process.kill()
         process.wait()
 
     def close(self) -> None:
-        """End it for good."""
+        """End it and all its processes."""
         self.stop(patience_s=5)
         self._reaper.communicate()
 
     def children(self) -> dict[str, int]:
-        """Living child endpoints: the process id of each by its endpoint id."""
+        """Return the live child endpoints: endpoint id -> process id."""
         found, pids = {}, {process.pid for process in self.processes()}
         for folder in self.root.glob("uep.*"):
             with suppress(FileNotFoundError, ValueError):
@@ -124,26 +124,26 @@ class Agent:
         return found
 
     def kill_child(self, endpoint_id: str) -> None:
-        """SIGKILL for a child endpoint alone; its interchange and workers go on."""
+        """Kill only a child endpoint; its interchange and workers continue."""
         signal_and_wait(self.children()[endpoint_id])
 
     def workers(self) -> list[psutil.Process]:
-        """The processes that run tasks, below their pools."""
+        """Return the processes that run tasks, below their pools."""
         return [process for pool in self.pools() for process in workers_of(pool)]
 
     def pools(self) -> list[psutil.Process]:
-        """The worker pools, one for each node of each block."""
+        """Return the worker pools, one for each node of each block."""
         pools = [process for process in self.processes() if "process_worker_pool" in command_line(process)]
         return [pool for pool in pools if "process_worker_pool" not in command_line(pool.parent())]
 
     def kill_worker(self) -> int:
-        """SIGKILL for one worker; returns its process id."""
+        """Kill one worker; return its process id."""
         worker = self.workers()[0]
         signal_and_wait(worker.pid)
         return worker.pid
 
     def processes(self) -> list[psutil.Process]:
-        """All living processes that come from it, orphans too."""
+        """Return all its live processes, including orphans."""
         return marked(self._token)
 
     def _running(self) -> subprocess.Popen[bytes]:
@@ -159,7 +159,7 @@ class Agent:
 
 
 def as_nobody() -> list[str]:
-    """An agent of root wants identity mappings and runs no tasks: root's ones see themselves as nobody."""
+    """Return a prefix that turns root into nobody: an agent of root needs identity mappings and runs no tasks."""
     if os.getuid() != 0:
         return []
     return [program("unshare"), "--user", f"--map-user={NOBODY}", f"--map-group={NOBODY}", "--"]
@@ -172,7 +172,7 @@ def command_line(process: psutil.Process | None) -> str:
 
 
 def workers_of(pool: psutil.Process) -> list[psutil.Process]:
-    """Worker processes of a pool; the first process that it spawns keeps its books."""
+    """Return the worker processes of a pool; the first process that it starts is its manager."""
     spawned = [process for process in pool.children() if "spawn_main" in command_line(process)]
     return sorted(spawned, key=psutil.Process.create_time)[1:]
 

@@ -1,4 +1,4 @@
-"""The web service's side of the message queues: names, publishing with confirmation, a consumer of results."""
+"""Message queues of the web service: names, publishing with confirmation, a consumer of results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Receive = Callable[[bytes], None]
 
 
 class Queues(Protocol):
-    """What the web service wants from its queues; ``url`` and the names go to agents and clients."""
+    """Interface of the web service's queues; ``url`` and the names go to agents and clients."""
 
     url: str
     prefix: str
@@ -30,18 +30,18 @@ class Queues(Protocol):
     def delete(self, queue: str) -> None: ...
 
     def publish(self, queue: str, body: bytes, keep_s: float | None = None, **properties: Any) -> bool:
-        """Put a message into a queue; returns whether that queue exists."""
+        """Put a message into a queue; return True if the queue exists."""
         ...
 
     def listen(self, receivers: Mapping[str, Receive]) -> None:
-        """Hand the messages of each of ``KINDS`` to its receiver, from now on, one after the other."""
+        """Pass the messages of each of ``KINDS`` to its receiver from now on, one after the other."""
         ...
 
     def close(self) -> None: ...
 
 
 class MemoryQueues:
-    """Queues without a broker: a test plays the agent by ``taken`` and ``receive``."""
+    """Queues without a broker: a test acts as the agent through ``taken`` and ``receive``."""
 
     url = "amqp://nobody@127.0.0.1:1/%2F"
 
@@ -65,23 +65,23 @@ class MemoryQueues:
         self._receivers = receivers
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no connection is open."""
 
     def taken(self, queue: str) -> list[tuple[bytes, dict[str, Any]]]:
-        """The messages of a queue, which is empty afterwards."""
+        """Return and remove the messages of a queue."""
         messages = self.queues[queue]
         self.queues[queue] = []
         return messages
 
     def receive(self, kind: str, body: bytes) -> None:
-        """A message from an agent arrives."""
+        """Pass a message from an agent to its receiver."""
         self._receivers[kind](body)
 
 
 class RabbitQueues:
-    """Queues of a RabbitMQ node; a prefix keeps services that share a node apart.
+    """Queues of a RabbitMQ node; a prefix separates services that share a node.
 
-    The agent only checks that what it writes to is there, so exchanges and queues are made here.
+    The agent only checks that the exchanges and queues it writes to exist, so they are made here.
     """
 
     def __init__(self, url: str, prefix: str = "") -> None:
@@ -129,7 +129,7 @@ class RabbitQueues:
             channel.queue_bind(name, name, routing_key=f"*.{kind}")
 
     def _with_channel(self, action: Callable[[BlockingChannel], T]) -> T:
-        """Do something on the channel, once more on a new one where the broker has dropped the old one."""
+        """Do something on the channel, once more on a new one if the broker has closed the old one."""
         with self._lock:
             for last in (False, True):
                 try:
@@ -165,7 +165,7 @@ class RabbitQueues:
 
 
 def acknowledging(receive: Receive) -> Callable[..., None]:
-    """A callback for pika that acknowledges a message once it has been taken in; a mistake of ours loses one only."""
+    """Return a callback for pika that acknowledges a message after it is received; an error here loses only one."""
 
     def callback(channel: BlockingChannel, method: Any, _: Any, body: bytes) -> None:
         try:

@@ -1,6 +1,6 @@
-"""Globus Auth: service accounts, people who log in by a code, tokens that live as long as a test wants.
+"""Globus Auth: service accounts, users who log in with a code, tokens with a lifetime that a test sets.
 
-Tokens are known to this object only and last over a stop and start of its service.
+Tokens are kept in this object only and remain valid over a stop and start of its service.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ServiceAccount:
 
 @dataclass(frozen=True)
 class Token:
-    """What an access token stands for: whom, by which client, for which service."""
+    """An access token: its identity, client and service."""
 
     subject: str
     client_id: str
@@ -47,7 +47,7 @@ class Token:
 
 @dataclass(frozen=True)
 class _Login:
-    """A code that waits for its exchange."""
+    """A code that is not exchanged yet."""
 
     subject: str
     client_id: str
@@ -61,9 +61,9 @@ class Auth:
     """Routes of Globus Auth on a service.
 
     Attributes:
-        lifetime_s: of the access tokens to come.
-        person: the identity that is logged in in the "browser"; ``None`` refuses every login of people.
-        consents: who has consented to what; see ``Consents``.
+        lifetime_s: lifetime of the next access tokens.
+        person: identity that is logged in in the "browser"; ``None`` refuses every user login.
+        consents: consents of the identities; see ``Consents``.
     """
 
     def __init__(self, service: HttpService, lifetime_s: float = TWO_DAYS_S) -> None:
@@ -97,38 +97,38 @@ class Auth:
         return account
 
     def add_person(self, username: str) -> str:
-        """A new identity of a person, now the one that is logged in in the "browser"; returns its id."""
+        """Add the identity of a user, who is then logged in in the "browser"; return its id."""
         self.person = str(uuid.uuid4())
         self._names[self.person] = username
         return self.person
 
     def expire_tokens(self) -> None:
-        """No access token given so far is valid any more; refresh tokens are."""
+        """Make all access tokens invalid; refresh tokens stay valid."""
         self._tokens.clear()
 
     def forget_refresh_tokens(self) -> None:
-        """No refresh token given so far is valid any more: people have to log in again."""
+        """Make all refresh tokens invalid: users must log in again."""
         self._refresh.clear()
 
     def change_secret(self, account: ServiceAccount) -> ServiceAccount:
-        """Give an account a new secret; the old one is refused from now on."""
+        """Change the secret of an account; the old one is refused from now on."""
         self._secrets[account.client_id] = secrets.token_urlsafe(12)
         return ServiceAccount(account.client_id, self._secrets[account.client_id])
 
     def log_in(self, authorize_url: str) -> str:
-        """What a person does in the browser: opens the address, consents, gets the code to paste."""
+        """Do what a user does in the browser: open the address, consent, return the code."""
         query = dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(authorize_url).query))
         return self._new_code(query)
 
     def token_of(self, request: Request, resource_server: str) -> Token:
-        """The access token of a request for a service; otherwise the 401 that services give."""
+        """Return the access token of a request for a service; raise the services' 401 without one."""
         token = self._tokens.get(request.bearer() or "")
         if token is None or token.expires_at < time.time() or token.resource_server != resource_server:
             raise refuse(401, "AuthenticationFailed", f"token missing, expired or not for {resource_server}")
         return token
 
     def identity(self, subject: str) -> dict[str, Any]:
-        """An identity as Globus Auth describes it."""
+        """Return an identity in the form of Globus Auth."""
         username = self._names.get(subject, f"{subject}@clients.auth.globus.org")
         named = {"sub": subject, "id": subject, "username": username, "preferred_username": username}
         provider = "00000000-0000-4000-8000-000000000001"
@@ -171,7 +171,7 @@ class Auth:
         return answer | {"id_token": self._identity_tokens.signed(claims, self.lifetime_s)}
 
     def _client_of(self, request: Request, form: dict[str, str]) -> str:
-        """The client that asks; one with a secret has to know it, native clients have none."""
+        """Return the client of a request; a client with a secret must send it, native clients have none."""
         client_id, secret = request.basic() or (form.get("client_id", ""), form.get("client_secret", ""))
         confidential = client_id in self._secrets or form["grant_type"] == "client_credentials"
         if not client_id or (confidential and self._secrets.get(client_id) != secret):
@@ -198,7 +198,7 @@ class Auth:
 
     def _new_code(self, query: Any) -> str:
         if self.person is None:
-            raise refuse(403, "access_denied", "nobody is logged in here")
+            raise refuse(403, "access_denied", "no user is logged in")
         code, offline = secrets.token_urlsafe(16), query.get("access_type") == "offline"
         challenge, redirect_uri = query.get("code_challenge", ""), query["redirect_uri"]
         self._codes[code] = _Login(self.person, query["client_id"], query["scope"], challenge, redirect_uri, offline)
@@ -224,7 +224,7 @@ class Auth:
     def _consents(self, request: Request, subject: str) -> Any:
         token = self.token_of(request, AUTH_SERVER)
         if token.subject != subject:
-            raise refuse(403, "FORBIDDEN", "consents of somebody else")
+            raise refuse(403, "FORBIDDEN", "consents of another identity")
         return {"consents": self.consents.rows(subject, token.client_id)}
 
     def _openid_configuration(self, _: Request) -> Any:
@@ -233,7 +233,7 @@ class Auth:
         return {"issuer": address, "token_endpoint": f"{address}/v2/oauth2/token", **signing}
 
     def _control(self, request: Request) -> Any:
-        """From another process: ``{"lifetime_s": 5, "expire_tokens": true, "forget_refresh_tokens": true}``."""
+        """Change settings: ``{"lifetime_s": 5, "expire_tokens": true, "forget_refresh_tokens": true}``."""
         wanted = request.json()
         self.lifetime_s = wanted.get("lifetime_s", self.lifetime_s)
         for action in (self.expire_tokens, self.forget_refresh_tokens):
@@ -242,7 +242,7 @@ class Auth:
 
 
 def challenge_of(verifier: str) -> str:
-    """The S256 challenge of RFC 7636."""
+    """Return the S256 challenge of RFC 7636."""
     return base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
 
 

@@ -1,4 +1,4 @@
-"""Collections of the Transfer stand-in: folders with a switch for everything that can be wrong with one."""
+"""Collections of the Transfer stand-in: folders with a setting for every possible fault."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 class Transient(Exception):  # noqa: N818
-    """A fault after which Globus tries again by itself: code, details."""
+    """A fault after which Globus tries again: code, details."""
 
 
 class Fatal(Exception):  # noqa: N818
@@ -35,16 +35,16 @@ class Pace:
 
 @dataclass
 class CollectionFolder:
-    """A folder shown as a collection; its switches may be set at any time.
+    """A folder shown as a collection; its settings may be changed at any time.
 
     Attributes:
-        online: whether it can be reached.
-        expired: whether the credentials it is used with have run out; tasks become INACTIVE.
-        data_access: whether Transfer wants the consent for mapped collections.
-        personal: whether it is one of Globus Connect Personal.
-        allowed: identities on the access list; None: everybody.
-        https: whether files may be read and written by HTTPS.
-        bandwidth: bytes per second; None: as fast as it goes.
+        online: the collection can be reached.
+        expired: the credentials for it have expired; tasks become INACTIVE.
+        data_access: Transfer requires the consent for mapped collections.
+        personal: the collection is one of Globus Connect Personal.
+        allowed: identities on the access list; None: all.
+        https: files may be read and written by HTTPS.
+        bandwidth: bytes per second; None: no limit.
     """
 
     folder: Path
@@ -66,7 +66,7 @@ class CollectionFolder:
         return "GCSv5_mapped_collection" if self.data_access else "GCSv5_guest_collection"
 
     def file(self, path: str) -> Path:
-        """The real place of a path in the collection, which cannot be left."""
+        """Return the real path of a path in the collection; paths outside are refused."""
         root = self.folder.resolve()
         full = (root / path.removeprefix("/~/").lstrip("/")).resolve()
         if not full.is_relative_to(root):

@@ -1,7 +1,7 @@
-"""The Globus Compute web service: functions, submissions, results, its limits, and faults on demand.
+"""The Globus Compute web service: functions, submissions, results, limits, and injected faults.
 
-Genuine clients and agents talk to it. What it knows lasts over a restart of the service; storms of errors, slow answers
-and cut connections are faults of the ``HttpService`` below it.
+Real clients and agents use it. Its records last over a restart of the service; series of errors, slow answers and reset
+connections are faults of the ``HttpService`` below it.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ WAITING = "waiting-for-ep"
 
 @dataclass
 class ComputeRules:
-    """Limits and losses of a service, to be changed at any time.
+    """Limits and losses of a service, which may be changed at any time.
 
     Attributes:
-        payload_limit_bytes: of the body of a request; more is 413.
-        rate: so many requests in so many seconds for each identity; more is 429.
-        min_version: of clients and agents; lower ones refuse to work.
-        start_wait_s: how long a submission waits for a child endpoint to start or to say why not.
-        drop_results: so many results to come are swallowed: the task stays unfinished for ever.
-        abandon_after_s: results older than that are gone, from the queue and from the service.
+        payload_limit_bytes: limit of the body of a request; more is 413.
+        rate: number of requests and seconds, for each identity; more is 429.
+        min_version: minimum version of clients and agents; lower ones refuse to work.
+        start_wait_s: time for which a submission waits for the start or the error of a child endpoint.
+        drop_results: number of the next results that are dropped: their tasks never finish.
+        abandon_after_s: older results are deleted, from the queue and from the service.
     """
 
     payload_limit_bytes: int = 10 * MIB
@@ -50,7 +50,7 @@ class ComputeRules:
 
 
 class Compute:
-    """Routes of the Compute service, and its end of the message queues.
+    """Routes of the Compute service, and its side of the message queues.
 
     Attributes:
         rules: limits and losses.
@@ -83,7 +83,7 @@ class Compute:
             service.route(method, pattern, handler)
 
     def start(self) -> None:
-        """Take in results and heartbeats from now on."""
+        """Start to receive results and heartbeats."""
         self._queues.listen({"results": self._take_result, "heartbeats": self._take_heartbeat})
 
     def close(self) -> None:
@@ -92,19 +92,19 @@ class Compute:
             records.close()
 
     def tasks_of(self, group_id: str) -> list[str]:
-        """The tasks of a group, in the order of their submission."""
+        """Return the tasks of a group, in the order of their submission."""
         return [task_id for task_id, task in self.tasks.items() if task["task_group_id"] == group_id]
 
     def slow_submissions(self, delay_s: float, count: int = 1) -> None:
-        """Answer submissions so late that clients with less patience send them again: tasks exist several times."""
+        """Delay the answers to submissions, so that clients send them again: tasks exist several times."""
         self._service.fault(r"/submit$", method="POST", delay_s=delay_s, count=count, after=True)
 
     def storm(self, status: int = 503, count: int = 3, path: str = r"^/v[23]/", **headers: str) -> None:
-        """Answer so many calls with an error of the service."""
+        """Answer a number of calls with an error of the service."""
         self._service.fault(path, status=status, count=count, headers=headers)
 
     def _subject(self, request: Request) -> str:
-        """Who asks, unless that one has asked too often."""
+        """Return the identity of a request; refuse it if it has sent too many."""
         subject = self._auth.token_of(request, COMPUTE_SERVER).subject
         if self.rules.rate is None:
             return subject
@@ -135,7 +135,7 @@ class Compute:
         self._check_size(request, "FUNCTION_TOO_LARGE")
         code = document["function_code"]
         if not document.get("serialized", True):
-            source = f"st\n{document['function_name']}:{code}"  # the agent wants plain source packed like the rest
+            source = f"st\n{document['function_name']}:{code}"  # the agent expects plain source packed like the rest
             code = f"{len(source)}\n{source}"
         function_id = str(uuid.uuid4())
         self.functions[function_id] = document | {"owner": subject, "function_code": code}
@@ -210,7 +210,9 @@ class Compute:
             changes = {what: result.data, "details": result.details, "finished_at": time.time()}
             self.tasks.update_record(task_id, status=status, **changes)
         queue = f"{self._queues.prefix}tg.{task['task_group_id']}"
-        self._queues.publish(queue, body, keep_s=self.rules.abandon_after_s)  # without a queue it is there by HTTP only
+        self._queues.publish(
+            queue, body, keep_s=self.rules.abandon_after_s
+        )  # without a queue it is available by HTTP only
 
     def _take_heartbeat(self, body: bytes) -> None:
         report = messagepack.unpack(body)
@@ -229,7 +231,7 @@ class Compute:
         if "finished_at" in task:
             answer["completion_t"] = str(task["finished_at"])
         if limit_s is not None and time.time() - task.get("finished_at", time.time()) > limit_s:
-            answer = {"status": "failed", "reason": "nobody has fetched the result in time"}
+            answer = {"status": "failed", "reason": "the result was not fetched in time"}
         return {"task_id": task_id} | answer
 
     def _task(self, request: Request, task_id: str) -> Any:
@@ -253,7 +255,7 @@ class Compute:
         return {"taskgroup_id": group_id, "tasks": [{"id": task_id} for task_id in self.tasks_of(group_id)]}
 
     def _control(self, request: Request) -> Any:
-        """From another process: any fields of ``ComputeRules``."""
+        """Change settings from another process: any fields of ``ComputeRules``."""
         self.rules = dataclasses.replace(self.rules, **request.json())
         return dataclasses.asdict(self.rules)
 

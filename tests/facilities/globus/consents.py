@@ -1,4 +1,4 @@
-"""Scopes as Globus Auth groups them, and the consents that identities have given to clients."""
+"""Scopes by resource server, and the consents that identities have given to clients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COMPUTE_SCOPE = "https://auth.globus.org/scopes/facd7ccc-c5f4-42aa-916b-a0e270e2
 
 
 def by_resource_server(scopes: str) -> dict[str, str]:
-    """Resource servers that a request's scopes belong to, each with its scopes apart by blanks."""
+    """Return the resource servers of a request's scopes, each with its scopes separated by spaces."""
     found: dict[str, list[str]] = {}
     for scope in ScopeParser.parse(scopes):
         found.setdefault(resource_server(scope.scope_string), []).append(scope.scope_string)
@@ -23,7 +23,7 @@ def by_resource_server(scopes: str) -> dict[str, str]:
 
 
 def resource_server(scope: str) -> str:
-    """The service a scope is for; collections are services of their own, named by their ids."""
+    """Return the service of a scope; each collection is a service named by its id."""
     if scope == COMPUTE_SCOPE:
         return COMPUTE_SERVER
     if scope.startswith("urn:"):
@@ -32,7 +32,7 @@ def resource_server(scope: str) -> str:
 
 
 def paths(scope: Scope, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """The way down to a scope and to each that depends on it."""
+    """Yield the path to a scope and to each scope that depends on it."""
     path = (*above, scope.scope_string)
     yield path
     for dependency in scope.dependencies:
@@ -40,7 +40,7 @@ def paths(scope: Scope, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]
 
 
 class Consents:
-    """What each identity has consented to, by client."""
+    """Consents of each identity, by client."""
 
     def __init__(self) -> None:
         self._given: dict[tuple[str, str], dict[tuple[str, ...], int]] = {}
@@ -53,17 +53,17 @@ class Consents:
                 known.setdefault(path, next(self._ids))
 
     def withdraw(self, subject: str) -> None:
-        """Take back all that an identity has consented to."""
+        """Remove all consents of an identity."""
         for owner in [owner for owner in self._given if owner[0] == subject]:
             del self._given[owner]
 
     def has_data_access(self, subject: str, client_id: str, collection_id: str) -> bool:
-        """Whether Transfer may read and write a mapped collection for somebody."""
+        """Return True if Transfer may read and write a mapped collection for an identity."""
         known = self._given.get((subject, client_id), {})
         return any(path[-1].endswith(f"/{collection_id}/data_access") and len(path) > 1 for path in known)
 
     def rows(self, subject: str, client_id: str) -> list[dict[str, Any]]:
-        """The consents as ``GET /v2/api/identities/ID/consents`` lists them."""
+        """Return the consents in the form of ``GET /v2/api/identities/ID/consents``."""
         known = self._given.get((subject, client_id), {})
         now = datetime.fromtimestamp(time.time(), UTC).isoformat()
         fixed = {"client": client_id, "effective_identity": subject, "status": "approved", "allows_refresh": True}

@@ -1,4 +1,4 @@
-"""The endpoints that a Compute service knows: agents that register, and the children that they start for submitters."""
+"""Endpoints of a Compute service: agents that register, and the children that they start for submitters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from facilities.globus.http import HttpService, Request, refuse
 from facilities.globus.records import Records
 
 UUID = "([0-9a-fA-F-]{36})"
-ASK_AGAIN_S = 5.0  # a child is asked for no more often than that
+ASK_AGAIN_S = 5.0  # minimum time between two requests for a child
 LOCKED_S = 30.0
 BLANK = {"heartbeat_at": 0.0, "period_s": 30.0, "report": {}, "error": None, "asked_at": 0.0, "locked_until": 0.0}
 
@@ -28,14 +28,14 @@ class Endpoints:
     """Registration, status and children of endpoints.
 
     Args:
-        service: gets the routes.
-        auth: describes the identities of submitters to agents.
-        queues: where commands and tasks go.
-        state: the file of the records.
-        subject: tells who asks, or refuses.
+        service: service of the routes.
+        auth: source of the identities of submitters for agents.
+        queues: queues of commands and tasks.
+        state: file of the records.
+        subject: returns the identity of a request, or refuses it.
 
     Attributes:
-        known: a record for each endpoint; children have the id of their agent as ``parent``.
+        known: record of each endpoint; children have the id of their agent as ``parent``.
         changed: notified at each heartbeat.
     """
 
@@ -58,13 +58,13 @@ class Endpoints:
             service.route(method, pattern, handler)
 
     def get(self, endpoint_id: str) -> dict[str, Any]:
-        """The record of an endpoint; 404 where there is none."""
+        """Return the record of an endpoint; raise 404 if there is none."""
         if endpoint_id.lower() not in self.known:
             raise refuse(404, "ENDPOINT_NOT_FOUND", f"Endpoint {endpoint_id} unknown")
         return self.known[endpoint_id.lower()]
 
     def is_online(self, endpoint_id: str) -> bool:
-        """It has sent a heartbeat lately and has not said good-bye since."""
+        """Return True if it has sent a heartbeat recently and has not signed off since."""
         known = self.known[endpoint_id]
         return time.time() - known["heartbeat_at"] < 2.5 * known["period_s"]
 
@@ -73,10 +73,10 @@ class Endpoints:
         return {"name": known["name"], "parent": known["parent"], "online": self.is_online(endpoint_id)}
 
     def child(self, agent_id: str, subject: str, document: dict[str, Any], wait_s: float) -> str:
-        """The id of the child for a submitter and a configuration; the agent is asked to start it if it is silent.
+        """Return the id of the child for a submitter and a configuration; request its start if it is not online.
 
         Raises:
-            RefusalError: 422, the child could not start and has said why within ``wait_s``.
+            RefusalError: 422, the child could not start and has reported the reason within ``wait_s``.
         """
         options = document.get("user_endpoint_config") or {}
         digest = hashlib.sha256(json.dumps([subject, agent_id, options], sort_keys=True).encode()).hexdigest()
@@ -97,7 +97,7 @@ class Endpoints:
         return f"{self._queues.prefix}{child_id}.tasks"
 
     def heartbeat(self, report: EPStatusReport) -> str | None:
-        """Take in what an endpoint says of itself; returns the id of one that says it cannot start."""
+        """Process the heartbeat of an endpoint; return its id if it reports that it cannot start."""
         endpoint_id, state = str(report.endpoint_id), report.global_state
         with self.changed:
             if endpoint_id not in self.known:
@@ -147,11 +147,11 @@ class Endpoints:
             raise refuse(403, "ENDPOINT_ACCESS_FORBIDDEN", "registered by another identity")
         if known["locked_until"] > time.time():
             raise refuse(423, "ENDPOINT_LOCKED", "the endpoint is locked")
-        told = {name: document.get(name) for name in ("display_name", "multi_user", "allowed_functions")}
-        told |= {"name": document.get("endpoint_name"), "metadata": document.get("metadata") or {}}
-        self.known[agent_id] = known | told
+        given = {name: document.get(name) for name in ("display_name", "multi_user", "allowed_functions")}
+        given |= {"name": document.get("endpoint_name"), "metadata": document.get("metadata") or {}}
+        self.known[agent_id] = known | given
         queue = self._command_queue(agent_id)
-        self._queues.delete(queue)  # commands to its earlier self must not survive
+        self._queues.delete(queue)  # commands to its earlier process must not survive
         self._queues.declare(queue)
         commands = {"connection_url": self._queues.url, "queue": queue}
         heartbeats = self._publishing(agent_id, "heartbeats")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def rabbit(short_root: Path) -> Iterator[RabbitBroker]:
-    """A RabbitMQ node; a test that stops it starts it again."""
+    """Yield a RabbitMQ node; a test that stops it must start it again."""
     from facilities.globus.rabbit import rabbit_broker
 
     with rabbit_broker(short_root / "mq") as broker:
@@ -24,7 +24,7 @@ def rabbit(short_root: Path) -> Iterator[RabbitBroker]:
 
 @pytest.fixture(scope="module")
 def globus(request: pytest.FixtureRequest, short_root: Path, rabbit: RabbitBroker) -> Iterator[Stack]:
-    """Auth, the Compute service and a broker, without agents: tests add those by ``globus.add_agent``."""
+    """Yield Auth, the Compute service and a broker, without agents: tests add agents by ``globus.add_agent``."""
     from facilities.globus.stack import globus_stack
 
     with globus_stack(short_root / request.module.__name__.rpartition(".")[2], rabbit) as stack:
@@ -33,7 +33,7 @@ def globus(request: pytest.FixtureRequest, short_root: Path, rabbit: RabbitBroke
 
 @pytest.fixture
 def globus_client(globus: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stack]:
-    """The module's stack, with this process as its client; limits, faults and recorded calls are as new."""
+    """Yield the module's stack with this process as its client; limits, faults and recorded calls are reset."""
     globus.reset()
     for name, value in globus.environment().items():
         monkeypatch.setenv(name, value)
@@ -43,7 +43,7 @@ def globus_client(globus: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[St
 
 
 def end_result_watchers() -> None:
-    """End the threads by which the SDK listens: they outlive executors, and lost tasks would hold up this process."""
+    """End the listening threads of the SDK: they outlive executors, and lost tasks would block this process."""
     from globus_compute_sdk.sdk.executor import _RESULT_WATCHERS
 
     for watcher in list(_RESULT_WATCHERS.values()):

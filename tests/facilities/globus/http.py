@@ -1,9 +1,9 @@
-"""A loopback HTTP service for tests: routes, a record of the calls, faults on demand.
+"""A loopback HTTP service for tests: routes, a record of the calls, injected faults.
 
 The services of one test stack are routes of one such service. It runs in threads of the process that starts it; another
-process looks inside through ``/_ctl/`` (``GET /_ctl/calls``, ``POST /_ctl/fault``, ``POST /_ctl/clear``).
+process controls it through ``/_ctl/`` (``GET /_ctl/calls``, ``POST /_ctl/fault``, ``POST /_ctl/clear``).
 
-It takes absolute request targets too, as a proxy does: the Globus Compute packages only know ``http://localhost:5000``
+It accepts absolute request targets too, like a proxy: the Globus Compute packages only know ``http://localhost:5000``
 for a service on this machine, and with ``HTTP_PROXY`` set to this service they reach it on any port.
 """
 
@@ -29,7 +29,7 @@ __all__ = ["Answer", "Call", "Fault", "HttpService", "RefusalError", "Request", 
 log = logging.getLogger(__name__)
 
 CONTROL = "/_ctl/"
-STANDS_FOR = ("localhost:5000",)  # hosts for which it answers when it is asked as a proxy
+STANDS_FOR = ("localhost:5000",)  # hosts for which it answers as a proxy
 
 
 Route = Callable[
@@ -38,10 +38,10 @@ Route = Callable[
 
 
 class HttpService:
-    """A service on a port of 127.0.0.1; a context manager, and it may be stopped and started again on its port.
+    """A service on a port of 127.0.0.1; a context manager that can be stopped and started again on its port.
 
     Attributes:
-        calls: all answered since the start or the last ``clear``, except those to ``/_ctl/``.
+        calls: all calls answered since the start or the last ``clear``, except those to ``/_ctl/``.
         port: 0 until the first start if none was given.
     """
 
@@ -63,29 +63,29 @@ class HttpService:
     def route(self, method: str, pattern: str, handler: Route) -> None:
         """Let ``handler(request, *groups)`` answer a method on paths that match a whole regular expression.
 
-        The same method and pattern again replace the handler.
+        A second call with the same method and pattern replaces the handler.
         """
         self._routes[method, re.compile(f"{pattern}/?")] = handler
 
     def fault(self, path: str, **details: Any) -> None:
-        """Let calls to come go wrong; see ``Fault`` for the details."""
+        """Add a fault of the next calls; see ``Fault``."""
         fault = Fault(path, **details)
         with self._changed:
             self._faults.append((fault, [fault.count]))
 
     def clear(self) -> None:
-        """No faults any more, and no calls recorded so far."""
+        """Remove all faults and all recorded calls."""
         with self._changed:
             self._faults.clear()
             self.calls.clear()
 
     def count_calls(self, path: str, method: str = "") -> int:
-        """How many recorded calls have a method and a path in which a regular expression is found."""
+        """Return the number of recorded calls with a method and a path in which a regular expression is found."""
         with self._changed:
             return sum(method in ("", call.method) and re.search(path, call.path) is not None for call in self.calls)
 
     def wait_for_calls(self, path: str, count: int = 1, method: str = "", limit_s: float = 30) -> bool:
-        """Wait until so many calls are recorded; returns whether they came in time."""
+        """Wait until a number of calls is recorded; return True if they came in time."""
         with self._changed:
             return self._changed.wait_for(lambda: self.count_calls(path, method) >= count, limit_s)
 
@@ -95,7 +95,7 @@ class HttpService:
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True, name="loopback http").start()
 
     def stop(self) -> None:
-        """Stop listening and cut the connections that clients hold open."""
+        """Stop listening and close the connections of clients."""
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
@@ -110,7 +110,7 @@ class HttpService:
         self.stop()
 
     def answer(self, request: Request, host: str) -> Answer:
-        """What the routes and faults make of a request; DroppedError where the connection is to be reset."""
+        """Return the answer of the routes and faults to a request; raise DroppedError to reset the connection."""
         if host not in ("", *STANDS_FOR, f"127.0.0.1:{self.port}", f"localhost:{self.port}"):
             return Answer({"code": "NotAProxy", "message": f"a test service was asked for {host}"}, 502)
         fault = None if request.path.startswith(CONTROL) else self._next_fault(request)
@@ -176,7 +176,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def log_message(self, *_: object) -> None:
-        """The record of calls stands for it."""
+        """Write no log: the record of calls replaces it."""
 
     def _serve(self) -> None:
         started, at = time.monotonic(), time.time()
@@ -186,7 +186,7 @@ class _Handler(BaseHTTPRequestHandler):
         request = Request(self.command, urllib.parse.unquote(target.path), query, self.headers, body)
         answer = self._answer(request, target.netloc)
         status, duration_s = answer.status if answer else 0, time.monotonic() - started
-        # before the answer: whoever has it finds the call recorded
+        # before the answer, so that a client with the answer finds the call recorded
         self.server.service.record(Call(at, self.command, request.path, status, len(body), duration_s))
         self._send(answer) if answer else self._reset()
 

@@ -1,4 +1,4 @@
-"""OpenID Connect identity tokens: signed with a key that is made when the first one is asked for."""
+"""OpenID Connect identity tokens, signed with a key that is made for the first token."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ALGORITHM = "RS512"
 
 
 class IdentityTokens:
-    """Signs identity tokens and publishes the key to check them with."""
+    """Signer of identity tokens, which publishes the key to check them."""
 
     @functools.cached_property
     def _key(self) -> rsa.RSAPrivateKey:
@@ -26,6 +26,6 @@ class IdentityTokens:
         return jwt.encode(claims | {"iat": now, "exp": now + int(lifetime_s)}, self._key, algorithm=ALGORITHM)
 
     def public_keys(self) -> dict[str, Any]:
-        """The JSON Web Key Set with the one public key."""
+        """Return the JSON Web Key Set with the one public key."""
         key = json.loads(RSAAlgorithm.to_jwk(self._key.public_key()))
         return {"keys": [key | {"alg": ALGORITHM, "use": "sig"}]}

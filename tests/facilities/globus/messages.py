@@ -1,4 +1,4 @@
-"""What goes through a test service: requests, answers, the record of a call, faults."""
+"""Types of a test service: requests, answers, the record of a call, faults."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any
 
 
 def refuse(status: int, code: str, message: str, **headers: str) -> RefusalError:
-    """An error answer to raise, in the shape that Globus services give; ``Retry_After="1"`` names a header."""
+    """Return an error to raise, in the form of the Globus services; ``Retry_After="1"`` names a header."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return RefusalError(Answer({"code": code, "message": message}, status, named))
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a route answers: a body (JSON, or bytes as they are), a status, headers."""
+    """Answer of a route: a body (JSON, or bytes as they are), a status, headers."""
 
     body: Any = None
     status: int = 200
@@ -31,7 +31,7 @@ class Answer:
 
 
 class RefusalError(Exception):
-    """Ends a route with an answer."""
+    """Error that ends a route with an answer."""
 
     def __init__(self, answer: Answer) -> None:
         super().__init__(f"{answer.status}: {answer.body}")
@@ -40,7 +40,7 @@ class RefusalError(Exception):
 
 @dataclass(frozen=True)
 class Request:
-    """What a route gets: the path without query, the query and headers, the body as bytes."""
+    """Request to a route: the path without query, the query and headers, the body as bytes."""
 
     method: str
     path: str
@@ -68,30 +68,30 @@ class Request:
 
 @dataclass(frozen=True)
 class Call:
-    """One answered call. Neither query, headers nor bodies are kept: they hold secrets."""
+    """One answered call. Neither query, headers nor bodies are kept: they contain secrets."""
 
     at: float
     method: str
     path: str
-    status: int  # 0 where the connection was dropped
+    status: int  # 0 if the connection was reset
     nbytes: int
     duration_s: float
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong with calls to come.
+    """A fault of the next calls.
 
     Attributes:
-        path: a regular expression, searched for in the path.
-        method: of the calls meant; empty for all.
-        count: how many calls; negative for all until ``clear``.
-        status: answer with it; 0 to let the route answer.
-        delay_s: answer so much later.
+        path: regular expression that is searched for in the path.
+        method: method of the calls; empty for all.
+        count: number of calls; negative for all until ``clear``.
+        status: status of the answer; 0 to let the route answer.
+        delay_s: delay of the answer.
         drop: reset the connection instead of answering.
-        after: the route does its work first, only the answer suffers; else the call never reaches it. A delay
+        after: the route does its work first, only the answer is affected; else the call never reaches it. A delay
             without status or drop delays the work itself, or with ``after`` the answer.
-        body, headers: of the answer, where ``status`` is given.
+        body, headers: body and headers of the answer, if ``status`` is given.
     """
 
     path: str
@@ -108,7 +108,7 @@ class Fault:
         return self.method in ("", request.method) and re.search(self.path, request.path) is not None
 
     def strike(self) -> Answer | None:
-        """Wait, then the answer of the fault if it has one; ``None`` lets the call go on."""
+        """Wait, then return the answer of the fault if it has one; ``None`` lets the call continue."""
         time.sleep(self.delay_s)
         if self.drop:
             raise DroppedError
@@ -116,4 +116,4 @@ class Fault:
 
 
 class DroppedError(Exception):
-    """The connection is to be reset without an answer."""
+    """Error that resets the connection without an answer."""

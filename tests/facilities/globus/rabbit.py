@@ -1,4 +1,4 @@
-"""A private RabbitMQ node: state in one folder, free ports, gone with the process that started it."""
+"""A private RabbitMQ node: state in one folder, free ports, ended with the process that started it."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ from facilities.daemons import (
     wait_until,
 )
 
-# Debian's program in sbin changes to a user of its own; the one below is what it calls.
+# Debian's program in sbin changes to another user; this is the program that it calls.
 SERVER_PLACES = ("/usr/lib/rabbitmq/bin/rabbitmq-server", "/usr/local/lib/rabbitmq/sbin/rabbitmq-server")
 USER = "crossfed"
 
 
 def server_program() -> str | None:
-    """The program that runs a node in the foreground, or ``None`` where RabbitMQ is missing."""
+    """Return the program that runs a node in the foreground, or ``None`` if RabbitMQ is missing."""
     places = (shutil.which(place) for place in (*SERVER_PLACES, "rabbitmq-server"))
     return next((place for place in places if place is not None), None)
 
 
 def missing_broker_programs() -> list[str]:
-    """What has to be installed before a node can run."""
+    """Return the programs that must be installed before a node can run."""
     missing = [name for name in ("epmd", "setpriv") if shutil.which(name, path=SEARCH_PATH) is None]
     return missing if server_program() else ["rabbitmq-server", *missing]
 
 
 class RabbitBroker:
-    """A node that may be stopped, killed and started again on its port; durable queues last over it.
+    """A node that can be stopped, killed and started again on its port; durable queues are kept.
 
     Attributes:
-        url: for clients on this machine, with user and password.
-        root: the folder with all it has.
+        url: URL for clients on this machine, with user and password.
+        root: folder of all its files.
     """
 
     def __init__(self, root: Path, first_port: int) -> None:
@@ -65,7 +65,7 @@ class RabbitBroker:
         return f"amqp://{USER}:{self._password}@127.0.0.1:{self.port}/%2F"
 
     def start(self, limit_s: float = 120) -> None:
-        """Start the node and wait until it takes connections."""
+        """Start the node and wait until it accepts connections."""
         program = server_program()
         if program is None:
             raise FacilityError("rabbitmq-server is not installed")
@@ -93,7 +93,7 @@ class RabbitBroker:
         self.kill()
 
     def kill(self) -> None:
-        """End the node at once, as a power cut does."""
+        """Kill the node, as a power cut would."""
         stop(self._processes, patience_s=0)
         self._processes.clear()
         kill_processes(processes_of(self.root))
@@ -111,7 +111,7 @@ class RabbitBroker:
 
     def _variables(self) -> dict[str, str]:
         root = self.root
-        # the flag of ours does nothing: a command line that names the folder tells whose process it is
+        # this flag has no effect: the folder in the command line identifies the process
         on_loopback = f"-crossfed {root}/ -kernel inet_dist_use_interface {{127,0,0,1}}"
         return {
             "HOME": str(root),
@@ -126,16 +126,16 @@ class RabbitBroker:
             "RABBITMQ_MNESIA_BASE": str(root / "state"),
             "RABBITMQ_LOG_BASE": str(root / "log"),
             "RABBITMQ_PID_FILE": str(root / "run" / "node.pid"),
-            # two schedulers that do not spin: the tests need the cores
+            # two schedulers without busy waiting: the tests need the cores
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"{on_loopback} +S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none",
-            # the start script becomes the node instead of staying its parent: one process to signal
+            # the start script becomes the node instead of its parent: one process to signal
             "RUNNING_UNDER_SYSTEMD": "1",
         }
 
 
 @contextmanager
 def rabbit_broker(root: Path) -> Iterator[RabbitBroker]:
-    """A node in a folder, which has to have a short path."""
+    """Yield a node in a folder, which must have a short path."""
     claim, first_port = claim_ports(3)
     with claim:
         broker = RabbitBroker(root, first_port)

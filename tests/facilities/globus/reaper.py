@@ -1,7 +1,7 @@
-"""Finds and ends the processes of a facility by a token in their environment, which all their children inherit.
+"""Find and end the processes of a facility by a token in their environment, which all their children inherit.
 
 As a program it waits for the end of its standard input, which is the end of the process that started it, and then ends
-what that one has left behind: ``reaper.py TOKEN``.
+the processes that are left: ``reaper.py TOKEN``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ VARIABLE = "CROSSFED_FACILITY"
 
 
 def marked(token: str) -> list[psutil.Process]:
-    """Living processes that were started with a token in their environment."""
+    """Return the live processes that were started with a token in their environment."""
     mark, found = f"{VARIABLE}={token}".encode(), []
     for process in psutil.process_iter():
         with suppress(OSError, psutil.Error):
@@ -29,10 +29,10 @@ def marked(token: str) -> list[psutil.Process]:
 
 
 def end_marked(token: str, limit_s: float = 20) -> int:
-    """Kill all processes with a token, again until no new ones come; returns how many there were.
+    """Kill all processes with a token until no new ones appear; return their number.
 
     Raises:
-        TimeoutError: some are still there.
+        TimeoutError: some are still running.
     """
     killed: set[int] = set()
     deadline = time.monotonic() + limit_s
@@ -48,7 +48,7 @@ def end_marked(token: str, limit_s: float = 20) -> int:
 
 
 def start_reaper(token: str) -> subprocess.Popen[bytes]:
-    """A process that ends all with the token when its standard input is closed, by this process or by its death."""
+    """Start a process that ends those with the token when its standard input is closed, also by this one's death."""
     command = [sys.executable, str(Path(__file__).resolve()), token]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
 

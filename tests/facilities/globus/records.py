@@ -1,4 +1,4 @@
-"""What a web service knows, kept in one SQLite file so that it lasts over a restart of the service."""
+"""Records of a web service, kept in one SQLite file so that they last over a restart of the service."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 class Records(MutableMapping[str, dict[str, Any]]):
     """Records of one kind by their ids; reads are from memory.
 
-    A record got from here is changed by putting it back: ``records[key] = record | {...}``.
+    A record is changed by storing it again: ``records[key] = record | {...}``.
     """
 
     def __init__(self, path: Path, kind: str) -> None:
@@ -46,7 +46,7 @@ class Records(MutableMapping[str, dict[str, Any]]):
         return len(self._known)
 
     def update_record(self, key: str, **changes: Any) -> dict[str, Any]:
-        """Change some fields of a record; returns the new one."""
+        """Change some fields of a record; return the new record."""
         self[key] = self._known[key] | changes
         return self._known[key]
 

@@ -1,9 +1,9 @@
-"""Globus on this machine: broker, Auth, the Compute service and genuine agents together, on free ports.
+"""Globus on this machine: broker, Auth, the Compute service and real agents together, on free ports.
 
-The Globus Compute packages know only one address of a service on this machine, ``http://localhost:5000``. For stacks to
-run side by side, ``HTTP_PROXY`` sends requests for it to the stack's port, and ``NO_PROXY`` keeps 127.0.0.1 and ::1 out
-of that: loopback traffic of others by number is untouched, and any other host named in plain HTTP is refused by the
-stack with a clear word (502, ``NotAProxy``). HTTPS, sockets and AMQP are not concerned.
+The Globus Compute packages know only one address of a service on this machine, ``http://localhost:5000``. So that
+stacks can run side by side, ``HTTP_PROXY`` sends requests for it to the stack's port, and ``NO_PROXY`` excludes
+127.0.0.1 and ::1: other loopback traffic by number is not affected, and any other host in plain HTTP is refused by the
+stack with a clear error (502, ``NotAProxy``). HTTPS, sockets and AMQP are not affected.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ __all__ = ["Stack", "client_variables", "globus_stack", "missing_programs"]
 
 
 def missing_programs() -> list[str]:
-    """What has to be installed before a stack can run."""
+    """Return the programs that must be installed before a stack can run."""
     return missing_broker_programs() + missing_agent_programs()
 
 
 def client_variables(service: HttpService, account: ServiceAccount) -> dict[str, str]:
-    """What a process needs in its environment to be a client of the services on a port, as a service account."""
+    """Return the variables of a client of the services on a port, as a service account."""
     direct = "127.0.0.1,::1"
     return {
         "GLOBUS_SDK_ENVIRONMENT": "local",
@@ -49,11 +49,11 @@ class Stack:
     """A running stack; agents are added one by one.
 
     Attributes:
-        broker: the RabbitMQ node, perhaps shared with other stacks.
-        service: the one HTTP service with all routes, faults and the record of calls.
+        broker: RabbitMQ node, possibly shared with other stacks.
+        service: HTTP service with all routes, faults and the record of calls.
         auth, compute: the services on it.
-        account: the service account of driver and agents.
-        agents: by their names.
+        account: service account of driver and agents.
+        agents: agents by their names.
     """
 
     def __init__(self, root: Path, broker: RabbitBroker) -> None:
@@ -64,7 +64,7 @@ class Stack:
         self.compute = self._new_compute()
 
     def environment(self) -> dict[str, str]:
-        """What a driver process needs, to be laid over its environment."""
+        """Return the variables that a driver process needs in addition to its environment."""
         return client_variables(self.service, self.account) | {"GLOBUS_COMPUTE_USER_DIR": str(self.root / "driver")}
 
     def start(self) -> None:
@@ -79,17 +79,17 @@ class Stack:
         self.compute.close()
 
     def add_agent(self, name: str, template: str = LOCAL_TEMPLATE, variables: Mapping[str, str] | None = None) -> Agent:
-        """Start an agent with a template for its children; returns it when it is online.
+        """Start an agent with a template for its children; return it when it is online.
 
         Args:
-            name: of the endpoint; one that is there is replaced.
-            template: the text of ``user_config_template.yaml.j2``.
-            variables: more of its environment, which its workers inherit.
+            name: name of the endpoint; an existing one is replaced.
+            template: text of ``user_config_template.yaml.j2``.
+            variables: additional environment, which its workers inherit.
         """
         if name in self.agents:
             self.agents.pop(name).close()
         known = client_variables(self.service, self.account)
-        del known["GLOBUS_SDK_ENVIRONMENT"]  # its config.yaml says so
+        del known["GLOBUS_SDK_ENVIRONMENT"]  # its config.yaml sets this
         agent = Agent(self.root / "agents" / name, name, template, {**known, **(variables or {})})
         self.agents[name] = agent
         agent.start()
@@ -97,7 +97,7 @@ class Stack:
         return agent
 
     def wait_online(self, agent: Agent, limit_s: float = 90) -> None:
-        """Wait until the service has heard an agent that runs."""
+        """Wait until the service has received a heartbeat of a running agent."""
 
         def online() -> bool:
             return self.is_online(agent)
@@ -105,7 +105,7 @@ class Stack:
         wait_until(f"agent {agent.name}", online, agent.root / "log", limit_s)
 
     def is_online(self, agent: Agent) -> bool:
-        """It has sent a heartbeat, lately and since its start; FacilityError where it has ended or never registered."""
+        """Return True if its last heartbeat is recent and after its start; raise FacilityError if it has ended."""
         agent.check()
         endpoint_id, endpoints = agent.endpoint_id, self.compute.endpoints
         if endpoint_id not in endpoints.known or not endpoints.is_online(endpoint_id):
@@ -113,12 +113,12 @@ class Stack:
         return endpoints.known[endpoint_id]["heartbeat_at"] > agent.started_at
 
     def reset(self) -> None:
-        """No faults, no recorded calls, the limits of a new service."""
+        """Remove faults and recorded calls and reset the limits."""
         self.service.clear()
         self.compute.rules = ComputeRules()
 
     def restart_service(self) -> None:
-        """Stop the web service and start it again: it forgets what is not in its file, and keeps its port."""
+        """Restart the web service: it loses everything that is not in its file, and keeps its port."""
         self.service.stop()
         self.compute.close()
         self.compute = self._new_compute()
@@ -131,7 +131,7 @@ class Stack:
 
 @contextmanager
 def globus_stack(root: Path, broker: RabbitBroker | None = None) -> Iterator[Stack]:
-    """A stack in a folder, whose name sets it apart from others on the same broker; without one it starts its own."""
+    """Yield a stack in a folder, whose name separates it from others on one broker; default a broker of its own."""
     with ExitStack() as exits:
         stack = Stack(root, broker or exits.enter_context(rabbit_broker(root / "mq")))
         exits.callback(stack.stop)

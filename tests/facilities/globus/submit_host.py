@@ -1,7 +1,7 @@
 """The host at a facility from which an endpoint agent submits its jobs: the cluster's own commands, as the right user.
 
-Root's agents see themselves as nobody, and so would their jobs, who may read nothing. Each command is therefore given a
-user namespace of its own in which it is root again; munge and the cluster, which are outside, see root throughout.
+Agents of root run as nobody, and so would their jobs, which could read nothing. Each command therefore gets its own
+user namespace in which it is root again; munge and the cluster, which are outside, always see root.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ COMMANDS = ("sbatch", "scancel", "sacct", "squeue")  # those that Parsl's provid
 
 
 def submit_host(root: Path, cluster: SlurmCluster) -> dict[str, str]:
-    """What an agent's children need in their environment to reach a cluster, as ``user_environment.yaml`` gives it.
+    """Return the variables that an agent's children need to reach a cluster, as ``user_environment.yaml`` sets them.
 
     Args:
-        root: a folder for the commands.
-        cluster: running.
+        root: folder for the commands.
+        cluster: running cluster.
     """
     folder = root / "bin"
     folder.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def submit_host(root: Path, cluster: SlurmCluster) -> dict[str, str]:
 
 
 def wrapper(name: str) -> str:
-    """The text of a command: jobs inherit its environment, and belong to the cluster and not to the agent."""
+    """Return the text of a command: jobs inherit its environment, and belong to the cluster and not to the agent."""
     as_root = [program("unshare"), "--user", "--map-root-user", "--"] if as_nobody() else []
     command = [program("env"), f"--unset={VARIABLE}", *as_root, program(name)]
     return f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n'

@@ -1,9 +1,9 @@
-"""Configuration of endpoint agents for tests: no network in ``worker_init``, quoted defaults, idle children leave."""
+"""Configuration of endpoint agents for tests: no network in ``worker_init``, quoted defaults, idle children end."""
 
 from __future__ import annotations
 
-# The agent gives strings that a submitter sends as JSON, quotes included; so a default has to bring its own.
-HEARTBEAT_S = 5  # the shortest that an agent takes
+# The agent inserts the strings of a submitter as JSON with quotes; so a default needs its own quotes.
+HEARTBEAT_S = 5  # the shortest that an agent accepts
 
 CORE = f"""\
 display_name: {{name}}

@@ -1,6 +1,6 @@
-"""Globus Transfer's REST service as the genuine ``globus_sdk.TransferClient`` uses it, over real folders.
+"""Globus Transfer's REST service as the real ``globus_sdk.TransferClient`` uses it, over real folders.
 
-It is a guest of an ``HttpService``; what it knows outlives a stop and start of that one. Faults of the service itself
+Its routes are on an ``HttpService``; its state is kept over a stop and start of that one. Faults of the service itself
 (5xx, 429, dropped connections) are those of ``HttpService.fault``.
 """
 
@@ -20,20 +20,20 @@ from facilities.globus.transfer_tasks import TaskRunner
 
 ID = "([0-9a-fA-F-]{36})"
 BASE = "/v0.10"
-CANCEL_S = 5.0  # how long an answer to a request to cancel waits for the end
+CANCEL_S = 5.0  # time for which the answer to a cancel request waits for the end
 
 
 class Transfer:
     """Routes of Globus Transfer and of its collections' HTTPS servers.
 
     Args:
-        service: where it is reached.
-        auth: knows the tokens and consents.
-        retry_s: how long a task waits after a fault.
-        at_once: tasks of one identity that are at work at the same time; the others are Queued.
+        service: service of the routes.
+        auth: source of tokens and consents.
+        retry_s: time that a task waits after a fault.
+        at_once: tasks of one identity that run at the same time; the others are Queued.
 
     Attributes:
-        tasks: all that were ever submitted, in their order.
+        tasks: all submitted tasks, in their order.
     """
 
     def __init__(self, service: HttpService, auth: Auth, retry_s: float = 0.05, at_once: int = 3) -> None:
@@ -66,21 +66,21 @@ class Transfer:
     # -- what tests set up --------------------------------------------------------------------------------------
 
     def add_collection(self, folder: Path, name: str, **switches: Any) -> CollectionFolder:
-        """A folder shown as a collection; made if absent."""
+        """Add a collection that shows a folder, which is created if absent."""
         folder.mkdir(parents=True, exist_ok=True)
         collection = CollectionFolder(folder, name, **switches)
         self.collections[collection.id] = collection
         return collection
 
     def fault(self, kind: str, count: int = 1, label: str = "") -> None:
-        """Let tasks to come go wrong; see ``TransferFault`` for the kinds."""
+        """Add a fault of the next tasks; see ``TransferFault``."""
         self.runner.faults.append(TransferFault(kind, count, label))
 
     def release(self) -> None:
-        """Let tasks go on that stand still."""
+        """Let stalled tasks continue."""
         self.runner.release()
 
-    # -- who asks for what --------------------------------------------------------------------------------------
+    # -- access checks ------------------------------------------------------------------------------------------
 
     def _who(self, request: Request) -> Token:
         return self._auth.token_of(request, TRANSFER_SERVER)
@@ -91,7 +91,7 @@ class Transfer:
         return self.collections[collection_id]
 
     def _usable(self, request: Request, collection_id: str) -> CollectionFolder:
-        """A collection that the one who asks may use."""
+        """Return a collection that the identity of a request may use."""
         token, collection = self._who(request), self._known(collection_id)
         consented = self._auth.consents.has_data_access(token.subject, token.client_id, collection_id)
         if collection.data_access and not consented:

@@ -1,9 +1,8 @@
-"""Globus Auth and Transfer on a loopback port, with genuine clients of them."""
+"""Globus Auth and Transfer on a loopback port, with real clients of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,12 +13,12 @@ from facilities.globus.transfer import Transfer
 
 
 class TransferFacility:
-    """Auth and Transfer on one service; each client is that of a service account of its own choice.
+    """Auth and Transfer on one service, with clients of a service account.
 
     Attributes:
-        service: faults, the record of calls, stop and start.
-        auth, transfer: what runs on it.
-        account: a service account.
+        service: HTTP service with faults, the record of calls, stop and start.
+        auth, transfer: services on it.
+        account: service account.
     """
 
     def __init__(self) -> None:
@@ -29,7 +28,7 @@ class TransferFacility:
         self.account = self.auth.add_service_account()
 
     def app(self, secret: str = "") -> Any:
-        """A plain ``globus_sdk.ClientApp`` of the account; its tokens are in memory."""
+        """Return a plain ``globus_sdk.ClientApp`` of the account; its tokens are in memory."""
         from globus_sdk import ClientApp, GlobusAppConfig
 
         config = GlobusAppConfig(token_storage="memory")
@@ -37,19 +36,19 @@ class TransferFacility:
         return ClientApp("tests", **known, config=config)
 
     def client(self, app: Any = None) -> Any:
-        """A plain ``globus_sdk.TransferClient``, without consents for single collections."""
+        """Return a plain ``globus_sdk.TransferClient``, without consents for single collections."""
         from globus_sdk import TransferClient
 
         return TransferClient(app=app or self.app())
 
     def tokens(self) -> list[str]:
-        """All access tokens that were ever given."""
+        """Return all access tokens that were ever issued."""
         return list(self.auth._tokens)
 
 
 @pytest.fixture
-def transfer_facility(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[TransferFacility]:
-    """A fresh service per test; clients made in this process find it."""
+def transfer_facility(monkeypatch: pytest.MonkeyPatch) -> Iterator[TransferFacility]:
+    """Yield a new service per test; clients made in this process use it."""
     with (facility := TransferFacility()).service:
         for name in ("AUTH", "TRANSFER"):
             monkeypatch.setenv(f"GLOBUS_SDK_SERVICE_URL_{name}", f"{facility.service.url}/")

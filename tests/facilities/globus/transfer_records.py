@@ -1,4 +1,4 @@
-"""What the Transfer stand-in knows of a task, and what may be wrong with one."""
+"""Tasks of the Transfer stand-in, and their faults."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def iso(moment: float | None) -> str | None:
 
 @dataclass
 class TransferFault:
-    """What goes wrong with tasks to come.
+    """A fault of the next tasks.
 
     Attributes:
         kind: ``fail`` ends the task at once; ``partial`` ends it in the middle of a file; ``corrupt`` flips a bit of a
-            chunk on the way; ``damage`` flips one after Globus has looked at the checksum; ``drop`` loses the
-            connection, Globus begins the file again; ``stall`` stands still with faults until it is released.
-        count: how often.
-        label: a part of the labels of the tasks meant.
+            chunk in transit; ``damage`` flips one after Globus has checked the checksum; ``drop`` loses the
+            connection, Globus starts the file again; ``stall`` makes no progress, with faults, until it is released.
+        count: number of tasks.
+        label: part of the labels of these tasks.
     """
 
     kind: str
@@ -38,7 +38,7 @@ class TransferFault:
 
 @dataclass
 class TransferTask:
-    """A task as the service knows it."""
+    """State of one task at the service."""
 
     owner: str
     document: dict[str, Any]
@@ -89,7 +89,7 @@ class TransferTask:
         self.ended_at, self.status = time.time(), status
 
     def view(self) -> dict[str, Any]:
-        """The task document of the service."""
+        """Return the task document of the service."""
         plain = ("status", "nice_status", "nice_status_details", "fatal_error", "faults", "files", "files_transferred")
         duration_s = max(0.001, (self.ended_at or time.time()) - self.requested_at)
         ids = [collection.id for collection in self.collections]

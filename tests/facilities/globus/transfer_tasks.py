@@ -1,4 +1,4 @@
-"""The tasks of the Transfer stand-in: they really copy files, chunk by chunk and in place, and go wrong on demand."""
+"""Tasks of the Transfer stand-in: they really copy files, chunk by chunk and in place, with injected faults."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from facilities.globus.transfer_records import TransferFault, TransferTask
 
 CHUNK = 1 << 16
 SYNC_LEVELS: dict[int, Callable[[Path, Path], bool]] = {
-    0: lambda a, b: True,
+    0: lambda _a, _b: True,
     1: lambda a, b: a.stat().st_size == b.stat().st_size,
     2: lambda a, b: a.stat().st_size == b.stat().st_size and a.stat().st_mtime <= b.stat().st_mtime,
     3: lambda a, b: a.read_bytes() == b.read_bytes(),
@@ -23,11 +23,11 @@ SYNC_LEVELS: dict[int, Callable[[Path, Path], bool]] = {
 
 
 class TaskRunner:
-    """Works on tasks in threads, so many of one owner at once and the others in their order.
+    """Runner of tasks in threads, a number of one owner at once and the others in their order.
 
     Attributes:
-        at_once: tasks of one owner that are at work.
-        retry_s: how long Globus waits after a fault before it goes on.
+        at_once: tasks of one owner that run at once.
+        retry_s: time that Globus waits after a fault before it continues.
     """
 
     def __init__(self, at_once: int, retry_s: float) -> None:
@@ -43,12 +43,12 @@ class TaskRunner:
         threading.Thread(target=self._run, args=(task,), daemon=True, name=f"transfer {task.id}").start()
 
     def notify(self) -> None:
-        """Something a task may wait for has changed."""
+        """Wake the tasks that wait for a change."""
         with self.changed:
             self.changed.notify_all()
 
     def release(self) -> None:
-        """Let tasks go on that stand still."""
+        """Let stalled tasks continue."""
         with self.changed:
             self.faults = [fault for fault in self.faults if fault.kind != "stall"]
             self.changed.notify_all()
@@ -60,7 +60,7 @@ class TaskRunner:
             task.end("SUCCEEDED")
         except Fatal as error:
             task.end("FAILED", {"code": error.args[0], "description": error.args[1]})
-        except Exception as error:  # noqa: BLE001 - a mistake in here must show as a failed task, not as a hang
+        except Exception as error:  # noqa: BLE001 - an error here must appear as a failed task, not as a hang
             task.end("FAILED", {"code": "INTERNAL", "description": repr(error)})
         finally:
             with self.changed:
@@ -165,7 +165,7 @@ class TaskRunner:
             raise Fatal("EXTERNAL_CHECKSUM_MISMATCH", item["destination_path"])
 
     def _pour(self, task: TransferTask, source: Path, target: Path) -> None:
-        """Copy in place, as Globus does: who reads meanwhile sees a part."""
+        """Copy in place, as Globus does: a reader meanwhile sees a part of the file."""
         size = source.stat().st_size
         with open(source, "rb") as reader, open(target, "wb", buffering=0) as writer:
             while chunk := reader.read(CHUNK):
@@ -182,7 +182,7 @@ class TaskRunner:
                 task.bytes_transferred += len(chunk)
 
     def _check(self, task: TransferTask) -> None:
-        """Between chunks: what keeps a task from going on."""
+        """Between chunks, wait for and raise the conditions that keep a task from continuing."""
         while True:
             if task.canceled:
                 raise Fatal("CANCELED", "canceled on request")

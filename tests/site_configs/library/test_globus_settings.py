@@ -1,4 +1,4 @@
-"""The settings that every machine takes: route, endpoints, collection, carrier."""
+"""Tests of the settings that every machine takes: route, endpoints, collection, carrier."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FOLDERS = {
 
 
 def settings(machine: str, **changes: Any) -> dict[str, Any]:
-    """Settings that carry a campaign to a machine through Globus."""
+    """Return settings that reach a machine through Globus."""
     root = FOLDERS.get(machine, "/data/ada")
     account = {} if machine == "local" else {"account": "ABC"}
     reached = {"route": "globus", "endpoint": ENDPOINT, "collection": COLLECTION, "collection_folder": root}
@@ -42,7 +42,7 @@ def test_every_machine_can_be_reached_through_globus(machine: str, tmp_path: Pat
     assert (site.route, site.carrier, site.endpoint) == ("globus", "globus", Endpoint(ENDPOINT))
     assert site.collection == Collection(COLLECTION, root) and site.python_env == root / "env"
     assert site.collection.path_of(site.storage_root).startswith("/crossfed")
-    assert (site.block is None) == (machine == "local")  # the facility's rules hold on this way too
+    assert (site.block is None) == (machine == "local")  # the facility's rules apply here too
 
 
 @pytest.mark.parametrize("machine", available())
@@ -53,7 +53,7 @@ def test_without_these_settings_nothing_changes(machine: str, tmp_path: Path) ->
     assert (site.route, site.carrier, site.endpoint) == ("local" if machine == "local" else "batch", "copy", None)
 
 
-def test_endpoints_and_their_patience(tmp_path: Path) -> None:
+def test_endpoints_and_their_time_limits(tmp_path: Path) -> None:
     site = resolved(tmp_path, files_endpoint=FILES, silence="20m", longest_queue="3-00:00:00")
     assert site.endpoint == Endpoint(ENDPOINT, FILES, 1200, 3 * 24 * 3600)
     assert resolved(tmp_path, endpoint=ENDPOINT.replace("-", "")).endpoint == Endpoint(ENDPOINT)
@@ -87,12 +87,12 @@ def test_what_a_guest_collection_shares(folder: str, path: str, shared: bool) ->
 
 
 @pytest.mark.parametrize("carrier", ["copy", "shared"])
-def test_storage_that_this_machine_sees_needs_no_collection(carrier: str, tmp_path: Path) -> None:
+def test_storage_that_this_machine_can_read_needs_no_collection(carrier: str, tmp_path: Path) -> None:
     site = resolved(tmp_path, "local", carrier=carrier, collection=None, collection_folder=None)
     assert (site.carrier, site.collection) == (carrier, None)
 
 
-def test_a_batch_site_may_have_its_artifacts_carried(tmp_path: Path) -> None:
+def test_a_batch_site_may_use_globus_transfer(tmp_path: Path) -> None:
     site = resolved(tmp_path, route=None, endpoint=None, python_env=None, carrier="globus")
     assert (site.route, site.carrier, site.collection) == (
         "batch",
@@ -103,7 +103,7 @@ def test_a_batch_site_may_have_its_artifacts_carried(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"endpoint": None}, r"route: globus needs endpoint, .* python workflows/setup_site.py polaris$"),
         ({"python_env": None}, "route: globus needs python_env, the folder at the site .* does not exist there$"),
@@ -123,15 +123,15 @@ def test_a_batch_site_may_have_its_artifacts_carried(tmp_path: Path) -> None:
         ({"silence": "soon"}, "silence: .*soon"),
     ],
 )
-def test_mistakes_are_told_with_their_key_and_remedy(changes: dict[str, Any], told: str, tmp_path: Path) -> None:
-    with pytest.raises(SiteConfigError, match=told):
+def test_errors_have_key_and_remedy(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(SiteConfigError, match=message):
         resolved(tmp_path, **changes)
 
 
-def test_the_queues_rules_hold_on_this_way_too(tmp_path: Path) -> None:
-    with pytest.raises(SiteConfigError) as told:
+def test_the_queues_rules_apply_through_globus_too(tmp_path: Path) -> None:
+    with pytest.raises(SiteConfigError) as message:
         resolved(tmp_path, nodes=2, walltime="200:00:00")
-    assert "capacity" in str(told.value)
+    assert "capacity" in str(message.value)
 
 
 def test_a_workstation_needs_a_folder_and_a_collection(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The providers against schedulers that answer by a script: refusals, silence, half answers, lost submissions."""
+"""Tests of the providers with scripted schedulers: refusals, missing and partial answers, lost submissions."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ Reply = Callable[..., None]
 
 
 @dataclass
-class Oracle:
-    """A scheduler that answers as it is told and notes what it is asked."""
+class ScriptedScheduler:
+    """A scheduler with given answers that records its queries."""
 
     answers: dict[str, Answer] = field(default_factory=dict)
     named: list[JobFacts] | None = field(default_factory=list)
-    stubborn: list[str] = field(default_factory=list)
-    asked: list[tuple[str, Any]] = field(default_factory=list)
+    not_cancelled: list[str] = field(default_factory=list)
+    queries: list[tuple[str, Any]] = field(default_factory=list)
 
     def jobs(self, ids: Sequence[str]) -> dict[str, Answer]:
-        self.asked.append(("jobs", list(ids)))
+        self.queries.append(("jobs", list(ids)))
         return {job_id: self.answers.get(job_id, UNKNOWN) for job_id in ids}
 
     def find(self, token: str) -> list[JobFacts] | None:
-        self.asked.append(("find", token))
+        self.queries.append(("find", token))
         return self.named
 
     def cancel(self, ids: Sequence[str]) -> list[str]:
-        self.asked.append(("cancel", list(ids)))
-        return [job_id for job_id in ids if job_id in self.stubborn]
+        self.queries.append(("cancel", list(ids)))
+        return [job_id for job_id in ids if job_id in self.not_cancelled]
 
 
 def facts(job_id: str, state: Any, reason: str = "") -> JobFacts:
@@ -50,7 +50,7 @@ def facts(job_id: str, state: Any, reason: str = "") -> JobFacts:
 
 @pytest.fixture
 def reply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Reply:
-    """Makes a command on PATH that notes its call and environment and gives one answer."""
+    """Return a function that puts a command on PATH which records its call and environment and prints one answer."""
     programs = tmp_path / "bin"
     programs.mkdir()
     monkeypatch.setenv("PATH", str(programs), prepend=":")
@@ -76,7 +76,7 @@ def make(kind: type[StatusAwareProvider], folder: Path, **settings: Any) -> Any:
     scheduler: Any = "slurm" if kind is SlurmBlocks else "pbs"
     block = Block(scheduler, QUEUE, 2, 5400, "ABC", command_environment={"HERE": "a b"})
     provider = kind(block, directives=("-x 1",), worker_init="export A=1\n", job_prefix="cf-12ab-site", **settings)
-    provider.scheduler = Oracle()
+    provider.scheduler = ScriptedScheduler()
     provider.script_dir = str(folder)
     return provider
 
@@ -86,7 +86,7 @@ def submit_command(kind: Any) -> str:
 
 
 def scripts(folder: Path) -> list[Path]:
-    """The scripts that were submitted; Parsl names them by prefix, a unique end and the time."""
+    """Return the submitted scripts; Parsl names them by prefix, a unique end and the time."""
     return [path for path in folder.glob("cf-12ab-site-*") if not path.name.endswith(("stdout", "stderr"))]
 
 
@@ -105,7 +105,7 @@ def submitted(provider: Any, reply: Reply, out: str) -> str:
     return provider.submit("pool", 1, "parsl.site.block-0")
 
 
-def test_they_are_parsls_own_and_ask_nothing_to_be_made_or_to_render(slurm: Any, pbs: Any) -> None:
+def test_providers_are_parsls_and_rendering_runs_no_query(slurm: Any, pbs: Any) -> None:
     assert isinstance(slurm, SlurmProvider) and isinstance(pbs, PBSProProvider)
     lines = slurm.render("pool --here").splitlines()
     assert lines[2:10] == [
@@ -124,7 +124,7 @@ def test_they_are_parsls_own_and_ask_nothing_to_be_made_or_to_render(slurm: Any,
     assert "#PBS -l walltime=1:30:00" in script and "#PBS -l select=2:ncpus=1\n" in script
     assert script.endswith(f"# submitted with: qsub  -q small -A ABC {pbs.script_dir}/cf-12ab-site-NUMBER\n")
     assert (slurm.init_blocks, slurm.min_blocks, slurm.max_blocks, slurm.nodes_per_block) == (0, 0, 1, 2)
-    assert slurm.scheduler.asked == pbs.scheduler.asked == [] and slurm.resources == {}
+    assert slurm.scheduler.queries == pbs.scheduler.queries == [] and slurm.resources == {}
 
 
 def test_the_poll_interval_is_settable_and_has_a_floor(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_commands_see_the_blocks_environment_and_none_of_an_outer_job(
 
 
 @pytest.mark.parametrize("kind", [SlurmBlocks, PbsBlocks])
-def test_a_refusal_is_told_in_the_schedulers_words(kind: Any, tmp_path: Path, reply: Reply) -> None:
+def test_a_refusal_has_the_schedulers_message(kind: Any, tmp_path: Path, reply: Reply) -> None:
     provider = make(kind, tmp_path)
     reply(submit_command(kind), error="Job violates accounting/QOS policy", code=1)
     with pytest.raises(SubmitException, match="Job violates accounting/QOS policy"):
@@ -173,7 +173,7 @@ def test_a_submission_whose_answer_is_lost_is_found_by_its_name(
     provider.scheduler.named = [facts("99", "pending")]
     assert provider.submit("pool", 1) == "99"
     (script,) = scripts(tmp_path)
-    assert provider.scheduler.asked == [("find", script.name.split(".")[0])] and len(calls(tmp_path)) == 1
+    assert provider.scheduler.queries == [("find", script.name.split(".")[0])] and len(calls(tmp_path)) == 1
 
 
 def test_a_job_that_appears_late_is_ended_before_another_is_submitted(slurm: Any, reply: Reply, tmp_path: Path) -> None:
@@ -186,10 +186,10 @@ def test_a_job_that_appears_late_is_ended_before_another_is_submitted(slurm: Any
     assert len(calls(tmp_path)) == 1
     slurm.scheduler.named = [facts("50", "pending")]
     assert submitted(slurm, reply, "Submitted batch job 51\n") == "51"
-    assert ("cancel", ["50"]) in slurm.scheduler.asked and slurm._lost == {}
+    assert ("cancel", ["50"]) in slurm.scheduler.queries and slurm._lost == {}
 
 
-def test_an_unanswered_submission_is_looked_for_a_while(slurm: Any, reply: Reply) -> None:
+def test_an_unanswered_submission_is_searched_for_a_while(slurm: Any, reply: Reply) -> None:
     slurm.cmd_timeout = 1
     reply("sbatch", sleep_s=30)
     with pytest.raises(SubmitException, match="no answer within 1 s"):
@@ -221,7 +221,7 @@ def test_a_command_that_hangs_is_ended(slurm: Any, reply: Reply, tmp_path: Path)
         ("preempted", "TIMEOUT"),
     ],
 )
-def test_what_parsl_is_told(slurm: Any, reply: Reply, state: str, seen: str) -> None:
+def test_parsl_gets_the_state(slurm: Any, reply: Reply, state: str, seen: str) -> None:
     job_id = submitted(slurm, reply, "Submitted batch job 7\n")
     slurm.scheduler.answers["7"] = facts("7", state, "QOSMaxJobs")
     (status,) = slurm.status([job_id])
@@ -229,41 +229,41 @@ def test_what_parsl_is_told(slurm: Any, reply: Reply, state: str, seen: str) -> 
     assert Path(status.stderr_path).name.startswith("cf-12ab-site-") and status.stdout_path.endswith(".stdout")
 
 
-def test_silence_is_no_end_and_a_denial_is_one(pbs: Any, reply: Reply) -> None:
+def test_a_failed_query_is_not_an_end_and_an_unknown_job_is(pbs: Any, reply: Reply) -> None:
     job_id = submitted(pbs, reply, "7.server")
-    told: list[tuple[Answer, str]] = [
+    expected: list[tuple[Answer, str]] = [
         (UNKNOWN, "PENDING"),
         (facts(job_id, "running"), "RUNNING"),
         (UNKNOWN, "RUNNING"),
         (GONE, "COMPLETED"),
     ]
-    for answer, seen in told:
+    for answer, seen in expected:
         pbs.scheduler.answers[job_id] = answer
         assert pbs.status([job_id])[0].state.name == seen
     assert pbs.status([job_id])[0].message == "the scheduler no longer knows this job"
 
 
-def test_an_end_is_not_asked_for_again(slurm: Any, reply: Reply) -> None:
+def test_an_ended_job_is_not_queried_again(slurm: Any, reply: Reply) -> None:
     ids = [submitted(slurm, reply, "Submitted batch job 7\n"), submitted(slurm, reply, "Submitted batch job 8\n")]
     slurm.scheduler.answers = {"7": facts("7", "failed"), "8": facts("8", "running")}
     assert [status.state for status in slurm.status(ids)] == [JobState.FAILED, JobState.RUNNING]
     slurm.scheduler.answers["7"] = facts("7", "running")
     assert slurm.status(ids)[0].state is JobState.FAILED
-    assert [what for what in slurm.scheduler.asked if what[0] == "jobs"] == [("jobs", ["7", "8"]), ("jobs", ["8"])]
+    assert [what for what in slurm.scheduler.queries if what[0] == "jobs"] == [("jobs", ["7", "8"]), ("jobs", ["8"])]
 
 
-def test_to_cancel_nothing_asks_nothing(slurm: Any) -> None:
-    assert slurm.cancel([]) == [] and slurm.scheduler.asked == []
+def test_cancelling_nothing_runs_no_query(slurm: Any) -> None:
+    assert slurm.cancel([]) == [] and slurm.scheduler.queries == []
 
 
-def test_cancelled_are_those_that_the_scheduler_took_the_request_for(slurm: Any, reply: Reply) -> None:
+def test_only_accepted_cancellations_are_cancelled(slurm: Any, reply: Reply) -> None:
     ids = [submitted(slurm, reply, "Submitted batch job 7\n"), submitted(slurm, reply, "Submitted batch job 8\n")]
-    slurm.scheduler.stubborn = ["8"]
+    slurm.scheduler.not_cancelled = ["8"]
     assert slurm.cancel(ids) == [True, False]
     assert [slurm.resources[job_id]["status"].state for job_id in ids] == [JobState.CANCELLED, JobState.PENDING]
-    assert slurm.cancel(["unheard"]) == [True]
+    assert slurm.cancel(["unknown-id"]) == [True]
 
 
-def test_each_scheduler_is_the_blocks_own(tmp_path: Path) -> None:
+def test_each_scheduler_is_the_blocks_own() -> None:
     block = Block("pbs", QUEUE, 1, 60, command_environment={"PBS_SERVER": "one"})
     assert PbsBlocks(block).scheduler.environment == {"PBS_SERVER": "one"}  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The queue table is asked before a job waits: what it admits is admitted, what it refuses comes with a way out."""
+"""Tests of the queue table: accepted requests are within the limits, a refusal has the nearest accepted request."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def queue_tables(draw: st.DrawFn) -> list[Queue]:
 
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(TABLES) | queue_tables(), st.integers(1, 12000), st.integers(1, 9 * DAY), st.data())
-def test_an_answer_admits_and_a_refusal_knows_what_is_admitted(
+def test_a_choice_fits_and_the_nearest_of_a_refusal_fits(
     queues: list[Queue], nodes: int, walltime_s: int, data: st.DataObject
 ) -> None:
     name = data.draw(st.sampled_from([None, *(queue.name for queue in queues)]))
@@ -96,7 +96,7 @@ def test_the_longest_walltime_is_admitted_and_a_second_more_is_not(queues: list[
         (perlmutter.QUEUES, 4, HOUR, None, "regular"),
     ],
 )
-def test_what_the_facilities_tables_give(
+def test_choices_in_the_facilities_tables(
     queues: list[Queue], nodes: int, walltime_s: int, name: str | None, chosen: str
 ) -> None:
     assert choose_queue(queues, nodes, walltime_s, name).name == chosen
@@ -118,7 +118,7 @@ def test_the_longest_walltime_of_a_number_of_nodes(queues: list[Queue], nodes: i
     assert longest_walltime(queues, nodes) == longest_h * HOUR
 
 
-def test_a_refusal_tells_rule_date_source_and_the_nearest_request() -> None:
+def test_a_refusal_has_rule_date_source_and_the_nearest_request() -> None:
     with pytest.raises(QueueRefusedError) as refused:
         choose_queue(polaris.QUEUES, 4, 2 * HOUR, "debug")
     assert str(refused.value) == (
@@ -132,7 +132,7 @@ def test_a_refusal_tells_rule_date_source_and_the_nearest_request() -> None:
         choose_queue(frontier.QUEUES, 70, 24 * HOUR, "extended")
 
 
-def test_unknown_queues_are_told() -> None:
+def test_unknown_queues_are_reported() -> None:
     with pytest.raises(SiteConfigError, match="queue: 'prodd' is unknown, did you mean 'prod'"):
         choose_queue(polaris.QUEUES, 1, HOUR, "prodd")
     with pytest.raises(SiteConfigError, match="queue: 'xyz' is unknown; known: debug, regular"):
@@ -167,7 +167,7 @@ def test_walltimes_that_people_write(text: object, seconds: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["2:30", "soon", "", "0", "0s", -5, "1:99:00", "1w", None, True])
-def test_what_is_no_walltime(text: object) -> None:
+def test_invalid_walltimes(text: object) -> None:
     with pytest.raises(ValueError, match="is not a walltime; write 2:00:00"):
         parse_walltime(text)
 

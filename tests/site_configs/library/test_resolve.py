@@ -1,4 +1,4 @@
-"""From a name or a file to a Site, with the user's own settings checked."""
+"""Tests of the resolution of a name or a file to a Site, with the user's settings checked."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from site_configs.library import site as base
-from site_configs.library.resolve import SiteConfigError, available, resolve_site
+from site_configs.library.resolve import SiteConfigError, available, resolve_site, takes
 from site_configs.library.site import Site
 
 MACHINE = """
@@ -29,7 +29,7 @@ def machine(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_local_is_there_and_helpers_are_no_machines() -> None:
+def test_the_machines() -> None:
     assert available() == ["aurora", "frontier", "local", "pbs", "perlmutter", "perlmutter_80gb", "polaris", "slurm"]
 
 
@@ -53,9 +53,9 @@ def test_ranks_of_a_local_site(tmp_path: Path) -> None:
         resolve_site("x", "local", tmp_path, {"ranks": 0})
 
 
-def test_what_a_facility_needs_is_told_with_its_meaning(tmp_path: Path) -> None:
-    told = r"polaris needs account \(the project that pays\); storage_root \(a folder at the site.*\. Write it under"
-    with pytest.raises(SiteConfigError, match=told):
+def test_missing_settings_are_reported_with_their_meaning(tmp_path: Path) -> None:
+    message = r"polaris needs account \(the project that pays\); storage_root \(a folder at the site.*\. Write it under"
+    with pytest.raises(SiteConfigError, match=message):
         resolve_site("argonne", "polaris", tmp_path, {"nodes": 2})
     with pytest.raises(SiteConfigError, match="needs storage_root .*--set sites.argonne.storage_root=VALUE$"):
         resolve_site("argonne", "polaris", tmp_path, {"account": "ABC"})
@@ -67,7 +67,7 @@ def test_settings_are_the_keyword_arguments_of_the_machine(machine: str, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"accountt": "A"}, "accountt: unknown setting, did you mean 'account'?"),
         ({"account": "A", "zzz": 1}, "zzz: unknown setting; .* takes: account, nodes, scratch"),
@@ -77,13 +77,13 @@ def test_settings_are_the_keyword_arguments_of_the_machine(machine: str, tmp_pat
         ({"account": "A", "nodes": 9}, "at most 4 nodes"),
     ],
 )
-def test_wrong_settings_are_told_with_their_key(machine: str, tmp_path: Path, settings: dict, told: str) -> None:
-    with pytest.raises(SiteConfigError, match=told):
+def test_wrong_settings_are_reported_with_their_key(machine: str, tmp_path: Path, settings: dict, message: str) -> None:
+    with pytest.raises(SiteConfigError, match=message):
         resolve_site("x", machine, tmp_path, settings)
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("x = 1", "has no function 'site'"),
         ("def site(:", "cannot be loaded: SyntaxError"),
@@ -93,9 +93,9 @@ def test_wrong_settings_are_told_with_their_key(machine: str, tmp_path: Path, se
         ("def site(name, run_dir): raise RuntimeError('no queue')", "no queue"),
     ],
 )
-def test_a_file_that_is_no_machine(tmp_path: Path, text: str, told: str) -> None:
+def test_a_file_that_is_not_a_machine(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "m.py").write_text(text)
-    with pytest.raises(SiteConfigError, match=told):
+    with pytest.raises(SiteConfigError, match=message):
         resolve_site("x", str(tmp_path / "m.py"), tmp_path, {})
 
 
@@ -109,8 +109,56 @@ def test_unknown_names(tmp_path: Path) -> None:
 
 
 def test_a_copy_of_a_machines_file_works_from_anywhere(tmp_path: Path) -> None:
-    """As the README says: its annotations are names of its own module."""
-    for machine, settings in (("polaris", {"account": "A", "storage_root": "/eagle/A"}), ("local", {})):
+    """As the README says; its annotations are names of its own module."""
+    for machine, settings in (
+        ("polaris", {"account": "A", "storage_root": "/eagle/A"}),
+        ("slurm", {"storage_root": "/s"}),
+        ("perlmutter_80gb", {"account": "A", "storage_root": "/pscratch/A"}),
+        ("local", {}),
+    ):
         copy = tmp_path / f"my_{machine}.py"
         copy.write_text((Path(base.__file__).parents[1] / f"{machine}.py").read_text())
         assert resolve_site("x", str(copy), tmp_path / "run", settings).name == "x"
+
+
+def test_a_machines_settings_are_its_own_and_the_shared_ones() -> None:
+    for machine in ("polaris", "aurora", "frontier", "perlmutter", "perlmutter_80gb"):
+        for key in (
+            "account",
+            "storage_root",
+            "nodes",
+            "walltime",
+            "queue",
+            "blocks",
+            "modules",
+            "python_env",
+            "address",
+        ):
+            assert takes(machine, key), (machine, key)
+    assert takes("polaris", "filesystems") and not takes("frontier", "filesystems")
+    assert takes("slurm", "partition") and takes("pbs", "queue") and not takes("slurm", "queue")
+    assert all(takes(cluster, key) for cluster in ("slurm", "pbs") for key in ("cores", "gpus", "launch", "poll_s"))
+
+
+@pytest.mark.parametrize("machine", ["polaris", "perlmutter_80gb", "slurm", "pbs"])
+def test_a_misspelt_shared_setting_is_refused_with_its_name(machine: str, tmp_path: Path) -> None:
+    settings = {"storage_root": "/eagle/A", "waltime": "1h"} | ({"account": "A"} if machine[0] == "p" else {})
+    with pytest.raises(SiteConfigError, match="waltime: unknown setting, did you mean 'walltime'?"):
+        resolve_site("x", machine, tmp_path, settings)
+    with pytest.raises(SiteConfigError, match="nodes: Input should be greater than 0"):
+        resolve_site(
+            "x", machine, tmp_path, {key: settings[key] for key in settings if key != "waltime"} | {"nodes": 0}
+        )
+
+
+def test_a_users_file_may_preset_settings(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "from functools import partial\n\nfrom site_configs import slurm\n\n"
+        "site = partial(slurm.site, partition='gpu', cores=8)\n"
+    )
+    site = resolve_site("x", str(mine), tmp_path, {"storage_root": "/s", "nodes": 2})
+    assert site.block and (site.block.queue.name, site.block.nodes, site.threads) == ("gpu", 2, 8)
+    assert resolve_site("x", str(mine), tmp_path, {"storage_root": "/s", "cores": 4}).threads == 4
+    with pytest.raises(SiteConfigError, match=r"mine.py needs storage_root \(a folder at the site"):
+        resolve_site("x", str(mine), tmp_path, {})

@@ -1,4 +1,4 @@
-"""Slurm's verdict on a job that is not submitted, from an sbatch that answers by a script."""
+"""Tests of Slurm's verdict on a job that is not submitted, with an sbatch that is a script."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ PROMISE = "to start at 2026-11-23T04:00:00 using 112 processors on nodes nid[000
 
 @pytest.fixture
 def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Makes an sbatch that keeps its words and its script, and gives one answer."""
+    """Return a function that makes an sbatch which records its arguments and its script and prints one answer."""
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
 
     def make(error: str = "", code: int = 0, out: str = "", sleep_s: float = 0) -> None:
         lines = [
             "#!/bin/bash",
-            f'echo "$*" > {tmp_path}/words',
+            f'echo "$*" > {tmp_path}/arguments',
             f'cp "${{@: -1}}" {tmp_path}/script',
             f"sleep {sleep_s}",
             f"printf '%s' '{out}'",
@@ -49,13 +49,15 @@ def test_what_is_tried_is_the_script_that_would_be_submitted(sbatch: Any, tmp_pa
     sbatch(f"sbatch: Job 8815 {PROMISE}\n")
     tried = provider(tmp_path)
     assert try_out(tried, "pool --here") == Verdict(PROMISE, None)
-    words = (tmp_path / "words").read_text().split()
-    assert words[0] == "--test-only" and len(words) == 2
-    tried.script_dir = str(Path(words[1]).parent)
-    submitted = tried.render("pool --here").replace("cf-RUN-NUMBER", Path(words[1]).name).partition("# submitted")[0]
+    arguments = (tmp_path / "arguments").read_text().split()
+    assert arguments[0] == "--test-only" and len(arguments) == 2
+    tried.script_dir = str(Path(arguments[1]).parent)
+    submitted = (
+        tried.render("pool --here").replace("cf-RUN-NUMBER", Path(arguments[1]).name).partition("# submitted")[0]
+    )
     script = (tmp_path / "script").read_text()
     assert script.split() == submitted.split()
-    assert "pool --here" in script and not Path(words[1]).exists() and not (tmp_path / "submit_scripts").exists()
+    assert "pool --here" in script and not Path(arguments[1]).exists() and not (tmp_path / "submit_scripts").exists()
     assert tried.resources == {}
 
 
@@ -74,12 +76,12 @@ def test_what_is_tried_is_the_script_that_would_be_submitted(sbatch: Any, tmp_pa
         ("", "sbatch --test-only ended with 1"),
     ],
 )
-def test_a_refusal_has_slurms_own_words(sbatch: Any, tmp_path: Path, error: str, problem: str) -> None:
+def test_a_refusal_has_slurms_message(sbatch: Any, tmp_path: Path, error: str, problem: str) -> None:
     sbatch(error, code=1)
     assert try_out(provider(tmp_path), "pool") == Verdict("", problem)
 
 
-def test_a_site_whose_sbatch_tells_no_start(sbatch: Any, tmp_path: Path) -> None:
+def test_an_sbatch_that_prints_no_start(sbatch: Any, tmp_path: Path) -> None:
     sbatch("sbatch: your job has been admitted\n")
     assert try_out(provider(tmp_path), "pool") == Verdict("", None)
 
@@ -91,5 +93,5 @@ def test_slurm_that_does_not_answer(sbatch: Any, tmp_path: Path) -> None:
     assert verdict.problem.startswith("Slurm does not answer: no answer within 1 s: sbatch --test-only ")
 
 
-def test_it_is_no_machine() -> None:
+def test_the_module_is_not_a_machine() -> None:
     assert "trial" not in available()

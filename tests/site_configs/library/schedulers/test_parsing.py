@@ -1,4 +1,4 @@
-"""What schedulers print, read into facts: outputs recorded from Slurm 22.05, OpenPBS 23.06 and a Polaris of 2023."""
+"""Tests of parsing the output of schedulers, recorded from Slurm 22.05, OpenPBS 23.06 and a Polaris of 2023."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ Recorder = Callable[..., dict[str, str]]
 
 @pytest.fixture
 def recorded(tmp_path: Path) -> Recorder:
-    """Puts commands on PATH that answer with what was recorded: (output, complaint, exit code)."""
+    """Return a function that puts commands on PATH with recorded answers: (output, error, exit code)."""
 
     def record(**commands: tuple[str, str, int]) -> dict[str, str]:
         for name, (out, error, code) in commands.items():
@@ -96,7 +96,7 @@ def test_rows_of_sacct_are_the_same_facts() -> None:
     assert (jobs["7"].state, jobs["7"].exit_code, jobs["7"].walltime_s) == ("out_of_memory", 137, None)
 
 
-def test_a_state_nobody_has_heard_of_is_unknown(recorded: Recorder) -> None:
+def test_an_undocumented_state_is_unknown(recorded: Recorder) -> None:
     environment = recorded(squeue=(SQUEUE, "", 0), sacct=("", "", 0))
     assert scheduler_for("slurm", environment).jobs(["9", "3"])["9"] is UNKNOWN
 
@@ -113,7 +113,7 @@ def test_a_state_nobody_has_heard_of_is_unknown(recorded: Recorder) -> None:
         (("", CONTROLLER_DOWN, 1), ("", "Slurm accounting storage is disabled", 1), UNKNOWN),
     ],
 )
-def test_only_a_scheduler_that_answers_can_say_gone(
+def test_only_a_scheduler_that_answers_can_report_gone(
     recorded: Recorder, squeue: tuple[str, str, int], sacct: tuple[str, str, int], expected: object
 ) -> None:
     answer = Slurm(recorded(squeue=squeue, sacct=sacct)).jobs(["6"])["6"]
@@ -148,9 +148,9 @@ def test_durations_are_seconds(days: int, hours: int, minutes: int, seconds: int
     assert duration_s(f"{days * 24 + hours}:{minutes:02d}:{seconds:02d}") == expected
 
 
-@pytest.mark.parametrize("words", ["UNLIMITED", "INVALID", "", "Partition_Limit"])
-def test_words_are_no_duration(words: str) -> None:
-    assert duration_s(words) is None
+@pytest.mark.parametrize("text", ["UNLIMITED", "INVALID", "", "Partition_Limit"])
+def test_text_is_not_a_duration(text: str) -> None:
+    assert duration_s(text) is None
 
 
 def test_a_slow_or_missing_command_is_no_answer(recorded: Recorder, tmp_path: Path) -> None:
@@ -162,14 +162,14 @@ def test_a_slow_or_missing_command_is_no_answer(recorded: Recorder, tmp_path: Pa
     assert reply.code is None and reply.message == "nosuchcommand cannot be run: No such file or directory"
 
 
-def test_a_cancellation_that_was_not_taken_is_told(recorded: Recorder) -> None:
+def test_a_failed_cancellation_is_reported(recorded: Recorder) -> None:
     environment = recorded(scancel=("", "scancel: error: Kill job error", 1), qdel=("", "Connection refused", 111))
     assert Slurm(environment).cancel(["1", "2"]) == ["1", "2"] and Slurm(environment).cancel([]) == []
     assert Pbs(environment).cancel(["1.pbs"]) == ["1.pbs"]
 
 
 @pytest.mark.parametrize(
-    ("line", "words"),
+    ("line", "text"),
     [
         ("State=UP", None),
         ("State=DOWN", "starts none"),
@@ -177,10 +177,10 @@ def test_a_cancellation_that_was_not_taken_is_told(recorded: Recorder) -> None:
         ("State=INACTIVE", "inactive"),
     ],
 )
-def test_partition_states(recorded: Recorder, line: str, words: str | None) -> None:
+def test_partition_states(recorded: Recorder, line: str, text: str | None) -> None:
     environment = recorded(scontrol=(f"PartitionName=debug MaxTime=01:00:00 {line} TotalNodes=2", "", 0))
     problem = Slurm(environment).queue_problem("debug")
-    assert problem is None if words is None else problem is not None and words in problem
+    assert problem is None if text is None else problem is not None and text in problem
 
 
 def test_a_queue_may_be_a_qos_or_nothing(recorded: Recorder) -> None:
@@ -244,12 +244,12 @@ def test_a_job_that_moved_to_another_server_is_unknown() -> None:
         (('{"Jobs": {"7.pbs-01": {"Variable_List": "', "", 0), UNKNOWN),
     ],
 )
-def test_pbs_answers_to_one_question(recorded: Recorder, qstat: tuple[str, str, int], expected: object) -> None:
+def test_pbs_answers_to_one_query(recorded: Recorder, qstat: tuple[str, str, int], expected: object) -> None:
     answer = scheduler_for("pbs", recorded(qstat=qstat)).jobs(["7.pbs-01"])["7.pbs-01"]
     assert (answer.state if isinstance(answer, JobFacts) else answer) == expected
 
 
-def test_a_silent_pbs_server_has_not_said_that_there_are_no_jobs(recorded: Recorder) -> None:
+def test_a_pbs_server_without_answer_may_have_jobs(recorded: Recorder) -> None:
     refused = ("", "qselect: cannot connect to server pbs-01 (errno=111)", 111)
     pbs = Pbs(recorded(qselect=refused, qstat=("", "Connection refused", 111)))
     assert pbs.find("x") is None and pbs.mine("debug") is None

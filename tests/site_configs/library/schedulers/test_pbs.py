@@ -1,4 +1,4 @@
-"""Questions to a PBS server whose commands answer as OpenPBS does."""
+"""Tests of queries to a PBS server whose commands answer as OpenPBS does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Questions to real Slurm clusters, with and without accounting."""
+"""Tests of queries to real Slurm clusters, with and without accounting."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LONG_NAME = "crossfed-campaign-of-a-rather-long-name-7f3a91"
 
 @pytest.fixture(scope="module", autouse=True)
 def over_time(short_root: Path) -> Iterator[tuple[SlurmCluster, str]]:
-    """A job over its time, which the controller sees within 30 s: it waits for that while the other tests run."""
+    """Yield a job over its time limit; the controller needs up to 30 s for it, while the other tests run."""
     with slurm_cluster(short_root, "overtime", nodes=1) as cluster:
         job_id = cluster.submit("exec sleep 300")
         cluster.wait_for_state(job_id, "RUNNING")
@@ -30,7 +30,7 @@ def over_time(short_root: Path) -> Iterator[tuple[SlurmCluster, str]]:
 
 @pytest.fixture(scope="module", autouse=True)
 def forgetful(short_root: Path) -> Iterator[tuple[SlurmCluster, str]]:
-    """A cluster without accounting that forgets ended jobs after some seconds, and one that it is to forget."""
+    """Yield a cluster without accounting that forgets ended jobs after some seconds, and a job that it will forget."""
     with slurm_cluster(short_root, "forget", remember_s=2) as cluster:
         yield cluster, cluster.submit("true")
 
@@ -108,8 +108,10 @@ def test_problems_of_queues_and_accounts(slurm_site: SlurmCluster) -> None:
     assert slurm.queue_problem("debug") is None and slurm.queue_problem("short") is None
     assert slurm.queue_problem("nosuch") == "there is no partition or QOS nosuch"
     assert slurm.account_problem("fusion") is None and slurm.account_problem("") is None
-    told = slurm.account_problem("weather")
-    assert told is not None and told.startswith("account weather is not yours on shared; yours are: default, fusion")
+    message = slurm.account_problem("weather")
+    assert message is not None and message.startswith(
+        "account weather is not yours on shared; yours are: default, fusion"
+    )
     slurm_site.set_partition("regular", "drain")
     try:
         assert slurm.queue_problem("regular") == "partition regular is draining: it takes no jobs"
@@ -117,7 +119,7 @@ def test_problems_of_queues_and_accounts(slurm_site: SlurmCluster) -> None:
         slurm_site.set_partition("regular", "up")
 
 
-def test_sacct_tells_of_jobs_while_the_controller_is_down(slurm_site: SlurmCluster) -> None:
+def test_sacct_reports_jobs_while_the_controller_is_down(slurm_site: SlurmCluster) -> None:
     job_id, running = slurm_site.submit("exit 3"), slurm_site.submit("sleep 60", "--no-requeue")
     slurm_site.wait_for_state(job_id, *ENDED)
     slurm_site.wait_for_state(running, "RUNNING")

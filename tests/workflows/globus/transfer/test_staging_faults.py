@@ -94,7 +94,7 @@ def test_a_transfer_that_stands_still_is_cancelled_and_begun_anew(scene: Scene):
 def test_a_collection_that_is_offline_is_waited_for(scene: Scene):
     scene.there.online = False
     sending = in_thread(lambda: scene.send(scene.staging(Backoff(0.03, 0.1, stall_s=600))))
-    wait_until(lambda: scene.told("transfer_trouble"))
+    wait_until(lambda: scene.has_record("transfer_trouble"))
     scene.there.online = True
     assert sending.result(WAIT_S)["nbytes_moved"] == MIB
     [trouble] = scene.run.records("transfer_trouble")
@@ -160,7 +160,7 @@ def test_a_service_that_is_away_for_a_while(scene: Scene):
     scene.send(staging)
     scene.facility.service.stop()
     sending = in_thread(lambda: scene.send(staging, attempt=2))
-    wait_until(lambda: scene.told("transfer_unreachable"))
+    wait_until(lambda: scene.has_record("transfer_unreachable"))
     scene.facility.service.start()
     assert sending.result(WAIT_S)["nbytes_moved"] == MIB
 

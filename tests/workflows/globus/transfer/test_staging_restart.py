@@ -56,7 +56,7 @@ def test_a_login_that_is_lost_on_the_way_leaves_the_transfer_to_the_next_driver(
 ):
     scene.there.expired = True  # holds the transfer up
     sending = in_thread(lambda: scene.send(scene.staging()))
-    wait_until(lambda: scene.told("transfer_submitted"))
+    wait_until(lambda: scene.has_record("transfer_submitted"))
     account = scene.facility.auth.change_secret(scene.facility.account)
     scene.facility.auth.expire_tokens()
     assert isinstance(sending.exception(WAIT_S), UserMistake | LoginMissing)
@@ -69,7 +69,7 @@ def test_a_login_that_is_lost_on_the_way_leaves_the_transfer_to_the_next_driver(
 
 def test_a_driver_killed_while_globus_copies_is_followed_by_the_next(scene: Scene):
     scene.there.expired = True  # holds the transfer up
-    kill_when(driver(scene), lambda: scene.told("transfer_submitted"))
+    kill_when(driver(scene), lambda: scene.has_record("transfer_submitted"))
     [task] = scene.transfer.tasks
     scene.there.expired = False
     sent = scene.send(scene.staging())
@@ -82,9 +82,9 @@ def test_a_driver_killed_while_globus_copies_is_followed_by_the_next(scene: Scen
 def test_a_driver_killed_between_name_and_task_hands_in_under_the_same_name(scene: Scene, reaches: bool):
     wrong = {"after": True} if reaches else {"status": 503}
     scene.facility.service.fault("/transfer$", method="POST", delay_s=10, **wrong)
-    handed_in = (lambda: scene.transfer.tasks) if reaches else (lambda: scene.told("transfer_submitting"))
+    handed_in = (lambda: scene.transfer.tasks) if reaches else (lambda: scene.has_record("transfer_submitting"))
     kill_when(driver(scene), handed_in)
-    assert not scene.told("transfer_submitted")
+    assert not scene.has_record("transfer_submitted")
     scene.facility.service.clear()
     assert scene.send(scene.staging())["nbytes_moved"] == MIB
     [task] = scene.transfer.tasks
@@ -96,7 +96,7 @@ def test_a_task_that_the_service_has_forgotten_is_begun_anew(scene: Scene):
     staging = scene.staging(Backoff(0.03, 0.1, stall_s=600))
     scene.transfer.fault("stall")
     sending = in_thread(lambda: scene.send(staging))
-    wait_until(lambda: scene.told("transfer_submitted"))
+    wait_until(lambda: scene.has_record("transfer_submitted"))
     staging.close()
     assert isinstance(sending.exception(WAIT_S), TransferDetached)
     scene.transfer.release()
@@ -125,6 +125,6 @@ def test_who_waits_for_a_service_that_is_away_is_let_go_too(scene: Scene):
     scene.facility.service.fault("submission_id", status=503, count=-1, headers={"Retry-After": "600"})
     staging = scene.staging()
     sending = in_thread(lambda: scene.send(staging))
-    wait_until(lambda: scene.told("transfer_unreachable"))
+    wait_until(lambda: scene.has_record("transfer_unreachable"))
     staging.close()
     assert isinstance(sending.exception(WAIT_S), TransferDetached)
