@@ -13,7 +13,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
-from patience import patience
 
 VARIABLE = "CROSSFED_FACILITY"
 
@@ -36,7 +35,7 @@ def end_marked(token: str, limit_s: float = 20) -> int:
         TimeoutError: some are still running.
     """
     killed: set[int] = set()
-    deadline = time.monotonic() + patience(limit_s)
+    deadline = time.monotonic() + limit_s
     while left := marked(token):
         if time.monotonic() > deadline:
             raise TimeoutError(f"still there: {left}")
