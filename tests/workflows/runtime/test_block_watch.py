@@ -94,7 +94,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, clock: Any) -> Script:
     script = Script()
     monkeypatch.setattr(blocks, "scheduler_for", lambda kind, environment: script)
-    monkeypatch.setattr(blocks, "LAST_WORD_S", 0.3)
+    monkeypatch.setattr(blocks, "END_STATES_S", 0.3)
     monkeypatch.setattr(blocks, "CLOSING_PERIOD_S", 0.01)
     monkeypatch.setenv("CROSSFED_HISTORY", str(tmp_path / "history.csv"))
     return script
