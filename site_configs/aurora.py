@@ -1,6 +1,6 @@
 """Aurora at ALCF: 10,624 nodes with six Max 1550 each, twelve devices of 64 GB, under PBS Pro.
 
-Rules, hardware and settings are those of ALCF's Aurora guide of 2026-08-19, where no other source is named.
+Rules, hardware and settings are those of ALCF's Aurora guide of 2026-08-19, unless another source is named.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ NODE = Node(
     devices=12,
     device_memory_bytes=64 * GB,
     device_variable="ZE_AFFINITY_MASK",
-    device_names=tuple(map(str, range(12))),  # as FLAT counts them
+    device_names=tuple(map(str, range(12))),  # as FLAT numbers them
 )
 # eight cores per tile, close to it; cores 0 and 52 are left to the operating system
 CORES = "1-8:9-16:17-24:25-32:33-40:41-48:53-60:61-68:69-76:77-84:85-92:93-100"
@@ -91,8 +91,8 @@ def site(
         environment={
             **thread_environment(8),
             **ALCF_PROXY,
-            "TMPDIR": "/tmp",  # short, in the node's memory: PBS's own is too long for sockets
-            "ZE_FLAT_DEVICE_HIERARCHY": "FLAT",  # a tile is a device; names like 0.1 would need COMPOSITE
+            "TMPDIR": "/tmp",  # short, in the node's memory: PBS's default is too long a path for sockets
+            "ZE_FLAT_DEVICE_HIERARCHY": "FLAT",  # a tile is a device; names such as 0.1 need COMPOSITE
         },
         setup="\n".join(["module use /soft/modulefiles", setup_lines(modules, setup)]),
         python_env=settings.get("python_env"),

@@ -1,6 +1,6 @@
 """Frontier at OLCF: 9,856 nodes with four MI250X each, eight devices of 64 GB, under Slurm.
 
-Rules and hardware are those of OLCF's Frontier guide of 2026-07-22, modules and ranks those of its page on PyTorch.
+Rules and hardware are those of OLCF's Frontier guide of 2026-07-22, modules and ranks are those of its page on PyTorch.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ QUEUES = (
 )
 MOUNTS = {"orion": ("/lustre/orion",)}
 NODE = Node(
-    cores=56,  # of 64; eight are kept for the system
+    cores=56,  # of 64; eight are reserved for the system
     memory_bytes=512 * GB,
     devices=8,
     device_memory_bytes=64 * GB,
     device_variable="ROCR_VISIBLE_DEVICES",
-    device_names=("4", "5", "2", "3", "6", "7", "0", "1"),  # 4 and 5 sit with cores 0-15, 0 and 1 with 48-63
+    device_names=("4", "5", "2", "3", "6", "7", "0", "1"),  # 4 and 5 are next to cores 0-15, 0 and 1 to 48-63
 )
 LAUNCH = (
     "srun",
@@ -105,7 +105,7 @@ def site(
         "--exclusive",
         "--cpus-per-task=7",
         "--gpus-per-node=8",
-        "--network=disable_rdzv_get",  # goes with rccl-net-plugin
+        "--network=disable_rdzv_get",  # needed by rccl-net-plugin
     )
     return Site(
         name=name,
@@ -113,7 +113,7 @@ def site(
         route="batch",
         storage_root=site_storage(settings["storage_root"], run_dir, name, MOUNTS),
         provider=block_provider(block, directives, site=name, ranks_per_node=ranks_per_node),
-        device="cuda",  # ROCm behind torch's CUDA names
+        device="cuda",  # ROCm under torch's CUDA names
         threads=7,
         address=settings.get("address", ""),
         driver_interface="hsn0",

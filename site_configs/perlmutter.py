@@ -110,7 +110,7 @@ def site(
         environment={
             **thread_environment(16),
             "TMPDIR": "/tmp",  # in the node's memory: GPU nodes have no disk
-            "NCCL_SOCKET_IFNAME": "hsn0",  # NERSC's modules bring the fast plugin
+            "NCCL_SOCKET_IFNAME": "hsn0",  # NERSC's modules contain the fast plugin
         },
         setup=setup_lines(modules, setup),
         python_env=settings.get("python_env"),

@@ -1,6 +1,6 @@
 """Polaris at ALCF: 560 nodes with four A100 of 40 GB each, under PBS Pro.
 
-Rules, hardware and settings are those of ALCF's Polaris guide of 2026-08-19, where no other source is named.
+Rules, hardware and settings are those of ALCF's Polaris guide of 2026-08-19, unless another source is named.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ NODE = Node(
     devices=4,
     device_memory_bytes=40 * GB,
     device_variable="CUDA_VISIBLE_DEVICES",
-    device_names=("3", "2", "1", "0"),  # GPU 3 sits with cores 0-7, GPU 0 with cores 24-31
+    device_names=("3", "2", "1", "0"),  # GPU 3 is next to cores 0-7, GPU 0 to cores 24-31
 )
-# rank 0 to GPU 0 and so on, each beside its GPU
+# rank 0 with GPU 0 and so on, each on the cores next to its GPU
 LAUNCH = ("mpiexec", "-n", "{ranks}", "--ppn", "{ranks_per_node}", "--cpu-bind", "list:24-31:16-23:8-15:0-7")
 
 
@@ -96,7 +96,7 @@ def site(
         environment={
             **thread_environment(8),
             **ALCF_PROXY,
-            "TMPDIR": "/local/scratch",  # short, on the node: PBS's own is too long for sockets
+            "TMPDIR": "/local/scratch",  # short, on the node: PBS's default is too long a path for sockets
             # NCCL over TCP. ALCF's libfabric plugin is 2 to 3 times faster and sometimes hangs: see its guide, "setup"
             "NCCL_SOCKET_IFNAME": "hsn0",
         },

@@ -26,7 +26,8 @@ import pytest
 import yaml
 from campaigns import PROJECT
 
-from workflows.planning.campaign_file import check_campaign, read_yaml
+from workflows.planning.campaign_file import check_campaign
+from workflows.planning.yaml_file import read_yaml
 
 PAGES = [
     *(PROJECT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/chemistry/README.md")),

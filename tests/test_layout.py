@@ -1,4 +1,4 @@
-"""Who may import whom: scripts and apps on top, a room imports only rooms below it; every module imports alone."""
+"""The order of imports: scripts and apps on top, a room imports only rooms below it; every module imports alone."""
 
 from __future__ import annotations
 

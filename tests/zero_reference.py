@@ -43,7 +43,7 @@ def zero_bytes(shape: ModelShape, machine: Machine, length: int, micro_batch: in
     optimizer = 0.0 if zero.offload else 12 * shape.trained / machine.ranks
     states = 4 * shape.parameters / share + optimizer
     live = 2 * min(LIVE_PARAMETERS, shape.parameters) if zero.stage == 3 else 0.0
-    job = TrainingSetup(weight_bytes=2, mixed=False, length=length)
-    kept = activation_bytes(shape, job, Choice("full_shard", zero.checkpoint, zero.offload, micro_batch))
+    setup = TrainingSetup(weight_bytes=2, mixed=False, length=length)
+    kept = activation_bytes(shape, setup, Choice("full_shard", zero.checkpoint, zero.offload, micro_batch))
     in_buckets = 2 * BUCKETS[zero.stage]
     return SLACK * (states + live + in_buckets + kept) + CONTEXT_BYTES[True]

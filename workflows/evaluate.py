@@ -1,4 +1,4 @@
-"""Measure the model of a finished run, beside the model it started from, by loss and by the tasks' own metrics.
+"""Evaluate the model of a finished run and the model it started from, by loss and by the tasks' metrics.
 
 python workflows/evaluate.py RUN_DIR [--split test] [--per-task 5] [--tasks A,B] [--tokens 96] [--threads 1]
                              [--no-base]
@@ -19,30 +19,37 @@ if __name__ == "__main__":  # before the first import of ours: the project root 
 
     put_project_first()
 
+from apps.base.errors import UserMistake
+from apps.base.files import write_text
+from apps.evaluate import TestSet, task_losses
+from apps.models.batches import by_length, collate, encode
+from data.metrics import extract_answer, score
+from data.records import load_records
+from data.tasks import Record, expand_tasks, families_of
 from workflows.console.command import EXIT_CODES, carry_out, positive
+from workflows.console.units import plural
 from workflows.evaluation.scores import LOSS, Score, as_csv, as_table, kind_of, remarks
 
 if TYPE_CHECKING:
-    from data.tasks import Record
-    from workflows.evaluation.generation import FinishedRun, LoadedModel
+    from workflows.evaluation.loading import FinishedRun, LoadedModel
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="evaluate.py",
-        description="Measure the model of a finished run, beside the model it started from: the loss, and answers by "
-        "the tasks' own metrics. Writes RUN_DIR/evaluation.csv. Answers are generated, which is slow on CPUs: five "
-        "samples of each of the demo's 14 tasks take about three minutes on one core.",
+        description="Evaluate the model of a finished run and the model it started from: the loss, and the tasks' "
+        "metrics of generated answers. Writes RUN_DIR/evaluation.csv. Generating answers is slow on CPUs: five samples "
+        "of each of the demo's 14 tasks take about three minutes on one core.",
         epilog=EXIT_CODES,
     )
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a finished run: runs/NAME")
-    parser.add_argument("--split", default="test", help="of the data (default: test)")
+    parser.add_argument("--split", default="test", help="split of the data (default: test)")
     parser.add_argument("--per-task", type=positive, default=5, metavar="N", help="samples of each task (default: 5)")
     parser.add_argument("--tasks", metavar="A,B,...", help="tasks or families (default: all of the campaign)")
     parser.add_argument(
-        "--base", action=argparse.BooleanOptionalAction, default=True, help="measure the base model too"
+        "--base", action=argparse.BooleanOptionalAction, default=True, help="evaluate the base model too"
     )
-    parser.add_argument("--tokens", type=positive, default=96, metavar="N", help="of an answer, at most (default: 96)")
+    parser.add_argument("--tokens", type=positive, default=96, metavar="N", help="limit for an answer (default: 96)")
     parser.add_argument("--threads", type=positive, metavar="N", help="processor threads (default: the campaign's)")
     return parser.parse_args(arguments)
 
@@ -53,37 +60,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """Read the samples, load the models, measure them, show and write the scores."""
+    """Read the samples, load the models, score them, print and write the scores."""
     from rich.console import Console
 
-    from apps.base.files import write_text
-    from workflows.evaluation.generation import load_candidates, make_ready, open_finished
+    from workflows.evaluation.loading import configure_libraries, load_models, open_finished  # loads pydantic
 
     run = open_finished(options.run_dir)
     records = read_records(run, options)
-    make_ready(run, options.threads)
-    screen = Console(stderr=True)
-    with screen.status("loading the model"):
-        candidates = load_candidates(run, options.base)
-    scores = measure_all(run, candidates, records, options)
+    configure_libraries(run, options.threads)
+    with Console(stderr=True).status("loading the model"):
+        models = load_models(run, options.base)
+    scores = score_all(run, models, records, options)
     target = run.path / "evaluation.csv"
     write_text(target, as_csv(scores))
     out = Console(highlight=False)
     out.print(as_table(scores))
-    for line in (*sizes(run, scores, options.split), *remarks(scores), f"Written: {target}"):
+    for line in (sample_text(run, scores, options.split), *remarks(scores), f"Written: {target}"):
         out.print(line, soft_wrap=True, markup=False)
 
 
 def read_records(run: FinishedRun, options: argparse.Namespace) -> list[Record]:
-    """The samples to be measured on.
+    """Read the samples to evaluate on.
 
     Raises:
-        UserMistake: an unknown task or split, or data that are not there.
+        UserMistake: an unknown task or split, or missing data.
     """
-    from apps.base.errors import UserMistake
-    from data.records import load_records
-    from data.tasks import expand_tasks, families_of
-
     data = run.campaign.data
     wanted = [name.strip() for name in options.tasks.split(",")] if options.tasks else data.tasks
     try:
@@ -93,10 +94,10 @@ def read_records(run: FinishedRun, options: argparse.Namespace) -> list[Record]:
         raise UserMistake(str(error)) from None
 
 
-def measure_all(
-    run: FinishedRun, candidates: Sequence[LoadedModel], records: Sequence[Record], options: argparse.Namespace
+def score_all(
+    run: FinishedRun, models: Sequence[LoadedModel], records: Sequence[Record], options: argparse.Namespace
 ) -> list[Score]:
-    """All scores of all models, behind a progress bar."""
+    """Return all scores of all models; show a progress bar meanwhile."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -104,63 +105,58 @@ def measure_all(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     scores: list[Score] = []
     with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
-        for candidate in candidates:
+        for loaded in models:
             total = sum(kind_of(record["task"]) is not None for record in records)
-            bar = progress.add_task(f"{candidate.name} model answers", total=total)
-            scores += losses(run, candidate, records)
-            scores += metrics(run, candidate, records, options.tokens, partial(progress.advance, bar))
+            bar = progress.add_task(f"{loaded.name} model answers", total=total)
+            scores += losses(run, loaded, records)
+            scores += metrics(run, loaded, records, options.tokens, partial(progress.advance, bar))
     return scores
 
 
-def sizes(run: FinishedRun, scores: Sequence[Score], split: str) -> list[str]:
-    """On how much the scores stand."""
-    from workflows.console.units import plural
-
+def sample_text(run: FinishedRun, scores: Sequence[Score], split: str) -> str:
+    """Return the line about the samples behind the scores."""
     most, own = max(s.samples for s in scores), run.campaign.evaluation.per_task or "all"
-    return [f"Split {split}, {plural(most, 'sample')} of a task (the campaign's own losses are over {own} of a task)."]
+    return f"Split {split}, {plural(most, 'sample')} of a task (the campaign's own losses use {own} of a task)."
 
 
-def losses(run: FinishedRun, candidate: LoadedModel, records: Sequence[Record]) -> list[Score]:
-    """The loss on each task, computed as in the campaign."""
-    from apps.evaluate import TestSet, task_losses
-    from apps.models.batches import by_length, collate, encode
-    from workflows.evaluation.generation import data_spec
+def losses(run: FinishedRun, loaded: LoadedModel, records: Sequence[Record]) -> list[Score]:
+    """Return the loss on each task, computed as in the campaign."""
+    from workflows.evaluation.loading import data_spec
 
-    model = candidate.model
+    model = loaded.model
     samples = encode(records, model.tokenizer, data_spec(run))
     groups = by_length(samples, run.campaign.evaluation.batch_size)
     pad: Any = model.tokenizer.pad_token_id
     tests = TestSet([collate(group, pad).to(model.network.device) for group in groups], [])
-    with candidate.active():
+    with loaded.active():
         found = task_losses(model, tests)
-    return [Score(candidate.name, task, LOSS, entry["loss"], entry["samples"]) for task, entry in found.items()]
+    return [Score(loaded.name, task, LOSS, entry["loss"], entry["samples"]) for task, entry in found.items()]
 
 
 def metrics(
     run: FinishedRun,
-    candidate: LoadedModel,
+    loaded: LoadedModel,
     records: Sequence[Record],
     tokens: int,
     on_done: Callable[[int], object] = lambda count: None,
 ) -> list[Score]:
-    """The tasks' own metrics of generated answers; a task that has none, one of a user's own, gives no score."""
-    from workflows.evaluation.generation import data_spec, generate_answers
+    """Return the tasks' metrics of generated answers; a user's task without a metric gives no score."""
+    from workflows.evaluation.generation import generate_answers
+    from workflows.evaluation.loading import data_spec
 
     records = [record for record in records if kind_of(record["task"])]
-    answers = generate_answers(candidate, [record["input"] for record in records], data_spec(run), tokens, on_done)
-    said: dict[str, list[tuple[Record, str]]] = {}
+    answers = generate_answers(loaded, [record["input"] for record in records], data_spec(run), tokens, on_done)
+    by_task: dict[str, list[tuple[Record, str]]] = {}
     for record, answer in zip(records, answers, strict=True):
-        said.setdefault(record["task"], []).append((record, answer.text))
-    return [score for task, pairs in said.items() for score in task_scores(candidate.name, task, pairs)]
+        by_task.setdefault(record["task"], []).append((record, answer.text))
+    return [value for task, pairs in by_task.items() for value in task_scores(loaded.name, task, pairs)]
 
 
 def task_scores(model: str, task: str, pairs: Sequence[tuple[Record, str]]) -> list[Score]:
-    """All metrics of one task over its samples with what the model said to each."""
-    from data.metrics import extract_answer, score
-
+    """Return all metrics of one task, from its samples each with the model's answer."""
     predictions = [extract_answer(text, task) for _, text in pairs]
-    right = [record["raw_output"] for record, _ in pairs]
-    values = score(task, predictions, right, [record["raw_input"] for record, _ in pairs])
+    references = [record["raw_output"] for record, _ in pairs]
+    values = score(task, predictions, references, [record["raw_input"] for record, _ in pairs])
     return [Score(model, task, metric, value, len(pairs)) for metric, value in values.items()]
 
 

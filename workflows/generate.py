@@ -1,4 +1,4 @@
-"""Ask the model of a finished run, beside the model it started from.
+"""Ask the model of a finished run and the model it started from.
 
 python workflows/generate.py RUN_DIR "QUESTION" ["QUESTION" ...] [--tokens 64] [--no-base]
 python workflows/generate.py RUN_DIR < questions.txt
@@ -19,6 +19,7 @@ if __name__ == "__main__":  # before the first import of ours: the project root 
 
     put_project_first()
 
+from apps.base.errors import UserMistake
 from workflows.console.command import EXIT_CODES, carry_out, positive
 
 if TYPE_CHECKING:
@@ -28,14 +29,14 @@ if TYPE_CHECKING:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="generate.py",
-        description="Ask the model of a finished run, beside the model it started from. Answers are greedy, in the "
-        "campaign's own prompt template. One CPU core needs about 15 seconds for a question to the demo's model.",
+        description="Ask the model of a finished run and the model it started from. Answers are decoded greedily, with "
+        "the campaign's prompt template. One CPU core needs about 15 seconds for a question to the demo's model.",
         epilog=EXIT_CODES,
     )
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a finished run: runs/NAME")
     parser.add_argument("questions", nargs="*", metavar="QUESTION", help="default: the lines of the standard input")
-    parser.add_argument("--tokens", type=positive, default=64, help="of an answer, at most (default: 64)")
-    parser.add_argument("--threads", type=positive, help="of the processor (default: as the campaign evaluates)")
+    parser.add_argument("--tokens", type=positive, default=64, metavar="N", help="limit for an answer (default: 64)")
+    parser.add_argument("--threads", type=positive, metavar="N", help="processor threads (default: the campaign's)")
     parser.add_argument("--no-base", action="store_false", dest="base", help="leave the base model out")
     return parser.parse_args(arguments)
 
@@ -46,26 +47,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def generate(options: argparse.Namespace) -> None:
-    """Load the models, ask all questions, show the answers side by side."""
+    """Load the models, generate all answers, print them side by side."""
     from rich.console import Console
 
-    from workflows.evaluation.generation import data_spec, generate_answers, load_candidates, make_ready, open_finished
+    from workflows.evaluation.generation import generate_answers  # loads pydantic
+    from workflows.evaluation.loading import configure_libraries, data_spec, load_models, open_finished
 
     run = open_finished(options.run_dir)
     questions = options.questions or questions_from_input()
-    make_ready(run, options.threads)
+    configure_libraries(run, options.threads)
     with Console(stderr=True).status("loading the model"):
-        candidates = load_candidates(run, options.base)
+        models = load_models(run, options.base)
     with Console(stderr=True).status("answering"):
-        answers = {c.name: generate_answers(c, questions, data_spec(run), options.tokens) for c in reversed(candidates)}
+        answers = {m.name: generate_answers(m, questions, data_spec(run), options.tokens) for m in reversed(models)}
     for number, question in enumerate(questions):
         show(question, {name: given[number] for name, given in answers.items()}, first=number == 0)
 
 
 def questions_from_input() -> list[str]:
-    """The lines of the standard input that are not blank; none is a mistake."""
-    from apps.base.errors import UserMistake
+    """Return the non-blank lines of the standard input.
 
+    Raises:
+        UserMistake: there are none.
+    """
     lines = [] if sys.stdin.isatty() else [line.strip() for line in sys.stdin]
     questions = [line for line in lines if line]
     if not questions:
@@ -85,7 +89,7 @@ def show(question: str, answers: dict[str, Completion], first: bool) -> None:
     console.print(Text.assemble(("question: ", "bold"), question))
     for name, answer in answers.items():
         style = "bold green" if name == "trained" else "bold"
-        body = textwrap.indent(answer.text, " " * 10).lstrip() or "(nothing)"  # later lines stand below the first
+        body = textwrap.indent(answer.text, " " * 10).lstrip() or "(nothing)"  # aligns further lines with the first
         console.print(Text.assemble((f"{name + ':':10s}", style), body, (" …" if answer.cut else "", "dim")))
 
 

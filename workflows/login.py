@@ -23,7 +23,7 @@ from apps.base.errors import CrossfedError, UserMistake
 from site_configs.library.resolve import SiteConfigError, resolve_site
 from workflows.console.command import EXIT_CODES, carry_out, say
 from workflows.planning.campaign import machine_settings
-from workflows.planning.campaign_file import read_yaml
+from workflows.planning.yaml_file import read_yaml
 
 if TYPE_CHECKING:
     from globus_sdk import GlobusApp

@@ -1,4 +1,4 @@
-"""Turn a run directory into one self-contained page with pictures: `python workflows/report.py runs/NAME`."""
+"""Write the report of a run, one self-contained page with figures: `python workflows/report.py runs/NAME`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ if __name__ == "__main__":  # before the first import of ours: the project root 
 
 from apps.base.errors import CrossfedError
 from apps.base.files import write_text
+from workflows.console.command import DONE, MISTAKE, complain, say
 from workflows.records.event_log import full_model_nbytes, moves, task_runs
 from workflows.reporting.captions import cost_caption, heatmap_caption, loss_caption, task_caption, timeline_caption
 from workflows.reporting.figure_style import save
@@ -29,38 +30,44 @@ if TYPE_CHECKING:
 
 
 def write_report(run_dir: Path, out: Path | None = None) -> Path:
-    """Write `report.html` and `figures/*.png` into `out` (the run directory) and answer with the page's path.
+    """Write `report.html` and `figures/*.png`, and return the path of the page.
 
-    Raises UserMistake when the run directory is missing or damaged, StorageError when nothing can be written.
+    Args:
+        run_dir: finished or not.
+        out: folder to write into; the run directory if None.
+
+    Raises:
+        UserMistake: the run directory is missing or damaged.
+        StorageError: the report cannot be written.
     """
     run = load_run(run_dir)
     folder = run_dir if out is None else out
-    found = summarize(run)
-    pictures = paint(run, found, folder / "figures")
-    write_text(folder / "report.html", page(run, found, pictures))
+    summary = summarize(run)
+    pictures = draw(run, summary, folder / "figures")
+    write_text(folder / "report.html", page(run, summary, pictures))
     return folder / "report.html"
 
 
-def paint(run: RunRecord, found: RunSummary, folder: Path) -> list[tuple[str, str, Path]]:
-    """Paint what the run has data for; answers title, caption and file of each picture."""
+def draw(run: RunRecord, summary: RunSummary, folder: Path) -> list[tuple[str, str, Path]]:
+    """Draw the figures that the run has data for; return title, caption and file of each."""
     tasks, pictures = task_runs(run.journal), []
 
-    def add(title: str, caption: str, name: str, painter: Callable[..., Figure], *inputs: Any) -> None:
-        pictures.append((title, caption, save(folder / name, painter, *inputs)))
+    def add(title: str, caption: str, name: str, figure: Callable[..., Figure], *inputs: Any) -> None:
+        pictures.append((title, caption, save(folder / name, figure, *inputs)))
 
     if run.models:
         means = (run.mean_losses, run.sites, len(run.owners), run.period)
-        add("Loss", loss_caption(run, found), "loss.png", loss_figure, *means)
+        add("Loss", loss_caption(run, summary), "loss.png", loss_figure, *means)
         lines = (run.losses, run.owners, run.sites, run.period)
-        add("Loss by task", task_caption(found), "loss_per_task.png", task_figure, *lines)
-    if found.compared:
+        add("Loss by task", task_caption(summary), "loss_per_task.png", task_figure, *lines)
+    if summary.compared:
         finals = (run.final_losses, run.owners)
-        add("Final losses", heatmap_caption(found), "final_heatmap.png", heatmap_figure, *finals)
+        add("Final losses", heatmap_caption(summary), "final_heatmap.png", heatmap_figure, *finals)
     if run.timeline.intervals:
         add("Time", timeline_caption(run), "timeline.png", timeline_figure, run.timeline, run.sites)
     if run.timeline.round_starts:
         costs = (moves(tasks), run.timeline, full_model_nbytes(tasks), run.sites)
-        add("Bytes and seconds", cost_caption(run, found), "bytes_seconds.png", cost_figure, *costs)
+        add("Bytes and seconds", cost_caption(run, summary), "bytes_seconds.png", cost_figure, *costs)
     return pictures
 
 
@@ -72,10 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         written = write_report(chosen.run_dir, chosen.out)
     except CrossfedError as error:
-        print(f"report: {error}", file=sys.stderr)
-        return 2
-    print(f"report: {written}")
-    return 0
+        return complain(f"report: {error}", MISTAKE)
+    say(f"report: {written}")
+    return DONE
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def prepared(options: argparse.Namespace) -> tuple[Campaign, Plan, Path, list[Sc
     from apps.base.errors import UserMistake
     from workflows.checks.here import require_all
     from workflows.planning.campaign_file import load_campaign
-    from workflows.planning.memory.campaign import describe_site, job_of
+    from workflows.planning.memory.campaign import describe_site, training_setup
     from workflows.planning.memory.model import shape_of
     from workflows.planning.plan import make_plan, model_spec
     from workflows.records.run_directory import RUNS
@@ -124,7 +124,7 @@ def prepared(options: argparse.Namespace) -> tuple[Campaign, Plan, Path, list[Sc
     if not points:
         raise UserMistake("nothing is left to be measured")
     for point in points:
-        for key, text in describe_site(point.site, point.memory, shape, job_of(campaign)):
+        for key, text in describe_site(point.site, point.memory, shape, training_setup(campaign)):
             say(f"{key + ':' * bool(key):20s} {text}")
     return campaign, plan, folder, points
 

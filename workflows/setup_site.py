@@ -30,8 +30,9 @@ from workflows.globus.setup.checklist import endpoints_folder, needs_collection
 from workflows.globus.setup.endpoint_files import endpoint_files
 from workflows.globus.setup.template import EndpointOptions, default_agent
 from workflows.planning.campaign import machine_settings
-from workflows.planning.campaign_file import apply_set, read_yaml
+from workflows.planning.overrides import apply_set
 from workflows.planning.storage import refuse_shared
+from workflows.planning.yaml_file import read_yaml
 
 EPILOG = """Writes to DIR:
   CHECKLIST.md     what to do at the facility, in order, with the commands

@@ -1,6 +1,6 @@
 """Put this project's packages first on ``sys.path``, and refuse other packages of their names.
 
-``apps``, ``data``, ``site_configs`` and ``workflows`` are general words: a user's own ``data.py`` on PYTHONPATH or in
+``apps``, ``data``, ``site_configs`` and ``workflows`` are common names: a user's own ``data.py`` on PYTHONPATH or in
 the current folder would be imported in place of ours. Scripts load this file by its path before they import a package
 of the project, so it imports nothing of the project.
 """

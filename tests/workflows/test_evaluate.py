@@ -20,8 +20,8 @@ from apps.models.batches import encode
 from data.records import Record, load_records
 from workflows import evaluate
 from workflows.evaluate import losses, main, metrics, task_scores
-from workflows.evaluation.generation import FinishedRun, LoadedModel, data_spec, load_candidates, open_finished
-from workflows.evaluation.scores import Score, as_csv, as_table, mean_losses, remarks, values_of
+from workflows.evaluation.loading import FinishedRun, LoadedModel, data_spec, load_models, open_finished
+from workflows.evaluation.scores import Score, as_csv, as_table, mean_losses, remarks, values_text
 
 
 @pytest.fixture(scope="module")
@@ -41,28 +41,28 @@ def printed(scores: list[Score], width: int = 80) -> str:
     return console.export_text()
 
 
-def test_the_file_has_the_true_share_of_right_answers(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_file_has_the_share_of_right_answers(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(run_dir), "--per-task", "6", "--tokens", "20"]) == 0
-    told, rows = capsys.readouterr(), rows_of(run_dir)
+    captured, rows = capsys.readouterr(), rows_of(run_dir)
     right = [record["raw_output"] == "Yes" for record in load_records("embedded", "test", [TASK], 6)]
     assert 0 < sum(right) < 6
     assert rows["trained", TASK, "accuracy"] == (pytest.approx(sum(right) / 6, abs=1e-6), 6)
     assert rows["trained", TASK, "answered"] == (1.0, 6)
     assert rows["base", TASK, "answered"] == (0.0, 6)
     assert rows["trained", TASK, "loss"][0] < rows["base", TASK, "loss"][0]
-    assert told.err == ""
-    assert f"0% → {sum(right) / 6:.0%}" in told.out and "0 → 6 of 6" in told.out
-    assert "Split test, 6 samples of a task (the campaign's own losses are over 1 of a task)." in told.out
-    assert f"Written: {run_dir / 'evaluation.csv'}" in told.out
+    assert captured.err == ""
+    assert f"0% → {sum(right) / 6:.0%}" in captured.out and "0 → 6 of 6" in captured.out
+    assert "Split test, 6 samples of a task (the campaign's own losses use 1 of a task)." in captured.out
+    assert f"Written: {run_dir / 'evaluation.csv'}" in captured.out
     assert sorted(path.name for path in run_dir.iterdir()) == ["campaign.yaml", "evaluation.csv", "model"]
 
 
-def loss_by_hand(run: FinishedRun, candidate: LoadedModel, records: list[Record]) -> float:
+def loss_by_hand(run: FinishedRun, loaded: LoadedModel, records: list[Record]) -> float:
     """Mean cross entropy of the tokens of the answers, one sample after the other, without batches."""
-    network: Any = candidate.model.network
+    network: Any = loaded.model.network
     total, count = 0.0, 0
-    for sample in encode(records, candidate.model.tokenizer, data_spec(run)):
-        with candidate.active(), torch.no_grad():
+    for sample in encode(records, loaded.model.tokenizer, data_spec(run)):
+        with loaded.active(), torch.no_grad():
             logits = network(torch.tensor([sample.tokens])).logits[0]
         right = torch.tensor(sample.tokens[sample.answer_from :])
         total -= float(logits.log_softmax(-1)[sample.answer_from - 1 : -1].gather(1, right[:, None]).sum())
@@ -77,16 +77,16 @@ def test_the_loss_is_the_mean_over_the_tokens_of_the_answers(run_dir: Path, tmp_
         folder = write_run(tmp_path / "run", steps=30, model=write_base(tmp_path / "base", layers=2))
     run, records = open_finished(folder), load_records("embedded", "test", [TASK], 3)
     found = {}
-    for candidate in load_candidates(run):
-        (score,) = losses(run, candidate, records)
-        assert (score.model, score.task, score.samples) == (candidate.name, TASK, 3)
-        assert score.value == pytest.approx(loss_by_hand(run, candidate, records), rel=1e-4)
+    for loaded in load_models(run):
+        (score,) = losses(run, loaded, records)
+        assert (score.model, score.task, score.samples) == (loaded.name, TASK, 3)
+        assert score.value == pytest.approx(loss_by_hand(run, loaded, records), rel=1e-4)
         found[score.model] = score.value
     assert found["trained"] < found["base"] - 0.2
     assert found["base"] == pytest.approx(6.6, abs=0.3)  # the logarithm of the vocabulary's 768 tokens
 
 
-def test_without_the_base_there_is_nothing_of_it(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_the_base_only_the_trained_model_is_scored(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(run_dir), "--per-task", "1", "--tokens", "4", "--no-base"]) == 0
     assert {model for model, _, _ in rows_of(run_dir)} == {"trained"}
     assert "→" not in capsys.readouterr().out
@@ -107,14 +107,14 @@ def test_tasks_and_split_can_be_chosen(run_dir: Path, capsys: pytest.CaptureFixt
         (["--tokens", "600"], "--tokens 600: this model has room for 496 at most"),
     ],
 )
-def test_a_mistake_is_told_in_one_line_and_writes_nothing(
+def test_a_mistake_is_one_line_and_writes_nothing(
     tmp_path: Path, run_dir: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:
     (run_dir / "evaluation.csv").unlink(missing_ok=True)
     assert main([str(run_dir), *arguments]) == 2
-    told = capsys.readouterr()
-    assert (told.out, told.err.count("\n")) == ("", 1)
-    assert words in told.err
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err.count("\n")) == ("", 1)
+    assert words in captured.err
     assert not (run_dir / "evaluation.csv").exists()
 
 
@@ -159,13 +159,13 @@ def test_numbers_are_scored_by_their_error_over_the_answers_that_are_numbers() -
     assert scored("property_prediction-mp", ("32", "warm")) == {"answered": 0.0}
 
 
-def test_molecules_are_compared_as_such_where_rdkit_is() -> None:
+def test_molecules_are_compared_with_rdkit() -> None:
     pytest.importorskip("rdkit")
     found = scored("forward_synthesis", ("CCO", "<SMILES> OCC </SMILES>"), ("CCO", "<SMILES> C( </SMILES>"))
     assert found == {"exact_match": 0.5, "validity": 0.5, "morgan_tanimoto": 1.0, "answered": 1.0}
 
 
-def test_a_missing_rdkit_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_rdkit_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rdkit.Chem", None)
     asked = sample("forward_synthesis", "q", "CCO")
     scores = task_scores("trained", "forward_synthesis", [(asked, "<SMILES> CCO </SMILES>")])
@@ -173,14 +173,14 @@ def test_a_missing_rdkit_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) ->
     assert remarks(scores) == ["Without rdkit, SMILES are compared as text only: pip install 'crossfed[chemistry]'"]
 
 
-def test_a_task_of_a_users_own_has_a_loss_and_no_metric(run_dir: Path) -> None:
+def test_a_users_task_has_a_loss_and_no_metric(run_dir: Path) -> None:
     run = open_finished(run_dir)
-    (candidate,) = load_candidates(run, with_base=False)
+    (loaded,) = load_models(run, with_base=False)
     own = cast(Record, {**sample("my_task", "What?", "That"), "output": "That"})
-    assert metrics(run, candidate, [own], 4) == []
-    scores = losses(run, candidate, [own])
+    assert metrics(run, loaded, [own], 4) == []
+    scores = losses(run, loaded, [own])
     assert [(score.task, score.metric) for score in scores] == [("my_task", "loss")]
-    assert remarks(scores) == ["No metric is known for my_task: the loss alone is given."]
+    assert remarks(scores) == ["No metric is known for my_task: only the loss is shown."]
     assert "– of 1" in printed(scores)
 
 
@@ -233,9 +233,9 @@ def test_the_table_fits_a_terminal_of_80_columns() -> None:
 
 def test_better_is_green_and_worse_is_red_whichever_way_the_metric_goes() -> None:
     mine = [score for score in BOTH if score.task == "forward_synthesis"]
-    assert values_of(mine, "loss").style == "green"
-    assert values_of(mine, "exact_match").style == "red"
-    assert values_of([score for score in BOTH if score.metric == "rmse"], "rmse").style == ""
+    assert values_text(mine, "loss").style == "green"
+    assert values_text(mine, "exact_match").style == "red"
+    assert values_text([score for score in BOTH if score.metric == "rmse"], "rmse").style == ""
 
 
 def test_the_mean_loss_is_over_the_tasks() -> None:

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: help, checks, mistakes. No worker is started here."""
+"""The command line: help, checks, mistakes. No worker is started here."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_answers_without_loading_anything_heavy(arguments: list[str]) -> None:
     assert ended.stdout.splitlines()[-1] == "[]"
 
 
-def test_check_says_what_would_run_and_writes_nothing(tmp_path: Path) -> None:
+def test_check_prints_what_would_run_and_writes_nothing(tmp_path: Path) -> None:
     ended = run(tmp_path, write_campaign(tmp_path), "--check")
     assert ended.returncode == 0, ended.stderr
     for words in ("3 rounds of fedavg", "all parameters", "site aurora:", "2 tasks: forward_synthesis", "runs/nano"):
@@ -68,7 +68,7 @@ MISTAKES = [
         "sites.frontier.tasks: retrosynthesis already belongs to aurora",
     ),
     (["--set", "data.source=nowhere/data.zip"], "data.source: nowhere/data.zip does not exist"),
-    (["--set", "evaluation.split=exam"], "evaluation.split: the embedded data has the splits"),
+    (["--set", "evaluation.split=exam"], "evaluation.split: unknown split 'exam'"),
     (["--set", "model={source: ./nowhere}"], "model.source: ./nowhere is no model folder"),
     (["--set", "model.adapter={last_layers: 9}"], "model.adapter.last_layers: 9, but tiny has 1 layer"),
     (["--set", "sites.server={config: local}"], "sites.server: choose another name"),
@@ -85,15 +85,15 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "told"), MISTAKES, ids=[told[:50] for _, told in MISTAKES])
-def test_a_mistake_ends_with_one_line_and_code_2(tmp_path: Path, arguments: list[str], told: str) -> None:
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=[message[:50] for _, message in MISTAKES])
+def test_a_mistake_ends_with_one_line_and_code_2(tmp_path: Path, arguments: list[str], message: str) -> None:
     ended = run(tmp_path, write_campaign(tmp_path), *arguments)
     assert ended.returncode == 2, ended.stdout + ended.stderr
-    assert told in ended.stderr and len(ended.stderr.splitlines()) == 1 and ended.stdout == ""
+    assert message in ended.stderr and len(ended.stderr.splitlines()) == 1 and ended.stdout == ""
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_campaign_for_another_machine_validates_and_says_what_is_missing(tmp_path: Path) -> None:
+def test_a_campaign_for_other_machines_is_valid_and_lists_what_is_missing(tmp_path: Path) -> None:
     reference = PROJECT / "workflows" / "campaigns" / "smolinstruct_llama2_7b.yaml"
     nameless = run(tmp_path, reference, "--check")
     assert nameless.returncode == 2 and "sites.perlmutter: perlmutter needs account" in nameless.stderr

@@ -1,4 +1,4 @@
-"""Asking the model of a run: what is answered, beside what, and what is said when it cannot be."""
+"""Asking the model of a run: what is answered, beside what, and what is generated when it cannot be."""
 
 from __future__ import annotations
 
@@ -23,14 +23,8 @@ from apps.models.model import save_state
 from data.records import load_records
 from workflows import generate
 from workflows.console.command import carry_out
-from workflows.evaluation.generation import (
-    data_spec,
-    generate_answers,
-    left_padded,
-    load_candidates,
-    open_finished,
-    prompt_tokens,
-)
+from workflows.evaluation.generation import generate_answers, left_padded, prompt_tokens
+from workflows.evaluation.loading import data_spec, load_models, open_finished
 from workflows.generate import main
 
 QUESTION = "At room temperature, would <SMILES> CCO </SMILES> be liquid?"
@@ -53,19 +47,19 @@ def questions(count: int) -> list[str]:
 
 def test_the_trained_answer_stands_above_the_base_answer(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(run_dir), QUESTION, "--tokens", "24"]) == 0
-    told = capsys.readouterr()
-    lines = told.out.splitlines()
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
     assert lines[0] == f"question: {QUESTION}"
     assert lines[1] == f"trained:  {LESSON}"
-    assert lines[2].startswith("base:     ") and LESSON not in told.out.split("base:")[1]
-    assert told.out.rstrip().endswith("…")  # the base model does not end by itself
-    assert told.err == ""
+    assert lines[2].startswith("base:     ") and LESSON not in captured.out.split("base:")[1]
+    assert captured.out.rstrip().endswith("…")  # the base model does not end by itself
+    assert captured.err == ""
 
 
 def test_several_questions_are_answered_in_their_order(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(run_dir), "First [b]?", "Second?", "--no-base", "--tokens", "20"]) == 0
-    told = capsys.readouterr().out
-    assert told == f"question: First [b]?\ntrained:  {LESSON}\n\nquestion: Second?\ntrained:  {LESSON}\n"
+    captured = capsys.readouterr().out
+    assert captured == f"question: First [b]?\ntrained:  {LESSON}\n\nquestion: Second?\ntrained:  {LESSON}\n"
 
 
 def test_questions_come_from_the_standard_input_when_none_is_given(
@@ -73,8 +67,11 @@ def test_questions_come_from_the_standard_input_when_none_is_given(
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("One?\n\n  Two?\n"))
     assert main([str(run_dir), "--no-base", "--tokens", "4"]) == 0
-    told = capsys.readouterr().out
-    assert [line for line in told.splitlines() if line.startswith("question")] == ["question: One?", "question: Two?"]
+    captured = capsys.readouterr().out
+    assert [line for line in captured.splitlines() if line.startswith("question")] == [
+        "question: One?",
+        "question: Two?",
+    ]
 
 
 class Terminal(io.StringIO):
@@ -88,48 +85,50 @@ def test_no_question_is_a_mistake(
 ) -> None:
     monkeypatch.setattr(sys, "stdin", stdin)
     assert main([str(run_dir)]) == 2
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert told.err.startswith("no question. Give it after the run") and told.err.count("\n") == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("no question. Give it after the run") and captured.err.count("\n") == 1
 
 
-def test_answers_do_not_depend_on_who_is_asked_beside_them(run_dir: Path) -> None:
+def test_answers_do_not_depend_on_the_rest_of_the_batch(run_dir: Path) -> None:
     run = open_finished(run_dir)
-    asked = questions(5)
-    for candidate in load_candidates(run):
-        together = generate_answers(candidate, asked, data_spec(run), 16)
-        alone = [generate_answers(candidate, [question], data_spec(run), 16)[0] for question in asked]
+    several = questions(5)
+    for loaded in load_models(run):
+        together = generate_answers(loaded, several, data_spec(run), 16)
+        alone = [generate_answers(loaded, [question], data_spec(run), 16)[0] for question in several]
         assert together == alone
 
 
-def test_an_answer_is_the_most_likely_token_again_and_again_up_to_the_end_mark(run_dir: Path) -> None:
+def test_decoding_is_greedy_up_to_the_end_token(run_dir: Path) -> None:
     run = open_finished(run_dir)
-    (candidate,) = load_candidates(run, with_base=False)
-    network: Any = candidate.model.network
-    tokenizer: Any = candidate.model.tokenizer
-    tokens = list(prompt_tokens(candidate.model, [QUESTION], data_spec(run), 32)[0])
+    (loaded,) = load_models(run, with_base=False)
+    network: Any = loaded.model.network
+    tokenizer: Any = loaded.model.tokenizer
+    tokens = list(prompt_tokens(loaded.model, [QUESTION], data_spec(run), 32)[0])
     assert tokenizer.decode(tokens) == f"Q: {QUESTION}\nA:"
-    said: list[int] = []
+    generated: list[int] = []
     with torch.no_grad():
-        while (best := int(network(torch.tensor([tokens + said])).logits[0, -1].argmax())) != tokenizer.eos_token_id:
-            said.append(best)
-    (answer,) = generate_answers(candidate, [QUESTION], data_spec(run), 32)
-    assert (answer.text, answer.cut) == (tokenizer.decode(said).strip(), False)
+        while (
+            best := int(network(torch.tensor([tokens + generated])).logits[0, -1].argmax())
+        ) != tokenizer.eos_token_id:
+            generated.append(best)
+    (answer,) = generate_answers(loaded, [QUESTION], data_spec(run), 32)
+    assert (answer.text, answer.cut) == (tokenizer.decode(generated).strip(), False)
 
 
 def test_an_answer_without_an_end_is_marked_as_cut(run_dir: Path) -> None:
     run = open_finished(run_dir)
-    (candidate,) = load_candidates(run, with_base=False)
-    (answer,) = generate_answers(candidate, [QUESTION], data_spec(run), 3)
+    (loaded,) = load_models(run, with_base=False)
+    (answer,) = generate_answers(loaded, [QUESTION], data_spec(run), 3)
     assert answer.cut
     assert LESSON.startswith(answer.text)
 
 
 def test_more_questions_than_a_batch_are_all_answered_and_counted(run_dir: Path) -> None:
     run = open_finished(run_dir)
-    (candidate,) = load_candidates(run, with_base=False)
+    (loaded,) = load_models(run, with_base=False)
     done: list[int] = []
-    answers = generate_answers(candidate, questions(20), data_spec(run), 2, done.append)
+    answers = generate_answers(loaded, questions(20), data_spec(run), 2, done.append)
     assert (len(answers), done) == (20, [16, 4])
 
 
@@ -141,16 +140,16 @@ def test_prompts_end_where_answers_begin() -> None:
 
 def test_a_question_longer_than_the_context_loses_its_start(run_dir: Path) -> None:
     run = open_finished(run_dir)
-    (candidate,) = load_candidates(run, with_base=False)
-    (prompt,) = prompt_tokens(candidate.model, ["C" * 5000], data_spec(run), 64)
+    (loaded,) = load_models(run, with_base=False)
+    (prompt,) = prompt_tokens(loaded.model, ["C" * 5000], data_spec(run), 64)
     assert 440 <= len(prompt) <= 512 - 64
-    decode: Any = candidate.model.tokenizer.decode
+    decode: Any = loaded.model.tokenizer.decode
     assert decode(prompt).endswith("C\nA:") and not decode(prompt).startswith("Q:")
 
 
 def test_the_base_of_an_adapter_is_its_network_without_it(adapter_run: Path) -> None:
     run = open_finished(adapter_run)
-    base, trained = load_candidates(run)
+    base, trained = load_models(run)
     assert base.model is trained.model
     plain = first_model(nano_campaign()).network.eval()
     tokens = torch.tensor([prompt_tokens(trained.model, [QUESTION], data_spec(run), 32)[0]])
@@ -168,15 +167,15 @@ def test_an_adapter_finds_its_base_by_the_campaign_not_by_its_own_record(adapter
     record = folder / "model" / "adapter_config.json"
     record.write_text(json.dumps({**json.loads(record.read_text()), "base_model_name_or_path": "/elsewhere"}))
     run, moved = open_finished(adapter_run), open_finished(folder)
-    there = generate_answers(load_candidates(run, with_base=False)[0], [QUESTION], data_spec(run), 8)
-    assert generate_answers(load_candidates(moved, with_base=False)[0], [QUESTION], data_spec(moved), 8) == there
+    there = generate_answers(load_models(run, with_base=False)[0], [QUESTION], data_spec(run), 8)
+    assert generate_answers(load_models(moved, with_base=False)[0], [QUESTION], data_spec(moved), 8) == there
 
 
 def test_a_model_that_an_adapter_was_merged_into_has_the_base_without_it(tmp_path: Path) -> None:
     adapter = {"method": "fedit", "rank": 4, "alpha": 16}
     section = {"source": "tiny", "tiny": {"width": 32, "layers": 1}, "adapter": adapter}
     run = open_finished(write_run(tmp_path / "run", steps=5, model=section))
-    base, trained = load_candidates(run)
+    base, trained = load_models(run)
     plain = first_model(nano_campaign())
     assert all(torch.equal(tensor, plain.state[name]) for name, tensor in base.model.state.items())
     after, before = trained.model.network.state_dict(), plain.network.state_dict()
@@ -189,44 +188,46 @@ def test_the_base_of_a_model_from_scratch_is_that_of_round_0(run_dir: Path, tmp_
     other = first_model(nano_campaign(seed=99))
     artifact = save_state(other, folder / "artifacts", "model")
     write_journal(folder, {"event": "task_done", "app": "prepare", "result": {"artifact": artifact}})
-    base = load_candidates(open_finished(folder))[0].model
+    base = load_models(open_finished(folder))[0].model
     assert all(torch.equal(tensor, other.state[name]) for name, tensor in base.state.items())
     (folder / "artifacts" / f"{artifact['sha256']}.safetensors").unlink()
-    drawn = load_candidates(open_finished(folder))[0].model
+    drawn = load_models(open_finished(folder))[0].model
     again = first_model(nano_campaign())
     assert all(torch.equal(tensor, again.state[name]) for name, tensor in drawn.state.items())
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one line that a mistake is answered with."""
+    """Return the one line on stderr after a mistake."""
     assert main([str(argument) for argument in arguments]) == 2
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert told.err.count("\n") == 1
-    return told.err
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    return captured.err
 
 
-def test_an_unfinished_run_is_told_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unfinished_run_is_refused_with_the_command_to_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "campaign.yaml").write_text(yaml.safe_dump(nano_campaign()))
     assert "is unfinished (0 of 3 rounds done)" in refused(capsys, folder, QUESTION)
     write_journal(folder, {"event": "campaign_opened"}, {"event": "aggregated", "round": 1})
-    told = refused(capsys, folder, QUESTION)
-    assert "is unfinished (1 of 3 rounds done) and has no model yet" in told
-    assert f"python workflows/fl_round.py --resume {folder}" in told
+    captured = refused(capsys, folder, QUESTION)
+    assert "is unfinished (1 of 3 rounds done) and has no model yet" in captured
+    assert f"python workflows/fl_round.py --resume {folder}" in captured
 
 
-def test_a_finished_run_that_lost_its_model_is_not_told_to_resume(
+def test_a_finished_run_without_its_model_has_no_hint_to_resume(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "campaign.yaml").write_text(yaml.safe_dump(nano_campaign()))
     write_journal(tmp_path, {"event": "campaign_finished"})
-    told = refused(capsys, tmp_path, QUESTION)
-    assert "is finished, but its folder model/ is gone" in told and "--resume" not in told
+    captured = refused(capsys, tmp_path, QUESTION)
+    assert "is finished, but its folder model/ is missing" in captured and "--resume" not in captured
 
 
-def test_what_is_no_run_is_said_to_be_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert refused(capsys, tmp_path / "none", QUESTION) == (
         f"{tmp_path / 'none'} is no run directory: it has no campaign.yaml\n"
     )
@@ -240,19 +241,19 @@ def test_a_damaged_model_is_named(run_dir: Path, tmp_path: Path, capsys: pytest.
 
 
 def test_more_tokens_than_the_model_has_room_for_are_refused(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = refused(capsys, run_dir, QUESTION, "--tokens", 500)
-    assert told == "--tokens 500: this model has room for 496 at most\n"
+    captured = refused(capsys, run_dir, QUESTION, "--tokens", 500)
+    assert captured == "--tokens 500: this model has room for 496 at most\n"
 
 
 @pytest.mark.parametrize("tokens", ["0", "-3", "many"])
-def test_a_number_that_is_none_is_refused_by_the_command_line(tokens: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_option_that_is_no_number_is_refused(tokens: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["run", QUESTION, f"--tokens={tokens}"])
     assert ended.value.code == 2
     assert "is not a whole number from 1 on" in capsys.readouterr().err
 
 
-def test_exit_codes_tell_a_failure_from_an_interruption(capsys: pytest.CaptureFixture[str]) -> None:
+def test_exit_codes_of_a_failure_and_an_interruption(capsys: pytest.CaptureFixture[str]) -> None:
     def end_with(error: BaseException) -> int:
         def work() -> None:
             raise error

@@ -1,48 +1,69 @@
-"""What the driver's host must have before a run starts."""
+"""Checks of the driver's host: data, network interfaces and logins that a run needs."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from apps.base.errors import UserMistake
+from data.definition import verify_embedded
+from data.records import canonical_split
 from data.tasks import EMBEDDED
 from site_configs.library.site import Site
 from workflows.planning.plan import Plan
 from workflows.runtime.executors import driver_address
 
-SPLITS = ("train", "dev", "test")  # of the embedded data
-
 
 def require_all(plan: Plan, source: Path) -> None:
-    """Raises UserMistake if this machine lacks what the campaign needs, or nobody is logged in where it has to be."""
-    for what in missing_here(plan):
-        raise UserMistake(f"{source}: {what}")
-    if any("globus" in (site.route, site.carrier) for site in plan.sites.values()):
-        from workflows.checks.login_status import login_problem
+    """Check that this machine has what the campaign needs, and that the user is logged in where that is needed.
 
-        problem = login_problem()
-        if problem:
-            raise UserMistake(problem)
+    Args:
+        plan: the checked campaign.
+        source: its file, for errors.
+
+    Raises:
+        UserMistake: the first thing that is missing.
+    """
+    for problem in missing_here(plan):
+        raise UserMistake(f"{source}: {problem}")
+    if any("globus" in (site.route, site.carrier) for site in plan.sites.values()):
+        from workflows.checks.login_status import login_problem  # loads the Globus SDK
+
+        login = login_problem()
+        if login:
+            raise UserMistake(login)
 
 
 def missing_here(plan: Plan) -> list[str]:
-    """What the campaign needs on this machine and does not find; a run is not started with any of it missing."""
-    campaign, missing = plan.campaign, []
-    sources = {"data.source": campaign.data.source}
-    here = {name: entry for name, entry in campaign.sites.items() if plan.sites[name].route != "globus"}
-    sources |= {f"sites.{name}.data": entry.data for name, entry in here.items() if entry.data}
-    for key, source in sources.items():
-        if source != EMBEDDED and not Path(source).expanduser().exists():
-            missing.append(f"{key}: {source} does not exist")
-    calling = [site for site in plan.sites.values() if site.route != "globus"]
-    missing += [problem for site in calling if (problem := address_problem(site))]
-    if campaign.data.source == EMBEDDED and campaign.evaluation.split not in SPLITS:
-        missing.append(f"evaluation.split: the embedded data has the splits {', '.join(SPLITS)}")
-    return missing
+    """Return a line for everything that the campaign needs and this machine lacks; such a run is not started."""
+    here = [site for site in plan.sites.values() if site.route != "globus"]
+    return [*_data_problems(plan, here), *filter(None, map(address_problem, here))]
+
+
+def _data_problems(plan: Plan, here: list[Site]) -> list[str]:
+    data, split = plan.campaign.data, plan.campaign.evaluation.split
+    sources = {"data.source": data.source}
+    sources |= {
+        f"sites.{site.name}.data": entry.data for site in here if (entry := plan.campaign.sites[site.name]).data
+    }
+    problems = [
+        f"{key}: {source} does not exist"
+        for key, source in sources.items()
+        if source != EMBEDDED and not Path(source).expanduser().exists()
+    ]
+    try:
+        canonical_split(split, data.source)
+    except ValueError as error:
+        problems.append(f"evaluation.split: {error}")
+    if EMBEDDED in sources.values():
+        try:
+            verify_embedded()
+        except ValueError as error:
+            problems.append(f"data.source: {error}")
+    return problems
 
 
 def address_problem(site: Site) -> str | None:
-    """Why a site's workers could not call this host back, or None."""
+    """Return why a site's workers could not connect to this host, or None."""
     try:
         driver_address(site)
     except UserMistake as error:

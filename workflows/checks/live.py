@@ -1,4 +1,4 @@
-"""Questions that --check --live asks the sites."""
+"""Checks of ``--check --live``: queries to the sites' schedulers, storage and environments."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from apps.base.versions import versions_problem
 from apps.site import storage_problem
 from site_configs.library.schedulers import scheduler_for
 from site_configs.library.site import Block, Site
+from workflows.checks.batch_scripts import submission
 from workflows.checks.here import address_problem
-from workflows.checks.preview import submission
 from workflows.console.units import plural
 from workflows.planning.plan import Plan
 from workflows.runtime.worker_start import worker_init
@@ -24,31 +24,26 @@ VERSIONS = (
     "import json, platform; from apps.base.versions import code_version, library_versions; "
     "print(json.dumps({'python': platform.python_version(), 'crossfed': code_version(), **library_versions()}))"
 )
-
-
-POOL, NO_POOL = "process_worker_pool.py", 97  # what a job runs; an exit code of our own
-
-
+POOL, NO_POOL = "process_worker_pool.py", 97  # the program that a job runs; an exit code of our own
 PLAIN_PATH = "/usr/local/bin:/usr/bin:/bin"
+SETUP_S = 300  # loading modules and packages from a cold file system is slow
 
-
-SETUP_S = 300  # modules and imports from a cold file system take their time
+Finding = tuple[str, str | None]  # what was checked, and the problem or None
 
 
 def check_live(plan: Plan, say: Callable[[str], None]) -> bool:
-    """Ask the sites themselves; one line per question. True if nothing speaks against a start."""
+    """Query the sites, say one line for each check, and return True if there is no problem."""
     fine = True
     for name, site in plan.sites.items():
         by_globus = "globus" in (site.route, site.carrier)
-        answers = globus_questions(plan, site) if by_globus else site_answers(site, _run_dir(plan))
-        for question, problem in answers:
+        for checked, problem in _globus_findings(plan, site) if by_globus else _findings(site, _run_dir(plan)):
             fine = fine and problem is None
-            say(f"ok       {name}: {question}" if problem is None else f"PROBLEM  {name}: {question}: {problem}")
+            say(f"ok       {name}: {checked}" if problem is None else f"PROBLEM  {name}: {checked}: {problem}")
     return fine
 
 
-def globus_questions(plan: Plan, site: Site) -> Iterator[tuple[str, str | None]]:
-    """The same of a site that Globus reaches; where only its files go that way, its scheduler is asked from here."""
+def _globus_findings(plan: Plan, site: Site) -> Iterator[Finding]:
+    """Check a site that uses Globus; if only its files go that way, its scheduler is queried from here."""
     from workflows.checks.examine import examine_site
     from workflows.checks.globus import check_globus_site
     from workflows.globus.identity import globus_app
@@ -56,8 +51,8 @@ def globus_questions(plan: Plan, site: Site) -> Iterator[tuple[str, str | None]]
     app, server = globus_app(), plan.campaign.globus.as_collection() if plan.campaign.globus else None
     yield from check_globus_site(site, server, work=_folder_here(plan), ask=partial(examine_site, app), app=app)
     if site.own_block:
-        yield from _scheduler_answers(site.own_block)
-        yield from _submission_answer(site, _run_dir(plan))
+        yield from _scheduler_findings(site.own_block)
+        yield from _submission_finding(site, _run_dir(plan))
 
 
 def _run_dir(plan: Plan) -> Path:
@@ -65,30 +60,30 @@ def _run_dir(plan: Plan) -> Path:
 
 
 def _folder_here(plan: Plan) -> Path | None:
-    """The nearest folder above the run directory that is there: the driver's collection shows it."""
+    """Return the nearest existing folder above the run directory, which the driver's collection shows."""
     store = Path(plan.server_work["store"])
     return next((folder for folder in store.parents if folder.is_dir()), None)
 
 
-def site_answers(site: Site, run_dir: Path) -> Iterator[tuple[str, str | None]]:
-    """Questions about a site, and what is wrong, or None."""
+def _findings(site: Site, run_dir: Path) -> Iterator[Finding]:
+    """Check a site that is reached from here."""
     if site.own_block:
-        yield from _scheduler_answers(site.own_block)
-        yield from _submission_answer(site, run_dir)
+        yield from _scheduler_findings(site.own_block)
+        yield from _submission_finding(site, run_dir)
     yield f"storage {site.storage_root} can be written", storage_problem(site.storage_root)
-    problem, said = environment_answer(site)
-    words = f" (its set-up says: {said})" if said else ""
-    yield f"Python, packages and code in its jobs are those of the driver{words}", problem
+    problem, output = check_environment(site)
+    quoted = f" (its set-up prints: {output})" if output else ""
+    yield f"Python, packages and code in its jobs are those of the driver{quoted}", problem
     if site.own_block:
-        yield "there is an address that its compute nodes can call back", address_problem(site)
+        yield "its compute nodes can connect to an address of this host", address_problem(site)
 
 
-def _scheduler_answers(block: Block) -> Iterator[tuple[str, str | None]]:
+def _scheduler_findings(block: Block) -> Iterator[Finding]:
     scheduler, queue = scheduler_for(block.scheduler, block.command_environment), block.queue
     wanted = queue.name if queue.submit_to is None else queue.submit_to
-    if wanted:  # else the scheduler chooses, and tells nobody which
+    if wanted:  # else the scheduler chooses, and does not report which
         yield f"queue {wanted} takes jobs", scheduler.queue_problem(wanted)
-    if block.account and block.scheduler == "slurm":  # PBS tells nobody who may charge what
+    if block.account and block.scheduler == "slurm":  # PBS does not report who may use an account
         yield f"account {block.account} is valid", scheduler.account_problem(block.account)
     mine = scheduler.mine(wanted) if wanted else scheduler.find("")
     if mine is None:
@@ -102,8 +97,8 @@ def _scheduler_answers(block: Block) -> Iterator[tuple[str, str | None]]:
     yield f"my jobs in {wanted or 'all queues'}: {len(mine)}", problem
 
 
-def _submission_answer(site: Site, run_dir: Path) -> Iterator[tuple[str, str | None]]:
-    """Whether Slurm would take the job, and when it would start; PBS has no such question."""
+def _submission_finding(site: Site, run_dir: Path) -> Iterator[Finding]:
+    """Check that Slurm would take the job, and when it would start; PBS has no such query."""
     from site_configs.library.providers import SlurmBlocks
     from site_configs.library.trial import try_out
 
@@ -113,9 +108,13 @@ def _submission_answer(site: Site, run_dir: Path) -> Iterator[tuple[str, str | N
         yield f"Slurm would take its job{', ' * bool(verdict.promise)}{verdict.promise}", verdict.problem
 
 
-def environment_answer(site: Site) -> tuple[str | None, str]:
-    """What differs between the driver's environment and the one that the site's jobs set up, or None; and the last
-    line that the set-up has to say, for the modules that are not there without its ending for that."""
+def check_environment(site: Site) -> tuple[str | None, str]:
+    """Compare the environment that a site's jobs set up with the driver's.
+
+    Returns:
+        What differs, or None; and the last line that the set-up writes to stderr, such as a missing module that does
+        not end it.
+    """
     if site.python_env and not (site.python_env / "bin" / "python").exists():
         return f"python_env: there is no {site.python_env / 'bin' / 'python'}", ""
     script = "\n".join(
@@ -133,17 +132,17 @@ def environment_answer(site: Site) -> tuple[str | None, str]:
         )
     except subprocess.TimeoutExpired:
         return f"its set-up takes more than {SETUP_S} s", ""
-    said = (ended.stderr.strip().splitlines() or [""])[-1][:REASON_LENGTH]
+    output = (ended.stderr.strip().splitlines() or [""])[-1][:REASON_LENGTH]
     if ended.returncode == NO_POOL:
-        return f"no {POOL} on PATH: this environment has no Parsl", said
+        return f"no {POOL} on PATH: this environment has no Parsl", output
     lines = ended.stdout.strip().splitlines()
     if ended.returncode or not lines:
-        return said or "its set-up ends without a word", ""
-    return versions_problem(lines[-1]), said
+        return output or "its set-up ends without any output", ""
+    return versions_problem(lines[-1]), output
 
 
 def job_environment(site: Site) -> dict[str, str]:
-    """The variables that a job begins with: Slurm hands on those of the submission, PBS gives a few of its own."""
+    """Return the variables that a job starts with: Slurm passes on those of the submission, PBS sets a few."""
     if site.block and site.block.scheduler == "pbs":
         return {
             **{k: os.environ[k] for k in ("HOME", "USER", "LOGNAME", "SHELL") if k in os.environ},

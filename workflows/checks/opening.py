@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 
 from apps.base.errors import UserMistake
+from workflows.checks.batch_scripts import dry_run
 from workflows.checks.here import require_all
 from workflows.checks.live import check_live
-from workflows.checks.preview import describe, dry_run, switched_off
+from workflows.checks.preview import describe, switched_off
 from workflows.checks.round_preview import first_round
 from workflows.console.command import DONE, MISTAKE, say
 from workflows.console.paths import DEFAULT_CAMPAIGN

@@ -1,4 +1,4 @@
-"""What the commands share: their exit codes, their words to the user, and how they tell of what went wrong."""
+"""Exit codes, messages, signals and the log of the commands."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 a mistake in the request, 130 inte
 
 
 def carry_out(work: Callable[[], None]) -> int:
-    """Do the work of a command and answer with its exit code; an error becomes one line for the user."""
+    """Do the work of a command and return its exit code; an error becomes one line for the user."""
     try:
         work()
     except UserMistake as error:
@@ -32,10 +32,10 @@ def carry_out(work: Callable[[], None]) -> int:
 
 
 def stop_in_order() -> None:
-    """Let Ctrl-C, a termination request and a lost terminal all end the campaign in order.
+    """Make Ctrl-C, a termination request and a lost terminal end the campaign in order.
 
-    Ctrl-C is set as well, because a script's background job starts with it ignored; a lost terminal is not where
-    the user has asked to outlive it (nohup).
+    Ctrl-C is set as well, because a background job of a shell script starts with it ignored. A lost terminal stays
+    ignored if the user asked for that (nohup).
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
@@ -44,16 +44,18 @@ def stop_in_order() -> None:
 
 
 def say(text: str) -> None:
+    """Print a line for the user."""
     print(text, flush=True)
 
 
 def complain(text: str, code: int) -> int:
+    """Print an error for the user and return the exit code."""
     print(text, file=sys.stderr, flush=True)
     return code
 
 
 def leave(code: int) -> NoReturn:
-    """End the process, also where a thread of a library that waits for a dead process would keep it."""
+    """End the process, even if a thread of a library still waits for a dead process."""
     if any(t is not threading.main_thread() and t.is_alive() and not t.daemon for t in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -62,9 +64,9 @@ def leave(code: int) -> NoReturn:
 
 
 def log_to(path: Path, verbose: bool) -> None:
-    """The driver's log goes to a file, and to the terminal if asked for."""
+    """Write the driver's log to a file, and to the terminal if ``verbose``."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    logging.raiseExceptions = False  # a log that cannot be written, on a full disk, is no reason for tracebacks
+    logging.raiseExceptions = False  # no tracebacks if the log cannot be written because the disk is full
     handlers: list[logging.Handler] = [logging.FileHandler(path)]
     if verbose:
         handlers.append(logging.StreamHandler())
@@ -72,7 +74,7 @@ def log_to(path: Path, verbose: bool) -> None:
 
 
 def positive(text: str) -> int:
-    """A whole number from 1 on, for argparse."""
+    """Convert an option's text to a whole number from 1 on, for argparse."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
     return int(text)

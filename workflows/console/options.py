@@ -13,7 +13,7 @@ def add_campaign_options(parser: argparse.ArgumentParser, default: Path | None =
 
     Args:
         parser: of the script.
-        default: the campaign where the user names none; None if the script has to know that none was named.
+        default: the campaign if the user names none; None if the script must know that none was named.
     """
     parser.add_argument(
         "campaign",
@@ -26,7 +26,7 @@ def add_campaign_options(parser: argparse.ArgumentParser, default: Path | None =
     parser.add_argument(
         "--sites",
         metavar="A,B,...",
-        help="sites of the campaign to use; A=CONFIG or FILE.py puts another machine under it",
+        help="sites of the campaign to use; A=CONFIG or FILE.py uses another machine for it",
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help="change a key: training.steps=10"

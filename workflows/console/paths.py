@@ -10,10 +10,10 @@ DEFAULT_CAMPAIGN = WORKFLOWS / "campaigns" / "demo.yaml"
 
 
 def command_line(script: str) -> str:
-    """Return how to call one of the scripts from the current folder with this Python."""
+    """Return the command that runs one of the scripts from the current folder with this Python."""
     return f"{short(Path(sys.executable))} {short(WORKFLOWS / script)}"
 
 
 def short(path: Path) -> Path:
-    """Return the path relative to the current folder where it lies below it, else unchanged."""
+    """Return the path relative to the current folder if it lies below it, else unchanged."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

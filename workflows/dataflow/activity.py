@@ -1,4 +1,4 @@
-"""What a site is doing now, in one value, for the display."""
+"""The current activity of a site in one value, for the display."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ TICK_S = 0.25
 
 @dataclass(frozen=True)
 class SiteRound:
-    """What a site works on: the strategy's action and its futures."""
+    """A site's part of a round: the strategy's action and its futures."""
 
     action: Train
     futures: LocalRound

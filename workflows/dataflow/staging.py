@@ -1,4 +1,4 @@
-"""How artifacts reach a site and return: which apps do it, and on which executor.
+"""Staging of artifacts to a site and back: the apps that do it, and their executors.
 
 Where this host sees a site's storage, the server's worker copies or links; elsewhere Globus Transfer moves the files,
 and the server's worker checks what arrives.

@@ -1,26 +1,26 @@
-"""What an evaluation found: losses and metrics by model and task, as a file and as a table."""
+"""Scores of an evaluation: losses and metrics by model and task, as a file and as a table."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from typing import TYPE_CHECKING
 
 from data.tasks import metric_kind
+from workflows.records.csv_text import csv_text
 
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
 LOSS, ANSWERED, RMSE = "loss", "answered", "rmse"
-LOWER_IS_BETTER = (LOSS, RMSE)  # and no shares, as all other metrics are
+LOWER_IS_BETTER = (LOSS, RMSE)  # all other metrics are shares
+NONE = "–"
 
 
 @dataclass(frozen=True)
 class Score:
-    """One value of one model on one task; the loss in nats a token, shares from 0 to 1."""
+    """One value of one model on one task; losses in nats per token, shares from 0 to 1."""
 
     model: str
     task: str
@@ -30,7 +30,7 @@ class Score:
 
 
 def kind_of(task: str) -> str | None:
-    """The kind of metric of a task, None where none is known."""
+    """Return the kind of metric of a task; None if it has none."""
     try:
         return metric_kind(task)
     except ValueError:
@@ -38,84 +38,80 @@ def kind_of(task: str) -> str | None:
 
 
 def as_csv(scores: Sequence[Score]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(field.name for field in fields(Score))
-    writer.writerows((s.model, s.task, s.metric, f"{s.value:.6f}", s.samples) for s in scores)
-    return text.getvalue()
+    columns = [field.name for field in fields(Score)]
+    return csv_text(columns, ((*row[:3], f"{row[3]:.6f}", row[4]) for row in map(astuple, scores)))
 
 
 def as_table(scores: Sequence[Score]) -> Table:
-    """One row for each task and metric; the loss and the number of answers stand in a task's first row."""
+    """Return one row for each task and metric; the loss and the number of answers are in a task's first row."""
     from rich import box
     from rich.table import Table
 
     arrow = " → ".join(dict.fromkeys(s.model for s in scores))
-    look = {"show_edge": False, "padding": (0, 1, 0, 0), "title_justify": "left", "title_style": "bold"}
-    table = Table(title=arrow, box=box.SIMPLE_HEAD, **look)  # type: ignore[arg-type]
+    style = {"show_edge": False, "padding": (0, 1, 0, 0), "title_justify": "left", "title_style": "bold"}
+    table = Table(title=arrow, box=box.SIMPLE_HEAD, **style)  # type: ignore[arg-type]
     table.add_column("task", no_wrap=True)
     for name in (LOSS, "metric", "value", ANSWERED):
         table.add_column(name, justify="left" if name == "metric" else "right")
     for task in dict.fromkeys(s.task for s in scores):
-        add_task(table, task, [s for s in scores if s.task == task])
+        _add_task(table, task, [s for s in scores if s.task == task])
     table.add_section()
-    table.add_row("mean over the tasks", values_of(mean_losses(scores), LOSS), "", "", "")
+    table.add_row("mean over the tasks", values_text(mean_losses(scores), LOSS), "", "", "")
     return table
 
 
-def add_task(table: Table, task: str, scores: Sequence[Score]) -> None:
-    """The rows of one task."""
+def _add_task(table: Table, task: str, scores: Sequence[Score]) -> None:
     from rich.text import Text
 
-    own = [m for m in dict.fromkeys(s.metric for s in scores) if m not in (LOSS, ANSWERED)]
-    nothing = RMSE if kind_of(task) == "number" else "–"  # there is no error where there is no number
-    for row, metric in enumerate(own or [nothing]):
+    metrics = [m for m in dict.fromkeys(s.metric for s in scores) if m not in (LOSS, ANSWERED)]
+    without = RMSE if kind_of(task) == "number" else NONE  # no answer was a number, so there is no error to show
+    for row, metric in enumerate(metrics or [without]):
         name = metric.removeprefix("morgan_").replace("_", " ")
-        left = (Text(task), values_of(scores, LOSS)) if row == 0 else ("", "")
-        table.add_row(*left, name, values_of(scores, metric), answers_of(scores) if row == 0 else "")
+        left = (Text(task), values_text(scores, LOSS)) if row == 0 else ("", "")
+        table.add_row(*left, name, values_text(scores, metric), _answered_text(scores) if row == 0 else "")
 
 
-def values_of(scores: Sequence[Score], metric: str) -> Text:
-    """The values of one metric, base before trained; green where the trained model is better, red where worse."""
+def values_text(scores: Sequence[Score], metric: str) -> Text:
+    """Return the values of one metric, base before trained; green if the trained model is better, red if worse."""
     from rich.text import Text
 
     values = {s.model: s.value for s in scores if s.metric == metric}
-    words = " → ".join(value_text(metric, values.get(model)) for model in dict.fromkeys(s.model for s in scores))
+    text = " → ".join(_value_text(metric, values.get(model)) for model in dict.fromkeys(s.model for s in scores))
     if len(set(values.values())) < 2:
-        return Text(words)
+        return Text(text)
     base, trained = values.values()
-    return Text(words, style="green" if (trained < base) == (metric in LOWER_IS_BETTER) else "red")
+    return Text(text, style="green" if (trained < base) == (metric in LOWER_IS_BETTER) else "red")
 
 
-def value_text(metric: str, value: float | None) -> str:
+def _value_text(metric: str, value: float | None) -> str:
     if value is None:
-        return "–"
+        return NONE
     if metric in LOWER_IS_BETTER:
         return f"{value:.3f}" if metric == LOSS else f"{value:.3g}"
     return f"{value:.0%}"
 
 
-def answers_of(scores: Sequence[Score]) -> str:
-    """How many samples got an answer of the right form; without a metric, how many there were."""
+def _answered_text(scores: Sequence[Score]) -> str:
+    """Return how many samples got an answer of the right form; without a metric, how many there were."""
     found = [s for s in scores if s.metric == ANSWERED]
     counts = " → ".join(f"{s.value * s.samples:.0f}" for s in found)
-    return f"{counts} of {found[0].samples}" if found else f"– of {scores[0].samples}"
+    return f"{counts} of {found[0].samples}" if found else f"{NONE} of {scores[0].samples}"
 
 
 def mean_losses(scores: Sequence[Score]) -> list[Score]:
-    """The unweighted mean over the tasks of each model's loss."""
-    found: dict[str, list[float]] = {}
+    """Return the unweighted mean over the tasks of each model's loss."""
+    losses: dict[str, list[float]] = {}
     for score in scores:
         if score.metric == LOSS:
-            found.setdefault(score.model, []).append(score.value)
-    return [Score(model, "", LOSS, sum(values) / len(values), 0) for model, values in found.items()]
+            losses.setdefault(score.model, []).append(score.value)
+    return [Score(model, "", LOSS, sum(values) / len(values), 0) for model, values in losses.items()]
 
 
 def remarks(scores: Sequence[Score]) -> list[str]:
-    """What one must know of metrics that are not in the table."""
+    """Return lines about metrics that are missing in the table."""
     tasks = list(dict.fromkeys(s.task for s in scores))
     unknown = [task for task in tasks if kind_of(task) is None]
-    lines = [f"No metric is known for {', '.join(unknown)}: the loss alone is given."] if unknown else []
+    lines = [f"No metric is known for {', '.join(unknown)}: only the loss is shown."] if unknown else []
     if any(kind_of(task) == "smiles" for task in tasks) and not any(s.metric == "validity" for s in scores):
         lines.append("Without rdkit, SMILES are compared as text only: pip install 'crossfed[chemistry]'")
     return lines

@@ -1,1 +1,1 @@
-"""From a campaign file to a checked plan."""
+"""Campaign files, their schema, and the checked plan of a run."""

@@ -32,24 +32,27 @@ LINEAR_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"
 
 
 class Section(BaseModel):
-    """A part of the file. Defaults are validated too: 300 for a float would name another task than 300.0 read again."""
+    """A part of the campaign file.
+
+    Defaults are validated too: 300 for a float would name another task than 300.0 does when it is read again.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
 
 class Adapter(Section):
-    """LoRA; ``method`` is the server's rule (``apps/artifacts/lora.py``)."""
+    """Settings of LoRA; ``method`` is the server's rule (``apps/artifacts/lora.py``)."""
 
     method: Literal["fedit", "ffa", "flora", "fedex", "svd"] = "fedit"
     rank: PositiveInt = 16
     alpha: PositiveFloat = 16
     dropout: float = Field(default=0.0, ge=0, lt=1)
     targets: list[str] | Literal["all-linear"] = LINEAR_MODULES
-    last_layers: PositiveInt | None = None  # adapt only so many layers at the end; None: all
+    last_layers: PositiveInt | None = None  # adapt only this many layers at the end; None: all
 
 
 class Tiny(Section):
-    """Size of a Llama-style model from scratch."""
+    """Size of a Llama-style model that is built from scratch."""
 
     width: PositiveInt = 128
     layers: PositiveInt = 4
@@ -64,7 +67,10 @@ class Tiny(Section):
 
 
 class ModelSection(Section):
-    """``source``: smollm2-135m-instruct (shipped by a package), tiny, a folder, or a name on the hub."""
+    """The base model and its adapter.
+
+    ``source`` is smollm2-135m-instruct (shipped by a package), tiny, a folder, or a name on the hub.
+    """
 
     source: str
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -73,39 +79,42 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    """``source``: embedded, or the path of a SMolInstruct archive, folder or set of record files."""
+    """The records that are trained on.
+
+    ``source`` is embedded, or the path of a SMolInstruct archive, folder or set of record files.
+    """
 
     source: str = "embedded"
     tasks: list[str] | None = None  # task ids or families; None: all of the source
-    per_task: PositiveInt | None = None  # at most so many training samples a task
+    per_task: PositiveInt | None = None  # at most this many training samples of a task
     max_tokens: int = Field(default=128, ge=16)
     prompt: str = "Q: {input}\nA:"
     loss_on: Literal["answer", "all"] = "answer"
 
 
 class TrainingSection(Section):
-    """How a site trains in a round."""
+    """Settings of a site's training in a round."""
 
     steps: PositiveInt
     batch_size: PositiveInt = 8
     accumulate: PositiveInt = 1
     learning_rate: PositiveFloat
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    final_factor: float = Field(default=0.0, ge=0, le=1)  # of the learning rate at the end of a decay
-    warmup_steps: NonNegativeInt = 0  # of the campaign, not of the round
+    final_factor: float = Field(default=0.0, ge=0, le=1)  # of the learning rate, at the end of a decay
+    warmup_steps: NonNegativeInt = 0  # once in a campaign, not in each round
     weight_decay: NonNegativeFloat = 0.0
     clip_norm: PositiveFloat | None = 1.0
     proximal_mu: NonNegativeFloat = 0.0
     keep_optimizer: bool = False
     precision: Literal["no", "bf16"] = "no"
-    checkpoint_s: PositiveFloat = 300  # seconds between two saves of a training that is under way
-    on_walltime: Literal["finish", "return"] = "finish"  # in the next block, or return the steps that are done
+    checkpoint_s: PositiveFloat = 300  # seconds between two checkpoints of a running training
+    on_walltime: Literal["finish", "return"] = "finish"  # finish in the next block, or return the steps done so far
 
 
 class ParallelSection(Section):
-    """How training is spread over ranks; the memory plan settles what is ``auto``.
+    """Settings of how training is spread over ranks; the memory plan decides what is ``auto``.
 
-    ``micro_batch`` is samples of one rank in one pass.
+    ``micro_batch`` is the number of samples of one rank in one pass.
     """
 
     sharding: Literal["auto", "none", "ddp", "shard_grad_op", "full_shard"] = "auto"
@@ -115,7 +124,7 @@ class ParallelSection(Section):
 
 
 class EvaluationSection(Section):
-    """The pooled test set and when it is looked at."""
+    """The pooled test set, and when models are evaluated on it."""
 
     split: str = "test"
     per_task: PositiveInt | None = None
@@ -127,18 +136,19 @@ class EvaluationSection(Section):
 
 
 class ChecksSection(Section):
-    """What an update must not exceed."""
+    """Limits that an update must not exceed."""
 
     max_update_norm: PositiveFloat | None = None
 
 
 class GlobusSection(Section):
-    """The driver's own end of Globus Transfer."""
+    """The driver's own collection for Globus Transfer."""
 
     collection: str = Field(pattern=UUID)
-    folder: Path = Path("/")  # of this machine, which the collection shows as its "/"
+    folder: Path = Path("/")  # folder of this machine that the collection shows as its "/"
 
     def as_collection(self) -> Collection:
+        """Return it in the form that sites use."""
         return Collection(self.collection, self.folder)
 
 
@@ -148,12 +158,13 @@ class SiteEntry(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     config: str | None = None  # a name in site_configs or a FILE.py; None: the site's own name
-    tasks: list[str] | None = None  # task ids or families; None: the families that no site names are dealt out
-    data: str | None = None  # where the site keeps its records; None: data.source
-    model: str | None = None  # where the site keeps the base model; None: model.source
+    tasks: list[str] | None = None  # task ids or families; None: a share of the families that no site names
+    data: str | None = None  # path of the site's records; None: data.source
+    model: str | None = None  # path of the base model at the site; None: model.source
 
     @property
     def settings(self) -> dict[str, Any]:
+        """The keys for the site's own file."""
         return dict(self.model_extra or {})
 
 
@@ -175,7 +186,7 @@ class Campaign(Section):
     parallel: ParallelSection = ParallelSection()
     evaluation: EvaluationSection = EvaluationSection()
     checks: ChecksSection = ChecksSection()
-    globus: GlobusSection | None = None  # needed where Globus Transfer carries
+    globus: GlobusSection | None = None  # needed if Globus Transfer moves files
     sites: dict[str, SiteEntry] = Field(min_length=1)
     retries: NonNegativeInt = 2  # of a task whose worker or block was lost
 
@@ -193,12 +204,12 @@ class Campaign(Section):
 
     @property
     def period(self) -> str:
-        """What ``rounds`` counts: ``round``, or ``version`` of the model where the strategy knows no rounds."""
+        """Unit of ``rounds``: ``round``, or ``version`` of the model if the strategy has no rounds."""
         return "round" if has_rounds(self.strategy.name) else "version"
 
     @property
     def extent(self) -> str:
-        """How long it is, for people."""
+        """Length of the campaign, for people."""
         by = "" if isinstance(self.strategy, FedAvgSection) else f" of {self.strategy.name}"
         return f"{plural(self.rounds, self.period)}{by}"
 
@@ -210,11 +221,11 @@ class Campaign(Section):
         if isinstance(strategy, ScaffoldSection):
             raise ValueError(
                 "strategy.name: scaffold corrects the gradients of plain SGD, and the sites train with AdamW; it runs"
-                " in the virtual machine room only (algorithm_study.py). Near to it: fednova, fedprox"
+                " in the simulation only (algorithm_study.py). Similar strategies: fednova, fedprox"
             )
         if adapter and adapter.method not in LINEAR_METHODS and not is_plain_mean(strategy):
             raise ValueError(
-                f"model.adapter.method: {adapter.method} makes a model out of one round's updates only, {strategy.name}"
+                f"model.adapter.method: {adapter.method} can only average the updates of one round, {strategy.name}"
                 f" also sums earlier models; use {' or '.join(LINEAR_METHODS)}, or the strategy fedavg or fedprox"
             )
         return self

@@ -1,7 +1,8 @@
-"""Everything that can be checked before a job is queued, and the plan that comes of it."""
+"""The plan of a campaign: its sites and what each task gets, after all checks that need no job."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -23,38 +24,39 @@ from site_configs.library.resolve import SiteConfigError, resolve_site
 from site_configs.library.site import Site
 from workflows.console.units import plural
 from workflows.planning.campaign import Campaign
+from workflows.planning.labels import EVALUATOR, SERVER, TRANSFERS
 from workflows.planning.memory.campaign import plan_memory
 from workflows.planning.memory.plan import MemoryPlan
 from workflows.planning.storage import check_collections, check_space, check_storage
 
-SPLITS = ("train", "dev", "test")
-RESERVED_NAMES = ("server", "evaluator", "transfers", "global")
+RESERVED_NAMES = (SERVER, EVALUATOR, TRANSFERS, "global")
+Tasks = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked campaign with all it needs to run, in the plain values that go to the tasks."""
+    """A checked campaign with everything it needs to run, in the plain values that tasks take."""
 
     campaign: Campaign
     sites: dict[str, Site]
-    tasks: dict[str, tuple[str, ...]]
+    tasks: dict[str, Tasks]
     site_work: dict[str, SiteWork]
     server_work: ServerWork
     evaluation_work: EvaluationWork
     rules: UpdateRules
-    memory: dict[str, MemoryPlan]  # of the sites where it is in question
+    memory: dict[str, MemoryPlan]  # of the sites that need one
 
 
 def make_plan(campaign: Campaign, run_dir: Path, source: Path) -> Plan:
-    """Check a campaign against its sites and its data.
+    """Check a campaign against its sites and its data, and return its plan.
 
     Args:
         campaign: as read.
-        run_dir: where the run goes or is.
+        run_dir: the run directory, which need not exist.
         source: the campaign's file, for errors.
 
     Raises:
-        UserMistake: the first thing that cannot work, with the file and the key it stands under.
+        UserMistake: the first thing that cannot work, with the file and the key.
     """
     try:
         return _make_plan(campaign, run_dir)
@@ -66,14 +68,15 @@ def _make_plan(campaign: Campaign, run_dir: Path) -> Plan:
     _check_names(campaign)
     check_source(campaign.model.source)
     _check_layers(campaign)
-    tasks = share_tasks(campaign)
+    all_tasks = _expand("data.tasks", campaign.data.tasks, campaign.data.source)
+    tasks = share_tasks(campaign, all_tasks)
     sites = {name: _site(name, campaign, run_dir) for name in campaign.sites}
     check_storage(sites)
     check_collections(campaign, sites, run_dir)
     check_space(run_dir)
-    model = model_spec(campaign)
-    store = str(run_dir / "artifacts")
+    model, store = model_spec(campaign), str(run_dir / "artifacts")
     memory = plan_memory(campaign, model, {name: site for name, site in sites.items() if not is_simple(site)})
+    adapter = campaign.model.adapter
     return Plan(
         campaign=campaign,
         sites=sites,
@@ -82,17 +85,16 @@ def _make_plan(campaign: Campaign, run_dir: Path) -> Plan:
             name: _site_work(campaign, site, tasks[name], model, memory.get(name)) for name, site in sites.items()
         },
         server_work=ServerWork(store=store, model=model, threads=1, code_version=code_version()),
-        evaluation_work=_evaluation_work(campaign, store, model),
+        evaluation_work=_evaluation_work(campaign, store, model, all_tasks),
         rules=UpdateRules(
-            method=campaign.model.adapter.method if campaign.model.adapter else "full",
-            max_update_norm=campaign.checks.max_update_norm,
+            method=adapter.method if adapter else "full", max_update_norm=campaign.checks.max_update_norm
         ),
         memory=memory,
     )
 
 
 def is_simple(site: Site) -> bool:
-    """One process on this machine's processors, whose memory needs no plan."""
+    """Return True for one process on this machine's processors, whose memory needs no plan."""
     return site.block is None and site.device == "cpu" and site.ranks.per_node == 1
 
 
@@ -103,6 +105,7 @@ def _check_names(campaign: Campaign) -> None:
 
 
 def _check_layers(campaign: Campaign) -> None:
+    """Raise UserMistake if the adapter is for more layers than the model has, where that is known on this machine."""
     adapter, source = campaign.model.adapter, campaign.model.source
     if not adapter or not adapter.last_layers:
         return
@@ -110,44 +113,47 @@ def _check_layers(campaign: Campaign) -> None:
     if source == TINY:
         layers = campaign.model.tiny.layers if campaign.model.tiny else 0
     elif source in PACKAGED and not is_converted(source):
-        return  # not unpacked yet; told by the first task
+        return  # not unpacked yet; the first task checks it
     elif source.startswith((".", "/", "~")) or source in PACKAGED:
         layers = config_of(source)["num_hidden_layers"]
     else:
-        return  # on the hub, which is not asked here
+        return  # on the hub, which a check does not contact
     if adapter.last_layers > layers:
         raise UserMistake(
             f"model.adapter.last_layers: {adapter.last_layers}, but {source} has {plural(layers, 'layer')}"
         )
 
 
-def share_tasks(campaign: Campaign) -> dict[str, tuple[str, ...]]:
-    """Which site owns which tasks.
+def share_tasks(campaign: Campaign, all_tasks: Tasks) -> dict[str, Tasks]:
+    """Return the tasks of each site.
+
+    Args:
+        campaign: with its sites.
+        all_tasks: ids of the campaign's tasks.
 
     Raises:
-        UserMistake: an unknown task, a task of the common source owned twice, or a site without any.
+        UserMistake: an unknown task, a task of the common source at two sites, or a site without any.
     """
-    source = campaign.data.source
-    wanted = _tasks_of("data.tasks", campaign.data.tasks or list(families_of(source)), source)
     named = {
-        name: _tasks_of(f"sites.{name}.tasks", entry.tasks, entry.data or source) if entry.tasks else None
+        name: _expand(f"sites.{name}.tasks", entry.tasks, entry.data or campaign.data.source) if entry.tasks else None
         for name, entry in campaign.sites.items()
     }
     _refuse_two_owners({name: tasks for name, tasks in named.items() if tasks and campaign.sites[name].data is None})
     try:
-        return deal_tasks(named, wanted)
+        return deal_tasks(named, all_tasks)
     except ValueError as error:
         raise UserMistake(f"sites.*.tasks: {error}") from None
 
 
-def _tasks_of(key: str, names: list[str], source: str) -> tuple[str, ...]:
+def _expand(key: str, names: list[str] | None, source: str) -> Tasks:
+    """Return the task ids of a list of tasks and families under a key; None: all tasks of the source."""
     try:
-        return expand_tasks(names, source)
+        return expand_tasks(names or families_of(source), source)
     except ValueError as error:
         raise UserMistake(f"{key}: {error}") from None
 
 
-def _refuse_two_owners(named: dict[str, tuple[str, ...]]) -> None:
+def _refuse_two_owners(named: Mapping[str, Tasks]) -> None:
     owner: dict[str, str] = {}
     for name, tasks in named.items():
         for task in tasks:
@@ -164,13 +170,14 @@ def _site(name: str, campaign: Campaign, run_dir: Path) -> Site:
 
 
 def model_spec(campaign: Campaign) -> ModelSpec:
+    """Return the campaign's model as tasks take it."""
     section = campaign.model
     adapter: AdapterSpec | None = section.adapter.model_dump() if section.adapter else None  # type: ignore[assignment]
     tiny = section.tiny.model_dump() if section.tiny else None
     return ModelSpec(source=section.source, dtype=section.dtype, seed=campaign.seed, adapter=adapter, tiny=tiny)
 
 
-def _data_spec(campaign: Campaign, source: str, tasks: tuple[str, ...], per_task: int | None) -> DataSpec:
+def _data_spec(campaign: Campaign, source: str, tasks: Tasks, per_task: int | None) -> DataSpec:
     data = campaign.data
     return DataSpec(
         source=source,
@@ -182,11 +189,8 @@ def _data_spec(campaign: Campaign, source: str, tasks: tuple[str, ...], per_task
     )
 
 
-def _site_work(
-    campaign: Campaign, site: Site, tasks: tuple[str, ...], model: ModelSpec, memory: MemoryPlan | None
-) -> SiteWork:
+def _site_work(campaign: Campaign, site: Site, tasks: Tasks, model: ModelSpec, memory: MemoryPlan | None) -> SiteWork:
     entry = campaign.sites[site.name]
-    source = entry.data or campaign.data.source
     if entry.model:
         model = ModelSpec(**{**model, "source": entry.model})
     return SiteWork(
@@ -194,13 +198,14 @@ def _site_work(
         model=model,
         seed=campaign.seed,
         threads=site.threads,
-        data=_data_spec(campaign, source, tasks, campaign.data.per_task),
+        data=_data_spec(campaign, entry.data or campaign.data.source, tasks, campaign.data.per_task),
         code_version=code_version(),
         parallel=cast(Parallel, memory.parallel(site)) if memory else one_rank(campaign, site),
     )
 
 
 def one_rank(campaign: Campaign, site: Site) -> Parallel:
+    """Return how a site trains that needs no memory plan: in the worker itself."""
     wanted = campaign.parallel.micro_batch
     return Parallel(
         nodes=1,
@@ -215,17 +220,15 @@ def one_rank(campaign: Campaign, site: Site) -> Parallel:
     )
 
 
-def _evaluation_work(campaign: Campaign, store: str, model: ModelSpec) -> EvaluationWork:
+def _evaluation_work(campaign: Campaign, store: str, model: ModelSpec, tasks: Tasks) -> EvaluationWork:
     section = campaign.evaluation
-    source = campaign.data.source
-    tasks = expand_tasks(campaign.data.tasks or families_of(source), source)
     return EvaluationWork(
         store=store,
         model=model,
         split=section.split,
         batch_size=section.batch_size,
         threads=section.threads,
-        data=_data_spec(campaign, source, tasks, section.per_task),
+        data=_data_spec(campaign, campaign.data.source, tasks, section.per_task),
         device=section.device,
         code_version=code_version(),
     )

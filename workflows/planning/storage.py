@@ -1,13 +1,9 @@
-"""Whether the places where files go can hold them, and whether Globus can reach them."""
+"""Checks of the folders where files go: own storage for each site, free space, and reach of Globus collections."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from site_configs.library.site import Site
-
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,14 +13,14 @@ from site_configs.library.errors import SiteConfigError
 from site_configs.library.site import Collection, Site
 from workflows.planning.campaign import Campaign
 
-SPARE_BYTES = 200_000_000  # free disk space below which nothing is started
+SPARE_BYTES = 200_000_000  # no run starts with less free disk space
 
 
-def check_storage(sites: dict[str, Site]) -> None:
-    """Raises UserMistake if two sites would store in one folder."""
+def check_storage(sites: Mapping[str, Site]) -> None:
+    """Raise UserMistake if two sites would store in one folder."""
     owner: dict[tuple[str, Path], str] = {}
     for name, site in sites.items():
-        # paths of two facilities may read the same
+        # equal paths at two facilities are two folders
         root = (site.endpoint.training, site.storage_root) if site.endpoint else ("", site.storage_root.resolve())
         if owner.setdefault(root, name) != name:
             raise UserMistake(
@@ -32,8 +28,12 @@ def check_storage(sites: dict[str, Site]) -> None:
             )
 
 
-def check_collections(campaign: Campaign, sites: dict[str, Site], run_dir: Path) -> None:
-    """Globus Transfer needs a collection at both ends, and both must show what is to be carried."""
+def check_collections(campaign: Campaign, sites: Mapping[str, Site], run_dir: Path) -> None:
+    """Check that Globus Transfer has a collection at both ends, and that both show the files to be moved.
+
+    Raises:
+        UserMistake: a collection is missing or shows another folder, or it shares records or code.
+    """
     carried = [name for name, site in sites.items() if site.carrier == "globus"]
     if carried and campaign.globus is None:
         raise UserMistake(
@@ -59,24 +59,24 @@ def _refuse_shared(site: Site, collection: Collection, records: str | None) -> N
         if path is None:
             continue
         refuse_shared(f"sites.{site.name}.{key}", path, collection)
-        if site.endpoint is None:  # its file system is seen from here, with its links
-            seen = replace(collection, folder=collection.folder.resolve())
-            refuse_shared(f"sites.{site.name}.{key}", path, seen, path.expanduser().resolve())
+        if site.endpoint is None:  # its file system is visible from here, so that links can be resolved
+            resolved = replace(collection, folder=collection.folder.resolve())
+            refuse_shared(f"sites.{site.name}.{key}", path, resolved, path.expanduser().resolve())
 
 
-def refuse_shared(key: str, path: Path, collection: Collection, really: Path | None = None) -> None:
-    """Records and code must lie where the driver's identity reaches them by no collection.
+def refuse_shared(key: str, path: Path, collection: Collection, resolved: Path | None = None) -> None:
+    """Check that a path of records or code cannot be reached by the driver's identity through a collection.
 
     Args:
-        key: under which the path stands, for the error.
+        key: of the path, for the error.
         path: at the site, as given.
         collection: of the site.
-        really: the path without links, where that is known.
+        resolved: the path without links, where that is known.
 
     Raises:
-        UserMistake: the collection shares them.
+        UserMistake: the collection shares the path.
     """
-    if collection.shares(really or path):
+    if collection.shares(resolved or path):
         folder = collection.folder
         raise UserMistake(
             f"{key}: {path} lies in {folder}, which the driver may read and write through the site's collection",
@@ -85,22 +85,25 @@ def refuse_shared(key: str, path: Path, collection: Collection, really: Path | N
 
 
 def check_space(run_dir: Path) -> None:
-    """Raises UserMistake if the disk of the run directory is as good as full."""
+    """Raise UserMistake if the disk of the run directory is nearly full."""
     place = next(p for p in (run_dir, *run_dir.parents) if p.exists())
     free = shutil.disk_usage(place).free
     if free < SPARE_BYTES:
         raise UserMistake(f"{place} has {free / 1e6:.0f} MB of free disk space", remedy="Free some and start again")
 
 
-def unseen_stores(sites: dict[str, Site]) -> set[str]:
-    """The stores that this machine cannot look into."""
+def unseen_stores(sites: Mapping[str, Site]) -> set[str]:
+    """Return the artifact stores that this machine cannot read."""
     carried = {name: site for name, site in sites.items() if site.carrier == "globus"}
     return {*stores_at(carried).values(), *(str(site.storage_root / "artifacts") for site in carried.values())}
 
 
-def stores_at(sites: dict[str, Site]) -> dict[str, str]:
-    """Where each site's models are sent to: sites that share a collection and a storage folder share a store, so that
-    a model crosses once for all of them; each takes its own copy from there."""
+def stores_at(sites: Mapping[str, Site]) -> dict[str, str]:
+    """Return the store to which each site's models are sent.
+
+    Sites that share a collection and a storage folder share a store: a model is moved once for all of them, and each
+    copies it from there.
+    """
     first: dict[tuple[str, str], str] = {}
     stores = {}
     for name, site in sites.items():

@@ -1,1 +1,1 @@
-"""What a run writes, and how it is read again."""
+"""Records of a run: the journal, the run directory, and everything derived from them."""

@@ -1,4 +1,4 @@
-"""What of a campaign may change between two drivers of one run, and what was changed."""
+"""Changes of a campaign at a resume: which keys may change, and which have changed."""
 
 from __future__ import annotations
 
@@ -10,21 +10,14 @@ from typing import Any
 from apps.base.errors import UserMistake
 from apps.base.files import write_text
 from workflows.planning.campaign import Campaign
-from workflows.planning.campaign_file import (
-    apply_set,
-    as_plain,
-    as_yaml,
-    check_campaign,
-    choose_sites,
-    differences,
-    read_campaign,
-    read_yaml,
-)
+from workflows.planning.campaign_file import as_plain, as_yaml, check_campaign, differences, read_campaign
+from workflows.planning.overrides import apply_set, choose_sites
+from workflows.planning.yaml_file import read_yaml
 from workflows.records.journal import Journal
 from workflows.records.run_directory import RunDirectory
 
 MAY_CHANGE = ("retries", "strategy.quorum", "strategy.deadline_s", "evaluation.threads", "evaluation.batch_size")
-FIXED_SITE_KEYS = ("tasks", "data", "model")  # of a site all may change but its share of the work
+FIXED_SITE_KEYS = ("tasks", "data", "model")  # the site's share of the work; its other keys may change
 Changes = dict[str, tuple[Any, Any]]
 
 
@@ -35,11 +28,12 @@ def resumed_campaign(run: RunDirectory, source: Path | None, sets: list[str], si
 
     Args:
         run: the run directory.
-        source: a campaign file named with the resume, or None.
-        sets, sites: overrides named with the resume.
+        source: campaign file given with the resume, or None.
+        sets: ``--set`` overrides given with the resume.
+        sites: ``--sites`` given with the resume, or None.
 
     Raises:
-        UserMistake: something has changed that a run in progress cannot take; shows the difference.
+        UserMistake: a key has changed that may not change in a run; the message shows the difference.
     """
     recorded = current_campaign(run.journal)
     changes: Changes = {}
@@ -59,7 +53,7 @@ def keep_campaign(run: RunDirectory, campaign: Campaign) -> None:
 def _candidates(
     run: RunDirectory, recorded: dict[str, Any], source: Path | None, sets: list[str], sites: str | None
 ) -> Iterator[dict[str, Any]]:
-    """The campaign as each place has it that a person may have edited."""
+    """Yield the campaign from each place that a user may have edited: the run's file, the source file, options."""
     opened, kept = run.opened, run.path / "campaign.yaml"
     if kept.exists():
         yield as_plain(check_campaign(read_yaml(kept), kept))
@@ -80,10 +74,10 @@ def _candidates(
 
 
 def accepted_changes(recorded: dict[str, Any], candidate: dict[str, Any]) -> Changes:
-    """Key -> (old, new).
+    """Return the changed keys, each with its old and new value.
 
     Raises:
-        UserMistake: a key has changed that must not.
+        UserMistake: a key has changed that may not change.
     """
     changes = differences(recorded, candidate)
     refused = {key: pair for key, pair in changes.items() if not _may_change(key, *pair)}
@@ -91,7 +85,7 @@ def accepted_changes(recorded: dict[str, Any], candidate: dict[str, Any]) -> Cha
         shown = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in refused.items())
         raise UserMistake(
             f"the campaign has changed since this run began: {shown}",
-            remedy="Undo the change or start a new run; what may change are rounds (upwards), the sites' configs, "
+            remedy="Undo the change or start a new run; these may change: rounds (upwards), the sites' configs, "
             + ", ".join(MAY_CHANGE),
         )
     return changes
@@ -114,25 +108,25 @@ def _with(plain: dict[str, Any], changes: Changes) -> dict[str, Any]:
         for folder in folders:
             place = place.setdefault(folder, {})
         place[last] = value
-        if value is None and folders[:1] == ["sites"]:  # taken away; another machine does not even know the setting
+        if value is None and folders[:1] == ["sites"]:  # removed; another machine may not have this setting at all
             del place[last]
     return result
 
 
 def current_campaign(journal: Journal) -> dict[str, Any]:
-    """The campaign as the last change left it."""
+    """Return the campaign after its last recorded change."""
     return list(journal.events("campaign_opened", "campaign_changed"))[-1]["campaign"]
 
 
 def rounds_asked(journal: Journal) -> list[int]:
-    """The numbers of rounds that were asked for: by the first driver, and by resumes that raised it."""
+    """Return the numbers of rounds requested so far, ascending: at the start and by resumes that raised it."""
     return sorted({r["rounds"] for r in journal.events("campaign_opened", "campaign_changed")})
 
 
 def schedule_rounds(asked: Sequence[int], round: int) -> int:
-    """Length in rounds of the learning-rate schedule that a round belongs to.
+    """Return the length in rounds of the learning-rate schedule that a round belongs to.
 
-    The rounds that were asked for first keep the schedule they were asked for with, so that what is done stays done;
-    the rounds that a resume has added follow the longer schedule.
+    Rounds keep the schedule they were requested with, so that finished rounds stay valid after a resume that adds
+    rounds; the added rounds follow the longer schedule.
     """
     return next((total for total in asked if total >= round), asked[-1])

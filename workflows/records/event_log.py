@@ -1,4 +1,4 @@
-"""The journal as a report reads it: its events, the finished tasks, what they moved, when no driver was there."""
+"""The journal as reports read it: events, finished tasks, moved bytes, and times without a driver."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from typing import Any
 from workflows.records.journal import ends_unfinished, read_lines
 from workflows.strategies import has_rounds
 
-OUT_APPS, IN_APPS = ("stage_out", "send"), ("stage_in", "fetch")  # what brings artifacts to a site, and from it
+OUT_APPS, IN_APPS = ("stage_out", "send"), ("stage_in", "fetch")  # move artifacts to a site, and from it
 
-BEFORE_DRIVER = ("campaign_changed", "blocks_cancelled", "blocks_left")  # what a driver writes just before it starts
-Span = tuple[float, float]
+BEFORE_DRIVER = ("campaign_changed", "blocks_cancelled", "blocks_left")  # a driver writes these before it starts
+Span = tuple[float, float]  # start, end
 AT_SITES = (*OUT_APPS, "local_train", *IN_APPS)
 
 
 @dataclass(frozen=True)
 class EventLog:
-    """The readable events of a journal in order, and what could not be read, in words.
+    """Readable events of a journal in order, and notes about lines that could not be read.
 
-    A report is made of runs that go on or went wrong, so it reads what it can where a resume would refuse.
+    Reports are also written of runs that are still running or went wrong, so they read what they can where a resume
+    would refuse.
     """
 
     events: tuple[dict[str, Any], ...] = ()
@@ -33,14 +34,14 @@ class EventLog:
 
     @property
     def period(self) -> str:
-        """What the campaign counts: ``round``, or ``version`` of the model where its strategy knows no rounds."""
+        """What the campaign counts: ``round``, or ``version`` of the model if its strategy has no rounds."""
         for event in self.named("campaign_opened")[:1]:
             return period_of(event.get("campaign"))
         return "round"
 
 
 def period_of(campaign: Any) -> str:
-    """``round`` or ``version``, by the strategy of a campaign in plain values."""
+    """Return ``round`` or ``version``, by the strategy of a campaign in plain values."""
     strategy = campaign.get("strategy") if isinstance(campaign, dict) else None
     name = strategy.get("name") if isinstance(strategy, dict) else None
     return "round" if has_rounds(str(name)) else "version"
@@ -48,10 +49,12 @@ def period_of(campaign: Any) -> str:
 
 @dataclass(frozen=True)
 class TaskRun:
-    """One finished task; its times are unix seconds, as in the journal.
+    """One finished task; times in unix seconds, as in the journal.
 
-    Where a strategy knows no rounds, ``round`` of what is done at a site is the version of the model that was in the
-    making when it ended. ``order`` numbers the work of a site: its round, or its so-many-th order.
+    Attributes:
+        round: its round. If the strategy has no rounds, for tasks at a site: the version of the model that was next
+            when the task ended.
+        order: the journal's number of the site's work: its round, or the number of the request.
     """
 
     app: str
@@ -65,9 +68,10 @@ class TaskRun:
 
 
 def read_events(path: Path) -> EventLog:
-    """Read a journal; a last line without its end is one that was never finished, as for a resume.
+    """Read a journal; a last line without an end of line was never finished and is left out, as in a resume.
 
-    Raises ValueError when there are whole lines but not one of them is an event.
+    Raises:
+        ValueError: there are whole lines, but none of them is an event.
     """
     if not path.exists():
         return EventLog()
@@ -95,14 +99,14 @@ def _is_task(event: Mapping[str, Any]) -> bool:
 
 
 def task_runs(journal: EventLog) -> list[TaskRun]:
-    """The finished tasks, in journal order; a time that was not recorded is the nearest one that was."""
+    """Return the finished tasks in journal order; a missing time is replaced by the nearest recorded one."""
     if journal.period == "round":
         return [as_task_run(event) for event in journal.named("task_done")]
     return list(_runs_by_version(journal, len(journal.named("aggregated")) + (not journal.named("campaign_finished"))))
 
 
 def _runs_by_version(journal: EventLog, last: int) -> Iterator[TaskRun]:
-    """What ends after the version ``last`` was made counts to that, too."""
+    """Number the tasks at sites by version; those that end after version ``last`` was made count to it, too."""
     version = 1
     for event in journal.events:
         if event["event"] == "aggregated":
@@ -113,13 +117,14 @@ def _runs_by_version(journal: EventLog, last: int) -> Iterator[TaskRun]:
 
 
 def as_task_run(event: Mapping[str, Any]) -> TaskRun:
-    ended = _first_number(event.get("ended"), event["time"])
-    started = min(_first_number(event.get("started"), event.get("submitted"), ended), ended)
+    """Return a ``task_done`` event as a task."""
+    ended = _time(event, "ended", default=event["time"])
+    started = min(_time(event, "started", "submitted", default=ended), ended)
     return TaskRun(
         app=str(event.get("app", "")),
         round=int(event.get("round") or 0),
         site=str(event.get("site") or "server"),
-        submitted=min(_first_number(event.get("submitted"), started), started),
+        submitted=min(_time(event, "submitted", default=started), started),
         started=started,
         ended=ended,
         result=event.get("result") or {},
@@ -127,12 +132,17 @@ def as_task_run(event: Mapping[str, Any]) -> TaskRun:
     )
 
 
-def _first_number(*values: Any) -> float:
-    return next(float(value) for value in values if value is not None)
+def _time(event: Mapping[str, Any], *keys: str, default: float) -> float:
+    return next((float(event[key]) for key in keys if event.get(key) is not None), float(default))
+
+
+def first_number(*values: Any) -> float | None:
+    """Return the first of some recorded values that is a number, or None."""
+    return next((float(value) for value in values if isinstance(value, int | float)), None)
 
 
 def down_spans(journal: EventLog) -> list[Span]:
-    """From the last word of one driver to the first of the next, in unix seconds."""
+    """Return the times without a driver: from the last record of one to the first of the next, in unix seconds."""
     spans: list[Span] = []
     last: float | None = None
     driven = False
@@ -148,7 +158,7 @@ def down_spans(journal: EventLog) -> list[Span]:
 
 
 def covered_s(spans: Iterable[Span], length_s: float) -> float:
-    """Seconds of [0, length_s] that lie in at least one span."""
+    """Return the seconds of [0, length_s] that lie in at least one span."""
     total = reached = 0.0
     for start, end in sorted(spans):
         start, end = max(start, reached), min(end, length_s)
@@ -158,7 +168,7 @@ def covered_s(spans: Iterable[Span], length_s: float) -> float:
 
 
 def without(spans: Iterable[Span], taken: Iterable[Span]) -> list[Span]:
-    """What is in some of the spans and in none of those taken, in order."""
+    """Return the parts of the spans that are in none of ``taken``, in order."""
     holes = sorted(taken)
     left: list[Span] = []
     for start, end in joined(spans):
@@ -171,7 +181,7 @@ def without(spans: Iterable[Span], taken: Iterable[Span]) -> list[Span]:
 
 
 def joined(spans: Iterable[Span]) -> list[Span]:
-    """The same stretches, those that touch as one, in order."""
+    """Return the union of the spans as disjoint spans, in order."""
     found: list[Span] = []
     for start, end in sorted(spans):
         if found and start <= found[-1][1]:
@@ -183,9 +193,11 @@ def joined(spans: Iterable[Span]) -> list[Span]:
 
 @dataclass(frozen=True)
 class Move:
-    """One finished transfer of bytes between the server and a site.
+    """One finished transfer between the server and a site.
 
-    `out` is towards the site, `ended` when it was there, in unix seconds.
+    Attributes:
+        out: True for server to site.
+        ended: when it arrived, in unix seconds.
     """
 
     round: int
@@ -196,9 +208,9 @@ class Move:
 
 
 def moves(tasks: Iterable[TaskRun]) -> list[Move]:
-    """Every finished transfer in which bytes crossed; a transfer done twice counts twice.
+    """Return every finished transfer that moved bytes; a transfer done twice counts twice.
 
-    What was there before, or was fetched by Globus before it was checked in, is no transfer.
+    A task that found its artifact already in place moved nothing and is left out.
     """
     return [
         Move(task.round, task.site, task.app in OUT_APPS, _nbytes(task.result), task.ended)
@@ -208,10 +220,10 @@ def moves(tasks: Iterable[TaskRun]) -> list[Move]:
 
 
 def moved_nbytes(journal: EventLog) -> Counter[tuple[int, bool]]:
-    """Bytes by (round or version, whether towards the sites).
+    """Sum the moved bytes by (round or version, True for server to site).
 
-    A version that was told does not change: what moves after the last one counts to the next, even if that is never
-    made.
+    The sum of a version does not change once it was shown: bytes moved after the last version count to the next one,
+    even if that is never made.
     """
     by_round = journal.period == "round"
     tasks = task_runs(journal) if by_round else _runs_by_version(journal, len(journal.named("aggregated")) + 1)
@@ -227,12 +239,12 @@ def _nbytes(result: Mapping[str, Any]) -> int:
 
 
 def trainings(tasks: Iterable[TaskRun]) -> list[TaskRun]:
-    """The trainings that count: of one that was answered again after a resume, the last answer only."""
+    """Return the finished trainings; of one that is recorded twice, because of a resume, the last record."""
     kept = {(task.order, task.site): task for task in tasks if task.app == "local_train"}
     return list(kept.values())
 
 
 def full_model_nbytes(tasks: Iterable[TaskRun]) -> int | None:
-    """Bytes of the full model in its dtype as `prepare` measured it, or None before it did."""
+    """Return the bytes of the full model in its dtype as `prepare` measured it; None before that."""
     sizes = [task.result.get("full_nbytes") for task in tasks if task.app == "prepare"]
     return next((int(size) for size in reversed(sizes) if size), None)

@@ -1,7 +1,7 @@
 """The journal: the append-only record of every event of a campaign, and the only source of truth for resume.
 
-One JSON object a line. A line counts once its end of line is on the disk; a crash in the middle of a write leaves
-a last line without one, which the next driver cuts off.
+One JSON object per line. A line counts once its end of line is on the disk; a crash in the middle of a write leaves
+a last line without an end of line, which the next driver cuts off.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ Record = dict[str, Any]
 
 
 class Journal:
-    """Appends records from any thread; each is on the disk when ``write`` returns. Changes nothing before that."""
+    """Append-only file of records, for any thread; a record is on the disk when ``write`` returns.
+
+    The file is not changed before the first ``write``.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -33,16 +36,16 @@ class Journal:
     def stream(self) -> IO[bytes]:
         try:
             cut_unfinished_line(self.path)
-            # unbuffered: what a failed write has left must not reach the file later
+            # unbuffered: the rest of a failed write must not reach the file later
             return open(self.path, "ab", buffering=0)
         except OSError as error:
             raise cannot_write(self.path, error) from error
 
     def write(self, event: str, **fields: Any) -> Record:
-        """Append an event.
+        """Append an event and return its record.
 
         Raises:
-            StorageError: the disk is full; nothing of the record is left that a reader would take for whole.
+            StorageError: the disk is full; the file is cut back to the records before.
         """
         with self.lock:
             record = {"seq": len(self.records) + 1, "time": time.time(), "event": event, **fields}
@@ -58,7 +61,7 @@ class Journal:
             return record
 
     def events(self, *names: str) -> Iterator[Record]:
-        """Records of these kinds, oldest first."""
+        """Return the records of these kinds, oldest first."""
         return (r for r in list(self.records) if r["event"] in names)
 
     def close(self) -> None:
@@ -73,7 +76,7 @@ def _write_all(stream: IO[bytes], content: bytes) -> None:
 
 
 def read_journal(path: Path) -> Iterator[Record]:
-    """The whole records of a journal; an unfinished last line is passed over.
+    """Read the records of a journal; an unfinished last line is skipped.
 
     Raises:
         UserMistake: a line in the middle is not a record: the file was altered.
@@ -87,7 +90,7 @@ def read_journal(path: Path) -> Iterator[Record]:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, Record | None]]:
-    """Each whole line's number and record, None for a line that is no record."""
+    """Yield each whole line's number and record; None for a line that is not a record."""
     with open(path, "rb") as stream:
         for number, line in enumerate(stream, 1):
             if not line.endswith(b"\n"):
@@ -104,13 +107,13 @@ def _parse(line: bytes) -> Record | None:
 
 
 def ends_unfinished(path: Path) -> bool:
-    """Whether a crash left something after the last end of line."""
+    """Return whether a crash left something after the last end of line."""
     with open(path, "rb") as stream:
         return not stream.read().endswith(b"\n") and stream.tell() > 0
 
 
 def cut_unfinished_line(path: Path) -> None:
-    """Remove what stands after the last end of line."""
+    """Remove what a crash left after the last end of line."""
     if not path.exists():
         return
     with open(path, "rb+") as stream:

@@ -1,6 +1,6 @@
-"""Updates that come after their round has ended without them, as the journal tells of them.
+"""Find updates in the journal that arrived after their round had ended without them.
 
-A strategy with rounds drops such an update without a word of its own.
+A strategy with rounds drops such an update, and writes no record about it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from workflows.records.event_log import EventLog
 
 @dataclass(frozen=True)
 class LateUpdate:
-    """An update of a round that had ended; ``time`` in unix seconds."""
+    """Update of a round that had ended; ``time`` is its arrival in unix seconds."""
 
     site: str
     round: int
@@ -22,18 +22,18 @@ class LateUpdate:
 
     @property
     def reason(self) -> str:
-        return f"its update of round {self.round} came after the round had ended without it; it does not count"
+        return f"its update of round {self.round} arrived after the round had ended; it does not count"
 
 
 @dataclass
-class LateUpdates:
-    """Finds them among the records of a campaign whose strategy has rounds, which it hears in their order."""
+class LateUpdateFinder:
+    """Reads the records of a campaign whose strategy has rounds, in their order, and finds the late updates."""
 
     rounds: dict[tuple[str, str], int] = field(default_factory=dict)  # site, identity of its training -> round
     ended: int = 0  # the newest round with a model
 
-    def hear(self, record: Mapping[str, Any]) -> LateUpdate | None:
-        """Whether this record tells of one."""
+    def read(self, record: Mapping[str, Any]) -> LateUpdate | None:
+        """Read the next record; return the late update if it is one."""
         match record["event"]:
             case "task_done" if record.get("app") == "local_train":
                 trained = str((record.get("result") or {}).get("task_id"))
@@ -51,8 +51,8 @@ class LateUpdates:
 
 
 def late_updates(journal: EventLog) -> list[LateUpdate]:
-    """All of them in the order of the journal; none where a strategy takes what comes when it comes."""
+    """Return the late updates in the order of the journal; none if the strategy has no rounds."""
     if journal.period != "round":
         return []
-    found = LateUpdates()
-    return [late for event in journal.events if (late := found.hear(event)) is not None]
+    finder = LateUpdateFinder()
+    return [late for event in journal.events if (late := finder.read(event)) is not None]

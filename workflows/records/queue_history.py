@@ -1,7 +1,7 @@
-"""The user's own record of batch jobs: how long each waited, so that queue studies and models can learn from it.
+"""The user's history of batch jobs and their queue waits, for queue studies and queue models.
 
-One CSV file a user, a row per block, only ever appended to. Text stands in quotes, so that a row which was cut off
-in its last field can be told from a whole one.
+One append-only CSV file per user with one row per block. Text is quoted, so that a row that was cut off in its last
+field can be distinguished from a whole one.
 """
 
 from __future__ import annotations
@@ -23,17 +23,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BlockRecord:
-    """One batch job of a campaign or a probe; times in UNIX seconds, None where it has not come to that.
+    """One batch job of a campaign or a probe.
 
     Attributes:
-        machine: whose queue it stood in (``machine_of``); with ``scheduler`` and ``job_id`` what tells jobs apart.
-        site, campaign: whose block it was.
+        machine: whose queue it was in (``machine_of``); identifies a job together with ``scheduler`` and ``job_id``.
+        site: of the campaign.
+        campaign: its name.
         scheduler: slurm or pbs.
-        queue: as it was asked for.
-        job_id: the scheduler's own; empty where it is not known.
-        nodes, walltime_s: as requested.
-        submitted, started, ended: as the scheduler says, where it was asked.
-        state: the last that is known, in the scheduler's words.
+        queue: as requested.
+        job_id: the scheduler's; empty if unknown.
+        nodes: as requested.
+        walltime_s: as requested.
+        submitted: unix seconds, from the scheduler if it reported the time; None if unknown. So are the next two.
+        started: None also if it never started.
+        ended: None also if it has not ended.
+        state: the last known, the scheduler's term.
     """
 
     machine: str
@@ -50,29 +54,31 @@ class BlockRecord:
     state: str
 
 
-ANY_CLUSTER = ("slurm", "pbs")  # configs that describe no machine in particular
+ANY_CLUSTER = ("slurm", "pbs")  # configs for any machine with this scheduler
 COLUMNS = tuple(field.name for field in fields(BlockRecord))
 
 
 def history_path() -> Path:
-    """Where the history lies: ``$CROSSFED_HISTORY``, else ``crossfed/queue_history.csv`` in the user's data folder."""
+    """Return the history's path: ``$CROSSFED_HISTORY``, or ``crossfed/queue_history.csv`` in the user's data folder."""
     folder = Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "crossfed"
     chosen = os.environ.get("CROSSFED_HISTORY")
     return Path(chosen).expanduser() if chosen else folder / "queue_history.csv"
 
 
 def machine_of(site: str, config: str) -> str:
-    """What the history calls the machine of a site: by its config, so that campaigns which name their sites otherwise
-    still speak of one machine; a config for any cluster, and a user's own file, says nothing: there by the site's name.
+    """Return the history's name for the machine of a site.
+
+    It is the config's name, so that campaigns with different names for a site share one machine. The configs for any
+    cluster and a user's own file do not identify a machine: for these it is the site's name.
     """
     return site if config in ANY_CLUSTER or config.endswith(".py") else config
 
 
 def append(record: BlockRecord, path: Path | None = None) -> bool:
-    """Add a row to the history; several drivers may do so at once.
+    """Append a row to the history; several drivers may do so at once.
 
-    A row goes out in one write to the end of the file. That keeps rows of several drivers apart on a local disk; on
-    a network file system two hosts may damage each other's row, which a reader passes over with a warning.
+    A row is one write to the end of the file. That keeps rows of several drivers apart on a local disk; on a network
+    file system two hosts may damage each other's rows, which a reader skips with a warning.
 
     Returns:
         Whether the row was written. A history that cannot be written is a warning in the log, never an error: it is
@@ -90,7 +96,7 @@ def append(record: BlockRecord, path: Path | None = None) -> bool:
 
 
 def as_line(record: BlockRecord) -> str:
-    """The row of a record. Line breaks in texts become blanks: a row is one line."""
+    """Return the row of a record; line breaks in texts become spaces, because a row is one line."""
     clean = (" ".join(v.split()) if isinstance(v, str) else v for v in astuple(record))
     return _csv_line([*clean])
 
@@ -102,7 +108,7 @@ def _csv_line(values: list[object]) -> str:
 
 
 def _begin(path: Path) -> None:
-    """Make the file with its header, whole: of several drivers that try at once, one has its way."""
+    """Create the file with its header in one step; if several drivers try at once, one succeeds."""
     if path.exists():
         return
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
@@ -110,7 +116,7 @@ def _begin(path: Path) -> None:
         draft.write_text(_csv_line([*COLUMNS]))
         os.link(draft, path)
     except FileExistsError:
-        logger.debug("another driver has begun %s", path)
+        logger.debug("another driver has created %s", path)
     finally:
         draft.unlink(missing_ok=True)
 
@@ -119,10 +125,10 @@ def _append_line(path: Path, line: str) -> None:
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND)
     try:
         size = os.fstat(descriptor).st_size
-        # what a crash has cut off gets an end of line of its own; should another driver be in the middle of its
-        # write, that makes an empty line, which says nothing to a reader
-        mend = "" if size == 0 or os.pread(descriptor, 1, size - 1) == b"\n" else "\n"
-        content = (mend + line).encode()
+        # a row that a crash has cut off gets an end of line; if it is another driver's write in progress instead,
+        # the result is an empty line, which readers skip
+        separator = "" if size == 0 or os.pread(descriptor, 1, size - 1) == b"\n" else "\n"
+        content = (separator + line).encode()
         written = os.write(descriptor, content)
         if written < len(content):
             raise OSError(f"only {written} of {len(content)} bytes were written")
@@ -131,13 +137,13 @@ def _append_line(path: Path, line: str) -> None:
 
 
 def read_history(path: Path | None = None) -> list[BlockRecord]:
-    """The jobs of the history, oldest first; each once, as its last row tells it.
+    """Return the jobs of the history, oldest first; each once, from its last row.
 
-    A last line without its end is passed over: its driver is writing it, or died there. A damaged line in the middle
-    is passed over with a warning.
+    A last line without an end of line is skipped: a driver is writing it, or died there. A damaged line in the middle
+    is skipped with a warning.
 
     Raises:
-        StorageError: the file is there and cannot be read. A history that is not there is empty.
+        StorageError: the file exists and cannot be read. A history without a file is empty.
     """
     path = path or history_path()
     try:
@@ -147,8 +153,8 @@ def read_history(path: Path | None = None) -> list[BlockRecord]:
     whole = content[: content.rfind(b"\n") + 1].decode(errors="replace")
     jobs: dict[tuple[object, ...], BlockRecord] = {}
     for number, record in _records(whole, path):
-        told = (record.machine, record.scheduler, record.job_id)
-        jobs[told if record.job_id else (number,)] = record
+        identity = (record.machine, record.scheduler, record.job_id)
+        jobs[identity if record.job_id else (number,)] = record
     return list(jobs.values())
 
 
@@ -159,13 +165,13 @@ def _records(text: str, path: Path) -> Iterator[tuple[int, BlockRecord]]:
             continue
         record = _parse(line)
         if record is None:
-            logger.warning("%s line %d is not a job and is passed over", path, number)
+            logger.warning("%s line %d is not a job and is skipped", path, number)
             continue
         yield number, record
 
 
 def _parse(line: str) -> BlockRecord | None:
-    """The record of a line; None unless the line is exactly what would be written for it."""
+    """Return the record of a line; None unless the line is exactly what would be written for the record."""
     try:
         cells = dict(zip(COLUMNS, next(csv.reader([line], strict=True)), strict=True))
         times = {name: float(cells[name]) if cells[name] else None for name in ("submitted", "started", "ended")}

@@ -1,6 +1,6 @@
-"""Rounds as the journal tells of them: losses, bytes and seconds of each.
+"""Losses, bytes and seconds of each round, read from the journal.
 
-Of a strategy without rounds these are the versions of the model; bytes are those since the version before.
+If the strategy has no rounds, these are the versions of the model; bytes are those since the version before.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from workflows.records.timeline import build_timeline, round_lengths
 
 @dataclass
 class RoundSummary:
-    """One round; loss is the unweighted mean over the tasks, in nats; seconds and bytes are those of the report."""
+    """Summary of one round: unweighted mean losses over the tasks in nats, moved bytes, seconds."""
 
     number: int
     global_loss: float
@@ -25,7 +25,13 @@ class RoundSummary:
 
 
 def summaries(journal: Journal, with_sites: bool, shown: Collection[int] = ()) -> list[RoundSummary]:
-    """The rounds whose evaluation is complete, in order, but for those that were shown already."""
+    """Return the rounds whose evaluation is complete, in order, without those that were shown already.
+
+    Args:
+        journal: of the campaign.
+        with_sites: whether the sites' models are evaluated too.
+        shown: numbers of rounds to leave out.
+    """
     losses: dict[int, dict[str, float]] = {}
     expected: dict[int, set[str]] = {0: {"global"}}
     records = list(journal.records)
@@ -34,24 +40,25 @@ def summaries(journal: Journal, with_sites: bool, shown: Collection[int] = ()) -
             expected[record["round"]] = {"global", *(_new_sites(record) if with_sites else ())}
         elif record["event"] == "task_done" and record["app"] == "evaluate":
             losses.setdefault(record["round"], {})[record["result"]["who"]] = record["result"]["mean_loss"]
-    told = [n for n, who in sorted(losses.items()) if n not in shown and expected.get(n, {"nobody"}) <= who.keys()]
-    if not told:  # a terminal asks several times a second, and a timeline takes its time
+    complete = [n for n, models in sorted(losses.items()) if n in expected and expected[n] <= models.keys()]
+    new = [number for number in complete if number not in shown]
+    if not new:  # the terminal asks several times a second, and a timeline is slow to build
         return []
     log = EventLog(tuple(records))
     nbytes, lengths = moved_nbytes(log), round_lengths(build_timeline(log, ()))
     return [
         _summary(number, losses[number], nbytes[number, True] + nbytes[number, False], lengths.get(number, 0.0))
-        for number in told
+        for number in new
     ]
 
 
 def _new_sites(record: Record) -> list[str]:
-    """The sites whose updates are in this model and in none before it: those that are scored with it."""
+    """Return the sites whose updates are in this model for the first time: those that are scored with it."""
     if "updates" not in record:
         return list(record["weights"])
     return [update["site"] for update in record["updates"] if update["new"]]
 
 
-def _summary(number: int, who: dict[str, float], nbytes: int, seconds: float) -> RoundSummary:
-    sites = {name: loss for name, loss in who.items() if name != "global"}
-    return RoundSummary(number, who["global"], sites, nbytes, seconds)
+def _summary(number: int, losses: dict[str, float], nbytes: int, seconds: float) -> RoundSummary:
+    sites = {model: loss for model, loss in losses.items() if model != "global"}
+    return RoundSummary(number, losses["global"], sites, nbytes, seconds)

@@ -112,7 +112,7 @@ def is_finished(path: Path) -> bool:
 
 
 def resume_hint(path: Path) -> str:
-    """Return the words and the command to resume a run."""
+    """Return the hint to resume a run, with its command."""
     return f"resume it: {command_line('fl_round.py')} --resume {path}"
 
 

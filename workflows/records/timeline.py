@@ -1,6 +1,6 @@
-"""The journal of a campaign as intervals of time: who did what, when, and who waited.
+"""Timeline of a campaign, made from its journal: what each site and the server did when, and when a site waited.
 
-All times that leave this module are seconds since the campaign was opened.
+All times are seconds since the campaign was opened, unless a name or comment says otherwise.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from workflows.records.event_log import EventLog, Span, TaskRun, covered_s, down
 
 STAGING_OUT, WAITING, TRAINING, STAGING_IN = "staging out", "waiting in queue", "training", "staging in"
 AGGREGATION, EVALUATION, HOUSEKEEPING = "aggregation", "evaluation", "set-up and saving"
-BESIDE = (EVALUATION, HOUSEKEEPING)  # what does not hold up the next round
-QUEUE_EVENTS = ("block_submitted", "compute_submitted")  # what a site with a queue, or maybe one, leaves behind
+BESIDE = (EVALUATION, HOUSEKEEPING)  # phases that the next round does not wait for
+QUEUE_EVENTS = ("block_submitted", "compute_submitted")  # events of sites that have, or may have, a queue
 PHASES = (STAGING_OUT, WAITING, TRAINING, STAGING_IN, AGGREGATION, EVALUATION, HOUSEKEEPING)
 PHASE_OF_APP = {
     "prepare": HOUSEKEEPING,
@@ -30,13 +30,13 @@ PHASE_OF_APP = {
     "evaluate": EVALUATION,
     "save_model": HOUSEKEEPING,
 }
-QUEUED_APPS = ("enrol", "local_train")  # the apps that run inside a batch job, and so wait for one
+QUEUED_APPS = ("enrol", "local_train")  # apps that run inside a batch job, and so wait for one
 SERVER_ROWS = ("server", "evaluator")
 
 
 @dataclass(frozen=True)
 class Interval:
-    """One stretch of one phase in one row."""
+    """Interval of one phase in one row."""
 
     row: str
     phase: str
@@ -51,12 +51,20 @@ class Interval:
 
 @dataclass(frozen=True)
 class Timeline:
-    """Everything that happened between the opening of a campaign and the last word about it.
+    """Everything between the opening of a campaign and the last record about it.
 
-    ``period`` says what is counted, rounds or versions; versions follow each other without a gap and have
-    ``round_ends``. ``queued`` says whether some site has a queue; ``origin`` is the opening in unix seconds.
-    ``waits`` are the waits of the sites as they were, with the round in which each ended; among the intervals they
-    are cut where a round begins, and what a site did meanwhile is left out of them.
+    Attributes:
+        rows: names of sites, then of the server's rows.
+        intervals: sorted by start. A wait is cut where a round begins, and the work of its site is cut out of it.
+        down: times without a driver.
+        round_starts: when each round, or version, began.
+        length_s: time of the last record.
+        jobs: batch jobs, on the same clock.
+        period: what is counted, ``round`` or ``version``.
+        round_ends: when each version was made; they follow each other without a gap. Empty if there are rounds.
+        queued: True if some site has a queue.
+        origin: opening of the campaign in unix seconds.
+        waits: the waits of the sites uncut, each with the round in which it ended.
     """
 
     rows: tuple[str, ...]
@@ -72,14 +80,14 @@ class Timeline:
     waits: tuple[Interval, ...] = ()
 
     def of(self, row: str, *phases: str) -> list[Interval]:
-        """The intervals of one row, in some phases or in all of them."""
+        """Return the intervals of one row, in these phases or, without any, in all."""
         return [i for i in self.intervals if i.row == row and (not phases or i.phase in phases)]
 
     def seconds(self, row: str, *phases: str) -> float:
         return sum(interval.length_s for interval in self.of(row, *phases))
 
     def label(self, phase: str) -> str:
-        """A phase in words; where no site has a queue nobody waits in one."""
+        """Return the name of a phase for figures; without a queue, waiting is waiting for a worker."""
         return phase if phase != WAITING or self.queued else "waiting for a worker"
 
     @property
@@ -88,7 +96,7 @@ class Timeline:
 
 
 def build_timeline(journal: EventLog, sites: Sequence[str]) -> Timeline:
-    """Derive the timeline; rows are the campaign's sites, other sites that were seen, then the server's."""
+    """Make the timeline; its rows are the campaign's sites, other sites in the journal, then the server's."""
     tasks = task_runs(journal)
     origin = _origin(journal, tasks)
     times = [event["time"] for event in journal.events] + [task.ended for task in tasks]
@@ -128,47 +136,51 @@ def _origin(journal: EventLog, tasks: Sequence[TaskRun]) -> float:
 
 
 def _intervals_of(task: TaskRun, tasks: Sequence[TaskRun], jobs: Sequence[BatchJob], origin: float) -> list[Interval]:
-    """The task itself and what went on before it: its wait, or where its site has batch jobs, its earlier attempts."""
+    """Return the interval of a task, and those of its wait or, at a site with batch jobs, of its earlier attempts."""
     phase = PHASE_OF_APP.get(task.app)
     if phase is None:
         return []
     found = [Interval(task.site, phase, task.round, task.started - origin, task.ended - origin)]
     if task.app in QUEUED_APPS:
-        # Futures are submitted before what they depend on is done: the wait proper begins afterwards.
+        # A task is submitted before its dependencies are done: the wait begins only after these.
         before = [o.ended for o in tasks if o.site == task.site and o.ended <= task.started and _precedes(o, task)]
-        # Of a training that was begun before, the submission is that of its last try.
-        first_try = not before or not _begun_before(task)
-        ready = max([task.submitted] * first_try + before)
+        # Of a training with several attempts, the recorded submission is that of the last one.
+        single_attempt = not before or not _has_earlier_attempts(task)
+        ready = max([task.submitted] * single_attempt + before)
         here = [job for job in jobs if job.site == task.site]
-        before_it = _before(task, (ready - origin, task.started - origin), here)
-        found += [Interval(task.site, name, task.round, *span) for name, span in before_it]
+        earlier = _before(task, (ready - origin, task.started - origin), here)
+        found += [Interval(task.site, name, task.round, *span) for name, span in earlier]
     return found
 
 
-def _begun_before(task: TaskRun) -> bool:
+def _has_earlier_attempts(task: TaskRun) -> bool:
     return int(task.result.get("attempts") or 1) > 1
 
 
 def _precedes(other: TaskRun, task: TaskRun) -> bool:
-    """Whether a task at its site waits for another; nothing is sent to a site before it may be asked what it has."""
+    """Return whether a task waits for another one of its site; enrolment does not wait for transfers."""
     return task.app != "enrol" or other.app in QUEUED_APPS
 
 
 def _before(task: TaskRun, span: Span, jobs: Sequence[BatchJob]) -> list[tuple[str, Span]]:
-    """What went on from when a task could run until it began for the last time; jobs are those of its site.
+    """Return phases and spans from when a task could run until its last attempt began.
 
-    Where there are jobs, they tell when the site waited, and earlier attempts ran in those that ran.
+    Args:
+        task: at a site.
+        span: from when its dependencies were done to the start of its last attempt.
+        jobs: batch jobs of its site. If there are any, ``_waits`` takes the waits from them, and earlier attempts
+            ran while a job ran.
     """
     ready, started = span
     if not jobs:
         return [(WAITING, span)] if started > ready else []
-    ran = [job.ran for job in jobs if job.ran is not None and _begun_before(task)]
+    ran = [job.ran for job in jobs if job.ran is not None and _has_earlier_attempts(task)]
     cut = [(max(start, ready), min(end, started)) for start, end in ran]
     return [(PHASE_OF_APP[task.app], (start, end)) for start, end in cut if end > start]
 
 
 def _waits(intervals: Iterable[Interval], jobs: Sequence[BatchJob], starts: Mapping[int, float]) -> list[Interval]:
-    """A site with batch jobs waits while one is queued and none runs; of another one its tasks tell."""
+    """Return the waits: at a site with batch jobs, while one is queued and none runs; elsewhere those of its tasks."""
     spans = [(i.row, (i.start_s, i.end_s)) for i in intervals if i.phase == WAITING]
     for site in dict.fromkeys(job.site for job in jobs):
         here = [job for job in jobs if job.site == site]
@@ -178,7 +190,7 @@ def _waits(intervals: Iterable[Interval], jobs: Sequence[BatchJob], starts: Mapp
 
 
 def _pieces(wait: Interval, work: Iterable[Interval], starts: Mapping[int, float]) -> list[Interval]:
-    """A wait less what its site did meanwhile, cut where a round begins."""
+    """Return a wait without the times at which its site worked, cut where a round begins."""
     cuts = [wait.start_s, *sorted(s for s in starts.values() if wait.start_s < s < wait.end_s), wait.end_s]
     done = [(i.start_s, i.end_s) for i in work if i.row == wait.row]
     spans = [span for part in pairwise(cuts) for span in without([part], done)]
@@ -186,12 +198,12 @@ def _pieces(wait: Interval, work: Iterable[Interval], starts: Mapping[int, float
 
 
 def round_at(starts: Mapping[int, float], time_s: float) -> int:
-    """The newest round that had begun by then; 0 before the first."""
+    """Return the newest round that had begun by then; 0 before the first."""
     return max((number for number, start in starts.items() if start <= time_s), default=0)
 
 
 def _round_starts(intervals: Iterable[Interval]) -> dict[int, float]:
-    """When the first task of each round began to run or to wait; round 0 only prepares and evaluates."""
+    """Return when the first task of each round began to run or to wait; round 0 only prepares and evaluates."""
     starts: dict[int, float] = {}
     for interval in intervals:
         if interval.round >= 1 and interval.row not in SERVER_ROWS:
@@ -200,7 +212,7 @@ def _round_starts(intervals: Iterable[Interval]) -> dict[int, float]:
 
 
 def idle_share(timeline: Timeline, site: str) -> float:
-    """Share of the time with a driver in which a site neither moved, waited, trained nor was enrolled."""
+    """Return the share of the time with a driver in which a site neither moved, waited, trained nor enrolled."""
     spans = [(i.start_s, i.end_s) for i in timeline.of(site)]
     driven_s = timeline.length_s - timeline.down_s
     idle_s = timeline.length_s - covered_s([*spans, *timeline.down], timeline.length_s)
@@ -208,7 +220,7 @@ def idle_share(timeline: Timeline, site: str) -> float:
 
 
 def phase_seconds(timeline: Timeline) -> dict[int, dict[str, float]]:
-    """Seconds per phase in each round from 1 on: the mean over the sites in it; at the server a sum."""
+    """Return seconds per phase of each round from 1 on: the mean over its sites; for the server the sum."""
     sites: dict[int, set[str]] = defaultdict(set)
     for interval in timeline.intervals:
         if interval.row not in SERVER_ROWS:
@@ -222,9 +234,9 @@ def phase_seconds(timeline: Timeline) -> dict[int, dict[str, float]]:
 
 
 def round_lengths(timeline: Timeline) -> dict[int, float]:
-    """Seconds from the first task of a round to its model, or to its last task so far, less the driver's absence.
+    """Return the seconds from the first task of each round to its model, or to its last task so far.
 
-    Evaluation does not count: it runs beside the next round.
+    Times without a driver are subtracted. Evaluation does not count: it runs beside the next round.
     """
     lengths: dict[int, float] = {}
     for number, start in timeline.round_starts.items():
@@ -238,4 +250,4 @@ def round_lengths(timeline: Timeline) -> dict[int, float]:
 def _round_end(timeline: Timeline, number: int, start: float) -> float:
     tasks = [i for i in timeline.intervals if i.round == number and i.phase not in BESIDE]
     made = [i.end_s for i in tasks if i.phase == AGGREGATION]
-    return max(start, min(made) if made else max((i.end_s for i in tasks), default=start))  # clocks differ
+    return max(start, min(made) if made else max((i.end_s for i in tasks), default=start))  # sites' clocks differ

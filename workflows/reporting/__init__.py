@@ -1,1 +1,1 @@
-"""The live display, the report page and its figures."""
+"""The live display of a campaign, and the report about a run."""

@@ -1,4 +1,4 @@
-"""What a report says in words: the line under the title, the lead, the big numbers, the captions."""
+"""Text of the report: the subtitle, the lead, the big numbers, the captions of figures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NONE = "–"
 
 
 def hours_text(node_s: float) -> str:
-    """Node-seconds as node-hours, to three digits while there are fewer before the point."""
+    """Return node-seconds as node-hours, with three digits or as a whole number."""
     hours = node_s / HOUR_S
     return f"{hours:,.0f}" if hours >= 99.5 else f"{hours:.3g}"
 
@@ -34,100 +34,102 @@ def loss_text(value: float | None) -> str:
 
 
 def _section(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A part of the campaign, empty where it is absent."""
+    """Return a section of the campaign; empty if it is absent."""
     part = settings.get(name)
     return part if isinstance(part, dict) else {}
 
 
 def subtitle(run: RunRecord) -> str:
-    """Model, adapter, seed and the day, in one line."""
+    """Return the line with model, adapter, seed and date."""
     model = _section(run.campaign, "model")
     adapter = _section(model, "adapter")
-    words = [f"model {model.get('source', 'unknown')} ({model.get('dtype', 'unknown dtype')})"]
+    parts = [f"model {model.get('source', 'unknown')} ({model.get('dtype', 'unknown dtype')})"]
     settings = ", ".join(f"{key} {adapter[key]}" for key in ("rank", "alpha") if key in adapter)
     method = f"{adapter.get('method', 'adapter')} {settings}".strip()
-    words.append(method if adapter else "all parameters trained")
-    words.append(f"seed {run.campaign.get('seed', 'unknown')}")
+    parts.append(method if adapter else "all parameters trained")
+    parts.append(f"seed {run.campaign.get('seed', 'unknown')}")
     if run.journal.events:
         opened = datetime.fromtimestamp(run.journal.events[0]["time"], UTC)
-        words.append(f"opened {opened:%Y-%m-%d %H:%M} UTC")
-    return " · ".join(words)
+        parts.append(f"opened {opened:%Y-%m-%d %H:%M} UTC")
+    return " · ".join(parts)
 
 
-def lead_text(run: RunRecord, found: RunSummary) -> str:
-    """The campaign in two or three sentences."""
+def lead_text(run: RunRecord, summary: RunSummary) -> str:
+    """Summarize the campaign in two or three sentences."""
     strategy = _section(run.campaign, "strategy").get("name", "unnamed")
     size = f"{plural(len(run.sites), 'site')}, {plural(len(run.owners), 'task')}, strategy {strategy}"
     planned = run.campaign.get("rounds")
-    rounds = plural(found.rounds, run.period) + (f" of {planned} planned" if planned != found.rounds else "")
-    if found.loss_first is None or found.loss_last is None:
+    rounds = plural(summary.rounds, run.period) + (f" of {planned} planned" if planned != summary.rounds else "")
+    if summary.loss_first is None or summary.loss_last is None:
         return f"{size}; no model has been scored yet."
-    if found.rounds == 0:
-        return f"{size}. Only the untrained model is scored; its mean test loss is {found.loss_first:.3f}."
-    verb = "fell" if found.loss_last < found.loss_first else "did not fall: it went"
-    words = f"{size}. In {rounds} the mean test loss of the global model {verb} "
-    words += f"from {found.loss_first:.3f} to {found.loss_last:.3f}."
-    if found.best_site:
-        words += f" The best model of a single site ({found.best_site}) ends at "
-        words += f"{found.site_losses[found.best_site]:.3f}."
-    return words
+    if summary.rounds == 0:
+        return f"{size}. Only the untrained model is scored; its mean test loss is {summary.loss_first:.3f}."
+    verb = "fell" if summary.loss_last < summary.loss_first else "did not fall: it went"
+    text = f"{size}. In {rounds} the mean test loss of the global model {verb} "
+    text += f"from {summary.loss_first:.3f} to {summary.loss_last:.3f}."
+    if summary.best_site:
+        text += f" The best model of a single site ({summary.best_site}) ends at "
+        text += f"{summary.site_losses[summary.best_site]:.3f}."
+    return text
 
 
-def big_numbers(run: RunRecord, found: RunSummary) -> list[tuple[str, str]]:
-    """The few numbers at the top, each with its label."""
+def big_numbers(run: RunRecord, summary: RunSummary) -> list[tuple[str, str]]:
+    """Return the big numbers at the top, each with its label."""
     planned = run.campaign.get("rounds")
-    noun = run.period if (planned or found.rounds) == 1 else f"{run.period}s"
-    numbers = [(f"{found.rounds} of {planned}" if planned else str(found.rounds), f"{noun} scored")]
-    numbers.append((f"{loss_text(found.loss_first)} → {loss_text(found.loss_last)}", "mean test loss, global model"))
-    if found.best_site:
-        numbers.append((loss_text(found.site_losses[found.best_site]), f"best single site ({found.best_site})"))
-    numbers.append((f"{found.tokens:,}", "tokens trained"))
-    numbers.append((bytes_text(found.nbytes_moved), f"moved; full model: {_full_text(found)}"))
+    noun = run.period if (planned or summary.rounds) == 1 else f"{run.period}s"
+    numbers = [(f"{summary.rounds} of {planned}" if planned else str(summary.rounds), f"{noun} scored")]
+    numbers.append(
+        (f"{loss_text(summary.loss_first)} → {loss_text(summary.loss_last)}", "mean test loss, global model")
+    )
+    if summary.best_site:
+        numbers.append((loss_text(summary.site_losses[summary.best_site]), f"best single site ({summary.best_site})"))
+    numbers.append((f"{summary.tokens:,}", "tokens trained"))
+    numbers.append((bytes_text(summary.nbytes_moved), f"moved; full model: {_full_text(summary)}"))
     held_node_s = sum(site.held_node_s for site in run.site_jobs)
     held = ""
     if held_node_s:
         share = sum(site.trained_node_s for site in run.site_jobs) / held_node_s
         held = f"; {hours_text(held_node_s)} node-hours held in batch jobs, {share:.0%} of them training"
-    numbers.append((seconds_text(found.wall_s), "wall time" + held))
+    numbers.append((seconds_text(summary.wall_s), "wall time" + held))
     return numbers
 
 
-def _full_text(found: RunSummary) -> str:
-    return "unknown" if found.nbytes_full is None else bytes_text(found.nbytes_full)
+def _full_text(summary: RunSummary) -> str:
+    return "unknown" if summary.nbytes_full is None else bytes_text(summary.nbytes_full)
 
 
-def loss_caption(run: RunRecord, found: RunSummary) -> str:
-    if found.loss_last is None or found.rounds == 0:
-        return "No trained global model has been scored so far."
+def loss_caption(run: RunRecord, summary: RunSummary) -> str:
+    if summary.loss_last is None or summary.rounds == 0:
+        return "No trained global model has been scored yet."
     means = run.mean_losses[GLOBAL].dropna()
     risen = [str(number) for number in means.index[1:][means.diff().iloc[1:] > 0]]
-    above = sum(loss > found.loss_last for loss in found.site_losses.values())
-    text = f"Mean test loss over the tasks: after {run.period} {found.rounds} the global model is at "
-    sites = plural(len(found.site_losses), "site")
-    text += f"{found.loss_last:.3f}, below the models of {above} of {sites}."
+    above = sum(loss > summary.loss_last for loss in summary.site_losses.values())
+    text = f"Mean test loss over the tasks: after {run.period} {summary.rounds} the global model is at "
+    sites = plural(len(summary.site_losses), "site")
+    text += f"{summary.loss_last:.3f}, below the models of {above} of {sites}."
     return text + (f" It rose in {run.period} {', '.join(risen)}." if risen else f" It fell in every {run.period}.")
 
 
-def task_caption(found: RunSummary) -> str:
-    if not found.compared:
+def task_caption(summary: RunSummary) -> str:
+    if not summary.compared:
         return "No site's model has been scored yet, so there is nothing to compare the global model with."
     return (
-        f"At its last score the global model is below every site on {len(found.global_wins)} of "
-        f"{plural(found.compared, 'task')}; a site that holds the data of a task stays better on it on "
-        f"{len(found.owner_wins)} of {found.compared}. Solid: global and the owner; thin: the others."
+        f"At its last score the global model is below every site on {len(summary.global_wins)} of "
+        f"{plural(summary.compared, 'task')}; a site that holds the data of a task stays better on it on "
+        f"{len(summary.owner_wins)} of {summary.compared}. Solid: global and the owner; thin: the others."
     )
 
 
-def heatmap_caption(found: RunSummary) -> str:
+def heatmap_caption(summary: RunSummary) -> str:
     text = "Final loss on each task; blue is better and red worse than the global model, bold is the best of "
     text += "the row, a frame marks a site that trains on the task."
-    named = ", ".join(found.owner_wins[:6]) + (" and others" if len(found.owner_wins) > 6 else "")
+    named = ", ".join(summary.owner_wins[:6]) + (" and others" if len(summary.owner_wins) > 6 else "")
     return text + (f" Owners beat the global model on {named}." if named else "")
 
 
 def timeline_caption(run: RunRecord) -> str:
     timeline = run.timeline
-    text = "What each site did when; dotted lines mark where " + f"{run.period}s begin."
+    text = f"Phases of each site over time; dotted lines mark where {run.period}s begin."
     if timeline.waits:
         worst = max(timeline.waits, key=lambda wait: wait.length_s)
         where = "in a queue" if timeline.queued else "for a worker"
@@ -143,22 +145,22 @@ def timeline_caption(run: RunRecord) -> str:
 
 
 def _when(wait: Interval, timeline: Timeline) -> str:
-    """In which round a wait was, or until which one."""
+    """Return the round of a wait, or the one until which it lasted."""
     if not wait.round:
         return f"before the first {timeline.period}"
     same = round_at(timeline.round_starts, wait.start_s) == wait.round
     return f"{'in' if same else 'until'} {timeline.period} {wait.round}"
 
 
-def cost_caption(run: RunRecord, found: RunSummary) -> str:
-    text = f"{bytes_text(found.nbytes_moved)} crossed between server and sites"
-    if found.nbytes_full:
-        times = times_text(found.nbytes_full / max(1, found.nbytes_moved))
-        text += f"; the full model in the same transfers: {bytes_text(found.nbytes_full)}, {times}"
+def cost_caption(run: RunRecord, summary: RunSummary) -> str:
+    text = f"{bytes_text(summary.nbytes_moved)} moved between server and sites"
+    if summary.nbytes_full:
+        times = times_text(summary.nbytes_full / max(1, summary.nbytes_moved))
+        text += f"; the full model in the same transfers: {bytes_text(summary.nbytes_full)}, {times}"
     lengths = sum(round_lengths(run.timeline).values())
     if lengths:
         phases = phase_seconds(run.timeline).values()
         trained, waited = (sum(p.get(name, 0.0) for p in phases) / lengths for name in (TRAINING, WAITING))
-        text += f". Averaged over sites and {run.period}s, {trained:.0%} of a {run.period} went into training "
-        text += f"and {waited:.0%} into waiting {'in queues' if run.timeline.queued else 'for a worker'}"
+        text += f". Averaged over sites and {run.period}s, {trained:.0%} of a {run.period} was spent training "
+        text += f"and {waited:.0%} waiting {'in queues' if run.timeline.queued else 'for a worker'}"
     return text + "."

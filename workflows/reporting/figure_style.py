@@ -1,4 +1,4 @@
-"""How the pictures look: one colour per site and phase, common axes, and the writing of a picture."""
+"""Common style of the figures: one colour per site and phase, common axes, and writing a figure to a file."""
 
 from __future__ import annotations
 
@@ -59,22 +59,32 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def save(path: Path, paint: Callable[..., Figure], *inputs: Any) -> Path:
-    """Paint in the common style and write the PNG whole or not at all; raises StorageError."""
+def save(path: Path, draw: Callable[..., Figure], *inputs: Any) -> Path:
+    """Draw a figure in the common style and write it as a PNG, whole or not at all.
+
+    Args:
+        path: of the PNG.
+        draw: returns the figure.
+        inputs: its arguments.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     with rc_context(STYLE), atomic_file(path.parent, path.name) as stream:
-        figure = paint(*inputs)
+        figure = draw(*inputs)
         FigureCanvasAgg(figure)
         figure.savefig(stream, format="png", dpi=150, bbox_inches="tight", pad_inches=0.15)
     return path
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions closest to those wanted, in the same order, `gap` apart and within [low, high].
+    """Return the positions closest to those wanted, in the same order, ``gap`` apart and within [low, high].
 
-    Least squares by pooling neighbours that would overlap; with too little room the gap shrinks.
+    Least squares by pooling adjacent violators (isotonic regression; Barlow et al., 1972) on the positions less their
+    rank times the gap. If there is too little room, the gap shrinks.
     """
     if not wanted:
         return []
@@ -95,7 +105,7 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
 
 
 def line_style(model: str, sites: Sequence[str]) -> dict[str, Any]:
-    """One fixed look per model: the global one black and thick, each site a colour (beyond six, dashes)."""
+    """Return the line style of a model: the global one black and thick, each site a colour (beyond six, dashes)."""
     if model == GLOBAL:
         return {"color": "#000000", "linewidth": 3.2, "linestyle": "-", "zorder": 5}
     index = sites.index(model)

@@ -1,6 +1,6 @@
-"""The pictures of a campaign: what the models lost, where the time went, what crossed the network.
+"""Figures of a campaign: losses of the models, moved bytes, time per phase.
 
-Every painter takes plain tables and answers with a matplotlib Figure; `figure_style.save` writes it.
+Each function takes plain tables and returns a matplotlib Figure; `figure_style.save` writes it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,14 @@ if TYPE_CHECKING:
 
 
 def loss_figure(mean_losses: DataFrame, sites: Sequence[str], n_tasks: int, period: str = "round") -> Figure:
-    """Mean test loss against round or version; a table with one row for each and one column per model."""
+    """Draw the mean test loss of each model against the round or version.
+
+    Args:
+        mean_losses: one row per round or version, one column per model.
+        sites: in the order of their colours.
+        n_tasks: over which the mean is.
+        period: what the rows count.
+    """
     figure, axes = new_figure(12, 6.75)
     ends: list[tuple[str, float, float]] = []
     for model in reversed(mean_losses.columns):
@@ -71,7 +78,14 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[str, float, float]], sites: Seq
 def task_figure(
     losses: DataFrame, owners: Mapping[str, Sequence[str]], sites: Sequence[str], period: str = "round"
 ) -> Figure:
-    """One panel per task; columns of the table are (model, task), `owners` says which sites hold a task."""
+    """Draw the test loss of each task in a panel of its own.
+
+    Args:
+        losses: one row per round or version, columns (model, task).
+        owners: the sites that train on each task.
+        sites: in the order of their colours.
+        period: what the rows count.
+    """
     tasks = list(owners)
     columns = min(len(tasks), 4)
     rows = math.ceil(len(tasks) / columns)
@@ -126,7 +140,12 @@ def _model_legend(figure: Figure, models: Sequence[str], sites: Sequence[str]) -
 
 
 def heatmap_figure(final: DataFrame, owners: Mapping[str, Sequence[str]]) -> Figure:
-    """Final loss by task and model; the colour compares with the global model, a frame marks an owner."""
+    """Draw the final loss by task and model; the colour compares with the global model, a frame marks an owner.
+
+    Args:
+        final: one row per task, one column per model, the global model first.
+        owners: the sites that train on each task.
+    """
     import numpy as np
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.patches import Rectangle
@@ -165,10 +184,10 @@ def heatmap_figure(final: DataFrame, owners: Mapping[str, Sequence[str]]) -> Fig
 
 
 def cost_figure(moved: Sequence[Move], timeline: Timeline, full_nbytes: int | None, sites: Sequence[str]) -> Figure:
-    """Left: bytes each round, out beside in, stacked by site. Right: seconds per phase each round.
+    """Draw bytes per round, stacked by site (left), and seconds per phase of each round (right).
 
-    Where there are no rounds bytes are shown over time: a version is made whenever an update comes, and what moved
-    for it moved before, or for several of them.
+    If the strategy has no rounds, bytes are shown over time: a version is made whenever an update arrives, and its
+    transfers were earlier, or for several versions.
     """
     figure, (left, right) = new_figure(14, 6.4, ncols=2)
     if timeline.period == "round":
@@ -205,7 +224,7 @@ def _bytes_panel(axes: Axes, moved: Sequence[Move], full_nbytes: int | None, sit
 def _bytes_over_time(
     axes: Axes, moved: Sequence[Move], full_nbytes: int | None, sites: Sequence[str], timeline: Timeline
 ) -> None:
-    """What has crossed so far, a stair for each site and direction."""
+    """Draw the bytes moved so far, one step line for each site and direction."""
     from matplotlib.ticker import FuncFormatter
 
     unit, size = time_unit(timeline.length_s)
@@ -223,7 +242,7 @@ def _bytes_over_time(
     title = "bytes moved so far; thick: to the sites, thin: back"
     if full_nbytes and moved:
         times_more = times_text(full_nbytes * len(moved) / max(1, sum(move.nbytes for move in moved)))
-        title += f"\nfull models in their place: {bytes_text(full_nbytes * len(moved))}, {times_more}"
+        title += f"\nfull models instead: {bytes_text(full_nbytes * len(moved))}, {times_more}"
     axes.set_title(title, loc="left")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: bytes_text(value)))
     axes.set_xlim(0, max(timeline.length_s / size, 1e-3))
@@ -233,7 +252,7 @@ def _bytes_over_time(
 
 
 def _compare_with_full_model(axes: Axes, moved: Sequence[Move], full_nbytes: int, highest: float) -> str:
-    """A line at the cost of moving the full model where it fits into the picture; always a note."""
+    """Draw a line at the bytes of full models if it fits into the panel; return the text for the title."""
     per_round = full_nbytes * max(Counter((m.round, m.out) for m in moved).values())
     if per_round <= 4 * highest:
         axes.axhline(per_round, color="#000000", linewidth=1.4, linestyle="--", label="full model")

@@ -1,4 +1,4 @@
-"""The Gantt chart of a campaign: what each site did when, and the batch jobs that it did it in."""
+"""Gantt chart of a campaign: phases of each site over time, and its batch jobs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from workflows.console.units import UNIT_NAMES, time_unit
-from workflows.records.batch_jobs import LOST, BatchJob
+from workflows.records.batch_jobs import LOST_ENDINGS, BatchJob
 from workflows.records.timeline import PHASES, Timeline
 from workflows.reporting.figure_style import (
     DOWN_COLOUR,
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 def timeline_figure(timeline: Timeline, sites: Sequence[str]) -> Figure:
-    """A Gantt chart with one row per site and one each for the server and the evaluator.
+    """Draw a Gantt chart with one row per site and one each for the server and the evaluator.
 
-    Under the row of a batch site a thin band shows its jobs: waiting, running, and a mark where one was lost.
+    Under the row of a batch site a thin band shows its jobs: queued, running, and a mark where one was lost.
     """
     unit, size = time_unit(timeline.length_s)
     with_jobs = {job.site for job in timeline.jobs}
@@ -60,18 +60,18 @@ def timeline_figure(timeline: Timeline, sites: Sequence[str]) -> Figure:
 
 
 def _job_band(axes: Axes, jobs: Sequence[BatchJob], top: float, size: float) -> None:
-    """The batch jobs of one row as a band of 0.16 below ``top``."""
+    """Draw the batch jobs of one row as a band of height 0.16 below ``top``."""
     place = (top, 0.16)
     queued = [(job.submitted / size, job.waited_s / size) for job in jobs]
     axes.broken_barh(queued, place, **JOB_QUEUE_LOOK, linewidth=0.5, zorder=3)
     ran = [(job.started / size, job.ran_s / size) for job in jobs if job.started is not None]
     axes.broken_barh(ran, place, facecolor=JOB_COLOUR, edgecolor="#FFFFFF", linewidth=0.6, zorder=3)
-    lost = [job.until / size for job in jobs if job.ending in LOST]
+    lost = [job.until / size for job in jobs if job.ending in LOST_ENDINGS]
     axes.plot(lost, [top + 0.08] * len(lost), **LOST_LOOK)
 
 
 def _mark_rounds(axes: Axes, timeline: Timeline, size: float) -> None:
-    """A light line where each round begins; its number where there is room for it."""
+    """Draw a light line where each round begins, with its number where there is room."""
     last_label = -math.inf
     for number, start in timeline.round_starts.items():
         axes.axvline(start / size, color="#777777", linewidth=0.8, linestyle=(0, (2, 3)), zorder=4)
@@ -112,6 +112,6 @@ def _job_handles(timeline: Timeline) -> list[Artist]:
         handles.append(Patch(**JOB_QUEUE_LOOK, linewidth=0.5, label="batch job queued"))
     if any(job.ran_s > 0 for job in timeline.jobs):
         handles.append(Patch(color=JOB_COLOUR, label="batch job running"))
-    if any(job.ending in LOST for job in timeline.jobs):
+    if any(job.ending in LOST_ENDINGS for job in timeline.jobs):
         handles.append(Line2D([], [], label="batch job lost", **LOST_LOOK))
     return handles

@@ -1,4 +1,4 @@
-"""What is found in a run directory: its settings, losses and journal as read, and the numbers of the report."""
+"""Read a run directory for the report, and compute the numbers of the report."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from apps.base.errors import UserMistake
 from workflows.console.units import plural
-from workflows.records.batch_jobs import BatchJob, SiteJobs, batch_jobs, site_jobs
+from workflows.records.batch_jobs import BatchJob, batch_jobs
 from workflows.records.event_log import EventLog, full_model_nbytes, moves, period_of, read_events, task_runs, trainings
+from workflows.records.site_jobs import SiteJobs, site_jobs
 from workflows.records.timeline import Timeline, build_timeline
 from workflows.reporting.figure_style import GLOBAL
 
@@ -24,9 +25,11 @@ METRICS_COLUMNS = ("round", "model", "task", "loss")
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run directory holds, as read; `losses` has one row per round and columns (model, task).
+    """Contents of a run directory.
 
-    `notes` say in words what could not be read as it should.
+    Attributes:
+        losses: one row per round, columns (model, task).
+        notes: about what could not be read.
     """
 
     directory: Path
@@ -43,7 +46,7 @@ class RunRecord:
 
     @cached_property
     def owners(self) -> dict[str, list[str]]:
-        """Every scored task with the sites that train on it, in the order of the sites."""
+        """Scored tasks, each with the sites that train on it, in the order of the sites."""
         scored = dict.fromkeys(task for _, task in self.losses.columns)
         held = _held_tasks(self.campaign, list(scored))
         ordered = [task for tasks in held.values() for task in tasks if task in scored]
@@ -94,7 +97,7 @@ class RunRecord:
 
 
 def _held_tasks(campaign: Mapping[str, Any], scored: Sequence[str]) -> Mapping[str, Sequence[str]]:
-    """Site -> tasks, dealt as the campaign deals them; where that fails, those it names literally."""
+    """Return the tasks of each site as the campaign deals them; if that fails, those named in the campaign."""
     from data.partition import deal_tasks
 
     named = {str(site): (entry or {}).get("tasks") for site, entry in campaign["sites"].items()}
@@ -110,9 +113,13 @@ def _last_scored(losses: DataFrame) -> Any:
 
 
 def load_run(directory: Path) -> RunRecord:
-    """Read a run directory, finished or not; raises UserMistake when it is not one or is damaged."""
+    """Read a run directory, finished or not.
+
+    Raises:
+        UserMistake: it is no run directory, or it is damaged.
+    """
     if not directory.is_dir():
-        raise _unreadable(directory, "there is no such run directory")
+        raise _unreadable(directory, "no such run directory")
     campaign, text = _load_campaign(directory / "campaign.yaml")
     try:
         journal = read_events(directory / "journal.jsonl")
@@ -150,7 +157,7 @@ def _names_sites(campaign: Any) -> bool:
 
 
 def _load_environment(directory: Path) -> dict[str, Any]:
-    """The record of the environment; a report can do without it."""
+    """Read the record of the environment; empty if it cannot be read, because the report does not need it."""
     try:
         record = json.loads((directory / "environment.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -159,7 +166,7 @@ def _load_environment(directory: Path) -> dict[str, Any]:
 
 
 def _load_losses(path: Path) -> tuple[DataFrame, tuple[str, ...]]:
-    """Losses by round and (model, task), and a note on those not finite; of repeated rows the last counts."""
+    """Read the losses by round and (model, task), with notes on those not finite; of repeated rows the last counts."""
     import pandas
 
     table = pandas.DataFrame(columns=list(METRICS_COLUMNS))
@@ -180,7 +187,7 @@ def _load_losses(path: Path) -> tuple[DataFrame, tuple[str, ...]]:
 
 
 def _divergence(bad: DataFrame) -> tuple[str, ...]:
-    """A warning when losses are not finite numbers: what follows is then about the rounds before."""
+    """Return a warning about losses that are not finite; the report then covers the rounds before."""
     if not len(bad):
         return ()
     first = bad.sort_values("round", kind="stable").iloc[0]
@@ -190,7 +197,7 @@ def _divergence(bad: DataFrame) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """The numbers that the words of the report are made of; losses are means over the tasks."""
+    """Numbers for the text of the report; losses are means over the tasks."""
 
     state: str
     finished: bool
@@ -212,7 +219,7 @@ class RunSummary:
 
 
 def summarize(run: RunRecord) -> RunSummary:
-    """Compute the summary; a task is compared when the global model and some site were scored on it."""
+    """Compute the summary; a task counts as compared if the global model and some site were scored on it."""
     final, means = run.final_losses, run.mean_losses
     lines = {model: means[model].dropna() for model in run.models}
     ends = {model: float(line.iloc[-1]) for model, line in lines.items() if len(line)}
@@ -248,7 +255,7 @@ def _state(journal: EventLog) -> tuple[bool, str]:
 
 
 def _compare(final: DataFrame, owners: Mapping[str, Sequence[str]]) -> tuple[tuple[str, ...], tuple[str, ...], int]:
-    """Tasks where the global model is below every site; those where an owner is below it; how many in all."""
+    """Return the tasks where the global model is below every site, those where an owner is below it, and the count."""
     wins, owner_wins, compared = [], [], 0
     for task, losses in final.iterrows() if GLOBAL in final else ():
         sites = losses.drop(GLOBAL).dropna()

@@ -1,4 +1,4 @@
-"""The tables of a report."""
+"""Tables of the report."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from workflows.reporting.run_summary import RunRecord
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under a heading; `note` says how to read them."""
+    """Rows of text under a heading, with a note on how to read them."""
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
-    look: str = ""  # "text": all columns are words; "remarks": the last one is
+    look: str = ""  # "text": all columns are text, aligned left; "remarks": only the last one is; else numbers
 
 
 def round_table(run: RunRecord) -> Table:
-    """One row per round that was scored or begun."""
+    """Return the table of rounds: one row per round that was scored or begun."""
     tasks, lengths, means = task_runs(run.journal), round_lengths(run.timeline), run.mean_losses
     used = {e.get("version"): _used_text(e) for e in run.journal.named("aggregated")}
     late = Counter(update.round for update in late_updates(run.journal))
@@ -50,15 +50,15 @@ def round_table(run: RunRecord) -> Table:
     columns = (run.period, "global loss", "best site", "updates used", "tokens", "bytes out", "bytes in")
     note = f"Losses are unweighted means over the tasks; {run.period} 0 is untrained."
     if run.period == "version":
-        note += " Tokens, bytes and length are of the time since the version before."
-        note += " What moves after the last version of a finished campaign is in no row."
+        note += " Tokens, bytes and length are those since the version before."
+        note += " Transfers after the last version of a finished campaign are in no row."
     if late:
-        note += " Too late: an update that came after its round had ended; only its tokens and bytes are in the row."
+        note += " Too late: an update that arrived after its round had ended; only its tokens and bytes are in the row."
     return Table(f"{run.period.capitalize()}s", (*columns, "length"), rows, note)
 
 
 def _used_text(event: Mapping[str, Any]) -> str:
-    """How many updates are in a model, and how many of them for the first time."""
+    """Return how many updates are in a model, and how many of them for the first time."""
     updates = event.get("updates")
     if updates is None:
         return str(len(event.get("weights") or {}))
@@ -67,7 +67,7 @@ def _used_text(event: Mapping[str, Any]) -> str:
 
 
 def update_table(run: RunRecord) -> Table | None:
-    """One row per update of a strategy without rounds, in the order in which they counted."""
+    """Return the table of updates of a strategy without rounds, in the order of their models; else None."""
     if run.period == "round":
         return None
     rows = [
@@ -82,13 +82,13 @@ def update_table(run: RunRecord) -> Table | None:
         for event in run.journal.named("aggregated")
         for update in event.get("updates") or ()
     ]
-    note = "Staleness: versions made between the model that the site started from and the one that its update joined."
-    columns = ("version", "site", "its order", "staleness", "weight", "")
+    note = "Staleness: versions made between the model that the site started from and the one with its update."
+    columns = ("version", "site", "request", "staleness", "weight", "")
     return Table("Updates", columns, rows, note, "remarks")
 
 
 def task_table(run: RunRecord) -> Table:
-    """Final losses by task; the owner is the site whose data hold the task."""
+    """Return the table of final losses by task; the owner is the site whose data hold the task."""
     final = run.final_losses
     rows = [
         [task, ", ".join(run.owners[task]) or NONE, *(loss_text(value) for value in losses)]
@@ -98,7 +98,7 @@ def task_table(run: RunRecord) -> Table:
 
 
 def site_table(run: RunRecord) -> Table:
-    """One row per site: what it holds, what it did, where its time went."""
+    """Return the table of sites: data, work and times of each."""
     tasks, timeline, rows = task_runs(run.journal), run.timeline, []
     for site in run.sites:
         entry = run.campaign["sites"][site] or {}
@@ -112,31 +112,27 @@ def site_table(run: RunRecord) -> Table:
         cells += [f"{value:,}" for value in sums] + [f"{seconds:,.0f}" for seconds in spent]
         rows.append([*cells, f"{idle_share(timeline, site):.0%}"])
     waiting = "queue [s]" if timeline.queued else "waiting [s]"
-    columns = ("site", "config", "tasks", _orders(run), "samples", "tokens", "steps", "training [s]", waiting)
-    note = "Idle: the share of the time with a driver in which the site neither moved, waited nor trained."
+    trainings_name = "rounds" if run.period == "round" else "requests"
+    columns = ("site", "config", "tasks", trainings_name, "samples", "tokens", "steps", "training [s]", waiting)
+    note = "Idle: share of the time with a driver in which the site neither transferred, waited nor trained."
     return Table("Sites", (*columns, "staging [s]", "idle"), rows, note)
 
 
-def _orders(run: RunRecord) -> str:
-    return "rounds" if run.period == "round" else "orders"
-
-
-def trouble_table(run: RunRecord) -> Table | None:
-    """What failed, was refused or came too late, in the order of time; None when nothing did."""
+def problem_table(run: RunRecord) -> Table | None:
+    """Return the table of failures and of refused or late updates, in the order of time; None if there were none."""
     names = {"task_failed": "task failed", "update_refused": "update refused", "block_failed": "block failed"}
     opened = run.journal.events[0]["time"] if run.journal.events else 0.0
     timed: list[tuple[float, list[str]]] = []
     for event in run.journal.events:
         if event["event"] in names:
-            words = [str(event[key]) for key in ("app", "error", "message", "reason") if event.get(key)]
-            if event["event"] == "block_failed":
-                words = [failure_text(event)]
+            parts = [str(event[key]) for key in ("app", "error", "message", "reason") if event.get(key)]
+            reason = failure_text(event) if event["event"] == "block_failed" else ": ".join(parts)
             when = seconds_text(event["time"] - opened)
             cells = [when, str(event.get("round", NONE)), str(event.get("site", NONE)), names[event["event"]]]
-            timed.append((event["time"], [*cells, ": ".join(words)]))
+            timed.append((event["time"], [*cells, reason]))
     for late in late_updates(run.journal):
         when = seconds_text(late.time - opened)
         timed.append((late.time, [when, str(late.round), late.site, "update too late", late.reason]))
     rows = [row for _, row in sorted(timed, key=lambda pair: pair[0])]
-    columns = ("after", "round" if run.period == "round" else "order", "site", "what", "why")
+    columns = ("after", "round" if run.period == "round" else "request", "site", "problem", "reason")
     return Table("Updates refused or late, and failures", columns, rows, look="text") if rows else None

@@ -74,8 +74,11 @@ class JournalMemoizer(Memoizer):
         return done
 
     def _record_deletion(self, place: Place, root: str, base: dict[str, Any], *finished: dict[str, Any]) -> None:
-        """Write to the journal what is going to be deleted. If this driver is killed meanwhile, the next one would
-        otherwise take the artifacts for lost and have finished work done again."""
+        """Write to the journal what is going to be deleted.
+
+        If this driver is killed meanwhile, the next one would otherwise take the artifacts for lost and have finished
+        work done again.
+        """
         store, removed = f"{root}/artifacts", forgotten(base, *finished)
         self.journal.write("tidying", **place, store=store, removed=removed)
         self._forget(store, removed)

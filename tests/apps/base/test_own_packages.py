@@ -24,7 +24,7 @@ SCRIPTS = sorted(path for path in (ROOT / "workflows").glob("*.py") if path.name
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An interpreter that has the libraries and not this project: the import hook of an installation is not run."""
+    """Return an interpreter with the libraries and without this project: an installation's import hook is not run."""
     folder = bare_environment(tmp_path_factory.mktemp("clone") / "environment")
     libraries = sysconfig.get_path("purelib")
     Path(sysconfig.get_path("purelib", vars={"base": str(folder)}), "libraries.pth").write_text(f"{libraries}\n")
@@ -37,7 +37,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hostile(tmp_path: Path) -> Path:
-    """A folder with a user's own module and packages under the names of ours."""
+    """Return a folder with a user's own module and packages under the names of ours."""
     folder = tmp_path / "mine"
     for name in ("apps", "site_configs", "workflows"):
         (folder / name).mkdir(parents=True)

@@ -71,7 +71,7 @@ for name in ["", *sys.argv[1:]]:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project's source in another folder."""
+    """Copy the project's source to another folder."""
     root = tmp_path_factory.mktemp("copy")
     for package in (*PACKAGES, "tests"):
         shutil.copytree(

@@ -21,7 +21,7 @@ def test_a_block_that_is_cancelled_in_mid_training(on_slurm: Case, slurm_site: S
     slurm_site.run("scancel", job)
     output = on_slurm.ended(undisturbed)
     assert on_slurm.attempts()[0] == 2 and len(on_slurm.states()) == 2
-    assert output.count(f"! alpha: block {job} was cancelled, not by this campaign; what it was at goes on") == 1
+    assert output.count(f"! alpha: block {job} was cancelled, not by this campaign; its work continues") == 1
     assert output.count("was cancelled") == 1  # the last one is given back
 
 

@@ -1,4 +1,4 @@
-"""What ``--check --live`` finds out about a site behind Globus, from stand-ins of its services."""
+"""Checks of ``--check --live`` at a site behind Globus, with stand-ins of its services."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ class Scene:
         known = {"server": self.server, "work": self.work, "backoff": QUICK, "limit_s": 20.0, **settings}
         return dict(check_globus_site(site or self.site, known.pop("server"), **known))
 
-    def problem(self, words: str, **settings: Any) -> str | None:
-        """What is wrong with the one thing whose words are these."""
-        found = {what: problem for what, problem in self.answers(**settings).items() if words in what}
+    def problem(self, text: str, **settings: Any) -> str | None:
+        """Return the problem of the one check that has this text."""
+        found = {what: problem for what, problem in self.answers(**settings).items() if text in what}
         assert len(found) == 1, found
         return next(iter(found.values()))
 
@@ -93,8 +93,8 @@ def scene(
 def test_all_is_well(scene: Scene) -> None:
     found = scene.answers()
     assert set(found.values()) == {None}
-    told = "\n".join(found)
-    for words in (
+    shown = "\n".join(found)
+    for text in (
         scene.facility.account.client_id,
         "Globus Compute: token until",
         "collection project",
@@ -104,7 +104,7 @@ def test_all_is_well(scene: Scene) -> None:
         "its SHA-256 unchanged",
         "checked by the first task",
     ):
-        assert words in told
+        assert text in shown
     assert scene.left() == []
     assert [task.document["verify_checksum"] for task in scene.facility.transfer.tasks[:2]] == [True, True]
 
@@ -193,24 +193,24 @@ def test_the_project_at_the_site(scene: Scene) -> None:
     scene.agents[FILES]["status"] = "online"
     site = dataclasses.replace(scene.site, endpoint=Endpoint(TRAINING, FILES))
     ours = {"python": platform.python_version(), "crossfed": code_version(), **library_versions()}
-    told: dict[str, Any] = {"versions": ours, "storage": None}
+    answer: dict[str, Any] = {"versions": ours, "storage": None}
     asked: list[str] = []
 
     def ask(there: Site) -> dict[str, Any]:
         asked.append(there.name)
         there.storage_root.mkdir(parents=True, exist_ok=True)
         (there.storage_root / MARK).touch()
-        return told
+        return answer
 
     assert set(scene.answers(site, ask=ask).values()) == {None} and asked == ["polaris"]
-    told |= {"versions": {**ours, "torch": "1.0"}, "storage": "Permission denied (/eagle)"}
+    answer |= {"versions": {**ours, "torch": "1.0"}, "storage": "Permission denied (/eagle)"}
     found = [problem for problem in scene.answers(site, ask=ask).values() if problem]
     assert found == [f"torch 1.0 instead of {ours['torch']}", "Permission denied (/eagle)"]
 
     def lost(_: Site) -> dict[str, Any]:
-        raise WorkersLost("/eagle/env/bin/python does not run crossfed: no module named apps")
+        raise WorkersLost("/eagle/env/bin/python cannot run crossfed: no module named apps")
 
-    assert "does not run crossfed" in str([p for p in scene.answers(site, ask=lost).values() if p])
+    assert "cannot run crossfed" in str([p for p in scene.answers(site, ask=lost).values() if p])
 
 
 def test_a_collection_that_shows_another_folder(scene: Scene) -> None:

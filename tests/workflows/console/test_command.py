@@ -1,4 +1,4 @@
-"""What a stopped campaign leaves, in words: each kind of site ends in its own way."""
+"""The messages of a stopped campaign, by kind of site."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def plan(**routes: str) -> Any:
         ),
     ],
 )
-def test_what_ctrl_c_ends_is_told_by_kind(routes: dict[str, str], words: str) -> None:
+def test_the_message_of_ctrl_c_by_kind_of_site(routes: dict[str, str], words: str) -> None:
     assert interruption(plan(**routes)) == words
 
 
-def test_before_anything_was_begun_nothing_has_ended() -> None:
+def test_nothing_has_ended_before_the_start() -> None:
     assert interruption(None) == "Interrupted"
 
 
-def test_what_stays_at_a_site_is_told_of_this_driver_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tasks_left_by_earlier_drivers_are_not_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     journal = Journal(tmp_path / "journal.jsonl")
     run: Any = SimpleNamespace(journal=journal, path=tmp_path)
     journal.write("driver_started")

@@ -1,4 +1,4 @@
-"""What a site is doing, from its futures, its batch jobs and its progress file."""
+"""The activity of a site, from its futures, its batch jobs and its progress file."""
 
 from __future__ import annotations
 

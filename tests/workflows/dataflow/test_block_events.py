@@ -1,4 +1,4 @@
-"""Blocks on request: told once, written as they were, gone with their driver."""
+"""Block requests: one event for each, recorded as they happened, ended with their driver."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from workflows.strategies.fedecho import FedEchoSection
 
 
 class FakeKernel:
-    """Takes requests and answers when told to."""
+    """Stands for the kernel: takes requests, and answers them when a test says so."""
 
     def __init__(self) -> None:
         self.futures: dict[str, Future[Any]] = {}
@@ -77,7 +77,7 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path)
 
 
-def test_what_a_strategy_is_told_of_a_site(world: World) -> None:
+def test_the_facts_of_a_site_that_a_strategy_receives(world: World) -> None:
     assert facts_of(world.sites["a"], 7) == SiteFacts("a", 7, 1, None)
     assert facts_of(world.sites["b"], 7) == SiteFacts("b", 7, 1, 100.0)
 
@@ -104,7 +104,7 @@ def test_the_wait_in_the_queue_ends_with_the_start_of_the_job(world: World) -> N
     assert world.answer("b", left_s=10.0) == BlockStarted(61.0, "b", 0.0, 71.0)  # it ran before it was asked for
 
 
-def test_a_lost_block_is_told_once(world: World) -> None:
+def test_a_lost_block_makes_one_event(world: World) -> None:
     world.blocks.go_live()
     world.blocks.request("a", 0.0)
     world.answer("a", number="4")
@@ -153,7 +153,7 @@ def test_the_past_is_replayed_without_doing_anything(world: World) -> None:
     assert world.answer("b", left_s=100.0) == BlockStarted(10.0, "b", 7.0, 110.0)
 
 
-def test_ready_tells_its_block_and_what_is_left_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_app_reports_its_block_and_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PARSL_WORKER_BLOCK_ID", "3")
     monkeypatch.setenv("CROSSFED_BLOCK_END", str(time.time() + 60))
     told = site.ready(Place(site="a", round=0))
@@ -185,6 +185,6 @@ def test_a_site_whose_queue_never_takes_us_is_left_out_in_the_end(strategy: Any)
 
 
 def test_a_request_counts_as_a_block_of_the_live_engine_only_once(world: World) -> None:
-    """The facts say so too, so that nobody asks for a second one."""
+    """The facts say so too, so that no strategy requests a second one."""
     facts = dataclasses.replace(facts_of(world.sites["b"], 1), name="b")
     assert facts.max_blocks == 1

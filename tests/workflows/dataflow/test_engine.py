@@ -132,7 +132,7 @@ def test_an_update_whose_file_is_bad_is_asked_for_again(run: RunDirectory) -> No
     assert attempts.count(2) == 1 and not list(run.journal.events("task_failed"))
 
 
-def test_a_site_that_fails_for_good_is_told_once_and_asked_again_by_the_next_driver(run: RunDirectory) -> None:
+def test_a_site_that_fails_for_good_is_reported_once_and_asked_again_by_the_next_driver(run: RunDirectory) -> None:
     def broken(place: dict, work: dict, order: dict, base: dict, shard: dict) -> dict[str, Any]:
         if place["site"] == "site01":
             raise CrossfedError("the disk is gone", **place)
@@ -237,7 +237,7 @@ def strategy_of(section: dict[str, Any], rounds: int) -> Any:
 
 @pytest.mark.parametrize("section", [{"name": "fedavg"}, *ASYNCHRONOUS[:2]], ids=lambda s: f"{s['name']}-{len(s)}")
 def test_a_driver_that_dies_while_a_site_is_tidied_has_lost_nothing(run: RunDirectory, section: dict[str, Any]) -> None:
-    """The files are gone, and nobody has told the driver so."""
+    """The files are deleted, and the driver has no answer that says so."""
     tidied: list[str] = []
 
     def forget(place: Place, *args: Any) -> None:

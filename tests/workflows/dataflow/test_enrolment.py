@@ -1,4 +1,4 @@
-"""A site that is lost before it has told what it has, with the real engine, Parsl and files, tasks in threads."""
+"""A site that is lost before it has enrolled, with the real engine, Parsl and files, tasks in threads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from workflows.dataflow.engine import Engine
 from workflows.fl_round import federate
 from workflows.planning.plan import make_plan
 from workflows.records.run_directory import RunDirectory, open_new
-from workflows.reporting.display import trouble
+from workflows.reporting.display import problem_text
 from workflows.runtime import kernel as kernel_module
 from workflows.runtime.block_failures import BlocksFailed
 from workflows.strategies import SECTIONS, make_strategy
@@ -89,7 +89,7 @@ def test_the_others_begin_without_a_lost_site_and_it_joins_when_it_is_back(run: 
     assert ("site02", 1) not in trained(run) and ("site02", 2) in trained(run)
     enrolment, first_round = run.journal.events("task_failed")
     assert (enrolment["app"], enrolment["site"], enrolment["round"]) == ("enrol", "site02", 0)
-    said = trouble(enrolment)
+    said = problem_text(enrolment)
     assert said is not None and said.startswith("site site02: ")
     assert said.endswith("; the others begin without it, and it is asked again")
     assert (first_round["app"], first_round["site"], first_round["round"]) == ("local_train", "site02", 1)
@@ -114,13 +114,13 @@ def test_without_the_quorum_nothing_begins_and_a_resume_does(run: RunDirectory) 
 
 
 @pytest.mark.parametrize("kind", [UserMistake, StorageError, VersionMismatch])
-def test_a_mistake_is_told_before_anything_trains_whatever_the_quorum(run: RunDirectory, kind: Any) -> None:
+def test_a_mistake_is_reported_before_anything_trains_whatever_the_quorum(run: RunDirectory, kind: Any) -> None:
     with pytest.raises(kind, match="there are no records"):
         drive(run, at_first(kind("there are no records", site="site02"), 1), quorum=1)
     assert trained(run) == []
 
 
-def test_a_mistake_is_told_while_others_still_queue(run: RunDirectory) -> None:
+def test_a_mistake_is_reported_while_others_still_queue(run: RunDirectory) -> None:
     """Their threads may not wait for anything that this driver does: it waits for them when it ends."""
     answered = threading.Event()
 
@@ -154,7 +154,7 @@ def test_a_strategy_without_rounds_takes_whoever_comes(run: RunDirectory) -> Non
 
 
 def test_a_campaign_that_began_without_a_site_is_resumed_to_the_same_models(run: RunDirectory, tmp_path: Path) -> None:
-    """What the strategy learnt of the site's samples is in the journal with the first update."""
+    """The number of the site's samples reaches the journal with its first update."""
     assert drive(run, at_first(LOST, 2), quorum=2) is None
     again = open_new(tmp_path / "again", trainer.campaign_of(3, ROUNDS), tmp_path / "campaign.yaml", [], None)
 
@@ -173,7 +173,7 @@ def test_a_campaign_that_began_without_a_site_is_resumed_to_the_same_models(run:
     assert len(trained(again)) == len(set(trained(again)))
 
 
-def test_a_site_that_is_still_in_its_queue_keeps_nobody_waiting(run: RunDirectory, monkeypatch: Any) -> None:
+def test_a_site_that_still_queues_is_not_waited_for(run: RunDirectory, monkeypatch: Any) -> None:
     """It enrols when its job starts, here once the others have made the first model without it."""
     monkeypatch.setattr(enrolment, "GATHER_S", patience(0.2))
 
@@ -189,7 +189,7 @@ def test_a_site_that_is_still_in_its_queue_keeps_nobody_waiting(run: RunDirector
     assert not list(run.journal.events("task_failed"))
 
 
-def test_a_mistake_at_a_site_that_comes_later_is_told_then(run: RunDirectory, monkeypatch: Any) -> None:
+def test_a_mistake_at_a_site_that_starts_later_is_reported_then(run: RunDirectory, monkeypatch: Any) -> None:
     monkeypatch.setattr(enrolment, "GATHER_S", patience(0.2))
 
     def answer(site: str) -> Exception | None:

@@ -1,4 +1,4 @@
-"""What a resume continues from: the events that count, the models as recorded, and the campaign's clock."""
+"""The state that a resume continues from: the events that count, the models as recorded, and the campaign's clock."""
 
 from __future__ import annotations
 

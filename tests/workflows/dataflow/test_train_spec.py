@@ -50,7 +50,7 @@ def test_moments_go_on_only_where_the_campaign_keeps_them(plan: Plan) -> None:
     assert (order["optimizer_from"], order["attempt"]) == (None, 2)
 
 
-def test_the_journal_tells_of_each_update_where_it_began_and_whether_it_is_new() -> None:
+def test_the_record_of_an_update_has_its_base_and_if_it_is_new() -> None:
     orders = {0: Train(0, "a", 0, 1), 1: Train(1, "b", 2, 1), 5: Train(5, "a", 3, 2)}
     action = Aggregate(4, 3, ((0, -0.25), (1, 0.5), (5, 0.25)), ((3, 0.5),))
     updates = counted_updates(action, orders, {0})

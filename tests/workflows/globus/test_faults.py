@@ -70,7 +70,7 @@ class Case:
         return progress["step"] if progress and progress["round"] == number and progress["phase"] == "training" else 0
 
     def ended(self, expected: str) -> str:
-        """Wait for a good end; the driver's words."""
+        """Wait for a successful end and return the driver's output."""
         assert self.driver is not None
         output = finish(self.driver)
         assert final_hash(self.run_dir) == expected
@@ -126,7 +126,7 @@ def kill(driver: Popen[str]) -> None:
 
 
 def test_a_driver_dead_for_long_finds_what_the_site_has_done(case: Case, undisturbed: str) -> None:
-    """The site's task goes on without a driver, and is asked for once."""
+    """The site's task continues without a driver, and is submitted once."""
     driver = case.start()
     case.in_training()
     kill(driver)
@@ -155,7 +155,7 @@ def test_a_driver_killed_at_any_instant(case: Case, undisturbed: str) -> None:
 
 @pytest.mark.parametrize("case", [{"silence": SILENCE_S}], indirect=True, ids=["impatient"])
 def test_an_endpoint_killed_with_a_task_in_it(case: Case, shared_world: GlobusWorld, undisturbed: str) -> None:
-    """Globus Compute never tells that the task is lost; the silence does."""
+    """Globus Compute never reports that the task is lost; the missing liveness shows it."""
     case.start()
     case.in_training()
     agent = shared_world.agents["aurora"]

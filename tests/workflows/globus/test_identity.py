@@ -1,4 +1,4 @@
-"""Who a campaign is at Globus: service accounts and people, consents, and that nobody is ever asked on the way."""
+"""Identity of a campaign at Globus: service accounts and people, consents, and no prompt during a campaign."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def service() -> Iterator[HttpService]:
 
 @pytest.fixture
 def auth(service: HttpService, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Auth:
-    """Globus on this machine, with nobody logged in."""
+    """Globus on this machine, without a login."""
     stand_in = Auth(service)
 
     def described(request: Request, collection: str) -> Any:
@@ -80,12 +80,12 @@ Browse = Callable[..., int]
 
 @pytest.fixture
 def browse(auth: Auth, monkeypatch: pytest.MonkeyPatch) -> Browse:
-    """Runs the command for somebody who opens each address in a browser and pastes the code."""
+    """Run the command for a person who opens each address in a browser and pastes the code."""
     shown: list[str] = []
     said = login.say
     said = login.say
 
-    def told(text: str) -> None:
+    def say(text: str) -> None:
         shown.append(text)
         said(text)
 
@@ -93,7 +93,7 @@ def browse(auth: Auth, monkeypatch: pytest.MonkeyPatch) -> Browse:
         return next(word for text in reversed(shown) for word in text.split() if word.startswith("http"))
 
     def run(*arguments: str) -> int:
-        monkeypatch.setattr(login, "say", told)
+        monkeypatch.setattr(login, "say", say)
         monkeypatch.setattr("sys.stdin", type("Terminal", (), {"isatty": lambda self: True})())
         monkeypatch.setattr("builtins.input", lambda: auth.log_in(address()))
         return login.main(arguments)
@@ -118,13 +118,13 @@ def test_a_service_account_needs_no_login_and_no_file(account: ServiceAccount, a
     assert not list(tmp_path.rglob("*.db"))
 
 
-def test_a_service_account_consents_by_asking(account: ServiceAccount, auth: Auth) -> None:
+def test_a_service_account_consents_by_requesting_a_token(account: ServiceAccount, auth: Auth) -> None:
     transfer_client(globus_app(), [GUEST, MAPPED]).get_endpoint(GUEST)
     assert auth.consents.has_data_access(account.client_id, account.client_id, MAPPED)
     assert not auth.consents.has_data_access(account.client_id, account.client_id, GUEST)
 
 
-def test_tokens_of_an_account_renew_themselves(account: ServiceAccount, auth: Auth) -> None:
+def test_tokens_of_an_account_are_renewed(account: ServiceAccount, auth: Auth) -> None:
     client = transfer_client(globus_app(), [GUEST])
     auth.expire_tokens()
     assert client.get_endpoint(GUEST)["display_name"] == "guest"
@@ -143,9 +143,9 @@ def test_a_secret_that_is_no_longer_valid(account: ServiceAccount, auth: Auth) -
 
 def test_half_of_an_account(auth: Auth, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOBUS_COMPUTE_CLIENT_SECRET", "hidden-word")
-    with pytest.raises(UserMistake, match="SECRET is set without GLOBUS_COMPUTE_CLIENT_ID") as told:
+    with pytest.raises(UserMistake, match="SECRET is set without GLOBUS_COMPUTE_CLIENT_ID") as raised:
         globus_app()
-    assert "hidden-word" not in str(told.value)
+    assert "hidden-word" not in str(raised.value)
 
 
 def test_one_app_serves_many_threads(account: ServiceAccount, auth: Auth, service: HttpService) -> None:
@@ -173,8 +173,8 @@ def test_one_app_serves_many_threads(account: ServiceAccount, auth: Auth, servic
 # -- people -----------------------------------------------------------------------------------------------------
 
 
-def test_a_campaign_never_asks(auth: Auth, person: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("somebody was asked"))
+def test_a_campaign_never_prompts(auth: Auth, person: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("there was a prompt"))
     app = globus_app()
     assert isinstance(app, LoginApp)
     with pytest.raises(LoginNeeded, match="not logged in.*Log in: python workflows/login.py$"):
@@ -209,14 +209,14 @@ def test_a_readable_token_file_is_closed(auth: Auth, person: str, browse: Browse
     assert stat.S_IMODE(storage.stat().st_mode) == 0o600 and stat.S_IMODE(storage.parent.stat().st_mode) == 0o700
 
 
-def test_a_missing_consent_is_told_with_what_gives_it(auth: Auth, person: str, browse: Browse, capsys: Any) -> None:
+def test_a_missing_consent_is_reported_with_its_command(auth: Auth, person: str, browse: Browse, capsys: Any) -> None:
     browse()
     with pytest.raises(
         LoginNeeded, match=f"consent is missing. Give it: python workflows/login.py --collection {MAPPED}"
     ):
         transfer_client(globus_app(), [MAPPED]).get_endpoint(MAPPED)
-    told = [problem for problem in problems(GUEST, MAPPED, WEB).values() if problem]
-    assert len(told) == 2 and MAPPED in told[0] and WEB in told[1]
+    missing = [problem for problem in problems(GUEST, MAPPED, WEB).values() if problem]
+    assert len(missing) == 2 and MAPPED in missing[0] and WEB in missing[1]
     assert login.main(["--status", "--collection", MAPPED]) == 1
     assert "MISSING  collection mapped" in capsys.readouterr().out
     assert browse("--collection", MAPPED, "--collection", WEB) == 0
@@ -225,7 +225,7 @@ def test_a_missing_consent_is_told_with_what_gives_it(auth: Auth, person: str, b
     assert str(https_authorizer(globus_app(), WEB).get_authorization_header()).startswith("Bearer ")
 
 
-def test_a_login_that_was_taken_back(auth: Auth, person: str, browse: Browse, capsys: Any) -> None:
+def test_a_revoked_login(auth: Auth, person: str, browse: Browse, capsys: Any) -> None:
     browse()
     client = transfer_client(globus_app(), [GUEST])
     auth.expire_tokens()
@@ -236,7 +236,7 @@ def test_a_login_that_was_taken_back(auth: Auth, person: str, browse: Browse, ca
     assert browse() == 0 and set(problems().values()) == {None}
 
 
-def test_logging_out_takes_the_tokens_back(auth: Auth, person: str, browse: Browse, capsys: Any) -> None:
+def test_logging_out_revokes_the_tokens(auth: Auth, person: str, browse: Browse, capsys: Any) -> None:
     browse("--collection", WEB)
     header = str(https_authorizer(globus_app(), WEB).get_authorization_header())
     assert login.main(["--logout"]) == 0
@@ -248,13 +248,13 @@ def test_logging_out_takes_the_tokens_back(auth: Auth, person: str, browse: Brow
     assert login.main(["--logout"]) == 0 and "There was no login" in capsys.readouterr().out
 
 
-def test_without_a_terminal_nobody_is_asked(auth: Auth, person: str, capsys: Any, monkeypatch: Any) -> None:
+def test_without_a_terminal_there_is_no_prompt(auth: Auth, person: str, capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr("sys.stdin", type("Pipe", (), {"isatty": lambda self: False})())
     assert login.main([]) == 2
     assert "a login needs a terminal for its code. Run" in capsys.readouterr().err
 
 
-def test_an_unreachable_globus_is_told_in_a_line(auth: Auth, account: ServiceAccount, service: HttpService) -> None:
+def test_an_unreachable_globus_is_reported_in_a_line(auth: Auth, account: ServiceAccount, service: HttpService) -> None:
     service.stop()
     ((what, problem),) = problems().items()
     assert what == "login" and str(problem).startswith("Globus is not reached: ")
@@ -268,30 +268,30 @@ def test_a_collection_that_is_not_there(auth: Auth, account: ServiceAccount) -> 
 # -- secrets ----------------------------------------------------------------------------------------------------
 
 
-def test_no_secret_is_ever_told(auth: Auth, person: str, browse: Browse, capsys: Any, caplog: Any) -> None:
-    """Not by the log of the libraries either, at its most talkative."""
+def test_no_secret_is_ever_shown(auth: Auth, person: str, browse: Browse, capsys: Any, caplog: Any) -> None:
+    """Nor in the libraries' log at its most verbose level."""
     with caplog.at_level(logging.DEBUG):
         browse("-v", "--collection", MAPPED, "--collection", WEB)
         auth.expire_tokens()
         login.main(["-v", "--status", "--collection", MAPPED])
         held = [*auth._tokens, *auth._refresh]
         login.main(["-v", "--logout"])
-    told = capsys.readouterr()
+    shown = capsys.readouterr()
     assert len(held) >= 6 and "Starting new HTTP connection" in caplog.text
     for secret in held:
-        assert secret not in told.out + told.err + caplog.text
+        assert secret not in shown.out + shown.err + caplog.text
 
 
-def test_no_secret_of_an_account_is_ever_told(account: ServiceAccount, auth: Auth, capsys: Any, caplog: Any) -> None:
+def test_no_secret_of_an_account_is_ever_shown(account: ServiceAccount, auth: Auth, capsys: Any, caplog: Any) -> None:
     with caplog.at_level(logging.DEBUG):
         assert login.main(["-v", "--status", "--collection", WEB]) == 0
         assert login.main([]) == 0
         auth.change_secret(account)
         assert login.main(["-v", "--status"]) == 1
         assert login.main(["--logout"]) == 0
-    told = capsys.readouterr()
+    shown = capsys.readouterr()
     for secret in (account.secret, *auth._tokens):
-        assert secret not in told.out + told.err + caplog.text
+        assert secret not in shown.out + shown.err + caplog.text
 
 
 # -- campaigns --------------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ class Case:
         self.driver: Popen[str] = world.start(write(self.folder, world.campaign(sites, **SHORT)))
 
     def in_training(self) -> tuple[str, int]:
-        """Wait until the site is in the middle of a training and has saved; its batch job and its process."""
+        """Wait for a training with a checkpoint; return its batch job and its process."""
         wait_for("a training had saved", self._has_saved, self.driver, limit_s=300)
         claims = [read_lease(path) for path in (self.storage / "claims").glob("*.json")]
         (pid,) = [claim["pid"] for claim in claims if claim]
@@ -73,7 +73,7 @@ class Case:
         return {number: found[number] for number in sorted(found, key=int)}
 
     def facts(self, job: str) -> dict[str, str]:
-        """All that the controller knows of a job."""
+        """Return the controller's record of a job."""
         return dict(
             word.split("=", 1) for word in self.cluster.run("scontrol", "-o", "show", "job", job).split() if "=" in word
         )
@@ -148,7 +148,7 @@ def test_a_job_of_the_campaigns_own_values_trains_all_rounds(case: Case, undistu
 
 
 def test_a_job_that_is_cancelled_in_mid_training(case: Case, undisturbed: str) -> None:
-    """The endpoint loses its worker and asks for another job, which goes on from the last checkpoint."""
+    """The endpoint loses its worker and requests another job, which continues from the last checkpoint."""
     job, _ = case.in_training()
     case.cluster.run("scancel", job)
     case.ended(undisturbed)

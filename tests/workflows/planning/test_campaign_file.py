@@ -1,4 +1,4 @@
-"""Campaign files: mistakes are told in one line with the key, overrides do what they say."""
+"""Campaign files: every mistake is one line with the key, and the overrides work."""
 
 from __future__ import annotations
 
@@ -12,15 +12,8 @@ from hypothesis import strategies as st
 
 from apps.base.errors import UserMistake
 from workflows.planning.campaign import Campaign
-from workflows.planning.campaign_file import (
-    apply_set,
-    as_plain,
-    as_yaml,
-    choose_sites,
-    differences,
-    load_campaign,
-    read_campaign,
-)
+from workflows.planning.campaign_file import as_plain, as_yaml, differences, load_campaign, read_campaign
+from workflows.planning.overrides import apply_set, choose_sites
 from workflows.strategies import SECTIONS
 
 READY_MADE = sorted((PROJECT / "workflows" / "campaigns").glob("*.yaml"))
@@ -68,7 +61,7 @@ MISTAKES = [
     ({"strategy": {"name": "scaffold"}}, "strategy.name: scaffold corrects the gradients of plain SGD, and the sites"),
     (
         {"model": {"source": "x", "adapter": {"method": "svd"}}, "strategy": {"name": "fedasync"}},
-        "model.adapter.method: svd makes a model out of one round's updates only, fedasync also sums earlier models",
+        "model.adapter.method: svd can only average the updates of one round, fedasync also sums earlier models",
     ),
     ({"sites": {}}, "sites: "),
     ({"model": {"source": "tiny", "tiny": {"width": 7}}}, "model.tiny.width: must be a multiple of 4"),
@@ -84,16 +77,16 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("change", "told"), MISTAKES, ids=[told[:40] for _, told in MISTAKES])
-def test_a_mistake_is_told_in_one_line_with_file_and_key(tmp_path: Path, change: dict, told: str) -> None:
+@pytest.mark.parametrize(("change", "message"), MISTAKES, ids=[message[:40] for _, message in MISTAKES])
+def test_a_mistake_is_one_line_with_file_and_key(tmp_path: Path, change: dict, message: str) -> None:
     path = saved(tmp_path, nano(**change))
     with pytest.raises(UserMistake) as caught:
         load_campaign(path)
-    assert str(caught.value).startswith(f"{path}: {told}") and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"{path}: {message}") and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["a: [1", "just words", "", "- 1", "a: b: c"])
-def test_what_is_no_campaign_at_all(tmp_path: Path, text: str) -> None:
+def test_files_that_are_no_campaign(tmp_path: Path, text: str) -> None:
     with pytest.raises(UserMistake, match=r"c\.yaml:"):
         load_campaign(saved(tmp_path, text))
 
@@ -105,7 +98,7 @@ def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
         load_campaign(tmp_path)
 
 
-def test_set_reads_values_as_yaml_and_makes_the_folders(tmp_path: Path) -> None:
+def test_set_reads_values_as_yaml_and_creates_missing_sections(tmp_path: Path) -> None:
     sets = ["training.steps=7", "data.tasks=[retrosynthesis]", "checks.max_update_norm=null", "sites.aurora.threads=2"]
     campaign = load_campaign(saved(tmp_path, nano()), sets)
     assert campaign.training.steps == 7 and campaign.data.tasks == ["retrosynthesis"]
@@ -123,13 +116,13 @@ def test_a_key_that_is_a_list_is_a_mistake_like_others(tmp_path: Path) -> None:
         load_campaign(saved(tmp_path, "name: x\n? [a, b]\n: 3\n"))
 
 
-def test_another_machine_under_a_site_keeps_what_it_takes(tmp_path: Path) -> None:
+def test_another_machine_for_a_site_keeps_the_settings_that_it_has(tmp_path: Path) -> None:
     cluster = {"config": "slurm", "partition": "gpu", "storage_root": "/s", "threads": 2, "tasks": ["retrosynthesis"]}
     path = saved(tmp_path, nano(sites={"aurora": cluster}))
     moved = load_campaign(path, ["sites.aurora.config=local"]).sites["aurora"]
     assert moved.settings == {"storage_root": "/s", "threads": 2} and moved.tasks == ["retrosynthesis"]
     typo = load_campaign(path, ["sites.aurora.partitoin=debug", "sites.aurora.config=local"]).sites["aurora"]
-    assert "partitoin" in typo.settings  # told as a mistake, not lost without a word
+    assert "partitoin" in typo.settings  # message as a mistake, not lost without a word
 
 
 @pytest.mark.parametrize("name", [name for name in SECTIONS if name != "scaffold"])
@@ -145,18 +138,18 @@ def test_every_strategy_is_chosen_by_its_name(tmp_path: Path, name: str) -> None
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedprox"])
-def test_a_mean_of_one_round_goes_with_every_adapter(tmp_path: Path, strategy: str) -> None:
+def test_a_mean_of_one_round_fits_every_adapter(tmp_path: Path, strategy: str) -> None:
     adapted = {"source": "x", "adapter": {"method": "flora"}}
     assert load_campaign(saved(tmp_path, nano(model=adapted, strategy=strategy))).model.adapter is not None
 
 
 @pytest.mark.parametrize("text", ["training.steps", "=3", "rounds.x=3", "seed=[1"])
-def test_set_tells_what_is_wrong_with_it(text: str) -> None:
+def test_a_wrong_set_is_reported(text: str) -> None:
     with pytest.raises(UserMistake, match="--set"):
         apply_set({"rounds": 3}, text)
 
 
-def test_sites_choose_swap_and_add() -> None:
+def test_sites_can_be_chosen_replaced_and_added() -> None:
     known = {"a": {"config": "local", "tasks": ["t"]}, "b": {"config": "local"}}
     assert choose_sites(known, "b") == {"b": {"config": "local"}}
     assert choose_sites(known, "a=polaris") == {"a": {"config": "polaris", "tasks": ["t"]}}
@@ -168,13 +161,13 @@ def test_sites_choose_swap_and_add() -> None:
         choose_sites(known, " , ")
 
 
-def test_a_campaign_survives_its_own_file(tmp_path: Path) -> None:
+def test_a_campaign_written_and_read_is_the_same(tmp_path: Path) -> None:
     campaign = Campaign.model_validate(nano())
     assert as_plain(read_campaign(saved(tmp_path, as_yaml(campaign)))) == as_plain(campaign)
 
 
-def test_a_default_is_of_the_type_that_it_has_when_it_is_read_again(tmp_path: Path) -> None:
-    """A resumed driver must name a task by the very same values, or all work would be asked for again."""
+def test_a_default_has_the_type_that_it_has_when_it_is_read_again(tmp_path: Path) -> None:
+    """A resumed driver must identify a task by exactly the same values, or it would repeat all work."""
     campaign = load_campaign(saved(tmp_path, nano(model={"source": "x", "adapter": {}}, strategy="fedecho")))
     again = load_campaign(saved(tmp_path, as_yaml(campaign)))
     assert repr(as_plain(again)) == repr(as_plain(campaign))
@@ -197,7 +190,7 @@ def test_differences_are_empty_for_equals_and_mirror_each_other(one: dict, other
 
 
 @pytest.mark.parametrize("text", ["2:30", "24:00", "1:00:00"])
-def test_a_clock_is_a_text_and_no_number_to_the_base_of_sixty(tmp_path: Path, text: str) -> None:
+def test_a_time_of_day_is_a_text_and_no_number_in_base_sixty(tmp_path: Path, text: str) -> None:
     path = write_campaign(tmp_path)
     path.write_text(path.read_text().replace("name: nano", "name: nano\nchecks: {max_update_norm: 1e3}"))
     campaign = load_campaign(path, [f"sites.aurora.walltime={text}", "training.learning_rate=1e-4"])
@@ -205,7 +198,7 @@ def test_a_clock_is_a_text_and_no_number_to_the_base_of_sixty(tmp_path: Path, te
     assert campaign.training.learning_rate == 1e-4 and campaign.checks.max_update_norm == 1000
 
 
-def test_a_setting_for_a_site_that_is_not_there_is_not_lost(tmp_path: Path) -> None:
+def test_a_setting_for_an_unknown_site_is_reported(tmp_path: Path) -> None:
     path = write_campaign(tmp_path)
     with pytest.raises(UserMistake, match="--set sites.arora: there is no such site, did you mean 'aurora'"):
         load_campaign(path, ["sites.arora.threads=2"], "aurora")

@@ -1,4 +1,4 @@
-"""What is refused before a start because files could not lie, or could not be carried, where a campaign wants them."""
+"""Refusals before a start: storage, free space and Globus collections that do not fit a campaign."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_the_run_directory_lies_in_the_collection_here(tmp_path: Path) -> None:
         plan(tmp_path, {"far": globus_entry("/data/far")}, globus=globus)
 
 
-def test_the_same_path_at_two_facilities_is_two_places(tmp_path: Path) -> None:
+def test_the_same_path_at_two_facilities_is_two_folders(tmp_path: Path) -> None:
     tasks = {"tasks": ["molecule_description"]}
     other = globus_entry("/data/x", IDS[1], **tasks)
     assert len(plan(tmp_path, {"a": globus_entry("/data/x"), "b": other}).sites) == 2
@@ -66,7 +66,7 @@ def test_the_same_path_at_two_facilities_is_two_places(tmp_path: Path) -> None:
         plan(tmp_path, {"a": globus_entry("/data/x"), "b": globus_entry("/data/x", **tasks)})
 
 
-def test_data_and_model_at_the_site_are_not_looked_for_here(tmp_path: Path) -> None:
+def test_data_and_model_at_a_site_are_not_checked_here(tmp_path: Path) -> None:
     entry = globus_entry("/data/far", data="/private/records", model="/data/weights")
     made = plan(tmp_path, {"far": entry})
     assert made.site_work["far"]["data"]["source"] == "/private/records"
@@ -78,7 +78,7 @@ def test_data_and_model_at_the_site_are_not_looked_for_here(tmp_path: Path) -> N
     ("key", "path"),
     [("data", "/data/records"), ("data", "/data/far/../records"), ("python_env", "/data/env"), ("python_env", "/data")],
 )
-def test_private_records_and_code_lie_outside_of_what_is_shared(key: str, path: str, tmp_path: Path) -> None:
+def test_private_records_and_code_lie_outside_a_shared_folder(key: str, path: str, tmp_path: Path) -> None:
     told = rf"sites.far.{key}: {re.escape(path)} lies in /data, which the driver may read and write .* beside /data"
     with pytest.raises(UserMistake, match=told) as caught:
         plan(tmp_path, {"far": globus_entry("/data/far", **{key: path})})
@@ -93,7 +93,7 @@ def test_a_collection_that_shows_everything_shares_nothing_more(tmp_path: Path) 
     assert plan(tmp_path, {"far": {key: value for key, value in entry.items() if value}}).sites
 
 
-def test_links_into_what_is_shared_are_followed_where_they_can_be(tmp_path: Path) -> None:
+def test_links_into_a_shared_folder_are_followed_if_they_can_be(tmp_path: Path) -> None:
     (tmp_path / "shown").mkdir()
     (tmp_path / "records").symlink_to(tmp_path / "shown")
     entry = {
@@ -109,7 +109,7 @@ def test_links_into_what_is_shared_are_followed_where_they_can_be(tmp_path: Path
     assert plan(tmp_path, {"far": {**entry, "data": "embedded"}}).sites
 
 
-def test_a_full_disk_is_told_before_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_before_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=SPARE_BYTES - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(UserMistake, match="has 200 MB of free disk space. Free some and start again"):

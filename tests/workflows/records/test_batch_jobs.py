@@ -1,4 +1,4 @@
-"""Batch jobs as the journal tells of them: times, endings, sums."""
+"""Batch jobs read from the journal: times, endings, sums."""
 
 from __future__ import annotations
 
@@ -13,16 +13,14 @@ from synthetic_run import OPENED, TRAIN_S, batch_run
 from workflows.records.batch_jobs import (
     GIVEN_BACK,
     LEFT_BEHIND,
-    RUNS,
-    UNTOLD,
-    WAITS,
+    QUEUED,
+    RUNNING,
+    UNRECORDED,
     BatchJob,
-    SiteJobs,
     batch_jobs,
-    duration_text,
-    site_jobs,
 )
 from workflows.records.event_log import EventLog, down_spans, read_events
+from workflows.records.site_jobs import SiteJobs, site_jobs
 
 
 def event(name: str, time: float, **fields: Any) -> dict[str, Any]:
@@ -75,24 +73,24 @@ def test_a_job_that_never_started_only_waited() -> None:
     assert (job.waited_s, job.ran_s, job.ran) == (300.0, 0.0, None)
 
 
-def test_a_job_without_an_end_goes_on_until_the_last_word() -> None:
+def test_a_job_without_an_end_lasts_until_the_last_record() -> None:
     beat = event("aggregated", 900.0)
-    assert (only(submitted(100.0), beat).ending, only(submitted(100.0), beat).waited_s) == (WAITS, 800.0)
+    assert (only(submitted(100.0), beat).ending, only(submitted(100.0), beat).waited_s) == (QUEUED, 800.0)
     running = only(submitted(100.0), started(300.0, 200.0), beat)
-    assert (running.ending, running.ran_s) == (RUNS, 600.0)
+    assert (running.ending, running.ran_s) == (RUNNING, 600.0)
 
 
 @pytest.mark.parametrize("last", ["campaign_finished", "driver_stopped"])
-def test_a_job_without_an_end_in_a_campaign_that_is_over_is_untold(last: str) -> None:
-    assert only(submitted(100.0), started(300.0, 200.0), event(last, 900.0)).ending == UNTOLD
+def test_a_job_without_an_end_in_a_finished_campaign_is_unrecorded(last: str) -> None:
+    assert only(submitted(100.0), started(300.0, 200.0), event(last, 900.0)).ending == UNRECORDED
 
 
-def test_a_job_of_a_driver_that_was_killed_is_followed_to_its_last_word() -> None:
+def test_a_job_of_a_killed_driver_lasts_until_its_last_record() -> None:
     job = only(submitted(100.0), started(300.0, 200.0), trained(310.0, 400.0), event("driver_started", 5000.0))
-    assert (job.ending, job.until) == (UNTOLD, 400.0)
+    assert (job.ending, job.until) == (UNRECORDED, 400.0)
 
 
-def test_what_a_resume_cancels_was_left_behind_and_is_no_word_of_the_dead_driver() -> None:
+def test_a_job_cancelled_by_a_resume_was_left_behind_and_the_event_is_not_of_the_dead_driver() -> None:
     journal = log(
         submitted(100.0),
         event("aggregated", 400.0),
@@ -104,29 +102,29 @@ def test_what_a_resume_cancels_was_left_behind_and_is_no_word_of_the_dead_driver
     assert down_spans(journal) == [(400.0, 5000.0)]
 
 
-def test_what_the_end_of_a_campaign_cancels_is_given_back() -> None:
+def test_jobs_cancelled_at_the_end_of_a_campaign_are_given_back() -> None:
     end = [ended(1000.0, "cancelled", 300.0), event("campaign_finished", 1010.0)]
     assert only(submitted(100.0), started(300.0, 200.0), trained(310.0, 990.0), *end).ending == GIVEN_BACK
     stopped = [ended(1000.0, "cancelled", 300.0), event("driver_stopped", 1010.0), event("driver_started", 2000.0)]
     resumed = batch_jobs(log(submitted(100.0), started(300.0, 200.0), *stopped, submitted(2010.0, "8")))
-    assert [job.ending for job in resumed] == [GIVEN_BACK, WAITS]
+    assert [job.ending for job in resumed] == [GIVEN_BACK, QUEUED]
 
 
 @pytest.mark.parametrize("later", [submitted(1100.0, "8"), trained(1100.0, 1200.0), event("aggregated", 1300.0)])
-def test_what_is_cancelled_while_the_campaign_goes_on_was_cancelled(later: dict[str, Any]) -> None:
+def test_jobs_cancelled_while_the_campaign_continues_are_cancelled(later: dict[str, Any]) -> None:
     story = [submitted(100.0), started(300.0, 200.0), ended(1000.0, "cancelled", 300.0), later]
     assert batch_jobs(log(*story))[0].ending == "cancelled"
     assert batch_jobs(log(*story), per_round=["north"])[0].ending == GIVEN_BACK
 
 
 @pytest.mark.parametrize(("asked", "ending"), [(True, GIVEN_BACK), (False, "cancelled")])
-def test_where_the_driver_noted_whose_wish_it_was_that_counts(asked: bool, ending: str) -> None:
+def test_the_recorded_origin_of_a_cancellation_counts(asked: bool, ending: str) -> None:
     end = ended(1000.0, "cancelled", 300.0) | {"asked": asked}
     for later in (trained(1100.0, 1200.0), event("campaign_finished", 1010.0)):
         assert batch_jobs(log(submitted(100.0), started(300.0, 200.0), end, later))[0].ending == ending
 
 
-def test_a_job_id_that_comes_again_is_a_new_job() -> None:
+def test_a_job_id_that_is_submitted_again_is_a_new_job() -> None:
     first = [submitted(100.0), started(110.0, 10.0), ended(200.0, "requeued", 110.0)]
     jobs = batch_jobs(log(*first, submitted(200.0), started(500.0, 300.0), ended(900.0, "timeout", 500.0)))
     assert [(job.waited_s, job.ran_s, job.ending) for job in jobs] == [(10, 90, "requeued"), (300, 400, "timeout")]
@@ -143,12 +141,12 @@ def test_a_job_that_its_scheduler_started_twice() -> None:
 def test_two_sites_may_have_the_same_job_id() -> None:
     other = {"site": "south"}
     jobs = batch_jobs(log(submitted(100.0), submitted(100.0) | other, ended(300.0, "failed", 200.0) | other))
-    assert [(job.site, job.ending) for job in jobs] == [("north", WAITS), ("south", "failed")]
+    assert [(job.site, job.ending) for job in jobs] == [("north", QUEUED), ("south", "failed")]
 
 
-def test_a_record_that_lacks_much_is_read_for_what_it_has() -> None:
+def test_incomplete_records_are_read() -> None:
     journal = log(
-        event("block_submitted", 10.0), event("block_ended", 20.0, job_id="unheard of"), event("block_failed", 30.0)
+        event("block_submitted", 10.0), event("block_ended", 20.0, job_id="unknown"), event("block_failed", 30.0)
     )
     (job,) = batch_jobs(journal)
     assert (job.nodes, job.walltime_s, job.queue) == (1, None, "")
@@ -163,18 +161,18 @@ def test_a_record_that_lacks_much_is_read_for_what_it_has() -> None:
     st.booleans(),
     st.sampled_from(["timeout", "cancelled", "completed", None]),
 )
-def test_no_job_waits_or_runs_for_less_than_nothing(
-    asked: float, begun: float, over: float, told: bool, state: str | None
+def test_no_job_waits_or_runs_for_negative_seconds(
+    requested: float, begun: float, over: float, has_started: bool, state: str | None
 ) -> None:
     """Clocks differ between machines, and schedulers round to seconds."""
-    events = [submitted(asked)] + [started(begun, 0.0)] * told
-    events += [ended(over, state, begun if told else None)] if state else []
+    events = [submitted(requested)] + [started(begun, 0.0)] * has_started
+    events += [ended(over, state, begun if has_started else None)] if state else []
     job = only(*events)
     assert job.waited_s >= 0 and job.ran_s >= 0
     assert job.queued[0] <= job.queued[1] <= job.until
 
 
-def test_the_clock_of_a_job_can_be_that_of_the_campaign() -> None:
+def test_a_job_can_be_shifted_to_the_clock_of_the_campaign() -> None:
     job = only(submitted(103.0), started(700.0, 600.0), ended(1000.0, "timeout", 700.0)).shifted(50.0)
     assert (job.submitted, job.started, job.until, job.ran_s) == (50.0, 650.0, 950.0, 300.0)
     assert only(submitted(103.0)).shifted(50.0).started is None
@@ -198,7 +196,9 @@ def test_node_seconds_held_and_spent_training() -> None:
 
 
 @pytest.mark.parametrize(("attempts", "over", "continued"), [(2, 600.0, 1), (1, 600.0, 0), (2, 5000.0, 0)])
-def test_a_training_went_on_when_it_was_begun_in_a_job_that_is_over(attempts: int, over: float, continued: int) -> None:
+def test_a_training_was_continued_if_it_was_begun_in_a_job_that_is_over(
+    attempts: int, over: float, continued: int
+) -> None:
     site = sums(
         submitted(100.0),
         started(200.0, 100.0),
@@ -223,7 +223,7 @@ def test_a_loss_between_two_trainings_interrupts_none() -> None:
     assert site.continued == 0
 
 
-def test_refused_submissions_and_failed_jobs_are_told_apart() -> None:
+def test_refused_submissions_and_failed_jobs_are_separate() -> None:
     failures = (
         {"kind": "refused", "reason": "no such queue"},
         {"kind": "stillborn", "reason": "no module"},
@@ -251,22 +251,3 @@ def test_the_jobs_of_a_whole_campaign(tmp_path: Path) -> None:
     assert by_site["aurora"].held_node_s == pytest.approx(8 * by_site["aurora"].jobs[0].ran_s)
     assert by_site["polaris"].refusals == ("qsub: Job violates limits",) * 2
     assert all(OPENED < job.submitted <= job.until <= run.time for site in by_site.values() for job in site.jobs)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "0 s"),
-        (45.4, "45 s"),
-        (59.7, "1 min"),
-        (720, "12 min"),
-        (3599, "1 h"),
-        (11_400, "3 h 10 min"),
-        (7200, "2 h"),
-        (47 * 3600, "47 h"),
-        (52 * 3600, "2 d 4 h"),
-        (172_800, "2 d"),
-    ],
-)
-def test_durations_as_people_say_them(seconds: float, text: str) -> None:
-    assert duration_text(seconds) == text

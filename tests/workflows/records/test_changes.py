@@ -1,4 +1,4 @@
-"""What may change between two drivers of one run."""
+"""Changes of a campaign at a resume."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_rounds_may_rise_and_are_remembered(run: RunDirectory) -> None:
         resumed(run, None, ["rounds=4"], None)
 
 
-def test_an_edited_campaign_file_is_found_and_refused_with_the_difference(run: RunDirectory, source: Path) -> None:
+def test_an_edited_campaign_file_is_refused_with_the_difference(run: RunDirectory, source: Path) -> None:
     source.write_text(yaml.safe_dump(nano(training={"steps": 9, "batch_size": 4, "learning_rate": 0.003})))
     with pytest.raises(UserMistake, match=r"training\.steps: 3 -> 9"):
         resumed(run, None, [], None)
@@ -113,7 +113,7 @@ def test_a_run_of_other_code_is_refused(run: RunDirectory) -> None:
         open_existing(run.path)
 
 
-def test_what_is_no_run(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserMistake, match="no run directory"):
         open_existing(tmp_path)
     (tmp_path / "journal.jsonl").write_bytes(b'{"seq":1,"ev')
@@ -142,9 +142,9 @@ def test_names_are_numbered_and_unfinished_runs_named(
 
 
 @given(st.sets(st.integers(1, 50), min_size=1), st.data())
-def test_a_round_keeps_the_schedule_it_was_first_asked_for_with(asked: set[int], data: st.DataObject) -> None:
-    ordered = sorted(asked)
+def test_a_round_keeps_the_schedule_it_was_first_requested_with(requested: set[int], data: st.DataObject) -> None:
+    ordered = sorted(requested)
     number = data.draw(st.integers(1, ordered[-1]))
     total = schedule_rounds(ordered, number)
-    assert total >= number and total in asked
+    assert total >= number and total in requested
     assert schedule_rounds([*ordered, ordered[-1] + 5], number) == total

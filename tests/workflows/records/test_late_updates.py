@@ -1,4 +1,4 @@
-"""An update whose round has ended without it: told at once, and in the report."""
+"""An update whose round has ended without it is shown at once, and in the report."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from workflows.records.journal import Journal
 from workflows.records.late_updates import LateUpdate, late_updates
 from workflows.reporting.display import Display
 from workflows.reporting.run_summary import load_run
-from workflows.reporting.tables import round_table, trouble_table
+from workflows.reporting.tables import problem_table, round_table
 
-WORDS = "its update of round 1 came after the round had ended without it; it does not count"
+REASON = "its update of round 1 arrived after the round had ended; it does not count"
 
 
 def event(name: str, **fields: Any) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def event(name: str, **fields: Any) -> dict[str, Any]:
 
 
 def brought(site: str, number: int) -> list[dict[str, Any]]:
-    """A training and the arrival of its update."""
+    """Return a training and the arrival of its update."""
     named = {"site": site, "task_id": f"{site}{number}"}
     return [
         event("task_done", app="local_train", site=site, round=number, result=named | {"tokens": 5}),
@@ -61,7 +61,7 @@ def journal_of(strategy: str = "fedavg") -> EventLog:
 def test_only_an_update_of_a_round_that_has_its_model_is_late() -> None:
     (late,) = late_updates(journal_of())
     assert late == LateUpdate("bora", 1, 107.0)
-    assert late.reason == WORDS
+    assert late.reason == REASON
 
 
 @pytest.mark.parametrize("strategy", ["fedasync", "fedbuff"])
@@ -69,7 +69,7 @@ def test_without_rounds_no_update_is_late(strategy: str) -> None:
     assert late_updates(journal_of(strategy)) == []
 
 
-def test_an_arrival_whose_training_is_not_told_is_left_alone() -> None:
+def test_an_arrival_without_its_training_is_ignored() -> None:
     records = [e for e in journal_of().events if e["event"] != "task_done"]
     assert late_updates(EventLog(tuple(records))) == []
 
@@ -78,42 +78,42 @@ def engine(journal: Journal) -> Any:
     return SimpleNamespace(run=SimpleNamespace(journal=journal))
 
 
-@pytest.mark.parametrize(("period", "told"), [("round", [f"  ! bora: {WORDS}"]), ("version", [])])
-def test_the_terminal_tells_it_once_and_at_once(tmp_path: Path, period: str, told: list[str]) -> None:
+@pytest.mark.parametrize(("period", "lines"), [("round", [f"  ! bora: {REASON}"]), ("version", [])])
+def test_the_terminal_shows_it_once_and_at_once(tmp_path: Path, period: str, lines: list[str]) -> None:
     text = io.StringIO()
     journal = Journal(tmp_path / "journal.jsonl")
     display = Display(Console(file=text, width=200), ["alps", "bora"], 3, period)
     for record in STORY:
         journal.write(**record)
-        display.show_troubles(engine(journal))
-    assert text.getvalue().splitlines() == told
+        display.show_problems(engine(journal))
+    assert text.getvalue().splitlines() == lines
     journal.close()
 
 
-def test_what_was_late_under_an_earlier_driver_is_not_told_again(tmp_path: Path) -> None:
+def test_a_late_update_under_an_earlier_driver_is_not_shown_again(tmp_path: Path) -> None:
     path, text = tmp_path / "journal.jsonl", io.StringIO()
     lines = [json.dumps({"seq": n + 1, "time": 100.0 + n, **e}) for n, e in enumerate(STORY[:4])]
     path.write_text("\n".join(lines) + "\n")
     journal = Journal(path)
     display = Display(Console(file=text, width=200), ["alps", "bora"], 3)
-    display.show_troubles(engine(journal))
+    display.show_problems(engine(journal))
     assert text.getvalue() == ""
     for record in STORY[4:]:
         journal.write(**record)
-    display.show_troubles(engine(journal))
-    assert text.getvalue().splitlines() == [f"  ! bora: {WORDS}"]
+    display.show_problems(engine(journal))
+    assert text.getvalue().splitlines() == [f"  ! bora: {REASON}"]
     journal.close()
 
 
-def test_the_report_tells_it_among_the_troubles_and_in_the_row_of_its_round(tmp_path: Path) -> None:
+def test_the_report_shows_it_among_the_problems_and_in_the_row_of_its_round(tmp_path: Path) -> None:
     run = replace(load_run(batch_run(tmp_path / "run").write()), journal=journal_of())
-    troubles = trouble_table(run)
-    assert troubles is not None
-    assert troubles.rows == [["7 s", "1", "bora", "update too late", WORDS]]
+    problems = problem_table(run)
+    assert problems is not None
+    assert problems.rows == [["7 s", "1", "bora", "update too late", REASON]]
     table = round_table(run)
     used = {row[0]: row[table.columns.index("updates used")] for row in table.rows}
     assert [used[n] for n in ("1", "2", "3")] == ["1, 1 too late", "1", "2"]
     assert "tokens and bytes" in table.note
     quiet = replace(run, journal=EventLog(journal_of().events[:4]))
-    assert trouble_table(quiet) is None
+    assert problem_table(quiet) is None
     assert "too late" not in round_table(quiet).note

@@ -1,4 +1,4 @@
-"""The queue history: what is written comes back, from any number of drivers, and torn rows never count."""
+"""The queue history: rows are read as written, also with several drivers, and torn rows never count."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ RECORDS = st.builds(
 
 
 def one_line(record: BlockRecord) -> BlockRecord:
-    """The record as it can come back: runs of white space in its texts are one blank."""
+    """Return the record as it is read: runs of white space in its texts are one space."""
     texts = {name: " ".join(v.split()) for name, v in vars(record).items() if isinstance(v, str)}
     return dataclasses.replace(record, **texts)
 
@@ -58,7 +58,7 @@ def test_a_machine_has_one_name_over_campaigns(site: str, config: str, machine: 
     assert machine_of(site, config) == machine
 
 
-def test_where_the_history_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_path_of_the_history(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("CROSSFED_HISTORY", raising=False)
     monkeypatch.delenv("XDG_DATA_HOME", raising=False)
     monkeypatch.setenv("HOME", "/home/ada")
@@ -92,13 +92,15 @@ def test_the_default_file_is_used_without_a_path(monkeypatch: pytest.MonkeyPatch
 @given(records=st.lists(RECORDS, max_size=4))
 def test_every_record_comes_back(tmp_path_factory: pytest.TempPathFactory, records: list[BlockRecord]) -> None:
     path = tmp_path_factory.mktemp("back") / "h.csv"
-    told = [dataclasses.replace(record, job_id=str(number)) for number, record in enumerate(records)]
-    assert all(append(record, path) for record in told)
-    assert read_history(path) == [one_line(record) for record in told]
+    written = [dataclasses.replace(record, job_id=str(number)) for number, record in enumerate(records)]
+    assert all(append(record, path) for record in written)
+    assert read_history(path) == [one_line(record) for record in written]
 
 
-@given(cut=st.integers(0, 120), mended=st.booleans())
-def test_a_row_cut_off_anywhere_never_counts(tmp_path_factory: pytest.TempPathFactory, cut: int, mended: bool) -> None:
+@given(cut=st.integers(0, 120), repaired=st.booleans())
+def test_a_row_cut_off_anywhere_never_counts(
+    tmp_path_factory: pytest.TempPathFactory, cut: int, repaired: bool
+) -> None:
     path = tmp_path_factory.mktemp("cut") / "h.csv"
     append(JOB, path)
     torn = as_line(dataclasses.replace(JOB, job_id="99", state="FINISHED"))
@@ -106,12 +108,12 @@ def test_a_row_cut_off_anywhere_never_counts(tmp_path_factory: pytest.TempPathFa
     with open(path, "a") as stream:
         stream.write(torn)
     after = dataclasses.replace(JOB, job_id="100")
-    if mended:
+    if repaired:
         append(after, path)
-    assert read_history(path) == ([JOB, after] if mended else [JOB])
+    assert read_history(path) == ([JOB, after] if repaired else [JOB])
 
 
-def test_a_damaged_line_is_passed_over_with_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_line_is_skipped_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "h.csv"
     append(JOB, path)
     lines = ["rubbish", as_line(JOB).replace("3600", "soon").strip(), ",".join(['"x"'] * 14), '"a', ""]
@@ -122,7 +124,7 @@ def test_a_damaged_line_is_passed_over_with_a_word(tmp_path: Path, caplog: pytes
     assert [f"line {n} is not a job" in m for n, m in zip((3, 4, 5, 6), caplog.messages, strict=True)] == [True] * 4
 
 
-def test_the_same_job_told_twice_counts_once_and_the_last_word_holds(tmp_path: Path) -> None:
+def test_a_job_with_two_rows_counts_once_and_the_last_row_holds(tmp_path: Path) -> None:
     path = tmp_path / "h.csv"
     ended = dataclasses.replace(JOB, ended=1_780_003_000.0, state="F")
     other_machine = dataclasses.replace(JOB, machine="aurora")
@@ -164,7 +166,7 @@ def run_python(code: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_on_a_full_disk_what_was_said_to_be_written_is_there(tmp_path: Path) -> None:
+def test_on_a_full_disk_every_row_reported_as_written_is_there(tmp_path: Path) -> None:
     path = tmp_path / "h.csv"
     out, err = run_python(FULL_DISK, str(path)).communicate()
     written = int(out)

@@ -1,4 +1,4 @@
-"""What the journal tells of rounds: for the terminal and for metrics.csv."""
+"""Rounds read from the journal, for the terminal and for metrics.csv."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from workflows.globus.route import GlobusRoute
+from workflows.dataflow.activity import SiteActivity
 from workflows.records.event_log import EventLog, moved_nbytes, moves, task_runs
 from workflows.records.journal import Journal
 from workflows.records.metrics import metric_rows, write_metrics
@@ -52,7 +52,7 @@ def journal(tmp_path: Path) -> Journal:
     return journal
 
 
-def test_a_round_is_told_once_all_its_models_are_scored(journal: Journal) -> None:
+def test_a_round_is_shown_once_all_its_models_are_scored(journal: Journal) -> None:
     assert [s.number for s in summaries(journal, with_sites=True)] == [0]
     assert [s.number for s in summaries(journal, with_sites=False)] == [0, 1]
     score(journal, 1, "b", 2.75)
@@ -62,12 +62,12 @@ def test_a_round_is_told_once_all_its_models_are_scored(journal: Journal) -> Non
     assert (second.nbytes, second.seconds) == (300, 15.0)
 
 
-def test_metrics_are_sorted_and_free_of_doubles(journal: Journal, tmp_path: Path) -> None:
+def test_metrics_are_sorted_and_without_duplicates(journal: Journal, tmp_path: Path) -> None:
     score(journal, 1, "a", 2.5)  # scored again by a resumed driver
     run: Any = SimpleNamespace(journal=journal, path=tmp_path)
-    rows = metric_rows(run)
+    rows = metric_rows(journal)
     models = [(0, "global"), (1, "global"), (1, "a")]
-    assert [(r["round"], r["model"], r["task"]) for r in rows] == [(*m, t) for m in models for t in ("t1", "t2")]
+    assert [row[:3] for row in rows] == [(*m, t) for m in models for t in ("t1", "t2")]
     write_metrics(run)
     read = list(csv.DictReader(io.StringIO((tmp_path / "metrics.csv").read_text())))
     assert list(read[0])[:5] == ["round", "model", "task", "loss", "samples"] and read[0]["loss"] == "2.000000"
@@ -93,7 +93,7 @@ def test_neither_the_terminal_nor_the_report_counts_the_absence_of_a_driver() ->
     ]
     journal: Any = SimpleNamespace(records=records)
     shown = {row.number: row.seconds for row in summaries(journal, with_sites=False)}
-    assert shown == {0: 0.0, 1: 35.0}  # from 20 to 90 with nobody from 25 to 60
+    assert shown == {0: 0.0, 1: 35.0}  # from 20 to 90 without a driver from 25 to 60
     assert round_lengths(build_timeline(EventLog(tuple(records)), ["a"])) == {1: 35.0}
     assert [row.number for row in summaries(journal, with_sites=False, shown={0})] == [1]
 
@@ -125,7 +125,7 @@ def versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Journal:
     return journal
 
 
-def test_a_version_is_told_with_the_sites_that_are_new_in_it(versions: Journal) -> None:
+def test_a_version_is_shown_with_the_sites_that_are_new_in_it(versions: Journal) -> None:
     rows = summaries(versions, with_sites=True)
     assert [(row.number, row.site_losses) for row in rows] == [(0, {}), (1, {"a": 2.6}), (2, {"b": 2.75})]
     assert [row.nbytes for row in rows] == [0, 200, 7]  # what has moved since the version before
@@ -154,7 +154,7 @@ def test_a_version_in_which_no_site_moved_has_a_length(versions: Journal) -> Non
     assert build_timeline(EventLog(tuple(versions.records)), ["a"]).round_ends[4] == last["time"] - 1000.0
 
 
-def test_the_report_tells_of_each_update_and_counts_versions(versions: Journal, tmp_path: Path) -> None:
+def test_the_report_shows_each_update_and_counts_versions(versions: Journal, tmp_path: Path) -> None:
     run: Any = SimpleNamespace(period="version", journal=EventLog(tuple(versions.records)))
     table = update_table(run)
     assert table is not None and [list(row) for row in table.rows] == [
@@ -169,7 +169,7 @@ def test_the_report_tells_of_each_update_and_counts_versions(versions: Journal, 
     assert timeline.period == "version" and list(timeline.round_ends.values()) == made
 
 
-def test_the_work_of_a_site_belongs_to_the_version_in_the_making(versions: Journal) -> None:
+def test_the_work_of_a_site_belongs_to_the_next_version(versions: Journal) -> None:
     runs = task_runs(EventLog(tuple(versions.records)))
     assert [(run.app, run.round, run.order) for run in runs if run.site == "a"] == [
         ("stage_in", 1, 1),
@@ -177,19 +177,18 @@ def test_the_work_of_a_site_belongs_to_the_version_in_the_making(versions: Journ
         ("stage_out", 2, 1),
     ]
     versions.write("campaign_finished", rounds=2, seconds=1)
-    move(versions, "stage_in", 3, 1)  # what the end came before
+    move(versions, "stage_in", 3, 1)  # after the end of the campaign
     assert task_runs(EventLog(tuple(versions.records)))[-1].round == 2
 
 
 class FakeEngine:
     def __init__(self, journal: Journal) -> None:
         self.run = SimpleNamespace(journal=journal)
-        self.kernel = SimpleNamespace(watches={}, globus=GlobusRoute())
         self.plan = SimpleNamespace(campaign=SimpleNamespace(evaluation=SimpleNamespace(sites=True)))
 
-    def phase(self, site: str) -> tuple[str, dict | None]:
-        progress = {"round": 2, "step": 3, "steps": 6, "loss": 1.5, "tokens_per_s": 90.0}
-        return ("training", progress) if site == "a" else ("idle", None)
+    def activity(self, site: str) -> SiteActivity:
+        progress: Any = {"round": 2, "step": 3, "steps": 6, "loss": 1.5, "tokens_per_s": 90.0}
+        return SiteActivity("training", progress) if site == "a" else SiteActivity("idle")
 
 
 def shown(journal: Journal, terminal: bool) -> str:
@@ -221,9 +220,9 @@ def test_versions_are_called_versions(versions: Journal) -> None:
     lines = text.getvalue().splitlines()
     assert lines[0].split()[:3] == ["version", "global", "loss"]
     assert lines[2].split() == ["1/8", "2.500", "2.600", "-", "200", "B", "3.0"]
-    assert "a: order 2: step 3 of 6, loss 1.500, 90 tokens/s" in text.getvalue()
+    assert "a: request 2: step 3 of 6, loss 1.500, 90 tokens/s" in text.getvalue()
 
 
 def test_a_line_per_site_on_a_terminal(journal: Journal) -> None:
     text = shown(journal, terminal=True)
-    assert "━━━━━━━━━━╌╌╌╌╌╌╌╌╌╌" in text and "idle, waiting for the others" in text
+    assert "━━━━━╌╌╌╌╌" in text and "idle, waiting for the others" in text

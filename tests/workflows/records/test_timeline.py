@@ -1,4 +1,4 @@
-"""The journal as intervals of time: what is read, what is derived, what is forgiven."""
+"""The timeline: reading the journal, intervals derived from it, and tolerated defects."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from workflows.records.timeline import (
 
 
 def task(app: str, site: str, *times: float, round: int = 1, **result: Any) -> dict[str, Any]:
-    """A task_done event; times are submitted, started and ended."""
+    """Return a task_done event; times are submitted, started and ended."""
     named = dict(zip(("submitted", "started", "ended"), times, strict=True))
     return (
         {"time": times[2], "event": "task_done", "app": app, "round": round, "site": site} | named | {"result": result}
@@ -167,7 +167,7 @@ def test_idle_is_what_nothing_covers() -> None:
     assert idle_share(timeline, "south") == 1.0
 
 
-def test_the_time_between_two_drivers_is_nobodys_idle_time() -> None:
+def test_the_time_between_two_drivers_is_no_idle_time() -> None:
     log = EventLog(
         (
             event("campaign_opened", 0.0),
@@ -192,7 +192,7 @@ def test_every_gap_between_drivers_is_found_and_the_first_start_is_none() -> Non
 
 
 @pytest.mark.parametrize("name", ["campaign_changed", "blocks_cancelled", "blocks_left"])
-def test_what_the_next_driver_writes_before_it_starts_is_no_word_of_the_last_one(name: str) -> None:
+def test_events_before_the_start_of_a_driver_are_not_of_the_last_one(name: str) -> None:
     story = (event("driver_started", 10.0), event("aggregated", 20.0), event(name, 90.0), event("driver_started", 95.0))
     assert down_spans(EventLog(story)) == [(20.0, 95.0)]
 
@@ -241,18 +241,18 @@ def test_moves_are_those_that_crossed_and_fall_back_on_the_size_of_the_artifact(
         ("compute_submitted", "waiting in queue"),
     ],
 )
-def test_only_where_there_is_a_queue_one_waits_in_it(name: str, label: str) -> None:
+def test_without_a_queue_sites_wait_for_a_worker(name: str, label: str) -> None:
     timeline = build_timeline(EventLog((*ONE_ROUND.events, event(name, 1200.0, site="north", job_id="1"))), ["north"])
     assert timeline.label(WAITING) == label
     assert timeline.label(TRAINING) == TRAINING
 
 
-def test_a_round_ends_with_its_model_whoever_comes_late() -> None:
+def test_a_round_ends_with_its_model_whatever_arrives_later() -> None:
     late = task("stage_in", "south", 1180.0, 1180.0, 1190.0)
     assert round_lengths(build_timeline(EventLog((*ONE_ROUND.events, late)), ["north"])) == {1: 160.0}
 
 
-def test_a_training_answered_twice_counts_once() -> None:
+def test_a_training_recorded_twice_counts_once() -> None:
     log = EventLog(
         (
             task("local_train", "n", 0, 0, 9, tokens=5),
@@ -293,7 +293,7 @@ def test_a_resumed_run_shows_its_gap(tmp_path: Path) -> None:
 
 
 def batch_round(*events: dict[str, Any], attempts: int = 1, submitted: float = 0.0) -> Timeline:
-    """A site whose training could begin at 20 s and began for the last time at 500 s."""
+    """Make the timeline of a site whose training could begin at 20 s; its last attempt began at 500 s."""
     log = EventLog(
         (
             event("campaign_opened", 0.0),
@@ -305,11 +305,11 @@ def batch_round(*events: dict[str, Any], attempts: int = 1, submitted: float = 0
     return build_timeline(log, ["n"])
 
 
-def block(job_id: str, asked: float, begun: float, over: float, state: str = "timeout") -> list[dict[str, Any]]:
+def block(job_id: str, submitted: float, begun: float, over: float, state: str = "timeout") -> list[dict[str, Any]]:
     named = {"site": "n", "job_id": job_id}
     return [
-        event("block_submitted", asked, **named, queue="q", nodes=1, walltime_s=60),
-        event("block_started", begun, **named, started=begun, wait_s=begun - asked),
+        event("block_submitted", submitted, **named, queue="q", nodes=1, walltime_s=60),
+        event("block_started", begun, **named, started=begun, wait_s=begun - submitted),
         event("block_ended", over, **named, state=state, reason="", started=begun, ended=over),
     ]
 
@@ -331,7 +331,7 @@ def test_a_training_that_needs_several_blocks_is_training_in_each_and_waiting_be
     assert spans(batch_round(*events, attempts=1), TRAINING) == [(500, 600)]
 
 
-def test_the_submission_of_a_second_try_does_not_hide_the_first() -> None:
+def test_the_submission_of_a_second_attempt_does_not_hide_the_first() -> None:
     events = [*block("1", 10, 100, 200), *block("2", 210, 480, 900)]
     timeline = batch_round(*events, attempts=2, submitted=205.0)
     assert spans(timeline, TRAINING) == [(100, 200), (480, 500), (500, 600)]
@@ -343,9 +343,9 @@ def test_a_block_that_was_ready_before_is_no_wait() -> None:
 
 
 def late_site(*queued: dict[str, Any]) -> Timeline:
-    """Two rounds of one site; the other's part of the first came to it while it queued, and it was asked in the second.
+    """Make the timeline of two rounds; site n receives the model of the first while queued, and trains in the second.
 
-    Its enrolment was asked for at 5 s and began at 260 s.
+    Its enrolment was submitted at 5 s and began at 260 s.
     """
     log = EventLog(
         (
@@ -368,7 +368,7 @@ def late_site(*queued: dict[str, Any]) -> Timeline:
 @pytest.mark.parametrize(
     ("queued", "begun", "over"), [(block("1", 6, 252, 400), 6, 252), ([], 5, 260)], ids=["batch", "elsewhere"]
 )
-def test_a_site_that_comes_late_has_waited_all_the_time(
+def test_a_site_that_starts_late_has_waited_all_the_time(
     queued: list[dict[str, Any]], begun: float, over: float
 ) -> None:
     timeline = late_site(*queued)
@@ -380,8 +380,8 @@ def test_a_site_that_comes_late_has_waited_all_the_time(
 
 
 def test_a_site_whose_only_block_never_starts_waits_and_is_not_idle() -> None:
-    asked = event("block_submitted", 10.0, site="n", job_id="1", queue="q", nodes=1, walltime_s=60)
-    timeline = late_site(asked | {"site": "s"})
+    submitted = event("block_submitted", 10.0, site="n", job_id="1", queue="q", nodes=1, walltime_s=60)
+    timeline = late_site(submitted | {"site": "s"})
     assert [(i.start_s, i.end_s) for i in timeline.waits if i.row == "s"] == [(10, 400)]
     assert timeline.rows == ("m", "n", "s", "server")
     assert idle_share(timeline, "s") == pytest.approx(10 / 400)

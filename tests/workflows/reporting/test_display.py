@@ -1,4 +1,4 @@
-"""What the terminal says of batch sites: the state of their blocks, and what went wrong with them."""
+"""The live display of batch sites: the state of their blocks, and problems with them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.console import Console
 from site_configs.library.schedulers import JobFacts
 from workflows.dataflow.activity import SiteActivity
 from workflows.records.journal import Journal
-from workflows.reporting.display import Display, block_words, phase_words, site_words, trouble
+from workflows.reporting.display import Display, block_text, phase_text, problem_text, site_text
 from workflows.runtime.block_watch import BlockWatch, WatchedJob
 
 NOW = 10_000.0
@@ -26,7 +26,7 @@ def facts(state: Any, started: float | None, reason: str = "") -> JobFacts:
 
 
 def watch(*jobs: WatchedJob) -> Any:
-    """A watch with these jobs and the real words for them."""
+    """Return a watch with these jobs and the real text about them."""
     found: Any = SimpleNamespace(jobs={job.job_id: job for job in jobs}, block=SimpleNamespace(walltime_s=3600))
     found.state = lambda: BlockWatch.state(found)
     found.running = lambda: BlockWatch.running(found)
@@ -51,30 +51,30 @@ def test_a_job_that_waits_is_named_with_its_reason() -> None:
     waiting.jobs["4711"].facts = JobFacts(
         "4711", "cf", "pending", time.time() - 720, None, None, 1, "debug", None, "Priority", 3600
     )
-    assert site_words(activity(waiting)) == "queued for 12 min (job 4711, Priority)"
+    assert site_text(activity(waiting)) == "queued for 12 min (job 4711, Priority)"
 
 
 def test_a_site_without_a_job_asks_for_one() -> None:
-    assert site_words(activity(watch())) == "asking for a block"
+    assert site_text(activity(watch())) == "asking for a block"
     assert (
-        site_words(activity(watch(WatchedJob("4711", 5.0, facts("running", 6.0), ended=True)))) == "asking for a block"
+        site_text(activity(watch(WatchedJob("4711", 5.0, facts("running", 6.0), ended=True)))) == "asking for a block"
     )
 
 
-def test_a_running_block_stands_before_what_the_site_does_in_it() -> None:
+def test_a_running_block_precedes_what_the_site_does_in_it() -> None:
     begun = watch(WatchedJob("4711", NOW, facts("running", time.time() - 600.0)))
-    words = site_words(activity(begun, "training", TRAINING))
+    words = site_text(activity(begun, "training", TRAINING))
     assert words == "block 4711 runs, 50 min left: round 2: step 3 of 6, loss 1.500, 90 tokens/s"
-    assert site_words(activity(begun, "idle")) == "block 4711 runs, 50 min left: idle, waiting for the others"
+    assert site_text(activity(begun, "idle")) == "block 4711 runs, 50 min left: idle, waiting for the others"
 
 
 def test_a_site_that_is_ready_before_the_campaign_begins_waits_for_the_others() -> None:
-    assert site_words(activity(phase="gathering")) == "ready; waits two minutes at most for the others"
-    assert site_words(activity(phase="ready")) == "ready"
+    assert site_text(activity(phase="gathering")) == "ready, waiting at most two minutes for the others"
+    assert site_text(activity(phase="ready")) == "ready"
 
 
 def test_a_site_without_a_batch_system_has_no_block() -> None:
-    assert site_words(activity(None, "training", TRAINING)) == "round 2: step 3 of 6, loss 1.500, 90 tokens/s"
+    assert site_text(activity(None, "training", TRAINING)) == "round 2: step 3 of 6, loss 1.500, 90 tokens/s"
 
 
 @pytest.mark.parametrize(
@@ -87,27 +87,27 @@ def test_a_site_without_a_batch_system_has_no_block() -> None:
     ],
 )
 def test_the_time_that_a_block_has_left(started: float | None, words: str) -> None:
-    assert block_words(watch(WatchedJob("4711", 5000.0, facts("running", started))), NOW) == words
+    assert block_text(watch(WatchedJob("4711", 5000.0, facts("running", started))), NOW) == words
 
 
 def test_only_the_newest_block_that_is_not_over_counts() -> None:
     over = WatchedJob("4710", 1.0, facts("running", 2.0), ended=True)
-    assert block_words(watch(over), NOW) is None
-    assert block_words(watch(over, WatchedJob("4711", 5.0)), NOW) is None
-    assert block_words(watch(over, WatchedJob("4711", 5.0, facts("pending", None))), NOW) is None
+    assert block_text(watch(over), NOW) is None
+    assert block_text(watch(over, WatchedJob("4711", 5.0)), NOW) is None
+    assert block_text(watch(over, WatchedJob("4711", 5.0, facts("pending", None))), NOW) is None
 
 
-def test_phases_in_words() -> None:
-    assert phase_words("staging", None) == "staging the model out"
-    assert phase_words("queued for 3 min (job 7)", None) == "queued for 3 min (job 7)"
+def test_phases_as_text() -> None:
+    assert phase_text("staging", None) == "receiving the model"
+    assert phase_text("queued for 3 min (job 7)", None) == "queued for 3 min (job 7)"
     quiet: Any = TRAINING | {"loss": None}
-    assert phase_words("training", quiet) == "round 2: step 3 of 6"
-    assert phase_words("training", None) == "training"
+    assert phase_text("training", quiet) == "round 2: step 3 of 6"
+    assert phase_text("training", None) == "training"
 
 
 def ended(state: str, reason: str = "", **more: Any) -> dict[str, Any]:
-    told = {"event": "block_ended", "site": "north", "job_id": "4711", "state": state, "reason": reason}
-    return told | {"started": 5.0, "asked": None} | more
+    record = {"event": "block_ended", "site": "north", "job_id": "4711", "state": state, "reason": reason}
+    return record | {"started": 5.0, "asked": None} | more
 
 
 @pytest.mark.parametrize(
@@ -120,16 +120,15 @@ def ended(state: str, reason: str = "", **more: Any) -> dict[str, Any]:
         (ended("cancelled", asked=True), None),
         (
             ended("cancelled", asked=False),
-            "north: block 4711 was cancelled, not by this campaign; what it was at goes on in the next",
+            "north: block 4711 was cancelled, not by this campaign; its work continues in the next block",
         ),
         (
             ended("cancelled", "by root", asked=False, started=None),
-            "north: block 4711 was cancelled, not by this campaign (by root); "
-            "it was still waiting, the next is asked for",
+            "north: block 4711 was cancelled, not by this campaign (by root); it was still queued; a new one follows",
         ),
         (
             ended("unknown", "the scheduler no longer knows the job", asked=False),
-            "north: block 4711 has ended (the scheduler no longer knows the job); what it was at goes on in the next",
+            "north: block 4711 has ended (the scheduler no longer knows the job); its work continues in the next block",
         ),
         (ended("unknown", "the scheduler no longer knows the job", asked=True), None),
         (ended("completed", asked=False), None),
@@ -154,7 +153,7 @@ def ended(state: str, reason: str = "", **more: Any) -> dict[str, Any]:
         ({"event": "update_refused", "site": "north", "reason": "site north: not finite"}, "site north: not finite"),
         (
             {"event": "compute_unreachable", "reason": "503 Service Unavailable"},
-            "Globus Compute does not answer: 503 Service Unavailable; what is at the sites goes on",
+            "Globus Compute does not answer: 503 Service Unavailable; work at the sites continues",
         ),
         ({"event": "transfer_back"}, "Globus Transfer answers again"),
         ({"event": "endpoint_status", "site": "north", "status": "offline"}, "north: its endpoint is offline"),
@@ -164,14 +163,14 @@ def ended(state: str, reason: str = "", **more: Any) -> dict[str, Any]:
         ),
         (
             {"event": "compute_asked_again", "site": "north", "reason": "nothing is heard of it"},
-            "north: asked again, nothing is heard of it",
+            "north: call repeated, nothing is heard of it",
         ),
         ({"event": "transfer_ended", "site": "north", "state": "SUCCEEDED"}, None),
         ({"event": "block_submitted", "site": "north"}, None),
     ],
 )
-def test_what_counts_as_trouble(record: dict[str, Any], text: str | None) -> None:
-    assert trouble(record) == text
+def test_which_records_are_problems(record: dict[str, Any], text: str | None) -> None:
+    assert problem_text(record) == text
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -1,4 +1,4 @@
-"""The pictures: what they place, how they name things, that each kind of run can be painted."""
+"""The figures: their data, their labels, and that each kind of run can be drawn."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_labels_that_do_not_collide_stay_where_they_are() -> None:
     assert spread([], 0.1, 0.0, 1.0) == []
 
 
-def test_labels_that_collide_share_the_way() -> None:
+def test_labels_that_collide_move_apart_evenly() -> None:
     assert spread([0.5, 0.5], 0.2, 0.0, 1.0) == pytest.approx([0.4, 0.6])
     assert spread([0.0, 0.0], 0.2, 0.0, 1.0) == pytest.approx([0.0, 0.2])
     assert spread([1.0, 1.0, 1.0], 0.2, 0.0, 1.0) == pytest.approx([0.6, 0.8, 1.0])
@@ -90,7 +90,7 @@ def test_the_unit_of_an_axis_follows_its_length(seconds: float, unit: str) -> No
     assert time_unit(seconds)[0] == unit
 
 
-def test_twelve_sites_are_told_apart_and_none_looks_like_the_global_model() -> None:
+def test_twelve_sites_look_different_and_none_looks_like_the_global_model() -> None:
     sites = [f"site-{n}" for n in range(24)]
     looks = [(line_style(s, sites)["color"], str(line_style(s, sites)["linestyle"])) for s in sites]
     assert len({colour for colour, _ in looks[:12]}) == 12
@@ -175,7 +175,7 @@ def small_timeline(**changes: Any) -> Timeline:
     return Timeline(**({**vars(build_timeline(log, SITES))} | changes))
 
 
-def test_the_gantt_chart_shows_rows_unit_and_the_absence_of_the_driver(tmp_path: Path) -> None:
+def test_the_gantt_chart_shows_rows_and_unit(tmp_path: Path) -> None:
     run = finished_run(tmp_path / "run", sites=2, rounds=2)
     timeline = build_timeline(read_events(run.write() / "journal.jsonl"), list(run.tasks))
     figure = timeline_figure(timeline, list(run.tasks))
@@ -231,7 +231,7 @@ def test_a_full_model_far_above_the_bars_is_a_note_and_no_line() -> None:
 
 
 def test_without_rounds_bytes_are_shown_over_time() -> None:
-    """Stairs that end at the sum of each site and direction; a version's own bytes would tell of nobody's work."""
+    """Step lines that end at the sum of each site and direction."""
     moved = [
         Move(1, "north", True, 10, 1000.0),
         Move(1, "north", False, 7, 1060.0),
@@ -250,11 +250,11 @@ def test_without_rounds_bytes_are_shown_over_time() -> None:
     ]
     thick, thin = (line.get_linewidth() for line in left.get_lines()[:2])
     assert thick > thin and left.get_legend_handles_labels()[1] == SITES[:2]
-    assert "full models in their place: 64 B, 2 times as much" in left.get_title(loc="left")
+    assert "full models instead: 64 B, 2 times as much" in left.get_title(loc="left")
 
 
 @pytest.mark.parametrize("options", [{"sites": 1, "rounds": 1}, {"sites": 12, "rounds": 2}])
-def test_every_picture_of_a_run_can_be_painted(tmp_path: Path, options: dict[str, int]) -> None:
+def test_every_picture_of_a_run_can_be_drawn(tmp_path: Path, options: dict[str, int]) -> None:
     run = finished_run(tmp_path / "run", **options)
     log, sites = read_events(run.write() / "journal.jsonl"), list(run.tasks)
     timeline = build_timeline(log, sites)

@@ -1,4 +1,4 @@
-"""The report of a run: its numbers, its words, its page, and what it does with runs that went wrong."""
+"""The report of a run: its numbers, its text, its page, and runs that are damaged."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from synthetic_run import MODEL, OPENED, SAMPLES, SyntheticRun, batch_run, finis
 from apps.base.errors import UserMistake
 from workflows import report
 from workflows.report import main, write_report
-from workflows.reporting import captions as report_words
-from workflows.reporting import tables as report_tables
+from workflows.reporting import captions, tables
 from workflows.reporting.run_summary import load_run, summarize
 
 REPORT = Path(report.__file__)
@@ -72,7 +71,7 @@ class Page(HTMLParser):
 
     def __init__(self, html: str) -> None:
         super().__init__()
-        self.words: list[str] = []
+        self.parts: list[str] = []
         self.tags: list[str] = []
         self.addresses: list[str] = []
         self.feed(html)
@@ -82,11 +81,11 @@ class Page(HTMLParser):
         self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
 
     def handle_data(self, data: str) -> None:
-        self.words.append(data)
+        self.parts.append(data)
 
     @property
     def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
+        return " ".join(" ".join(self.parts).split())
 
 
 def page_of(run_dir: Path) -> Page:
@@ -101,26 +100,26 @@ def test_means_are_unweighted_over_the_tasks(tmp_path: Path) -> None:
 
 
 def test_the_summary_of_two_tasks(tmp_path: Path) -> None:
-    found = summarize(load_run(tiny_run(tmp_path / "run", TWO_TASKS, north=["t1"], south=["t2"])))
-    assert (found.rounds, found.loss_first, found.loss_last) == (1, 3.0, 1.5)
-    assert found.site_losses == {"north": 1.75, "south": 2.0}
-    assert found.best_site == "north"
-    assert found.global_wins == ("t2",)
-    assert found.owner_wins == ("t1",)
-    assert found.compared == 2
+    summary = summarize(load_run(tiny_run(tmp_path / "run", TWO_TASKS, north=["t1"], south=["t2"])))
+    assert (summary.rounds, summary.loss_first, summary.loss_last) == (1, 3.0, 1.5)
+    assert summary.site_losses == {"north": 1.75, "south": 2.0}
+    assert summary.best_site == "north"
+    assert summary.global_wins == ("t2",)
+    assert summary.owner_wins == ("t1",)
+    assert summary.compared == 2
 
 
 def test_a_tie_is_a_win_of_neither(tmp_path: Path) -> None:
     losses = {(1, "global", "t"): 1.0, (1, "north", "t"): 1.0}
-    found = summarize(load_run(tiny_run(tmp_path / "run", losses, north=["t"])))
-    assert (found.global_wins, found.owner_wins, found.compared) == ((), (), 1)
+    summary = summarize(load_run(tiny_run(tmp_path / "run", losses, north=["t"])))
+    assert (summary.global_wins, summary.owner_wins, summary.compared) == ((), (), 1)
 
 
 def test_a_mean_over_some_of_the_tasks_is_no_mean(tmp_path: Path) -> None:
     losses = {key: loss for key, loss in TWO_TASKS.items() if key != (1, "global", "t2")}
-    found = summarize(load_run(tiny_run(tmp_path / "run", losses, north=["t1"], south=["t2"])))
-    assert (found.rounds, found.loss_last) == (0, 3.0)
-    assert found.compared == 1
+    summary = summarize(load_run(tiny_run(tmp_path / "run", losses, north=["t1"], south=["t2"])))
+    assert (summary.rounds, summary.loss_last) == (0, 3.0)
+    assert summary.compared == 1
 
 
 def test_a_row_written_again_after_a_resume_counts_once_and_the_last_counts(tmp_path: Path) -> None:
@@ -131,7 +130,7 @@ def test_a_row_written_again_after_a_resume_counts_once_and_the_last_counts(tmp_
 
 
 @pytest.mark.parametrize("bad", ["nan", "inf", "-inf", ""])
-def test_a_loss_that_is_not_finite_is_missing_and_said_to_be(tmp_path: Path, bad: str) -> None:
+def test_a_loss_that_is_not_finite_is_left_out_with_a_note(tmp_path: Path, bad: str) -> None:
     losses = TWO_TASKS | {(1, "global", "t1"): bad}
     run = load_run(tiny_run(tmp_path / "run", losses, north=["t1"], south=["t2"]))
     assert summarize(run).rounds == 0
@@ -147,42 +146,42 @@ def test_owners_are_dealt_as_the_campaign_deals_them(tmp_path: Path) -> None:
     assert list(run.owners)[:2] == ["forward_synthesis", "retrosynthesis"]
 
 
-def test_tasks_nobody_was_scored_on_are_not_shown_and_stray_names_do_no_harm(tmp_path: Path) -> None:
+def test_tasks_without_a_score_are_not_shown_and_unknown_names_are_ignored(tmp_path: Path) -> None:
     losses = {(0, "global", "t1"): 1.0, (0, "global", "t2"): 1.0}
     run = load_run(tiny_run(tmp_path / "run", losses, north=["t1", "no_such_task"]))
     assert run.owners == {"t1": ["north"], "t2": []}
 
 
 def test_the_summary_of_a_finished_run(finished: SyntheticRun) -> None:
-    found = summarize(load_run(finished.directory))
-    assert (found.state, found.finished, found.rounds, found.compared) == ("finished", True, 8, 14)
-    assert found.tokens == 8 * 70 * sum(SAMPLES.values())
-    assert found.nbytes_moved == 8 * 4 * 2 * MODEL["adapter"]
-    assert found.nbytes_full == 8 * 4 * 2 * MODEL["full"]
-    assert found.wall_s == pytest.approx(finished.time - OPENED)
+    summary = summarize(load_run(finished.directory))
+    assert (summary.state, summary.finished, summary.rounds, summary.compared) == ("finished", True, 8, 14)
+    assert summary.tokens == 8 * 70 * sum(SAMPLES.values())
+    assert summary.nbytes_moved == 8 * 4 * 2 * MODEL["adapter"]
+    assert summary.nbytes_full == 8 * 4 * 2 * MODEL["full"]
+    assert summary.wall_s == pytest.approx(finished.time - OPENED)
     last = [row["loss"] for row in finished.rows if (row["round"], row["model"]) == (8, "global")]
-    assert found.loss_last == pytest.approx(sum(last) / 14)
-    assert found.best_site == "polaris"
+    assert summary.loss_last == pytest.approx(sum(last) / 14)
+    assert summary.best_site == "polaris"
 
 
 def test_the_owner_wins_are_those_in_the_metrics(finished: SyntheticRun) -> None:
-    found = summarize(load_run(finished.directory))
+    summary = summarize(load_run(finished.directory))
     final = {(row["model"], row["task"]): row["loss"] for row in finished.rows if row["round"] == 8}
     owner = {task: site for site, tasks in finished.tasks.items() for task in tasks}
     better = {task for task in owner if final[owner[task], task] < final["global", task]}
-    assert set(found.owner_wins) == better
+    assert set(summary.owner_wins) == better
     lowest = {task: min(final[site, task] for site in finished.tasks) for task in owner}
-    assert set(found.global_wins) == {task for task in owner if final["global", task] < lowest[task]}
+    assert set(summary.global_wins) == {task for task in owner if final["global", task] < lowest[task]}
 
 
 def test_the_page_of_a_finished_run(finished: SyntheticRun, written: Path) -> None:
-    page, found = Page(written.read_text()), summarize(load_run(finished.directory))
+    page, summary = Page(written.read_text()), summarize(load_run(finished.directory))
     assert written.name == "report.html"
     assert sorted(path.name for path in (written.parent / "figures").iterdir()) == ALL_PICTURES
     assert "unfinished" not in page.text
-    assert f"below every site on {len(found.global_wins)} of 14 tasks" in page.text
-    assert f"stays better on it on {len(found.owner_wins)} of 14" in page.text
-    assert f"fell from {found.loss_first:.3f} to {found.loss_last:.3f}" in page.text
+    assert f"below every site on {len(summary.global_wins)} of 14 tasks" in page.text
+    assert f"stays better on it on {len(summary.owner_wins)} of 14" in page.text
+    assert f"fell from {summary.loss_first:.3f} to {summary.loss_last:.3f}" in page.text
     assert "55 times as much" in page.text
     assert "Refused" not in page.text
 
@@ -203,14 +202,14 @@ def test_nothing_else_is_written(finished: SyntheticRun, written: Path) -> None:
 
 
 def test_the_round_table_adds_up(finished: SyntheticRun) -> None:
-    rows = report_tables.round_table(load_run(finished.directory)).rows
+    rows = tables.round_table(load_run(finished.directory)).rows
     assert [row[0] for row in rows] == [str(number) for number in range(9)]
     assert rows[0][2:7] == ["–", "–", "0", "0 B", "0 B"]
     assert rows[1][3:7] == ["4", f"{70 * sum(SAMPLES.values()):,}", "19.5 MB", "19.5 MB"]
 
 
-def test_the_site_table_tells_what_each_site_did(finished: SyntheticRun) -> None:
-    rows = {row[0]: row for row in report_tables.site_table(load_run(finished.directory)).rows}
+def test_the_site_table_has_the_sums_of_each_site(finished: SyntheticRun) -> None:
+    rows = {row[0]: row for row in tables.site_table(load_run(finished.directory)).rows}
     assert rows["aurora"][1:7] == ["aurora", "2", "8", f"{8 * 3840:,}", f"{8 * 3840 * 70:,}", "240"]
     training_s = float(rows["aurora"][7].replace(",", ""))
     assert training_s == pytest.approx(8 * 3840 / 4.4, rel=0.05)
@@ -218,7 +217,7 @@ def test_the_site_table_tells_what_each_site_did(finished: SyntheticRun) -> None
 
 
 def test_the_task_table_names_the_owner(finished: SyntheticRun) -> None:
-    table = report_tables.task_table(load_run(finished.directory))
+    table = tables.task_table(load_run(finished.directory))
     assert list(table.columns) == ["task", "owner", "global", *finished.tasks]
     assert {row[0]: row[1] for row in table.rows}["retrosynthesis"] == "aurora"
     assert len(table.rows) == 14
@@ -254,7 +253,7 @@ def test_an_empty_journal(tmp_path: Path) -> None:
     assert "wall time" in page.text
 
 
-def test_a_driver_that_was_stopped_says_why(tmp_path: Path) -> None:
+def test_a_stopped_driver_is_reported_with_its_reason(tmp_path: Path) -> None:
     run = start_run(tmp_path / "run", sites=2, tasks=2)
     run.round(1)
     run.event("driver_stopped", reason="interrupted by <Ctrl-C>")
@@ -263,7 +262,7 @@ def test_a_driver_that_was_stopped_says_why(tmp_path: Path) -> None:
     assert "In 1 round of 8 planned" in page.text
 
 
-def test_a_resumed_run_with_trouble_in_it(tmp_path: Path) -> None:
+def test_a_resumed_run_with_problems(tmp_path: Path) -> None:
     run = start_run(tmp_path / "run", tasks=4)
     run.round(1)
     run.round(2, refused=("aurora",))
@@ -272,18 +271,18 @@ def test_a_resumed_run_with_trouble_in_it(tmp_path: Path) -> None:
     run.event("task_failed", app="stage_in", round=3, site="polaris", **failure)
     run.round(3)
     folder = run.write()
-    trouble = report_tables.trouble_table(load_run(folder))
-    assert trouble is not None
-    refused, failed = sorted(trouble.rows, key=lambda row: row[1])
+    problems = tables.problem_table(load_run(folder))
+    assert problems is not None
+    refused, failed = sorted(problems.rows, key=lambda row: row[1])
     assert refused[1:] == ["2", "aurora", "update refused", "norm 812.4 > bound <10>"]
     assert failed[1:] == ["3", "polaris", "task failed", "stage_in: TransferFailed: bad hash"]
-    assert report_tables.round_table(load_run(folder)).rows[2][3] == "3"
+    assert tables.round_table(load_run(folder)).rows[2][3] == "3"
     page = page_of(folder)
     assert "The driver was down for at most 90 min in 1 gap." in page.text
     assert "norm 812.4 > bound <10>" in page.text
 
 
-def test_a_cut_off_last_line_is_forgiven_and_mentioned(tmp_path: Path) -> None:
+def test_a_cut_off_last_line_is_left_out_with_a_note(tmp_path: Path) -> None:
     folder = finished_run(tmp_path / "run", rounds=1, sites=1).write()
     journal = folder / "journal.jsonl"
     journal.write_text(journal.read_text()[:-20])
@@ -291,7 +290,7 @@ def test_a_cut_off_last_line_is_forgiven_and_mentioned(tmp_path: Path) -> None:
     assert "The last line of journal.jsonl is unfinished and was left out." in page.text
 
 
-def test_whatever_comes_from_the_run_is_escaped(tmp_path: Path) -> None:
+def test_every_value_from_the_run_is_escaped(tmp_path: Path) -> None:
     run = start_run(tmp_path / "run", sites=1)
     run.round(1, refused=())
     run.event("update_refused", site="perlmutter", round=1, reason="<script>alert(1)</script>")
@@ -306,49 +305,49 @@ def test_whatever_comes_from_the_run_is_escaped(tmp_path: Path) -> None:
     assert "<script>alert(1)</script>" in page.text
 
 
-def test_a_loss_that_does_not_fall_is_not_said_to(tmp_path: Path) -> None:
+def test_a_loss_that_does_not_fall_is_reported_so(tmp_path: Path) -> None:
     losses = TWO_TASKS | {(1, "global", "t1"): 9.0}
     run = load_run(tiny_run(tmp_path / "run", losses, north=["t1"], south=["t2"]))
-    found = summarize(run)
-    assert "did not fall: it went from 3.000 to 5.500" in report_words.lead_text(run, found)
-    assert report_words.loss_caption(run, found).endswith("below the models of 0 of 2 sites. It rose in round 1.")
+    summary = summarize(run)
+    assert "did not fall: it went from 3.000 to 5.500" in captions.lead_text(run, summary)
+    assert captions.loss_caption(run, summary).endswith("below the models of 0 of 2 sites. It rose in round 1.")
 
 
 def test_a_campaign_of_the_full_model_claims_no_saving(tmp_path: Path) -> None:
     folder = finished_run(tmp_path / "run", sites=2, rounds=1, adapter=False).write()
     run = load_run(folder)
-    assert "in the same transfers: 1.08 GB, the same." in report_words.cost_caption(run, summarize(run))
-    assert "all parameters trained" in report_words.subtitle(run)
+    assert "in the same transfers: 1.08 GB, the same." in captions.cost_caption(run, summarize(run))
+    assert "all parameters trained" in captions.subtitle(run)
 
 
-def test_entries_that_moved_nothing_would_not_have_moved_the_full_model_either(tmp_path: Path) -> None:
+def test_tasks_that_moved_nothing_do_not_count_as_transfers_of_the_full_model(tmp_path: Path) -> None:
     run = start_run(tmp_path / "run", sites=2, tasks=2, rounds=1, adapter=False)
     run.round(1)
     for site in run.tasks:  # what Globus has fetched or what was there before
         run.task("stage_in", 1, site, run.time, run.time, run.time + 1, nbytes_moved=0)
     folder = run.write()
     read = load_run(folder)
-    found = summarize(read)
-    assert found.nbytes_full == found.nbytes_moved == 4 * MODEL["full"]
-    assert ", the same." in report_words.cost_caption(read, found)
+    summary = summarize(read)
+    assert summary.nbytes_full == summary.nbytes_moved == 4 * MODEL["full"]
+    assert ", the same." in captions.cost_caption(read, summary)
 
 
 def test_local_sites_wait_for_a_worker_and_batch_sites_in_a_queue(finished: SyntheticRun, tmp_path: Path) -> None:
     local, batch = load_run(finished.directory), load_run(batch_run(tmp_path / "batch").write())
     for run, wait, share, column in (
-        (local, "The longest wait for a worker was", "into waiting for a worker.", "waiting [s]"),
-        (batch, "The longest wait in a queue was", "into waiting in queues.", "queue [s]"),
+        (local, "The longest wait for a worker was", "waiting for a worker.", "waiting [s]"),
+        (batch, "The longest wait in a queue was", "waiting in queues.", "queue [s]"),
     ):
-        assert wait in report_words.timeline_caption(run)
-        assert report_words.cost_caption(run, summarize(run)).endswith(share)
-        assert column in report_tables.site_table(run).columns
+        assert wait in captions.timeline_caption(run)
+        assert captions.cost_caption(run, summarize(run)).endswith(share)
+        assert column in tables.site_table(run).columns
 
 
 def test_the_longest_wait_and_the_idlest_site_are_named(finished: SyntheticRun) -> None:
     run = load_run(finished.directory)
     waits = [i for i in run.timeline.intervals if i.phase == "waiting in queue"]
     worst = max(waits, key=lambda wait: wait.length_s)
-    caption = report_words.timeline_caption(run)
+    caption = captions.timeline_caption(run)
     assert f"at {worst.row} in round {worst.round}" in caption
     assert "driver was down" not in caption
 
@@ -387,10 +386,10 @@ def test_a_damaged_run_is_refused_in_one_line(
     folder = finished_run(tmp_path / "run", rounds=1).write()
     (folder / name).unlink() if content is None else (folder / name).write_text(content)
     assert main([str(folder)]) == 2
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert told.err.count("\n") == 1
-    assert words in told.err and name in told.err
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert words in captured.err and name in captured.err
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -400,7 +399,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest
     assert "cannot write" in capsys.readouterr().err
 
 
-def test_the_command_line_answers_with_the_page(tmp_path: Path) -> None:
+def test_the_command_prints_the_path_of_the_page(tmp_path: Path) -> None:
     folder = start_run(tmp_path / "run", sites=1, tasks=1).write()
     command = [sys.executable, str(REPORT), str(folder), "--out", str(tmp_path)]
     done = subprocess.run(
@@ -431,10 +430,10 @@ def test_help_and_a_missing_run_answer_at_once(tmp_path: Path) -> None:
 
 
 def test_a_damaged_run_raises_an_error_of_the_project(tmp_path: Path) -> None:
-    with pytest.raises(UserMistake, match="there is no such run directory"):
+    with pytest.raises(UserMistake, match="no such run directory"):
         write_report(tmp_path / "none")
 
 
-def test_findings_without_sites_have_no_best_site(finished: SyntheticRun) -> None:
-    found = replace(summarize(load_run(finished.directory)), site_losses={})
-    assert found.best_site is None
+def test_a_summary_without_sites_has_no_best_site(finished: SyntheticRun) -> None:
+    summary = replace(summarize(load_run(finished.directory)), site_losses={})
+    assert summary.best_site is None

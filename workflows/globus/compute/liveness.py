@@ -1,7 +1,7 @@
 """Liveness of a site: its state files, read through an endpoint on its login node or in another way.
 
 For Globus Compute a task that waits in a queue or computes for hours looks like one that was lost with its endpoint.
-The site's own files tell the two apart.
+The site's own files distinguish the two.
 """
 
 from __future__ import annotations

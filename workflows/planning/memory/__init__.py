@@ -1,1 +1,1 @@
-"""How much memory a training needs, and the fastest way to spread it that fits."""
+"""Estimate the memory of a training, and choose the fastest way to spread it that fits."""

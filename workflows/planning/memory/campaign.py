@@ -1,4 +1,4 @@
-"""The memory plans of a campaign's sites, and how they read."""
+"""Memory plans of a campaign's sites, and their text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Lines = list[tuple[str, str]]
 
 
 def plan_memory(campaign: Campaign, spec: ModelSpec, sites: Mapping[str, Site]) -> dict[str, MemoryPlan]:
-    """The plan of each of these sites.
+    """Return the memory plan of each of these sites.
 
     Args:
         campaign: with its ``model.dtype`` decided.
@@ -29,46 +29,41 @@ def plan_memory(campaign: Campaign, spec: ModelSpec, sites: Mapping[str, Site]) 
         sites: by name.
 
     Raises:
-        UserMistake: at one of the sites nothing fits.
+        UserMistake: no way of training fits one of the sites.
     """
     if not sites:
         return {}
-    shape, job, batch = shape_of(spec), job_of(campaign), campaign.training.batch_size
-    return {name: plan_site(site, shape, job, batch, campaign.parallel) for name, site in sites.items()}
+    shape, setup, batch = shape_of(spec), training_setup(campaign), campaign.training.batch_size
+    return {name: plan_site(site, shape, setup, batch, campaign.parallel) for name, site in sites.items()}
 
 
-def job_of(campaign: Campaign) -> TrainingSetup:
+def training_setup(campaign: Campaign) -> TrainingSetup:
+    """Return the part of the training settings that memory depends on."""
     weights = BFLOAT16 if campaign.model.dtype == "bfloat16" else FLOAT32
     mixed = weights == FLOAT32 and campaign.training.precision == "bf16"
     return TrainingSetup(weight_bytes=weights, mixed=mixed, length=campaign.data.max_tokens)
 
 
-def describe(
-    plans: Mapping[str, MemoryPlan], shape: ModelShape | None, job: TrainingSetup, sites: Mapping[str, Site]
-) -> Lines:
-    """All plans in words, for ``--dry-run``: how training is spread, the sum and what is there."""
-    return [line for name, plan in plans.items() for line in describe_site(sites[name], plan, shape, job)]
-
-
-def describe_site(site: Site, plan: MemoryPlan, shape: ModelShape | None, job: TrainingSetup) -> Lines:
-    lines = [(f"memory {site.name}", spread_text(plan)), *_sum_lines(plan)]
-    rate = samples_per_s(site, plan, shape, job)
+def describe_site(site: Site, plan: MemoryPlan, shape: ModelShape | None, setup: TrainingSetup) -> Lines:
+    """Return the lines of a site's plan: how training is spread, memory needed and available, estimated speed."""
+    lines = [(f"memory {site.name}", spread_text(plan)), *_need_lines(plan)]
+    rate = samples_per_s(site, plan, shape, setup)
     if rate:
         speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
-        lines.append(("", f"about {speed} samples/s of {job.length} tokens (an estimate)"))
+        lines.append(("", f"about {speed} samples/s of {setup.length} tokens (an estimate)"))
     return lines
 
 
-def samples_per_s(site: Site, plan: MemoryPlan, shape: ModelShape | None, job: TrainingSetup) -> float | None:
-    """The estimate of a site's speed in training; None where its machine is not known."""
+def samples_per_s(site: Site, plan: MemoryPlan, shape: ModelShape | None, setup: TrainingSetup) -> float | None:
+    """Return the estimated speed of a site in training; None if its machine is not in the table."""
     rates = rates_of(site)
     if not (plan.need and shape and rates):
         return None
-    return estimate(shape, job, plan.machine, plan.choice, rates).samples_per_s * plan.occupancy
+    return estimate(shape, setup, plan.machine, plan.choice, rates).samples_per_s * plan.occupancy
 
 
 def idle_text(plan: MemoryPlan) -> str:
-    """What to know where a batch has too few samples for a site's ranks; empty where it has enough."""
+    """Return a hint if a batch has too few samples for a site's ranks, else ''."""
     if not plan.idle_ranks:
         return ""
     fewer = "nodes" if plan.machine.nodes > 1 else "ranks"
@@ -80,17 +75,18 @@ def idle_text(plan: MemoryPlan) -> str:
 
 
 def spread_text(plan: MemoryPlan) -> str:
+    """Return how training is spread over nodes and ranks."""
     machine, choice = plan.machine, plan.choice
     extras = [
-        word
-        for said, word in ((choice.checkpoint, "activations computed again"), (choice.offload, "optimiser on the host"))
-        if said
+        text
+        for used, text in ((choice.checkpoint, "activations computed again"), (choice.offload, "optimiser on the host"))
+        if used
     ]
     where = f"{plural(machine.nodes, 'node')} x {plural(machine.ranks_per_node, 'rank')}"
     return ", ".join([where, choice.sharding, *extras, f"micro-batch {choice.micro_batch}"])
 
 
-def _sum_lines(plan: MemoryPlan) -> Lines:
+def _need_lines(plan: MemoryPlan) -> Lines:
     need, machine = plan.need, plan.machine
     if need is None:
         return [("", plan.note)]
@@ -110,6 +106,6 @@ def _sum_lines(plan: MemoryPlan) -> Lines:
 
 
 def terms_text(need: Need) -> str:
-    """The terms of a sum, without those that are nothing."""
+    """Return the terms of a need, without zeros."""
     terms: Sequence[tuple[str, float]] = [(f.name, getattr(need, f.name)) for f in fields(need) if f.name != "host"]
     return " + ".join(f"{name} {bytes_text(value)}" for name, value in terms if value)

@@ -1,4 +1,4 @@
-"""What a training step needs of a device's memory and of the host's, by formula.
+"""Formulas for the memory that a training step needs on a device and on the host.
 
 States follow from what torch keeps: weights, gradients of the same type, AdamW's two moments, all sharded by FSDP2
 where it shards. ZeRO-1 and -2 (Rajbhandari et al., arXiv 1910.02054) have no exact counterpart: ``shard_grad_op`` moves
@@ -20,13 +20,13 @@ Sharding = Literal["none", "ddp", "shard_grad_op", "full_shard"]
 SHARDED = ("shard_grad_op", "full_shard")
 FLOAT32, BFLOAT16 = 4, 2
 SLACK = 1.08  # the allocator's fragments and short-lived buffers
-# bytes a token that a layer keeps, for each unit of its width, of the width of its keys, and of its inner width
+# bytes per token that a layer keeps, for each unit of its width, of its keys' width, and of its inner width
 LAYER_BYTES = {
     "gated": {"float32": (32, 8, 16), "autocast": (32, 2, 8), "bfloat16": (20, 4, 8)},
     "opt": {"float32": (40, 0, 4), "autocast": (28, 0, 2), "bfloat16": (20, 0, 2)},
     "other": {"float32": (40, 0, 20), "autocast": (30, 0, 10), "bfloat16": (26, 0, 10)},  # GPT-2, and an upper bound
 }
-FROZEN_BYTES = {  # the same for layers that do not learn, without what adapters keep
+FROZEN_BYTES = {  # the same for frozen layers, without what adapters keep
     "gated": {"float32": (24, 8, 16), "autocast": (12, 4, 6), "bfloat16": (12, 4, 6)},
     "opt": {"float32": (32, 0, 4), "autocast": (16, 0, 2), "bfloat16": (16, 0, 2)},
     "other": LAYER_BYTES["other"],
@@ -40,12 +40,12 @@ CONTEXT_BYTES = {
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """How a model is trained, as far as memory is concerned.
+    """The part of the training settings that memory depends on.
 
     Attributes:
-        weight_bytes: of a weight of the base model.
-        mixed: whether a float32 model computes in bfloat16.
-        length: tokens of the longest sample.
+        weight_bytes: bytes of a weight of the base model.
+        mixed: True if a float32 model computes in bfloat16.
+        length: number of tokens of the longest sample.
     """
 
     weight_bytes: int
@@ -54,12 +54,13 @@ class TrainingSetup:
 
     @property
     def compute_bytes(self) -> int:
+        """Bytes of a number in the compute type."""
         return BFLOAT16 if self.mixed else self.weight_bytes
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a site trains on; ``device_bytes`` of one rank, ``host_bytes`` of one node, 0 where it is not known."""
+    """Hardware of a site: ``device_bytes`` of one rank, ``host_bytes`` of one node, 0 if unknown."""
 
     nodes: int
     ranks_per_node: int
@@ -69,12 +70,13 @@ class Machine:
 
     @property
     def ranks(self) -> int:
+        """Number of ranks over all nodes."""
         return self.nodes * self.ranks_per_node
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A way to spread the training; ``micro_batch`` is samples of a rank in one pass."""
+    """One way to spread the training; ``micro_batch`` is the number of samples of a rank in one pass."""
 
     sharding: Sharding
     checkpoint: bool
@@ -84,12 +86,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes on one device, and on one host for all its ranks.
+    """Bytes needed on one device, and on one host for all its ranks.
 
     Attributes:
-        weights, gradients, optimizer: what stays between steps.
-        gathered: weights in the compute type and whole gradients, of what is in flight; copies that autocast makes.
-        activations: kept for the backward pass, with the logits.
+        weights, gradients, optimizer: states that stay between steps.
+        gathered: weights in the compute type and whole gradients while they are in use; copies that autocast makes.
+        activations: values kept for the backward pass, with the logits.
         overhead: context, communication buffers, fragments.
         host: offloaded states, and one copy of the weights for each rank while it loads them.
     """
@@ -104,25 +106,26 @@ class Need:
 
     @property
     def device(self) -> float:
+        """Sum of the bytes on one device."""
         return sum(getattr(self, field.name) for field in fields(self) if field.name != "host")
 
 
-def need_of(shape: ModelShape, job: TrainingSetup, machine: Machine, choice: Choice) -> Need:
-    """The sum for one way to spread a training."""
+def need_of(shape: ModelShape, setup: TrainingSetup, machine: Machine, choice: Choice) -> Need:
+    """Return the memory needed for one way to spread a training."""
     share = machine.ranks if choice.sharding in SHARDED else 1
-    trained_bytes = FLOAT32 if shape.adapted else job.weight_bytes  # peft keeps adapters in float32
-    base = 0 if not shape.adapted else job.weight_bytes * shape.parameters / share
+    trained_bytes = FLOAT32 if shape.adapted else setup.weight_bytes  # peft keeps adapters in float32
+    base = 0 if not shape.adapted else setup.weight_bytes * shape.parameters / share
     weights = base + trained_bytes * shape.trained / share
     gradients = trained_bytes * shape.trained / share
     optimizer = 2 * trained_bytes * shape.trained / share
     states = 0.0 if choice.offload else weights + gradients + optimizer
-    gathered = in_flight(shape, job, choice.sharding, trained_bytes)
-    activations = activation_bytes(shape, job, choice)
-    # AdamW's update needs one more number a parameter, after what belongs to the backward pass is gone
+    gathered = in_flight(shape, setup, choice.sharding, trained_bytes)
+    activations = activation_bytes(shape, setup, choice)
+    # AdamW's update needs one more number per parameter, after the memory of the backward pass is free
     at_update = 0.0 if choice.offload else trained_bytes * shape.trained / share
     short = max(0.0, at_update - gathered - activations)
     offloaded = machine.ranks_per_node * (weights + gradients + optimizer) if choice.offload else 0.0
-    loading = machine.ranks_per_node * job.weight_bytes * shape.parameters if machine.accelerator else 0.0
+    loading = machine.ranks_per_node * setup.weight_bytes * shape.parameters if machine.accelerator else 0.0
     kept = 0.0 if choice.offload else 1.0
     return Need(
         weights=kept * weights,
@@ -135,42 +138,42 @@ def need_of(shape: ModelShape, job: TrainingSetup, machine: Machine, choice: Cho
     )
 
 
-def in_flight(shape: ModelShape, job: TrainingSetup, sharding: Sharding, trained_bytes: int) -> float:
-    """Bytes beside states and activations while a step runs.
+def in_flight(shape: ModelShape, setup: TrainingSetup, sharding: Sharding, trained_bytes: int) -> float:
+    """Return the bytes beside states and activations while a step runs.
 
     ``ddp`` reduces gradients in buckets of their size. Under autocast every weight has a copy in the compute type.
-    FSDP2 gathers the next layer while one computes, through a buffer of a layer's size; what is in no layer stays
-    gathered, and its gradients, which come first, are reduced last; of the layers' whole gradients, with the float32
-    input of their reduction, those of one layer are there at a time.
+    FSDP2 gathers the next layer while one computes, through a buffer of a layer's size. Parameters outside the layers
+    stay gathered; their gradients are computed first and reduced last. Of the layers' whole gradients, with the
+    float32 input of their reduction, those of one layer exist at a time.
     """
     trained_share = shape.trained / shape.parameters
     if sharding in SHARDED:
         whole = shape.parameters if sharding == "shard_grad_op" else shape.outside + 2 * shape.layer
-        gradients = job.compute_bytes * shape.outside + (job.compute_bytes + FLOAT32) * shape.layer
-        return job.compute_bytes * (whole + shape.layer) + gradients * trained_share
-    casts = job.compute_bytes * shape.parameters if job.mixed else 0
+        gradients = setup.compute_bytes * shape.outside + (setup.compute_bytes + FLOAT32) * shape.layer
+        return setup.compute_bytes * (whole + shape.layer) + gradients * trained_share
+    casts = setup.compute_bytes * shape.parameters if setup.mixed else 0
     return casts + (trained_bytes * shape.trained if sharding == "ddp" else 0)
 
 
-def activation_bytes(shape: ModelShape, job: TrainingSetup, choice: Choice) -> float:
-    """What the forward pass keeps for the backward pass, at the longest samples and if every token counts."""
-    tokens = choice.micro_batch * job.length
-    autocast = job.mixed and choice.sharding not in SHARDED
-    layer = layer_bytes(shape, job, autocast)
-    residual = (FLOAT32 if autocast else job.compute_bytes) * shape.width
+def activation_bytes(shape: ModelShape, setup: TrainingSetup, choice: Choice) -> float:
+    """Return the bytes that the forward pass keeps for the backward pass, with samples of the full length."""
+    tokens = choice.micro_batch * setup.length
+    autocast = setup.mixed and choice.sharding not in SHARDED
+    layer = layer_bytes(shape, setup, autocast)
+    residual = (FLOAT32 if autocast else setup.compute_bytes) * shape.width
     layers = residual * shape.layers + layer if choice.checkpoint else layer * shape.adapted_layers
     # logits in the compute type, their logarithms in float32 and the gradients of these
-    logits = (2 * FLOAT32 + job.compute_bytes) * shape.vocabulary
+    logits = (2 * FLOAT32 + setup.compute_bytes) * shape.vocabulary
     return tokens * (layers + logits)
 
 
-def layer_bytes(shape: ModelShape, job: TrainingSetup, autocast: bool) -> float:
-    """Bytes a token that one layer keeps for the backward pass.
+def layer_bytes(shape: ModelShape, setup: TrainingSetup, autocast: bool) -> float:
+    """Return the bytes per token that one layer keeps for the backward pass.
 
-    Frozen layers keep fewer inputs, but peft turns the input of each adapted module into the adapters' float32; under
-    autocast that copy is turned back, and the smaller one is kept.
+    Frozen layers keep fewer inputs, but peft converts the input of each adapted module to the adapters' float32; under
+    autocast that copy is converted back, and the smaller one is kept.
     """
-    computes = "autocast" if autocast else "float32" if job.compute_bytes == FLOAT32 else "bfloat16"
+    computes = "autocast" if autocast else "float32" if setup.compute_bytes == FLOAT32 else "bfloat16"
     kind = "gated" if shape.gated else "opt" if shape.family == "opt" else "other"
     per_width, per_key, per_inner = (FROZEN_BYTES if shape.adapted else LAYER_BYTES)[kind][computes]
     copies = ADAPTER_INPUT_BYTES[computes] * shape.adapter_inputs

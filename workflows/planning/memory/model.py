@@ -1,7 +1,7 @@
-"""The size and shape of a model, counted without its weights: what a memory plan stands on.
+"""Size and shape of a model, counted without its weights, for memory plans.
 
 Parameters are counted on torch's meta device from the model's configuration. Configurations of models that are not on
-this machine come from a small dated table; where that has none either, the shape is unknown (None), never guessed.
+this machine come from a small dated table. If that has none either, the shape is unknown (None), never guessed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _opt(width: int, layers: int, heads: int, embedding: int | None = None) -> d
 
 
 def known_config(source: str) -> dict[str, Any] | None:
-    """The ``config.json`` values, as published on the hub and read in October 2026, of the reference paper's models."""
+    """Return the ``config.json`` values of the reference paper's models, as published on the hub in October 2026."""
     return {
         "meta-llama/Llama-2-7b-hf": _llama_2(4096, 11008, 32, 32),
         "meta-llama/Llama-2-13b-hf": _llama_2(5120, 13824, 40, 40),
@@ -52,18 +52,18 @@ def known_config(source: str) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What of a model decides its memory; counts are numbers of parameters.
+    """Properties of a model that its memory depends on.
 
     Attributes:
-        family: of the configuration, such as ``llama``: says what a layer keeps for the backward pass.
-        parameters: of the base model.
-        trained: all of them, or those of the adapters.
-        layer: of the largest decoder layer, the unit that sharding gathers.
-        outside: of what is in no layer: embedding, last norm, output layer.
-        layers, width, key_width, inner, vocabulary: of the network.
-        gated: whether a layer has a gate beside its inner projection.
-        adapted: whether adapters are trained instead of the model.
-        adapted_layers: layers from the first adapted one on, which is how far gradients flow back.
+        family: of the configuration, such as ``llama``; decides what a layer keeps for the backward pass.
+        parameters: number of parameters of the base model.
+        trained: number of trained parameters: all of them, or those of the adapters.
+        layer: number of parameters of the largest decoder layer, the unit that sharding gathers.
+        outside: number of parameters in no layer: embedding, last norm, output layer.
+        layers, width, key_width, inner, vocabulary: dimensions of the network.
+        gated: True if a layer has a gate beside its inner projection.
+        adapted: True if adapters are trained instead of the model.
+        adapted_layers: number of layers from the first adapted one on; gradients flow back to that one.
         adapter_inputs: sum of the input widths of one layer's adapted modules.
     """
 
@@ -84,19 +84,20 @@ class ModelShape:
 
 
 def shape_of(spec: ModelSpec) -> ModelShape | None:
-    """The shape of a campaign's model, or None where its configuration cannot be had on this machine."""
+    """Return the shape of a campaign's model, or None if this machine does not have its configuration."""
     config = config_of_spec(spec)
     return None if config is None else count(config, spec["adapter"])
 
 
 def config_of_spec(spec: ModelSpec) -> PreTrainedConfig | None:
+    """Return the configuration of a campaign's model, or None if this machine does not have it."""
     from transformers import AutoConfig
 
     source = spec["source"]
     if source == TINY:
         return _tiny_config(spec)
     if source in PACKAGED and not is_converted(source):
-        return None  # is unpacked by the first task
+        return None  # the first task unpacks it
     try:
         return AutoConfig.from_pretrained(model_folder(source), local_files_only=True)
     except (OSError, ValueError):  # not in the hub's cache on this machine, or no configuration of a known kind
@@ -124,7 +125,7 @@ def _tiny_config(spec: ModelSpec) -> PreTrainedConfig:
 
 
 def count(config: PreTrainedConfig, adapter: AdapterSpec | None) -> ModelShape:
-    """Count a configuration's parameters on the meta device, where tensors have shapes and no memory."""
+    """Return the shape of a configuration's model, built on the meta device, where tensors need no memory."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -137,7 +138,7 @@ def count(config: PreTrainedConfig, adapter: AdapterSpec | None) -> ModelShape:
     inner = next(filter(None, named), 4 * config.hidden_size)
     width, heads = config.hidden_size, config.num_attention_heads
     key_heads = getattr(config, "num_key_value_heads", None) or heads
-    adapted = _adapted(network, layers, adapter) if adapter else (total, len(layers), 0)
+    adapted = _adapted(layers, adapter) if adapter else (total, len(layers), 0)
     return ModelShape(
         family=config.model_type,
         parameters=total,
@@ -157,15 +158,15 @@ def count(config: PreTrainedConfig, adapter: AdapterSpec | None) -> ModelShape:
 
 
 def decoder_layers(network: Any) -> list[Any]:
-    """The repeated layers of a causal language model: its longest list of modules."""
+    """Return the repeated layers of a causal language model: its longest list of modules."""
     import torch
 
     lists = [module for module in network.modules() if isinstance(module, torch.nn.ModuleList)]
     return max((list(found) for found in lists), key=len)
 
 
-def _adapted(network: Any, layers: list[Any], adapter: AdapterSpec) -> tuple[int, int, int]:
-    """Parameters of the adapters, layers that gradients reach, and adapted input widths of a layer."""
+def _adapted(layers: list[Any], adapter: AdapterSpec) -> tuple[int, int, int]:
+    """Return the number of adapter parameters, of layers that gradients reach, and of adapted inputs of a layer."""
     import torch
     from transformers.pytorch_utils import Conv1D
 

@@ -1,6 +1,6 @@
-"""Which way of spreading a training fits a site: the first of a fixed order, from the fastest to the smallest.
+"""Choose how a site's training is spread: the first way that fits, in a fixed order from the fastest to the smallest.
 
-The sum for each way is in ``sums``; its speed, as an estimate, in ``speed``.
+``estimate`` has the memory that each way needs, ``speed`` an estimate of its speed.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from workflows.planning.memory.model import ModelShape
 ROOM = 0.92  # of a device's memory that a plan may fill
 HOST_ROOM = 0.9
 MOST_NODES = 1024  # more are not proposed
-# Falling speed. To compute activations again costs a third more arithmetic; full sharding moves the weights once more;
-# offloading waits for the bus and the processor. Gathered weights that stay are of no use beside offloading: what it
-# saves is then held on the device after all.
+# From fast to slow. Computing activations again costs a third more arithmetic; full sharding moves the weights once
+# more; offloading waits for the bus and the processor. Keeping gathered weights makes no sense with offloading: they
+# would take the device memory that it frees.
 ORDER: tuple[tuple[Sharding, bool, bool], ...] = (
     ("ddp", False, False),
     ("shard_grad_op", False, False),
@@ -37,15 +37,15 @@ ORDER: tuple[tuple[Sharding, bool, bool], ...] = (
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What a site's training is spread like.
+    """Memory plan of a site: how its training is spread.
 
     Attributes:
         site: its name in the campaign.
-        machine: what the plan was made for.
-        batch: samples that its ranks share out among themselves.
-        choice: how.
-        need: the sum; None where the model or the memory is not known here and nothing was checked.
-        note: what a person should know besides.
+        machine: the hardware that the plan is for.
+        batch: samples that the ranks share.
+        choice: the chosen way.
+        need: the memory it needs; None if the model or the memory is unknown here and nothing was checked.
+        note: a remark for people.
     """
 
     site: str
@@ -57,16 +57,16 @@ class MemoryPlan:
 
     @property
     def idle_ranks(self) -> int:
-        """Ranks that get no sample of a batch; they only keep the others company."""
+        """Number of ranks that get no sample of a batch."""
         return max(0, self.machine.ranks - self.batch)
 
     @property
     def occupancy(self) -> float:
-        """Samples of a batch, as a share of what the ranks would get through in the same time: above 0, at most 1."""
+        """Samples of a batch, as a share of those that the ranks could process in the same time: above 0, at most 1."""
         return self.batch / (self.machine.ranks * math.ceil(self.batch / self.machine.ranks))
 
     def parallel(self, site: Site) -> dict[str, Any]:
-        """The plain values that the trainer takes."""
+        """Return the plain values that the trainer takes."""
         return {
             "nodes": self.machine.nodes,
             "ranks_per_node": self.machine.ranks_per_node,
@@ -81,7 +81,7 @@ class MemoryPlan:
 
 
 def machine_of(site: Site) -> Machine:
-    """What a site trains on. Of a machine without a description only this one's memory is known."""
+    """Return the hardware of a site; without a node description only this machine's memory is known."""
     nodes = site.block.nodes if site.block else 1
     ranks, on_cpu = site.ranks.per_node, site.device == "cpu"
     host = site.node.memory_bytes if site.node else _memory_here() if site.route == "local" else 0
@@ -96,66 +96,65 @@ def _memory_here() -> int:
 
 
 def plan_site(
-    site: Site, shape: ModelShape | None, job: TrainingSetup, batch: int, wish: ParallelSection
+    site: Site, shape: ModelShape | None, setup: TrainingSetup, batch: int, section: ParallelSection
 ) -> MemoryPlan:
-    """The plan of one site.
+    """Return the memory plan of one site.
 
     Args:
         site: with its node, block and ranks.
-        shape: of the model; None: not known on this machine.
-        job: types and length.
-        batch: samples that the site's ranks share out among themselves.
-        wish: what the campaign fixes.
+        shape: of the model; None: unknown on this machine.
+        setup: types and length.
+        batch: samples that the site's ranks share.
+        section: the campaign's settings.
 
     Raises:
-        UserMistake: nothing fits; names what would.
+        UserMistake: nothing fits; the message has changes that would.
     """
     machine = machine_of(site)
-    sizes = micro_batches(batch, machine.ranks, wish)
-    choices = list(candidates(machine, sizes, wish))
+    sizes = micro_batches(batch, machine.ranks, section)
+    choices = list(candidates(machine, sizes, section))
     if not choices:
         raise UserMistake(
-            f"parallel: no way of training on {plural(machine.ranks, 'rank')} is left at {site.name}",
+            f"parallel: these settings leave no way of training on {plural(machine.ranks, 'rank')} at {site.name}",
             remedy="Set parallel.sharding and parallel.offload to auto",
         )
     if shape is None or not machine.device_bytes:
         unknown = "the model's configuration is" if shape is None else "the device's memory is"
         cautious = choices[0] if machine.ranks == 1 or not machine.accelerator else _last_without_offload(choices)
-        return MemoryPlan(
-            site.name, machine, batch, cautious, None, f"not checked: {unknown} not known on this machine"
-        )
-    found = first_fit(shape, job, machine, choices)
+        return MemoryPlan(site.name, machine, batch, cautious, None, f"not checked: {unknown} unknown on this machine")
+    found = first_fit(shape, setup, machine, choices)
     if found is None:
-        raise _refusal(site, shape, job, machine, choices)
+        raise _refusal(site, shape, setup, machine, choices)
     return MemoryPlan(site.name, machine, batch, *found)
 
 
 def first_fit(
-    shape: ModelShape, job: TrainingSetup, machine: Machine, choices: Sequence[Choice]
+    shape: ModelShape, setup: TrainingSetup, machine: Machine, choices: Sequence[Choice]
 ) -> tuple[Choice, Need] | None:
-    """The first way that fits, with its sum."""
+    """Return the first way that fits, with the memory it needs."""
     for choice in choices:
-        need = need_of(shape, job, machine, choice)
+        need = need_of(shape, setup, machine, choice)
         if fits(need, machine):
             return choice, need
     return None
 
 
 def fits(need: Need, machine: Machine) -> bool:
+    """Return True if a plan may fill that much of the device's and the host's memory."""
     host_fits = not machine.host_bytes or need.host <= HOST_ROOM * machine.host_bytes
     return need.device <= ROOM * machine.device_bytes and host_fits
 
 
-def candidates(machine: Machine, sizes: Sequence[int], wish: ParallelSection) -> Iterator[Choice]:
-    """All ways a campaign allows, in the order of falling speed.
+def candidates(machine: Machine, sizes: Sequence[int], section: ParallelSection) -> Iterator[Choice]:
+    """Yield all ways that a campaign allows, from fast to slow.
 
-    Smaller micro-batches come before offloading: they make the same step of more passes and cost little.
+    Smaller micro-batches come before offloading: they split the same step into more passes and cost little.
     """
     for offloads in (False, True):
         for size in sizes:
             for sharding, checkpoint, offload in ORDER:
                 choice = Choice(_for_ranks(sharding, machine), checkpoint, offload, size)
-                if offload == offloads and _possible(choice, machine) and _wanted(choice, sharding, wish):
+                if offload == offloads and _possible(choice, machine) and _wanted(choice, sharding, section):
                     yield choice
 
 
@@ -169,24 +168,24 @@ def _possible(choice: Choice, machine: Machine) -> bool:
     return machine.ranks > 1 or choice.sharding == "none"
 
 
-def _wanted(choice: Choice, sharding: Sharding, wish: ParallelSection) -> bool:
+def _wanted(choice: Choice, sharding: Sharding, section: ParallelSection) -> bool:
     return all(
         wanted in (AUTO, *values)
         for wanted, values in (
-            (wish.sharding, (choice.sharding, sharding)),
-            (wish.offload, (choice.offload,)),
-            (wish.checkpoint_activations, (choice.checkpoint,)),
+            (section.sharding, (choice.sharding, sharding)),
+            (section.offload, (choice.offload,)),
+            (section.checkpoint_activations, (choice.checkpoint,)),
         )
     )
 
 
-def micro_batches(batch: int, ranks: int, wish: ParallelSection) -> list[int]:
-    """Samples of a rank in one pass, the most first: its share of a batch, and what divides that.
+def micro_batches(batch: int, ranks: int, section: ParallelSection) -> list[int]:
+    """Return the numbers of samples of a rank in one pass, largest first: its share of a batch and the divisors of it.
 
-    So all passes of a batch are of one size.
+    So all passes of a batch have the same size.
     """
-    if wish.micro_batch != AUTO:
-        return [int(wish.micro_batch)]
+    if section.micro_batch != AUTO:
+        return [int(section.micro_batch)]
     share = math.ceil(batch / ranks)
     return [size for size in range(share, 0, -1) if share % size == 0]
 
@@ -196,9 +195,9 @@ def _last_without_offload(choices: Sequence[Choice]) -> Choice:
 
 
 def _refusal(
-    site: Site, shape: ModelShape, job: TrainingSetup, machine: Machine, choices: Sequence[Choice]
+    site: Site, shape: ModelShape, setup: TrainingSetup, machine: Machine, choices: Sequence[Choice]
 ) -> UserMistake:
-    needs = [need_of(shape, job, machine, choice) for choice in choices]
+    needs = [need_of(shape, setup, machine, choice) for choice in choices]
     least = min(needs, key=lambda need: need.device)
     what = "adapters" if shape.adapted else "all parameters"
     text = (
@@ -208,41 +207,41 @@ def _refusal(
     )
     if least.device <= ROOM * machine.device_bytes:
         text += f"; offloading and loading need {bytes_text(least.host)} of {bytes_text(machine.host_bytes)} a host"
-    return UserMistake(text, remedy="It would fit with " + ", or ".join(ways_out(site, shape, job, machine, choices)))
+    return UserMistake(text, remedy="It would fit with " + ", or ".join(remedies(site, shape, setup, machine, choices)))
 
 
-def ways_out(
-    site: Site, shape: ModelShape, job: TrainingSetup, machine: Machine, choices: Sequence[Choice]
+def remedies(
+    site: Site, shape: ModelShape, setup: TrainingSetup, machine: Machine, choices: Sequence[Choice]
 ) -> list[str]:
-    """What would make a plan fit, in words; at least the advice to look for larger devices."""
+    """Return the changes that would make a plan fit, for people."""
     sizes = sorted({choice.micro_batch for choice in choices}, reverse=True)
     free = list(candidates(machine, sizes, ParallelSection()))
     single = list(candidates(machine, [1], ParallelSection()))
     found = []
-    if first_fit(shape, job, machine, free):
+    if first_fit(shape, setup, machine, free):
         found.append("parallel.sharding, offload and checkpoint_activations: auto")
-    elif first_fit(shape, job, machine, single):
+    elif first_fit(shape, setup, machine, single):
         found.append("parallel.micro_batch: 1")
-    nodes = _enough_nodes(shape, job, machine, choices)
+    nodes = _enough_nodes(shape, setup, machine, choices)
     if nodes:
         found.append(f"sites.{site.name}.nodes: {nodes}")
-    if not shape.adapted and first_fit(with_adapter(shape), replace(job, weight_bytes=2), machine, single):
+    if not shape.adapted and first_fit(with_adapter(shape), replace(setup, weight_bytes=2), machine, single):
         found.append("model.adapter (LoRA) with model.dtype: bfloat16")
     return found or ["larger devices, or a smaller model"]
 
 
-def _enough_nodes(shape: ModelShape, job: TrainingSetup, machine: Machine, choices: Sequence[Choice]) -> int | None:
-    """The least power of two times the site's nodes that suffices."""
+def _enough_nodes(shape: ModelShape, setup: TrainingSetup, machine: Machine, choices: Sequence[Choice]) -> int | None:
+    """Return the site's nodes times the smallest power of two that suffices, or None."""
     nodes = machine.nodes * 2
     while nodes <= MOST_NODES:
-        if first_fit(shape, job, replace(machine, nodes=nodes), [c for c in choices if c.sharding in SHARDED]):
+        if first_fit(shape, setup, replace(machine, nodes=nodes), [c for c in choices if c.sharding in SHARDED]):
             return nodes
         nodes *= 2
     return None
 
 
 def with_adapter(shape: ModelShape) -> ModelShape:
-    """About what LoRA of rank 16 on all linear layers makes of a model."""
+    """Return roughly the shape of a model with LoRA of rank 16 on all linear layers."""
     inputs = 6 * shape.width + shape.inner if shape.gated else 5 * shape.width + shape.inner
     outputs = 2 * shape.width + 2 * shape.key_width + 2 * shape.inner
     trained = 16 * shape.layers * (inputs + outputs)

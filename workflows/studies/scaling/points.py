@@ -14,7 +14,7 @@ from apps.training.spec import TrainingSpec
 from site_configs.library.resolve import SiteConfigError, resolve_site
 from site_configs.library.site import Site
 from workflows.planning.campaign import Campaign, ParallelSection
-from workflows.planning.memory.campaign import job_of
+from workflows.planning.memory.campaign import training_setup
 from workflows.planning.memory.model import ModelShape
 from workflows.planning.memory.plan import MemoryPlan, machine_of, plan_site
 from workflows.planning.plan import Plan
@@ -73,7 +73,7 @@ def points_of(
 
 def _plan(site: Site, campaign: Campaign, shape: ModelShape | None, micro_batch: int) -> MemoryPlan:
     batch = micro_batch * machine_of(site).ranks
-    return plan_site(site, shape, job_of(campaign), batch, ParallelSection(micro_batch=micro_batch))
+    return plan_site(site, shape, training_setup(campaign), batch, ParallelSection(micro_batch=micro_batch))
 
 
 def _sites_at_sizes(name: str, campaign: Campaign, run_dir: Path, sizes: Sizes) -> list[Site]:

@@ -1,4 +1,4 @@
-"""The life of a call as bookkeeping: which answers count, when it is asked for again."""
+"""State of a call: which answers count, when it is submitted again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def error(kind: str) -> dict:
     return {"status": "success", "result": "11\n" + json.dumps(json.dumps({"error": {"kind": kind, "what": "no"}}))}
 
 
-def job(*task_ids: str, now: float = 0.0) -> Call:
+def open_call(*task_ids: str, now: float = 0.0) -> Call:
     made = Call("k", CallTarget("aurora", "e", "python", silence_s=100, queue_s=1000), "f", "{}", training_id="t")
     for task_id in task_ids:
         made.submitted(task_id, now)
@@ -33,93 +33,93 @@ def job(*task_ids: str, now: float = 0.0) -> Call:
 
 
 def test_the_first_good_answer_counts():
-    one = job("a", "b")
-    assert one.update("b", result(7), 1) == "success"
-    assert one.over and not one.future.done()
-    one.resolve()
-    one.resolve()
-    assert one.future.result() == 7
-    assert list(one.attempts) == ["a"]
+    call = open_call("a", "b")
+    assert call.update("b", result(7), 1) == "success"
+    assert call.over and not call.future.done()
+    call.resolve()
+    call.resolve()
+    assert call.future.result() == 7
+    assert list(call.attempts) == ["a"]
 
 
 @pytest.mark.parametrize("last", [False, True])
 def test_a_lost_attempt_counts_when_it_was_the_last(last):
-    one = job("a") if last else job("a", "b")
-    assert one.update("a", {"status": "failed", "exception": LOST}, 1) == "WorkersLost"
-    one.resolve()
-    assert one.over is last
+    call = open_call("a") if last else open_call("a", "b")
+    assert call.update("a", {"status": "failed", "exception": LOST}, 1) == "WorkersLost"
+    call.resolve()
+    assert call.over is last
     if last:
         with pytest.raises(WorkersLost, match=r"^site aurora: the endpoint has lost the task: .*loss of worker 0$"):
-            one.future.result()
+            call.future.result()
 
 
 def test_an_error_of_the_call_itself_ends_it():
-    one = job("a", "b")
-    assert one.update("a", error("TrainingError"), 1) == "TrainingError"
-    one.resolve()
-    assert isinstance(one.future.exception(), TrainingError)
+    call = open_call("a", "b")
+    assert call.update("a", error("TrainingError"), 1) == "TrainingError"
+    call.resolve()
+    assert isinstance(call.future.exception(), TrainingError)
 
 
-def test_who_meets_another_at_work_waits_for_it_or_asks_again():
-    one = job("a", "b")
-    assert one.update("b", error("LeaseHeld"), 1) == "LeaseHeld"
-    assert one.due is None and not one.over
-    assert one.update("a", error("LeaseHeld"), 5) == "LeaseHeld"
-    assert one.due == 5 + RETRY_S
+def test_a_held_lease_is_waited_for_or_the_call_is_submitted_again():
+    call = open_call("a", "b")
+    assert call.update("b", error("LeaseHeld"), 1) == "LeaseHeld"
+    assert call.due is None and not call.over
+    assert call.update("a", error("LeaseHeld"), 5) == "LeaseHeld"
+    assert call.due == 5 + RETRY_S
 
 
-def test_an_endpoint_that_is_coming_back_is_given_time():
-    one = job("a")
-    assert one.update("a", {"status": "failed", "exception": BUSY}, 3) == "not yet"
-    assert (one.over, one.due, one.attempts) == (False, 3 + RETRY_S, {})
+def test_a_restarting_endpoint_is_waited_for():
+    call = open_call("a")
+    assert call.update("a", {"status": "failed", "exception": BUSY}, 3) == "not yet"
+    assert (call.over, call.due, call.attempts) == (False, 3 + RETRY_S, {})
 
 
 @pytest.mark.parametrize(
     "record", [None, {"status": "failed", "reason": "unknown task"}, {"status": "ABANDONED"}, {"status": "success"}]
 )
-def test_what_the_service_has_forgotten_is_asked_for_again(record):
-    one = job("a")
-    assert one.update("a", record, 1) is None  # once may be a slip
-    assert one.update("a", {"status": "running"}, 2) is None
-    assert one.update("a", record, 3) is None
-    assert one.update("a", record, 4) == "forgotten"
-    assert (one.due, one.over) == (4, False)
+def test_a_task_unknown_to_the_service_is_submitted_again(record):
+    call = open_call("a")
+    assert call.update("a", record, 1) is None  # once may be a slip
+    assert call.update("a", {"status": "running"}, 2) is None
+    assert call.update("a", record, 3) is None
+    assert call.update("a", record, 4) == "forgotten"
+    assert (call.due, call.over) == (4, False)
 
 
-def test_silence_is_counted_from_the_last_news():
-    one = job("a", now=10)
-    assert not one.is_silent(1009)
-    assert one.is_silent(1011)
-    one.update("a", {"status": "waiting-for-nodes"}, 500)
-    one.update("a", {"status": "waiting-for-nodes"}, 900)
-    assert not one.is_silent(1499) and one.is_silent(1501)
-    one.update("a", {"status": "running"}, 1400)
-    assert not one.is_silent(1499) and one.is_silent(1501)
-    one.observe(1450, active=True, written=False)
-    assert not one.is_silent(1549) and one.is_silent(1551)
-    one.resubmit(1551)
-    assert one.due == 1551 and not one.is_silent(9999)
-    one.submitted("b", 1552)
-    assert set(one.attempts) == {"a", "b"}
-    assert not one.is_silent(1952) and one.is_silent(1953)  # what was lost once is not waited for so long
+def test_silence_counts_from_the_last_change():
+    call = open_call("a", now=10)
+    assert not call.is_silent(1009)
+    assert call.is_silent(1011)
+    call.update("a", {"status": "waiting-for-nodes"}, 500)
+    call.update("a", {"status": "waiting-for-nodes"}, 900)
+    assert not call.is_silent(1499) and call.is_silent(1501)
+    call.update("a", {"status": "running"}, 1400)
+    assert not call.is_silent(1499) and call.is_silent(1501)
+    call.observe(1450, active=True, written=False)
+    assert not call.is_silent(1549) and call.is_silent(1551)
+    call.resubmit(1551)
+    assert call.due == 1551 and not call.is_silent(9999)
+    call.submitted("b", 1552)
+    assert set(call.attempts) == {"a", "b"}
+    assert not call.is_silent(1952) and call.is_silent(1953)  # what was lost once is not waited for so long
 
 
-def test_what_leaves_no_trace_is_asked_for_earlier_and_ever_more_seldom():
-    one, moments = job("a"), []
-    one.training_id = None
+def test_a_call_without_files_at_the_site_is_submitted_again_earlier_and_then_less_often():
+    call, moments = open_call("a"), []
+    call.training_id = None
     for now in range(2000):
-        if one.is_silent(now):
-            one.resubmit(now)
-            one.submitted(f"again at {now}", now)
+        if call.is_silent(now):
+            call.resubmit(now)
+            call.submitted(f"again at {now}", now)
             moments.append(now)
     assert moments == [201, 602, 1403]
 
 
-def test_a_result_that_lies_at_the_site_and_does_not_come():
-    one = job("a")
+def test_a_result_at_the_site_that_is_not_delivered():
+    call = open_call("a")
     for now in (10, 30):
-        one.observe(now, active=False, written=True)
-    assert not one.is_silent(10 + RESULT_GRACE_S) and one.is_silent(11 + RESULT_GRACE_S)
+        call.observe(now, active=False, written=True)
+    assert not call.is_silent(10 + RESULT_GRACE_S) and call.is_silent(11 + RESULT_GRACE_S)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_answers_in_any_other_form_are_refused_unread(buffer):
 
 
 @given(st.text())
-def test_whatever_comes_is_an_answer_or_an_error(text):
+def test_any_text_is_an_answer_or_an_error(text):
     for buffer in (text, "11\n" + text, "11\n" + json.dumps(text)):
         assert isinstance(read_answer(buffer), dict | CrossfedError)
     assert isinstance(read_failure(text), WorkersLost | TaskError)
@@ -155,7 +155,7 @@ def test_what_is_too_large_is_refused_with_site_and_bytes():
         require_fits("aurora", "f", '"' * 5_000_000)
 
 
-def test_errors_that_come_from_the_wire_keep_their_kind():
+def test_received_errors_keep_their_kind():
     found = read_answer(error("LeaseHeld")["result"])
     assert isinstance(found, LeaseHeld)
     too_large = read_failure("globus_compute_sdk.errors.MaxResultSizeExceeded: Task result of 11B exceeded limit")

@@ -104,8 +104,8 @@ def test_as_parsls_executor(tmp_path, aurora, site):
 def test_a_site_without_the_project_is_told_with_the_remedy(tmp_path, aurora, site):
     config = site_config(site.root, aurora.endpoint_id, python_env=bare_environment(tmp_path / "bare"))
     with driver(tmp_path / "run", config) as run:
-        words = r"site aurora: .*does not run crossfed.*No module named 'apps'.*python_env"
-        with pytest.raises(UserMistake, match=words):
+        message = r"site aurora: .*cannot run crossfed.*No module named 'apps'.*python_env"
+        with pytest.raises(UserMistake, match=message):
             run.train(site).result(COLD_S)
 
 
@@ -133,7 +133,7 @@ def test_a_killed_worker(tmp_path, stack, aurora, site):
 
 
 def test_a_killed_child_endpoint_is_noticed_by_the_sites_files(tmp_path, stack, aurora, site, monkeypatch):
-    """Its interchange and workers are orphans that go on: the training ends, and nobody tells the service."""
+    """Its interchange and workers are orphans that continue: the training ends, and the service gets no result."""
     with drive(tmp_path, site, aurora, slow_s=0.05, read_state=lambda _: look(PLACE, str(site.root))) as run:
         run.executor.liveness.look_s = 0.5
         monkeypatch.setattr("workflows.globus.compute.calls.RESULT_GRACE_S", 3.0)
@@ -148,7 +148,7 @@ def test_a_killed_child_endpoint_is_noticed_by_the_sites_files(tmp_path, stack, 
 
 
 def test_an_endpoint_that_dies_with_all_its_processes(tmp_path, stack, aurora, site):
-    """As a node that is switched off: no sign of life, so it is asked again, and goes on from the checkpoint."""
+    """As a node that is switched off: no liveness, so it is submitted again and continues from the checkpoint."""
     with drive(
         tmp_path, site, aurora, slow_s=0.05, silence_s=4.0, read_state=lambda _: look(PLACE, str(site.root))
     ) as run:
@@ -192,9 +192,9 @@ with driver(folder / "run", site_config(folder / "site" / "site", endpoint), env
 
 def test_a_killed_driver_and_the_next_one(tmp_path, stack, aurora, site):
     arguments = site.arguments(steps=60)
-    job = json.dumps([str(tmp_path), aurora.endpoint_id, arguments])
+    call = json.dumps([str(tmp_path), aurora.endpoint_id, arguments])
     paths = {"PYTHONPATH": f"{PROJECT}:{PROJECT / 'tests'}"}
-    first = subprocess.Popen([sys.executable, "-c", DRIVER, job], env={**os.environ, **paths})
+    first = subprocess.Popen([sys.executable, "-c", DRIVER, call], env={**os.environ, **paths})
     wait_until(lambda: step(site) >= 3, COLD_S)
     first.send_signal(signal.SIGKILL)
     first.wait()
@@ -208,7 +208,7 @@ def test_a_killed_driver_and_the_next_one(tmp_path, stack, aurora, site):
 
 
 def test_looking_through_an_endpoint_on_the_login_node(tmp_path, stack, aurora, site):
-    """The endpoint of the blocks is busy with the training; another one tells how far it is."""
+    """The endpoint of the blocks is busy with the training; another one reads its progress."""
     config = site_config(site.root, aurora.endpoint_id, files=aurora.endpoint_id)
     code = child_variables(tmp_path / "slow", 0.1)
     with driver(tmp_path / "run", config, environment=code, files_config={"idle_heartbeats": 100}) as run:

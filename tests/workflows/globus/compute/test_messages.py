@@ -1,4 +1,4 @@
-"""What people are told of a site behind Globus: what it is asked, what has gone there, how old a view is."""
+"""Status texts of a site behind Globus: open calls, transfers, the age of the displayed state."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from workflows.globus.compute.executor import calls_text
 from workflows.globus.compute.liveness import state_time
 from workflows.globus.route import GlobusRoute
 from workflows.globus.transfer.errors import TransferFailed
-from workflows.reporting.display import phase_words
+from workflows.reporting.display import phase_text
 
 NOON = time.mktime((2026, 8, 14, 12, 0, 0, 0, 0, -1))
 TRAINING: Any = {"phase": "training", "round": 2, "step": 40, "steps": 100, "loss": None, "tokens_per_s": 90.0}
@@ -33,7 +33,7 @@ def call(status: str | None = None, submitted_at: float | None = NOON, over: boo
 
 
 @pytest.mark.parametrize(
-    ("calls", "words"),
+    ("calls", "text"),
     [
         ([], "submitting to its endpoint"),
         ([call("success", over=True)], None),
@@ -49,11 +49,11 @@ def call(status: str | None = None, submitted_at: float | None = NOON, over: boo
         ),
     ],
 )
-def test_what_an_endpoint_is_asked(calls: list[Call], words: str | None) -> None:
-    assert calls_text(calls, NOON + 600) == words
+def test_status_of_the_calls_to_an_endpoint(calls: list[Call], text: str | None) -> None:
+    assert calls_text(calls, NOON + 600) == text
 
 
-def test_a_question_of_another_day_tells_the_day() -> None:
+def test_a_submission_of_another_day_shows_the_date() -> None:
     assert clock_text(NOON, NOON + 3600) == "at 12:00"
     assert clock_text(NOON, NOON + 24 * 3600) == "on 2026-08-14 at 12:00"
     later = calls_text([call("received")], NOON + 24 * 3600)
@@ -66,7 +66,7 @@ def sent(nbytes: int) -> Future[Any]:
     return future
 
 
-def test_the_model_that_has_gone_there_is_told_first() -> None:
+def test_the_model_that_was_sent_is_shown_first() -> None:
     asked = SimpleNamespace(status_text=lambda: "submitted at 12:00")
     route = GlobusRoute({"polaris": asked, "aurora": SimpleNamespace(status_text=lambda: None)})  # type: ignore[dict-item]
     assert route.task_text("polaris") == "submitted at 12:00"
@@ -80,25 +80,25 @@ def test_the_model_that_has_gone_there_is_told_first() -> None:
     assert route.task_text("polaris", failed) == "submitted at 12:00"
 
 
-def test_a_view_from_afar_tells_its_age() -> None:
+def test_a_state_that_is_read_remotely_shows_its_age() -> None:
     now = time.time()
-    assert phase_words("training", TRAINING) == "round 2: step 40 of 100"
-    assert phase_words("training", TRAINING, seen_at=now - 2) == "round 2: step 40 of 100"
-    assert phase_words("training", TRAINING, seen_at=now - 45) == "round 2: step 40 of 100, 45 s ago"
-    assert phase_words("loading", TRAINING, seen_at=now - 1500) == "loading model and data, 25 min ago"
-    assert phase_words("idle", None, seen_at=now - 45) == "idle, waiting for the others"  # known here
+    assert phase_text("training", TRAINING) == "round 2: step 40 of 100"
+    assert phase_text("training", TRAINING, seen_at=now - 2) == "round 2: step 40 of 100"
+    assert phase_text("training", TRAINING, seen_at=now - 45) == "round 2: step 40 of 100, 45 s ago"
+    assert phase_text("loading", TRAINING, seen_at=now - 1500) == "loading model and data, 25 min ago"
+    assert phase_text("idle", None, seen_at=now - 45) == "idle, waiting for the others"  # known here
 
 
-def test_where_a_site_is_seen_from_here_nothing_has_an_age() -> None:
+def test_a_state_that_is_read_directly_has_no_age() -> None:
     far: Any = SimpleNamespace(last_look={"seen_at": 7.0, "changed_at": None})
     route = GlobusRoute({"polaris": far})
     assert route.seen_at("polaris") == 7.0 and route.seen_at("here") is None
 
 
-@given(told=st.none() | st.floats(0, 1e10), asked=st.floats(0, 1e10), took=st.floats(0, 1e3))
-def test_a_wrong_clock_does_not_make_a_view_older_than_the_question(
-    told: float | None, asked: float, took: float
+@given(site_time=st.none() | st.floats(0, 1e10), requested=st.floats(0, 1e10), took=st.floats(0, 1e3))
+def test_a_wrong_clock_does_not_make_a_state_older_than_the_request(
+    site_time: float | None, requested: float, took: float
 ) -> None:
-    moment = state_time({} if told is None else {"time": told}, asked, asked + took)
-    assert asked <= moment <= asked + took
-    assert moment == told or not (told is not None and asked <= told <= asked + took)
+    moment = state_time({} if site_time is None else {"time": site_time}, requested, requested + took)
+    assert requested <= moment <= requested + took
+    assert moment == site_time or not (site_time is not None and requested <= site_time <= requested + took)

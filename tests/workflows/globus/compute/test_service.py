@@ -1,4 +1,4 @@
-"""The genuine client against the loopback service: storms, lost and doubled tasks, a new driver, bad answers."""
+"""Globus Compute calls with the genuine client and a loopback service: outages, lost and doubled tasks, restarts."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_what_is_too_large_is_refused_and_the_executor_lives_on(tmp_path, agent)
 
 
 @pytest.mark.parametrize("status", [500, 503, 429, 409])
-def test_a_storm_is_ridden_out(status, tmp_path, agent):
+def test_repeated_errors_of_the_service_are_waited_for(status, tmp_path, agent):
     agent.compute.storm(status, 8, r"/(functions|submit|batch_status)$")
     with drive(tmp_path, agent) as run:
         assert run.executor.submit(look, {}, PLACE, str(tmp_path)).result(patience(30))["claims"] == []
@@ -114,7 +114,7 @@ def test_a_service_that_goes_and_comes_back(tmp_path, agent):
     assert submissions(agent) == 1
 
 
-def test_a_token_that_was_taken_back_is_renewed(tmp_path, agent):
+def test_an_expired_token_is_renewed(tmp_path, agent):
     with drive(tmp_path, agent) as run:
         run.executor.submit(look, {}, PLACE, str(tmp_path)).result(patience(20))
         agent.auth.expire_tokens()
@@ -144,9 +144,9 @@ def test_a_slow_answer_makes_two_tasks_and_one_training(tmp_path, agent, site, m
 
 
 def test_two_tasks_at_once_train_once(tmp_path, agent, site):
-    """The second finds the first at work, and is asked again until the first is done."""
-    order = site.arguments()
-    task = Task(*order)
+    """The second finds the lease of the first, and is submitted again until the first is done."""
+    request = site.arguments()
+    task = Task(*request)
     with drive(tmp_path, agent, site) as run:
         with acquire(site.root, task.id, beat_s=0.1):
             training = run.train(site)
@@ -157,7 +157,7 @@ def test_two_tasks_at_once_train_once(tmp_path, agent, site):
     assert set(states[:-1]) == {"LeaseHeld"} and states[-1] == "success"
 
 
-def test_results_that_the_service_has_forgotten_are_asked_for_again(tmp_path, agent, site):
+def test_results_that_the_service_has_discarded_are_requested_again(tmp_path, agent, site):
     agent.compute.rules.abandon_after_s = 0.0
     with drive(tmp_path, agent, site) as run:
         training = run.train(site)
@@ -186,8 +186,8 @@ def test_an_unknown_task_does_not_hide_the_others(tmp_path, agent, site):
     ]
 
 
-def test_tasks_that_are_lost_without_a_word(tmp_path, agent, site):
-    """The training ends, its result is lost on the way: the site's files tell."""
+def test_a_lost_result_is_noticed_in_the_sites_files(tmp_path, agent, site):
+    """The training ends and its result is lost: the site's files show that it has ended."""
     agent.compute.rules.drop_results = 1
     with drive(tmp_path, agent, site, read_state=lambda _: look(PLACE, str(site.root))) as run:
         run.executor.liveness.look_s = 0.1
@@ -197,14 +197,14 @@ def test_tasks_that_are_lost_without_a_word(tmp_path, agent, site):
     assert (manifest["attempts"], manifest["reused"]) == (1, True)
 
 
-def test_silence_without_any_look(tmp_path, agent):
+def test_a_call_without_news_is_submitted_again(tmp_path, agent):
     agent.compute.rules.drop_results = 1
     with drive(tmp_path, agent, silence_s=0.25) as run:
         assert run.executor.submit(look, {}, PLACE, str(tmp_path)).result(patience(20))["claims"] == []
     assert [r["reason"] for r in run.events("compute_asked_again")] == ["no news"]
 
 
-def test_a_look_that_fails_is_no_sign(tmp_path, agent):
+def test_a_failed_look_is_no_sign_of_liveness(tmp_path, agent):
     agent.running.clear()
     looks = []
 
@@ -214,14 +214,14 @@ def test_a_look_that_fails_is_no_sign(tmp_path, agent):
 
     with drive(tmp_path, agent, read_state=broken) as run:
         run.executor.liveness.look_s = 0.05
-        order = Site(tmp_path / "site").arguments()
-        run.executor.submit(local_train, {}, *order)
+        request = Site(tmp_path / "site").arguments()
+        run.executor.submit(local_train, {}, *request)
         wait_until(lambda: len(looks) > 2)
         assert run.executor.last_look == {"seen_at": None, "changed_at": None}
     assert set(looks) == {"look-aurora"}
 
 
-def test_lost_workers_are_told_and_another_try_is_another_task(tmp_path, agent):
+def test_lost_workers_are_reported_and_a_retry_is_another_task(tmp_path, agent):
     agent.handle = lambda *_: (_ for _ in ()).throw(RuntimeError("WorkerLost"))
     with drive(tmp_path, agent) as run:
         with pytest.raises(WorkersLost, match="site aurora"):
@@ -232,7 +232,7 @@ def test_lost_workers_are_told_and_another_try_is_another_task(tmp_path, agent):
 
 
 def test_nothing_but_json_is_read(tmp_path, agent):
-    """A pickle that would leave a file behind, had anybody read it."""
+    """A pickle that would leave a file behind, if it were read."""
     from globus_compute_sdk.serialize import DillDataBase64
 
     class Bomb:
@@ -247,14 +247,14 @@ def test_nothing_but_json_is_read(tmp_path, agent):
         assert not (tmp_path / "boom").exists()
 
 
-def test_an_endpoint_that_nobody_knows(tmp_path, agent):
+def test_an_unknown_endpoint(tmp_path, agent):
     agent.endpoint_id = "00000000-0000-0000-0000-000000000000"
     with drive(tmp_path, agent) as run:
         with pytest.raises(EndpointProblem, match=r"site aurora: the endpoint refuses the call \(404\).*endpoint's id"):
             run.executor.submit(look, {}, PLACE, str(tmp_path)).result(patience(20))
 
 
-def test_who_is_not_admitted(tmp_path, agent):
+def test_an_identity_without_access_to_the_endpoint(tmp_path, agent):
     agent.service.fault(r"/submit$", status=403, body={"code": "FORBIDDEN", "message": "not for you"})
     with drive(tmp_path, agent) as run:
         with pytest.raises(EndpointProblem, match=r"\(403\): not for you. Ask the endpoint's owner"):
@@ -304,7 +304,7 @@ def test_a_task_of_another_endpoint_is_not_adopted(tmp_path, agent):
     assert len({r["endpoint"] for r in second.events("compute_submitted")}) == 2
 
 
-def test_the_journal_tells_when_an_endpoint_goes_and_comes_back(tmp_path, agent):
+def test_the_journal_records_when_an_endpoint_goes_offline_and_comes_back(tmp_path, agent):
     agent.running.clear()
     with drive(tmp_path, agent) as run:
         run.executor.submit(look, {}, PLACE, str(tmp_path))
@@ -326,22 +326,22 @@ def test_template_values_reach_the_endpoint(tmp_path, agent):
     assert json.loads(body)["kwargs"]["user_opts"] == {"account": "ABC", "nodes": 2}
 
 
-def test_the_pace():
+def test_the_rate_limit():
     now = [0.0]
     moments = []
-    pace = RateLimiter(3, 10.0, lambda: now[0], lambda seconds: now.__setitem__(0, now[0] + seconds))
+    limiter = RateLimiter(3, 10.0, lambda: now[0], lambda seconds: now.__setitem__(0, now[0] + seconds))
     for _ in range(8):
-        pace()
+        limiter()
         moments.append(now[0])
     assert moments == [0, 0, 0, 10, 10, 10, 20, 20]
 
 
-def test_a_client_that_cannot_be_made_is_told(tmp_path, agent, caplog):
-    def nobody():
+def test_a_client_that_cannot_be_made_is_reported(tmp_path, agent, caplog):
+    def not_logged_in():
         raise UserMistake("not logged in", remedy="Run: python workflows/login.py")
 
     caplog.set_level(logging.CRITICAL)
-    with drive(tmp_path, agent, api=ComputeApi(nobody)) as run:
+    with drive(tmp_path, agent, api=ComputeApi(not_logged_in)) as run:
         with pytest.raises(UserMistake, match=r"site aurora: not logged in. Run: python workflows/login.py"):
             run.executor.submit(look, {}, PLACE, str(tmp_path)).result(patience(20))
 

@@ -1,5 +1,5 @@
-"""``endpoints.sh`` with a stand-in for the agent: it is kept, in a session of its own, and ends when it is told to;
-and the genuine agent with the files that ``setup_site.py`` writes."""
+"""``endpoints.sh`` with a stand-in for the agent: restarted, in a session of its own, stopped on request; and the
+genuine agent with the files that ``setup_site.py`` writes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from facilities.globus.stack import Stack
 
 AGENT = """#!/bin/bash
-# notes how it is called, and lives until it is told to end
+# records its calls, and runs until it is stopped
 case "$1" in
   start)
     echo "start $2 $$ $(ps -o sid= -p $$) ${GLOBUS_COMPUTE_CLIENT_SECRET:-none} $GLOBUS_COMPUTE_USER_DIR" >> "$CALLS"
@@ -114,8 +114,8 @@ def test_a_service_accounts_secret_is_read_from_a_closed_file(folder: Path) -> N
 
 
 def test_help(folder: Path) -> None:
-    told = run(folder, "")
-    assert told.returncode == 2 and "start what does not run yet" in told.stdout and "#" not in told.stdout
+    shown = run(folder, "")
+    assert shown.returncode == 2 and "start what does not run yet" in shown.stdout and "#" not in shown.stdout
 
 
 # -- the genuine agent ------------------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ def template(folder: Path, endpoint: str = "train") -> str:
 
 @pytest.mark.parametrize("machine", ["polaris", "frontier", "slurm", "local"])
 def test_golden_files(machine: str, tmp_path: Path) -> None:
-    """The files as they were when somebody last looked at them; CROSSFED_WRITE_GOLDEN=1 writes them anew."""
+    """The files as last reviewed; CROSSFED_WRITE_GOLDEN=1 writes them again."""
     folder = written(machine, tmp_path)
     script = (folder / SCRIPT).read_text().replace(f"{Path(STORAGE.get(machine, ELSEWHERE)).parent}/", "/SITE/")
     (folder / SCRIPT).unlink()
@@ -140,7 +140,7 @@ def test_the_checklist_is_in_order(tmp_path: Path) -> None:
     steps = re.findall(r"^## (\d)", text, re.MULTILINE)
     assert steps == list("123456")
     order = ("venv /eagle/ABC/globus-agent", "./endpoints.sh start", "Add a Guest Collection", "crossfed-records")
-    places = [text.index(words) for words in (*order, "route: globus", "login.py --campaign")]
+    places = [text.index(part) for part in (*order, "route: globus", "login.py --campaign")]
     assert places == sorted(places)
     pasted = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])["sites"]["polaris"]
     blank = [key for key, value in pasted.items() if "UUID" in str(value)]
@@ -161,7 +161,7 @@ def shell_blocks(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("machine", available())
-def test_every_block_of_the_checklist_is_whole(machine: str, tmp_path: Path) -> None:
+def test_every_block_of_the_checklist_is_valid_shell(machine: str, tmp_path: Path) -> None:
     for block in shell_blocks(written(machine, tmp_path)):
         read = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True)
         assert (read.returncode, read.stderr) == (0, ""), block
@@ -173,8 +173,8 @@ def test_a_person_and_a_service_account_have_a_block_each(tmp_path: Path) -> Non
     assert person.splitlines()[0] == account.splitlines()[0] == "chmod 700 ."
     assert "login" in person and "account.env" not in person and "login" not in account
     assert [line.split("   ")[0] for line in start.splitlines()] == ["./endpoints.sh start", "./endpoints.sh status"]
-    told = subprocess.run(["bash"], input=account + "echo next", capture_output=True, text=True, cwd=folder)
-    assert (told.stdout, told.stderr) == ("next\n", "")  # what is pasted after it is not swallowed
+    ran = subprocess.run(["bash"], input=account + "echo next", capture_output=True, text=True, cwd=folder)
+    assert (ran.stdout, ran.stderr) == ("next\n", "")  # what is pasted after it is not swallowed
     written_there = (folder / "account.env").read_text()
     assert written_there == "GLOBUS_COMPUTE_CLIENT_ID=ID\nGLOBUS_COMPUTE_CLIENT_SECRET=SECRET\n"
     assert stat.S_IMODE((folder / "account.env").stat().st_mode) == 0o600
@@ -263,7 +263,7 @@ def test_from_a_campaign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ([], "name a machine, or --campaign FILE --site NAME"),
         (["polris"], "did you mean 'polaris'"),
@@ -283,11 +283,11 @@ def test_from_a_campaign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         ),
     ],
 )
-def test_mistakes_are_told_in_a_line(
-    given: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_mistakes_are_reported_in_a_line(
+    given: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert setup_site.main([*given, "--out", str(tmp_path / "out")]) == 2
-    assert re.search(told, capsys.readouterr().err) and not (tmp_path / "out").exists()
+    assert re.search(message, capsys.readouterr().err) and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("seen", ["carrier=copy", "collection_folder=/"])
@@ -512,7 +512,7 @@ def test_the_agent_refuses_what_a_campaign_must_not_set(sent: dict[str, Any], tm
 
 @pytest.mark.globus
 def test_shell_lines_reach_the_worker_as_they_are(tmp_path: Path) -> None:
-    """Words that Jinja or YAML would read otherwise."""
+    """Text that Jinja or YAML would read differently."""
     found = rendered(written("slurm", tmp_path), "train", tmp_path)
     lines = found["worker_init"].splitlines()
     assert "module load cuda" in lines and "echo ${#HOME} {{ x }}" in lines

@@ -79,7 +79,7 @@ def test_a_token_that_has_run_out_is_renewed(scene: Scene):
 
 
 @pytest.mark.parametrize("status", [302, 401, 403])
-def test_who_may_not_read_is_told_the_command(scene: Scene, status: int):
+def test_a_missing_consent_is_reported_with_its_command(scene: Scene, status: int):
     scene.facility.service.fault("/https/", status=status, count=-1, headers={"Location": "http://127.0.0.1:9/login"})
     with pytest.raises(ConsentMissing, match=f"login.py --collection {scene.collection.id}"):
         scene.reader.read(scene.collection, scene.path)

@@ -25,7 +25,7 @@ def scene(transfer_facility: TransferFacility, tmp_path: Path) -> Iterator[Scene
     made.close()
 
 
-def test_a_model_is_sent_and_the_journal_tells_of_it(scene: Scene):
+def test_a_model_is_sent_and_recorded_in_the_journal(scene: Scene):
     sent = scene.send(scene.staging(name="demo run!"))
     assert verify(scene.run.at("polaris"), scene.model["artifact"])
     assert sent["artifact"] == scene.model["artifact"]
@@ -45,7 +45,7 @@ def test_a_model_is_sent_and_the_journal_tells_of_it(scene: Scene):
     assert (ended["state"], ended["nbytes"], ended["faults"]) == ("SUCCEEDED", MIB, 0)
 
 
-def test_what_globus_is_asked_for(scene: Scene):
+def test_the_request_to_globus(scene: Scene):
     scene.send(scene.staging(name="demo run!", deadline_s=3600))
     [task] = scene.transfer.tasks
     assert task.document["verify_checksum"] and task.document["fail_on_quota_errors"]

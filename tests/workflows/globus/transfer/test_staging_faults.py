@@ -1,4 +1,4 @@
-"""What may go wrong with a transfer is mended, waited for, or told with its remedy."""
+"""Failures of a transfer are repaired, waited for, or reported with a remedy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def scene(transfer_facility: TransferFacility, tmp_path: Path) -> Iterator[Scene
 
 
 @pytest.mark.parametrize("fault", ["fail", "partial"])
-def test_a_transfer_that_failed_is_begun_anew(scene: Scene, fault: str):
+def test_a_failed_transfer_is_repeated(scene: Scene, fault: str):
     scene.transfer.fault(fault)
     scene.send(scene.staging())
     assert verify(scene.run.at("polaris"), scene.model["artifact"])
@@ -45,7 +45,7 @@ def test_a_transfer_that_fails_too_often_says_why_and_where(scene: Scene):
 
 
 @pytest.mark.parametrize("fault", ["corrupt", "drop"])
-def test_globus_mends_what_happens_on_the_way(scene: Scene, fault: str):
+def test_globus_repairs_faults_automatically(scene: Scene, fault: str):
     scene.transfer.fault(fault)
     scene.send(scene.staging())
     assert verify(scene.run.at("polaris"), scene.model["artifact"])
@@ -80,7 +80,7 @@ def test_a_model_that_is_damaged_here_is_set_aside_before_anything_is_sent(scene
     assert scene.transfer.tasks == []
 
 
-def test_a_transfer_that_stands_still_is_cancelled_and_begun_anew(scene: Scene):
+def test_a_stalled_transfer_is_cancelled_and_repeated(scene: Scene):
     scene.transfer.fault("stall")
     sending = in_thread(lambda: scene.send(scene.staging(retries=50)))
     wait_until(lambda: len(scene.transfer.tasks) >= 2)
@@ -102,7 +102,7 @@ def test_a_collection_that_is_offline_is_waited_for(scene: Scene):
     assert len(scene.transfer.tasks) == 1
 
 
-def test_expired_credentials_are_told_with_the_remedy_and_waited_for(scene: Scene):
+def test_expired_credentials_are_reported_with_the_remedy_and_waited_for(scene: Scene):
     scene.there.expired = True
     staging = scene.staging()
     sending = in_thread(lambda: scene.send(staging))
@@ -125,7 +125,7 @@ def test_the_deadline_ends_it(scene: Scene):
         scene.send(scene.staging(retries=0, deadline_s=0.3))
 
 
-def test_who_cancels_is_not_contradicted(scene: Scene):
+def test_a_cancelled_transfer_is_not_repeated(scene: Scene):
     scene.transfer.fault("stall")
     staging = scene.staging(Backoff(0.03, 0.1, stall_s=600))
     sending = in_thread(lambda: scene.send(staging))
@@ -174,7 +174,7 @@ def test_tokens_that_run_out_are_renewed(scene: Scene):
     assert len(scene.transfer.tasks) == 1
 
 
-def test_a_login_that_is_not_right_is_told_at_once(scene: Scene):
+def test_an_invalid_login_is_reported_at_once(scene: Scene):
     app = scene.facility.app(secret="of yesterday")
     with pytest.raises(LoginMissing, match=r"site polaris, round 1: Globus does not accept the login.*login\.py"):
         scene.send(scene.staging(make_client=lambda ids: scene.facility.client(app)))
@@ -186,16 +186,16 @@ def test_a_consent_that_is_missing_comes_with_the_command(scene: Scene):
         scene.send(scene.staging(make_client=lambda ids: scene.facility.client()))
     assert str(caught.value).endswith(f"Agree once: python workflows/login.py --collection {scene.there.id}")
     assert len(scene.run.records("transfer_submitting")) == 1, "what was refused is not tried again"
-    assert scene.send(scene.staging())["nbytes_moved"] == MIB, "once it is given, a resume goes on"
+    assert scene.send(scene.staging())["nbytes_moved"] == MIB, "once it is given, a resume continues"
 
 
-def test_an_identity_without_access_is_told_at_once(scene: Scene):
+def test_an_identity_without_access_is_reported_at_once(scene: Scene):
     scene.there.allowed = set()
     with pytest.raises(TransferFailed, match=r"not on the access list .*Ask the collection's owner"):
         scene.send(scene.staging())
 
 
-def test_a_folder_that_the_collection_does_not_show_is_told(scene: Scene):
+def test_a_folder_that_the_collection_does_not_show_is_reported(scene: Scene):
     scene.here.folder = scene.here.folder / "runs"
     with pytest.raises(TransferFailed, match=r"does not show /runs/demo/artifacts/.*Set 'globus.folder'"):
         scene.send(scene.staging())

@@ -1,4 +1,4 @@
-"""Drivers die and stop while Globus carries: the next one goes on with the same transfers."""
+"""Drivers are killed or stop during transfers: the next one follows the same transfers."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def kill_when(process: subprocess.Popen[bytes], condition: Callable[[], Any]) ->
         process.wait()
 
 
-def test_a_login_that_is_lost_on_the_way_leaves_the_transfer_to_the_next_driver(
+def test_a_login_that_is_lost_during_a_transfer_leaves_the_transfer_to_the_next_driver(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ):
     scene.there.expired = True  # holds the transfer up
@@ -79,11 +79,11 @@ def test_a_driver_killed_while_globus_copies_is_followed_by_the_next(scene: Scen
 
 
 @pytest.mark.parametrize("reaches", [True, False], ids=["the request is on its way", "the request is lost"])
-def test_a_driver_killed_between_name_and_task_hands_in_under_the_same_name(scene: Scene, reaches: bool):
+def test_a_driver_killed_between_id_and_task_submits_under_the_same_id(scene: Scene, reaches: bool):
     wrong = {"after": True} if reaches else {"status": 503}
     scene.facility.service.fault("/transfer$", method="POST", delay_s=10, **wrong)
-    handed_in = (lambda: scene.transfer.tasks) if reaches else (lambda: scene.has_record("transfer_submitting"))
-    kill_when(driver(scene), handed_in)
+    submitted = (lambda: scene.transfer.tasks) if reaches else (lambda: scene.has_record("transfer_submitting"))
+    kill_when(driver(scene), submitted)
     assert not scene.has_record("transfer_submitted")
     scene.facility.service.clear()
     assert scene.send(scene.staging())["nbytes_moved"] == MIB
@@ -92,7 +92,7 @@ def test_a_driver_killed_between_name_and_task_hands_in_under_the_same_name(scen
     assert task.document["submission_id"] == submitting["submission_id"]
 
 
-def test_a_task_that_the_service_has_forgotten_is_begun_anew(scene: Scene):
+def test_a_task_unknown_to_the_service_is_repeated(scene: Scene):
     staging = scene.staging(Backoff(0.03, 0.1, stall_s=600))
     scene.transfer.fault("stall")
     sending = in_thread(lambda: scene.send(staging))
@@ -106,7 +106,7 @@ def test_a_task_that_the_service_has_forgotten_is_begun_anew(scene: Scene):
     assert len(scene.transfer.tasks) == 1
 
 
-def test_who_waits_is_let_go_when_the_driver_stops(scene: Scene):
+def test_waiting_threads_are_released_when_the_driver_stops(scene: Scene):
     scene.transfer.fault("stall")
     staging = scene.staging(Backoff(300, 300, stall_s=600))
     models = [{"artifact": make_artifact(scene.run.store, os.urandom(100))} for _ in range(5)]
@@ -121,7 +121,7 @@ def test_who_waits_is_let_go_when_the_driver_stops(scene: Scene):
     scene.transfer.release()
 
 
-def test_who_waits_for_a_service_that_is_away_is_let_go_too(scene: Scene):
+def test_threads_waiting_for_an_absent_service_are_released_too(scene: Scene):
     scene.facility.service.fault("submission_id", status=503, count=-1, headers={"Retry-After": "600"})
     staging = scene.staging()
     sending = in_thread(lambda: scene.send(staging))

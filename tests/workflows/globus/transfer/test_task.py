@@ -41,7 +41,7 @@ QUICK = Backoff(0.02, 0.05, 0.02, 0.1, stall_s=0.3, overdue_s=0.3)
 
 
 class Ends:
-    """Two collections and what is told on the way."""
+    """Two collections and the reported troubles."""
 
     def __init__(self, facility: TransferFacility, root: Path) -> None:
         self.facility, self.transfer = facility, facility.transfer
@@ -61,7 +61,7 @@ class Ends:
     def look(self, task: Any, trouble: str | None) -> None:
         self.looks.append((task["status"], trouble))
 
-    def carry(self, request: TransferRequest, backoff: Backoff = QUICK) -> Any:
+    def run(self, request: TransferRequest, backoff: Backoff = QUICK) -> Any:
         caller = self.caller(backoff)
         return follow(caller, submit(caller, request, new_submission_id(caller)), self.look)
 
@@ -73,7 +73,7 @@ def ends(transfer_facility: TransferFacility, tmp_path: Path) -> Ends:
 
 def test_many_files_are_one_task(ends: Ends):
     (ends.one.folder / "b.bin").write_bytes(b"b" * 1000)
-    outcome = ends.carry(ends.request("a.bin", "b.bin"))
+    outcome = ends.run(ends.request("a.bin", "b.bin"))
     assert (outcome.nbytes, outcome.faults, outcome.missing) == (301_000, 0, ())
     assert (ends.two.folder / "in" / "b.bin").read_bytes() == b"b" * 1000
     assert len(ends.transfer.tasks) == 1
@@ -89,23 +89,23 @@ def test_one_name_one_task(ends: Ends):
     assert len(ends.transfer.tasks) == 2
 
 
-def test_files_that_are_not_there_are_told_and_hold_up_nothing(ends: Ends):
-    outcome = ends.carry(ends.request("nothing.bin", "a.bin"))
+def test_missing_files_are_reported_and_delay_nothing(ends: Ends):
+    outcome = ends.run(ends.request("nothing.bin", "a.bin"))
     assert outcome.missing == ("/nothing.bin",)
     assert (ends.two.folder / "in" / "a.bin").exists()
 
 
-def test_a_failure_tells_the_reason_and_the_last_event(ends: Ends):
+def test_a_failure_has_the_reason_and_the_last_event(ends: Ends):
     ends.transfer.fault("drop")
     ends.transfer.fault("partial")
     with pytest.raises(TransferFailed) as caught:
-        ends.carry(ends.request())
+        ends.run(ends.request())
     assert "ENDPOINT_ERROR: ended in the middle of a.bin" in str(caught.value)
     assert ends.transfer.tasks[0].id in str(caught.value)
 
 
 def test_a_task_that_the_service_does_not_end_is_cancelled_after_its_deadline(ends: Ends):
-    """The stand-in ends it by itself; its word is made late here."""
+    """The stand-in ends it automatically; its status is delayed here."""
     ends.two.expired = True
     caller = ends.caller()
     task_id = submit(caller, ends.request(deadline_s=600), new_submission_id(caller))
@@ -117,7 +117,7 @@ def test_a_task_that_the_service_does_not_end_is_cancelled_after_its_deadline(en
     assert task.fatal_error == {"code": "CANCELED", "description": "canceled on request"}
 
 
-def test_cancelled_by_somebody_is_an_error_of_its_own(ends: Ends):
+def test_a_cancelled_task_is_an_error_of_its_own(ends: Ends):
     ends.transfer.fault("stall")
     caller = ends.caller(Backoff(0.02, 0.05))
     task_id = submit(caller, ends.request(), new_submission_id(caller))
@@ -174,7 +174,7 @@ def test_a_client_that_cannot_be_made_yet_is_made_later(ends: Ends):
         ({"status": "ACTIVE", "nice_status": "TIMEOUT", "nice_status_short_description": "TIMEOUT"}, "TIMEOUT"),
     ],
 )
-def test_trouble_in_globus_words(task: dict[str, Any], trouble: str | None):
+def test_trouble_as_globus_names_it(task: dict[str, Any], trouble: str | None):
     assert trouble_of(task) == trouble
 
 
@@ -234,7 +234,7 @@ def test_other_errors_do_not_pass():
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "kind", "words"),
+    ("status", "code", "kind", "text"),
     [
         (401, "AuthenticationFailed", LoginMissing, "does not accept the login. Log in: python workflows/login.py"),
         (403, "EndpointPermissionDenied", TransferRefused, "Ask the collection's owner"),
@@ -243,10 +243,10 @@ def test_other_errors_do_not_pass():
         (400, "ClientError.BadRequest", TransferRefused, "app.globus.org/activity"),
     ],
 )
-def test_refusals_come_with_a_remedy_and_without_secrets(status: int, code: str, kind: type, words: str):
+def test_refusals_come_with_a_remedy_and_without_secrets(status: int, code: str, kind: type, text: str):
     error = refusal(Answered(status, {"code": code, "message": "said so"}).error())
     assert type(error) is kind
-    assert words in str(error)
+    assert text in str(error)
     assert "s3cret" not in str(error)
 
 

@@ -1,4 +1,4 @@
-"""What the journal knows of transfers is the same for the driver that wrote it and for the next."""
+"""The state of transfers in the journal is the same for the driver that wrote it and for the next."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The size and shape of models: against transformers' own counts, real models, and sources that are not here."""
+"""Size and shape of models, compared with transformers' own counts; sources that this machine does not have."""
 
 from __future__ import annotations
 
@@ -80,13 +80,13 @@ def test_a_folder_is_counted_by_its_configuration(tmp_path):
     assert adapted.trained == 2 * 2 * (64 + 3 * 64)
 
 
-def test_keys_narrower_than_the_width_are_seen(tmp_path):
+def test_keys_narrower_than_the_width(tmp_path):
     config = {**known_config("meta-llama/Llama-2-7b-hf"), "num_key_value_heads": 8, "num_hidden_layers": 1}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert shape(str(tmp_path)).key_width == 1024
 
 
-def test_a_source_that_is_not_here_is_unknown_and_never_guessed(tmp_path):
+def test_a_missing_source_is_unknown_and_never_guessed(tmp_path):
     assert shape_of(spec("nobody/nothing-7b")) is None
     assert shape_of(spec(str(tmp_path))) is None
     assert known_config("nobody/nothing-7b") is None

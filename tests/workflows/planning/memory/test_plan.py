@@ -1,4 +1,4 @@
-"""Memory plans: sums against known values, the order of ways, the reference paper's finding, refusals."""
+"""Memory plans: needs compared with known values, the order of ways, the reference paper's result, refusals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ from apps.base.errors import UserMistake
 from site_configs.library.site import Block, Node, Queue, Ranks, Site
 from site_configs.local import site as local_site
 from workflows.planning.campaign import ParallelSection
-from workflows.planning.memory.campaign import describe, idle_text, job_of, plan_memory, samples_per_s, spread_text
+from workflows.planning.memory.campaign import (
+    describe_site,
+    idle_text,
+    plan_memory,
+    samples_per_s,
+    spread_text,
+    training_setup,
+)
 from workflows.planning.memory.estimate import Choice, Machine, TrainingSetup, in_flight, need_of
 from workflows.planning.memory.model import ModelShape, shape_of
 from workflows.planning.memory.plan import (
@@ -71,10 +78,10 @@ def gpu_site(machine: Machine, name: str = "polaris", **changes) -> Site:
 
 
 def chosen(
-    model: ModelShape, job: TrainingSetup, machine: Machine, wish: ParallelSection = AUTO, batch: int = 0
+    model: ModelShape, setup: TrainingSetup, machine: Machine, section: ParallelSection = AUTO, batch: int = 0
 ) -> Choice:
-    sizes = micro_batches(batch or 4 * machine.ranks, machine.ranks, wish)
-    found = first_fit(model, job, machine, list(candidates(machine, sizes, wish)))
+    sizes = micro_batches(batch or 4 * machine.ranks, machine.ranks, section)
+    found = first_fit(model, setup, machine, list(candidates(machine, sizes, section)))
     assert found is not None
     return found[0]
 
@@ -82,12 +89,12 @@ def chosen(
 # --- sums -------------------------------------------------------------------------------------------------------
 
 
-def states(model: ModelShape, job: TrainingSetup, machine: Machine, sharding: str) -> float:
-    need = need_of(model, job, machine, Choice(sharding, False, False, 1))
+def states(model: ModelShape, setup: TrainingSetup, machine: Machine, sharding: str) -> float:
+    need = need_of(model, setup, machine, Choice(sharding, False, False, 1))
     return need.weights + need.gradients + need.optimizer
 
 
-def test_bytes_a_parameter(llama):
+def test_bytes_per_parameter(llama):
     one = replace(POLARIS, ranks_per_node=1)
     assert states(llama, MIXED, one, "none") == 16 * llama.parameters
     assert states(llama, BFLOAT, one, "none") == 8 * llama.parameters  # without float32 master weights
@@ -104,7 +111,7 @@ def test_adapters_are_float32_over_the_bases_type():
     )
 
 
-def test_what_is_in_flight(llama):
+def test_bytes_in_flight(llama):
     assert in_flight(llama, FLOAT, "none", 4) == 0
     assert in_flight(llama, MIXED, "none", 4) == 2 * llama.parameters  # autocast's copies
     assert in_flight(llama, FLOAT, "ddp", 4) == 4 * llama.parameters  # buckets
@@ -114,7 +121,7 @@ def test_what_is_in_flight(llama):
     assert gathered_once > 2 * llama.parameters
 
 
-def test_offloading_takes_the_states_off_the_device_and_onto_the_host(llama):
+def test_offloading_moves_the_states_to_the_host(llama):
     here = need_of(llama, MIXED, POLARIS, Choice("full_shard", False, False, 6))
     there = need_of(llama, MIXED, POLARIS, Choice("full_shard", False, True, 6))
     assert (there.weights, there.gradients, there.optimizer) == (0, 0, 0)
@@ -123,7 +130,7 @@ def test_offloading_takes_the_states_off_the_device_and_onto_the_host(llama):
     assert there.gathered == here.gathered
 
 
-def test_the_update_needs_room_even_where_batches_are_small():
+def test_the_update_needs_memory_even_with_small_batches():
     small = replace(shape("facebook/opt-125m"), vocabulary=1)
     need = need_of(small, replace(FLOAT, length=1), replace(POLARIS, ranks_per_node=1), Choice("none", False, False, 1))
     assert need.gathered + need.activations == 4 * small.parameters
@@ -141,34 +148,34 @@ shapes = st.sampled_from(["facebook/opt-1.3b", "meta-llama/Llama-2-7b-hf"]).map(
 
 
 @settings(max_examples=60, deadline=None)
-@given(model=shapes, job=jobs, choice=ways, nodes=st.integers(1, 8))
-def test_more_nodes_never_need_more_and_more_samples_never_less(model, job, choice, nodes):
+@given(model=shapes, setup=jobs, choice=ways, nodes=st.integers(1, 8))
+def test_more_nodes_never_need_more_and_more_samples_never_less(model, setup, choice, nodes):
     machine = replace(FRONTIER, nodes=nodes)
-    need = need_of(model, job, machine, choice)
-    assert need_of(model, job, replace(machine, nodes=nodes + 1), choice).device <= need.device
-    assert need_of(model, job, machine, replace(choice, micro_batch=choice.micro_batch + 1)).device >= need.device
+    need = need_of(model, setup, machine, choice)
+    assert need_of(model, setup, replace(machine, nodes=nodes + 1), choice).device <= need.device
+    assert need_of(model, setup, machine, replace(choice, micro_batch=choice.micro_batch + 1)).device >= need.device
     assert min(vars(need).values()) >= 0
 
 
 @settings(max_examples=60, deadline=None)
-@given(model=shapes, job=jobs, size=st.integers(1, 32), machine=st.sampled_from([POLARIS, FRONTIER, H200]))
-def test_the_plan_is_the_first_that_fits(model, job, size, machine):
+@given(model=shapes, setup=jobs, size=st.integers(1, 32), machine=st.sampled_from([POLARIS, FRONTIER, H200]))
+def test_the_plan_is_the_first_that_fits(model, setup, size, machine):
     choices = list(candidates(machine, [size], AUTO))
-    found = first_fit(model, job, machine, choices)
+    found = first_fit(model, setup, machine, choices)
     if found is None:
-        assert not any(fits(need_of(model, job, machine, choice), machine) for choice in choices)
+        assert not any(fits(need_of(model, setup, machine, choice), machine) for choice in choices)
         return
     choice, need = found
     assert fits(need, machine)
     for earlier in choices[: choices.index(choice)]:
-        assert not fits(need_of(model, job, machine, earlier), machine)
+        assert not fits(need_of(model, setup, machine, earlier), machine)
 
 
 @settings(max_examples=60, deadline=None)
-@given(model=shapes, job=jobs, size=st.integers(1, 32))
-def test_sharding_more_and_computing_again_both_save(model, job, size):
+@given(model=shapes, setup=jobs, size=st.integers(1, 32))
+def test_sharding_more_and_computing_again_both_save_memory(model, setup, size):
     def device(sharding: str, checkpoint: bool) -> float:
-        return need_of(model, job, FRONTIER, Choice(sharding, checkpoint, False, size)).device
+        return need_of(model, setup, FRONTIER, Choice(sharding, checkpoint, False, size)).device
 
     assert device("full_shard", False) <= device("shard_grad_op", False) <= device("ddp", False) * 1.01
     assert device("full_shard", True) <= device("full_shard", False)
@@ -178,7 +185,7 @@ def test_sharding_more_and_computing_again_both_save(model, job, size):
 
 
 @pytest.mark.parametrize(
-    ("source", "job", "machine", "wanted"),
+    ("source", "setup", "machine", "wanted"),
     [
         ("facebook/opt-125m", MIXED, POLARIS, ("ddp", False, False)),
         ("facebook/opt-350m", MIXED, FRONTIER, ("ddp", False, False)),
@@ -192,8 +199,8 @@ def test_sharding_more_and_computing_again_both_save(model, job, size):
         ("meta-llama/Llama-2-13b-hf", MIXED, H200, ("shard_grad_op", False, False)),
     ],
 )
-def test_full_training_of_four_samples_of_512_tokens_a_device(source, job, machine, wanted):
-    found = chosen(shape(source), job, machine)
+def test_full_training_of_four_samples_of_512_tokens_a_device(source, setup, machine, wanted):
+    found = chosen(shape(source), setup, machine)
     assert (found.sharding, found.checkpoint, found.offload) == wanted
     assert found.micro_batch == 4
 
@@ -205,12 +212,12 @@ def test_adapters_never_need_sharding_on_these_machines(source, machine):
 
 
 def test_13b_needs_more_nodes_of_40_gb_where_nothing_is_offloaded():
-    model, wish = shape("meta-llama/Llama-2-13b-hf"), ParallelSection(offload=False)
-    assert first_fit(model, MIXED, POLARIS, list(candidates(POLARIS, [4, 2, 1], wish))) is None
-    assert chosen(model, MIXED, replace(POLARIS, nodes=4), wish).sharding == "full_shard"
+    model, section = shape("meta-llama/Llama-2-13b-hf"), ParallelSection(offload=False)
+    assert first_fit(model, MIXED, POLARIS, list(candidates(POLARIS, [4, 2, 1], section))) is None
+    assert chosen(model, MIXED, replace(POLARIS, nodes=4), section).sharding == "full_shard"
 
 
-def test_the_reference_papers_finding_under_its_own_settings(llama):
+def test_the_reference_papers_result_with_its_own_settings(llama):
     """Devices of 40 GB need ZeRO-3 with the optimiser on the host, those of 64 and 80 GB run ZeRO-1."""
     polaris = zero_plan(llama, POLARIS, 512, 6)
     assert (polaris.stage, polaris.offload) == (3, True)
@@ -221,18 +228,18 @@ def test_the_reference_papers_finding_under_its_own_settings(llama):
     assert zero_plan(llama, replace(POLARIS, device_bytes=int(10e9)), 512, 6) is None
 
 
-def test_the_finding_under_ours(llama):
-    """One node of 40 GB devices offloads at the paper's micro-batch; more nodes do not have to: there we differ."""
-    wish = ParallelSection(micro_batch=6)
-    small = chosen(llama, MIXED, POLARIS, wish)
+def test_the_result_with_our_settings(llama):
+    """One node of 40 GB devices offloads at the paper's micro-batch; more nodes need not, unlike in the paper."""
+    section = ParallelSection(micro_batch=6)
+    small = chosen(llama, MIXED, POLARIS, section)
     assert (small.sharding, small.offload, small.micro_batch) == ("full_shard", True, 6)
     for machine in (FRONTIER, AURORA, PERLMUTTER_80):
-        assert chosen(llama, MIXED, machine, wish) == Choice("shard_grad_op", False, False, 6)
-    two = chosen(llama, MIXED, replace(POLARIS, nodes=2), wish)
+        assert chosen(llama, MIXED, machine, section) == Choice("shard_grad_op", False, False, 6)
+    two = chosen(llama, MIXED, replace(POLARIS, nodes=2), section)
     assert (two.sharding, two.checkpoint, two.offload) == ("shard_grad_op", True, False)
 
 
-def test_the_throughput_ratio_of_80_to_40_gb_is_of_the_order_that_the_paper_found(llama):
+def test_the_throughput_ratio_of_80_to_40_gb_is_near_the_papers(llama):
     def speed(machine: Machine) -> float:
         choice = chosen(llama, MIXED, machine, ParallelSection(micro_batch=6))
         return estimate(llama, MIXED, machine, choice, A100).samples_per_s
@@ -240,8 +247,8 @@ def test_the_throughput_ratio_of_80_to_40_gb_is_of_the_order_that_the_paper_foun
     assert 5 < speed(PERLMUTTER_80) / speed(POLARIS) < 8
 
 
-def test_the_estimate_for_64_nodes_is_of_the_reported_order(llama):
-    """1,200 samples a second were reported for 64 nodes of Perlmutter with 80 GB a device."""
+def test_the_estimate_for_64_nodes_is_near_the_papers(llama):
+    """The paper reports 1,200 samples/s for 64 nodes of Perlmutter with 80 GB per device."""
     step = estimate(
         llama,
         MIXED,
@@ -253,7 +260,7 @@ def test_the_estimate_for_64_nodes_is_of_the_reported_order(llama):
     assert step.offload_s == 0
 
 
-def test_the_order_is_one_of_falling_speed(llama):
+def test_the_order_is_from_fast_to_slow(llama):
     for checkpoint in (False, True):
         ways = [Choice(s, c, o, 6) for s, c, o in ORDER if c == checkpoint]
         speeds = [estimate(llama, MIXED, replace(POLARIS, nodes=4), way, A100).samples_per_s for way in ways]
@@ -306,7 +313,7 @@ def test_a_smaller_micro_batch_comes_before_offloading(llama):
 
 
 @pytest.mark.parametrize(
-    ("wish", "wanted"),
+    ("section", "wanted"),
     [
         (
             {"sharding": "full_shard"},
@@ -322,8 +329,8 @@ def test_a_smaller_micro_batch_comes_before_offloading(llama):
         ({"sharding": "none"}, set()),
     ],
 )
-def test_a_campaign_fixes_what_it_wants(wish, wanted):
-    found = {(c.sharding, c.checkpoint, c.offload) for c in candidates(POLARIS, [1], ParallelSection(**wish))}
+def test_a_campaigns_settings_are_followed(section, wanted):
+    found = {(c.sharding, c.checkpoint, c.offload) for c in candidates(POLARIS, [1], ParallelSection(**section))}
     assert found == wanted
 
 
@@ -337,7 +344,7 @@ def test_one_rank_is_not_spread():
 # --- sites ------------------------------------------------------------------------------------------------------
 
 
-def test_a_site_on_this_machine_trains_as_it_always_has(tmp_path):
+def test_a_site_on_this_machine_trains_in_one_rank(tmp_path):
     small = shape_of(spec("tiny", tiny={"width": 32, "layers": 1}))
     one = plan_site(local_site("aurora", tmp_path), small, FLOAT, 8, AUTO)
     two = plan_site(local_site("aurora", tmp_path, ranks=2), small, FLOAT, 8, AUTO)
@@ -371,21 +378,21 @@ def test_the_plain_values_are_those_that_the_trainer_declares(llama):
     assert set(plan_site(site, llama, MIXED, 8, AUTO).parallel(site)) == set(Parallel.__annotations__)
 
 
-def test_what_cannot_be_checked_is_said_and_planned_with_care(llama):
+def test_an_unchecked_plan_has_a_note_and_is_cautious(llama):
     unknown_model = plan_site(gpu_site(POLARIS), None, MIXED, 8, AUTO)
     assert unknown_model.need is None
     assert unknown_model.choice == Choice("full_shard", True, False, 1)
-    assert "model's configuration is not known" in unknown_model.note
+    assert "model's configuration is unknown" in unknown_model.note
     unknown_device = plan_site(gpu_site(replace(POLARIS, device_bytes=0)), llama, MIXED, 8, AUTO)
-    assert "device's memory is not known" in unknown_device.note
+    assert "device's memory is unknown" in unknown_device.note
     alone = plan_site(local_site("aurora", Path("runs/x")), None, FLOAT, 8, AUTO)
     assert alone.choice == Choice("none", False, False, 8)
 
 
 def test_a_refusal_names_the_site_the_sum_and_what_would_fit(llama):
-    wish = ParallelSection(offload=False, micro_batch=6)
+    section = ParallelSection(offload=False, micro_batch=6)
     with pytest.raises(UserMistake) as caught:
-        plan_site(gpu_site(POLARIS), llama, MIXED, 24, wish)
+        plan_site(gpu_site(POLARIS), llama, MIXED, 24, section)
     text = str(caught.value)
     assert text.startswith(
         "site polaris: a model of 6.74 G parameters, all parameters trained on 4 ranks, needs at least"
@@ -408,21 +415,21 @@ def test_a_refusal_where_nothing_helps():
         plan_site(gpu_site(POLARIS), giant, MIXED, 4, AUTO)
 
 
-def test_a_refusal_for_want_of_host_memory(llama):
+def test_a_refusal_because_of_host_memory(llama):
     poor = replace(POLARIS, host_bytes=int(100e9))
     with pytest.raises(UserMistake, match="offloading and loading need 216 GB of 100 GB a host"):
         plan_site(gpu_site(poor), llama, MIXED, 4, AUTO)
 
 
-def test_wishes_that_leave_no_way():
-    with pytest.raises(UserMistake, match="no way of training on 4 ranks is left at polaris"):
+def test_settings_that_leave_no_way():
+    with pytest.raises(UserMistake, match="no way of training on 4 ranks at polaris"):
         plan_site(gpu_site(POLARIS), None, MIXED, 4, ParallelSection(sharding="none"))
 
 
 # --- words ------------------------------------------------------------------------------------------------------
 
 
-def test_a_campaigns_plans_in_words(tmp_path):
+def test_the_text_of_a_campaigns_plans(tmp_path):
     from campaigns import nano
 
     from workflows.planning.campaign import Campaign
@@ -432,9 +439,9 @@ def test_a_campaigns_plans_in_words(tmp_path):
     raw["training"] = {"steps": 3, "batch_size": 24, "learning_rate": 1e-5, "precision": "bf16"}
     campaign = Campaign.model_validate(raw | {"data": {"max_tokens": 512}})
     sites = {"polaris": gpu_site(POLARIS), "here": local_site("here", tmp_path)}
-    assert job_of(campaign) == MIXED
+    assert training_setup(campaign) == MIXED
     plans = plan_memory(campaign, model_spec(campaign), {"polaris": sites["polaris"]})
-    lines = describe(plans, shape_of(model_spec(campaign)), MIXED, sites)
+    lines = describe_site(sites["polaris"], plans["polaris"], shape_of(model_spec(campaign)), MIXED)
     assert lines[0] == ("memory polaris", "1 node x 4 ranks, full_shard, optimiser on the host, micro-batch 6")
     assert lines[1][1].startswith("per rank: gathered 3.")
     assert lines[1][1].endswith("GB of 40 GB (67%)")
@@ -442,15 +449,15 @@ def test_a_campaigns_plans_in_words(tmp_path):
     assert lines[3][1].endswith("samples/s of 512 tokens (an estimate)")
 
 
-def test_a_plan_that_was_not_checked_says_so():
+def test_the_text_of_an_unchecked_plan():
     plan = plan_site(gpu_site(POLARIS), None, MIXED, 8, AUTO)
-    lines = describe({"polaris": plan}, None, MIXED, {"polaris": gpu_site(POLARIS)})
-    assert lines[1] == ("", "not checked: the model's configuration is not known on this machine")
+    lines = describe_site(gpu_site(POLARIS), plan, None, MIXED)
+    assert lines[1] == ("", "not checked: the model's configuration is unknown on this machine")
     assert "activations computed again" in spread_text(plan)
 
 
 def spread_over(nodes: int, batch: int) -> tuple[MemoryPlan, float]:
-    """The plan of Polaris for a small model, and the estimate of its speed."""
+    """Return the plan of Polaris for a small model, and the estimate of its speed."""
     queue = Queue("prod", 1, 64, 3600, date(2026, 8, 1), "a test")
     site = replace(gpu_site(POLARIS), block=Block("pbs", queue, nodes, 3600))
     small = shape_of(spec("tiny", tiny={"width": 32, "layers": 1}))
@@ -460,7 +467,7 @@ def spread_over(nodes: int, batch: int) -> tuple[MemoryPlan, float]:
     return plan, rate
 
 
-def test_ranks_without_a_sample_are_told():
+def test_ranks_without_a_sample_are_reported():
     told = {nodes: idle_text(spread_over(nodes, 6)[0]) for nodes in (1, 2, 4)}
     assert told[1] == ""
     assert told[4] == (

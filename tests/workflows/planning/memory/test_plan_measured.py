@@ -1,4 +1,4 @@
-"""The formulas of memory plans against what torch really holds: states, what layers keep, FSDP2's peak."""
+"""The formulas of memory plans compared with measurements in torch: states, saved tensors, FSDP2's peak."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def network_of(config, dtype: torch.dtype, adapted: bool = False, checkpoint: bo
 
 
 def kept_bytes(network, autocast: bool, batch: int) -> int:
-    """Bytes of all storages that the forward pass keeps, parameters not counted."""
+    """Return the bytes of all storages that the forward pass keeps, without parameters."""
     own = {p.untyped_storage().data_ptr() for p in network.parameters()}
     storages: dict[int, tuple[int, torch.Tensor]] = {}
 
@@ -101,7 +101,7 @@ def kept_bytes(network, autocast: bool, batch: int) -> int:
 
 
 def kept_a_token_and_layer(make: Callable, dtype: torch.dtype, autocast: bool, **options) -> float:
-    """By differences in batch and depth, so that weights and what is in no layer drop out."""
+    """Return bytes by differences in batch and depth, so that weights and tensors outside the layers cancel out."""
 
     def a_token(layers: int) -> float:
         network = network_of(make(layers), dtype, **options)
@@ -132,7 +132,7 @@ def test_what_a_layer_keeps(make, dtype, autocast):
 
 @pytest.mark.parametrize(("dtype", "autocast"), [(torch.float32, False), (torch.bfloat16, False)])
 def test_what_a_layer_of_another_family_keeps(dtype, autocast):
-    """GPT-2's dropout on attention keeps the fused kernel away on CPUs: its matrices come on top here."""
+    """GPT-2's dropout on attention prevents the fused kernel on CPUs: its matrices are added here."""
     found = kept_a_token_and_layer(gpt2, dtype, autocast)
     rule = layer_bytes(shape_of_config(gpt2(1)), job_of(dtype, autocast), autocast)
     matrices = found - rule
@@ -152,10 +152,10 @@ def test_what_a_layer_under_adapters_keeps(make, dtype, autocast):
 @pytest.mark.parametrize("make", [llama, opt, gpt2])
 def test_a_checkpointed_layer_keeps_its_input_alone(make):
     assert kept_a_token_and_layer(make, torch.bfloat16, False, checkpoint=True) == 2 * WIDTH
-    model, job = shape_of_config(make(3)), job_of(torch.bfloat16, False)
-    again = activation_bytes(model, job, Choice("none", True, False, 1))
-    kept = activation_bytes(model, job, Choice("none", False, False, 1))
-    assert kept - again == LENGTH * (2 * layer_bytes(model, job, False) - 3 * 2 * WIDTH)
+    model, setup = shape_of_config(make(3)), job_of(torch.bfloat16, False)
+    again = activation_bytes(model, setup, Choice("none", True, False, 1))
+    kept = activation_bytes(model, setup, Choice("none", False, False, 1))
+    assert kept - again == LENGTH * (2 * layer_bytes(model, setup, False) - 3 * 2 * WIDTH)
 
 
 @pytest.mark.parametrize(
@@ -210,9 +210,9 @@ print(sum(sizes["Total"] for sizes in peak.values()))
 
 @pytest.mark.parametrize("sharding", ["shard_grad_op", "full_shard"])
 def test_the_peak_of_fsdp2(sharding):
-    """torch's own tracker follows FSDP2 over four pretended ranks; a plan is above it, by a third at most.
+    """A plan is above the peak that torch's own tracker measures for FSDP2 over four fake ranks, by a third at most.
 
-    Plans count gradients as if they were there when activations are most, as they are from the second pass of a step.
+    Plans count gradients at the peak of the activations, where they exist from the second pass of a step on.
     """
     told = subprocess.run(
         [sys.executable, "-c", FSDP_PEAK, sharding],
@@ -234,7 +234,7 @@ def test_the_peak_of_fsdp2(sharding):
         num_attention_heads=8,
         tie_word_embeddings=False,
     )
-    machine, job = Machine(1, 4, int(64e9), 0, True), TrainingSetup(4, True, 256)
-    need = need_of(count(config, None), job, machine, Choice(sharding, False, False, 16))
+    machine, setup = Machine(1, 4, int(64e9), 0, True), TrainingSetup(4, True, 256)
+    need = need_of(count(config, None), setup, machine, Choice(sharding, False, False, 16))
     planned = need.device - CONTEXT_BYTES[True]
     assert peak <= planned <= 1.34 * peak
