@@ -115,7 +115,7 @@ def test_ranks_stop_when_asked_and_go_on_to_the_bit(sharding, tmp_path):
 
 def test_the_walltime_stops_all_ranks(tmp_path):
     site = Site(tmp_path, None, TWO | {"sharding": "ddp", "launch": toy(0.3)})
-    process = site.start(environment={"CROSSFED_BLOCK_END": str(time.time() + 15 + 35)}, steps=1000)
+    process = site.start(environment={"CROSSFED_BLOCK_END": str(time.time() + patience(15) + 35)}, steps=1000)
     assert process.wait(patience(60)) == 0
     assert site.outcome()["error"] == "Unfinished"
     assert ranks_at(site) == []
