@@ -1,4 +1,4 @@
-"""Evaluation: the loss of a model on each task of the pooled test set."""
+"""App that evaluates a model: its loss on each task of the pooled test set."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from apps.base.versions import require_same_code
 from apps.models.batches import Batch, DataSpec, by_length, collate, encode
 from apps.models.loss import counted_logits, loss_per_sample
 from apps.models.model import Model, ModelSpec, load_model, set_state
+from data.records import load_records
 
-# Kinds of models whose forward pass is embedding, layers that all get the same arguments, norm and output layer,
-# with nothing else after the layers; others scale or cap their logits.
+# Kinds of models whose forward pass is embedding, layers that all take the same arguments, norm and output layer,
+# and nothing else after the layers; others scale or cap their logits.
 PLAIN_KINDS = ("llama", "mistral", "qwen2", "qwen3")
 
 
 class EvaluationWork(TypedDict):
-    """What is evaluated on, in plain values; the same over a campaign."""
+    """Settings of the evaluation in plain values; the same over a campaign."""
 
     store: str
     model: ModelSpec
@@ -42,17 +43,22 @@ class TaskLoss(TypedDict):
 
 
 def evaluate(place: Place, work: EvaluationWork, candidate: dict[str, Any], who: str) -> dict[str, Any]:
-    """Score an artifact.
+    """Evaluate an artifact.
 
     Args:
-        place: the evaluator, and the round the artifact came out of.
-        work: what stays the same over a campaign.
-        candidate: a task result that carries ``artifact``, which lies in the server's store, and in the case of
-            an update ``base``, the model it was trained from.
+        place: the evaluator, and the round of the artifact.
+        work: settings of the evaluation.
+        candidate: a task result with ``artifact``, which is in the server's store, and for an update ``base``, the
+            model that it was trained from.
         who: ``global`` or the name of a site.
 
     Returns:
         Losses by task under ``tasks``, and their unweighted mean as ``mean_loss``.
+
+    Raises:
+        VersionMismatch: the evaluator runs another code version.
+        ArtifactError: a file is damaged, or belongs to another model.
+        UserMistake: there are no test records.
     """
     import torch
 
@@ -77,7 +83,12 @@ def evaluate(place: Place, work: EvaluationWork, candidate: dict[str, Any], who:
 
 
 def task_losses(model: Model, tests: TestSet) -> dict[str, TaskLoss]:
-    """Losses by task, tasks in order of their names."""
+    """Return the losses by task, sorted by the names of the tasks.
+
+    Args:
+        model: to be evaluated.
+        tests: the test set of this model.
+    """
     import torch
 
     totals: dict[str, list[float]] = {}
@@ -96,7 +107,7 @@ def task_losses(model: Model, tests: TestSet) -> dict[str, TaskLoss]:
 
 @dataclass(frozen=True)
 class FirstLayerInput:
-    """What arrives at the first layer that may be trained."""
+    """Input of the first layer that may be trained."""
 
     hidden: Any  # (batch, length, width)
     arguments: dict[str, Any]
@@ -104,20 +115,22 @@ class FirstLayerInput:
 
 @dataclass
 class TestSet:
-    """The test set as batches, and what the frozen layers make of each once that was computed."""
+    """The test set in batches, with the output of the frozen layers for the first of them."""
 
     batches: list[Batch]
-    entries: list[FirstLayerInput]
+    first_inputs: list[FirstLayerInput]  # of the first layer that may be trained, as far as computed
 
 
 def test_set(model: Model, work: EvaluationWork) -> TestSet:
-    """The test set in batches of like length on the model's device; a warm worker keeps it beside its model.
+    """Return the test set in batches of similar length on the model's device; a worker keeps it beside its model.
+
+    Args:
+        model: with its tokenizer.
+        work: settings of the evaluation.
 
     Raises:
-        UserMistake: the records are not there.
+        UserMistake: there are no such records.
     """
-    from data.records import load_records
-
     key = identity({"data": work["data"], "split": work["split"], "batch_size": work["batch_size"]})
     if model.warm.get("test_set_key") != key:
         data = work["data"]
@@ -133,22 +146,22 @@ def test_set(model: Model, work: EvaluationWork) -> TestSet:
 
 
 def _logits(model: Model, tests: TestSet) -> Iterator[tuple[Batch, Any]]:
-    """Logits of the counted tokens, batch by batch; the frozen layers are gone through once per worker."""
+    """Yield the logits of the counted tokens of each batch; the frozen layers are computed once per worker."""
     first = frozen_layers(model)
     for number, batch in enumerate(tests.batches):
         if not first:
             yield batch, counted_logits(model.network, batch)
             continue
-        if number == len(tests.entries):
-            tests.entries.append(_enter(model, batch, first))
-        yield batch, _leave(model, batch, first, tests.entries[number])
+        if number == len(tests.first_inputs):
+            tests.first_inputs.append(_run_frozen_layers(model, batch, first))
+        yield batch, _run_trained_layers(model, batch, first, tests.first_inputs[number])
 
 
 def frozen_layers(model: Model) -> int:
-    """How many of the first decoder layers are never trained; 0 where that is not known of this kind of model."""
+    """Return how many of the first decoder layers are never trained; 0 if this is unknown for the kind of model."""
     adapter, config = model.spec["adapter"], model.network.config
-    alike = len(set(getattr(config, "layer_types", None) or ["full_attention"])) == 1
-    if not adapter or not adapter["last_layers"] or config.model_type not in PLAIN_KINDS or not alike:
+    uniform = len(set(getattr(config, "layer_types", None) or ["full_attention"])) == 1
+    if not adapter or not adapter["last_layers"] or config.model_type not in PLAIN_KINDS or not uniform:
         return 0
     return max(0, len(_body(model).layers) - adapter["last_layers"])
 
@@ -158,32 +171,32 @@ def _body(model: Model) -> Any:
     return (network.get_base_model() if model.spec["adapter"] else network).base_model
 
 
-class _Arrived(Exception):  # noqa: N818
-    """Ends a forward pass once the frozen layers are through."""
+class _FrozenLayersDone(Exception):  # noqa: N818 (it is not an error)
+    """Ends a forward pass after the frozen layers."""
 
 
-def _enter(model: Model, batch: Batch, first: int) -> FirstLayerInput:
+def _run_frozen_layers(model: Model, batch: Batch, first: int) -> FirstLayerInput:
     caught: list[FirstLayerInput] = []
 
     def stop(_: Any, args: tuple, kwargs: dict) -> None:
         arguments = dict(kwargs)
         hidden = args[0] if args else arguments.pop("hidden_states")
         caught.append(FirstLayerInput(hidden, arguments))
-        raise _Arrived
+        raise _FrozenLayersDone
 
     handle = _body(model).layers[first].register_forward_pre_hook(stop, with_kwargs=True)
     try:
         _body(model)(input_ids=batch.tokens, attention_mask=batch.attention, use_cache=False)
-    except _Arrived:
+    except _FrozenLayersDone:
         pass
     finally:
         handle.remove()
     return caught[0]
 
 
-def _leave(model: Model, batch: Batch, first: int, entry: FirstLayerInput) -> Any:
-    body, hidden = _body(model), entry.hidden
+def _run_trained_layers(model: Model, batch: Batch, first: int, first_input: FirstLayerInput) -> Any:
+    body, hidden = _body(model), first_input.hidden
     for layer in body.layers[first:]:
-        out = layer(hidden, **entry.arguments)
+        out = layer(hidden, **first_input.arguments)
         hidden = out[0] if isinstance(out, tuple) else out
     return model.network.get_output_embeddings()(body.norm(hidden)[:, :-1][batch.counted])

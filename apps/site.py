@@ -1,4 +1,4 @@
-"""What can be seen of a site's work from beside it: for a driver whose tasks give no other sign of life."""
+"""Apps that report the state of a site: its storage and versions, the progress of its tasks, the start of a block."""
 
 from __future__ import annotations
 
@@ -10,59 +10,73 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from apps.base.errors import placed
-from apps.base.files import inside
+from apps.base.files import inside, modified_ns, newest_file
 from apps.base.identity import Place
+from apps.base.versions import code_version, library_versions
 from apps.training.checkpoints import FOLDER as CHECKPOINTS
 from apps.training.deadline import block_end
-from apps.training.leases import FOLDER as CLAIMS
+from apps.training.leases import FOLDER as LEASES
 from apps.training.leases import STALE_S, clock_of
 from apps.training.progress import Progress, read_progress
 
-MARK = ".crossfed-here"  # by which a driver tells that a collection shows this folder
+MARK = ".crossfed-here"  # by this file a driver finds out that a Globus collection shows a site's storage
+BLOCK_VARIABLE = "PARSL_WORKER_BLOCK_ID"
 
 
 class SiteStatus(TypedDict):
-    """A moment of a site's storage.
-
-    ``claims`` are the tasks that somebody alive is at, ``checkpoint`` is the last one saved and tells its task and
-    step, ``finished`` is the task of the newest manifest, ``time`` the moment on the site's clock.
-    """
+    """State of a site's storage at one time."""
 
     progress: Progress | None
-    claims: list[str]
-    checkpoint: str | None
-    finished: str | None
-    time: float
+    claims: list[str]  # tasks whose lease is held by a living process
+    checkpoint: str | None  # path of the newest one below the root; contains task and step
+    finished: str | None  # task of the newest manifest
+    time: float  # on the site's clock
 
 
-def look(place: Place, root: str) -> SiteStatus:
-    """See how far a site is; reads only, but for the time of the file system.
+class BlockStart(TypedDict):
+    """Report of the first task in a block."""
+
+    block: str  # Parsl's number of the block; empty if the worker has none
+    left_s: float | None  # until the walltime ends, by the clock of the site; None without a walltime
+    host: str
+    started: float
+    ended: float
+
+
+def site_status(place: Place, root: str) -> SiteStatus:
+    """Report the progress of a site's tasks from its storage; changes nothing there.
+
+    Args:
+        place: the site and the round.
+        root: the site's storage.
 
     Raises:
-        StorageError: the root leads outside.
+        StorageError: a folder leads outside the root.
     """
     folder = Path(root)
     with placed(place["site"], place["round"]):
-        manifest = _newest(inside(folder, "manifests"), "*.json")
-        checkpoint = _newest(inside(folder, CHECKPOINTS), "*/step-*.safetensors")
+        manifest = newest_file(inside(folder, "manifests"), "*.json")
+        checkpoint = newest_file(inside(folder, CHECKPOINTS), "*/step-*.safetensors")
         return SiteStatus(
             progress=read_progress(folder),
-            claims=_alive(inside(folder, CLAIMS)),
+            claims=_held_tasks(inside(folder, LEASES)),
             checkpoint=str(checkpoint.relative_to(folder.resolve())) if checkpoint else None,
             finished=manifest.stem if manifest else None,
             time=time.time(),
         )
 
 
-def examine(place: Place, root: str) -> dict[str, Any]:
-    """What a site is like before any work is sent there.
+def examine_site(_place: Place, root: str) -> dict[str, Any]:
+    """Report the versions and the storage of a site before any work is sent there.
+
+    Args:
+        _place: the site.
+        root: the site's storage; created if absent, with an empty file ``MARK`` in it.
 
     Returns:
-        ``versions`` of Python, of this project and of its libraries; ``storage``: why the root cannot be written, or
-        None. The root is made if it is not there, with an empty file ``MARK`` in it.
+        ``versions`` of Python, of this project and of its libraries; ``storage``: the reason why the root cannot be
+        written, or None.
     """
-    from apps.base.versions import code_version, library_versions
-
     versions = {"python": platform.python_version(), "crossfed": code_version(), **library_versions()}
     problem = storage_problem(Path(root))
     if problem is None:
@@ -71,7 +85,7 @@ def examine(place: Place, root: str) -> dict[str, Any]:
 
 
 def storage_problem(root: Path) -> str | None:
-    """Why a folder cannot be written, or None. It is made if it is not there."""
+    """Return the reason why a folder cannot be written, or None; the folder is created if absent."""
     probe = root / f".probe-{os.getpid()}"
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -82,45 +96,23 @@ def storage_problem(root: Path) -> str | None:
     return None
 
 
-def _newest(folder: Path, pattern: str) -> Path | None:
-    found = [(_saved_ns(path), path) for path in folder.glob(pattern)]
-    return max(found, default=(0, None))[1]
-
-
-def _alive(folder: Path) -> list[str]:
-    """Tasks whose holder has given a beat within the time that a claim lives."""
-    claims = list(folder.glob("*.json"))
-    if not claims:
+def _held_tasks(folder: Path) -> list[str]:
+    """Return the tasks whose lease was renewed within its lifetime."""
+    leases = list(folder.glob("*.json"))
+    if not leases:
         return []
     with suppress(OSError):
         now_ns = int(clock_of(folder) * 1e9)
-        return sorted({path.name.split(".")[0] for path in claims if now_ns - _saved_ns(path) < STALE_S * 1e9})
+        return sorted({path.name.split(".")[0] for path in leases if now_ns - modified_ns(path) < STALE_S * 1e9})
     return []
 
 
-def _saved_ns(path: Path) -> int:
-    """When a file was written; 0 if it has just gone."""
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:
-        return 0
+def block_started(_place: Place) -> BlockStart:
+    """Report that a block has started and its remaining walltime.
 
-
-BLOCK_VARIABLE = "PARSL_WORKER_BLOCK_ID"
-
-
-class BlockStart(TypedDict):
-    """What a worker tells that has come to a task."""
-
-    block: str  # Parsl's number of the block; empty where a worker has none
-    left_s: float | None  # until its walltime is over, by the clock of the site; None where it has none
-    host: str
-    started: float
-    ended: float
-
-
-def ready(place: Place) -> BlockStart:
-    """Answer as soon as a worker of the site is there to do it."""
+    Args:
+        _place: the site.
+    """
     now, end = time.time(), block_end()
     left_s = None if end is None else end - now
     return BlockStart(

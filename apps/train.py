@@ -1,4 +1,4 @@
-"""The tasks of a site: enrol once, then train when asked. Both answer at once when the work is already done."""
+"""Apps of a site: enrol once, then train on request. Both return at once when the work is already done."""
 
 from __future__ import annotations
 
@@ -19,24 +19,30 @@ from apps.ranks.parallel import fits_in_worker
 from apps.ranks.process_group import ProcessGroup
 from apps.training.attempt import attempt_task, records_found
 from apps.training.launch import train_as_ranks
-from apps.training.leases import FOLDER as CLAIMS
+from apps.training.leases import FOLDER as LEASES
 from apps.training.leases import acquire
-from apps.training.task import SiteWork, Task, TrainRequest, found_answer
+from apps.training.shard import open_shard
+from apps.training.task import SiteWork, Task, TrainRequest, found_manifest
 from apps.transfer import move
 
-STORAGE = ("artifacts", "manifests", "optimizer", "checkpoints", "logs", CLAIMS)
+STORAGE = ("artifacts", "manifests", "optimizer", "checkpoints", "logs", LEASES)
 
 
 def enrol(place: Place, work: SiteWork) -> dict[str, Any]:
-    """The first task at a site: same code as the driver, storage writable, shard there; tells what the site has.
+    """Check a site before its first training: same code as the driver, writable storage, records; report them.
+
+    Args:
+        place: the site.
+        work: what stays the same for the site.
+
+    Returns:
+        The shard (``shard_sha256``, ``samples``, ``per_task``), ``libraries``, ``host``, ``free_bytes`` of the storage.
 
     Raises:
-        VersionMismatch: the site runs other code.
+        VersionMismatch: the site runs another code version.
         StorageError: the storage cannot be written.
         UserMistake: there are no records for the site's tasks.
     """
-    from apps.training.shard import open_shard
-
     started = time.time()
     root = Path(work["root"])
     data = work["data"]
@@ -62,14 +68,14 @@ def enrol(place: Place, work: SiteWork) -> dict[str, Any]:
 
 
 def local_train(
-    place: Place, work: SiteWork, order: TrainRequest, base: dict[str, Any], shard: dict[str, Any]
+    place: Place, work: SiteWork, request: TrainRequest, base: dict[str, Any], shard: dict[str, Any]
 ) -> Manifest:
-    """Train at a site, or answer with what an earlier attempt at the same work has left there.
+    """Train at a site, or return the result of an earlier attempt at the same task.
 
     Args:
         place: the site and the round.
         work: what stays the same for the site.
-        order: what this round asks for.
+        request: of this round.
         base: the stage-out result: the model to start from, in the site's store.
         shard: the enrol result.
 
@@ -77,43 +83,47 @@ def local_train(
         The manifest of the update.
 
     Raises:
-        VersionMismatch: the site runs other code.
+        VersionMismatch: the site runs another code version.
         StorageError: the storage cannot be written, or leads outside the site's root.
-        ArtifactError: the base model is not whole.
+        ArtifactError: the base model is damaged.
         TrainingError: the loss is not finite.
         UserMistake: the site's records have changed.
-        Unfinished: it stopped before the end of its block and has saved; to ask again goes on from there.
-        BlockTooShort: the rest of the block did not suffice for one step.
-        RanksLost: one of several ranks has ended without a word.
-        LeaseHeld: another process is training this very task.
+        Unfinished: the training stopped before the end of its block and has saved; a repeated request continues it.
+        BlockTooShort: the remaining time of the block was too short for one step.
+        RanksLost: one of several ranks ended without reporting a result.
+        LeaseHeld: another process is working on the same task.
     """
-    task = Task(place, work, order, base, shard)
+    task = Task(place, work, request, base, shard)
     with placed(**place):
         require_same_code(work["code_version"], place["site"])
         for folder in STORAGE:
             inside(task.root, folder)
-        done = earlier_answer(task)
+        done = earlier_result(task)
         if done:
             return done
-        with stop_on_sigterm() as stop, acquire(task.root, task.id, give_up=lambda: stop.asked):
-            return earlier_answer(task) or train_now(task, stop)  # its last holder may just have finished
+        with stop_on_sigterm() as stop, acquire(task.root, task.id, give_up=lambda: stop.requested):
+            return earlier_result(task) or train_now(task, stop)  # the last holder may just have finished
 
 
-def earlier_answer(task: Task) -> Manifest | None:
-    """What an earlier attempt has left, with where it lies now: the root may have been moved since."""
-    done = found_answer(task)
+def earlier_result(task: Task) -> Manifest | None:
+    """Return the manifest of an earlier attempt, with the present store: the root may have been moved since."""
+    done = found_manifest(task)
     return Manifest(**{**done, "store": str(task.root / "artifacts"), "reused": True}) if done else None
 
 
 def train_now(task: Task, stop: StopRequest) -> Manifest:
     """Train in this process, or as ranks that it starts.
 
-    The model may have been left in the store of another site of the same facility: it takes a name of its own here.
+    The model may be in the store of another site of the same facility; it is linked or copied into this one.
+
+    Args:
+        task: to be trained.
+        stop: a request to stop.
     """
     move(task.base["artifact"], task.base["store"], str(task.root / "artifacts"), link=True)
     if not fits_in_worker(task.work["parallel"]):
         return train_as_ranks(task, stop)
     unmask_devices(os.environ)
-    manifest = attempt_task(task, ProcessGroup(task.order["training"]["device"]), stop)
-    assert manifest is not None  # this rank writes
+    manifest = attempt_task(task, ProcessGroup(task.request["training"]["device"]), stop)
+    assert manifest is not None  # a group of one writes
     return manifest

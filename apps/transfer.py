@@ -1,7 +1,7 @@
-"""Moving artifacts between the server's store and a site's store.
+"""Apps that move artifacts between the server's store and a site's store, and delete them at a site.
 
-This is the way over a file system that both see: copy or link, then read back and compare. What Globus Transfer has
-carried already is verified and checked here like any other.
+Here the stores share a file system: copy or link, then read back and verify. Artifacts that Globus Transfer has moved
+already are verified and checked here in the same way.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from apps.artifacts.manifests import Manifest
 from apps.artifacts.store import Artifact, artifact_path, verify
 from apps.artifacts.update_checks import UpdateRules, check_update
 from apps.base.errors import ArtifactError, placed
-from apps.base.files import UNFINISHED, atomic_file, cannot_write, inside
+from apps.base.files import atomic_file, cannot_write, inside
 from apps.base.identity import Place
+from data.files import UNFINISHED
 
 logger = logging.getLogger(__name__)
 ATTEMPTS = 3
@@ -29,22 +30,26 @@ NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS,
 
 
 def move(artifact: Artifact, source: str, destination: str, link: bool = False) -> int:
-    """Copy an artifact between stores and verify what arrived; bytes moved, 0 if it was there already.
+    """Copy an artifact between stores and verify the copy.
 
     Args:
-        artifact: what to move.
-        source, destination: folders of artifacts.
-        link: give the file a second name instead of a copy where one file system holds both stores; this moves no
-            bytes. Elsewhere it is copied all the same.
+        artifact: to be moved.
+        source: folder of artifacts.
+        destination: folder of artifacts.
+        link: make a hard link instead of a copy if both stores are on one file system; otherwise copy.
+
+    Returns:
+        Bytes moved: 0 for a link, or if the artifact was there already.
 
     Raises:
-        ArtifactError: the source is not whole, or what arrives is wrong three times.
+        ArtifactError: the source is damaged, or the copy is wrong three times.
+        StorageError: the destination cannot be written.
     """
     try:
         verify(destination, artifact)
         return 0
     except ArtifactError:
-        pass  # not there yet, or not whole: fetched below
+        pass  # not there yet, or damaged: copied below
     verify_or_set_aside(source, artifact)
     for attempt in range(ATTEMPTS):
         origin, target = artifact_path(source, artifact), artifact_path(destination, artifact)
@@ -56,7 +61,9 @@ def move(artifact: Artifact, source: str, destination: str, link: bool = False) 
             return 0 if linked else artifact["nbytes"]
         except ArtifactError as error:
             logger.warning("attempt %d of %d: %s", attempt + 1, ATTEMPTS, error)
-    raise ArtifactError(f"arrived wrong {ATTEMPTS} times", file=str(target), remedy="Check the disk, then resume")
+    raise ArtifactError(
+        f"the copy was damaged {ATTEMPTS} times", file=str(target), remedy="Check the disk, then resume"
+    )
 
 
 def _copy(origin: Path, target: Path) -> None:
@@ -65,24 +72,28 @@ def _copy(origin: Path, target: Path) -> None:
 
 
 def _link(origin: Path, target: Path) -> bool:
-    """A second name for a file; False where the file systems cannot do that."""
+    """Make a hard link; return False if the file systems do not support it."""
     temporary = target.parent / f"{UNFINISHED}{secrets.token_hex(8)}"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         os.link(origin, temporary)
-        os.replace(temporary, target)  # a damaged one may lie there
+        os.replace(temporary, target)  # replaces a damaged file
     except OSError as error:
         if error.errno in NO_LINKS:
             return False
         raise cannot_write(target, error) from error
     finally:
-        with suppress(OSError):  # two names of one file: the replacement has left this one
+        with suppress(OSError):  # renaming one hard link onto another of the same file leaves both
             temporary.unlink()
     return True
 
 
 def verify_or_set_aside(store: str, artifact: Artifact) -> None:
-    """Verify an artifact where it was made. One that is damaged there is set aside, so that it is made again.
+    """Verify an artifact where it was made; a damaged one is renamed there, so that it is made again.
+
+    Args:
+        store: folder of artifacts.
+        artifact: to be verified.
 
     Raises:
         ArtifactError: missing or damaged.
@@ -97,13 +108,18 @@ def verify_or_set_aside(store: str, artifact: Artifact) -> None:
 
 
 def stage_out(place: Place, model: dict[str, Any], source: str, destination: str, link: bool = False) -> dict[str, Any]:
-    """Bring the global model to a site.
+    """Move the global model to a site.
 
     Args:
         place: the site and the round.
-        model: a task result that carries ``artifact``.
-        source, destination: the server's and the site's folder of artifacts.
+        model: a task result with ``artifact``.
+        source: the server's folder of artifacts.
+        destination: the site's folder of artifacts.
         link: instead of copying; see ``move``.
+
+    Raises:
+        ArtifactError: the model is damaged.
+        StorageError: the site's storage cannot be written.
     """
     started = time.time()
     with placed(**place):
@@ -127,22 +143,24 @@ def stage_in(
     rules: UpdateRules,
     link: bool = False,
 ) -> dict[str, Any]:
-    """Bring a site's update to the server and check it before it counts.
+    """Move a site's update to the server and check it before it is aggregated.
 
     Args:
         place: the site and the round.
-        manifest: what the site said of the update; ``manifest`` in it is what the site said, where another app has
-            brought the update to ``destination`` already and has told of that way in its result.
-        base: the stage-out result that the training started from; a copy of the model lies in ``destination``.
-        rules: what the campaign demands of an update.
+        manifest: of the update; or the result of another app that has moved the update to ``destination`` already,
+            with the site's manifest in it as ``manifest``.
+        base: the stage-out result that the training started from; ``destination`` holds a copy of the model.
+        source: the site's folder of artifacts.
+        destination: the server's folder of artifacts.
+        rules: of the campaign, for updates.
         link: instead of copying; see ``move``.
 
     Raises:
-        UpdateRefused: the update must not count.
-        ArtifactError: the update is not whole at the site; to train again mends that.
+        UpdateRefused: the update must not be aggregated.
+        ArtifactError: the update is damaged at the site; training must be repeated.
     """
     started = time.time()
-    said: Manifest = cast(dict[str, Any], manifest).get("manifest", manifest)
+    site_manifest: Manifest = cast(dict[str, Any], manifest).get("manifest", manifest)
     with placed(**place):
         moved = move(manifest["artifact"], source, destination, link)
         norm = check_update(manifest, base["artifact"], destination, rules)
@@ -152,8 +170,8 @@ def stage_in(
         "store": destination,
         "nbytes_moved": moved,
         "update_norm": norm,
-        "manifest": said,
-        "wait_s": max(0.0, said["started"] - base["ended"]),
+        "manifest": site_manifest,
+        "wait_s": max(0.0, site_manifest["started"] - base["ended"]),
         "started": started,
         "ended": time.time(),
     }
@@ -162,27 +180,27 @@ def stage_in(
 def forget(
     place: Place, root: str, base: dict[str, Any], earlier: dict[str, Any], manifest: Manifest
 ) -> dict[str, Any]:
-    """Delete what a finished training began with and what it came to.
+    """Delete the base model and the update of a finished training at a site.
 
     Args:
         place: the site and the round.
         root: the site's storage.
-        base: the stage-out result of the next training, whose model stays.
-        earlier: that of the finished training.
+        base: the stage-out result of the next training, whose model is kept.
+        earlier: the stage-out result of the finished training.
         manifest: of its update.
 
     Returns:
-        ``removed``, the SHA-256 of what is not there any more.
+        ``removed``: the SHA-256 of the deleted artifacts.
     """
-    started, removed = time.time(), forgotten(base, earlier, manifest)
+    started, removed = time.time(), removable(base, earlier, manifest)
     with placed(**place):
         store = inside(root, "artifacts")
         for sha256 in removed:
-            with suppress(OSError):  # gone already, or of another user; nothing of the campaign depends on it
+            with suppress(OSError):  # gone already, or owned by another user; nothing in the campaign depends on it
                 artifact_path(store, {"sha256": sha256, "nbytes": 0, "kind": ""}).unlink()
     return {"removed": removed, "started": started, "ended": time.time()}
 
 
-def forgotten(base: dict[str, Any], *finished: Any) -> list[str]:
-    """SHA-256 of the artifacts of these results, but for that of ``base``; sorted."""
+def removable(base: dict[str, Any], *finished: Any) -> list[str]:
+    """Return the sorted SHA-256 of the artifacts of finished results, without that of ``base``."""
     return sorted({result["artifact"]["sha256"] for result in finished} - {base["artifact"]["sha256"]})

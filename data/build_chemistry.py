@@ -30,7 +30,7 @@ from data.chemistry_build.reactions import find_reactions
 from data.chemistry_build.samples import SPLIT_NAMES, candidates, choose
 from data.chemistry_build.splits import assign_splits
 from data.chemistry_build.vocabulary import train_tokenizer
-from data.files import atomic_writer, gzip_bytes
+from data.files import atomic_file, gzip_bytes
 from data.records import canonical_line
 from data.tasks import EMBEDDED_TASKS, Record
 
@@ -126,10 +126,8 @@ def _sha256(content: bytes) -> str:
 
 
 def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_writer(path) as handle:
+    with atomic_file(path.parent, path.name) as handle:
         handle.write(content)
-    path.chmod(0o644)  # public data, unlike a site's shard
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

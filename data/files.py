@@ -2,53 +2,56 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import io
 import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 CHUNK_NBYTES = 1 << 20
+UNFINISHED = ".part-"  # start of the names of files that are being written
 
 
 @contextmanager
-def staged(folder: Path) -> Iterator[IO[bytes]]:
-    """A new binary file in `folder` under a name of its own, which is removed unless it is published.
+def atomic_file(folder: Path, name: str | Callable[[], str], mode: int = 0o666) -> Iterator[IO[bytes]]:
+    """Write a binary file that appears whole or not at all, and that survives a power failure once it has appeared.
 
-    It is readable by its owner only.
+    Args:
+        folder: its folder; created if absent.
+        name: its name, or a function that returns the name once the content is written.
+        mode: permissions of the file before the umask.
+
+    Raises:
+        OSError: the file cannot be written; an older file of that name is left as it was.
     """
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".staged-", delete=False) as handle:
-        try:
-            yield handle
-        finally:
-            Path(handle.name).unlink(missing_ok=True)
+    temporary = folder / f"{UNFINISHED}{secrets.token_hex(8)}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "xb", opener=partial(os.open, mode=mode)) as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, folder / (name if isinstance(name, str) else name()))
+        sync_folder(folder)
+    finally:
+        with suppress(OSError):  # renamed already, or its folder could not be created
+            temporary.unlink()
 
 
-def publish(handle: IO[bytes], path: Path) -> None:
-    """Give a staged file its final name, once its content is safe on disk."""
-    handle.flush()
-    os.fsync(handle.fileno())
-    os.replace(handle.name, path)
-    sync_directory(path.parent)
-
-
-@contextmanager
-def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that becomes `path` when the block ends well, and is removed when it does not."""
-    with staged(path.parent) as handle:
-        yield handle
-        publish(handle, path)
-
-
-def sync_directory(folder: Path) -> None:
-    """Make a rename inside `folder` survive a power cut."""
+def sync_folder(folder: Path) -> None:
+    """Write a folder's entries to the disk, so that a rename inside it survives a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot sync folders
+            raise
     finally:
         os.close(descriptor)
 

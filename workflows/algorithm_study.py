@@ -181,7 +181,7 @@ def write_report(study: AlgorithmStudy, results: Sequence[dict[str, Any]]) -> No
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """Return a table for the terminal whose long cells are folded."""
-    return terminal_table(title, columns[:1], columns[1:], [((), rows)], overflow="fold")
+    return terminal_table(title, columns, 1, [((), rows)], overflow="fold")
 
 
 def draw(study: AlgorithmStudy, results: Sequence[dict[str, Any]]) -> list[str]:

@@ -116,8 +116,8 @@ def run_campaign(plan: Plan, run: RunDirectory) -> int:
 
     from workflows.dataflow.engine import Engine
     from workflows.evaluation.example import example_question
-    from workflows.report import write_report
     from workflows.reporting.display import Display
+    from workflows.reporting.report import write_report
     from workflows.runtime.kernel import parsl_for
     from workflows.runtime.stopping import stopped
     from workflows.strategies import make_strategy

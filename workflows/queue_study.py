@@ -1,4 +1,4 @@
-"""How long jobs wait: pictures and a table of waits by nodes, walltime and queue, from records you have.
+"""Study how long jobs wait: figures and a table of waits by nodes, walltime and queue, from existing records.
 
 python workflows/queue_study.py [--from history|sacct|FILE...] [--out DIR] [--queue Q] [--since DATE]
 python workflows/queue_study.py --probe SITE=CONFIG... [--probes N] [--probe-nodes 1,2] [--probe-walltimes 10m,1h]
@@ -20,18 +20,23 @@ if __name__ == "__main__":  # before the first import of ours: the project root 
 
     put_project_first()
 
+from apps.base.files import write_text
+from site_configs.library.queues import parse_walltime
 from workflows.console.command import EXIT_CODES, carry_out, positive, say
+from workflows.console.units import plural, seconds_text
+from workflows.studies.queues.sources import read_sources
+from workflows.studies.queues.table import as_csv, as_table, quantile, summarise
+from workflows.studies.queues.waits import NEVER_STARTED, Reading, select
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from workflows.studies.queues.waits import Reading
 
 TABLE_ROWS = 60  # that the terminal shows
-WORDS = """Sources (--from):
+EPILOG = """Sources (--from):
   history    the batch jobs of your own campaigns and probes: $CROSSFED_HISTORY, else
              ~/.local/share/crossfed/queue_history.csv
-  sacct      asks Slurm's accounting on this machine, for the last 90 days or --since
+  sacct      Slurm's accounting on this machine, for the last 90 days or since --since
   FILE       the saved output of 'sacct -P -X -a --format=...', the accounting log of a PBS server,
              a trace in the Standard Workload Format, each also as .gz; or another history
 
@@ -44,10 +49,11 @@ Examples:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="queue_study.py",
         description="Study how long jobs wait. Writes waits.csv, wait_by_nodes.png and wait_by_walltime.png.",
-        epilog=WORDS + EXIT_CODES,
+        epilog=EPILOG + EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -58,16 +64,17 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--since", type=moment, metavar="DATE", help="submitted from then on: 2026-08-01, or 30d ago")
     parser.add_argument("--until", type=moment, metavar="DATE", help="submitted before")
     parser.add_argument(
-        "--processors-per-node", type=positive, metavar="N", help="of traces in SWF whose header does not tell it"
+        "--processors-per-node", type=positive, metavar="N", help="of traces in SWF without it in their header"
     )
     add_probe_options(parser)
     return parser.parse_args(arguments)
 
 
 def add_probe_options(parser: argparse.ArgumentParser) -> None:
-    probe = parser.add_argument_group("probes", "submit tiny jobs, note how long each waits, then study the history")
+    """Add the options of probes."""
+    probe = parser.add_argument_group("probes", "submit tiny jobs, record their waits, then study the history")
     probe.add_argument(
-        "--probe", nargs="+", default=[], metavar="SITE=CONFIG", help="where; CONFIG or FILE.py alone too"
+        "--probe", nargs="+", default=[], metavar="SITE=CONFIG", help="sites to probe; or just CONFIG or FILE.py"
     )
     probe.add_argument(
         "--probes", type=positive, metavar="N", help="jobs at each site (default: one of each shape); 20 in all at most"
@@ -91,7 +98,7 @@ def add_probe_options(parser: argparse.ArgumentParser) -> None:
 
 
 def moment(text: str) -> float:
-    """A date, a date with a time of day, both local, or days ago as in ``30d``: UNIX seconds."""
+    """Parse a date, a local date and time, or a number of days ago as in ``30d``; return UNIX seconds."""
     if text.endswith("d") and text[:-1].isdecimal():
         return (datetime.now() - timedelta(days=int(text[:-1]))).timestamp()
     try:
@@ -101,9 +108,7 @@ def moment(text: str) -> float:
 
 
 def duration(text: str) -> int:
-    """Seconds of ``90s``, ``10m``, ``1h`` or ``01:30:00``, for argparse."""
-    from site_configs.library.queues import parse_walltime
-
+    """Parse ``90s``, ``10m``, ``1h`` or ``01:30:00`` into seconds, for argparse."""
     try:
         return parse_walltime(text)
     except ValueError:
@@ -112,39 +117,40 @@ def duration(text: str) -> int:
 
 
 def durations(text: str) -> list[int]:
+    """Parse durations with commas, for argparse."""
     return [duration(part.strip()) for part in text.split(",")]
 
 
 def counts(text: str) -> list[int]:
+    """Parse whole numbers from 1 on with commas, for argparse."""
     return [positive(part.strip()) for part in text.split(",")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
     options = parse(arguments)
     return carry_out(lambda: work(options))
 
 
 def work(options: argparse.Namespace) -> None:
+    """Submit probes if requested, then study the records."""
+    started = True
     if options.probe:
-        from workflows.studies.queues.probe import probe
+        from workflows.studies.queues.probe import probe  # imports pydantic: --help answers without it
 
-        if not probe(options) and options.sources == ["history"]:
-            return  # there is nothing new to be seen
-    study(options)
+        started = probe(options)
+    if started or options.sources != ["history"]:
+        study(options)
 
 
 def study(options: argparse.Namespace) -> None:
-    """Read the records, write the table and the pictures, say what they rest on.
+    """Read the records, write the table and the figures, and print the limits of the numbers.
 
     Raises:
-        UserMistake: no records, or a source that is none.
+        UserMistake: no records, or an unknown source.
     """
-    from apps.base.files import write_text
     from workflows.reporting.figure_style import save
     from workflows.studies.queues.figures import NODES, WALLTIME, wait_figure
-    from workflows.studies.queues.sources import read_sources
-    from workflows.studies.queues.table import as_csv, summarise
-    from workflows.studies.queues.waits import select
 
     readings = read_sources(options.sources, options.since, options.processors_per_node)
     waits = select(readings, options.queue, options.since, options.until)
@@ -160,10 +166,8 @@ def study(options: argparse.Namespace) -> None:
 
 
 def show(summary: DataFrame) -> None:
-    """The table on the terminal, as far as it is of a length to be read."""
+    """Print the first rows of the table."""
     from rich.console import Console
-
-    from workflows.studies.queues.table import as_table
 
     Console(highlight=False).print(as_table(summary.head(TABLE_ROWS)))
     if len(summary) > TABLE_ROWS:
@@ -171,22 +175,19 @@ def show(summary: DataFrame) -> None:
 
 
 def remarks(readings: Sequence[Reading], waits: DataFrame) -> list[str]:
-    """On what the numbers rest, and what they leave out."""
-    from workflows.console.units import plural, seconds_text
+    """Return lines on the numbers of jobs, the period, and the jobs that are left out."""
     from workflows.studies.queues.figures import PANELS
-    from workflows.studies.queues.table import quantile
-    from workflows.studies.queues.waits import NEVER_STARTED
 
     first, last = (datetime.fromtimestamp(edge).date() for edge in (waits["submitted"].min(), waits["submitted"].max()))
     middle, tail = (quantile(waits["wait_s"], share) for share in (0.5, 0.9))
-    words = f"median wait {seconds_text(middle)}" + ("" if math.isnan(tail) else f", p90 {seconds_text(tail)}")
-    lines = [f"{plural(len(waits), 'job')} submitted from {first} to {last}: {words}."]
+    summary = f"median wait {seconds_text(middle)}" + ("" if math.isnan(tail) else f", p90 {seconds_text(tail)}")
+    lines = [f"{plural(len(waits), 'job')} submitted from {first} to {last}: {summary}."]
     for reading in readings:
         missing = [f"{count:,} {reason}" for reason, count in reading.left_out.items()]
         lines += [f"Left out of {reading.name}: {', '.join(missing)}."] if missing else []
         lines += [f"{reading.name}: {remark}." for remark in reading.remarks]
     if any(NEVER_STARTED in reading.left_out for reading in readings):
-        lines.append("Jobs that never started would make the waits longer: they are not in the numbers.")
+        lines.append("Jobs that never started are not in the numbers; with them the waits would be longer.")
     queues = waits.groupby(["machine", "queue"]).ngroups
     lines += [f"The pictures show the {PANELS} queues with the most jobs of {queues}."] if queues > PANELS else []
     return lines

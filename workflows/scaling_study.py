@@ -1,4 +1,4 @@
-"""How training gets faster with nodes and devices, measured at the sites of a campaign.
+"""Measure training throughput against nodes and devices at the sites of a campaign.
 
 python workflows/scaling_study.py [CAMPAIGN.yaml] [--sites A,B,...] [--nodes 1,2,4] [--ranks 1,2] [--micro-batch N]
                                   [--steps 10] [--repeats 3] [--name NAME] [--set KEY=VALUE]... [--dry-run]
@@ -31,11 +31,12 @@ if TYPE_CHECKING:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="scaling_study.py",
         description="Measure training throughput at the sites of a campaign against nodes and devices, each with the "
-        "sharding that the memory planner chose. Writes runs/NAME/scaling.csv and scaling.png; what that table has "
-        "already is not measured again.",
+        "sharding that the memory planner chose. Writes runs/NAME/scaling.csv and scaling.png; points in that table "
+        "are not measured again.",
         epilog=EXIT_CODES,
     )
     add_campaign_options(parser)
@@ -50,27 +51,28 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=positive, default=10, help="of a repeat (default: 10)")
     parser.add_argument("--repeats", type=positive, default=3, help="of each point (default: 3)")
     parser.add_argument("--name", help="files go to runs/NAME (default: the campaign's name and -scaling)")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be measured and with which plans")
+    parser.add_argument("--dry-run", action="store_true", help="show the points and their plans, and measure nothing")
     return parser.parse_args(arguments)
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    """Whole numbers from 1 on, with commas, for argparse."""
+    """Parse whole numbers from 1 on with commas, for argparse."""
     return tuple(sorted({positive(part.strip()) for part in text.split(",")}))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
     options = parse(arguments)
     stop_in_order()
     return carry_out(lambda: study(options))
 
 
 def study(options: argparse.Namespace) -> None:
-    """Plan the points, measure those that are missing, draw.
+    """Plan the points, measure the missing ones, and draw the figure.
 
     Raises:
-        UserMistake: nothing can be measured as asked.
-        CrossfedError: points could not be measured; the others are kept.
+        UserMistake: nothing can be measured as requested.
+        CrossfedError: some points could not be measured; the others are kept.
     """
     from apps.base.errors import CrossfedError
     from workflows.console.command import log_to
@@ -96,12 +98,12 @@ def study(options: argparse.Namespace) -> None:
     draw(folder)
     if failures:
         raise CrossfedError(
-            f"{len(failures)} of {plural(len(missing), 'point')} could not be measured", remedy="Ask again"
+            f"{len(failures)} of {plural(len(missing), 'point')} could not be measured", remedy="Run the command again"
         )
 
 
 def prepared(options: argparse.Namespace) -> tuple[Campaign, Plan, Path, list[ScalingPoint]]:
-    """The checked campaign, its plan, the study's folder and the points; says what does not fit."""
+    """Return the checked campaign, its plan, the study's folder and the points; print the points that do not fit."""
     from apps.base.errors import UserMistake
     from workflows.checks.here import require_all
     from workflows.planning.campaign_file import load_campaign
@@ -130,10 +132,10 @@ def prepared(options: argparse.Namespace) -> tuple[Campaign, Plan, Path, list[Sc
 
 
 def opened(folder: Path, campaign: Campaign, options: argparse.Namespace) -> RunDirectory:
-    """The study's directory, new or taken up again.
+    """Open the study's directory, new or existing.
 
     Raises:
-        UserMistake: it is in use, or was begun with another campaign: their rows do not compare.
+        UserMistake: it is in use, or was started with another campaign: their rows cannot be compared.
     """
     from apps.base.errors import UserMistake
     from workflows.planning.campaign_file import as_plain, differences
@@ -146,14 +148,14 @@ def opened(folder: Path, campaign: Campaign, options: argparse.Namespace) -> Run
     if changed:
         run.close()
         key, (before, after) = next(iter(changed.items()))
-        raise UserMistake(f"{folder} was begun with {key}: {before}, not {after}", remedy="Choose another --name")
+        raise UserMistake(f"{folder} was started with {key}: {before}, not {after}", remedy="Choose another --name")
     return run
 
 
 def measure_all(
     plan: Plan, run: RunDirectory, points: Sequence[ScalingPoint], options: argparse.Namespace
 ) -> list[str]:
-    """Measure the points and keep each row as soon as it is there; why some could not be measured."""
+    """Measure the points, save each row as soon as it is measured, and return the reasons of failures."""
     from rich.console import Console
 
     from workflows.console.command import complain
@@ -166,14 +168,14 @@ def measure_all(
             for measured in measure_wave(plan, run, wave, effort, status.update):
                 if measured.row is None:
                     failures.append(measured.failure)
-                    complain(f"{measured.point.words}: {measured.failure}", 1)
+                    complain(f"{measured.point.name}: {measured.failure}", 1)
                 else:
                     keep(run.path, measured.row)
     return failures
 
 
 def keep(folder: Path, row: ScalingRow) -> None:
-    """Add a row to the table and tell it."""
+    """Add a row to the table and print it."""
     from workflows.studies.scaling.table import read_rows, write_rows
 
     path = folder / "scaling.csv"
@@ -185,6 +187,7 @@ def keep(folder: Path, row: ScalingRow) -> None:
 
 
 def draw(folder: Path) -> None:
+    """Draw the figure of the table."""
     from workflows.console.paths import short
     from workflows.reporting.figure_style import save
     from workflows.studies.scaling.figure import scaling_figure

@@ -1,4 +1,4 @@
-"""How fast models travel to the sites of a campaign and back, measured with files of their size.
+"""Measure how fast models are transferred to the sites of a campaign and back, with files of their size.
 
 python workflows/transfer_study.py [CAMPAIGN.yaml] [--sites A,B,...] [--models A,NAME=PARAMETERS,...] [--repeat N]
                                    [--dtype bfloat16] [--budget-gb N] [--out DIR] [--set KEY=VALUE]... [--dry-run]
@@ -18,33 +18,49 @@ if __name__ == "__main__":  # before the first import of ours: the project root 
 
     put_project_first()
 
-from workflows.console.command import EXIT_CODES, FAILED, carry_out, positive, say, stop_in_order
-from workflows.console.options import add_campaign_options
-from workflows.console.units import plural
+from apps.artifacts.store import DTYPES as WIDTHS
+from apps.base.errors import CrossfedError
+from workflows.console.command import (
+    EXIT_CODES,
+    FAILED,
+    carry_out,
+    complain,
+    leave,
+    log_to,
+    positive,
+    say,
+    stop_in_order,
+)
+from workflows.console.options import add_campaign_options, positive_number
+from workflows.console.paths import short
+from workflows.console.units import plural, seconds_text
+from workflows.studies.transfers import savings
+from workflows.studies.transfers.line import lines_of
+from workflows.studies.transfers.models import DEFAULT, PRECISIONS, SOURCES
+from workflows.studies.transfers.rows import TransferRow, read_rows
+from workflows.studies.transfers.table import add, line_table, rate_text, repair, speed_table
 
 if TYPE_CHECKING:
     from workflows.records.run_directory import RunDirectory
-    from workflows.studies.transfers.rows import TransferRow
     from workflows.studies.transfers.study import TransferStudy
 
 DTYPES = ("float32", "float16", "bfloat16", "int8")
 TABLE = "transfers.csv"
 PICTURES = ("sizes.png", "speed.png", "mean_speed.png", "savings.png")
-WORDS = f"""Each file is sent to a site and brought back, the way that campaigns use there (its carrier): by Globus
-Transfer, or copied where this machine sees the site's storage. What has come back is verified, and deleted at both
-ends. What the table has already is not moved again.
+EPILOG = f"""Each file is sent to a site and fetched back by the code that campaigns use there (its carrier): by Globus
+Transfer, or copied if this machine sees the site's storage. What is fetched is verified, and deleted at both ends.
+Transfers that are in the table already are not repeated.
 
 {EXIT_CODES}"""
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    from workflows.studies.transfers.models import DEFAULT, SOURCES
-
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="transfer_study.py",
         description=f"Measure transfer speed against model size at the sites of a campaign. Writes {TABLE}, "
         f"{', '.join(PICTURES)}.",
-        epilog=WORDS,
+        epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_campaign_options(parser)
@@ -55,50 +71,39 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="A,B,...",
         help=f"of {', '.join(SOURCES)}; or NAME=PARAMETERS (default: {','.join(DEFAULT)})",
     )
-    parser.add_argument("--repeat", type=positive, default=3, metavar="N", help="trips of each file (default: 3)")
+    parser.add_argument("--repeat", type=positive, default=3, metavar="N", help="round trips of each file (default: 3)")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the files (default: bfloat16)")
     parser.add_argument(
         "--budget-gb",
         type=positive_number,
         default=20.0,
         metavar="N",
-        help="as many GB may move in all, there and back (default: 20)",
+        help="limit of the GB that move in all, both ways (default: 20)",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: runs/CAMPAIGN-transfers")
-    parser.add_argument("--dry-run", action="store_true", help="say what would move, and move nothing")
+    parser.add_argument("--dry-run", action="store_true", help="show what would move, and move nothing")
     return parser.parse_args(arguments)
 
 
 def names(text: str) -> tuple[str, ...]:
+    """Parse names with commas, for argparse."""
     return tuple(filter(None, (part.strip() for part in text.split(","))))
 
 
-def positive_number(text: str) -> float:
-    """A number above zero, for argparse."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above zero")
-    return number
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
     options = parse(arguments)
     stop_in_order()
     return carry_out(lambda: study(options))
 
 
 def study(options: argparse.Namespace) -> None:
-    """Plan the trips, make those that are missing, show.
+    """Plan the round trips, make the missing ones, and show the results.
 
     Raises:
-        UserMistake: nothing can be measured as asked, or more would move than was agreed to.
-        CrossfedError: trips failed; what the others have told is kept.
+        UserMistake: nothing can be measured as requested, or more would move than the budget allows.
+        CrossfedError: trips failed; the results of the others are kept.
     """
-    from apps.base.errors import CrossfedError
-    from workflows.console.paths import short
     from workflows.studies.transfers.points import check_budget, check_room, traffic
     from workflows.studies.transfers.study import open_run, prepare
 
@@ -122,39 +127,35 @@ def study(options: argparse.Namespace) -> None:
     show(plan, options.dtype)
     if made < len(plan.trips):
         missing = f"{len(plan.trips) - made} of {plural(len(plan.trips), 'trip is', 'trips are')} missing"
-        raise CrossfedError(missing, remedy="Mend what failed and ask again: what is in the table is kept")
+        raise CrossfedError(missing, remedy="Correct the failures and run the command again: the table is kept")
 
 
 def move_all(plan: TransferStudy, run: RunDirectory, dtype: str) -> int:
-    """Make the trips and add their rows to the table; how many there were."""
-    from workflows.console.command import complain, log_to
+    """Make the round trips, add their rows to the table, and return the number of successful ones."""
     from workflows.studies.transfers.measure import measure_all, stores_in
     from workflows.studies.transfers.progress import Meter
-    from workflows.studies.transfers.study import ways_to
-    from workflows.studies.transfers.table import add, mend
+    from workflows.studies.transfers.study import carriers_to
 
     log_to(plan.folder / "logs" / "driver.log", verbose=False)
-    mend(plan.table)
+    repair(plan.table)
     made, stores = 0, stores_in(plan.folder)
     with Meter() as meter:
-        ways = ways_to(plan, run, stores, meter.trouble)
-        for way in ways.values():
-            way.tidy()
-        for measured in measure_all(plan.trips, ways, stores, dtype, meter.show):
+        carriers = carriers_to(plan, run, stores, meter.show_trouble)
+        for carrier in carriers.values():
+            carrier.clean_up()
+        for measured in measure_all(plan.trips, carriers, stores, dtype, meter.show):
             if measured.rows:
                 add(plan.table, measured.rows)
                 made += 1
-                say(f"{measured.trip.words}: {rows_text(measured.rows)}")
+                say(f"{measured.trip.name}: {rows_text(measured.rows)}")
             if measured.failure:
-                complain(f"{measured.trip.words}: {measured.failure}. The site is left out from here on", FAILED)
+                complain(f"{measured.trip.name}: {measured.failure}. The site is left out from here on", FAILED)
     return made
 
 
 def rows_text(rows: Sequence[TransferRow]) -> str:
-    """A trip's rows in a line."""
-    from workflows.console.units import seconds_text
+    """Return the rows of a round trip in a line."""
     from workflows.studies.transfers.figures import WAY_NAMES
-    from workflows.studies.transfers.table import rate_text
 
     parts = []
     for row in rows:
@@ -166,17 +167,11 @@ def rows_text(rows: Sequence[TransferRow]) -> str:
 
 
 def show(plan: TransferStudy, dtype: str) -> None:
-    """Tables on the terminal and pictures in the study's folder, of all that is in the table."""
+    """Print the tables and draw the figures of all rows of the table."""
     from rich.console import Console
 
-    from apps.artifacts.store import DTYPES as WIDTHS
-    from workflows.console.paths import short
     from workflows.reporting.figure_style import save
-    from workflows.studies.transfers import figures, savings
-    from workflows.studies.transfers.line import lines_of
-    from workflows.studies.transfers.models import PRECISIONS
-    from workflows.studies.transfers.rows import read_rows
-    from workflows.studies.transfers.table import line_table, speed_table
+    from workflows.studies.transfers import figures
 
     rows = read_rows(plan.table)
     if not rows:
@@ -198,6 +193,4 @@ def show(plan: TransferStudy, dtype: str) -> None:
 
 
 if __name__ == "__main__":
-    from workflows.console.command import leave
-
     leave(main())

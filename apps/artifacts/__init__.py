@@ -1,1 +1,1 @@
-"""Tensors as files: the store, streams over it, sums, and the checks of an update."""
+"""Files of tensors: the store, streaming over it, weighted sums, LoRA, server optimisers, checks of updates."""

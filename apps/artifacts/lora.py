@@ -1,23 +1,23 @@
-"""Federated LoRA: how adapters of several sites become one, W = W0 + s B A with s = alpha / rank.
+"""Federated LoRA: rules that combine the adapters of several sites; W = W0 + s B A with s = alpha / rank.
 
-The mean of A and the mean of B do not multiply to the mean of the products. Five server rules; p_k are the
-weights of the sites and sum to one, all start a round from the same A and B:
+The product of the mean A and the mean B is not the mean of the products. There are five server rules; p_k are the
+weights of the sites and sum to one, all sites start a round from the same A and B:
 
 ========  ==============================================================  =======================================
-method    rule                                                            product it gives against sum p_k B_k A_k
+method    rule                                                            its product against sum p_k B_k A_k
 ========  ==============================================================  =======================================
 ``fedit``  A = sum p_k A_k, B = sum p_k B_k                                off by sum p_k (B_k - B)(A_k - A)
 ``ffa``    A stays at its first value, B = sum p_k B_k                     equal, with half of the parameters
-``flora``  stack [A_k], [p_k B_k]; the stack joins W0, adapters restart    equal; the download grows every round
-``fedex``  as fedit, and the difference of the products joins W0           equal; the download grows every round
+``flora``  stack [A_k], [p_k B_k], merge it into W0, restart the adapters  equal; the download grows every round
+``fedex``  as fedit, and merge the difference of the products into W0      equal; the download grows every round
 ``svd``    best rank-r product: truncated SVD of sum p_k B_k A_k           equal up to the truncation
 ========  ==============================================================  =======================================
 
 Sources: fedit Zhang et al. (arXiv 2305.05644); ffa Sun et al. (arXiv 2403.12313); flora Wang et al.
 (arXiv 2409.05976); fedex Singhal et al. (arXiv 2410.09432); svd Bai et al., FlexLoRA (arXiv 2402.11505).
 
-What joins W0 travels as a frozen pair ``merged_A``, ``merged_B`` beside the adapter (exact, low rank), or as one
-dense ``merged`` matrix once that is smaller. A model artifact so stands for itself: W = W0 + s (merged + B A).
+What is merged into W0 is sent as a frozen pair ``merged_A``, ``merged_B`` beside the adapter (exact, low rank), or as
+one dense ``merged`` matrix once that is smaller. So a model artifact is complete: W = W0 + s (merged + B A).
 """
 
 from __future__ import annotations
@@ -41,19 +41,27 @@ Weighted = tuple[float, "Tensor", "Tensor"]  # p_k, A_k, B_k
 
 
 def is_trained(name: str, method: str) -> bool:
-    """Whether a tensor of a model artifact is trained at the sites and so belongs into an update."""
+    """Return whether a tensor of a model artifact is trained at the sites and is part of an update."""
     if method == "full":
         return True
     return ".merged" not in name and not (method == "ffa" and ".lora_A." in name)
 
 
 def modules_of(header: Header) -> list[str]:
-    """Prefixes of the adapted modules, in order."""
+    """Return the prefixes of the adapted modules, sorted."""
     return sorted(name.removesuffix(".lora_B.weight") for name in header if name.endswith(".lora_B.weight"))
 
 
 def fresh_pair(module: str, rank: int, inputs: int, outputs: int, seed: int) -> Pair:
-    """A new adapter: A uniform in +-1/sqrt(inputs) as peft starts it, B zero; the same for all sites."""
+    """Return a new adapter: A uniform in +-1/sqrt(inputs) as in peft, B zero; the same for all sites.
+
+    Args:
+        module: prefix of the adapted module.
+        rank: of the adapter.
+        inputs: columns of A.
+        outputs: rows of B.
+        seed: of the campaign.
+    """
     import torch
 
     digest = hashlib.sha256(f"{seed}/{module}".encode()).digest()
@@ -64,28 +72,29 @@ def fresh_pair(module: str, rank: int, inputs: int, outputs: int, seed: int) -> 
 
 
 def mean_of_factors(updates: Sequence[Weighted]) -> Pair:
+    """Return the mean A and the mean B."""
     a = sum(p * a_k for p, a_k, _ in updates)
     b = sum(p * b_k for p, _, b_k in updates)
     return a, b  # type: ignore[return-value]
 
 
 def stacked(updates: Sequence[Weighted]) -> Pair:
-    """Factors whose product is exactly ``sum p_k B_k A_k``; only B carries the weights."""
+    """Return factors whose product is exactly ``sum p_k B_k A_k``; only B carries the weights."""
     import torch
 
     return torch.cat([a_k for _, a_k, _ in updates]), torch.cat([p * b_k for p, _, b_k in updates], dim=1)
 
 
 def residual(updates: Sequence[Weighted], mean: Pair) -> Pair:
-    """Factors of ``sum p_k B_k A_k - B A`` for the mean factors."""
+    """Return factors of ``sum p_k B_k A_k - B A`` for the mean factors."""
     return stacked([*updates, (-1.0, *mean)])
 
 
 def refit(updates: Sequence[Weighted], rank: int) -> Pair:
-    """Factors of the best rank-``rank`` approximation of ``sum p_k B_k A_k``, the singular values split evenly.
+    """Return factors of the best rank-``rank`` approximation of ``sum p_k B_k A_k``, singular values split evenly.
 
-    The stacked factors are reduced by QR first, so that no matrix of the size of W is formed. A rank beyond that
-    of W is filled up with zeros.
+    The stacked factors are reduced by QR first, so that no matrix of the size of W is formed. A rank larger than
+    that of W is padded with zeros.
     """
     import torch
     from torch.nn.functional import pad
@@ -101,7 +110,7 @@ def refit(updates: Sequence[Weighted], rank: int) -> Pair:
 
 
 def combine(method: str, updates: Sequence[Weighted], first: Pair, restart: Pair) -> tuple[Pair, Pair | None]:
-    """The new adapter of one module, and what joins W0 besides.
+    """Return the new adapter of one module, and the factors to merge into W0 or None.
 
     Args:
         method: one of ``METHODS``.
@@ -120,12 +129,17 @@ def combine(method: str, updates: Sequence[Weighted], first: Pair, restart: Pair
 
 
 def aggregate_adapters(terms: Sequence[Term], base: Path, method: str, store: str | Path, seed: int) -> Artifact:
-    """The next global adapter from the sites' adapters.
+    """Write the next global adapter from the sites' adapters.
 
     Args:
         terms: (update file, weight); weights sum to one.
-        base: the global model the updates started from.
+        base: path of the global model that the updates started from.
+        method: one of ``METHODS``.
+        store: folder of the result.
         seed: of adapters that restart.
+
+    Raises:
+        ArtifactError: the files do not hold the same tensors.
     """
     if method == "fedit":
         return weighted_sum(terms, store, "adapter")
@@ -148,18 +162,18 @@ def _combine_module(
     ]
     rank, inputs = first[0].shape
     a, b = fresh_pair(module, rank, inputs, first[1].shape[0], seed)
-    pair, joined = combine(method, weighted, first, (a.to(first[0].dtype), b.to(first[1].dtype)))
+    pair, extra = combine(method, weighted, first, (a.to(first[0].dtype), b.to(first[1].dtype)))
     merged = {n: read_tensor(base, s) for n, s in header.items() if n.startswith(f"{module}.merged")}
-    return {name_a: pair[0], name_b: pair[1], **_join(module, merged, joined)}
+    return {name_a: pair[0], name_b: pair[1], **_merge(module, merged, extra)}
 
 
-def _join(module: str, merged: dict[str, Tensor], joined: Pair | None) -> dict[str, Tensor]:
-    """What is merged so far with what joins it: a stacked pair, or dense once that is smaller."""
+def _merge(module: str, merged: dict[str, Tensor], extra: Pair | None) -> dict[str, Tensor]:
+    """Add factors to the tensors merged so far: a stacked pair, or a dense matrix once that is smaller."""
     import torch
 
-    if joined is None:
+    if extra is None:
         return merged
-    a, b = joined
+    a, b = extra
     dense, name_a, name_b = f"{module}.merged.weight", f"{module}.merged_A.weight", f"{module}.merged_B.weight"
     if dense in merged:
         return {dense: merged[dense] + b @ a}
@@ -171,7 +185,7 @@ def _join(module: str, merged: dict[str, Tensor], joined: Pair | None) -> dict[s
 
 
 def merged_product(module: str, tensors: dict[str, Tensor]) -> Tensor | None:
-    """The dense matrix that has joined W0 of this module (before the factor s), or None."""
+    """Return the dense matrix that is merged into W0 of a module (before the factor s), or None."""
     if f"{module}.merged.weight" in tensors:
         return tensors[f"{module}.merged.weight"]
     if f"{module}.merged_A.weight" in tensors:

@@ -1,4 +1,4 @@
-"""Manifests: the record a site keeps beside an update, and the identity of a training task."""
+"""Manifests: the records that a site writes beside its updates."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from apps.base.files import write_json
 
 
 class Manifest(TypedDict):
-    """What a site tells about one finished training task; times in seconds, ``started``/``ended`` since 1970."""
+    """Record of one finished training task; times in seconds, ``started`` and ``ended`` since 1970."""
 
     task_id: str
     code_version: str
@@ -20,38 +20,40 @@ class Manifest(TypedDict):
     round: int
     base: str  # SHA-256 of the model that training started from
     artifact: Artifact  # the update
-    store: str  # the folder at the site where it lies
+    store: str  # folder of the update at the site
     steps_done: int
     steps_asked: int
     samples: int  # samples used in these steps
-    shard_samples: int  # samples the site owns: the weight of a mean by samples
+    shard_samples: int  # all samples of the site: its weight in a mean by samples
     tokens: int
     loss_first: float
     loss_last: float
     train_s: float  # like steps, tokens and losses, over all attempts
-    attempts: int  # how often the task was begun: 1 where nothing came between
+    attempts: int  # how often the task was started: 1 without interruptions
     load_s: float
     tokens_per_s: float
-    padding: float  # share of positions that were padding
-    optimizer: str  # "fresh", "carried", or "lost" when asked for and not found
+    padding: float  # fraction of positions that were padding
+    optimizer: str  # "fresh", "carried" from the last round, or "lost" if requested and not found
     started: float
     ended: float
-    reused: bool  # True when the answer came from an earlier attempt
+    reused: bool  # True if an earlier attempt had finished the task
 
 
 def manifest_path(root: Path, task_id: str) -> Path:
+    """Return the path of a task's manifest below a site's storage root."""
     return root / "manifests" / f"{task_id}.json"
 
 
 def write_manifest(root: Path, manifest: Manifest) -> None:
+    """Write a manifest below a site's storage root."""
     write_json(manifest_path(root, manifest["task_id"]), manifest)
 
 
 def find_manifest(root: Path, task_id: str) -> Manifest | None:
-    """The manifest of a task that this site has finished, if its update is still there and whole."""
+    """Return the manifest of a finished task if its update is still there and whole, else None."""
     try:
         manifest: Manifest = json.loads(manifest_path(root, task_id).read_text())
         verify(root / "artifacts", manifest["artifact"])
     except (OSError, ArtifactError, ValueError, KeyError, TypeError):
-        return None  # nothing usable: the task is done again
+        return None  # not usable: the task is repeated
     return manifest

@@ -1,6 +1,6 @@
-"""Optimisers at the server: the mean of the sites' models is taken as a gradient, piece by piece over files.
+"""Optimisers at the server: the mean of the sites' models serves as a gradient, streamed over files in pieces.
 
-With g = x - c, where x is the model before and c the combination that plain averaging would make the next one:
+With g = x - c, where x is the previous model and c the combination that plain averaging would make the next one:
 
 ============  ==========================================================================  ===================
 rule          state                                                                       step
@@ -15,9 +15,9 @@ rule          state                                                             
 m starts at 0 and v at tau^2, without bias correction. Sources: Hsu et al., arXiv 1909.06335 (momentum); Douillard et
 al., DiLoCo, arXiv 2311.08105 (nesterov); Reddi et al., arXiv 2003.00295 (the others).
 
-The state is an artifact of float32 tensors ``m/NAME`` and ``v/NAME`` and belongs to the version of the model that
-it was made with. Two passes over the inputs, one to write the state and one the model: memory stays that of some
-pieces, whatever the number of sites and the size of the model.
+The state is an artifact of float32 tensors ``m/NAME`` and ``v/NAME`` that belongs to one version of the model. There
+are two passes over the inputs, one to write the state and one to write the model: the memory needed is that of a few
+pieces, for any number of sites and any size of the model.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
-from apps.artifacts.store import Artifact, Header, artifact_path, layout, raw_bytes, read_header, write_artifact
+from apps.artifacts.store import Artifact, Header, Shapes, artifact_path, layout, raw_bytes, read_header, write_artifact
 from apps.artifacts.streams import PieceReader, piece_ranges
 from apps.artifacts.weighted_sum import Inputs, Term, combined_piece, open_inputs
 from apps.base.errors import ArtifactError
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 MOMENTS = {"momentum": "m", "nesterov": "m", "adagrad": "mv", "adam": "mv", "yogi": "mv"}
 Array = TypeVar("Array", "torch.Tensor", "np.ndarray[Any, Any]")
-Shapes = dict[str, tuple[str, tuple[int, ...]]]
 
 
 class ServerRuleSpec(TypedDict):
@@ -53,15 +52,15 @@ class ServerRuleSpec(TypedDict):
 def optimizer_step(
     terms: Sequence[Term], base: Path, state: Path | None, rule: ServerRuleSpec, store: str | Path, kind: str
 ) -> tuple[Artifact, Artifact]:
-    """One step of a server rule.
+    """Apply one step of a server rule.
 
     Args:
-        terms: (file, weight) of the combination c; what of ``base`` is not in all files stays as it is.
-        base: the model before.
-        state: the state that was made with ``base``; None: a fresh one.
-        rule: which one, with its constants.
+        terms: (file, weight) of the combination c; a tensor that not all files have is kept from ``base``.
+        base: path of the previous model.
+        state: path of the state that belongs to ``base``; None: a fresh state.
+        rule: with its constants.
         store: folder of the results.
-        kind: of the model that comes out.
+        kind: of the new model, for people.
 
     Returns:
         The model and the state that belongs to it.
@@ -80,23 +79,23 @@ def optimizer_step(
     states = ((key, _moment_pieces(key, inputs, state, before, rule)) for key in layout(moments)[1])
     new_state = write_artifact(store, moments, states, "optimizer")
     path = artifact_path(store, new_state)
-    places = read_header(path)
+    header = read_header(path)
     shapes: Shapes = {name: (spec.dtype, spec.shape) for name, spec in inputs.header.items()}
-    stepped = ((name, _model_pieces(name, inputs, path, places, rule)) for name in layout(shapes)[1])
+    stepped = ((name, _model_pieces(name, inputs, path, header, rule)) for name in layout(shapes)[1])
     return write_artifact(store, shapes, stepped, kind), new_state
 
 
 def _require_state(state: Path | None, moments: Shapes) -> Header:
     header = read_header(state) if state else {}
     if state and {name: (spec.dtype, spec.shape) for name, spec in header.items()} != moments:
-        raise ArtifactError("this optimizer state belongs to another model or another rule", file=str(state))
+        raise ArtifactError("the optimizer state belongs to another model or another rule", file=str(state))
     return header
 
 
 def _moment_pieces(
     key: str, inputs: Inputs, state: Path | None, before: Header, rule: ServerRuleSpec
 ) -> Iterator[memoryview]:
-    """One tensor of the new state."""
+    """Yield one tensor of the new state in pieces."""
     import torch
 
     letter, name = key.split("/", 1)
@@ -110,8 +109,8 @@ def _moment_pieces(
         yield raw_bytes(first_moment(old, g, rule) if letter == "m" else second_moment(old, g, rule))
 
 
-def _model_pieces(name: str, inputs: Inputs, state: Path, places: Header, rule: ServerRuleSpec) -> Iterator[memoryview]:
-    """One tensor of the new model; of whole numbers it is the plain combination."""
+def _model_pieces(name: str, inputs: Inputs, state: Path, header: Header, rule: ServerRuleSpec) -> Iterator[memoryview]:
+    """Yield one tensor of the new model in pieces; integer tensors are the plain combination."""
     spec = inputs.header[name]
     if name not in inputs.combined or not spec.floating:
         yield from inputs.pieces(name)
@@ -119,14 +118,14 @@ def _model_pieces(name: str, inputs: Inputs, state: Path, places: Header, rule: 
     reader = PieceReader()
     for start, stop in piece_ranges(spec.numel):
         g = _gradient(inputs, name, reader, start, stop)
-        m = reader.read(state, places[f"m/{name}"], start, stop).clone()
-        v = reader.read(state, places[f"v/{name}"], start, stop).clone() if "v" in MOMENTS[rule["name"]] else None
+        m = reader.read(state, header[f"m/{name}"], start, stop).clone()
+        v = reader.read(state, header[f"v/{name}"], start, stop).clone() if "v" in MOMENTS[rule["name"]] else None
         x = reader.read(inputs.base, spec, start, stop)
         yield raw_bytes((x.to(m.dtype) + change(g, m, v, rule)).to(x.dtype))
 
 
 def _gradient(inputs: Inputs, name: str, reader: PieceReader, start: int, stop: int) -> torch.Tensor:
-    """g = x - c, in float32."""
+    """Return g = x - c in float32."""
     terms = [(inputs.base, 1.0), *((path, -weight) for path, weight in inputs.terms)]
     specs = [header[name] for header in (inputs.header, *inputs.headers)]
     return combined_piece(terms, specs, reader, start, stop, narrow=False).float()

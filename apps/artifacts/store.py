@@ -1,14 +1,15 @@
 """Artifacts: immutable safetensors files named by the SHA-256 of their content.
 
 The format is the public one (8 bytes header length, a JSON header, then raw tensors), so any safetensors
-library reads the files. It is written and checked here because the library neither streams a file out
-nor hashes it on the way, and both matter when a model is larger than the memory one may use.
+library reads the files. They are written and checked here because the library neither streams a file
+out nor hashes it while writing, and both are needed for models larger than the memory.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
 
 
 class Artifact(TypedDict):
-    """A reference to an artifact: what crosses app boundaries instead of tensors."""
+    """Reference to an artifact; crosses app boundaries instead of tensors."""
 
     sha256: str
     nbytes: int
@@ -47,7 +48,7 @@ class Artifact(TypedDict):
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Type, shape and place of one tensor in a file; ``begin`` and ``end`` in bytes from the start of the file."""
+    """Type, shape and position of one tensor in a file; ``begin`` and ``end`` in bytes from the start of the file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -56,38 +57,41 @@ class TensorSpec:
 
     @property
     def numel(self) -> int:
-        count = 1
-        for n in self.shape:
-            count *= n
-        return count
+        """Number of elements."""
+        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
+        """Size in bytes."""
         return self.numel * DTYPES[self.dtype][1]
 
     @property
     def floating(self) -> bool:
+        """True for floating-point tensors."""
         return self.dtype in FLOATING
 
     def like(self, other: TensorSpec) -> bool:
-        """Same type and shape, wherever it lies."""
+        """Return True if another tensor has the same type and shape."""
         return self.dtype == other.dtype and self.shape == other.shape
 
 
 Header = dict[str, TensorSpec]
+Shapes = Mapping[str, tuple[str, tuple[int, ...]]]  # name -> (type as in ``DTYPES``, shape)
 
 
 def artifact_path(store: str | Path, artifact: Artifact) -> Path:
+    """Return the path of an artifact in a store, whether it exists or not."""
     return Path(store) / f"{artifact['sha256']}.safetensors"
 
 
 def sha256_file(path: str | Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def verify(store: str | Path, artifact: Artifact) -> Path:
-    """The artifact's path in this store, after its size and SHA-256 were found right.
+    """Return the path of an artifact in a store after checking its size and SHA-256.
 
     Raises:
         ArtifactError: missing, wrong size, wrong content.
@@ -105,10 +109,10 @@ def verify(store: str | Path, artifact: Artifact) -> Path:
 
 
 def read_header(path: str | Path) -> Header:
-    """Names, types, shapes and places of the tensors in a file, checked strictly.
+    """Read the names, types, shapes and positions of the tensors in a file, checked strictly.
 
     Raises:
-        ArtifactError: missing, not a safetensors file, cut off, tensors overlap or leave holes.
+        ArtifactError: missing, not a safetensors file, truncated, tensors overlap or leave gaps.
     """
     try:
         size = os.path.getsize(path)
@@ -135,10 +139,10 @@ def _parse_spec(entry: dict, data_start: int) -> TensorSpec:
     if entry["dtype"] not in DTYPES:
         raise ValueError(f"unknown tensor type {entry['dtype']!r}")
     if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
-        raise ValueError("a size or a place is not a whole number of zero or more")
+        raise ValueError("a size or an offset is not a whole number of zero or more")
     spec = TensorSpec(entry["dtype"], shape, data_start + begin, data_start + end)
     if spec.end - spec.begin != spec.nbytes:
-        raise ValueError("a tensor's place does not fit its shape")
+        raise ValueError("a tensor's offsets do not fit its shape")
     return spec
 
 
@@ -146,14 +150,14 @@ def _check_extent(header: Header, data_start: int, size: int, path: str | Path) 
     at = data_start
     for spec in sorted(header.values(), key=lambda s: (s.begin, s.end)):
         if spec.begin != at:
-            raise ArtifactError("tensors overlap or leave holes", file=str(path))
+            raise ArtifactError("tensors overlap or leave gaps", file=str(path))
         at = spec.end
     if at != size:
-        raise ArtifactError(f"file is cut off: {size:,} bytes instead of {at:,}", file=str(path))
+        raise ArtifactError(f"file is truncated: {size:,} bytes instead of {at:,}", file=str(path))
 
 
-def layout(shapes: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, Header]:
-    """The header bytes and the places for tensors given as name -> (dtype, shape).
+def layout(shapes: Shapes) -> tuple[bytes, Header]:
+    """Return the header bytes of a file, and the positions of its tensors in the order of the file.
 
     Widest types first, then by name: every tensor is aligned and the same content gives the same file.
     """
@@ -171,35 +175,35 @@ def layout(shapes: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, He
 
 def write_artifact(
     store: str | Path,
-    shapes: Mapping[str, tuple[str, tuple[int, ...]]],
+    shapes: Shapes,
     content: Iterable[tuple[str, Iterable[memoryview | bytes]]],
     kind: str,
 ) -> Artifact:
-    """Stream tensors into a new artifact; one pass, hashed on the way.
+    """Stream tensors into a new artifact in one pass that also computes its hash.
 
     Args:
         store: folder of artifacts.
-        shapes: name -> (dtype as in ``DTYPES``, shape) of all tensors.
+        shapes: of all tensors.
         content: (name, pieces of raw bytes) in the order of ``layout(shapes)``.
-        kind: a word for people: model, adapter, update.
+        kind: for people: model, adapter, update.
 
     Raises:
         ArtifactError: the content does not fit the shapes.
         StorageError: the store cannot be written.
     """
-    head, places = layout(shapes)
+    head, header = layout(shapes)
     digest = hashlib.sha256(head)
     at = len(head)
     with atomic_file(store, lambda: f"{digest.hexdigest()}.safetensors") as stream:
         stream.write(head)
         for name, pieces in content:
-            _expect(at == places[name].begin, f"{name} is written out of order")
+            _expect(at == header[name].begin, f"{name} is written out of order")
             for piece in pieces:
                 stream.write(piece)
                 digest.update(piece)
                 at += memoryview(piece).nbytes
-            _expect(at == places[name].end, f"{name} has the wrong number of bytes")
-        _expect(at == max((spec.end for spec in places.values()), default=at), "the content ended early")
+            _expect(at == header[name].end, f"{name} has the wrong number of bytes")
+        _expect(at == max((spec.end for spec in header.values()), default=at), "the content ended early")
     return Artifact(sha256=digest.hexdigest(), nbytes=at, kind=kind)
 
 
@@ -209,17 +213,30 @@ def _expect(condition: bool, what: str) -> None:
 
 
 def save_tensors(store: str | Path, tensors: Mapping[str, torch.Tensor], kind: str) -> Artifact:
-    """Write tensors that are in memory as one artifact."""
-    names = {torch_name: name for name, (torch_name, _) in DTYPES.items()}
+    """Write tensors that are in memory as one artifact.
+
+    Raises:
+        ArtifactError: a tensor has a type that files cannot hold.
+        StorageError: the store cannot be written.
+    """
+    shapes = shapes_of(tensors)
+    return write_artifact(store, shapes, ((name, [raw_bytes(tensors[name])]) for name in layout(shapes)[1]), kind)
+
+
+def shapes_of(tensors: Mapping[str, torch.Tensor]) -> Shapes:
+    """Return the types and shapes of tensors as ``layout`` takes them.
+
+    Raises:
+        ArtifactError: a tensor has a type that files cannot hold.
+    """
+    names = {f"torch.{torch_name}": name for name, (torch_name, _) in DTYPES.items()}
     for name, tensor in tensors.items():
-        _expect(str(tensor.dtype).removeprefix("torch.") in names, f"tensor {name!r} has the type {tensor.dtype}")
-    shapes = {n: (names[str(t.dtype).removeprefix("torch.")], tuple(t.shape)) for n, t in tensors.items()}
-    _, places = layout(shapes)
-    return write_artifact(store, shapes, ((name, [raw_bytes(tensors[name])]) for name in places), kind)
+        _expect(str(tensor.dtype) in names, f"tensor {name!r} has the type {tensor.dtype}, which files cannot hold")
+    return {name: (names[str(tensor.dtype)], tuple(tensor.shape)) for name, tensor in tensors.items()}
 
 
 def raw_bytes(tensor: torch.Tensor) -> memoryview:
-    """The tensor's content as bytes, without a copy where it lies on the CPU and is contiguous."""
+    """Return a tensor's content as bytes, without a copy if it is on the CPU and contiguous."""
     import torch
 
     flat = tensor.detach().cpu().contiguous().reshape(-1)
@@ -227,7 +244,7 @@ def raw_bytes(tensor: torch.Tensor) -> memoryview:
 
 
 def load_tensors(path: str | Path) -> dict[str, torch.Tensor]:
-    """All tensors of a file in memory; for adapters and tests, not for large models."""
+    """Load all tensors of a file into memory; for adapters and tests, not for large models."""
     from safetensors.torch import load_file
 
     read_header(path)

@@ -1,4 +1,4 @@
-"""Passes over the tensors of files, piece by piece: the memory needed is a piece, not a model."""
+"""Reading the tensors of files in pieces: the memory needed is that of a piece, not of a model."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ PIECE = 1 << 19  # elements; a float32 piece is 2 MiB: few enough calls, and sti
 
 
 def piece_ranges(numel: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) element ranges that cover a tensor."""
+    """Yield the (start, stop) element ranges that cover a tensor."""
     for start in range(0, numel, PIECE):
         yield start, min(start + PIECE, numel)
 
 
 class PieceReader:
-    """Reads ranges of elements into one buffer per type, which the next read of that type overwrites.
+    """Reader of element ranges with one buffer per type, which the next read of that type overwrites.
 
     Files are read, not mapped, and opened for each piece: mapped pages of every input would count as
-    memory of this process, and hundreds of inputs would meet the limit of open files.
+    memory of this process, and hundreds of inputs would exceed the limit of open files.
     """
 
     def __init__(self) -> None:
         self.buffers: dict[str, torch.Tensor] = {}
 
     def read(self, path: str | Path, spec: TensorSpec, start: int, stop: int) -> torch.Tensor:
-        """Elements [start, stop) of a tensor, flat, in the file's own type.
+        """Read elements [start, stop) of a tensor, flat, in the type they have in the file.
 
         Raises:
-            ArtifactError: the file cannot be read, or has become shorter since its header was read.
+            ArtifactError: the file cannot be read, or is shorter than its header says.
         """
         import torch
 
@@ -47,13 +47,13 @@ class PieceReader:
         raw = piece.view(torch.uint8).numpy().data
         try:
             _fill(raw, path, spec.begin + start * width)
-        except OSError as error:  # told apart here from a result that cannot be written
+        except OSError as error:  # here, so that it is not taken for a result that cannot be written
             raise ArtifactError(f"cannot read: {error.strerror or error}", file=str(path)) from error
         return piece
 
 
 def _fill(buffer: memoryview, path: str | Path, offset: int) -> None:
-    """The bytes of a file from ``offset`` on, as many as the buffer holds."""
+    """Fill a buffer with the bytes of a file from ``offset`` on."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         filled = 0
@@ -67,7 +67,7 @@ def _fill(buffer: memoryview, path: str | Path, offset: int) -> None:
 
 
 def read_tensor(path: str | Path, spec: TensorSpec) -> torch.Tensor:
-    """One whole tensor in memory."""
+    """Read one whole tensor into memory."""
     import torch
 
     tensor = torch.empty(spec.shape, dtype=getattr(torch, DTYPES[spec.dtype][0]))

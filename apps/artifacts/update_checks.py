@@ -1,4 +1,4 @@
-"""Every update is checked before it counts: names, shapes, types, finite values, base model, size of the change."""
+"""Checks of an update before it is aggregated: names, shapes, types, finite values, base model, norm of the change."""
 
 from __future__ import annotations
 
@@ -14,14 +14,20 @@ from apps.base.errors import ArtifactError, UpdateRefused
 
 
 class UpdateRules(TypedDict):
-    """What a campaign demands of an update."""
+    """Requirements of a campaign on an update."""
 
     method: str  # adapter method, or "full"
     max_update_norm: float | None  # bound on the L2 norm of (update - base) over all floating tensors
 
 
 def check_update(manifest: Manifest, base: Artifact, store: str | Path, rules: UpdateRules) -> float:
-    """The L2 norm of the change an update makes to its base model, after all checks.
+    """Check an update and return the L2 norm of its difference to the base model.
+
+    Args:
+        manifest: of the update.
+        base: the model that the site was sent.
+        store: folder of artifacts that holds both.
+        rules: of the campaign.
 
     Raises:
         UpdateRefused: with the reason, the site and the round.
@@ -29,7 +35,7 @@ def check_update(manifest: Manifest, base: Artifact, store: str | Path, rules: U
     path = artifact_path(store, manifest["artifact"])
     try:
         if manifest["base"] != base["sha256"]:
-            raise ArtifactError("trained from another base model than it was sent")
+            raise ArtifactError("it was not trained from the base model that was sent")
         found = read_header(path)
         expected = read_header(artifact_path(store, base))
         wanted = {n: s for n, s in expected.items() if is_trained(n, rules["method"])}
@@ -44,7 +50,11 @@ def check_update(manifest: Manifest, base: Artifact, store: str | Path, rules: U
 
 
 def check_layout(found: Header, wanted: Header) -> None:
-    """Raises ArtifactError unless names, types and shapes are those of the trained tensors."""
+    """Check that names, types and shapes are those of the trained tensors.
+
+    Raises:
+        ArtifactError: names the first difference.
+    """
     missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     if missing:
         raise ArtifactError(f"missing tensors: {len(missing)}, the first is {missing[0]!r}")
@@ -59,10 +69,16 @@ def check_layout(found: Header, wanted: Header) -> None:
 
 
 def change_norm(path: Path, found: Header, base: Path, wanted: Header) -> float:
-    """L2 norm of (update - base) over floating tensors.
+    """Return the L2 norm of (update - base) over all floating-point tensors.
+
+    Args:
+        path: of the update.
+        found: header of the update.
+        base: path of the base model.
+        wanted: header of the tensors to compare in the base model.
 
     Raises:
-        ArtifactError: a value is not finite; says how many and in which tensor.
+        ArtifactError: a value is not finite; names the tensor and how many there are.
     """
     total = 0.0
     for name, spec in found.items():
@@ -90,5 +106,6 @@ def _tensor_change(name: str, path: Path, spec: TensorSpec, base: Path, base_spe
 
 
 def check_norm(norm: float, bound: float | None) -> None:
-    if bound is not None and not norm <= bound:  # so that what is not a number does not pass
+    """Raise ArtifactError if a norm exceeds the campaign's bound."""
+    if bound is not None and not norm <= bound:  # in this form a NaN is refused
         raise ArtifactError(f"the change has norm {norm:.4g}, the campaign allows {bound:.4g}")

@@ -1,7 +1,7 @@
-"""Aggregation: a weighted sum of models that streams over files.
+"""Weighted sums of models, streamed over files.
 
-One float32 accumulator of the size of a piece, updates read one after another: peak memory grows neither
-with the number of sites nor with the size of the model.
+One float32 accumulator of the size of a piece, updates read one after another: peak memory grows neither with the
+number of sites nor with the size of the model.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ def weighted_sum(terms: Sequence[Term], store: str | Path, kind: str = "model") 
 
     Floating tensors are summed in float32 (float64 stays float64) in the order of ``terms``, so that the
     same input gives the same bits. Integer tensors, which have no fractions, take the weighted mean rounded
-    to the nearest integer; boolean ones the side with at least half of the weight.
+    to the nearest integer; boolean ones the value that has at least half of the weight.
 
     Args:
         terms: (path, coefficient); for a mean the coefficients sum to one.
         store: folder of the result.
+        kind: of the result, for people.
 
     Raises:
         ArtifactError: the files do not hold the same tensors.
@@ -38,13 +39,12 @@ def weighted_sum(terms: Sequence[Term], store: str | Path, kind: str = "model") 
     header = common_header([path for path, _ in terms])
     shapes = {name: (spec.dtype, spec.shape) for name, spec in header.items()}
     headers = [read_header(path) for path, _ in terms]
-    _, places = layout(shapes)
-    content = ((name, _summed(terms, [h[name] for h in headers])) for name in places)
+    content = ((name, _summed(terms, [h[name] for h in headers])) for name in layout(shapes)[1])
     return write_artifact(store, shapes, content, kind)
 
 
 def common_header(paths: Sequence[Path]) -> Header:
-    """The header that all files share.
+    """Return the header that all files share.
 
     Raises:
         ArtifactError: names the first file and tensor that differ.
@@ -66,7 +66,7 @@ def common_header(paths: Sequence[Path]) -> Header:
 
 
 def _summed(terms: Sequence[Term], specs: Sequence[TensorSpec]) -> Iterator[memoryview]:
-    """The raw bytes of one summed tensor, piece after piece."""
+    """Yield the raw bytes of one summed tensor, piece by piece."""
     reader = PieceReader()
     for start, stop in piece_ranges(specs[0].numel):
         yield raw_bytes(combined_piece(terms, specs, reader, start, stop))
@@ -75,7 +75,16 @@ def _summed(terms: Sequence[Term], specs: Sequence[TensorSpec]) -> Iterator[memo
 def combined_piece(
     terms: Sequence[Term], specs: Sequence[TensorSpec], reader: PieceReader, start: int, stop: int, narrow: bool = True
 ) -> torch.Tensor:
-    """Elements [start, stop) of ``sum_k c_k x_k``, in the tensors' own type or as wide as they were summed."""
+    """Return elements [start, stop) of ``sum_k c_k x_k``.
+
+    Args:
+        terms: (path, coefficient).
+        specs: the tensor in each of the files.
+        reader: with its buffers.
+        start: first element.
+        stop: end of the elements.
+        narrow: convert to the tensor's own type; else the type of the accumulator is kept.
+    """
     import torch
 
     dtype = getattr(torch, DTYPES[specs[0].dtype][0])
@@ -87,45 +96,52 @@ def combined_piece(
 
 @dataclass(frozen=True)
 class Inputs:
-    """Files to combine, and the model that has what they leave out."""
+    """Files to combine, and a base model with the tensors that they lack."""
 
     terms: Sequence[Term]
     headers: Sequence[Header]  # of the terms
     base: Path
     header: Header  # of the base
-    combined: frozenset[str]  # tensors that all terms have; the others stay as in the base
+    combined: frozenset[str]  # tensors that all terms have; the others are taken from the base
 
     def pieces(self, name: str) -> Iterator[memoryview]:
-        """The raw bytes of one tensor of the combination."""
+        """Yield the raw bytes of one tensor of the combination."""
         if name in self.combined:
             return _summed(self.terms, [header[name] for header in self.headers])
         return _summed([(self.base, 1.0)], [self.header[name]])
 
 
 def open_inputs(terms: Sequence[Term], base: Path) -> Inputs:
-    """The inputs, after all were found to fit.
+    """Read the headers of files to combine and check them against the base.
+
+    Args:
+        terms: (path, coefficient).
+        base: path of a model with all tensors.
 
     Raises:
-        ArtifactError: a tensor is not in the base, or there with another shape or type; nothing is in all files.
+        ArtifactError: a tensor is not in the base, or has another shape or type there; no tensor is in all files.
     """
     header, headers = read_header(base), [read_header(path) for path, _ in terms]
     for (path, _), other in zip(terms, headers, strict=True):
         for name, spec in other.items():
             if name not in header or not spec.like(header[name]):
-                raise ArtifactError(f"tensor {name!r} is not in {base.name}, or of another shape there", file=str(path))
+                raise ArtifactError(
+                    f"tensor {name!r} is not in {base.name}, or has another shape there", file=str(path)
+                )
     combined = frozenset(header).intersection(*headers)
     if not combined:
-        raise ArtifactError(f"no tensor of {base.name} is in all {len(terms)} files to combine", file=str(base))
+        raise ArtifactError(f"no tensor of {base.name} is in all of the {len(terms)} files to combine", file=str(base))
     return Inputs(terms, headers, base, header, combined)
 
 
 def affine_combination(terms: Sequence[Term], base: Path, store: str | Path, kind: str = "model") -> Artifact:
-    """``weighted_sum`` over models and updates alike: what only some files have stays as it is in ``base``.
+    """Write the weighted sum of models and updates; a tensor that not all files have is taken from ``base``.
 
     Args:
         terms: (path, coefficient); the coefficients sum to one, single ones may be negative.
-        base: a model with all tensors.
+        base: path of a model with all tensors.
         store: folder of the result.
+        kind: of the result, for people.
 
     Raises:
         ArtifactError: the files do not fit the base.

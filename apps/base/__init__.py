@@ -1,1 +1,1 @@
-"""Errors, files, versions, identities and stop requests: what every other room needs."""
+"""Errors, files, versions, identities, processes and stop requests: what every other room needs."""

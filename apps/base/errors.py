@@ -1,7 +1,9 @@
-"""The errors of crossfed: a small tree that pickles, so that it travels from a worker to the driver whole.
+"""Error classes of crossfed: a small tree that can be pickled, so that errors reach the driver unchanged.
 
 Each error says what is wrong, where (site, round, file) and what to do about it.
 """
+
+# ruff: noqa: N818 (the classes are named after what happened, so not all end in Error)
 
 from __future__ import annotations
 
@@ -11,15 +13,17 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 logger = logging.getLogger(__name__)
-REASON_LENGTH = 300  # characters of a foreign error that are passed on
+REASON_LENGTH = 300  # characters that are kept of a library's error message
 
 
 class CrossfedError(Exception):
-    """Something went wrong that a person can understand and mend.
+    """Base class of errors that a user can understand and fix.
 
     Args:
         what: one sentence, without the place.
-        site, round, file: the place, as far as it is known.
+        site: name of the site, if known.
+        round: number of the round, if known.
+        file: path of the file concerned, if any.
         remedy: one sentence on what to do.
     """
 
@@ -36,7 +40,7 @@ class CrossfedError(Exception):
         self.what, self.site, self.round, self.file, self.remedy = what, site, round, file, remedy
 
     def at(self, *, site: str | None = None, round: int | None = None) -> Self:
-        """The same error with the place filled in where it was not known yet."""
+        """Fill in the place where it is not known yet and return the error."""
         self.site = self.site or site
         self.round = self.round if self.round is not None else round
         return self
@@ -61,10 +65,10 @@ def _rebuild(
 
 @contextmanager
 def placed(site: str | None, round: int | None = None) -> Iterator[None]:
-    """Errors that leave the block carry the place of the task they come from.
+    """Add the task's place to every error that leaves the block, and turn unexpected errors into ``TaskError``.
 
-    What a library has raised stays in the worker's log. The driver could not read it: Parsl pickles the cause of an
-    error as well, and the errors of libraries often cannot be made again from their pickle.
+    The original error of a library stays in the worker's log. The driver could not read it: Parsl pickles the cause of
+    an error as well, and the errors of libraries often cannot be unpickled.
     """
     try:
         yield
@@ -74,59 +78,59 @@ def placed(site: str | None, round: int | None = None) -> Iterator[None]:
             raise
         logger.exception("%s", error)
         raise error from None
-    except Exception as error:  # the edge of a task
-        logger.exception("unforeseen")
-        reason = (str(error).strip() or "no more is known").splitlines()[0][:REASON_LENGTH]
+    except Exception as error:  # the outermost edge of a task
+        logger.exception("unexpected error")
+        reason = (str(error).strip() or "no details").splitlines()[0][:REASON_LENGTH]
         raise TaskError(f"{type(error).__name__}: {reason}", site=site, round=round) from None
 
 
 class TaskError(CrossfedError):
-    """A task met an error that nobody foresaw; the worker's log has all of it."""
+    """An unexpected error in a task; the worker's log has the traceback."""
 
 
-class UserMistake(CrossfedError):  # noqa: N818
-    """The request cannot be carried out as asked: exit code 2, nothing has run."""
+class UserMistake(CrossfedError):
+    """An invalid request or setting: exit code 2, nothing was run."""
 
 
 class ArtifactError(CrossfedError):
-    """A file of tensors is missing, cut off, altered, or not what its name says."""
+    """A file of tensors is missing, truncated, changed, or has another hash than its name."""
 
 
-class UpdateRefused(CrossfedError):  # noqa: N818
-    """An update came back that must not count: wrong shape, not finite, too large, wrong base model."""
+class UpdateRefused(CrossfedError):
+    """An update that must not be aggregated: wrong shape, not finite, too large, or of another base model."""
 
 
-class VersionMismatch(CrossfedError):  # noqa: N818
-    """A site runs other code than the driver."""
+class VersionMismatch(CrossfedError):
+    """A site runs another code version than the driver."""
 
 
 class StorageError(CrossfedError):
-    """A file cannot be written: disk full, no permission, outside the site's own root."""
+    """A file cannot be written: disk full, no permission, or outside the site's storage root."""
 
 
 class TrainingError(CrossfedError):
-    """Local training cannot go on, for example because the loss is not finite."""
+    """Local training cannot continue, for example because the loss is not finite."""
 
 
-class Unfinished(CrossfedError):  # noqa: N818
-    """Training stopped in order before its last step and has saved; the next attempt goes on from there."""
+class Unfinished(CrossfedError):
+    """Training stopped before its last step and saved a checkpoint; the next attempt continues from it."""
 
 
-class BlockTooShort(CrossfedError):  # noqa: N818
-    """The rest of the block did not even suffice for one step; another block may do."""
+class BlockTooShort(CrossfedError):
+    """The remaining time of the block was too short for one step; another block may be long enough."""
 
 
-class RanksLost(CrossfedError):  # noqa: N818
-    """A rank of a training has ended without a word; another attempt goes on from the last checkpoint."""
+class RanksLost(CrossfedError):
+    """A rank ended without reporting a result; another attempt continues from the last checkpoint."""
 
 
-class LeaseHeld(CrossfedError):  # noqa: N818
-    """Another process is at this very task; its answer will do for both."""
+class LeaseHeld(CrossfedError):
+    """Another process is working on the same task; its result will be used for both."""
 
 
-class WorkersLost(CrossfedError):  # noqa: N818
-    """A site's endpoint has lost its workers, or the block they ran in; another attempt may do."""
+class WorkersLost(CrossfedError):
+    """A site's endpoint has lost its workers or their block; another attempt may succeed."""
 
 
-class EndpointProblem(CrossfedError):  # noqa: N818
-    """A site's endpoint does not take the work as it is asked; to ask again would not help."""
+class EndpointProblem(CrossfedError):
+    """A site's endpoint refuses the request; repeating it would not help."""

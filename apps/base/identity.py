@@ -8,13 +8,13 @@ from typing import Any, TypedDict
 
 
 class Place(TypedDict):
-    """Where a task belongs: a site of the campaign, ``server`` or ``evaluator``, and the round."""
+    """Site and round of a task; the site may also be ``server`` or ``evaluator``."""
 
     site: str
     round: int
 
 
 def identity(parts: dict[str, Any]) -> str:
-    """A name for work: equal parts, equal name, in every process and on every machine."""
+    """Return a hash of plain values: equal parts give an equal name, in every process and on every machine."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]

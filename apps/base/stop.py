@@ -1,30 +1,27 @@
-"""A request to stop, by a signal or by hand, that a training looks at between steps."""
+"""A request to stop, set by a signal or by a call, that a training reads between steps."""
 
 from __future__ import annotations
 
-import logging
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-logger = logging.getLogger(__name__)
-
 
 class StopRequest:
-    """Whether somebody has asked this training to stop."""
+    """Flag that is set by calling it; it takes a signal handler's arguments and ignores them."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
 
     def __call__(self, *_: Any) -> None:
-        self.asked = True
+        self.requested = True
 
 
 @contextmanager
 def stop_on_sigterm() -> Iterator[StopRequest]:
-    """SIGTERM becomes a request for as long as the block runs, where this is the main thread."""
+    """Turn SIGTERM into a stop request while the block runs; in the main thread only."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request

@@ -1,4 +1,4 @@
-"""From records to batches: prompt and answer as tokens, batches of like length, the same for the same seed."""
+"""Batches from records: prompt and answer as tokens, batches of similar length, the same for the same seed."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, TypedDict
 if TYPE_CHECKING:
     import torch
 
-WINDOW = 16  # batches that are sorted by length together: enough to be rid of padding, few enough to stay mixed
+WINDOW = 16  # batches that are sorted by length together: enough to avoid padding, few enough to stay mixed
 
 
 class DataSpec(TypedDict):
-    """What of which data set, in plain values."""
+    """Selection of records and their form, in plain values."""
 
     source: str
     tasks: list[str]
@@ -49,11 +49,18 @@ class Batch:
         return self.tokens[:, 1:][self.counted]
 
     def to(self, device: Any) -> Batch:
+        """Return the batch on another device."""
         return Batch(self.tokens.to(device), self.attention.to(device), self.counted.to(device), self.tasks)
 
 
 def encode(records: Sequence[Any], tokenizer: Any, spec: DataSpec) -> list[Sample]:
-    """Tokens of prompt, answer and end mark. What is too long loses the start of its prompt, never its answer."""
+    """Return the tokens of prompt, answer and end mark; a long sample loses the start of its prompt, never its answer.
+
+    Args:
+        records: with ``input``, ``output`` and ``task``.
+        tokenizer: of the model.
+        spec: with the prompt and the limit of tokens.
+    """
     prompts = [spec["prompt"].format(input=r["input"]) for r in records]
     answers = [f" {r['output']}" for r in records]
     encoded = tokenizer(prompts + answers, add_special_tokens=False)["input_ids"]
@@ -68,12 +75,13 @@ def encode(records: Sequence[Any], tokenizer: Any, spec: DataSpec) -> list[Sampl
 
 
 def _wants_bos(tokenizer: Any) -> bool:
-    """Llama-like tokenizers put a start mark before every text; GPT-like ones do not."""
+    """Return True for Llama-like tokenizers, which put a start mark before every text; GPT-like ones do not."""
     with_marks = tokenizer("a")["input_ids"]
     return tokenizer.bos_token_id is not None and with_marks[:1] == [tokenizer.bos_token_id]
 
 
 def collate(samples: Sequence[Sample], pad: int) -> Batch:
+    """Pad samples to one length with the token ``pad``."""
     import torch
 
     length = max(len(s.tokens) for s in samples)
@@ -89,17 +97,23 @@ def collate(samples: Sequence[Sample], pad: int) -> Batch:
 
 
 def seed_of(*parts: object) -> int:
-    """A seed that is the same in every process for the same parts, unlike ``hash``."""
+    """Return a seed that is the same in every process for the same parts, unlike ``hash``."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:7], "big")
 
 
 def plan_batches(lengths: Sequence[int], size: int, count: int, seed: int) -> list[list[int]]:
-    """Which samples form which batch: ``count`` batches of ``size`` indices.
+    """Return ``count`` batches of ``size`` sample indices.
 
-    Samples are drawn without replacement until all were seen, then again; within a window of batches they are
-    put together by length, and the batches are shuffled. A window ends where all were seen: else copies of one
-    sample, equal in length, would come together in one batch.
+    Samples are drawn without replacement until all were drawn, then again. Within a window of batches they are grouped
+    by length, and the batches are shuffled. A window ends where all samples were drawn: otherwise copies of one
+    sample, equal in length, would be in the same batch.
+
+    Args:
+        lengths: tokens of each sample.
+        size: samples in a batch.
+        count: number of batches.
+        seed: of the order.
     """
     rng = random.Random(seed)
     drawn = _endless(len(lengths), rng)
@@ -122,13 +136,13 @@ def _endless(total: int, rng: random.Random) -> Iterator[int]:
 
 
 def by_length(samples: Sequence[Sample], size: int) -> list[list[Sample]]:
-    """All samples once, in batches of like length."""
+    """Return all samples once, in batches of similar length."""
     ordered = sorted(samples, key=lambda s: len(s.tokens))
     return [ordered[i : i + size] for i in range(0, len(ordered), size)]
 
 
 def padding_share(batches: Sequence[Sequence[int]], lengths: Sequence[int]) -> float:
-    """Share of positions that are padding over these batches."""
+    """Return the fraction of positions that are padding over these batches."""
     real = sum(lengths[i] for batch in batches for i in batch)
     total = sum(max(lengths[i] for i in batch) * len(batch) for batch in batches)
     return 1 - real / total if total else 0.0

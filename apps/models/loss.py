@@ -1,4 +1,4 @@
-"""Cross entropy of the tokens that count, without computing the output layer for the others."""
+"""Cross entropy of the counted tokens, without computing the output layer for the others."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ if TYPE_CHECKING:
 
 
 def counted_logits(network: Any, batch: Batch, forward: Callable[..., Any] | None = None) -> torch.Tensor:
-    """Logits (counted tokens, vocabulary).
+    """Compute the logits (counted tokens, vocabulary).
+
+    Only the counted positions go through the output layer, which is most of the work for a small model with a large
+    vocabulary. A hook in front of that layer selects them, so this works with any causal language model.
 
     Args:
         network: the causal language model.
-        forward: what to call instead of the network, where something is wrapped around it.
-
-    Only the positions that count go through the output layer, which for a small model with a large vocabulary
-    is most of the work. A hook in front of that layer picks them, so any causal language model will do.
+        batch: on its device.
+        forward: called instead of the network, if the network is wrapped.
     """
     head = network.get_output_embeddings()
     handle = head.register_forward_pre_hook(lambda _, args: (args[0][:, :-1][batch.counted], *args[1:]))
@@ -30,21 +31,27 @@ def counted_logits(network: Any, batch: Batch, forward: Callable[..., Any] | Non
 
 
 def mean_loss(network: Any, batch: Batch) -> torch.Tensor:
-    """Mean cross entropy (nats) over the counted tokens of a batch."""
+    """Return the mean cross entropy (nats) over the counted tokens of a batch."""
     from torch.nn.functional import cross_entropy
 
     return cross_entropy(counted_logits(network, batch).float(), batch.targets)
 
 
 def summed_loss(forward: Callable[..., Any], network: Any, batch: Batch) -> torch.Tensor:
-    """Sum of the cross entropy (nats) over the counted tokens of a batch; for the arguments see ``counted_logits``."""
+    """Return the sum of the cross entropy (nats) over the counted tokens of a batch.
+
+    Args:
+        forward: the network, or what it is wrapped in.
+        network: the causal language model.
+        batch: on its device.
+    """
     from torch.nn.functional import cross_entropy
 
     return cross_entropy(counted_logits(network, batch, forward).float(), batch.targets, reduction="sum")
 
 
 def loss_per_sample(logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum of the cross entropy (nats) and number of counted tokens of each sample of a batch."""
+    """Return the sum of the cross entropy (nats) and the number of counted tokens of each sample of a batch."""
     import torch
     from torch.nn.functional import cross_entropy
 

@@ -1,4 +1,4 @@
-"""Models as the tasks use them: built once per worker, kept warm, their trained tensors set and read by name."""
+"""The models of the tasks: built once per worker and kept loaded, their trained tensors set and read by name."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from apps.artifacts.store import Artifact, raw_bytes, read_header, save_tensors
 from apps.artifacts.streams import read_tensor
 from apps.base.errors import ArtifactError
 from apps.models.sources import TINY, model_folder
+from apps.models.tiny import MAX_TOKENS, tiny_config
+from data.tokenizer import tiny_tokenizer_path
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SAMPLED = 64  # values of each weight that a fingerprint looks at
+SAMPLED = 64  # values of each weight that a fingerprint reads
 
 
 class AdapterSpec(TypedDict):
-    """LoRA settings; ``method`` is one of ``apps.artifacts.lora.METHODS``."""
+    """LoRA settings in plain values; ``method`` is one of ``apps.artifacts.lora.METHODS``."""
 
     method: str
     rank: int
@@ -36,7 +38,7 @@ class AdapterSpec(TypedDict):
 
 
 class ModelSpec(TypedDict):
-    """What model a campaign trains, in plain values so that it can cross to any worker."""
+    """The model that a campaign trains, in plain values."""
 
     source: str
     dtype: str
@@ -47,32 +49,34 @@ class ModelSpec(TypedDict):
 
 @dataclass
 class Model:
-    """A model in memory with the names its tensors have in artifacts."""
+    """A model in memory with the names that its tensors have in artifacts."""
 
     spec: ModelSpec
     network: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     state: dict[str, torch.Tensor]  # artifact name -> the tensor inside the network
-    fingerprint: str = ""  # of the frozen weights, which do not travel: they must be the same everywhere
-    originals: dict[str, torch.Tensor] = field(default_factory=dict)  # module -> its W0, once something has joined it
-    warm: dict[str, Any] = field(default_factory=dict)  # what a warm worker keeps beside it: samples, test set
+    fingerprint: str = ""  # of the frozen weights, which are not sent: they must be the same everywhere
+    originals: dict[str, torch.Tensor] = field(default_factory=dict)  # module -> its W0, once something is merged
+    warm: dict[str, Any] = field(default_factory=dict)  # kept between tasks: samples, test set
 
     @property
     def method(self) -> str:
+        """Adapter method, or "full"."""
         return self.spec["adapter"]["method"] if self.spec["adapter"] else "full"
 
     @property
     def trained(self) -> dict[str, torch.Tensor]:
+        """The tensors that are trained, by artifact name."""
         return {name: tensor for name, tensor in self.state.items() if is_trained(name, self.method)}
 
 
 def load_model(spec: ModelSpec, device: str = "cpu") -> Model:
-    """The model of a campaign; a warm worker keeps the last one."""
+    """Return the model of a campaign; the worker keeps the last one loaded."""
     return _load_model(json.dumps(spec, sort_keys=True), device)
 
 
 def load_first_model(spec: ModelSpec, device: str = "cpu") -> Model:
-    """The model as a campaign starts from it, whatever a warm one was set or trained to."""
+    """Return the model in its state at the start of a campaign, built again even if one is loaded."""
     _load_model.cache_clear()
     return load_model(spec, device)
 
@@ -98,9 +102,9 @@ def _load_model(spec_text: str, device: str) -> Model:
 
 
 def fingerprint(network: Any) -> str:
-    """SHA-256 over a sample of every weight of the base model: tells one checkpoint from another in no time.
+    """Return a SHA-256 over a sample of every weight of the base model, to distinguish checkpoints quickly.
 
-    It does not notice a single changed value; whoever needs that compares the checkpoint's files.
+    It does not detect a single changed value; for that the files of the checkpoints must be compared.
     """
     digest = hashlib.sha256()
     for name, weight in sorted(network.named_parameters()):
@@ -113,7 +117,7 @@ def fingerprint(network: Any) -> str:
 
 
 def quiet() -> None:
-    """No downloads' progress bars and no advice in a worker's log."""
+    """Keep progress bars and advice of the libraries out of a worker's log."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import transformers
 
@@ -133,31 +137,15 @@ def _pretrained(spec: ModelSpec) -> tuple[Any, Any]:
 
 
 def _tiny(spec: ModelSpec) -> tuple[Any, Any]:
-    """A Llama-style model from scratch, the same for the same seed."""
+    """Build a Llama-style model from scratch, the same for the same seed."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    from data.tokenizer import tiny_tokenizer_path
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(tiny_tokenizer_path()), pad_token="<pad>", eos_token="<eos>", model_max_length=512
+        tokenizer_file=str(tiny_tokenizer_path()), pad_token="<pad>", eos_token="<eos>", model_max_length=MAX_TOKENS
     )
-    size = spec["tiny"] or {}
-    width = size["width"]
-    heads = max(2, width // 64)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        num_hidden_layers=size["layers"],
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        intermediate_size=max(32, round(width * 8 / 3 / 32) * 32),
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
+    marks = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    config = tiny_config(spec["tiny"] or {}, len(tokenizer), **marks)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec["seed"])
         return LlamaForCausalLM(config).to(getattr(torch, spec["dtype"])), tokenizer
@@ -181,9 +169,9 @@ def _with_adapter(network: PreTrainedModel, adapter: AdapterSpec) -> Any:
 
 
 def _linear_modules(network: PreTrainedModel) -> list[str]:
-    """Last parts of the names of all linear layers but the output layer, which peft does not adapt either.
+    """Return the last parts of the names of all linear layers but the output layer, which peft does not adapt either.
 
-    peft's own word for them does not go together with a choice of layers.
+    peft's own "all-linear" cannot be combined with a choice of layers.
     """
     import torch
     from transformers.pytorch_utils import Conv1D
@@ -194,7 +182,7 @@ def _linear_modules(network: PreTrainedModel) -> list[str]:
 
 
 def _named_state(network: Any, adapted: bool) -> dict[str, torch.Tensor]:
-    """Artifact name -> tensor. Adapters have the names peft gives them in its own files."""
+    """Return artifact name -> tensor; adapters have the names that peft gives them in its files."""
     if adapted:
         pairs = [(n.replace(".default.", "."), p) for n, p in network.named_parameters() if ".lora_" in n]
         return dict(pairs)
@@ -203,7 +191,7 @@ def _named_state(network: Any, adapted: bool) -> dict[str, torch.Tensor]:
 
 
 def _restart_adapters(model: Model) -> None:
-    """The adapters every site and the server start from, drawn from the campaign's seed."""
+    """Set the adapters to the values that every site and the server start from, drawn from the campaign's seed."""
     import torch
 
     with torch.no_grad():
@@ -218,12 +206,12 @@ def _restart_adapters(model: Model) -> None:
 
 
 def set_state(model: Model, path: Path, base: Path | None = None) -> None:
-    """Put an artifact's tensors into the network, and what has joined W0 onto the base weights.
+    """Copy an artifact's tensors into the network, and add what is merged into W0 to the base weights.
 
     Args:
         model: the network whose tensors are overwritten.
-        path: a whole model artifact, or a site's update.
-        base: the model an update was trained from: has what the update lacks, which is what is not trained.
+        path: of a whole model artifact, or of a site's update.
+        base: path of the model that an update was trained from; it has the tensors that are not trained.
 
     Raises:
         ArtifactError: the artifact is of another model.
@@ -232,22 +220,22 @@ def set_state(model: Model, path: Path, base: Path | None = None) -> None:
 
     found = {name: (base, spec) for name, spec in read_header(base).items()} if base else {}
     found |= {name: (path, spec) for name, spec in read_header(path).items()}
-    joined = {name: place for name, place in found.items() if ".merged" in name}
-    shapes = {name: spec.shape for name, (_, spec) in found.items() if name not in joined}
+    merged = {name: place for name, place in found.items() if ".merged" in name}
+    shapes = {name: spec.shape for name, (_, spec) in found.items() if name not in merged}
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state.items()}
     if shapes != wanted:
-        odd = min(name for name, _ in shapes.items() ^ wanted.items())
-        raise ArtifactError(f"artifact is of another model: {odd!r}", file=str(path))
+        differs = min(name for name, _ in shapes.items() ^ wanted.items())
+        raise ArtifactError(f"artifact belongs to another model: tensor {differs!r} differs", file=str(path))
     with torch.no_grad():
         for name, tensor in model.state.items():
             tensor.copy_(read_tensor(*found[name]))
-        _set_joined(model, {name: read_tensor(*place) for name, place in joined.items()})
+        _set_merged(model, {name: read_tensor(*place) for name, place in merged.items()})
 
 
-def _set_joined(model: Model, joined: Mapping[str, torch.Tensor]) -> None:
-    """W = W0 + s M for every adapted module; W0 is kept, so that rounding does not add up over rounds."""
+def _set_merged(model: Model, merged: Mapping[str, torch.Tensor]) -> None:
+    """Set W = W0 + s M for every adapted module; W0 is kept, so that rounding errors do not add up over rounds."""
     adapter = model.spec["adapter"]
-    if not adapter or not (joined or model.originals):
+    if not adapter or not (merged or model.originals):
         return
     scale = adapter["alpha"] / adapter["rank"]
     for name in model.state:
@@ -257,12 +245,12 @@ def _set_joined(model: Model, joined: Mapping[str, torch.Tensor]) -> None:
         layer: Any = model.network.get_submodule(module)
         weight = layer.base_layer.weight
         original = model.originals.setdefault(module, weight.detach().clone())
-        product = merged_product(module, dict(joined))
+        product = merged_product(module, dict(merged))
         if product is None:
             weight.copy_(original)
         else:
-            turned = product.T if layer.fan_in_fan_out else product  # GPT-2's layers hold W transposed
-            weight.copy_(original.float() + scale * turned.to(weight.device))
+            oriented = product.T if layer.fan_in_fan_out else product  # GPT-2's layers hold W transposed
+            weight.copy_(original.float() + scale * oriented.to(weight.device))
 
 
 def save_state(model: Model, store: str | Path, kind: str, *, trained_only: bool = False) -> Artifact:
@@ -271,23 +259,23 @@ def save_state(model: Model, store: str | Path, kind: str, *, trained_only: bool
 
 
 def full_nbytes(model: Model) -> int:
-    """Bytes of the whole model in its own type: what would travel without adapters."""
+    """Return the bytes of the whole model in its own type: what would be sent without adapters."""
     names = {id(p): p for n, p in model.network.named_parameters() if ".lora_" not in n}
     return sum(p.numel() * p.element_size() for p in names.values())
 
 
 def save_for_users(model: Model, folder: Path) -> None:
-    """Write what ``from_pretrained`` of transformers or peft loads.
+    """Write a model as ``from_pretrained`` of transformers or peft loads it.
 
-    An adapter is saved as an adapter, unless something has joined W0 or the base model is a tiny one that nobody
-    else has: then base and adapter become one model.
+    An adapter is saved as an adapter, unless something is merged into W0 or the base model is a tiny one, which exists
+    nowhere else: then base and adapter become one model.
     """
     network: Any = model.network
     if model.spec["adapter"] and (model.originals or model.spec["source"] == TINY):
         network = network.merge_and_unload()
-        _load_model.cache_clear()  # the warm model has lost its adapters
+        _load_model.cache_clear()  # the loaded model has lost its adapters
     network.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty form of a model card
     for path in folder.iterdir():
-        path.chmod(0o644)  # the library makes weights readable to their owner alone; colleagues shall load them
+        path.chmod(0o644)  # the library makes weights readable to their owner only, but colleagues should load them

@@ -1,4 +1,4 @@
-"""Where base models come from: a folder, a hub name, the weights a package ships, or a tiny one from scratch."""
+"""Sources of base models: a folder, a hub name, weights that a package ships, or a tiny model from scratch."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ TINY = "tiny"
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: ``$CROSSFED_CACHE``, else ``~/.cache/crossfed``."""
+    """Return the folder of converted models: ``$CROSSFED_CACHE``, else ``~/.cache/crossfed``."""
     default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "crossfed"
     return Path(os.environ.get("CROSSFED_CACHE", default))
 
 
 def check_source(source: str) -> None:
-    """Tell before a job is queued whether a base model can be had.
+    """Check before a job is queued that a base model is available.
 
     Raises:
         UserMistake: the package that ships it is not installed, or the folder does not exist.
@@ -37,11 +37,15 @@ def check_source(source: str) -> None:
     if source in PACKAGED:
         packaged_gguf(source)
     elif source.startswith((".", "/", "~")) and not (Path(source).expanduser() / "config.json").is_file():
-        raise UserMistake(f"model.source: {source} is no model folder: it has no config.json")
+        raise UserMistake(f"model.source: {source} is not a model folder: it has no config.json")
 
 
 def packaged_gguf(source: str) -> Path:
-    """The GGUF file that a package ships. The package is located, never imported: it would want llama.cpp."""
+    """Return the GGUF file that a package ships. The package is located, never imported: it would need llama.cpp.
+
+    Raises:
+        UserMistake: the package is not installed.
+    """
     package = PACKAGED[source]
     spec = importlib.util.find_spec(package)
     folders = list(spec.submodule_search_locations or []) if spec else []
@@ -55,13 +59,14 @@ def packaged_gguf(source: str) -> Path:
 
 
 def model_folder(source: str) -> str:
-    """What ``from_pretrained`` takes for this source; weights that a package ships are converted once, in a cache."""
+    """Return what ``from_pretrained`` takes for a source; weights of a package are converted once, in a cache."""
     if source in PACKAGED:
         return str(_converted(source))
     return str(Path(source).expanduser()) if source.startswith((".", "/", "~")) else source
 
 
 def is_converted(source: str) -> bool:
+    """Return False for weights of a package that are not converted yet."""
     return source not in PACKAGED or _is_complete(cache_folder() / source)
 
 
@@ -87,7 +92,7 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def _convert_gguf(gguf: Path, target: Path) -> None:
-    """Write a GGUF model as an ordinary bfloat16 transformers folder; whole or not at all."""
+    """Write a GGUF model as a bfloat16 transformers folder; whole or not at all."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -95,7 +100,7 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
     loaded = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
     # transformers marks the model as quantized though every tensor is dense now, and refuses to save it:
-    # a clean twin built from the same configuration has no such mark
+    # a copy built from the same configuration has no such mark
     config = loaded.config
     if getattr(config, "quantization_config", None) is not None:
         del config.quantization_config
@@ -103,7 +108,7 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
     clean.load_state_dict(loaded.state_dict())
     work = target.with_name(f".converting-{secrets.token_hex(8)}")
     try:
-        work.mkdir()  # with the modes of the account, so that a project's members may share a cache
+        work.mkdir()  # with the account's default permissions, so that members of a project can share a cache
         clean.to(torch.bfloat16).save_pretrained(work)  # type: ignore[arg-type]
         tokenizer.save_pretrained(work)
         shutil.rmtree(target, ignore_errors=True)
@@ -113,5 +118,5 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
 
 
 def config_of(source: str) -> dict:
-    """The model's configuration as plain values; reads one small file."""
+    """Return the configuration of a model as plain values; reads one small file."""
     return json.loads((Path(model_folder(source)) / "config.json").read_text())

@@ -1,1 +1,1 @@
-"""Training processes of one site: launch, rendezvous, process group, control line."""
+"""Training processes of one site: launchers, process group, parallel networks, control line."""

@@ -1,4 +1,4 @@
-"""The ranks of a training: how they are started, who a process is among them, and which device is its own."""
+"""Start the ranks of a training, find the rank of a process, and choose its device."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from apps.base.errors import TaskError, UserMistake
 from apps.ranks.parallel import Parallel, ranks_of
 from apps.ranks.process_group import ProcessGroup
 
-COLLECTIVE_TIMEOUT = timedelta(hours=1)  # that a rank has with another; who is dead is noticed at once
+COLLECTIVE_TIMEOUT = timedelta(hours=1)  # long: a rank that has died is noticed by the control line at once
 PROJECT = Path(__file__).resolve().parents[2]
-# rank, rank on its node, number of ranks; the most particular first: inside a Slurm job, Slurm's own are always set
+# rank, rank on its node, number of ranks; Slurm last, because its own are set inside every Slurm job
 VARIABLES = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE"),
     ("PALS_RANKID", "PALS_LOCAL_RANKID", "PMI_SIZE"),
@@ -29,14 +29,18 @@ VARIABLES = (
 
 @dataclass(frozen=True)
 class RankInfo:
-    """Which rank a process is, over all nodes and on its own."""
+    """Rank of a process over all nodes, and on its own node."""
 
     rank: int
     local_rank: int
 
 
 def find_rank(environment: Mapping[str, str], ranks: int) -> RankInfo:
-    """Which of ``ranks`` ranks this process is, from what its launcher has set.
+    """Find the rank of this process in the variables that its launcher has set.
+
+    Args:
+        environment: variables of this process.
+        ranks: number of ranks that were to be started.
 
     Raises:
         TaskError: no launcher has started as many ranks.
@@ -48,33 +52,33 @@ def find_rank(environment: Mapping[str, str], ranks: int) -> RankInfo:
     names = [name for triple in VARIABLES for name in triple]
     found = ", ".join(f"{name}={environment[name]}" for name in dict.fromkeys(names) if name in environment)
     raise TaskError(
-        f"this process is none of {ranks} ranks: {found or 'no launcher has set any variable'}",
+        f"cannot find this process among {ranks} ranks: {found or 'its launcher has set no variable'}",
         remedy="Check the site's launch command",
     )
 
 
 def launch_command(parallel: Parallel, program: Sequence[str]) -> list[str]:
-    """The command that starts the ranks of a program, word for word."""
+    """Return the command that starts the ranks of a program, as a list of arguments."""
     ranks = ranks_of(parallel)
     if not parallel["launch"]:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python"]
         return [*torchrun, f"--nproc-per-node={ranks}", *program]
-    places = {"nodes": parallel["nodes"], "ranks_per_node": parallel["ranks_per_node"], "ranks": ranks}
-    words = list(parallel["launch"])
-    for name, value in places.items():
-        words = [word.replace(f"{{{name}}}", str(value)) for word in words]
-    return [*words, *program]
+    values = {"nodes": parallel["nodes"], "ranks_per_node": parallel["ranks_per_node"], "ranks": ranks}
+    arguments = list(parallel["launch"])
+    for name, value in values.items():
+        arguments = [argument.replace(f"{{{name}}}", str(value)) for argument in arguments]
+    return [*arguments, *program]
 
 
 def launch_environment(environment: Mapping[str, str], parallel: Parallel, threads: int) -> dict[str, str]:
-    """Variables of the ranks: this project's code, their threads, and the network interface they meet on."""
+    """Return the environment of the ranks: this project's code, their threads, and the network interface they use."""
     paths = [str(PROJECT), *filter(None, [environment.get("PYTHONPATH")])]
     interface = parallel["interface"] or ("lo" if parallel["nodes"] == 1 else "")
-    meeting = {"GLOO_SOCKET_IFNAME": interface} if interface else {}
+    network = {"GLOO_SOCKET_IFNAME": interface} if interface else {}
     if parallel["interface"]:
-        meeting["NCCL_SOCKET_IFNAME"] = interface
+        network["NCCL_SOCKET_IFNAME"] = interface
     return {
-        **meeting,  # what the site has set goes before
+        **network,  # the site's own settings take precedence
         **environment,
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONSAFEPATH": "1",  # "python -m" would look in the current folder first
@@ -82,8 +86,8 @@ def launch_environment(environment: Mapping[str, str], parallel: Parallel, threa
     }
 
 
-def meeting_address(parallel: Parallel) -> str:
-    """The IPv4 address of this host that all ranks reach.
+def rendezvous_address(parallel: Parallel) -> str:
+    """Return the IPv4 address of this host that all ranks can reach.
 
     Raises:
         UserMistake: this host has no such interface.
@@ -102,7 +106,7 @@ def meeting_address(parallel: Parallel) -> str:
         if parallel["interface"] not in found:
             raise UserMistake(
                 f"this node has no network interface {parallel['interface']!r}, only {', '.join(sorted(found))}",
-                remedy="Name another one in the site's ranks.interface",
+                remedy="Set ranks.interface of the site to one of these",
             )
         return found[parallel["interface"]]
     outside = [address for address in found.values() if not address.startswith("127.")]
@@ -110,10 +114,10 @@ def meeting_address(parallel: Parallel) -> str:
 
 
 def unmask_devices(environment: dict[str, str] | os._Environ[str]) -> None:
-    """Leave one mask of devices on ROCm, before the first use of a device.
+    """Keep only one of two device masks on ROCm; must be called before the first use of a device.
 
-    Parsl sets the variables of all makers at once; HIP reads CUDA's as an index into what ROCr has left visible, so
-    that any device but the first would be hidden twice.
+    Parsl sets the variables of all vendors at once; HIP reads CUDA's as an index into the devices that ROCr has left
+    visible, so that any device but the first would be hidden twice.
     """
     import torch
 
@@ -122,10 +126,14 @@ def unmask_devices(environment: dict[str, str] | os._Environ[str]) -> None:
 
 
 def own_device(kind: str, local_rank: int) -> str:
-    """The torch device of a rank; a launcher may show it all of a node's, or its own alone.
+    """Return the torch device of a rank; a launcher may show it all devices of a node, or its own alone.
+
+    Args:
+        kind: cpu, cuda or xpu.
+        local_rank: number of the rank on its node.
 
     Raises:
-        UserMistake: there is none.
+        UserMistake: the node has no device of this kind.
     """
     import torch
 
@@ -133,29 +141,33 @@ def own_device(kind: str, local_rank: int) -> str:
         return "cpu"
     count = torch.get_device_module(kind).device_count()
     if count == 0:
-        raise UserMistake(f"this node has no {kind} device", remedy="Set the site's device to cpu, or mend its set-up")
+        raise UserMistake(
+            f"this node has no {kind} device", remedy="Set the site's device to cpu, or correct its setup"
+        )
     return f"{kind}:{local_rank % count}"
 
 
 @contextmanager
 def join_process_group(
-    seat: RankInfo, parallel: Parallel, kind: str, meeting: tuple[str, int]
+    rank_info: RankInfo, parallel: Parallel, kind: str, rendezvous: tuple[str, int]
 ) -> Iterator[ProcessGroup]:
-    """The ranks, once all have met at the store that the worker keeps.
+    """Join the process group of all ranks at the store that the worker holds.
 
     Args:
-        seat: this rank's.
+        rank_info: of this rank.
+        parallel: layout of the ranks.
         kind: of device: cpu, cuda or xpu.
-        meeting: address and port of the store.
+        rendezvous: host and port of the store.
     """
     import torch
     from torch import distributed
 
-    device, ranks = own_device(kind, seat.local_rank), ranks_of(parallel)
+    device, ranks = own_device(kind, rank_info.local_rank), ranks_of(parallel)
     if kind != "cpu":
         torch.get_device_module(kind).set_device(device)
     backend = "gloo" if kind == "cpu" else f"cpu:gloo,{kind}:{parallel['backend']}"
-    store: Any = distributed.TCPStore(*meeting, is_master=False, timeout=COLLECTIVE_TIMEOUT)
-    distributed.init_process_group(backend, store=store, rank=seat.rank, world_size=ranks, timeout=COLLECTIVE_TIMEOUT)
-    yield ProcessGroup(device, seat.rank, ranks)
+    store: Any = distributed.TCPStore(*rendezvous, is_master=False, timeout=COLLECTIVE_TIMEOUT)
+    rank = rank_info.rank
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=COLLECTIVE_TIMEOUT)
+    yield ProcessGroup(device, rank, ranks)
     distributed.destroy_process_group()  # not after an error: it would wait for ranks that are gone

@@ -1,4 +1,4 @@
-"""How a training is spread over the ranks of a site: DDP, FSDP2, offload to the host, activation checkpoints."""
+"""Distribution of a training over the ranks of a site: DDP, FSDP2, offload to the host, activation checkpoints."""
 
 from __future__ import annotations
 
@@ -19,17 +19,20 @@ SHARDED = ("shard_grad_op", "full_shard")
 
 
 class Parallel(TypedDict):
-    """In plain values. One rank that is not sharded trains in the warm worker; others are started for each task."""
+    """Layout of the ranks in plain values.
+
+    One rank that is not sharded trains in the warm worker; others are started for each task.
+    """
 
     nodes: int
     ranks_per_node: int
     sharding: str  # none, ddp, shard_grad_op or full_shard
-    offload: bool  # sharded parameters, gradients and moments lie in the host's memory
-    checkpoint_activations: bool  # compute them twice instead of keeping them
-    micro_batch: int  # samples that a rank computes at once
+    offload: bool  # keep sharded parameters, gradients and moments in the host's memory
+    checkpoint_activations: bool  # compute activations twice instead of keeping them
+    micro_batch: int  # samples in one forward pass of a rank
     backend: str  # gloo, nccl or xccl
     launch: list[str]  # command that starts the ranks; empty: torch's own launcher, for one node
-    interface: str  # network interface that the ranks meet on; empty: any
+    interface: str  # network interface between the ranks; empty: any
 
 
 @dataclass(frozen=True)
@@ -37,49 +40,53 @@ class ParallelNetwork:
     """A network that is ready for its ranks.
 
     Attributes:
-        forward: calls it.
-        hold_back: a context in which the ranks do not exchange gradients yet.
-        autocast: whether mixed precision is torch's autocast; sharded networks cast by themselves.
+        forward: the function that calls it.
+        no_sync: a context in which the ranks do not exchange gradients.
+        autocast: True if mixed precision needs torch's autocast; sharded networks cast by themselves.
     """
 
     forward: Callable[..., Any]
-    hold_back: Callable[[], AbstractContextManager[Any]]
+    no_sync: Callable[[], AbstractContextManager[Any]]
     autocast: bool
 
 
 def ranks_of(parallel: Parallel) -> int:
+    """Return the number of ranks over all nodes."""
     return parallel["nodes"] * parallel["ranks_per_node"]
 
 
 def is_sharded_over_ranks(parallel: Parallel) -> bool:
+    """Return True if each rank holds a part of the parameters."""
     return parallel["sharding"] in SHARDED
 
 
 def fits_in_worker(parallel: Parallel) -> bool:
-    """Whether the warm worker trains by itself.
+    """Return True if the warm worker trains in its own process.
 
     Raises:
-        UserMistake: the settings do not go together.
+        UserMistake: the settings exclude each other.
     """
     ranks = ranks_of(parallel)
     if ranks > 1 and parallel["sharding"] == "none":
         raise UserMistake(f"{ranks} ranks need sharding: ddp, shard_grad_op or full_shard")
     if parallel["offload"] and not is_sharded_over_ranks(parallel):
-        raise UserMistake(f"offload does not go with sharding {parallel['sharding']!r}, only with {', '.join(SHARDED)}")
+        raise UserMistake(f"offload needs sharding {' or '.join(SHARDED)}, not {parallel['sharding']!r}")
     return ranks == 1 and not is_sharded_over_ranks(parallel)
 
 
-def load_device(parallel: Parallel, team: ProcessGroup) -> str:
-    """Where the whole model is loaded; a model that is to be sharded may be too large for one device."""
-    return "cpu" if is_sharded_over_ranks(parallel) else team.device
+def load_device(parallel: Parallel, group: ProcessGroup) -> str:
+    """Return the device to load the whole model on; a model to be sharded may be too large for one accelerator."""
+    return "cpu" if is_sharded_over_ranks(parallel) else group.device
 
 
-def parallelize(model: Model, parallel: Parallel, precision: str, team: ProcessGroup) -> ParallelNetwork:
-    """Make a loaded model ready; a sharded model's tensors become DTensors, and ``model.state`` names these.
+def parallelize(model: Model, parallel: Parallel, precision: str, group: ProcessGroup) -> ParallelNetwork:
+    """Prepare a loaded model for its ranks; a sharded model's tensors become DTensors, also in ``model.state``.
 
     Args:
         model: whole, on ``load_device``.
+        parallel: layout of the ranks.
         precision: "no" or "bf16".
+        group: the ranks.
     """
     network: Any = model.network
     base = network.get_base_model() if model.spec["adapter"] else network
@@ -88,23 +95,23 @@ def parallelize(model: Model, parallel: Parallel, precision: str, team: ProcessG
     else:
         base.activation_checkpointing_disable()
     if is_sharded_over_ranks(parallel):
-        _shard(model, base, parallel, precision, team)
+        _shard(model, base, parallel, precision, group)
         return ParallelNetwork(model.network, nullcontext, autocast=False)
-    if team.size == 1:
+    if group.size == 1:
         return ParallelNetwork(model.network, nullcontext, autocast=precision == "bf16")
-    return _replicated(model, precision, team)
+    return _replicated(model, precision, group)
 
 
-def _replicated(model: Model, precision: str, team: ProcessGroup) -> ParallelNetwork:
+def _replicated(model: Model, precision: str, group: ProcessGroup) -> ParallelNetwork:
     import torch
 
-    devices = None if team.device == "cpu" else [torch.device(team.device)]
+    devices = None if group.device == "cpu" else [torch.device(group.device)]
     network: Any = torch.nn.parallel.DistributedDataParallel(model.network, device_ids=devices, broadcast_buffers=False)
     return ParallelNetwork(network, network.no_sync, autocast=precision == "bf16")
 
 
-def _shard(model: Model, base: Any, parallel: Parallel, precision: str, team: ProcessGroup) -> None:
-    """FSDP2: each decoder layer is a unit, the rest is another.
+def _shard(model: Model, base: Any, parallel: Parallel, precision: str, group: ProcessGroup) -> None:
+    """Shard a network with FSDP2: each decoder layer is a unit, the rest is another.
 
     ``shard_grad_op`` keeps a layer's gathered parameters from forward to backward, ``full_shard`` gathers them twice.
     """
@@ -112,9 +119,9 @@ def _shard(model: Model, base: Any, parallel: Parallel, precision: str, team: Pr
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
-    kind = torch.device(team.device).type
+    kind = torch.device(group.device).type
     options: dict[str, Any] = {
-        "mesh": init_device_mesh(kind, (team.size,)),
+        "mesh": init_device_mesh(kind, (group.size,)),
         "reshard_after_forward": parallel["sharding"] == "full_shard",
         "offload_policy": CPUOffloadPolicy(pin_memory=kind != "cpu") if parallel["offload"] else OffloadPolicy(),
         "mp_policy": MixedPrecisionPolicy(torch.bfloat16, torch.float32)
@@ -129,12 +136,12 @@ def _shard(model: Model, base: Any, parallel: Parallel, precision: str, team: Pr
 
 
 def _names_inside(model: Model) -> dict[str, str]:
-    """Artifact name -> name in the network, of parameters."""
+    """Return artifact name -> name in the network, of all parameters."""
     inside = {id(parameter): name for name, parameter in model.network.named_parameters()}
     return {name: inside[id(tensor)] for name, tensor in model.state.items() if id(tensor) in inside}
 
 
 def _units(base: Any) -> list[torch.nn.Module]:
-    """The decoder layers."""
+    """Return the decoder layers."""
     kinds = set(base._no_split_modules or ())
     return [module for module in base.modules() if type(module).__name__ in kinds]

@@ -1,4 +1,4 @@
-"""The ranks that train one model together, and what they tell each other. Alone, one rank is a team of its own."""
+"""The ranks that train one model together, and how they exchange values; a single rank is a group of one."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apps.artifacts.store import DTYPES, Artifact, layout, raw_bytes, write_artifact
-from apps.base.errors import ArtifactError
+from apps.artifacts.store import Artifact, layout, raw_bytes, shapes_of, write_artifact
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +17,8 @@ class ProcessGroup:
 
     Attributes:
         device: the torch device of this rank.
+        rank: number of this rank.
+        size: number of ranks.
     """
 
     def __init__(self, device: str, rank: int = 0, size: int = 1) -> None:
@@ -25,11 +26,11 @@ class ProcessGroup:
 
     @property
     def writes(self) -> bool:
-        """Whether this is the rank that writes files."""
+        """True for the one rank that writes files."""
         return self.rank == 0
 
     def total(self, *values: float) -> list[float]:
-        """The sum over the ranks of each value; the same bits at every rank."""
+        """Return the sum over the ranks of each value; the same bits at every rank."""
         if self.size == 1:
             return list(values)
         import torch
@@ -38,8 +39,8 @@ class ProcessGroup:
         torch.distributed.all_reduce(tensor)
         return tensor.tolist()
 
-    def told(self, value: Any) -> Any:
-        """What rank 0 has as ``value``, a plain one."""
+    def broadcast(self, value: Any) -> Any:
+        """Return the value that rank 0 passes, a plain one."""
         if self.size == 1:
             return value
         import torch
@@ -48,8 +49,8 @@ class ProcessGroup:
         torch.distributed.broadcast_object_list(box, src=0)
         return box[0]
 
-    def gathered(self, tensor: torch.Tensor) -> list[torch.Tensor]:
-        """The tensor of each rank; all on the CPU and of one shape."""
+    def gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """Return the tensor of each rank; all on the CPU and of one shape."""
         if self.size == 1:
             return [tensor]
         import torch
@@ -58,33 +59,29 @@ class ProcessGroup:
         torch.distributed.all_gather(parts, tensor)
         return parts
 
-    def wait(self) -> None:
-        """Until all ranks are here."""
+    def barrier(self) -> None:
+        """Wait until all ranks have called this."""
         self.total(0.0)
 
     def write(self, store: Path, tensors: Mapping[str, torch.Tensor], kind: str) -> Artifact | None:
         """Stream tensors, sharded or not, into an artifact of rank 0; one whole tensor in memory at a time.
 
-        Every rank must call this with the same names. Returns None at the other ranks.
+        Every rank must call this with the same names.
+
+        Returns:
+            The artifact; None at the other ranks.
 
         Raises:
-            ArtifactError: a tensor of a type that has no place in a file.
+            ArtifactError: a tensor has a type that files cannot hold.
             StorageError: the store cannot be written.
         """
-        shapes = {name: (_type_name(name, tensor), tuple(tensor.shape)) for name, tensor in tensors.items()}
+        shapes = shapes_of(tensors)
         content = _whole((name, tensors[name]) for name in layout(shapes)[1])
         if self.writes:
             return write_artifact(store, shapes, ((name, [raw_bytes(tensor)]) for name, tensor in content), kind)
         for _ in content:
             pass  # takes part in the gathering
         return None
-
-
-def _type_name(name: str, tensor: torch.Tensor) -> str:
-    for file_name, (torch_name, _) in DTYPES.items():
-        if str(tensor.dtype) == f"torch.{torch_name}":
-            return file_name
-    raise ArtifactError(f"tensor {name!r} has the type {tensor.dtype}")
 
 
 def _whole(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -94,13 +91,19 @@ def _whole(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, t
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:
+    """Return True for a tensor of which each rank holds a part."""
     from torch.distributed.tensor import DTensor
 
     return isinstance(tensor, DTensor)
 
 
 def placed_like(whole: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """A whole tensor on the device of another, and sharded as that one is; no rank asks another for it."""
+    """Put a whole tensor on the device of another one, sharded in the same way; without communication.
+
+    Args:
+        whole: a tensor that every rank has.
+        like: the tensor whose device and sharding are used.
+    """
     value: Any = like
     if not is_sharded(like):
         return whole.to(like.device)

@@ -1,1 +1,1 @@
-"""Calls of the apps at a site behind Globus Compute."""
+"""App calls at a site behind Globus Compute."""

@@ -1,31 +1,25 @@
-"""Calls that come to a site as text: which functions there are, and how errors travel as plain values."""
+"""App calls that reach a site as text: the functions that may be called, and their results as plain values."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import Any, TypedDict
+from typing import Any
 
-from apps.base import errors
+from apps.base.error_records import error_record
 from apps.base.errors import CrossfedError, TaskError
 
-FUNCTIONS = ("apps.train:enrol", "apps.train:local_train", "apps.site:look", "apps.site:examine", "apps.site:ready")
-FIELDS: dict[str, type] = {"what": str, "site": str, "round": int, "file": str, "remedy": str}
-
-
-class ErrorRecord(TypedDict):
-    """An error in plain values; ``kind`` is the name of its class in ``apps.base.errors``."""
-
-    kind: str
-    what: str
-    site: str | None
-    round: int | None
-    file: str | None
-    remedy: str | None
+FUNCTIONS = (
+    "apps.train:enrol",
+    "apps.train:local_train",
+    "apps.site:site_status",
+    "apps.site:examine_site",
+    "apps.site:block_started",
+)
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """Carry out a request ``{"function": name, "args": [...]}``.
+    """Execute a request ``{"function": name, "args": [...]}``.
 
     Returns:
         ``{"result": ...}``, or ``{"error": ErrorRecord}``.
@@ -37,35 +31,17 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def find_function(name: str) -> Callable[..., Any]:
-    """One of the functions that may be called from outside.
+    """Return one of the functions that may be called from outside.
+
+    Args:
+        name: as ``module:function``.
 
     Raises:
-        TaskError: there is no such function, or it is none of these.
+        TaskError: the function is not one of ``FUNCTIONS``.
     """
     if name not in FUNCTIONS:
-        raise TaskError(f"a site is not asked for {name!r}", remedy="Bring driver and site to the same commit")
+        raise TaskError(
+            f"a site does not offer the function {name!r}", remedy="Bring driver and site to the same commit"
+        )
     module, _, function = name.partition(":")
     return getattr(importlib.import_module(module), function)
-
-
-def error_record(error: CrossfedError) -> ErrorRecord:
-    return ErrorRecord(
-        kind=type(error).__name__,
-        what=error.what,
-        site=error.site,
-        round=error.round,
-        file=error.file,
-        remedy=error.remedy,
-    )
-
-
-def error_from(record: Any) -> CrossfedError:
-    """The error that a record from outside tells of; what is no error of ours becomes a ``TaskError``."""
-    if not isinstance(record, dict):
-        return TaskError("the site's error cannot be read")
-    values = {name: record.get(name) for name in FIELDS}
-    fields: dict[str, Any] = {name: v if isinstance(v, FIELDS[name]) else None for name, v in values.items()}
-    kind = getattr(errors, str(record.get("kind")), TaskError)
-    if not (isinstance(kind, type) and issubclass(kind, CrossfedError)):
-        kind = TaskError
-    return kind(fields.pop("what") or "no more is known", **fields)

@@ -1,4 +1,4 @@
-"""One attempt at a training task, as every rank does it: load, train, save, and tell."""
+"""One attempt at a training task, as every rank does it: load, train, save, write the manifest."""
 
 from __future__ import annotations
 
@@ -25,68 +25,73 @@ from apps.training.deadline import Deadline, block_end
 from apps.training.loop import AttemptContext, TrainingResult, train
 from apps.training.optimization import optimizer_tensors
 from apps.training.progress import ProgressFile
+from apps.training.shard import open_shard, read_shard
 from apps.training.task import Task
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What is there before the first step."""
+    """What a training needs before its first step."""
 
     model: Model
     samples: Sequence[Sample]
     moments: dict[str, Any] | None
-    optimizer: str  # the word for the manifest
+    optimizer: str  # for the manifest: fresh, carried or lost
     load_s: float
 
 
-def attempt_task(task: Task, team: ProcessGroup, stop: StopRequest) -> Manifest | None:
-    """Train, from the last checkpoint if there is one, and leave the update and its manifest at the site.
+def attempt_task(task: Task, group: ProcessGroup, stop: StopRequest) -> Manifest | None:
+    """Train, from the last checkpoint if there is one, and write the update and its manifest at the site.
+
+    Args:
+        task: to be trained.
+        group: the ranks.
+        stop: a request to stop.
 
     Returns:
         The manifest; None at the ranks that do not write.
 
     Raises:
-        Unfinished: the block ends or somebody asked to stop, and the order is to finish in the next block.
+        Unfinished: the block ends or a stop was requested, and the training is to finish in the next block.
         BlockTooShort: not one step could be done.
     """
     import torch
 
     started = time.time()
     torch.set_num_threads(task.work["threads"])
-    spec, parallel, root = task.order["training"], task.work["parallel"], task.root
+    spec, parallel, root = task.request["training"], task.work["parallel"], task.root
     checkpoints = Checkpoints(root, task.id, task.place["round"])
     progress = ProgressFile(root, task.id, task.place["round"], spec["steps"])
-    diary = _begin(checkpoints, progress, root) if team.writes else None
-    team.wait()
-    loaded = _load(task, team, started)
-    spread_model = parallelize(loaded.model, parallel, spec["precision"], team)
-    watch = _watch(task, diary, stop)
+    record = _begin(checkpoints, progress, root) if group.writes else None
+    group.barrier()
+    loaded = _load(task, group, started)
+    network = parallelize(loaded.model, parallel, spec["precision"], group)
     attempt = AttemptContext(
-        team=team,
-        watch=watch,
+        group=group,
+        deadline=_deadline(task, record, stop),
         checkpoints=checkpoints,
-        report=progress.step if team.writes else _silent,
-        forward=spread_model.forward,
-        hold_back=spread_model.hold_back,
-        autocast=spread_model.autocast,
+        report=progress.step if group.writes else _no_report,
+        forward=network.forward,
+        no_sync=network.no_sync,
+        autocast=network.autocast,
         micro_batch=parallel["micro_batch"],
     )
     seed = seed_of(task.work["seed"], task.place["site"], task.place["round"])
-    outcome = train(loaded.model, loaded.samples, spec, seed, loaded.moments, attempt)
-    _require_enough(outcome, task)
-    if team.writes:
-        progress.phase("saving", outcome.standing.steps)
-    artifact, manifest = _save(task, team, loaded.model, outcome), None
-    if artifact and diary:
-        manifest = _manifest(task, outcome, loaded, artifact, diary, started)
+    result = train(loaded.model, loaded.samples, spec, seed, loaded.moments, attempt)
+    _require_complete(result, task)
+    if group.writes:
+        progress.phase("saving", result.state.steps)
+    artifact, manifest = _save(task, group, loaded.model, result), None
+    if artifact and record:
+        manifest = _manifest(task, result, loaded, artifact, record, started)
         write_manifest(root, manifest)
         checkpoints.discard()
-    team.wait()  # some launchers end the others when the first rank ends
+    group.barrier()  # some launchers end the others when the first rank ends
     return manifest
 
 
-def _silent(step: int, loss: float, speed: float) -> None:
-    """The report of the ranks that do not write."""
+def _no_report(_step: int, _loss: float, _speed: float) -> None:
+    """Do nothing: only the rank that writes files reports its progress."""
 
 
 def _begin(checkpoints: Checkpoints, progress: ProgressFile, root: Path) -> AttemptRecord:
@@ -95,54 +100,56 @@ def _begin(checkpoints: Checkpoints, progress: ProgressFile, root: Path) -> Atte
     return checkpoints.begin()
 
 
-def _watch(task: Task, diary: AttemptRecord | None, stop: StopRequest) -> Deadline:
-    """The watch of a rank; the end of the block is looked after by the rank that writes."""
-    spec = task.order["training"]
-    if diary is None:
+def _deadline(task: Task, record: AttemptRecord | None, stop: StopRequest) -> Deadline:
+    """Return the deadline of a rank; only the rank that writes files reads the end of the block and of the request."""
+    spec = task.request["training"]
+    if record is None:
         return Deadline(spec["checkpoint_s"], None, stop)
-    return Deadline(spec["checkpoint_s"], block_end(), stop, diary["step_s"], diary["save_s"], until=spec["until"])
+    return Deadline(spec["checkpoint_s"], block_end(), stop, record["step_s"], record["save_s"], until=spec["until"])
 
 
-def _load(task: Task, team: ProcessGroup, started: float) -> Loaded:
+def _load(task: Task, group: ProcessGroup, started: float) -> Loaded:
     store = task.root / "artifacts"
-    model = load_model(task.work["model"], load_device(task.work["parallel"], team))
+    model = load_model(task.work["model"], load_device(task.work["parallel"], group))
     require_same_base(model, task.base)
     samples = shard_samples(model, task.root, task.shard["shard_sha256"], task.work["data"])
-    if team.writes:  # should it not be whole, this rank's error ends all
+    if group.writes:  # if it is damaged, this rank's error ends all ranks
         verify(store, task.base["artifact"])
     set_state(model, artifact_path(store, task.base["artifact"]))
-    moments, optimizer = _carried(task.root, task.order["optimizer_from"])
+    moments, optimizer = _load_moments(task.root, task.request["optimizer_from"])
     return Loaded(model, samples, moments, optimizer, time.time() - started)
 
 
-def _require_enough(outcome: TrainingResult, task: Task) -> None:
-    """Refuse to go on with an outcome that is not what was ordered.
+def _require_complete(result: TrainingResult, task: Task) -> None:
+    """Check that the steps done answer the request.
 
     Raises:
-        Unfinished, BlockTooShort: see ``attempt_task``.
+        Unfinished: see ``attempt_task``.
+        BlockTooShort: see ``attempt_task``.
     """
-    spec, done = task.order["training"], outcome.standing.steps
-    if done == spec["steps"] or (done and (outcome.cut or spec["on_walltime"] == "return")):
+    spec, done = task.request["training"], result.state.steps
+    if done == spec["steps"] or (done and (result.cut or spec["on_walltime"] == "return")):
         return
     so_far = f"{done} of {spec['steps']} steps are done and saved"
-    if outcome.steps_here:
-        raise Unfinished(f"training stopped before the end of its block: {so_far}", remedy="The next block goes on")
+    if result.steps_here:
+        raise Unfinished(f"training stopped before the end of its block: {so_far}", remedy="The next block continues")
     raise BlockTooShort(
-        f"the rest of the block does not suffice for one step of training: {so_far}", remedy="Ask for a longer walltime"
+        f"the remaining time of the block is too short for one step of training: {so_far}",
+        remedy="Request a longer walltime",
     )
 
 
-def _save(task: Task, team: ProcessGroup, model: Model, outcome: TrainingResult) -> Artifact | None:
-    """The update in the site's store, and the moments if the campaign keeps them; all ranks take part."""
-    if task.order["training"]["keep_optimizer"]:
-        _keep_optimizer(task, team, model, outcome)
-    return team.write(task.root / "artifacts", model.trained, "update")
+def _save(task: Task, group: ProcessGroup, model: Model, result: TrainingResult) -> Artifact | None:
+    """Write the update to the site's store, and the moments if the campaign keeps them; all ranks take part."""
+    if task.request["training"]["keep_optimizer"]:
+        _keep_optimizer(task, group, model, result)
+    return group.write(task.root / "artifacts", model.trained, "update")
 
 
 def _manifest(
-    task: Task, outcome: TrainingResult, loaded: Loaded, artifact: Artifact, diary: AttemptRecord, started: float
+    task: Task, result: TrainingResult, loaded: Loaded, artifact: Artifact, record: AttemptRecord, started: float
 ) -> Manifest:
-    done = outcome.standing
+    done = result.state
     return Manifest(
         task_id=task.id,
         code_version=task.work["code_version"],
@@ -152,17 +159,17 @@ def _manifest(
         artifact=artifact,
         store=str(task.root / "artifacts"),
         steps_done=done.steps,
-        steps_asked=task.order["training"]["steps"],
-        samples=outcome.samples,
+        steps_asked=task.request["training"]["steps"],
+        samples=result.samples,
         shard_samples=task.shard["samples"],
         tokens=done.tokens,
         loss_first=done.losses[0],
         loss_last=done.losses[-1],
         train_s=done.seconds,
-        attempts=diary["attempts"],
+        attempts=record["attempts"],
         load_s=loaded.load_s,
         tokens_per_s=done.tokens / max(done.seconds, 1e-9),
-        padding=outcome.padding,
+        padding=result.padding,
         optimizer=loaded.optimizer,
         started=started,
         ended=time.time(),
@@ -171,26 +178,34 @@ def _manifest(
 
 
 def require_same_base(model: Model, base: dict[str, Any]) -> None:
-    """Refuse to train an adapter on other frozen weights than the server's.
+    """Check that the frozen weights under an adapter are the same as at the server.
+
+    Args:
+        model: of the site.
+        base: the stage-out result.
 
     Raises:
         VersionMismatch: the site has another checkpoint under the same name.
     """
     if base.get("frozen", "") not in ("", model.fingerprint):
         raise VersionMismatch(
-            f"the base model {model.spec['source']} of this site is another checkpoint than the server's",
-            remedy="Give the site the same files, then resume",
+            f"the base model {model.spec['source']} of this site is another checkpoint than that of the server",
+            remedy="Copy the same files to the site, then resume",
         )
 
 
 def shard_samples(model: Model, root: Path, sha256: str, data: DataSpec) -> Sequence[Sample]:
-    """The site's shard as tokens; a warm worker keeps the last one beside its model.
+    """Return the site's shard as tokens; a worker keeps the last one beside its model.
+
+    Args:
+        model: with the tokenizer, and the samples kept.
+        root: the site's storage.
+        sha256: of the shard that the site has enrolled with.
+        data: selection of records.
 
     Raises:
-        UserMistake: the site's records are no longer those it enrolled with.
+        UserMistake: the site's records are no longer those it has enrolled with.
     """
-    from apps.training.shard import open_shard, read_shard
-
     key = identity({"root": str(root), "shard": sha256, "data": data})
     if model.warm.get("shard") != key:
         with records_found():
@@ -204,27 +219,27 @@ def shard_samples(model: Model, root: Path, sha256: str, data: DataSpec) -> Sequ
 
 @contextmanager
 def records_found() -> Iterator[None]:
-    """Records that are not there, or cannot be read, are a user's mistake."""
+    """Turn errors about records that are missing or cannot be read into ``UserMistake``."""
     try:
         yield
     except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
         raise UserMistake(str(error)) from None
 
 
-def _carried(root: Path, task_id: str | None) -> tuple[dict | None, str]:
-    """The optimiser state a task left behind, and the word for the manifest."""
+def _load_moments(root: Path, task_id: str | None) -> tuple[dict | None, str]:
+    """Load the moments that a task has kept; also return what the manifest says about them."""
     if task_id is None:
         return None, "fresh"
     try:
         return load_tensors(inside(root, "optimizer", f"{task_id}.safetensors")), "carried"
-    except ArtifactError:  # not there, or cut off
+    except ArtifactError:  # missing or truncated
         return None, "lost"
 
 
-def _keep_optimizer(task: Task, team: ProcessGroup, model: Model, outcome: TrainingResult) -> None:
-    """Save the moments under this task's name; of the older ones only those it began with are still of use."""
-    folder, before = inside(task.root, "optimizer"), task.order["optimizer_from"]
-    artifact = team.write(folder, optimizer_tensors(model.trained, outcome.optimizer), "optimizer")
+def _keep_optimizer(task: Task, group: ProcessGroup, model: Model, result: TrainingResult) -> None:
+    """Save the moments under this task's id; of the older ones only those it started with are kept."""
+    folder, before = inside(task.root, "optimizer"), task.request["optimizer_from"]
+    artifact = group.write(folder, optimizer_tensors(model.trained, result.optimizer), "optimizer")
     if artifact is None:
         return
     os.replace(artifact_path(folder, artifact), folder / f"{task.id}.safetensors")

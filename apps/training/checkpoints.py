@@ -1,7 +1,7 @@
-"""Step checkpoints: what a training that is broken off needs to go on as if nothing had happened.
+"""Step checkpoints: the state that an interrupted training needs to continue as if it had not been interrupted.
 
-One file a checkpoint, ``checkpoints/TASK/step-N.SHA256.safetensors``: trained tensors, AdamW's moments, the state of
-every rank's random numbers, and the standing as JSON. The newest is kept until the task's manifest is written.
+One file per checkpoint, ``checkpoints/TASK/step-N.SHA256.safetensors``: trained tensors, AdamW's moments, the random
+state of every rank, and the training state as JSON. The newest is kept until the task's manifest is written.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 FOLDER = "checkpoints"
-STANDING = "standing"  # the name of the JSON among the tensors
+RECORD_FILE = "diary.json"
+STATE = "standing"  # name of the JSON among the tensors
 
 
 @dataclass
 class TrainingState:
-    """How far a training is, over all its attempts; losses in nats, ``seconds`` of training alone."""
+    """State of a training over all its attempts; losses in nats, ``seconds`` of training alone."""
 
     steps: int = 0
     tokens: int = 0
@@ -40,10 +41,10 @@ class TrainingState:
 
 
 class AttemptRecord(TypedDict):
-    """What the attempts at a task tell the next one."""
+    """Record of the attempts at a task, which the next attempt reads."""
 
     round: int
-    attempts: int  # how often it was begun
+    attempts: int  # how often the task was started
     step_s: float
     save_s: float
 
@@ -55,78 +56,88 @@ class Checkpoints:
         self.folder, self.round = inside(root, FOLDER, task_id), round
 
     def begin(self) -> AttemptRecord:
-        """Note that the task is begun once more."""
-        diary = self.diary()
-        diary["attempts"] += 1
-        write_json(self.folder / "diary.json", diary)
-        return diary
+        """Count a new attempt and return the record."""
+        record = self.record()
+        record["attempts"] += 1
+        write_json(self.folder / RECORD_FILE, record)
+        return record
 
-    def diary(self) -> AttemptRecord:
+    def record(self) -> AttemptRecord:
+        """Return the record of the attempts so far; an empty one if it cannot be read."""
         with suppress(OSError, ValueError):
-            return json.loads((self.folder / "diary.json").read_text())
+            return json.loads((self.folder / RECORD_FILE).read_text())
         return AttemptRecord(round=self.round, attempts=0, step_s=0.0, save_s=0.0)
 
-    def note(self, step_s: float, save_s: float) -> None:
-        """How long a step and a save take."""
-        write_json(self.folder / "diary.json", {**self.diary(), "step_s": step_s, "save_s": save_s})
+    def record_times(self, step_s: float, save_s: float) -> None:
+        """Write the durations of a step and of a save into the record."""
+        write_json(self.folder / RECORD_FILE, {**self.record(), "step_s": step_s, "save_s": save_s})
 
-    def save(self, team: ProcessGroup, standing: TrainingState, tensors: Mapping[str, torch.Tensor]) -> None:
+    def save(self, group: ProcessGroup, state: TrainingState, tensors: Mapping[str, torch.Tensor]) -> None:
         """Write a checkpoint, then remove the older ones; all ranks take part.
+
+        Args:
+            group: the ranks.
+            state: of the training.
+            tensors: trained tensors and moments by name, sharded or not.
 
         Raises:
             StorageError: the storage cannot be written.
         """
         import torch
 
-        text = torch.frombuffer(bytearray(json.dumps(asdict(standing)).encode()), dtype=torch.uint8)
-        artifact = team.write(self.folder, {**tensors, STANDING: text, **_random_states(team)}, "checkpoint")
+        text = torch.frombuffer(bytearray(json.dumps(asdict(state)).encode()), dtype=torch.uint8)
+        artifact = group.write(self.folder, {**tensors, STATE: text, **_random_states(group)}, "checkpoint")
         if artifact is None:
             return
-        path = self.folder / f"step-{standing.steps:09d}.{artifact['sha256']}.safetensors"
+        path = self.folder / f"step-{state.steps:09d}.{artifact['sha256']}.safetensors"
         os.replace(artifact_path(self.folder, artifact), path)
         for other in self.folder.glob("*.safetensors"):
             if other != path:
                 other.unlink(missing_ok=True)
 
     def newest(self) -> Path | None:
-        """The newest checkpoint that is whole; damaged ones are set aside."""
+        """Return the newest checkpoint that is whole; damaged ones are renamed."""
         for path in sorted(self.folder.glob("step-*.safetensors"), reverse=True):
             if sha256_file(path) == path.name.split(".")[1]:
                 return path
-            logger.warning("checkpoint %s is damaged and set aside", path)
+            logger.warning("checkpoint %s is damaged and is not used", path)
             os.replace(path, path.with_suffix(".damaged"))
         return None
 
     def discard(self) -> None:
-        """Remove the task's checkpoints, and those of earlier rounds that nobody will ask for again."""
+        """Remove the task's checkpoints, and those of earlier rounds, which will not be needed again."""
         for folder in self.folder.parent.iterdir():
             try:
-                past = json.loads((folder / "diary.json").read_text())["round"] < self.round
+                past = json.loads((folder / RECORD_FILE).read_text())["round"] < self.round
             except (OSError, ValueError, KeyError):
                 past = True
             if past or folder == self.folder:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _random_states(team: ProcessGroup) -> dict[str, torch.Tensor]:
-    """The state of the random numbers of every rank, those of its device included."""
+def _random_states(group: ProcessGroup) -> dict[str, torch.Tensor]:
+    """Return the random states of all ranks, including those of their devices."""
     import torch
 
     states = {"cpu": torch.get_rng_state()}
-    if team.device != "cpu":
-        states["device"] = torch.get_device_module(team.device).get_rng_state(team.device)
+    if group.device != "cpu":
+        states["device"] = torch.get_device_module(group.device).get_rng_state(group.device)
     return {
-        f"random/{name}/{rank}": state for name, own in states.items() for rank, state in enumerate(team.gathered(own))
+        f"random/{name}/{rank}": state for name, own in states.items() for rank, state in enumerate(group.gather(own))
     }
 
 
-def restore(path: Path, team: ProcessGroup, trained: Mapping[str, torch.Tensor], optimizer: Any) -> TrainingState:
-    """Put a checkpoint into a model and its optimiser, and set the random numbers of this rank.
+def restore(path: Path, group: ProcessGroup, trained: Mapping[str, torch.Tensor], optimizer: Any) -> TrainingState:
+    """Load a checkpoint into a model and its optimiser, and set the random state of this rank.
 
     Args:
-        path: a whole checkpoint.
+        path: of a whole checkpoint.
+        group: the ranks.
         trained: artifact name -> the tensor inside the network.
         optimizer: AdamW over these tensors.
+
+    Returns:
+        The state of the training.
     """
     import torch
 
@@ -137,15 +148,21 @@ def restore(path: Path, team: ProcessGroup, trained: Mapping[str, torch.Tensor],
             if f"{name}/step" in header:
                 found = {key: read_tensor(path, header[f"{name}/{key}"]) for key in ("step", "exp_avg", "exp_avg_sq")}
                 set_moments(optimizer, parameter, found)
-    torch.set_rng_state(read_tensor(path, header[f"random/cpu/{team.rank}"]))
-    if team.device != "cpu":
-        state = read_tensor(path, header[f"random/device/{team.rank}"])
-        torch.get_device_module(team.device).set_rng_state(state, team.device)
-    return TrainingState(**json.loads(bytes(read_tensor(path, header[STANDING]).tolist())))
+    torch.set_rng_state(read_tensor(path, header[f"random/cpu/{group.rank}"]))
+    if group.device != "cpu":
+        state = read_tensor(path, header[f"random/device/{group.rank}"])
+        torch.get_device_module(group.device).set_rng_state(state, group.device)
+    return TrainingState(**json.loads(bytes(read_tensor(path, header[STATE]).tolist())))
 
 
 def set_moments(optimizer: Any, parameter: torch.Tensor, whole: Mapping[str, torch.Tensor]) -> None:
-    """Give AdamW the moments of one tensor."""
+    """Set AdamW's moments of one tensor.
+
+    Args:
+        optimizer: AdamW.
+        parameter: the tensor, sharded or not.
+        whole: ``step``, ``exp_avg`` and ``exp_avg_sq``, not sharded.
+    """
     optimizer.state[parameter] = {
         "step": whole["step"],  # stays on the CPU, where AdamW keeps it
         **{key: placed_like(whole[key], parameter) for key in ("exp_avg", "exp_avg_sq")},

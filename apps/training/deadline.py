@@ -1,6 +1,6 @@
-"""When a training must end: the batch job it runs in nears its walltime, or somebody asks for the nodes.
+"""When a training must stop: its batch job nears the walltime, or the nodes are requested back.
 
-Slurm, PBS and Parsl tell a process that it has to go with SIGTERM. Training takes that as a request: it finishes the
+Slurm, PBS and Parsl send SIGTERM to a process that has to end. A training treats it as a request: it finishes the
 step, saves and stops.
 """
 
@@ -15,14 +15,19 @@ from collections.abc import Callable, Mapping
 from apps.base.stop import StopRequest
 
 logger = logging.getLogger(__name__)
-END_VARIABLES = ("SLURM_JOB_END_TIME", "CROSSFED_BLOCK_END")  # the scheduler's word and that of our batch script
-MARGIN_S = 15.0  # between the last save and the end of the block, at least: to tell the driver, and for idle clocks
-FIRST_SAVE_S = 30.0  # a training saves this early once, so that the time of a save is known
-FORGETTING = 0.1  # how fast the slowest step counts less
+BLOCK_END_VARIABLE = "CROSSFED_BLOCK_END"  # set by our batch scripts: UNIX time of the end of the block
+END_VARIABLES = ("SLURM_JOB_END_TIME", BLOCK_END_VARIABLE)
+MARGIN_S = 15.0  # least time between the last save and the end of the block: to report to the driver, and for clocks
+FIRST_SAVE_S = 30.0  # the first save comes this early, so that the time of a save is known
+FORGETTING = 0.1  # weight of the newest step in the estimate of the slowest one
 
 
 def block_end(environment: Mapping[str, str] | None = None) -> float | None:
-    """UNIX time at which this process's batch job ends; None where there is no batch job."""
+    """Return the UNIX time at which this process's batch job ends, or None outside a batch job.
+
+    Args:
+        environment: variables to read; None: those of this process.
+    """
     values = os.environ if environment is None else environment
     ends = []
     for name in END_VARIABLES:
@@ -36,15 +41,16 @@ def block_end(environment: Mapping[str, str] | None = None) -> float | None:
 
 
 class Deadline:
-    """Tells when to save and when to stop.
+    """Decides when a training must save and when it must stop.
 
     Args:
         checkpoint_s: seconds between saves.
         end: UNIX time of the end of the block, or None.
         stop: a request to stop.
-        step_s, save_s: seconds that a step and a save took in an earlier attempt; 0 where that is not known.
-        clock: tells the UNIX time.
-        until: UNIX time at which the order itself is over, or None.
+        step_s: seconds of a step in an earlier attempt; 0 if unknown.
+        save_s: seconds of a save in an earlier attempt; 0 if unknown.
+        clock: returns the UNIX time.
+        until: UNIX time at which the request itself ends, or None.
     """
 
     def __init__(
@@ -62,22 +68,24 @@ class Deadline:
         self.last_save = clock()
 
     def stepped(self, seconds: float) -> None:
-        """A step was done. Steps differ with the length of samples: a slow one is remembered for a while."""
+        """Record the duration of a step; they differ with the length of samples, so a slow one counts for a while."""
         self.step_s = max(seconds, (1 - FORGETTING) * self.step_s + FORGETTING * seconds)
 
     def saved(self, seconds: float) -> None:
+        """Record the duration of a save that has just finished."""
         self.save_s, self.last_save = seconds, self.clock()
 
     def must_stop(self) -> bool:
-        """Whether stopping was asked for, or another step would leave too little time to save and tell."""
-        if self.stop.asked:
+        """Return True if a stop is requested, or another step would leave too little time to save and report."""
+        if self.stop.requested:
             return True
         return self.end is not None and self.clock() + self.step_s > self.end - max(2 * self.save_s, MARGIN_S)
 
     def is_over(self) -> bool:
-        """Whether the time is up that the order gave; what is done is the answer then."""
+        """Return True if the request's time is over; the steps done so far are the result then."""
         return self.until is not None and self.clock() >= self.until
 
     def save_is_due(self) -> bool:
+        """Return True if it is time for a checkpoint."""
         period = self.checkpoint_s if self.save_s else min(self.checkpoint_s, FIRST_SAVE_S)
         return self.clock() - self.last_save >= period

@@ -1,8 +1,9 @@
-"""Who is at work on a training task: one process at a time, over all hosts that share a site's storage.
+"""Leases on training tasks: one process at a time works on a task, over all hosts that share a site's storage.
 
-A claim is a file ``claims/TASK.N.json`` whose age is the time since its holder was last alive. The highest number holds
-the task. Who finds it stale makes the next number, which the file system grants to one process only; nothing is ever
-renamed or removed under a living holder. Locks of the system are not used: Lustre is often mounted without them.
+A lease is a file ``claims/TASK.N.json`` that its holder touches again and again; its age is the time since the holder
+was last alive. The highest number holds the task. A process that finds it stale creates the next number, which the file
+system grants to one process only; the file of a living holder is never renamed or removed. File locks are not used:
+Lustre is often mounted without them.
 """
 
 from __future__ import annotations
@@ -18,21 +19,22 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from apps.base.errors import LeaseHeld
-from apps.base.files import UNFINISHED, cannot_write, inside
+from apps.base.files import cannot_write, inside
+from data.files import UNFINISHED
 
 FOLDER = "claims"
-BEAT_S = 10.0
+HEARTBEAT_S = 10.0
 TICK_S = 1.0
-STALE_S = 60.0  # a holder on another host counts as gone after so long without a beat
+STALE_S = 60.0  # a holder on another host counts as gone after so long without a heartbeat
 
 
 class Lease(TypedDict):
-    """A holder: the machine it runs on, down to the space its process ids count in, and the process."""
+    """Holder of a task: its machine and process."""
 
     host: str
-    space: str
+    space: str  # names the boot of the machine and its namespace of process ids
     pid: int
-    started: int  # clock ticks between the start of the machine and that of the process: tells a reused pid
+    started: int  # clock ticks from the start of the machine to that of the process: detects a reused pid
 
 
 @contextmanager
@@ -40,17 +42,17 @@ def acquire(
     root: Path,
     task_id: str,
     give_up: Callable[[], bool] | None = None,
-    beat_s: float = BEAT_S,
+    heartbeat_s: float = HEARTBEAT_S,
     stale_s: float = STALE_S,
 ) -> Iterator[None]:
-    """Hold a task for as long as the block runs.
+    """Hold the lease on a task while the block runs.
 
     Args:
         root: the site's storage.
         task_id: of the task.
-        give_up: tells that there is no more time to wait until a holder who may have gone is known to have gone; None:
-            nobody is waited for.
-        beat_s, stale_s: seconds between beats, and without one.
+        give_up: called while waiting for a holder that may be gone; True ends the waiting. None: do not wait.
+        heartbeat_s: seconds between heartbeats.
+        stale_s: seconds without a heartbeat after which a holder counts as gone.
 
     Raises:
         LeaseHeld: a living process holds it.
@@ -59,7 +61,7 @@ def acquire(
     folder = inside(root, FOLDER)
     path = _take(folder, task_id, stale_s) if give_up is None else _wait_and_take(folder, task_id, stale_s, give_up)
     over = threading.Event()
-    threading.Thread(target=_beat, args=(path, over, beat_s), name="claim", daemon=True).start()
+    threading.Thread(target=_keep_alive, args=(path, over, heartbeat_s), name="lease", daemon=True).start()
     try:
         yield
     finally:
@@ -68,21 +70,21 @@ def acquire(
 
 
 def _wait_and_take(folder: Path, task_id: str, stale_s: float, give_up: Callable[[], bool]) -> Path:
-    """As soon as the holder is known to have gone; one who gives a beat meanwhile is at work."""
+    """Take the lease as soon as its holder is known to be gone; a heartbeat meanwhile shows that it is not."""
     end, seen = time.monotonic() + stale_s + 2 * TICK_S, None
     while True:
         try:
             return _take(folder, task_id, stale_s)
         except LeaseHeld:
-            beat = _last_beat(folder, task_id)
-            if (seen is not None and beat != seen) or time.monotonic() > end or give_up():
+            heartbeat = _last_heartbeat(folder, task_id)
+            if (seen is not None and heartbeat != seen) or time.monotonic() > end or give_up():
                 raise
-            seen = beat
+            seen = heartbeat
         time.sleep(TICK_S)
 
 
-def _last_beat(folder: Path, task_id: str) -> tuple[int, int] | None:
-    """Number and time of the highest claim."""
+def _last_heartbeat(folder: Path, task_id: str) -> tuple[int, int] | None:
+    """Return number and time of the highest lease."""
     with suppress(OSError, IndexError):
         number = _numbers(folder, task_id)[-1]
         return number, _path(folder, task_id, number).stat().st_mtime_ns
@@ -107,11 +109,11 @@ def _take(folder: Path, task_id: str, stale_s: float) -> Path:
 
 
 def _require_first(folder: Path, task_id: str, path: Path, stale_s: float) -> None:
-    """A look back: between finding a claim stale and making the next, others may have come, and gone."""
+    """Check again after creating a lease: other processes may have taken and released the task meanwhile."""
     numbers = _numbers(folder, task_id)
     *earlier, last = numbers or [0]
     if _path(folder, task_id, last) != path:
-        raise _at_work(folder, "another process")
+        raise _lease_held(folder, "another process")
     for number in earlier:
         _require_stale(folder, task_id, number, stale_s)
     for number in earlier:
@@ -119,7 +121,7 @@ def _require_first(folder: Path, task_id: str, path: Path, stale_s: float) -> No
 
 
 def _release(path: Path) -> None:
-    """Give it up, unless it was taken for stale and has another holder by now."""
+    """Remove the lease, unless it was considered stale and has another holder by now."""
     with suppress(OSError):
         if read_lease(path) == own_lease():
             path.unlink()
@@ -130,7 +132,7 @@ def _create(folder: Path, task_id: str, number: int) -> Path:
     try:
         handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     except FileExistsError:
-        raise _at_work(path, "another process") from None
+        raise _lease_held(path, "another process") from None
     with open(handle, "w") as stream:
         json.dump(own_lease(), stream)
     return path
@@ -144,16 +146,16 @@ def _require_stale(folder: Path, task_id: str, number: int, stale_s: float) -> N
     except FileNotFoundError:
         return  # its holder has just finished
     if age_s < stale_s and not (holder and is_gone(holder)):
-        who = f"process {holder['pid']} on {holder['host']}" if holder else "another process"
-        raise _at_work(path, f"{who}, last alive {max(0.0, age_s):.0f} s ago,")
+        name = f"process {holder['pid']} on {holder['host']}" if holder else "another process"
+        raise _lease_held(path, f"{name}, last alive {max(0.0, age_s):.0f} s ago,")
 
 
-def _at_work(path: Path, who: str) -> LeaseHeld:
-    return LeaseHeld(f"{who} is at work on this very task", file=str(path), remedy="Its result will do for both")
+def _lease_held(path: Path, holder: str) -> LeaseHeld:
+    return LeaseHeld(f"{holder} is working on the same task", file=str(path), remedy="Its result will be used for both")
 
 
-def _beat(path: Path, over: threading.Event, beat_s: float) -> None:
-    while not over.wait(beat_s):
+def _keep_alive(path: Path, over: threading.Event, heartbeat_s: float) -> None:
+    while not over.wait(heartbeat_s):
         with suppress(OSError):
             os.utime(path)
 
@@ -167,10 +169,10 @@ def _numbers(folder: Path, task_id: str) -> list[int]:
 
 
 def read_lease(path: Path) -> Lease | None:
-    """Who holds it; None where the file has no content yet.
+    """Return the holder in a lease's file, or None if the file has no content yet.
 
     Raises:
-        FileNotFoundError: it is held no longer.
+        FileNotFoundError: the lease was released.
     """
     try:
         found: Any = json.loads(path.read_text())
@@ -180,29 +182,30 @@ def read_lease(path: Path) -> Lease | None:
 
 
 def clock_of(folder: Path) -> float:
-    """The time by the clock that stamps the files of a folder; hosts may disagree with it, and with each other."""
+    """Return the time of the clock that stamps the files of a folder; the clocks of hosts may differ from it."""
     probe = folder / f"{UNFINISHED}{secrets.token_hex(8)}"
     try:
         probe.touch()
-        os.utime(probe)  # as a beat does
+        os.utime(probe)  # as a heartbeat does
         return probe.stat().st_mtime
     finally:
         probe.unlink(missing_ok=True)
 
 
 def own_lease() -> Lease:
+    """Return this process as a holder."""
     return Lease(host=os.uname().nodename, space=_space(), pid=os.getpid(), started=_started(os.getpid()) or 0)
 
 
 def is_gone(holder: Lease) -> bool:
-    """Whether a holder is known to have ended; of another host nothing is known but its beat."""
+    """Return True if a holder is known to have ended; for another host only its heartbeat is known."""
     if (holder["host"], holder["space"]) != (os.uname().nodename, _space()) or not holder["space"]:
         return False
     return _started(holder["pid"]) != holder["started"]
 
 
 def _space() -> str:
-    """Names the run of the machine and its space of process ids; empty where the system does not tell."""
+    """Return a name of the machine's boot and its namespace of process ids; empty if the system has none."""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -210,7 +213,7 @@ def _space() -> str:
 
 
 def _started(pid: int) -> int | None:
-    """When a process was started, in clock ticks; None if it has ended."""
+    """Return the start time of a process in clock ticks, or None if it has ended."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,7 +1,8 @@
-"""Local training: some steps of AdamW on a site's samples, the same for the same seed and in however many attempts.
+"""Local training: steps of AdamW on a site's samples; equal for equal seeds, and for any number of attempts.
 
-A batch belongs to the site: its samples are dealt out to the ranks, each computes its share in micro batches, and
-loss and gradient are divided by the counted tokens of the whole batch. So the number of ranks changes rounding only.
+A batch belongs to the site: its samples are distributed over the ranks, each rank computes its share in micro batches,
+and loss and gradient are divided by the counted tokens of the whole batch. So the number of ranks changes rounding
+only.
 """
 
 from __future__ import annotations
@@ -31,12 +32,18 @@ Report = Callable[[int, float, float], None]  # steps done, loss, tokens per sec
 
 @dataclass
 class TrainingResult:
-    """What came of some steps over all attempts; losses in nats, ``padding`` as a share of positions.
+    """Result of a training over all its attempts.
 
-    ``steps_here`` are those of this attempt; ``cut`` says that the order's time was over before all were done.
+    Attributes:
+        state: steps, tokens, seconds, and losses in nats.
+        steps_here: steps of this attempt.
+        cut: True if the request's time was over before all steps were done.
+        samples: used in these steps.
+        padding: fraction of positions that were padding.
+        optimizer: with its moments.
     """
 
-    standing: TrainingState
+    state: TrainingState
     steps_here: int
     cut: bool
     samples: int
@@ -46,26 +53,26 @@ class TrainingResult:
 
 @dataclass(frozen=True)
 class AttemptContext:
-    """What surrounds one attempt at a training.
+    """Environment of one attempt at a training.
 
     Attributes:
-        team: the ranks.
-        watch: tells when to save and when to stop.
-        checkpoints: where to save.
-        report: told after every step.
-        forward: calls the network, by way of what wraps it.
-        hold_back: a context in which gradients are not exchanged between the ranks yet.
-        micro_batch: samples that a rank computes at once.
-        autocast: whether mixed precision is torch's autocast.
+        group: the ranks.
+        deadline: decides when to save and when to stop.
+        checkpoints: to save to.
+        report: called after every step.
+        forward: calls the network through whatever wraps it.
+        micro_batch: samples in one forward pass of a rank.
+        no_sync: a context in which the ranks do not exchange gradients.
+        autocast: True if mixed precision needs torch's autocast.
     """
 
-    team: ProcessGroup
-    watch: Deadline
+    group: ProcessGroup
+    deadline: Deadline
     checkpoints: Checkpoints
     report: Report
     forward: Callable[..., Any]
     micro_batch: int
-    hold_back: Callable[[], AbstractContextManager[Any]] = nullcontext
+    no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext
     autocast: bool = False
 
 
@@ -77,14 +84,15 @@ def train(
     moments: dict | None,
     attempt: AttemptContext,
 ) -> TrainingResult:
-    """Train the model in place, from the newest checkpoint if there is one, as far as ordered or until it must stop.
+    """Train the model in place, from the newest checkpoint if there is one, until all steps are done or it must stop.
 
     Args:
         model: with the state to start from; its trained tensors change.
         samples: the site's tokenised shard.
+        spec: settings of the training.
         seed: of the order of samples and of dropout.
-        moments: by tensor name from the site's last round, or None to start fresh.
-        attempt: what surrounds it.
+        moments: by tensor name from the site's last round, or None to start without.
+        attempt: the environment of this attempt.
 
     Raises:
         TrainingError: the loss is not finite, or there are no samples.
@@ -94,34 +102,34 @@ def train(
 
     if not samples:
         raise TrainingError("there are no samples to train on")
-    team, watch = attempt.team, attempt.watch
-    torch.manual_seed(seed + team.rank)
+    group, deadline = attempt.group, attempt.deadline
+    torch.manual_seed(seed + group.rank)
     optimizer = make_optimizer(model.trained, spec, moments)
-    optimizer.zero_grad(set_to_none=True)  # a warm model may hold gradients of a step that broke off
+    optimizer.zero_grad(set_to_none=True)  # the model may hold gradients of an interrupted step
     start = [p.detach().clone() for p in model.trained.values()] if spec["proximal_mu"] else []
-    standing = _resumed(model, optimizer, attempt)
+    state = _resumed(model, optimizer, attempt)
     lengths = [len(s.tokens) for s in samples]
     plan = plan_batches(lengths, spec["batch_size"], spec["steps"] * spec["accumulate"], seed)
     model.network.train()
-    first = saved = standing.steps
-    stop, cut = team.total(watch.must_stop(), standing.steps > 0 and watch.is_over())
-    while standing.steps < spec["steps"] and not stop and not cut:
+    first = saved = state.steps
+    stop, cut = group.total(deadline.must_stop(), state.steps > 0 and deadline.is_over())
+    while state.steps < spec["steps"] and not stop and not cut:
         began = time.monotonic()
-        rows = plan[standing.steps * spec["accumulate"] : (standing.steps + 1) * spec["accumulate"]]
-        groups = [[samples[i] for i in group] for group in rows]
-        part = _gradients(model, groups, spec, attempt)
-        update_parameters(optimizer, list(model.trained.values()), start, spec, _rate(spec, standing.steps))
-        watch.stepped(time.monotonic() - began)
-        loss, due, stop, cut = team.total(part, watch.save_is_due(), watch.must_stop(), watch.is_over())
-        _count(standing, loss, groups, time.monotonic() - began)
-        attempt.report(standing.steps, loss, standing.tokens / max(1e-9, standing.seconds))
-        if (due or stop) and standing.steps < spec["steps"] and not cut:
-            _save(model, optimizer, standing, attempt)
-            saved = standing.steps
-    done = plan[: standing.steps * spec["accumulate"]]
-    assert cut or standing.steps in (saved, spec["steps"])
+        rows = plan[state.steps * spec["accumulate"] : (state.steps + 1) * spec["accumulate"]]
+        batches = [[samples[i] for i in row] for row in rows]
+        part = _gradients(model, batches, attempt)
+        update_parameters(optimizer, list(model.trained.values()), start, spec, _rate(spec, state.steps))
+        deadline.stepped(time.monotonic() - began)
+        loss, due, stop, cut = group.total(part, deadline.save_is_due(), deadline.must_stop(), deadline.is_over())
+        _count(state, loss, batches, time.monotonic() - began)
+        attempt.report(state.steps, loss, state.tokens / max(1e-9, state.seconds))
+        if (due or stop) and state.steps < spec["steps"] and not cut:
+            _save(model, optimizer, state, attempt)
+            saved = state.steps
+    done = plan[: state.steps * spec["accumulate"]]
+    assert cut or state.steps in (saved, spec["steps"])
     return TrainingResult(
-        standing, standing.steps - first, bool(cut), sum(map(len, done)), padding_share(done, lengths), optimizer
+        state, state.steps - first, bool(cut), sum(map(len, done)), padding_share(done, lengths), optimizer
     )
 
 
@@ -131,73 +139,79 @@ def _rate(spec: TrainingSpec, step: int) -> float:
     return spec["learning_rate"] * factor
 
 
-def _count(standing: TrainingState, loss: float, groups: Sequence[Sequence[Sample]], seconds: float) -> None:
-    """Add a step to the standing.
+def _count(state: TrainingState, loss: float, batches: Sequence[Sequence[Sample]], seconds: float) -> None:
+    """Add a step to the training state.
 
     Raises:
         TrainingError: the loss is not finite.
     """
     if not math.isfinite(loss):
-        raise TrainingError(f"loss is {loss} at step {standing.steps + 1}", remedy="Lower training.learning_rate")
-    standing.steps += 1
-    standing.losses.append(loss)
-    standing.tokens += sum(len(s.tokens) for group in groups for s in group)
-    standing.seconds += seconds
+        raise TrainingError(f"loss is {loss} at step {state.steps + 1}", remedy="Lower training.learning_rate")
+    state.steps += 1
+    state.losses.append(loss)
+    state.tokens += sum(len(s.tokens) for batch in batches for s in batch)
+    state.seconds += seconds
 
 
 def _resumed(model: Model, optimizer: torch.optim.Optimizer, attempt: AttemptContext) -> TrainingState:
-    """The standing of the newest checkpoint, whose state is put into the model, or that of a beginning."""
-    team = attempt.team
-    path = team.told(attempt.checkpoints.newest() if team.writes else None)
-    return restore(path, team, model.trained, optimizer) if path else TrainingState()
+    """Load the newest checkpoint and return its training state; without one, the state of a start."""
+    group = attempt.group
+    path = group.broadcast(attempt.checkpoints.newest() if group.writes else None)
+    return restore(path, group, model.trained, optimizer) if path else TrainingState()
 
 
-def _save(model: Model, optimizer: torch.optim.Optimizer, standing: TrainingState, attempt: AttemptContext) -> None:
+def _save(model: Model, optimizer: torch.optim.Optimizer, state: TrainingState, attempt: AttemptContext) -> None:
     began = time.monotonic()
     tensors = {**model.trained, **optimizer_tensors(model.trained, optimizer)}
-    attempt.checkpoints.save(attempt.team, standing, tensors)
-    attempt.watch.saved(time.monotonic() - began)
-    if attempt.team.writes:
-        attempt.checkpoints.note(attempt.watch.step_s, attempt.watch.save_s)
-    attempt.team.wait()  # the first rank to end in order would end the one that still writes
+    attempt.checkpoints.save(attempt.group, state, tensors)
+    attempt.deadline.saved(time.monotonic() - began)
+    if attempt.group.writes:
+        attempt.checkpoints.record_times(attempt.deadline.step_s, attempt.deadline.save_s)
+    attempt.group.barrier()  # some launchers end the others when the first rank ends, while one may still be writing
 
 
 def counted_tokens(samples: Sequence[Sample]) -> int:
-    """Tokens of these samples that count for the loss."""
+    """Return the number of tokens that count for the loss."""
     return sum(max(0, len(s.tokens) - max(s.answer_from, 1)) for s in samples)
 
 
 def micro_batches(
-    group: Sequence[Sample], rank: int, size: int, micro_batch: int
+    batch: Sequence[Sample], rank: int, size: int, micro_batch: int
 ) -> Iterator[tuple[Sequence[Sample], float]]:
-    """A rank's share of a batch in pieces, each with the factor of its loss.
+    """Yield a rank's share of a batch in pieces, each with the factor of its loss.
 
-    All ranks get equally many pieces, as they exchange data in each; one that has too few computes a sample of the
-    batch once more, with the factor 0.
+    All ranks get the same number of pieces, because they exchange data in each; a rank with too few samples computes a
+    sample of the batch once more, with the factor 0.
+
+    Args:
+        batch: samples of the site.
+        rank: number of the rank.
+        size: number of ranks.
+        micro_batch: samples in a piece.
     """
-    own = group[rank::size]
-    largest = -(-len(group) // size)
+    own = batch[rank::size]
+    largest = -(-len(batch) // size)
     for at in range(0, largest, micro_batch):
         piece = own[at : at + micro_batch]
-        yield (piece, 1.0) if piece else (group[:1], 0.0)
+        yield (piece, 1.0) if piece else (batch[:1], 0.0)
 
 
-def _gradients(model: Model, groups: Sequence[Sequence[Sample]], spec: TrainingSpec, attempt: AttemptContext) -> float:
-    """Gradients of one step over the batches that are accumulated; this rank's part of the mean of their losses."""
+def _gradients(model: Model, batches: Sequence[Sequence[Sample]], attempt: AttemptContext) -> float:
+    """Compute the gradients of one step over its batches; return this rank's part of the mean of their losses."""
     import torch
 
-    team, total = attempt.team, 0.0
+    group, total = attempt.group, 0.0
     pieces = [
-        (piece, factor / (max(1, counted_tokens(group)) * len(groups)))
-        for group in groups
-        for piece, factor in micro_batches(group, team.rank, team.size, attempt.micro_batch)
+        (piece, factor / (max(1, counted_tokens(batch)) * len(batches)))
+        for batch in batches
+        for piece, factor in micro_batches(batch, group.rank, group.size, attempt.micro_batch)
     ]
-    kind = torch.device(team.device).type
+    kind = torch.device(group.device).type
     for number, (piece, factor) in enumerate(pieces, start=1):
-        batch = collate(piece, model.tokenizer.pad_token_id).to(team.device)
-        with attempt.hold_back() if number < len(pieces) else nullcontext():
+        batch = collate(piece, model.tokenizer.pad_token_id).to(group.device)
+        with attempt.no_sync() if number < len(pieces) else nullcontext():
             with torch.autocast(kind, torch.bfloat16) if attempt.autocast else nullcontext():
                 loss = summed_loss(attempt.forward, model.network, batch) * factor
-            (loss * team.size).backward()  # the ranks' gradients are averaged
+            (loss * group.size).backward()  # the ranks' gradients are averaged
         total += float(loss.detach())
     return total

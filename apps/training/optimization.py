@@ -1,4 +1,4 @@
-"""AdamW as the sites use it: its learning rate over a campaign, its moments by tensor name, FedProx's pull."""
+"""AdamW at the sites: learning rate over a campaign, moments by tensor name, the proximal term of FedProx."""
 
 from __future__ import annotations
 
@@ -7,18 +7,26 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from apps.training.checkpoints import set_moments
+from apps.training.spec import TrainingSpec
 
 if TYPE_CHECKING:
     import torch
-
-    from apps.training.spec import TrainingSpec
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 
 
 def rate_factor(step: int, schedule: str, warmup: int, total: int, final: float = 0.0) -> float:
-    """Factor on the learning rate at a step of the campaign: linear warm-up to 1, then constant, or a linear or
-    cosine decay to ``final`` at step ``total``."""
+    """Return the factor on the learning rate at a step of the campaign.
+
+    Linear warm-up to 1, then constant, or a linear or cosine decay to ``final`` at step ``total``.
+
+    Args:
+        step: number of the step, from 0.
+        schedule: constant, linear or cosine.
+        warmup: steps of the warm-up.
+        total: steps of the campaign.
+        final: factor at the end of a decay.
+    """
     if step < warmup:
         return (step + 1) / (warmup + 1)
     if schedule == "constant":
@@ -31,9 +39,14 @@ def rate_factor(step: int, schedule: str, warmup: int, total: int, final: float 
 def make_optimizer(
     trained: Mapping[str, torch.Tensor], spec: TrainingSpec, moments: Mapping[str, Any] | None
 ) -> torch.optim.Optimizer:
-    """AdamW over the trained tensors, with the moments of the site's last round where they are given.
+    """Return AdamW over the trained tensors, with the moments of the site's last round if they are given.
 
-    A tensor that never had a gradient has no moments, before as after.
+    A tensor that never had a gradient has no moments.
+
+    Args:
+        trained: tensors by artifact name.
+        spec: with learning rate and weight decay.
+        moments: as ``optimizer_tensors`` returns them.
     """
     import torch
 
@@ -49,7 +62,7 @@ def make_optimizer(
 
 
 def optimizer_tensors(trained: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The moments by tensor name, as ``make_optimizer`` takes them."""
+    """Return the moments by tensor name, as ``make_optimizer`` takes them."""
     return {
         f"{name}/{key}": value
         for name, parameter in trained.items()
@@ -64,10 +77,13 @@ def update_parameters(
     spec: TrainingSpec,
     rate: float,
 ) -> None:
-    """One step of AdamW with the gradients that are there: the proximal term, then the clip, then the step.
+    """Do one step of AdamW with the present gradients: add the proximal term, clip, step.
 
     Args:
-        start: the parameters as the round began; empty without a proximal term.
+        optimizer: AdamW over the parameters.
+        parameters: with their gradients.
+        start: the parameters at the start of the round; empty without a proximal term.
+        spec: with the proximal term and the bound of the gradient's norm.
         rate: the learning rate.
     """
     import torch
@@ -83,7 +99,7 @@ def update_parameters(
 
 
 def _add_proximal(parameters: Sequence[torch.Tensor], start: Sequence[torch.Tensor], mu: float) -> None:
-    """The gradient of FedProx's mu/2 ||x - x_global||^2 (Li et al., arXiv 1812.06127)."""
+    """Add the gradient of FedProx's mu/2 ||x - x_global||^2 (Li et al., arXiv 1812.06127)."""
     for parameter, origin in zip(parameters, start, strict=True):
         if parameter.grad is not None:
             parameter.grad.add_(parameter.detach() - origin, alpha=mu)

@@ -1,4 +1,4 @@
-"""How far a task is: a small file at the site that the driver may look at while the task runs."""
+"""Progress of a training task: a small file at the site that the driver can read while the task runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PERIOD_S = 0.3
 
 
 class Progress(TypedDict):
-    """A moment of a training task."""
+    """State of a training task at one time."""
 
     task_id: str
     round: int
@@ -26,9 +26,9 @@ class Progress(TypedDict):
 
 
 class ProgressFile:
-    """Writes at most every ``PERIOD_S`` seconds; readers see a whole record or the one before.
+    """Writer of the progress, at most every ``PERIOD_S`` seconds; readers see a whole record, new or old.
 
-    It is for people: a record that cannot be written is left out, and the task goes on.
+    The file is for people: a record that cannot be written is left out, and the task continues.
     """
 
     def __init__(self, root: Path, task_id: str, round: int, steps: int) -> None:
@@ -37,10 +37,11 @@ class ProgressFile:
         self.written = 0.0
 
     def phase(self, phase: str, step: int = 0) -> None:
-        """A new phase, ``step`` steps being done."""
+        """Report a new phase after ``step`` steps."""
         self._write(phase, step, None, 0.0)
 
     def step(self, step: int, loss: float, tokens_per_s: float) -> None:
+        """Report a finished step; its loss in nats."""
         if time.monotonic() - self.written >= PERIOD_S or step == self.steps:
             self._write("training", step, loss, tokens_per_s)
 
@@ -63,7 +64,7 @@ class ProgressFile:
 
 
 def read_progress(root: Path) -> Progress | None:
-    """The last moment a site told of, or None where there is nothing to read yet."""
+    """Return the last progress that a site has written, or None if there is none to read."""
     try:
         return json.loads((root / "progress.json").read_text())
     except (FileNotFoundError, ValueError):

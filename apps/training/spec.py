@@ -1,15 +1,12 @@
-"""The settings of one local training, in plain values."""
+"""Settings of one local training, in plain values."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypedDict
-
-if TYPE_CHECKING:
-    pass
+from typing import TypedDict
 
 
 class TrainingSpec(TypedDict):
-    """How a site trains in one round, in plain values."""
+    """Training settings of a site for one round, in plain values."""
 
     steps: int
     batch_size: int
@@ -26,6 +23,6 @@ class TrainingSpec(TypedDict):
     precision: str  # "no" or "bf16": mixed precision
     device: str
     keep_optimizer: bool
-    checkpoint_s: float  # between two saves; no part of the work's identity
-    on_walltime: str  # "finish" in the next block, or "return" what is done; no part of the work's identity
-    until: float | None  # UNIX time: the step during which it passes is the last; no part of the work's identity
+    checkpoint_s: float  # between two checkpoints; no part of the task's identity
+    on_walltime: str  # "finish" in the next block, or "return" the steps done; no part of the task's identity
+    until: float | None  # UNIX time: the step during which it passes is the last; no part of the task's identity

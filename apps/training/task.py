@@ -1,4 +1,4 @@
-"""A training task of a site in plain values: what it is, what it is called, and what it is asked to do."""
+"""A training task of a site in plain values: its parts and its identity."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from apps.models.model import ModelSpec
 from apps.ranks.parallel import Parallel
 from apps.training.spec import TrainingSpec
 
-PARALLEL_ELSEWHERE = ("launch", "interface")  # how ranks are started and meet does not change what they compute
-TRAINING_ELSEWHERE = ("checkpoint_s", "on_walltime", "until")  # none changes what a whole training comes to
+# settings that are no part of a task's identity, because they do not change the result of a whole training
+PARALLEL_EXCLUDED = ("launch", "interface")
+TRAINING_EXCLUDED = ("checkpoint_s", "on_walltime", "until")
 
 
 class SiteWork(TypedDict):
@@ -31,43 +32,50 @@ class SiteWork(TypedDict):
 
 
 class TrainRequest(TypedDict):
-    """What a site is asked to do in one round."""
+    """What a strategy asks of a site in one round."""
 
     training: TrainingSpec
-    optimizer_from: str | None  # task whose optimiser state goes on, if the campaign carries it over
-    attempt: int  # tells a repeated order from the first; no part of the work's identity
+    optimizer_from: str | None  # task whose optimiser state is continued, if the campaign carries it over
+    attempt: int  # distinguishes a repeated request from the first; no part of the task's identity
 
 
 @dataclass(frozen=True)
 class Task:
-    """All that a rank needs to know.
+    """All that a rank needs for a training.
 
     Attributes:
         place: the site and the round.
+        work: what stays the same for the site.
+        request: of this round.
         base: the stage-out result: the model to start from, in the site's store.
         shard: the enrol result.
     """
 
     place: Place
     work: SiteWork
-    order: TrainRequest
+    request: TrainRequest
     base: dict[str, Any]
     shard: dict[str, Any]
 
     @property
     def root(self) -> Path:
+        """The site's storage."""
         return Path(self.work["root"])
 
     @property
     def id(self) -> str:
-        return task_identity(self.place, self.work, self.order, self.base, self.shard)
+        """The task's identity."""
+        return task_identity(self.place, self.work, self.request, self.base, self.shard)
 
 
 def task_identity(
-    place: Place, work: SiteWork, order: TrainRequest, base: dict[str, Any], shard: dict[str, Any]
+    place: Place, work: SiteWork, request: TrainRequest, base: dict[str, Any], shard: dict[str, Any]
 ) -> str:
-    """Names the work: code version, base model, shard, settings, ranks, round and site; not where files lie, and not
-    in how many attempts it is done."""
+    """Return the identity of a training task.
+
+    It depends on code version, base model, shard, settings, ranks, round and site; not on where files are, nor on the
+    number of attempts. For the arguments see ``Task``.
+    """
     return identity(
         {
             "code": work["code_version"],
@@ -75,9 +83,9 @@ def task_identity(
             "shard": shard["shard_sha256"],
             "model": work["model"],
             "data": _without(work["data"], "source"),
-            "training": _without(order["training"], *TRAINING_ELSEWHERE),
-            "parallel": _without(work["parallel"], *PARALLEL_ELSEWHERE),
-            "optimizer_from": order["optimizer_from"],
+            "training": _without(request["training"], *TRAINING_EXCLUDED),
+            "parallel": _without(work["parallel"], *PARALLEL_EXCLUDED),
+            "optimizer_from": request["optimizer_from"],
             "seed": work["seed"],
             "round": place["round"],
             "site": place["site"],
@@ -90,11 +98,14 @@ def _without(values: Any, *keys: str) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in keys}
 
 
-def found_answer(task: Task) -> Manifest | None:
-    """What an earlier attempt has left at the site, if that is what is asked for: a part only if a part will do."""
+def found_manifest(task: Task) -> Manifest | None:
+    """Return the manifest that an earlier attempt has left at the site if it answers the request, else None.
+
+    One of fewer steps than requested answers it only if the request accepts that.
+    """
     manifest = find_manifest(task.root, task.id)
     if manifest is None:
         return None
-    spec, whole = task.order["training"], manifest["steps_done"] == manifest["steps_asked"]
+    spec, whole = task.request["training"], manifest["steps_done"] == manifest["steps_asked"]
     is_over = spec["until"] is not None and time.time() >= spec["until"]
     return manifest if whole or is_over or spec["on_walltime"] == "return" else None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from apps.base.errors import CrossfedError, placed
+from apps.base.processes import redirect_output
 from apps.base.stop import StopRequest
 from apps.ranks.control_line import RankEnd
 from apps.ranks.launchers import RankInfo, find_rank, join_process_group, unmask_devices
@@ -19,40 +20,43 @@ from apps.training.task import Task
 
 
 def main() -> None:
+    """Train as one rank and report the result to the worker."""
     job = json.loads(Path(sys.argv[1]).read_text())
-    seat = find_rank(os.environ, job["ranks"])
-    _write_to(Path(job["logs"]) / f"rank-{seat.rank}.log")
+    rank_info = find_rank(os.environ, job["ranks"])
+    redirect_output(Path(job["logs"]) / f"rank-{rank_info.rank}.log")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     stop = StopRequest()
     signal.signal(signal.SIGTERM, stop)
-    line = RankEnd(tuple(job["lifeline"]), seat.rank, stop)
+    line = RankEnd(tuple(job["control_line"]), rank_info.rank, stop)
     try:
-        train_as(seat, job, stop)
+        train_as_rank(rank_info, job, stop)
     except CrossfedError as error:
-        line.error(error)
+        line.send_error(error)
         code = 1
     else:
-        line.done()
+        line.send_done()
         code = 0
     logging.shutdown()
-    os._exit(code)  # all is said and on the disk; a library that tidies up may wait for a rank that is gone
+    os._exit(code)  # everything is reported and on the disk; a library's clean-up may wait for a rank that is gone
 
 
-def train_as(seat: RankInfo, job: dict[str, Any], stop: StopRequest) -> None:
-    """One rank's part of a job; all that goes wrong comes out as a CrossfedError with its place."""
+def train_as_rank(rank_info: RankInfo, job: dict[str, Any], stop: StopRequest) -> None:
+    """Do one rank's part of a training.
+
+    Args:
+        rank_info: of this rank.
+        job: as ``apps.training.launch`` writes it.
+        stop: a request to stop.
+
+    Raises:
+        CrossfedError: any error, with its place.
+    """
     task = Task(**job["task"])
     with placed(**task.place):
         unmask_devices(os.environ)
-        kind = task.order["training"]["device"]
-        with join_process_group(seat, task.work["parallel"], kind, tuple(job["meeting"])) as team:
-            attempt_task(task, team, stop)
-
-
-def _write_to(log: Path) -> None:
-    """Send all words of this rank, those of libraries in C as well, to a file."""
-    words = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(words, sys.stdout.fileno())
-    os.dup2(words, sys.stderr.fileno())
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+        kind = task.request["training"]["device"]
+        with join_process_group(rank_info, task.work["parallel"], kind, tuple(job["rendezvous"])) as group:
+            attempt_task(task, group, stop)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Scores by task; the shortcut past frozen layers changes nothing, and is taken only where that is known."""
+"""Losses by task; the shortcut past frozen layers changes nothing and is used only for known kinds of models."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def new_model(**changes) -> models.Model:
 
 
 def put(store: Path, tensors: dict, seed: int = 0, size: float = 0.3) -> dict:
-    """A candidate: these tensors moved by noise."""
+    """Return a candidate: these tensors with noise."""
     generator = torch.Generator().manual_seed(seed)
     moved = {n: t.detach() + size * torch.randn(t.shape, generator=generator) for n, t in tensors.items()}
     return {"artifact": save_tensors(store, moved, "model")}
@@ -105,7 +105,7 @@ def put(store: Path, tensors: dict, seed: int = 0, size: float = 0.3) -> dict:
 
 @pytest.fixture(scope="session")
 def base_folder(tmp_path_factory):
-    """Makes a small base model of a kind, as somebody else would have saved it."""
+    """Return a function that saves a small base model of a kind."""
     root = tmp_path_factory.mktemp("kinds")
 
     def make(kind: str, **changes) -> str:
@@ -193,8 +193,8 @@ def test_frozen_layers(last, frozen):
     assert subject.frozen_layers(new_model()) == 0
 
 
-def test_second_artifact_is_not_scored_with_what_the_first_left(tmp_path):
-    """The warm worker keeps what the frozen layers gave; it must not keep what the trained ones did."""
+def test_second_artifact_is_not_evaluated_with_the_outputs_of_the_first(tmp_path):
+    """The worker keeps the output of the frozen layers; it must not keep that of the trained ones."""
     given = work(tmp_path, model=spec(adapter=adapter(method="flora")))
     model = new_model(adapter=adapter(method="flora"))
     one, two = put(tmp_path, model.state, 1), put(tmp_path, model.state, 2)
@@ -208,7 +208,7 @@ def test_second_artifact_is_not_scored_with_what_the_first_left(tmp_path):
         assert subject.evaluate(PLACE, given, candidate, "global")["tasks"] == found != warm[0]
 
 
-def test_other_data_is_not_answered_from_what_is_warm(tmp_path):
+def test_other_data_is_not_evaluated_on_the_kept_test_set(tmp_path):
     candidate = put(tmp_path, new_model().state)
     more = subject.evaluate(PLACE, work(tmp_path, data=DATA | {"per_task": 4}), candidate, "global")["tasks"]
     fewer = subject.evaluate(PLACE, work(tmp_path), candidate, "global")["tasks"]
@@ -217,8 +217,8 @@ def test_other_data_is_not_answered_from_what_is_warm(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["ffa", "flora"])
-def test_update_of_a_site_is_scored_upon_its_base(method, tmp_path):
-    """An update lacks what is not trained; scored by itself it would be another model, or none."""
+def test_update_of_a_site_is_evaluated_with_its_base(method, tmp_path):
+    """An update lacks what is not trained; without its base it would be another model, or none."""
     model = new_model(adapter=adapter(method=method, last_layers=None))
     tensors = dict(model.state)
     if method == "flora":
@@ -233,7 +233,7 @@ def test_update_of_a_site_is_scored_upon_its_base(method, tmp_path):
     assert found["tasks"] != subject.evaluate(PLACE, given, base, "global")["tasks"]
 
 
-def test_errors_say_where(tmp_path):
+def test_errors_name_site_and_round(tmp_path):
     candidate = put(tmp_path, new_model().state)
     with pytest.raises(UserMistake, match="site evaluator, round 2"):
         subject.evaluate(PLACE, work(tmp_path, data=DATA | {"source": str(tmp_path / "nowhere")}), candidate, "global")

@@ -1,4 +1,4 @@
-"""A site keeps what its next training needs, and lets go of what the server has."""
+"""A site keeps what its next training needs, and deletes what the server has."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def fill(root: Path) -> Path:
     return store
 
 
-def test_the_finished_training_s_model_and_update_go(tmp_path: Path) -> None:
+def test_the_finished_training_s_model_and_update_are_deleted(tmp_path: Path) -> None:
     store = fill(tmp_path)
     result = forget(PLACE, str(tmp_path), of(SHAS[2]), of(SHAS[0]), of(SHAS[1]))
     assert sorted(path.stem for path in store.iterdir()) == SHAS[2:]
@@ -35,7 +35,7 @@ def test_the_finished_training_s_model_and_update_go(tmp_path: Path) -> None:
     assert result["started"] <= result["ended"]
 
 
-def test_a_model_that_comes_again_stays(tmp_path: Path) -> None:
+def test_a_model_that_is_used_again_is_kept(tmp_path: Path) -> None:
     store = fill(tmp_path)
     assert forget(PLACE, str(tmp_path), of(SHAS[0]), of(SHAS[0]), of(SHAS[1]))["removed"] == [SHAS[1]]
     assert (store / f"{SHAS[0]}.safetensors").exists()

@@ -1,4 +1,4 @@
-"""The tasks of a site, run in this process: enrolled once, trained once, answered from the manifest afterwards."""
+"""The apps of a site, run in this process: enrolled once, trained once, answered from the manifest afterwards."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def site(tmp_path) -> Site:
     return Site(tmp_path)
 
 
-def test_enrolling_tells_what_the_site_has(site):
+def test_enrolling_reports_the_shard_and_the_host(site):
     shard = site.shard
     assert (shard["samples"], shard["per_task"]) == (6, {"forward_synthesis": 6})
     assert (site.root / "shard" / f"{shard['shard_sha256']}.jsonl").is_file()
@@ -84,7 +84,7 @@ def test_second_call_answers_from_the_manifest(site, monkeypatch):
 
 
 @pytest.mark.parametrize("spoil", ["altered", "cut", "gone", "manifest"])
-def test_update_that_is_not_whole_is_trained_again_to_the_bit(spoil, site):
+def test_damaged_update_is_trained_again_with_the_same_bits(spoil, site):
     first = site.train()
     path = site.update(first)
     content = path.read_bytes()
@@ -103,14 +103,14 @@ def test_update_that_is_not_whole_is_trained_again_to_the_bit(spoil, site):
     assert path.read_bytes() == content
 
 
-def test_other_work_has_another_name(site):
+def test_other_work_has_another_identity(site):
     def name(place: Place = PLACE, optimizer_from: str | None = None, attempt: int = 1, **changes: Any) -> str:
         training = {k: v for k, v in changes.items() if k in TRAINING}
         work = site.work | {k: v for k, v in changes.items() if k in site.work}
         base = {"artifact": {"sha256": changes.get("base", "b")}}
         shard = {"shard_sha256": changes.get("shard", "s")}
-        order = {"training": TRAINING | training, "optimizer_from": optimizer_from, "attempt": attempt}
-        return task_identity(place, work, order, base, shard)
+        request = {"training": TRAINING | training, "optimizer_from": optimizer_from, "attempt": attempt}
+        return task_identity(place, work, request, base, shard)
 
     same = [
         name(),
@@ -192,7 +192,7 @@ def test_a_model_left_at_a_neighbour_site_is_linked_from_there(site, tmp_path):
 
 def test_base_of_another_model_is_refused(site):
     site.base = site.base | {"artifact": save_tensors(site.artifacts, {"x": torch.zeros(1)}, "model")}
-    with pytest.raises(ArtifactError, match=r"site aurora, round 1: artifact is of another model"):
+    with pytest.raises(ArtifactError, match=r"site aurora, round 1: artifact belongs to another model"):
         site.train()
 
 
@@ -263,5 +263,5 @@ def test_an_adapter_is_not_trained_on_another_checkpoint(tmp_path):
     assert len(site.base["frozen"]) == 64
     assert site.train()["steps_done"] > 0
     site.base = {**site.base, "frozen": "0" * 64}
-    with pytest.raises(VersionMismatch, match="another checkpoint than the server's"):
+    with pytest.raises(VersionMismatch, match="another checkpoint than that of the server"):
         site.train(learning_rate=0.5)

@@ -1,4 +1,4 @@
-"""Training that is broken off: by the end of the block, a request, a kill. What goes on is the same to the bit."""
+"""Interrupted training: by the end of the block, a request, a kill. The continued training gives the same bits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HARD = {  # all that has a state which must go on
 
 
 class Stopping(deadline.Deadline):
-    """Stops after the steps of ``limits``, one number for each attempt."""
+    """Deadline that stops after the steps of ``limits``, one number for each attempt."""
 
     limits: list[int] = []  # noqa: RUF012
 
@@ -65,7 +65,7 @@ def test_training_in_pieces_is_the_same_to_the_bit(case, tmp_path, limits):
     site, changes = new_site(tmp_path / "pieces", HARD[case])
     limits.extend([2, 3])
     for done in (2, 5):
-        with pytest.raises(Unfinished, match=rf"site aurora, round 1: .*{done} of {STEPS} steps.*next block goes on"):
+        with pytest.raises(Unfinished, match=rf"site aurora, round 1: .*{done} of {STEPS} steps.*next block continues"):
             site.train(**changes)
         assert site.saved_steps() == [done]
     found = site.train(**changes)
@@ -80,7 +80,7 @@ def test_training_in_pieces_is_the_same_to_the_bit(case, tmp_path, limits):
 
 
 def test_carried_moments_do_not_count_twice(tmp_path, limits):
-    """A second round, whose moments come from the first, goes on from its own checkpoint."""
+    """A second round, with the moments of the first, continues from its own checkpoint."""
     two, hashes = Place(site="aurora", round=2), []
     for folder, stops in (("whole", []), ("pieces", [99, 3])):
         (tmp_path / folder).mkdir()
@@ -94,7 +94,7 @@ def test_carried_moments_do_not_count_twice(tmp_path, limits):
     assert hashes[0] == hashes[1]
 
 
-def test_a_damaged_checkpoint_means_from_the_beginning_and_the_same_bits(tmp_path, limits):
+def test_a_damaged_checkpoint_restarts_the_training_with_the_same_bits(tmp_path, limits):
     wanted = Site(tmp_path / "whole").train(steps=STEPS)
     site = Site(tmp_path / "damaged")
     limits.append(4)
@@ -132,11 +132,9 @@ def test_partial_work_is_returned_as_partial_work(tmp_path, limits):
     assert site.train(steps=STEPS, on_walltime="return") == whole | {"reused": True}
 
 
-def test_an_order_ends_with_the_step_in_which_its_time_passes(tmp_path, monkeypatch):
+def test_a_request_ends_with_the_step_in_which_its_time_passes(tmp_path, monkeypatch):
     seen = iter([999.0] * 4 + [1000.0] * 99)
-    monkeypatch.setattr(
-        deadline.Deadline, "is_over", lambda watch: watch.until is not None and next(seen) >= watch.until
-    )
+    monkeypatch.setattr(deadline.Deadline, "is_over", lambda self: self.until is not None and next(seen) >= self.until)
     site = Site(tmp_path)
     cut = site.train(steps=STEPS, until=1000.0)
     assert (cut["steps_done"], cut["steps_asked"], cut["samples"]) == (5, STEPS, 10)
@@ -145,7 +143,7 @@ def test_an_order_ends_with_the_step_in_which_its_time_passes(tmp_path, monkeypa
     assert site.train(steps=STEPS)["steps_done"] == STEPS  # who asks for all of it is not served with a part
 
 
-def test_an_order_that_comes_too_late_is_good_for_one_step(tmp_path):
+def test_a_request_that_is_over_already_does_one_step(tmp_path):
     late = Site(tmp_path).train(steps=STEPS, until=time.time() - 60)
     assert (late["steps_done"], late["steps_asked"]) == (1, STEPS)
 
@@ -165,11 +163,11 @@ def test_saving_now_and_then(tmp_path, monkeypatch):
     saved = []
     save = training_site.local_train.__globals__["attempt_task"].__globals__["Checkpoints"].save
 
-    def listen(self, team, standing, tensors):
-        save(self, team, standing, tensors)
-        saved.append(standing.steps)
+    def record(self, group, state, tensors):
+        save(self, group, state, tensors)
+        saved.append(state.steps)
 
-    monkeypatch.setattr("apps.training.checkpoints.Checkpoints.save", listen)
+    monkeypatch.setattr("apps.training.checkpoints.Checkpoints.save", record)
     wanted = Site(tmp_path / "never").train(steps=STEPS)
     assert saved == []
     often = Site(tmp_path / "often").train(steps=STEPS, checkpoint_s=1e-6)
@@ -179,7 +177,7 @@ def test_saving_now_and_then(tmp_path, monkeypatch):
 
 def test_a_loss_that_is_not_finite_is_not_saved(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "apps.training.loop.summed_loss", lambda forward, network, batch: next(network.parameters()).sum() / 0
+        "apps.training.loop.summed_loss", lambda _forward, network, _batch: next(network.parameters()).sum() / 0
     )
     site = Site(tmp_path)
     with pytest.raises(TrainingError, match="at step 1"):

@@ -21,14 +21,14 @@ STEPS = 30
 
 
 def submit(cluster: SlurmCluster, site: Site) -> str:
-    """A batch job over two nodes, whose first node has the worker that trains at the site."""
+    """Submit a batch job over two nodes; the worker that trains at the site runs on the first."""
     lines = [f"export {name}={shlex.quote(value)}" for name, value in ENVIRONMENT.items()]
     command = shlex.join(site.command(steps=STEPS, checkpoint_s=0.3))
     log = f"--output={site.folder}/job.log"
     return cluster.submit("\n".join([*lines, f"exec {command}"]), "--nodes=2", "--ntasks-per-node=2", "--time=10", log)
 
 
-def test_ranks_over_nodes_end_with_their_job_and_the_next_goes_on(other_slurm: SlurmCluster, tmp_path: Path) -> None:
+def test_ranks_end_with_their_job_and_the_next_job_continues(other_slurm: SlurmCluster, tmp_path: Path) -> None:
     wanted = Site(tmp_path / "whole", None, {"ranks_per_node": 2, "sharding": "full_shard"}).train(steps=STEPS)
     layout = {"nodes": 2, "sharding": "full_shard", "interface": "lo"}
     site = Site(tmp_path / "site", None, layout | {"launch": SLOWLY})

@@ -84,7 +84,7 @@ def test_copy_that_goes_wrong_is_repeated(stores, monkeypatch):
     model = model_in(server)
     calls = []
 
-    def bad_at_first(reader, writer, length):
+    def bad_at_first(reader, writer, _length):
         content = reader.read()
         calls.append(len(content))
         writer.write(content if len(calls) == 3 else content[:-1] + b"\7")
@@ -97,8 +97,8 @@ def test_copy_that_goes_wrong_is_repeated(stores, monkeypatch):
 def test_copy_that_always_goes_wrong_is_given_up(stores, monkeypatch):
     server, site = stores
     model = model_in(server)
-    monkeypatch.setattr(transfer.shutil, "copyfileobj", lambda reader, writer, length: writer.write(b"junk"))
-    with pytest.raises(ArtifactError, match=r"site aurora, round 2: arrived wrong 3 times.*Check the disk"):
+    monkeypatch.setattr(transfer.shutil, "copyfileobj", lambda _reader, writer, _length: writer.write(b"junk"))
+    with pytest.raises(ArtifactError, match=r"site aurora, round 2: the copy was damaged 3 times.*Check the disk"):
         stage_out(PLACE, model, server, site)
 
 
@@ -129,7 +129,7 @@ def staged(server: str, site: str, value: float = 1.5) -> tuple[dict, dict]:
     return manifest, base
 
 
-def test_stage_in_moves_checks_and_tells(stores):
+def test_stage_in_moves_checks_and_reports(stores):
     server, site = stores
     manifest, base = staged(server, site)
     result = stage_in(PLACE, manifest, base, site, server, RULES)
@@ -150,7 +150,7 @@ def test_wait_is_never_negative(stores):
 
 @pytest.mark.parametrize("spoil", [damage, lambda store, a: artifact_path(store, a).unlink()])
 def test_update_that_is_damaged_at_the_site_is_an_artifact_error(spoil, stores):
-    """Which makes the driver ask the site again; a refusal would not."""
+    """The driver then repeats the training; after a refusal it would not."""
     server, site = stores
     manifest, base = staged(server, site)
     spoil(site, manifest["artifact"])
@@ -158,7 +158,7 @@ def test_update_that_is_damaged_at_the_site_is_an_artifact_error(spoil, stores):
         stage_in(PLACE, manifest, base, site, server, RULES)
 
 
-def test_update_that_must_not_count_is_refused_though_it_arrived(stores):
+def test_update_that_breaks_a_rule_is_refused_after_the_move(stores):
     server, site = stores
     manifest, base = staged(server, site, math.nan)
     with pytest.raises(UpdateRefused, match=r"values that are not finite in tensor 'w': 1,000") as caught:
@@ -197,7 +197,7 @@ def test_a_damaged_source_is_not_linked(stores):
 
 
 @pytest.mark.parametrize("reason", [errno.EXDEV, errno.EPERM, errno.EMLINK])
-def test_where_there_are_no_links_it_is_copied(stores, monkeypatch, reason):
+def test_without_hard_links_it_is_copied(stores, monkeypatch, reason):
     server, site = stores
     model = model_in(server)
 
@@ -228,8 +228,8 @@ def test_stage_in_links_too(stores):
     assert verify(server, manifest["artifact"]).stat().st_nlink == 2
 
 
-def test_stage_in_of_what_was_carried_already_tells_what_the_site_said(stores):
-    """Its bytes and times are told by the app that has carried it."""
+def test_stage_in_after_another_app_s_transfer_returns_the_site_s_manifest(stores):
+    """Bytes and times of the transfer are reported by the other app."""
     server, site = stores
     said, base = staged(server, site)
     move(said["artifact"], site, server)
@@ -239,7 +239,7 @@ def test_stage_in_of_what_was_carried_already_tells_what_the_site_said(stores):
     assert result["wait_s"] == pytest.approx(3)
 
 
-def test_what_was_carried_wrong_is_an_artifact_error(stores):
+def test_a_damaged_transfer_of_another_app_is_an_artifact_error(stores):
     server, site = stores
     said, base = staged(server, site)
     move(said["artifact"], site, server)

@@ -69,7 +69,7 @@ MISTAKES = [
     ),
     (["--set", "data.source=nowhere/data.zip"], "data.source: nowhere/data.zip does not exist"),
     (["--set", "evaluation.split=exam"], "evaluation.split: unknown split 'exam'"),
-    (["--set", "model={source: ./nowhere}"], "model.source: ./nowhere is no model folder"),
+    (["--set", "model={source: ./nowhere}"], "model.source: ./nowhere is not a model folder"),
     (["--set", "model.adapter={last_layers: 9}"], "model.adapter.last_layers: 9, but tiny has 1 layer"),
     (["--set", "sites.server={config: local}"], "sites.server: choose another name"),
     (["--check", "--resume", "runs/x"], "--check and --dry-run look at a campaign, not at a run"),

@@ -22,13 +22,13 @@ from workflows.records.journal import Journal
 if TYPE_CHECKING:
     from globus_sdk import GlobusApp
 
-EXAMINE = "apps.site:examine"
+EXAMINE = "apps.site:examine_site"
 JOIN_S = 30.0  # the journal is closed after the last request
 ANSWER_LIMIT_S = 300.0  # an idle endpoint takes half a minute to start a worker
 
 
 def examine_site(app: GlobusApp, site: Site, limit_s: float = ANSWER_LIMIT_S) -> Mapping[str, Any]:
-    """Return the result of ``apps.site.examine`` at a site.
+    """Return the result of ``apps.site.examine_site`` at a site.
 
     Raises:
         CrossfedError: no answer, or the site's error.

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from apps.base.identity import Place
-from apps.site import BlockStart, ready
+from apps.site import BlockStart, block_started
 from workflows.dataflow.replay import Clock
 from workflows.records.journal import Journal
 from workflows.runtime.kernel import Kernel, root_cause
@@ -95,13 +95,13 @@ class BlockEvents:
         return None
 
     def _submit(self, site: str) -> None:
-        future = self.kernel.submit(ready, Place(site=site, round=0), on=site, remember=False)
+        future = self.kernel.submit(block_started, Place(site=site, round=0), on=site, remember=False)
         future.add_done_callback(lambda done: self.put((self._answered, (site, done))))
 
     def _answered(self, site: str, future: AppFuture) -> Event | None:
         error, now_s = root_cause(future), self.clock.now()
         if error is not None:
-            self.journal.write("task_failed", app="ready", site=site, round=0, reason=str(error))
+            self.journal.write("task_failed", app="block_started", site=site, round=0, reason=str(error))
             return BlockEnded(now_s, site, str(error))
         answer: BlockStart = future.result()
         self.running[site] = answer["block"]

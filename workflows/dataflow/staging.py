@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from apps.artifacts.manifests import Manifest
 from apps.base.errors import ArtifactError
 from apps.base.identity import Place
-from apps.transfer import forget, forgotten, stage_in, stage_out
+from apps.transfer import forget, removable, stage_in, stage_out
 from workflows.planning.labels import SERVER, TRANSFERS
 from workflows.planning.storage import stores_at
 
@@ -84,7 +84,7 @@ def _cleaner(globus: GlobusStaging, shared: bool) -> App:
     def forget_at_collection(
         place: Place, base: dict[str, Any], earlier: dict[str, Any], manifest: Manifest
     ) -> dict[str, Any]:
-        cleaned: dict[str, Any] = globus.clean(place, forgotten(base, manifest, *(() if shared else (earlier,))))
+        cleaned: dict[str, Any] = globus.clean(place, removable(base, manifest, *(() if shared else (earlier,))))
         return cleaned
 
     return forget_at_collection

@@ -9,16 +9,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from site_configs.library.site import Site
 from workflows.console.units import bytes_text
+from workflows.globus.compute.service import ComputeService
+from workflows.globus.transfer.https import FileReader
+from workflows.globus.transfer.staging import GlobusStaging
+from workflows.globus.transfer.transfers import AT_ONCE
 from workflows.planning.labels import TRANSFERS
 
 if TYPE_CHECKING:
     from parsl.executors.base import ParslExecutor
 
-    from site_configs.library.site import Site
     from workflows.globus.compute.executor import SiteExecutor
-    from workflows.globus.transfer.https import FileReader
-    from workflows.globus.transfer.staging import GlobusStaging
     from workflows.planning.plan import Plan
     from workflows.records.run_directory import RunDirectory
 
@@ -33,8 +35,6 @@ class GlobusRoute:
     def executors(self) -> list[ParslExecutor]:
         """Return the Parsl executors: one for each site, and threads of this process for the transfers."""
         from parsl.executors import ThreadPoolExecutor
-
-        from workflows.globus.transfer.transfers import AT_ONCE
 
         threads = [ThreadPoolExecutor(label=TRANSFERS, max_threads=AT_ONCE)] if self.staging else []
         return [*self.sites.values(), *threads]
@@ -82,11 +82,8 @@ def globus_route(plan: Plan, run: RunDirectory) -> GlobusRoute:
     if not reached and not staged:
         return GlobusRoute()
     from workflows.globus.compute.executor import SiteExecutor
-    from workflows.globus.compute.service import ComputeService
     from workflows.globus.identity import compute_client, globus_app, https_authorizer, transfer_client
     from workflows.globus.setup.template import user_endpoint_config
-    from workflows.globus.transfer.https import FileReader
-    from workflows.globus.transfer.staging import GlobusStaging
 
     app = globus_app()
     service = ComputeService(partial(compute_client, app), run.journal)

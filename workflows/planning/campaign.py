@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from apps.aggregate import LINEAR_METHODS
+from apps.models.tiny import tiny_heads
 from site_configs.library.site import Collection
 from workflows.console.units import plural
 from workflows.strategies import AnySection, has_rounds, is_plain_mean
@@ -60,7 +61,7 @@ class Tiny(Section):
     @field_validator("width")
     @classmethod
     def _even_heads(cls, width: int) -> int:
-        heads = max(2, width // 64)
+        heads = tiny_heads(width)
         if width % (2 * heads):
             raise ValueError(f"must be a multiple of {2 * heads}: {heads} heads of even size")
         return width

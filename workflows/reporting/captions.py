@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from workflows.console.units import HOUR_S, bytes_text, plural, seconds_text, times_text
+from workflows.records.round_graph import RoundGraph
 from workflows.records.timeline import (
     TRAINING,
     WAITING,
@@ -164,3 +165,12 @@ def cost_caption(run: RunRecord, summary: RunSummary) -> str:
         text += f". Averaged over sites and {run.period}s, {trained:.0%} of a {run.period} was spent training "
         text += f"and {waited:.0%} waiting {'in queues' if run.timeline.queued else 'for a worker'}"
     return text + "."
+
+
+def graph_caption(graph: RoundGraph) -> str:
+    """Return the caption of the graph of a round."""
+    return (
+        f"The tasks behind model {graph.aggregate.version} as they ran: each box is one call of a Parsl app with its "
+        "run time and the bytes that it moved or wrote, each arrow a result that the next call took. What "
+        "sites do once, before round 1, is left out."
+    )

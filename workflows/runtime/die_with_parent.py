@@ -4,39 +4,20 @@
 
 Parsl's interchange does not notice that its driver was killed. Started in this way it is ended by the kernel; the
 blocks then miss its heartbeat and end as well. The program gets a session of its own, so that a Ctrl-C at the terminal
-reaches the driver alone, which then stops everything in order.
+reaches the driver alone, which then stops everything in order. On systems other than Linux the next driver finds and
+ends what is left.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import sys
+from pathlib import Path
 
-PR_SET_PDEATHSIG = 1  # Linux; elsewhere the next driver finds and ends what is left
+if __name__ == "__main__":  # before the first import of ours: the project root goes first on sys.path
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-
-def end_with_parent(parent: int) -> bool:
-    """Let the kernel send SIGTERM to this process when its parent ends.
-
-    Args:
-        parent: process id of the parent.
-
-    Returns:
-        False if the parent has ended already.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    return os.getppid() == parent
-
-
-def redirect_output(log: str) -> None:
-    """Append what this process writes to standard output and standard error to a file."""
-    opened = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(opened, sys.stdout.fileno())
-    os.dup2(opened, sys.stderr.fileno())
-    os.close(opened)
+from apps.base.processes import end_with_parent, redirect_output
 
 
 def main() -> None:

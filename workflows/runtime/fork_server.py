@@ -27,9 +27,9 @@ from contextlib import suppress
 from io import BufferedIOBase
 from typing import NoReturn, TypedDict
 
+from apps.base.error_records import error_record
 from apps.base.errors import REASON_LENGTH, CrossfedError, TaskError
-from apps.remote.calls import error_record
-from workflows.runtime.die_with_parent import end_with_parent, redirect_output
+from apps.base.processes import end_with_parent, redirect_output
 
 logger = logging.getLogger(__name__)
 PR_SET_NAME = 15

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 
 from parsl.executors.base import ParslExecutor
 
+from apps.base.error_records import error_from, error_record
 from apps.base.errors import REASON_LENGTH, CrossfedError, TaskError, WorkersLost
-from apps.remote.calls import error_from, error_record
 from site_configs.library.site import Site
 from workflows.runtime.fork_server import ForkRequest, read_message, write_message
 from workflows.runtime.worker_start import ServerStart, server_command, server_start

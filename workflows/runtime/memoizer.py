@@ -18,7 +18,7 @@ from parsl.dataflow.taskrecord import TaskRecord
 from apps.artifacts.store import artifact_path
 from apps.base.errors import CrossfedError
 from apps.base.identity import Place
-from apps.transfer import forget, forgotten
+from apps.transfer import forget, removable
 from workflows.records.journal import Journal
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class JournalMemoizer(Memoizer):
         If this driver is killed meanwhile, the next one would otherwise take the artifacts for lost and have finished
         work done again.
         """
-        store, removed = f"{root}/artifacts", forgotten(base, *finished)
+        store, removed = f"{root}/artifacts", removable(base, *finished)
         self.journal.write("tidying", **place, store=store, removed=removed)
         self._forget(store, removed)
 

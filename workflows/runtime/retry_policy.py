@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from apps.base.errors import BlockTooShort, LeaseHeld, RanksLost, Unfinished, WorkersLost
+from apps.base.files import newest_file
 from apps.training.checkpoints import FOLDER
 
 logger = logging.getLogger(__name__)
@@ -63,14 +64,6 @@ class RetryPolicy:
 
 
 def newest_checkpoint(root: Path) -> str | None:
-    """Return the path of the last checkpoint that a site's tasks have saved, which names the task and the step."""
-    found = (root / FOLDER).glob("*/step-*.safetensors")
-    return max(((_saved_ns(path), str(path)) for path in found), default=(0, None))[1]
-
-
-def _saved_ns(path: Path) -> int:
-    """Return when a file was written; 0 if it has just been replaced by a newer one."""
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:
-        return 0
+    """Return the path of the last checkpoint of a site's tasks; it contains the task and the step."""
+    path = newest_file(root / FOLDER, "*/step-*.safetensors")
+    return str(path) if path else None

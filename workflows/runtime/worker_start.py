@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from apps.training.deadline import BLOCK_END_VARIABLE
 from site_configs.library.machine import thread_environment
 from site_configs.library.site import Site
-from workflows.planning.labels import BLOCK_END_VARIABLE
 from workflows.runtime.orphans import TOKEN_VARIABLE
 
 PROJECT = Path(__file__).resolve().parents[2]

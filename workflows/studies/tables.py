@@ -10,8 +10,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
-
 from apps.base.errors import UserMistake
 from apps.base.files import write_text
 
@@ -59,6 +57,8 @@ def read_rows(path: Path, kind: type[RowT], study: str) -> list[RowT]:
     Raises:
         UserMistake: the file is of another kind.
     """
+    from pydantic import TypeAdapter, ValidationError
+
     if not path.exists():
         return []
     whole = (line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n"))
@@ -78,8 +78,8 @@ def read_rows(path: Path, kind: type[RowT], study: str) -> list[RowT]:
 
 def terminal_table(
     title: str,
-    labels: Sequence[str],
-    values: Sequence[str],
+    columns: Sequence[str],
+    left: int,
     sections: Iterable[tuple[Sequence[str], Iterable[Sequence[str]]]],
     **options: Any,
 ) -> Table:
@@ -87,20 +87,18 @@ def terminal_table(
 
     Args:
         title: of the table.
-        labels: names of the columns to the left.
-        values: names of the columns to the right of these, aligned right.
+        columns: their names.
+        left: number of columns that are aligned left; the others are aligned right.
         sections: the first cells of a section, shown in its first row only, and the other cells of its rows.
-        options: of a column, instead of ``no_wrap``.
+        options: of the columns, instead of ``no_wrap``.
     """
     from rich.table import Table
     from rich.text import Text
 
     options = options or {"no_wrap": True}
     table = Table(title=title, title_justify="left")
-    for name in labels:
-        table.add_column(name, **options)
-    for name in values:
-        table.add_column(name, justify="right", **options)
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="left" if number < left else "right", **options)
     for first, rows in sections:
         for number, row in enumerate(rows):
             table.add_row(*map(Text, [*(first if number == 0 else [""] * len(first)), *row]))

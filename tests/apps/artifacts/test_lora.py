@@ -1,4 +1,4 @@
-"""What the server rules for adapters promise: the product of the aggregate against sum p_k B_k A_k."""
+"""The server rules for adapters: the product of the aggregate against sum p_k B_k A_k."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def start(dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
 
 
 def trained(model: dict[str, torch.Tensor], method: str, site: int) -> dict[str, torch.Tensor]:
-    """What a site might send back: the trained factors, moved by some noise of its own."""
+    """Write the update of a site: the trained factors with noise."""
     generator = torch.Generator().manual_seed(site)
     moved = {n: t + torch.randn(t.shape, generator=generator, dtype=t.dtype) for n, t in model.items()}
     return {name: tensor for name, tensor in moved.items() if lora.is_trained(name, method)}
 
 
 def effective(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-    """All that is added to W0, before the factor s."""
+    """Return what is added to W0, before the factor s."""
     product = tensors[NAME_B] @ tensors[NAME_A]
     merged = lora.merged_product(MODULE, tensors)
     return product if merged is None else product + merged
@@ -44,7 +44,7 @@ def effective(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
 def one_round(
     folder: Path, model: dict[str, torch.Tensor], method: str, number: int, weights: list[float] = WEIGHTS
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """The next model by files, and the weighted mean of what the sites' models add to W0."""
+    """Return the next model, and the weighted mean of what the sites' models add to W0."""
     base = artifact_path(folder, save_tensors(folder, model, "adapter"))
     updates = [trained(model, method, 100 * number + site) for site in range(len(weights))]
     terms = [
@@ -72,7 +72,7 @@ def test_exact_methods_are_exact_over_many_rounds(method, weights, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["flora", "fedex"])
-def test_what_joined_is_dense_once_that_is_smaller(method, tmp_path):
+def test_merged_factors_become_dense_once_that_is_smaller(method, tmp_path):
     model, sizes = start(), []
     for number in range(1, 8):
         model, _ = one_round(tmp_path, model, method, number)
@@ -82,14 +82,14 @@ def test_what_joined_is_dense_once_that_is_smaller(method, tmp_path):
     assert sizes[0] < sizes[-1]
 
 
-def test_joined_stays_exact_in_float32_over_rounds(tmp_path):
+def test_merged_factors_stay_exact_in_float32_over_rounds(tmp_path):
     model = start(torch.float32)
     for number in range(1, 8):
         model, wanted = one_round(tmp_path, model, "fedex", number)
         torch.testing.assert_close(effective(model), wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_fedit_is_off_by_exactly_what_its_table_says(tmp_path):
+def test_fedit_has_exactly_the_error_of_its_table(tmp_path):
     model = start()
     base = artifact_path(tmp_path, save_tensors(tmp_path, model, "adapter"))
     updates = [trained(model, "fedit", site) for site in range(3)]
@@ -113,7 +113,7 @@ def test_ffa_keeps_a_and_sends_b_alone(tmp_path):
     assert list(trained(start(), "ffa", 1)) == [NAME_B]
 
 
-def test_flora_starts_its_adapters_anew(tmp_path):
+def test_flora_restarts_its_adapters(tmp_path):
     model, _ = one_round(tmp_path, start(torch.float32), "flora", 1)
     a, b = lora.fresh_pair(MODULE, RANK, INPUTS, OUTPUTS, SEED + 1)
     assert torch.equal(model[NAME_A], a)
@@ -186,7 +186,7 @@ def test_stacking_is_exact_for_unequal_ranks_and_weights(ranks, seed):
     torch.testing.assert_close(b @ a, product_sum(updates), rtol=1e-10, atol=1e-10)
 
 
-def test_residual_is_what_the_means_lack():
+def test_residual_is_the_error_of_the_means():
     updates = random_updates([4, 4, 4])
     mean = lora.mean_of_factors(updates)
     a, b = lora.residual(updates, mean)
@@ -221,7 +221,7 @@ def test_fresh_pair_is_the_same_in_every_process():
     assert not torch.equal(a, lora.fresh_pair("m.k", 4, 6, 5, 3)[0])
 
 
-def test_many_modules_each_get_their_own(tmp_path):
+def test_each_of_many_modules_is_combined(tmp_path):
     pairs = {f"m.{k}": lora.fresh_pair(f"m.{k}", 2, 6, 5, k) for k in range(3)}
     model = {f"{m}.lora_{s}.weight": t for m, pair in pairs.items() for s, t in zip("AB", pair, strict=True)}
     base = artifact_path(tmp_path, save_tensors(tmp_path, model, "adapter"))

@@ -1,4 +1,4 @@
-"""A site answers from a manifest only if the update it speaks of is there and whole."""
+"""A manifest is used only if its update is there and whole."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ plain = st.recursive(
 
 
 @given(parts=st.dictionaries(st.text(), plain, max_size=5))
-def test_identity_does_not_depend_on_order_or_on_a_trip_through_json(parts):
+def test_identity_depends_neither_on_order_nor_on_a_round_trip_through_json(parts):
     name = identity(parts)
     assert identity(dict(reversed(parts.items()))) == name
     assert identity(json.loads(json.dumps(parts))) == name
     assert len(name) == 32
 
 
-def test_identity_tells_different_work_apart():
+def test_identity_differs_for_different_work():
     parts = {"code": "x", "training": {"steps": 3, "rate": 0.1}, "round": 1}
     others = [parts | {"round": 2}, parts | {"training": {"steps": 3, "rate": 0.2}}, parts | {"round": "1"}, {}]
     assert len({identity(p) for p in (parts, *others)}) == 5
@@ -72,12 +72,14 @@ def test_found_as_written(manifest, tmp_path):
 @pytest.mark.parametrize(
     "text", ["", "{", "null", "[]", "{}", '{"artifact": 3}', '{"artifact": {"sha256": "x"}}', "\0"]
 )
-def test_manifest_that_is_not_one_is_not_found(text, manifest, tmp_path):
+@pytest.mark.usefixtures("manifest")
+def test_file_that_is_not_a_manifest_is_not_found(text, tmp_path):
     manifest_path(tmp_path, "t1").write_text(text)
     assert find_manifest(tmp_path, "t1") is None
 
 
-def test_bytes_that_are_no_text_are_not_found(manifest, tmp_path):
+@pytest.mark.usefixtures("manifest")
+def test_bytes_that_are_not_text_are_not_found(tmp_path):
     manifest_path(tmp_path, "t1").write_bytes(b"\xff\xfe\x80")
     assert find_manifest(tmp_path, "t1") is None
 

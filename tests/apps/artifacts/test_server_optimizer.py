@@ -35,7 +35,7 @@ def saved(folder: Path, tensors: Tensors) -> Path:
 
 
 def expected(name: str, x: torch.Tensor, m: torch.Tensor, v: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The formulas as the papers write them, with D = c - x."""
+    """Return the results of the formulas as in the papers, with D = c - x."""
     d, rate, b1, b2, tau = c - x, 0.5, 0.9, 0.99, 1e-3
     if name == "momentum":
         m = b1 * m + d
@@ -128,7 +128,7 @@ def test_files_that_do_not_fit_are_refused(wrong, tmp_path):
 def test_nothing_in_common_is_refused(tmp_path):
     base = saved(tmp_path, {"v": torch.zeros(2), "w": torch.zeros(2)})
     terms = [(saved(tmp_path, {name: torch.zeros(2)}), 0.5) for name in "vw"]
-    with pytest.raises(ArtifactError, match="in all 2 files"):
+    with pytest.raises(ArtifactError, match="in all of the 2 files"):
         affine_combination(terms, base, tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Artifacts are ordinary safetensors files, named by their content, and anything else is refused."""
+"""Artifacts are ordinary safetensors files named by their content; all other files are refused."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_we_read_what_the_public_library_writes(tmp_path):
     assert all(torch.equal(t, tensors[n]) for n, t in load_tensors(tmp_path / "theirs.safetensors").items())
 
 
-def test_same_content_gives_the_same_file_whatever_the_order(tmp_path):
+def test_same_content_gives_the_same_file_in_any_order(tmp_path):
     tensors = example()
     one = save_tensors(tmp_path / "one", tensors, "model")
     two = save_tensors(tmp_path / "two", dict(reversed(tensors.items())), "update")
@@ -129,7 +129,7 @@ def test_a_file_cut_at_any_byte_is_refused(tmp_path):
         with pytest.raises(ArtifactError, match=r"cut\.safetensors"):
             read_header(cut)
     cut.write_bytes(whole + b"\0")
-    with pytest.raises(ArtifactError, match="cut off"):
+    with pytest.raises(ArtifactError, match="truncated"):
         read_header(cut)
 
 
@@ -205,7 +205,7 @@ def test_empty_missing_and_folder_are_refused(tmp_path):
             read_header(tmp_path / name)
 
 
-def test_verify_tells_missing_size_and_content_apart(tmp_path):
+def test_verify_distinguishes_missing_size_and_content(tmp_path):
     artifact = save_tensors(tmp_path, {"a": torch.zeros(4)}, "model")
     path = artifact_path(tmp_path, artifact)
     assert verify(tmp_path, artifact) == path
@@ -221,7 +221,7 @@ def test_verify_tells_missing_size_and_content_apart(tmp_path):
         verify(tmp_path, artifact)
 
 
-def test_specs_are_alike_wherever_they_lie():
+def test_specs_are_alike_at_any_position():
     assert TensorSpec("F32", (2, 3), 0, 24).like(TensorSpec("F32", (2, 3), 100, 124))
     assert not TensorSpec("F32", (2, 3)).like(TensorSpec("F32", (3, 2)))
     assert not TensorSpec("F32", (2, 3)).like(TensorSpec("F16", (2, 3)))
@@ -303,7 +303,7 @@ def test_full_disk_is_a_storage_error(tmp_path):
         subprocess.run(["umount", str(tmp_path)], check=True)
 
 
-def test_a_name_that_is_no_hash_is_never_taken_for_verified(tmp_path):
+def test_a_name_that_is_not_a_hash_is_never_verified(tmp_path):
     (tmp_path / "store").mkdir()
     outside = save_tensors(tmp_path, {"a": torch.zeros(1)}, "model")
     sneaky = Artifact(sha256=f"../{outside['sha256']}", nbytes=outside["nbytes"], kind="update")

@@ -1,4 +1,4 @@
-"""Each way in which an update can be wrong is refused with a reason, the site and the round."""
+"""Wrong updates of every kind are refused with a reason, the site and the round."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_shapes_types_and_names(tmp_path):
 
 
 def test_other_base_model(tmp_path):
-    assert "another base model" in refusal(tmp_path, BASE, base="0" * 64)
+    assert "not trained from the base model" in refusal(tmp_path, BASE, base="0" * 64)
 
 
 def test_norm_bound(tmp_path):
@@ -103,8 +103,8 @@ def test_norm_bound(tmp_path):
     assert "norm 5, the campaign allows 4.9" in told
 
 
-def test_norm_that_is_no_number_does_not_pass_a_bound(tmp_path):
-    """A base model that is itself broken gives a change that is not a number."""
+def test_norm_that_is_nan_exceeds_any_bound(tmp_path):
+    """A base model with NaNs gives a change that is NaN."""
     first = save_tensors(tmp_path, {"w": torch.tensor([math.nan])}, "model")
     update = save_tensors(tmp_path, {"w": torch.tensor([1.0])}, "update")
     manifest = {"site": "a", "round": 1, "base": first["sha256"], "artifact": update}
@@ -112,9 +112,9 @@ def test_norm_that_is_no_number_does_not_pass_a_bound(tmp_path):
         check_update(manifest, first, tmp_path, UpdateRules(method="full", max_update_norm=10.0))
 
 
-def test_files_that_are_no_artifacts(tmp_path):
+def test_files_that_are_not_artifacts(tmp_path):
     whole = artifact_path(tmp_path, save_tensors(tmp_path, BASE, "update")).read_bytes()
-    assert "cut off" in refusal(tmp_path, whole[:-1])
+    assert "truncated" in refusal(tmp_path, whole[:-1])
     assert "not a safetensors file" in refusal(tmp_path, whole[:20])
     assert "not a safetensors file" in refusal(tmp_path, pickle.dumps(BASE))
     assert "not a safetensors file" in refusal(tmp_path, b"")
@@ -127,7 +127,7 @@ def test_update_that_is_not_there(tmp_path):
         check_update({"site": "a", "round": 1, "base": first["sha256"], "artifact": ghost}, first, tmp_path, FULL)
 
 
-def test_adapter_updates_hold_what_is_trained_and_no_more(tmp_path):
+def test_adapter_updates_hold_exactly_the_trained_tensors(tmp_path):
     model = {
         "m.lora_A.weight": torch.ones(2, 3),
         "m.lora_B.weight": torch.zeros(4, 2),

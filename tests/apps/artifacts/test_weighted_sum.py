@@ -1,4 +1,4 @@
-"""The weighted sum over files equals a plain one in memory, for the memory of a piece."""
+"""The weighted sum over files equals one in memory, and needs the memory of a piece."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_equals_a_plain_mean_and_keeps_the_type(dtype, tmp_path):
 
 
 def test_narrow_types_are_rounded_once(tmp_path):
-    """A sum in bfloat16 itself would lose every small term; the accumulator is wider."""
+    """A sum in bfloat16 would lose every small term; the accumulator is wider."""
     updates = [{"w": torch.tensor([1.0 if k == 0 else 2**-9], dtype=torch.bfloat16)} for k in range(9)]
     assert summed(tmp_path, updates, [1.0] * 9)["w"].tolist() == [1 + 2**-6]
 
@@ -69,7 +69,7 @@ def test_narrow_types_are_rounded_once(tmp_path):
     dtype=st.sampled_from([torch.float32, torch.float64]),
     seed=st.integers(0, 1000),
 )
-def test_linear_in_the_weights_whatever_they_sum_to(shape, weights, dtype, seed, tmp_path_factory):
+def test_linear_in_the_weights_for_any_sum_of_them(shape, weights, dtype, seed, tmp_path_factory):
     updates = models(len(weights), shape, dtype, seed)
     found = summed(tmp_path_factory.mktemp("sum"), updates, weights)
     for name, tensor in plain(updates, weights).items():

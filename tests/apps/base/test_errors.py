@@ -1,4 +1,4 @@
-"""Errors travel between processes whole, and say where and what to do."""
+"""Errors are unchanged after pickling, and say where and what to do."""
 
 from __future__ import annotations
 
@@ -103,10 +103,10 @@ print(serialize(wrap_error(task)()).hex())
 
 
 @pytest.mark.parametrize(
-    ("raised", "kind", "words"),
+    ("raised", "kind", "text"),
     [("alone", errors.TaskError, "LibraryError: wrong shape"), ("as a cause", StorageError, "cannot read")],
 )
-def test_the_errors_of_libraries_do_not_keep_ours_from_the_driver(raised, kind, words):
+def test_errors_of_libraries_do_not_prevent_ours_from_reaching_the_driver(raised, kind, text):
     from parsl.serialize import deserialize
 
     project = Path(errors.__file__).parents[2]
@@ -119,5 +119,5 @@ def test_the_errors_of_libraries_do_not_keep_ours_from_the_driver(raised, kind, 
     )
     with pytest.raises(kind) as caught:
         deserialize(bytes.fromhex(worker.stdout)).reraise()
-    assert str(caught.value) == f"site polaris, round 3: {words}"
+    assert str(caught.value) == f"site polaris, round 3: {text}"
     assert "because of a bad file" in worker.stderr  # all of it is in the worker's log

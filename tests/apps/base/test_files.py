@@ -1,4 +1,4 @@
-"""Files are whole or absent, and a site's storage cannot be left."""
+"""Atomic files, and paths that cannot leave a site's storage."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_file_appears_only_when_the_block_ends(tmp_path):
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["file"]
 
 
-def test_name_may_be_told_at_the_end(tmp_path):
+def test_name_may_be_a_function_called_at_the_end(tmp_path):
     names = []
     with atomic_file(tmp_path, lambda: names[0]) as stream:
         stream.write(b"x")
@@ -54,7 +54,7 @@ def test_full_disk_names_the_file_and_the_remedy(tmp_path, monkeypatch):
     assert caught.value.remedy
 
 
-def test_folder_that_cannot_be_made_is_a_storage_error(tmp_path):
+def test_folder_that_cannot_be_created_is_a_storage_error(tmp_path):
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(StorageError), atomic_file(folder, "x"):
@@ -94,7 +94,7 @@ def test_inside_refuses_to_leave(part, tmp_path):
         inside(root, part)
 
 
-def test_inside_refuses_a_sibling_that_begins_alike(tmp_path):
+def test_inside_refuses_a_sibling_with_the_same_prefix(tmp_path):
     with pytest.raises(StorageError):
         inside(tmp_path / "site", "../site-2/file")
 
@@ -113,7 +113,7 @@ def test_inside_follows_links(tmp_path):
     assert inside(tmp_path / "link", "file") == root / "file"
 
 
-def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+def test_unfinished_files_are_removed_and_nothing_else(tmp_path: Path) -> None:
     deep = tmp_path / "artifacts"
     deep.mkdir()
     for path in (tmp_path / ".part-1", deep / ".part-2", deep / "whole"):

@@ -102,7 +102,7 @@ def test_the_worker_behind_globus_finds_the_project(
 ) -> None:
     monkeypatch.chdir(hostile)
     paths = f"{hostile}{os.pathsep}{ROOT}"
-    request = {"function": "apps.site:look", "args": [{"site": "aurora", "round": 0}, str(hostile)]}
+    request = {"function": "apps.site:site_status", "args": [{"site": "aurora", "round": 0}, str(hostile)]}
     try:
         found = json.loads(call_site(str(python), json.dumps(request | {"environment": {"PYTHONPATH": paths}})))
     finally:

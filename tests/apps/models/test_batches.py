@@ -1,4 +1,4 @@
-"""Prompts and answers as tokens, and which samples form which batch."""
+"""Prompts and answers as tokens, and the plan of batches."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ plans = st.tuples(st.integers(1, 200), st.integers(1, 9), st.integers(0, 60), st
 
 @settings(max_examples=100, deadline=None)
 @given(plan=plans)
-def test_plan_has_the_size_asked_for_and_is_the_same_for_the_same_seed(plan):
+def test_plan_has_the_given_size_and_is_the_same_for_the_same_seed(plan):
     total, size, count, seed = plan
     lengths = [random.Random(i).randrange(1, 50) for i in range(total)]
     batches = plan_batches(lengths, size, count, seed)
@@ -133,7 +133,7 @@ def test_plan_has_the_size_asked_for_and_is_the_same_for_the_same_seed(plan):
 @settings(max_examples=100, deadline=None)
 @given(plan=plans)
 def test_no_sample_comes_again_before_all_were_seen(plan):
-    """After any number of batches that ends a window, no sample is ahead of another by more than one."""
+    """At the end of any window, the counts of any two samples differ by at most one."""
     total, size, _, seed = plan
     batches = plan_batches(list(range(total)), size, 4 * (total // size + 1), seed)
     seen = collections.Counter(i for batch in batches for i in batch)
@@ -146,7 +146,7 @@ def test_no_sample_comes_again_before_all_were_seen(plan):
 @settings(max_examples=100, deadline=None)
 @given(total=st.integers(8, 60), seed=st.integers(0, 50))
 def test_small_shards_do_not_fill_a_batch_with_copies_of_one_sample(total, seed):
-    """Copies of a sample have one length: sorted over several passes they would end up side by side."""
+    """Copies of a sample have equal lengths: sorted over several passes they would be in the same batch."""
     size, passes = 4, 6
     batches = plan_batches(list(range(total)), size, passes * total // size, seed)
     repeated = sum(len(set(batch)) < size for batch in batches)

@@ -1,4 +1,4 @@
-"""The loss over the counted tokens alone equals the naive one over full logits."""
+"""The loss over the counted tokens equals the one computed from full logits."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_losses_of_samples_sum_to_the_mean(network, batch):
         assert sums[row].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
-def test_the_sum_over_the_counted_tokens_by_way_of_a_wrapper(network, batch):
+def test_the_sum_over_the_counted_tokens_through_a_wrapper(network, batch):
     called = []
 
     def forward(**arguments):

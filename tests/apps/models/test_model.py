@@ -1,4 +1,4 @@
-"""Models and their artifacts: what is set is what computes, and what is saved is what others load."""
+"""Models and their artifacts: set into a network, and saved for other libraries."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def new_model(**changes) -> Model:
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory) -> dict[str, Path]:
-    """Two small base models as somebody else saved them."""
+    """Save two small base models as their publishers would."""
     root = tmp_path_factory.mktemp("bases")
     torch.manual_seed(3)
     networks = {
@@ -88,7 +88,7 @@ def put(folder: Path, tensors: dict[str, torch.Tensor]) -> Path:
 
 
 def joined_pairs(model: Model, seed: int = 5) -> dict[str, torch.Tensor]:
-    """A frozen pair of rank 3 for every adapted module."""
+    """Return a frozen pair of rank 3 for every adapted module."""
     generator, pairs = torch.Generator().manual_seed(seed), {}
     for name, tensor in model.state.items():
         module = name.removesuffix(".lora_A.weight")
@@ -100,7 +100,7 @@ def joined_pairs(model: Model, seed: int = 5) -> dict[str, torch.Tensor]:
 
 
 def explicit(base: Path | Model, tensors: dict[str, torch.Tensor], turned: bool = False) -> torch.Tensor:
-    """Logits of a plain network with W0 + s (merged + B A) written into its weights."""
+    """Return the logits of a plain network with the weights W0 + s (merged + B A)."""
     if isinstance(base, Path):
         network = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     else:
@@ -141,7 +141,7 @@ def test_tiny_is_the_same_for_the_same_seed():
     assert any(not torch.equal(t, other.state[n]) for n, t in one.state.items())
 
 
-def test_tied_weights_travel_once():
+def test_tied_weights_are_stored_once():
     model = new_model()
     assert "lm_head.weight" not in model.state
     assert full_nbytes(model) == sum(t.numel() * 4 for t in model.state.values()) == 4 * model.network.num_parameters()
@@ -159,7 +159,7 @@ def test_artifact_of_another_model_is_refused(tmp_path):
         {},
     ):
         path = put(tmp_path, wrong)
-        with pytest.raises(ArtifactError, match="of another model") as caught:
+        with pytest.raises(ArtifactError, match="belongs to another model") as caught:
             set_state(model, path)
         assert caught.value.file == str(path)
     with pytest.raises(ArtifactError, match=r"'model\.norm\.weight'"):
@@ -208,7 +208,7 @@ def test_forward_is_that_of_the_explicit_weights(kind, form, folders, tmp_path):
     assert (logits(model.network) - logits(new_model(**source).network)).abs().max() > 0.01
 
 
-def test_base_weights_come_back_to_the_bit(tmp_path):
+def test_base_weights_are_restored_exactly(tmp_path):
     model = new_model(adapter=adapter("flora"))
     before = {n: p.detach().clone() for n, p in model.network.named_parameters()}
     plain, joined = put(tmp_path, dict(model.state)), put(tmp_path, dict(model.state) | joined_pairs(model))
@@ -219,8 +219,8 @@ def test_base_weights_come_back_to_the_bit(tmp_path):
         assert all(torch.equal(p, before[n]) for n, p in model.network.named_parameters())
 
 
-def test_joined_does_not_add_up_over_rounds(tmp_path):
-    """In bfloat16 too, each round starts from W0 and rounds once."""
+def test_rounding_does_not_add_up_over_rounds(tmp_path):
+    """Each round starts from W0 and rounds once, also in bfloat16."""
     model = new_model(adapter=adapter("flora"), dtype="bfloat16")
     path = put(tmp_path, dict(model.state) | joined_pairs(model))
     set_state(model, path)
@@ -231,8 +231,8 @@ def test_joined_does_not_add_up_over_rounds(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["ffa", "flora"])
-def test_update_is_set_upon_the_model_it_was_trained_from(method, tmp_path):
-    """An update holds what is trained alone: A under ffa, and what has joined W0, come from its base."""
+def test_update_is_set_together_with_its_base(method, tmp_path):
+    """An update holds only what is trained: A under ffa, and what is merged into W0, are in its base."""
     model = new_model(adapter=adapter(method))
     base = shaken(model.state) | (joined_pairs(model) if method == "flora" else {})
     update = shaken({n: base[n] for n in model.trained}, seed=9)
@@ -251,7 +251,7 @@ def test_what_is_trained_takes_gradients_and_nothing_else():
     assert all(p.requires_grad for p in new_model().network.parameters())
 
 
-def test_buffers_travel_but_take_no_gradients(monkeypatch):
+def test_buffers_are_stored_but_take_no_gradients(monkeypatch):
     tiny = models._tiny
 
     def with_buffer(spec):
@@ -275,7 +275,7 @@ def test_last_layers_and_all_linear():
     assert len(whole.state) == 2 * len(both.state)
 
 
-def test_warm_model_is_kept_until_another_is_asked_for():
+def test_a_model_is_kept_until_another_is_loaded():
     one = load_model(spec())
     assert load_model(spec()) is one
     assert load_model(spec(seed=2)) is not one
@@ -302,7 +302,7 @@ def test_saved_adapter_loads_with_peft_alone(kind, folders, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["tiny", "llama", "gpt2"])
-def test_saved_model_with_something_joined_loads_with_transformers_alone(kind, folders, tmp_path):
+def test_saved_model_with_merged_factors_loads_with_transformers_alone(kind, folders, tmp_path):
     targets = ["c_attn", "c_proj"] if kind == "gpt2" else ["q_proj", "down_proj"]
     source = {} if kind == "tiny" else {"source": str(folders[kind]), "tiny": None}
     model = new_model(**source, adapter=adapter("fedex", targets=targets))
@@ -314,7 +314,7 @@ def test_saved_model_with_something_joined_loads_with_transformers_alone(kind, f
     torch.testing.assert_close(logits(loaded), wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_adapter_on_a_base_that_nobody_else_has_is_saved_whole(tmp_path):
+def test_adapter_on_a_tiny_base_is_saved_as_one_model(tmp_path):
     model = new_model(adapter=adapter())
     set_state(model, put(tmp_path, shaken(model.state)))
     wanted = logits(model.network)
@@ -323,7 +323,7 @@ def test_adapter_on_a_base_that_nobody_else_has_is_saved_whole(tmp_path):
     torch.testing.assert_close(logits(loaded), wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_warm_model_that_lost_its_adapters_is_not_used_again(tmp_path):
+def test_a_model_that_has_lost_its_adapters_is_not_used_again(tmp_path):
     model = load_model(spec(adapter=adapter()))
     save_for_users(model, tmp_path / "saved")
     again = load_model(spec(adapter=adapter()))
@@ -331,7 +331,7 @@ def test_warm_model_that_lost_its_adapters_is_not_used_again(tmp_path):
     set_state(again, put(tmp_path, dict(again.state)))
 
 
-def test_a_fingerprint_tells_checkpoints_apart_and_ignores_adapters():
+def test_a_fingerprint_distinguishes_checkpoints_and_ignores_adapters():
     one, other = (models.load_first_model(spec(seed=seed)) for seed in (1, 2))
     assert models.fingerprint(one.network) != models.fingerprint(other.network)
     assert models.fingerprint(models.load_first_model(spec(seed=1)).network) == models.fingerprint(one.network)

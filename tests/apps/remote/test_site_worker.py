@@ -1,4 +1,4 @@
-"""The project's Python at a site, and what the endpoint's worker does to reach it: text in, text out."""
+"""The project's Python at a site, and how the endpoint's worker calls it: text in, text out."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from hypothesis import strategies as st
 from training_site import PLACE, PROJECT, Site, bare_environment, wait_until
 
 from apps.base import errors
+from apps.base.error_records import error_from, error_record
 from apps.base.errors import CrossfedError, TaskError, UserMistake, VersionMismatch
-from apps.remote.calls import FUNCTIONS, answer, error_from, error_record, find_function
+from apps.remote.calls import FUNCTIONS, answer, find_function
 from apps.remote.site_worker import answer_line
 from apps.training.progress import read_progress
 
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, CrossfedError)]
-SHIPPED = PROJECT / "workflows" / "globus" / "compute" / "bootstrap.py"
+BOOTSTRAP = PROJECT / "workflows" / "globus" / "compute" / "bootstrap.py"
 ENVIRONMENT = {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
 TRAIN = "apps.train:local_train"
 
@@ -32,17 +33,17 @@ WORKER = """
 import json, sys
 for line in sys.stdin:
     names = {}
-    exec(open(sys.argv[1]).read(), names)  # as an endpoint does, anew for each task
+    exec(open(sys.argv[1]).read(), names)  # as an endpoint does, again for each task
     print(json.dumps(names["call_site"](*json.loads(line))), flush=True)
 """
 
 
 class Worker:
-    """Stands for a worker of an endpoint: runs the shipped text in a process of its own."""
+    """Stand-in for a worker of an endpoint: runs the bootstrap source in a process of its own."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(SHIPPED)],
+            [sys.executable, "-c", WORKER, str(BOOTSTRAP)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -79,12 +80,12 @@ def test_only_functions_of_the_list_are_called():
     for name in FUNCTIONS:
         assert callable(find_function(name))
     for name in ("os:system", "apps.server:prepare", "apps.train:_begin", ""):
-        with pytest.raises(TaskError, match="not asked for"):
+        with pytest.raises(TaskError, match="does not offer"):
             find_function(name)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_errors_of_every_kind_come_back_as_they_were(kind):
+def test_errors_of_every_kind_are_rebuilt(kind):
     error = kind("what", site="aurora", round=3, file="/f", remedy="Do it")
     found = error_from(json.loads(json.dumps(error_record(error))))
     assert type(found) is kind
@@ -92,22 +93,27 @@ def test_errors_of_every_kind_come_back_as_they_were(kind):
 
 
 @given(st.recursive(st.none() | st.integers() | st.text(), lambda x: st.dictionaries(st.text(), x) | st.lists(x)))
-def test_whatever_comes_as_an_error_is_one(record):
+def test_any_record_becomes_an_error(record):
     assert isinstance(error_from(record), CrossfedError)
 
 
 @pytest.mark.parametrize("kind", ["Path", "annotations", "os", "REASON_LENGTH", "NoSuch", "Exception", None, 3])
-def test_kinds_that_are_none_of_ours_are_task_errors(kind):
+def test_unknown_kinds_become_task_errors(kind):
     found = error_from({"kind": kind, "what": 3, "round": "x", "site": "aurora"})
     assert type(found) is TaskError
-    assert (found.site, found.round, found.what) == ("aurora", None, "no more is known")
+    assert (found.site, found.round, found.what) == ("aurora", None, "no details")
 
 
 def test_an_error_is_an_answer(tmp_path):
-    found = answer({"function": "apps.site:look", "args": [PLACE, str(tmp_path)]})
+    found = answer({"function": "apps.site:site_status", "args": [PLACE, str(tmp_path)]})
     assert found["result"]["claims"] == []
     assert answer({"function": "os:system", "args": ["true"]})["error"]["kind"] == "TaskError"
-    for line in ("no json", "[]", '{"function": "apps.site:look"}', '{"function": "apps.site:look", "args": [1]}'):
+    for line in (
+        "no json",
+        "[]",
+        '{"function": "apps.site:site_status"}',
+        '{"function": "apps.site:site_status", "args": [1]}',
+    ):
         found = answer_line(line)
         assert found["error"]["kind"] == "TaskError"
         assert found["worker"]["pid"] == os.getpid()
@@ -122,35 +128,37 @@ def test_one_process_serves_call_after_call(worker, tmp_path):
     assert trained["result"] | {"reused": True} == site.train()
 
 
-def test_what_libraries_print_is_not_taken_for_an_answer(worker, tmp_path):
+def test_output_of_libraries_is_not_read_as_an_answer(worker, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
-        "import os\nfrom apps import site\n_look = site.look\n"
-        "def loud(*a):\n    print('{}')\n    os.system('echo {}')\n    return _look(*a)\nsite.look = loud\n"
+        "import os\nfrom apps import site\n_status = site.site_status\n"
+        "def loud(*a):\n    print('{}')\n    os.system('echo {}')\n    return _status(*a)\nsite.site_status = loud\n"
     )
-    found = worker.call("apps.site:look", PLACE, str(tmp_path), PYTHONPATH=f"{tmp_path}:{PROJECT}")
+    found = worker.call("apps.site:site_status", PLACE, str(tmp_path), PYTHONPATH=f"{tmp_path}:{PROJECT}")
     assert found["result"]["finished"] is None
 
 
-def test_a_killed_child_is_told_and_replaced(worker, tmp_path):
+def test_a_killed_child_is_reported_and_replaced(worker, tmp_path):
     site = Site(tmp_path)
-    first = worker.call("apps.site:look", PLACE, str(site.root))["worker"]["pid"]
+    first = worker.call("apps.site:site_status", PLACE, str(site.root))["worker"]["pid"]
     worker.start(TRAIN, *site.arguments(steps=2000))
     wait_until(lambda: (read_progress(site.root) or {"step": 0})["step"] > 3)
     os.kill(first, signal.SIGKILL)
     lost = error_from(worker.answer()["error"])
     assert type(lost).__name__ == "WorkersLost"
     assert "code -9 before it answered" in str(lost)
-    again = worker.call("apps.site:look", PLACE, str(site.root))
+    again = worker.call("apps.site:site_status", PLACE, str(site.root))
     assert again["worker"]["pid"] != first
 
 
-def test_other_variables_want_another_child(worker, tmp_path):
-    pids = [worker.call("apps.site:look", PLACE, str(tmp_path), THIS=v)["worker"]["pid"] for v in ("a", "a", "b")]
+def test_other_variables_need_another_child(worker, tmp_path):
+    pids = [
+        worker.call("apps.site:site_status", PLACE, str(tmp_path), THIS=v)["worker"]["pid"] for v in ("a", "a", "b")
+    ]
     assert pids[0] == pids[1] != pids[2]
     assert not psutil.pid_exists(pids[0])
 
 
-def test_after_other_code_the_child_makes_way(worker, tmp_path):
+def test_after_a_version_mismatch_the_child_ends(worker, tmp_path):
     site = Site(tmp_path)
     found = worker.call("apps.train:enrol", PLACE, site.work | {"code_version": "0123456789abcdef"})
     assert isinstance(error_from(found["error"]), VersionMismatch)
@@ -161,38 +169,38 @@ def test_after_other_code_the_child_makes_way(worker, tmp_path):
 def test_an_environment_without_the_project_is_the_users_mistake(worker, tmp_path):
     bare = bare_environment(tmp_path / "bare") / "bin" / "python"
     cases = {"/no/such/python": "cannot start /no/such/python: No such file", str(bare): "No module named 'apps'"}
-    for python, words in cases.items():
-        answer = worker.call("apps.site:look", PLACE, "/tmp", python=python, PYTHONPATH="/")
+    for python, text in cases.items():
+        answer = worker.call("apps.site:site_status", PLACE, "/tmp", python=python, PYTHONPATH="/")
         found = error_from(answer["error"])
         assert isinstance(found, UserMistake)
-        assert words in str(found) and "python_env" in str(found)
+        assert text in str(found) and "python_env" in str(found)
 
 
-@pytest.mark.parametrize("word", [signal.SIGKILL, signal.SIGTERM])
-def test_it_goes_with_the_worker_and_saves_what_it_has(word, worker, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_it_ends_with_the_worker_and_saves_its_training(number, worker, tmp_path):
     site = Site(tmp_path)
     worker.start(TRAIN, *site.arguments(steps=100_000))
     wait_until(lambda: (read_progress(site.root) or {"step": 0})["step"] > 3)
     child = worker.child()
-    worker.process.send_signal(word)
+    worker.process.send_signal(number)
     worker.process.wait()
     wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
     assert len(site.saved_steps()) == 1
     assert list((site.root / "claims").iterdir()) == []
 
 
-def test_an_idle_one_goes_with_the_worker(worker, tmp_path):
-    worker.call("apps.site:look", PLACE, str(tmp_path))
+def test_an_idle_one_ends_with_the_worker(worker, tmp_path):
+    worker.call("apps.site:site_status", PLACE, str(tmp_path))
     child = worker.child()
     worker.process.kill()
     worker.process.wait()
     wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
 
 
-def test_the_shipped_text_stands_alone():
+def test_the_bootstrap_source_needs_no_other_module():
     names: dict[str, Any] = {}
-    exec(compile(SHIPPED.read_text(), "shipped", "exec"), names)
+    exec(compile(BOOTSTRAP.read_text(), "bootstrap", "exec"), names)
     own = {v.__module__ for v in names.values() if hasattr(v, "__module__") and v.__module__ is not None}
     assert not {name for name in own if name.startswith(("apps", "workflows", "data"))}
-    assert len(SHIPPED.read_text()) < 10_000
-    assert Path(SHIPPED).name == "bootstrap.py"
+    assert len(BOOTSTRAP.read_text()) < 10_000
+    assert Path(BOOTSTRAP).name == "bootstrap.py"

@@ -32,7 +32,7 @@ class Clock:
         ({"CROSSFED_BLOCK_END": "inf"}, None),
     ],
 )
-def test_the_end_of_the_block_is_the_earliest_that_is_told(environment, end):
+def test_the_end_of_the_block_is_the_earliest_of_its_variables(environment, end):
     assert block_end(environment) == end
 
 
@@ -44,23 +44,23 @@ def test_outside_of_a_batch_job_there_is_no_end(monkeypatch):
 
 def test_it_stops_when_the_next_step_would_end_too_late():
     clock = Clock()
-    watch = Deadline(300.0, 1100.0, StopRequest(), clock=clock)
-    watch.stepped(20.0)
+    deadline = Deadline(300.0, 1100.0, StopRequest(), clock=clock)
+    deadline.stepped(20.0)
     clock.now = 1100 - MARGIN_S - 20
-    assert not watch.must_stop()
+    assert not deadline.must_stop()
     clock.now += 0.1
-    assert watch.must_stop()
+    assert deadline.must_stop()
 
 
 def test_a_save_that_takes_long_is_given_twice_its_time():
     clock = Clock()
-    watch = Deadline(300.0, 1100.0, StopRequest(), clock=clock)
-    watch.stepped(10.0)
-    watch.saved(2 * MARGIN_S)
+    deadline = Deadline(300.0, 1100.0, StopRequest(), clock=clock)
+    deadline.stepped(10.0)
+    deadline.saved(2 * MARGIN_S)
     clock.now = 1100 - 4 * MARGIN_S - 10
-    assert not watch.must_stop()
+    assert not deadline.must_stop()
     clock.now += 0.1
-    assert watch.must_stop()
+    assert deadline.must_stop()
 
 
 def test_times_of_an_earlier_attempt_count_from_the_start():
@@ -71,41 +71,41 @@ def test_times_of_an_earlier_attempt_count_from_the_start():
 
 
 def test_a_slow_step_is_remembered_for_a_while():
-    watch = Deadline(300.0, None, StopRequest())
-    watch.stepped(10.0)
-    watch.stepped(2.0)
-    assert watch.step_s == pytest.approx(9.2)
+    deadline = Deadline(300.0, None, StopRequest())
+    deadline.stepped(10.0)
+    deadline.stepped(2.0)
+    assert deadline.step_s == pytest.approx(9.2)
     for _ in range(100):
-        watch.stepped(2.0)
-    assert watch.step_s == pytest.approx(2.0, rel=0.01)
+        deadline.stepped(2.0)
+    assert deadline.step_s == pytest.approx(2.0, rel=0.01)
 
 
 def test_the_first_save_is_early_and_the_others_regular():
     clock = Clock()
-    watch = Deadline(300.0, None, StopRequest(), clock=clock)
+    deadline = Deadline(300.0, None, StopRequest(), clock=clock)
     due = []
     for second in range(1, 1000):
         clock.now = 1000.0 + second
-        if watch.save_is_due():
+        if deadline.save_is_due():
             due.append(second)
-            watch.saved(1.0)
+            deadline.saved(1.0)
     assert due == [FIRST_SAVE_S, FIRST_SAVE_S + 300, FIRST_SAVE_S + 600, FIRST_SAVE_S + 900]
 
 
 def test_a_request_stops_it_at_once():
     stop = StopRequest()
-    watch = Deadline(300.0, None, stop)
-    assert not watch.must_stop()
+    deadline = Deadline(300.0, None, stop)
+    assert not deadline.must_stop()
     stop()
-    assert watch.must_stop()
+    assert deadline.must_stop()
 
 
 def test_sigterm_is_a_request_for_a_while_only():
     before = signal.getsignal(signal.SIGTERM)
     with stop_on_sigterm() as stop:
-        assert not stop.asked
+        assert not stop.requested
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.asked
+        assert stop.requested
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -115,7 +115,7 @@ def test_other_threads_leave_signals_alone():
 
     def work() -> None:
         with stop_on_sigterm() as stop:
-            seen.append((stop.asked, signal.getsignal(signal.SIGTERM)))
+            seen.append((stop.requested, signal.getsignal(signal.SIGTERM)))
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -123,10 +123,10 @@ def test_other_threads_leave_signals_alone():
     assert seen == [(False, before)]
 
 
-def test_the_time_of_an_order_is_told_apart_from_the_end_of_its_block():
+def test_the_end_of_a_request_differs_from_the_end_of_its_block():
     clock = Clock()
-    watch = Deadline(300.0, None, StopRequest(), clock=clock, until=1010.0)
-    assert not watch.is_over() and not watch.must_stop()
+    deadline = Deadline(300.0, None, StopRequest(), clock=clock, until=1010.0)
+    assert not deadline.is_over() and not deadline.must_stop()
     clock.now = 1010.0
-    assert watch.is_over() and not watch.must_stop()
+    assert deadline.is_over() and not deadline.must_stop()
     assert not Deadline(300.0, None, StopRequest(), clock=clock).is_over()

@@ -1,4 +1,4 @@
-"""One process at a time is at a task; one that has gone is not waited for longer than needs be."""
+"""Leases: one process at a time works on a task, and a lease of a dead process is taken as soon as that is known."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from patience import patience
 from training_site import ENVIRONMENT, Site, wait_until
 
 from apps.base.errors import LeaseHeld, StorageError
-from apps.training import leases as claims
+from apps.training import leases
 from apps.training.leases import acquire, clock_of, is_gone, own_lease, read_lease
 
 TASK = "0123abcd"
@@ -32,7 +32,7 @@ def files(root: Path) -> list[str]:
 
 
 def leave(root: Path, holder: dict | None, age_s: float, number: int = 1) -> Path:
-    """A claim that somebody has left."""
+    """Write the lease of another process."""
     path = root / "claims" / f"{TASK}.{number:06d}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(holder) if holder else "")
@@ -48,7 +48,7 @@ def held_elsewhere(root: Path) -> subprocess.Popen:
     return process
 
 
-def test_a_claim_is_there_while_it_is_held(tmp_path):
+def test_a_lease_exists_while_it_is_held(tmp_path):
     with acquire(tmp_path, TASK):
         assert files(tmp_path) == [f"{TASK}.000001.json"]
         assert read_lease(tmp_path / "claims" / f"{TASK}.000001.json") == own_lease()
@@ -57,7 +57,7 @@ def test_a_claim_is_there_while_it_is_held(tmp_path):
     assert files(tmp_path) == []
 
 
-def test_the_second_is_told_who_is_at_work(tmp_path):
+def test_the_second_process_gets_the_holder_in_its_error(tmp_path):
     with acquire(tmp_path, TASK):
         with pytest.raises(LeaseHeld, match=rf"process {os.getpid()} on {os.uname().nodename}, last alive \d+ s ago"):
             with acquire(tmp_path, TASK):
@@ -66,13 +66,13 @@ def test_the_second_is_told_who_is_at_work(tmp_path):
         pass
 
 
-def test_a_claim_is_given_back_after_an_error(tmp_path):
+def test_a_lease_is_released_after_an_error(tmp_path):
     with pytest.raises(ZeroDivisionError), acquire(tmp_path, TASK):
         raise ZeroDivisionError
     assert files(tmp_path) == []
 
 
-def test_of_a_killed_process_on_this_host_nothing_is_left_to_wait_for(tmp_path):
+def test_the_lease_of_a_killed_process_on_this_host_is_taken_at_once(tmp_path):
     holder = held_elsewhere(tmp_path)
     with pytest.raises(LeaseHeld, match=f"process {holder.pid} on"), acquire(tmp_path, TASK):
         pass
@@ -91,7 +91,7 @@ def test_a_process_id_that_was_given_to_another_process_is_not_the_holder(tmp_pa
 
 
 @pytest.mark.parametrize("holder", [ELSEWHERE, None])
-def test_of_another_host_the_beat_decides(holder, tmp_path):
+def test_on_another_host_the_heartbeat_decides(holder, tmp_path):
     leave(tmp_path, holder, age_s=50)
     with pytest.raises(LeaseHeld, match="another"), acquire(tmp_path, TASK):
         pass
@@ -100,8 +100,8 @@ def test_of_another_host_the_beat_decides(holder, tmp_path):
         assert files(tmp_path) == [f"{TASK}.000002.json"]
 
 
-def test_a_beat_keeps_a_claim_alive(tmp_path):
-    with acquire(tmp_path, TASK, beat_s=0.05):
+def test_heartbeats_keep_a_lease_alive(tmp_path):
+    with acquire(tmp_path, TASK, heartbeat_s=0.05):
         path = tmp_path / "claims" / f"{TASK}.000001.json"
         os.utime(path, (0, 0))
         wait_until(lambda: path.stat().st_mtime > time.time() - 60)
@@ -116,29 +116,29 @@ def test_the_clock_of_the_files_counts_not_that_of_the_reader(tmp_path, monkeypa
     assert files(tmp_path) == [f"{TASK}.000001.json"]  # the probe of the clock is gone
 
 
-def test_who_was_taken_for_dead_does_not_take_the_claim_of_another_along(tmp_path):
+def test_a_holder_considered_dead_does_not_release_the_lease_of_another(tmp_path):
     with acquire(tmp_path, TASK):
         leave(tmp_path, ELSEWHERE, age_s=0)
     assert files(tmp_path) == [f"{TASK}.000001.json"]
 
 
-def test_a_newcomer_between_two_looks_has_the_task(tmp_path, monkeypatch):
-    """One finds the claim stale; before it makes the next, another has come, had it, and made way for a third."""
+def test_a_process_that_takes_the_task_between_two_checks_keeps_it(tmp_path, monkeypatch):
+    """A process finds the lease stale; before it creates the next, a second has held it and a third has taken it."""
     stale = leave(tmp_path, ELSEWHERE, age_s=70)
-    create = claims._create
+    create = leases._create
 
     def late(folder, task_id, number):
         stale.unlink()
         leave(tmp_path, {**ELSEWHERE, "host": "third"}, age_s=0)
         return create(folder, task_id, number)
 
-    monkeypatch.setattr(claims, "_create", late)
+    monkeypatch.setattr(leases, "_create", late)
     with pytest.raises(LeaseHeld, match="third"), acquire(tmp_path, TASK):
         pass
     assert files(tmp_path) == [f"{TASK}.000001.json"]
 
 
-def test_of_many_who_find_it_stale_one_gets_it(tmp_path):
+def test_of_many_processes_that_find_it_stale_one_gets_it(tmp_path):
     for number in range(20):
         root = tmp_path / str(number)
         root.mkdir()
@@ -198,34 +198,34 @@ def test_two_at_once_train_once(tmp_path):
     assert files(site.root) == []
 
 
-def test_an_answer_that_is_there_needs_no_claim(tmp_path):
+def test_an_existing_result_needs_no_lease(tmp_path):
     site = Site(tmp_path)
     first = site.train()
     path = site.root / "claims" / f"{first['task_id']}.000001.json"
     path.write_text(json.dumps(ELSEWHERE))
     assert site.train() == first | {"reused": True}
     (site.root / "manifests" / f"{first['task_id']}.json").unlink()
-    with beating(path), pytest.raises(LeaseHeld, match="site aurora, round 1: process 7 on another-node"):
+    with kept_alive(path), pytest.raises(LeaseHeld, match="site aurora, round 1: process 7 on another-node"):
         site.train()
 
 
 @contextmanager
-def beating(path: Path) -> Iterator[None]:
-    """The holder of a claim is alive."""
+def kept_alive(path: Path) -> Iterator[None]:
+    """Keep a lease alive."""
     over = threading.Event()
 
-    def beat() -> None:
+    def heartbeat() -> None:
         while not over.wait(0.1):
             os.utime(path)
 
-    thread = threading.Thread(target=beat)
+    thread = threading.Thread(target=heartbeat)
     thread.start()
     yield
     over.set()
     thread.join()
 
 
-def test_who_may_have_gone_is_waited_for_until_that_is_known(tmp_path):
+def test_a_holder_that_may_be_gone_is_waited_for(tmp_path):
     leave(tmp_path, ELSEWHERE, age_s=57)
     began = time.monotonic()
     with acquire(tmp_path, TASK, give_up=lambda: False):
@@ -233,14 +233,14 @@ def test_who_may_have_gone_is_waited_for_until_that_is_known(tmp_path):
         assert files(tmp_path) == [f"{TASK}.000002.json"]
 
 
-def test_who_finishes_meanwhile_makes_room(tmp_path):
+def test_a_lease_released_meanwhile_is_taken(tmp_path):
     path = leave(tmp_path, ELSEWHERE, age_s=0)
     threading.Timer(0.5, path.unlink).start()
     with acquire(tmp_path, TASK, give_up=lambda: False):
         assert files(tmp_path) == [f"{TASK}.000001.json"]
 
 
-def test_nobody_is_waited_for_by_who_has_to_stop(tmp_path):
+def test_a_process_that_must_stop_does_not_wait(tmp_path):
     leave(tmp_path, ELSEWHERE, age_s=0)
     asked = []
     with pytest.raises(LeaseHeld), acquire(tmp_path, TASK, give_up=lambda: len(asked) > 1 or bool(asked.append(1))):

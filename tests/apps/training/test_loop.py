@@ -36,7 +36,7 @@ ADAPTER = {
 
 
 def new_model(**changes) -> Model:
-    """A model of this test's own, unlike ``load_model``'s, which is shared."""
+    """Build a model for one test, unlike ``load_model``'s, which is shared."""
     return models._load_model.__wrapped__(json.dumps(SPEC | changes), "cpu")
 
 
@@ -75,7 +75,7 @@ def silent(step: int, loss: float, speed: float) -> None:
 
 
 class NoCheckpoints(Checkpoints):
-    """For trainings that are too short to save."""
+    """Checkpoints for trainings that are too short to save."""
 
     def __init__(self) -> None:
         self.saved: list[int] = []
@@ -105,7 +105,7 @@ def equal(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
 
 
 class Recorder:
-    """In the place of an optimiser: keeps the gradients it is given, moves nothing."""
+    """Optimiser that records the gradients and changes nothing."""
 
     def __init__(self, model: Model) -> None:
         self.model, self.param_groups, self.gradients = model, [{"lr": 0.0}], {}
@@ -113,14 +113,14 @@ class Recorder:
     def step(self) -> None:
         self.gradients = {name: tensor.grad.clone() for name, tensor in self.model.trained.items()}
 
-    def zero_grad(self, set_to_none: bool) -> None:
+    def zero_grad(self, **_: bool) -> None:
         for tensor in self.model.trained.values():
             tensor.grad = None
 
 
 def step(model: Model, groups: list[list[Sample]], optimizer, start: tuple | list = (), **changes) -> float:
     spec, micro_batch = training_spec(**changes), changes.pop("micro_batch", 99)
-    loss = training._gradients(model, groups, spec, attempt(model, micro_batch=micro_batch))
+    loss = training._gradients(model, groups, attempt(model, micro_batch=micro_batch))
     update_parameters(optimizer, list(model.trained.values()), start, spec, 0.01)
     return loss
 
@@ -135,11 +135,11 @@ def gradients(model: Model, groups: list[list[Sample]], start: tuple | list = ()
 def test_schedule_is_of_the_campaign_not_of_the_round(monkeypatch):
     rates: list[float] = []
 
-    def listen(optimizer, parameters, start, spec, rate):
+    def record(optimizer, parameters, start, spec, rate):
         rates.append(rate)
         update_parameters(optimizer, parameters, start, spec, rate)
 
-    monkeypatch.setattr(training, "update_parameters", listen)
+    monkeypatch.setattr(training, "update_parameters", record)
     common = {"steps": 3, "schedule": "linear", "total_steps": 6, "learning_rate": 0.6}
     for start_step in (0, 3):
         run(new_model(), start_step=start_step, **common)
@@ -148,7 +148,7 @@ def test_schedule_is_of_the_campaign_not_of_the_round(monkeypatch):
 
 def test_same_seed_same_bits():
     one, two, other = new_model(), new_model(), new_model()
-    losses = [run(model, seed).standing.losses for model, seed in ((one, 1), (two, 1), (other, 2))]
+    losses = [run(model, seed).state.losses for model, seed in ((one, 1), (two, 1), (other, 2))]
     assert losses[0] == losses[1] != losses[2]
     assert equal(values(one), values(two))
     assert not equal(values(one), values(other))
@@ -163,11 +163,11 @@ def test_dropout_is_seeded():
     assert equal(values(one), values(two))
 
 
-def test_outcome_counts_what_was_done():
+def test_the_result_counts_what_was_done():
     told, model = [], new_model()
     around = attempt(model, lambda *a: told.append(a))
     outcome = train(model, some_samples(12, length=8), training_spec(steps=2, accumulate=3), 1, None, around)
-    done = outcome.standing
+    done = outcome.state
     assert (done.steps, outcome.steps_here, outcome.samples, done.tokens) == (2, 2, 2 * 3 * 4, 2 * 3 * 4 * 8)
     assert outcome.padding == 0.0
     assert [number for number, _, _ in told] == [1, 2]
@@ -176,7 +176,7 @@ def test_outcome_counts_what_was_done():
 
 
 def test_training_learns():
-    losses = run(new_model(), steps=30, samples=some_samples(4)).standing.losses
+    losses = run(new_model(), steps=30, samples=some_samples(4)).state.losses
     assert losses[-1] < 0.5 * losses[0]
 
 
@@ -209,7 +209,7 @@ def test_micro_batches_give_the_gradient_and_the_loss_of_the_whole_batch(micro_b
 
 
 @given(count=st.integers(1, 40), size=st.integers(1, 9), micro_batch=st.integers(1, 9))
-def test_a_batch_is_dealt_out_whole_and_in_equally_many_pieces(count, size, micro_batch):
+def test_a_batch_is_distributed_whole_and_in_equally_many_pieces(count, size, micro_batch):
     group = some_samples(count)
     shares = [list(micro_batches(group, rank, size, micro_batch)) for rank in range(size)]
     counted = [sample for share in shares for piece, factor in share if factor for sample in piece]
@@ -220,9 +220,8 @@ def test_a_batch_is_dealt_out_whole_and_in_equally_many_pieces(count, size, micr
 
 def test_mixed_precision_changes_rounding_only():
     model, samples = new_model(), some_samples(4)
-    spec = training_spec()
-    exact = training._gradients(model, [samples], spec, attempt(model))
-    mixed = training._gradients(model, [samples], spec, attempt(model, autocast=True))
+    exact = training._gradients(model, [samples], attempt(model))
+    mixed = training._gradients(model, [samples], attempt(model, autocast=True))
     assert exact != mixed == pytest.approx(exact, rel=1e-2)
 
 
@@ -258,7 +257,7 @@ def test_proximal_term_is_nothing_at_the_start_and_pulls_back_later():
 
 @pytest.mark.parametrize("adapter", [None, ADAPTER])
 def test_carried_optimiser_continues_one_run(adapter, tmp_path):
-    """Two rounds with the moments handed over by file give the bits of one AdamW over the same batches."""
+    """Two rounds with the moments passed on by file give the bits of one AdamW over the same batches."""
     model, samples = new_model(adapter=adapter), some_samples()
     kept = None
     for seed in (1, 2):
@@ -298,7 +297,7 @@ def test_tensor_that_never_had_a_gradient_does_not_break_the_hand_over():
     assert not idle.any()
 
 
-def test_gradients_left_by_a_step_that_broke_off_do_not_count():
+def test_gradients_of_an_interrupted_step_do_not_count():
     one, two = new_model(), new_model()
     for tensor in two.trained.values():
         tensor.grad = torch.ones_like(tensor)

@@ -1,4 +1,4 @@
-"""How far a task is, for whoever looks."""
+"""The progress file of a training task."""
 
 from __future__ import annotations
 

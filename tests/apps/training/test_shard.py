@@ -1,4 +1,4 @@
-"""A site's private shard: written once, verified, rebuilt when corrupt, never outside its root."""
+"""A site's private shard: written once, verified, rebuilt when damaged, never outside its root."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from apps.base.errors import StorageError
 from apps.training.shard import open_shard, read_shard
 from data.definition import definition_sha256
-from data.files import atomic_writer, gzip_bytes
+from data.files import atomic_file, gzip_bytes
 from data.records import canonical_line, load_records
 from data.tasks import Record
 
@@ -49,11 +50,11 @@ def test_different_requests_have_different_shards(tmp_path: Path) -> None:
     assert open_shard(tmp_path, "embedded", TASKS, 5) == one
 
 
-def test_corrupt_shard_is_refused_and_rebuilt(tmp_path: Path) -> None:
+def test_damaged_shard_is_refused_and_rebuilt(tmp_path: Path) -> None:
     shard = open_shard(tmp_path, "embedded", TASKS, 5)
     good = shard.path.read_bytes()
     shard.path.write_bytes(good[:-10])
-    with pytest.raises(ValueError, match="corrupt"):
+    with pytest.raises(ValueError, match="damaged"):
         read_shard(tmp_path, shard.sha256)
     assert open_shard(tmp_path, "embedded", TASKS, 5) == shard
     assert shard.path.read_bytes() == good
@@ -105,8 +106,8 @@ def test_shard_is_private(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["", "../secret", "/etc/passwd", "a" * 63, "A" * 64, "a" * 64 + "\n", "../" * 21 + "a"]
 )
-def test_name_that_is_no_hash_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match="does not name a shard"):
+def test_name_that_is_not_a_hash_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="is not the name of a shard"):
         read_shard(tmp_path, name)
 
 
@@ -116,7 +117,7 @@ def test_link_out_of_the_root_is_refused(tmp_path: Path) -> None:
     shard = open_shard(root, "embedded", TASKS, 1)
     shutil.move(shard.path, outside / shard.path.name)
     shard.path.symlink_to(outside / shard.path.name)
-    with pytest.raises(ValueError, match="outside .*: refused"):
+    with pytest.raises(StorageError, match="outside"):
         read_shard(root, shard.sha256)
     assert open_shard(root, "embedded", TASKS, 1) == shard
     assert not shard.path.is_symlink()
@@ -127,9 +128,9 @@ def test_folder_that_leads_out_of_the_root_is_refused(tmp_path: Path) -> None:
     root.mkdir()
     shard = open_shard(outside, "embedded", TASKS, 1)
     (root / "shard").symlink_to(outside / "shard")
-    with pytest.raises(ValueError, match="refused"):
+    with pytest.raises(StorageError, match="outside"):
         open_shard(root, "embedded", TASKS, 1)
-    with pytest.raises(ValueError, match="refused"):
+    with pytest.raises(StorageError, match="outside"):
         read_shard(root, shard.sha256)
 
 
@@ -163,10 +164,10 @@ def test_no_task_is_refused(tmp_path: Path) -> None:
         open_shard(tmp_path, "embedded", [], 1)
 
 
-def test_atomic_writer_keeps_the_old_file_when_the_block_fails(tmp_path: Path) -> None:
+def test_atomic_file_keeps_the_old_file_when_the_block_fails(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(RuntimeError), atomic_writer(path) as handle:
+    with pytest.raises(RuntimeError), atomic_file(tmp_path, path.name) as handle:
         handle.write(b"half of")
         raise RuntimeError
     assert path.read_text() == "old"

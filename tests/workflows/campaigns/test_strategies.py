@@ -29,12 +29,12 @@ from apps.training import attempt as local_training
 
 honest = local_training.attempt_task
 
-def waiting(task, team, stop):
+def waiting(task, group, stop):
     while task.place["round"] == {round} and not any(
         all(word in line for word in {words!r}) for line in Path({journal!r}).read_text().splitlines()
     ):
         time.sleep(0.05)
-    return honest(task, team, stop)
+    return honest(task, group, stop)
 
 local_training.attempt_task = waiting
 """

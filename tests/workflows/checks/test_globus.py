@@ -17,7 +17,7 @@ from facilities.globus.transfer_fixtures import TransferFacility, transfer_facil
 from apps.base.errors import WorkersLost
 from apps.base.identity import Place
 from apps.base.versions import code_version, library_versions
-from apps.site import MARK, examine
+from apps.site import MARK, examine_site
 from site_configs.library.site import Collection, Endpoint, Site
 from workflows.checks.globus import check_endpoint, check_globus_site, version_of
 from workflows.globus.identity import compute_client, globus_app
@@ -231,8 +231,8 @@ def test_a_collection_that_shows_another_folder(scene: Scene) -> None:
 
 
 def marked(site: Site, versions: dict[str, Any]) -> dict[str, Any]:
-    """What the genuine ``examine`` does at a site."""
-    return {**examine(Place(site=site.name, round=0), str(site.storage_root)), "versions": versions}
+    """What the genuine ``examine_site`` does at a site."""
+    return {**examine_site(Place(site=site.name, round=0), str(site.storage_root)), "versions": versions}
 
 
 def test_versions_of_agents() -> None:

@@ -33,7 +33,7 @@ class FakeKernel:
         self.given_back: list[str] = []
 
     def submit(self, function: Any, place: Place, *, on: str, remember: bool) -> Future[Any]:
-        assert function is site.ready and not remember
+        assert function is site.block_started and not remember
         self.asked.append(on)
         self.futures[on] = Future()
         return self.futures[on]
@@ -156,11 +156,11 @@ def test_the_past_is_replayed_without_doing_anything(world: World) -> None:
 def test_the_app_reports_its_block_and_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PARSL_WORKER_BLOCK_ID", "3")
     monkeypatch.setenv("CROSSFED_BLOCK_END", str(time.time() + 60))
-    told = site.ready(Place(site="a", round=0))
+    told = site.block_started(Place(site="a", round=0))
     assert told["block"] == "3" and told["left_s"] == pytest.approx(60, abs=5)
     monkeypatch.delenv("PARSL_WORKER_BLOCK_ID")
     monkeypatch.delenv("CROSSFED_BLOCK_END")
-    told = site.ready(Place(site="a", round=0))
+    told = site.block_started(Place(site="a", round=0))
     assert (told["block"], told["left_s"]) == ("", None)
 
 

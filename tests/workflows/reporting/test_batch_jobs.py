@@ -13,7 +13,6 @@ from synthetic_run import SyntheticRun, batch_run, finished_run
 from workflows.records.batch_jobs import GIVEN_BACK, LEFT_BEHIND, LOST_ENDINGS, QUEUED, RUNNING, UNRECORDED, BatchJob
 from workflows.records.site_jobs import SiteJobs
 from workflows.records.timeline import WAITING, Interval
-from workflows.report import write_report
 from workflows.reporting.batch_jobs import (
     CAUSES,
     ENDINGS,
@@ -26,6 +25,7 @@ from workflows.reporting.batch_jobs import (
     sum_table,
 )
 from workflows.reporting.captions import big_numbers, hours_text, timeline_caption
+from workflows.reporting.report import write_report
 from workflows.reporting.run_summary import RunRecord, load_run, summarize
 from workflows.reporting.tables import problem_table, site_table
 

@@ -15,10 +15,12 @@ from synthetic_run import batch_run, finished_run
 
 from workflows.console.units import bytes_text, seconds_text, time_unit
 from workflows.records.event_log import Move, moves, read_events, task_runs
+from workflows.records.round_graph import GraphTask, RoundGraph
 from workflows.records.timeline import PHASES, Timeline, build_timeline
 from workflows.reporting.figure_style import JOB_COLOUR, PHASE_COLOURS, SITE_COLOURS, line_style, save, spread
 from workflows.reporting.figures import cost_figure, heatmap_figure, loss_figure, task_figure
 from workflows.reporting.gantt import timeline_figure
+from workflows.reporting.round_graph import round_graph_figure
 
 SITES = ["north", "south"]
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -296,3 +298,31 @@ def test_a_campaign_without_batch_jobs_has_no_band() -> None:
     figure = timeline_figure(small_timeline(length_s=100.0), SITES)
     assert not any("batch job" in text.get_text() for text in figure.legends[0].get_texts())
     assert JOB_COLOUR not in PHASE_COLOURS.values()
+
+
+def graph_of_sites(count: int) -> RoundGraph:
+    base = GraphTask("m1", "aggregate", "server", (), version=1, seconds=0.1, nbytes=9)
+    chains = {
+        f"s{i:02d}": (
+            GraphTask(f"o{i}", "stage_out", f"s{i:02d}", ("m1",), seconds=0.2, nbytes=9),
+            GraphTask(f"t{i}", "local_train", f"s{i:02d}", (f"o{i}",), seconds=12.0, nbytes=9),
+            GraphTask(f"u{i}", "stage_in", f"s{i:02d}", (f"t{i}",), seconds=0.3, nbytes=9),
+        )
+        for i in range(count)
+    }
+    made = GraphTask("m2", "aggregate", "server", ("m1", *(f"u{i}" for i in range(count))), version=2, seconds=0.1)
+    scores = tuple(GraphTask(f"e{i}", "evaluate", "evaluator", (made.key,), seconds=1.0) for i in range(2))
+    return RoundGraph((base,), chains, made, scores)
+
+
+@pytest.mark.parametrize(("sites", "drawn"), [(1, 1), (4, 4), (64, 12)])
+def test_the_graph_of_a_round_has_its_tasks_and_arrows(tmp_path: Path, sites: int, drawn: int) -> None:
+    graph = graph_of_sites(sites)
+    axes = round_graph_figure(graph, list(graph.chains)).axes[0]
+    said = texts(axes)
+    assert said.count("local_train") == drawn and said.count("12 s, 9 B") == drawn
+    assert {"model 1", "aggregate: model 2", "evaluate, 2 models"} <= set(said)
+    assert ("and 52 more sites" in said) == (sites == 64)
+    arrows = sum(1 for text in axes.texts if getattr(text, "arrow_patch", None) is not None)
+    assert arrows == 4 * drawn + 2  # three in a chain and one to the aggregation; the model before, the evaluation
+    assert save(tmp_path / "g.png", round_graph_figure, graph, list(graph.chains)).read_bytes().startswith(PNG)

@@ -20,8 +20,9 @@ from synthetic_run import MODEL, OPENED, SAMPLES, SyntheticRun, batch_run, finis
 
 from apps.base.errors import UserMistake
 from workflows import report
-from workflows.report import main, write_report
+from workflows.report import main
 from workflows.reporting import captions, tables
+from workflows.reporting.report import write_report
 from workflows.reporting.run_summary import load_run, summarize
 
 REPORT = Path(report.__file__)

@@ -177,7 +177,7 @@ import pathlib, time
 from apps.base.stop import stop_on_sigterm
 with stop_on_sigterm() as stop:
     pathlib.Path({folder!r}, "began").touch()
-    while not stop.asked:
+    while not stop.requested:
         time.sleep(0.01)
 """
 

@@ -12,7 +12,7 @@ from parsl.config import Config
 from parsl.executors import ThreadPoolExecutor
 
 from apps.artifacts.store import Artifact
-from apps.transfer import forgotten
+from apps.transfer import removable
 from workflows.records.journal import Journal
 from workflows.runtime.memoizer import JournalMemoizer, still_there
 
@@ -100,7 +100,7 @@ def test_a_result_whose_artifact_is_gone_or_cut_off_is_made_again(call, tmp_path
 
 def forget(place: dict, root: str, base: dict, *finished: dict) -> None:
     """Deletes as the app of that name does; its answer does not reach the driver."""
-    for sha256 in forgotten(base, *finished):
+    for sha256 in removable(base, *finished):
         (Path(root) / "artifacts" / f"{sha256}.safetensors").unlink()
     raise ValueError("killed")
 

@@ -18,7 +18,7 @@ from workflows.planning.plan import make_plan
 from workflows.records.event_log import read_events, task_runs, trainings
 from workflows.records.rounds import summaries
 from workflows.records.run_directory import RunDirectory, open_new
-from workflows.report import write_report
+from workflows.reporting.report import write_report
 from workflows.runtime.kernel import Kernel, parsl_for
 from workflows.strategies import SECTIONS, make_strategy
 from workflows.strategies.base import Action, Aggregate, BlockStarted, Event, ServerRule

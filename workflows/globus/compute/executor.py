@@ -110,7 +110,7 @@ class SiteExecutor(ParslExecutor):
 
     @property
     def last_look(self) -> dict[str, Any]:
-        """The last look at the site, as of ``apps.site.look``.
+        """The last look at the site, as of ``apps.site.site_status``.
 
         Also ``seen_at``, the UNIX time at which the site was in that state, and ``changed_at``, of its last change.
         """

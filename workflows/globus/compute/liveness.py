@@ -22,7 +22,7 @@ from workflows.globus.compute.service import ComputeService
 
 logger = logging.getLogger(__name__)
 LOOK_S = STALE_S  # between two looks
-LOOK = "apps.site:look"
+LOOK = "apps.site:site_status"
 
 ReadState = Callable[[str], dict[str, Any] | None]
 
@@ -35,8 +35,8 @@ class Liveness:
         site: its name.
         root: the site's storage.
         files: the endpoint for files, or None.
-        read_state: another way to look: takes the site's name and returns the same as ``apps.site.look``, in whole or
-            in part, or None where nothing can be read. It may be slow.
+        read_state: another way to look: takes the site's name and returns the same as ``apps.site.site_status``, in
+            whole or in part, or None where nothing can be read. It may be slow.
         environment: variables for the project's Python there.
 
     Attributes:

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from apps.base.error_records import error_from
 from apps.base.errors import REASON_LENGTH, CrossfedError, TaskError, UserMistake, WorkersLost
-from apps.remote.calls import error_from
 
 JSON_HEADER = "11\n"  # of a buffer by globus_compute_sdk.serialize.JSONData
 RESULT_SERIALIZERS = ["globus_compute_sdk.serialize.JSONData"]

@@ -18,9 +18,10 @@ from typing import Any
 import yaml
 
 from apps.base.errors import UserMistake
+from apps.training.deadline import BLOCK_END_VARIABLE
 from site_configs.library.site import Endpoint, Site
 from workflows.globus.setup.render import render
-from workflows.planning.labels import BLOCK_END_VARIABLE, LONGEST_DRAIN_S
+from workflows.planning.labels import LONGEST_DRAIN_S
 
 HEARTBEAT_S = 30
 SPARE_S = 600  # a child that keeps no block outlives its last task by this: starting another takes half a minute

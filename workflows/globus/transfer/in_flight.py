@@ -24,6 +24,10 @@ class TransferProgress:
         self.task: Task = {}
         self.trouble: str | None = None
 
+    def update(self, task: Task, trouble: str | None) -> None:
+        """Take the status of the task, and what holds it up, or None."""
+        self.task, self.trouble = task, trouble
+
     def shown(self) -> dict[str, Any]:
         """Return direction, bytes in all and so far, bytes per second, the state as Globus names it, and trouble."""
         return {

@@ -121,7 +121,8 @@ class TransferQueue:
 
     def _show(self, progress: TransferProgress, task: Task, trouble: str | None) -> None:
         """Update the progress; each new trouble is recorded in the journal once."""
-        before, progress.task, progress.trouble = progress.task, task, trouble
+        before = progress.task
+        progress.update(task, trouble)
         if trouble and before.get("nice_status") != task.get("nice_status"):
             transfer = progress.transfer
             ids = {"site": transfer.site, "round": transfer.round, "task_id": task["task_id"]}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from apps.models.model import AdapterSpec, ModelSpec
 from apps.models.sources import PACKAGED, TINY, is_converted, model_folder
+from apps.models.tiny import tiny_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -106,22 +107,8 @@ def config_of_spec(spec: ModelSpec) -> PreTrainedConfig | None:
 
 
 def _tiny_config(spec: ModelSpec) -> PreTrainedConfig:
-    """The configuration of a model from scratch, as ``apps.models.model`` builds it."""
-    from transformers import LlamaConfig
-
-    size = spec["tiny"] or {}
-    width = size["width"]
-    heads = max(2, width // 64)
-    return LlamaConfig(
-        vocab_size=TINY_VOCABULARY,
-        hidden_size=width,
-        num_hidden_layers=size["layers"],
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        intermediate_size=max(32, round(width * 8 / 3 / 32) * 32),
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-    )
+    """Return the configuration of a model from scratch."""
+    return tiny_config(spec["tiny"] or {}, TINY_VOCABULARY)
 
 
 def count(config: PreTrainedConfig, adapter: AdapterSpec | None) -> ModelShape:

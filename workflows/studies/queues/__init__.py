@@ -1,1 +1,1 @@
-"""Waits in batch queues: their records, where they come from, and what they show."""
+"""Waits in batch queues: their records, the sources of these, statistics and figures."""

@@ -1,4 +1,4 @@
-"""The pictures of a queue study: wait against nodes, and against walltime, a panel for each queue.
+"""The figures of a queue study: wait against nodes, and against walltime, a panel for each queue.
 
 They follow Figures 5 and 6 of arXiv 2603.19544, with quantiles instead of standard deviations: waits span four
 orders of magnitude, and a mean less its deviation is often below zero.
@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from workflows.console.units import DAY_S, HOUR_S
 from workflows.reporting.figure_style import SITE_COLOURS, new_figure
 from workflows.studies.queues.table import UNKNOWN, node_bins, node_label, walltime_bins, walltime_label
 
@@ -19,17 +20,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame, Series
 
-HOUR_S = 3600.0
-FEW = 10  # below it a bin shows its jobs, not a box
-PANELS = 8  # queues that are shown, those with the most jobs
-MARKS = ((10.0, "10 s"), (60.0, "1 min"), (HOUR_S, "1 hour"), (24 * HOUR_S, "1 day"), (7 * 24 * HOUR_S, "1 week"))
+FEW = 10  # a bin with fewer jobs shows each of them instead of a box
+PANELS = 8  # most queues in a figure, those with the most jobs
+MARKS = ((10.0, "10 s"), (60.0, "1 min"), (HOUR_S, "1 hour"), (DAY_S, "1 day"), (7 * DAY_S, "1 week"))
 BOX_LABEL, WHISKER_LABEL, MEDIAN_LABEL = "middle half of the jobs", "10 % to 90 % of the jobs", "median"
 MEAN_LABEL, JOB_LABEL = "mean", f"one job (bins of fewer than {FEW})"
 
 
 @dataclass(frozen=True)
 class Axis:
-    """What waits are shown against: how jobs fall into bins, and what these are called."""
+    """The horizontal axis of a figure: the bins of the jobs and their labels."""
 
     column: str
     title: str
@@ -42,13 +42,13 @@ WALLTIME = Axis("walltime_s", "walltime asked for (below: jobs in the bin)", wal
 
 
 def shown_queues(waits: DataFrame) -> list[tuple[str, str]]:
-    """Machine and queue of each panel: those with the most jobs, in the order of their names."""
+    """Return machine and queue of each panel: those with the most jobs, in the order of their names."""
     counts = waits.groupby(["machine", "queue"]).size().sort_values(ascending=False, kind="stable")
     return sorted(counts.index[:PANELS])
 
 
 def wait_figure(waits: DataFrame, axis: Axis) -> Figure:
-    """Waits against nodes or walltime.
+    """Draw waits against nodes or walltime.
 
     Args:
         waits: the columns of ``waits.Wait``.
@@ -77,7 +77,7 @@ def wait_figure(waits: DataFrame, axis: Axis) -> Figure:
 
 
 def _places(numbers: Sequence[int]) -> dict[int, int]:
-    """Where each bin stands: no gap in the bins between the first and the last, the unknown one at the end."""
+    """Return the position of each bin: no gaps between the first and the last, the unknown one at the end."""
     known = [number for number in numbers if number != UNKNOWN]
     order = [*range(min(known), max(known) + 1)] if known else []
     order += [UNKNOWN] if UNKNOWN in numbers else []
@@ -106,7 +106,7 @@ def _panel(axes: Axes, jobs: DataFrame, places: dict[int, int], axis: Axis, colo
 
 
 def _single_jobs(axes: Axes, hours: Series, place: int, colour: str) -> None:
-    """Each job a dot, side by side in the order of their waits, so that none hides another."""
+    """Draw each job as a dot, side by side in the order of their waits, so that none hides another."""
     shifts = [0.06 * (rank - (len(hours) - 1) / 2) for rank in range(len(hours))]
     axes.plot([place + shift for shift in shifts], sorted(hours), "o", color=colour, markersize=6, zorder=4)
 
@@ -132,7 +132,7 @@ def _box(axes: Axes, hours: Series, mean_hours: float, place: int, colour: str) 
 
 
 def _tint(colour: str) -> str:
-    """The colour half way to white: opaque, so that no line shows through a box."""
+    """Return the colour mixed with white: opaque, so that no line shows through a box."""
     from matplotlib.colors import to_hex, to_rgb
 
     red, green, blue = ((1 + part) / 2 for part in to_rgb(colour))
@@ -150,7 +150,7 @@ def _mean_style() -> dict[str, Any]:
 
 
 def _wait_axis(axes: Axes, floor_s: float) -> None:
-    """A log axis in hours, with lines where people's units of time begin; shorter waits stand on its floor."""
+    """Set a log axis in hours, with lines at common units of time; shorter waits are drawn at its lower end."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
     axes.set_yscale("log")

@@ -1,4 +1,4 @@
-"""Waits from what batch schedulers write down themselves: Slurm's sacct and the accounting logs of PBS."""
+"""Waits from the records of batch schedulers: Slurm's sacct and the accounting logs of PBS."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 
 from apps.base.errors import CrossfedError, UserMistake
+from workflows.console.units import DAY_S
 from workflows.studies.queues.waits import NEVER_STARTED, RESTARTED, UNREADABLE, Reading, Wait, reading_of, wait_of
 
 SACCT_FIELDS = "JobIDRaw,Cluster,Partition,QOS,NNodes,TimelimitRaw,Submit,Eligible,Start,End,State"
@@ -19,10 +20,10 @@ CLOCK = re.compile(r"(?:(?P<days>\d+)-)?(?P<parts>\d+(?::\d+){0,2})")
 
 
 def ask_sacct(since: float) -> Reading:
-    """The jobs that Slurm's accounting shows to this user, of all users where the site permits that.
+    """Read the jobs in Slurm's accounting that this user may see: of all users where the site permits that.
 
     Raises:
-        UserMistake: there is no sacct here.
+        UserMistake: sacct is not installed here.
         CrossfedError: sacct failed, or did not answer in time.
     """
     command = ["sacct", "--parsable2", "--allocations", "--allusers", f"--format={SACCT_FIELDS}"]
@@ -32,23 +33,23 @@ def ask_sacct(since: float) -> Reading:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SACCT_LIMIT_S)
     except FileNotFoundError:
         remedy = f"Save the output of 'sacct -P -X -a --format={SACCT_FIELDS}' there and name the file"
-        raise UserMistake("there is no sacct on this machine", remedy=remedy) from None
+        raise UserMistake("sacct is not available on this machine", remedy=remedy) from None
     except subprocess.TimeoutExpired:
         raise CrossfedError(f"sacct gave no answer in {SACCT_LIMIT_S} s", remedy="Try a later --since") from None
     if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines() or ["no reason given"]
-        raise CrossfedError(f"sacct failed: {said[0]}")
+        lines = (done.stderr or done.stdout).strip().splitlines() or ["no reason given"]
+        raise CrossfedError(f"sacct failed: {lines[0]}")
     return read_sacct("sacct", done.stdout.splitlines())
 
 
 def read_sacct(name: str, lines: Iterable[str]) -> Reading:
-    """What ``sacct --parsable2`` printed: a line of column names, then a line per job or step.
+    """Read the output of ``sacct --parsable2``: a line of column names, then a line per job or step.
 
-    Times are UNIX seconds, or local times of this machine. A queue is called by its partition, and by
-    partition/QOS for a QOS that is not the normal one.
+    Times are UNIX seconds, or local times of this machine. The queue is the partition, or partition/QOS for a QOS other
+    than the normal one.
 
     Raises:
-        UserMistake: a column is missing that is needed.
+        UserMistake: a required column is missing.
     """
     rows = iter(lines)
     columns = next(rows, "").strip().split("|")
@@ -70,7 +71,7 @@ def _sacct_job(name: str, columns: Sequence[str], line: str) -> Wait | str | Non
     submit, start = _moment(job["Submit"]), _moment(job["Start"])
     state = job.get("State", "")
     if state == "PENDING" or (state.startswith("CANCELLED") and job.get("End") == job["Start"]):
-        return NEVER_STARTED  # some versions write the time of its end as the start of a job that never ran
+        return NEVER_STARTED  # some versions write the end as the start of a job that never ran
     eligible = _moment(job.get("Eligible", ""))
     since = max(submit, eligible) if submit is not None and eligible is not None else submit
     if since is not None and start is not None and start < since:
@@ -79,7 +80,7 @@ def _sacct_job(name: str, columns: Sequence[str], line: str) -> Wait | str | Non
 
 
 def _moment(text: str) -> float | None:
-    """UNIX seconds; None for what is no time: Unknown, None."""
+    """Return UNIX seconds; None if the text is not a time (Unknown, None)."""
     if text.isdecimal():
         return float(text) or None
     try:
@@ -104,7 +105,7 @@ def _limit_s(job: Mapping[str, str]) -> float | None:
 
 
 def clock_s(text: str) -> float | None:
-    """Seconds of ``[days-]hours:minutes:seconds`` or ``minutes:seconds`` as schedulers write them, else None.
+    """Return the seconds of ``[days-]hours:minutes:seconds`` or ``minutes:seconds``, or None for another form.
 
     A number alone is hours after a number of days, else seconds.
     """
@@ -117,20 +118,21 @@ def clock_s(text: str) -> float | None:
     seconds = 0
     for part in parts:
         seconds = 60 * seconds + part
-    return 86400.0 * int(found["days"] or 0) + seconds
+    return DAY_S * int(found["days"] or 0) + seconds
 
 
 def is_pbs(line: str) -> bool:
+    """Return True if a line is one of a PBS accounting log."""
     return PBS_LINE.match(line) is not None
 
 
 def read_pbs(name: str, lines: Iterable[str]) -> Reading:
-    """The accounting log of a PBS server: its E records, written when a job has ended.
+    """Read the accounting log of a PBS server: its E records, written when a job has ended.
 
-    A wait counts from ``etime`` where it is later than ``qtime``: before that a job was held. A job that was started
-    again is left out, its wait cannot be told from its first run.
+    A wait counts from ``etime`` if that is later than ``qtime``: before it a job was held. A job that was restarted is
+    left out, because its wait before the first run is unknown.
     """
-    remarks = ["PBS tells of jobs that have ended only: those still waiting are not in it"]
+    remarks = ["PBS logs only jobs that have ended: those that still wait are missing"]
     return reading_of(name, _pbs_jobs(name, lines), remarks)
 
 

@@ -1,4 +1,4 @@
-"""Probes: tiny batch jobs that are submitted for nothing but to see how long they wait. A few, asked for, bounded."""
+"""Probes: a few tiny batch jobs that are submitted only to measure their waits, after the user's consent."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from apps.base.errors import CrossfedError, UserMistake
+from site_configs.library.resolve import SiteConfigError, resolve_site, takes
+from site_configs.library.schedulers import JobFacts, scheduler_for
 from workflows.console.command import say
-from workflows.console.units import plural, seconds_text
+from workflows.console.units import HOUR_S, plural, seconds_text
 from workflows.records.queue_history import BlockRecord, append, history_path, machine_of
 
 if TYPE_CHECKING:
@@ -27,14 +31,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 MOST = 20  # jobs of one call
-FIRST_POLL_S, LAST_POLL_S = 1.0, 30.0  # between looks at the jobs; doubling, for schedulers must not be pestered
-CANCELLED = "CANCELLED"  # as Parsl calls it
-PROBE = "probe"  # stands for the campaign in the history
+FIRST_POLL_S, LAST_POLL_S = 1.0, 30.0  # between status queries; doubling, to spare the schedulers
+CANCELLED = "CANCELLED"  # Parsl's name of the state
+PROBE = "probe"  # campaign name of probes in the history
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One job to be: where, and the file into which it writes the time of its start."""
+    """A job to submit: its site, and the file into which it writes the time of its start."""
 
     site: Site
     machine: str
@@ -44,22 +48,22 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Live:
-    """A job that has been submitted and not ended."""
+class SubmittedProbe:
+    """A job that was submitted and has not ended."""
 
     probe: Probe
     record: BlockRecord
 
 
 def probe(options: argparse.Namespace) -> bool:
-    """Submit the probes that were asked for, wait for them, write them into the history, say how it went.
+    """Submit the requested probes, wait for them, add them to the history, and report the results.
 
     Returns:
-        Whether any has started.
+        True if any has started.
 
     Raises:
-        UserMistake: a site or shape that cannot be, too many jobs, or no consent.
-        CrossfedError: the schedulers took none of them.
+        UserMistake: an impossible site or shape, too many jobs, or no consent.
+        CrossfedError: the schedulers accepted none of them.
     """
     folder = options.out / "probes" / datetime.now().strftime("%Y%m%d-%H%M%S")
     probes = plan(options, folder.absolute())
@@ -69,16 +73,16 @@ def probe(options: argparse.Namespace) -> bool:
     folder.mkdir(parents=True, exist_ok=True)
     records = run(probes, options.timeout)
     if not records:
-        raise CrossfedError("no probe was taken by a scheduler; the log lines above tell why")
+        raise CrossfedError("no probe was accepted by a scheduler; the log lines above give the reasons")
     report(records)
     return any(record.started is not None for record in records)
 
 
 def plan(options: argparse.Namespace, folder: Path) -> list[Probe]:
-    """The jobs at each site: all shapes in turn, until there are as many as were asked for.
+    """Return the jobs at each site: all shapes in turn, up to the requested number.
 
     Raises:
-        UserMistake: more than ``MOST`` jobs, or a site that cannot be made or has no queue.
+        UserMistake: more than ``MOST`` jobs, or a site that cannot be configured or has no queue.
     """
     shapes = list(itertools.product(options.probe_nodes, options.probe_walltimes))
     each = options.probes or len(shapes)
@@ -94,15 +98,13 @@ def plan(options: argparse.Namespace, folder: Path) -> list[Probe]:
 
 
 def name_and_config(text: str) -> tuple[str, str]:
-    """Site and config of ``SITE=CONFIG``; a config alone gives the site its name."""
+    """Return site and config of ``SITE=CONFIG``; a config alone is also the name of the site."""
     name, _, config = text.partition("=")
     return (name, config) if config else (Path(name).stem, name)
 
 
 def site_settings(texts: Sequence[str], sites: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The settings of each site from ``KEY=VALUE``, ``SITE.KEY=VALUE`` and ``sites.SITE.KEY=VALUE``."""
-    import yaml
-
+    """Return the settings of each site from ``KEY=VALUE``, ``SITE.KEY=VALUE`` and ``sites.SITE.KEY=VALUE``."""
     settings: dict[str, dict[str, Any]] = {site: {} for site in sites}
     for text in texts:
         key, equals, value = text.partition("=")
@@ -119,8 +121,6 @@ def site_settings(texts: Sequence[str], sites: Sequence[str]) -> dict[str, dict[
 
 
 def _probe_of(name: str, config: str, settings: dict[str, Any], shape: tuple[int, int], stamp: Path) -> Probe:
-    from site_configs.library.resolve import SiteConfigError, resolve_site, takes
-
     nodes, walltime_s = shape
     try:
         if not (takes(config, "nodes") and takes(config, "walltime")):
@@ -136,54 +136,55 @@ def _probe_of(name: str, config: str, settings: dict[str, Any], shape: tuple[int
 
 
 def announce(probes: Sequence[Probe], timeout_s: float) -> None:
-    """What will be submitted, and what it can cost."""
-    for site, count in Counter(_words(probe) for probe in probes).items():
+    """Print what will be submitted and its largest cost."""
+    for site, count in Counter(_shape_text(probe) for probe in probes).items():
         say(f"{plural(count, 'probe')} {site}")
-    node_hours = sum(probe.block.nodes * probe.block.walltime_s for probe in probes) / 3600
-    say(f"Each ends at once when it starts; charged are {node_hours:.3g} node-hours at the very most.")
+    node_hours = sum(probe.block.nodes * probe.block.walltime_s for probe in probes) / HOUR_S
+    say(f"Each ends as soon as it starts; at most {node_hours:.3g} node-hours are charged.")
     say(f"Those that have not started after {seconds_text(timeout_s)} are cancelled.")
 
 
-def _words(probe: Probe) -> str:
+def _shape_text(probe: Probe) -> str:
     block = probe.block
     shape = f"{plural(block.nodes, 'node')} for {seconds_text(block.walltime_s)}"
     return f"at {probe.site.name} ({probe.site.machine}), queue {block.queue.name}: {shape}"
 
 
 def ask_consent() -> None:
+    """Ask the user to confirm the submission; raises UserMistake without consent."""
     if not sys.stdin.isatty():
-        raise UserMistake("probes are batch jobs: nothing was submitted", remedy="Say --yes to submit them")
+        raise UserMistake("probes are batch jobs: nothing was submitted", remedy="Add --yes to submit them")
     if input("Submit them? [y/N] ").strip().lower() not in ("y", "yes"):
         raise UserMistake("nothing was submitted")
 
 
 def run(probes: Sequence[Probe], timeout_s: float) -> list[BlockRecord]:
-    """Submit the probes and follow them to their ends, or to the timeout; those that are left are cancelled.
+    """Submit the probes and follow them to their ends or to the timeout; then cancel the rest.
 
-    Each goes into the history when it is submitted and when its end is known. No more are there at once than the
-    queue's rule for one user admits: the others follow as the first ones end.
+    Each is added to the history when it is submitted and when its end is known. At most as many are in the queue as its
+    rule for one user admits; the others follow as the first ones end.
 
     Returns:
-        The last record of each job that was submitted.
+        The last record of each submitted job.
     """
-    waiting, live, ended = list(probes), list[Live](), list[BlockRecord]()
+    waiting, live, ended = list(probes), list[SubmittedProbe](), list[BlockRecord]()
     deadline, pause_s = time.monotonic() + timeout_s, FIRST_POLL_S
     try:
         while (waiting or live) and time.monotonic() < deadline:
             waiting = _submit_admitted(waiting, live)
             time.sleep(max(0.0, min(pause_s, deadline - time.monotonic())))
-            news = _look(live)
+            news = _collect_ended(live)
             ended += news
             pause_s = FIRST_POLL_S if news else min(2 * pause_s, LAST_POLL_S)
-    finally:  # also when the user interrupts: no job is left behind
+    finally:  # also if the user interrupts: no job may be left behind
         ended += _cancel(live)
     if waiting:
-        say(f"{plural(len(waiting), 'probe')} not submitted: the rule of the queue left no room for more in this time.")
+        say(f"{plural(len(waiting), 'probe')} not submitted: the queue's rule for one user admitted no more in time.")
     return ended
 
 
-def _submit_admitted(waiting: Sequence[Probe], live: list[Live]) -> list[Probe]:
-    """Submit those that the rules admit now; answers with those that have to wait."""
+def _submit_admitted(waiting: Sequence[Probe], live: list[SubmittedProbe]) -> list[Probe]:
+    """Submit the probes that the rules admit now; return those that have to wait."""
     later: list[Probe] = []
     for probe in waiting:
         limit = probe.block.queue.queued_per_user
@@ -191,7 +192,7 @@ def _submit_admitted(waiting: Sequence[Probe], live: list[Live]) -> list[Probe]:
         if limit is not None and there >= limit:
             later.append(probe)
         elif record := _submit(probe):
-            live.append(Live(probe, record))
+            live.append(SubmittedProbe(probe, record))
     return later
 
 
@@ -227,8 +228,8 @@ def _submit(probe: Probe) -> BlockRecord | None:
     return record
 
 
-def _look(live: list[Live]) -> list[BlockRecord]:
-    """Take those that have ended out of the list; answers with their records."""
+def _collect_ended(live: list[SubmittedProbe]) -> list[BlockRecord]:
+    """Remove the jobs that have ended from the list and return their records."""
     ended: list[BlockRecord] = []
     for job in list(live):
         status = job.probe.provider.status([job.record.job_id])[0]
@@ -238,39 +239,37 @@ def _look(live: list[Live]) -> list[BlockRecord]:
     return ended
 
 
-def _final(job: Live, status: JobStatus) -> BlockRecord:
-    """The record of a job that has ended, in the history too.
+def _final(job: SubmittedProbe, status: JobStatus) -> BlockRecord:
+    """Return the record of a job that has ended, and add it to the history.
 
-    When it started says the job itself, else its scheduler. Where neither does it counts as never started: a wait that
-    nobody saw end must not be taken for one that did.
+    The start is reported by the job itself, or else by its scheduler. Without either the job counts as never started: a
+    wait of unknown end must not be counted as a measured one.
     """
     started = read_stamp(job.probe.stamp) or scheduler_start(job)
     if started is None and status.state.name != CANCELLED:
-        logger.warning("job %s ended and nobody knows its start: its wait is not counted", job.record.job_id)
+        logger.warning("job %s ended and its start is unknown: its wait is not counted", job.record.job_id)
     record = replace(job.record, started=started, ended=time.time(), state=status.state.name)
     append(record)
     return record
 
 
-def scheduler_start(job: Live) -> float | None:
-    """When a job started as its scheduler says; None: it did not start, or that is not known."""
-    from site_configs.library.schedulers import JobFacts, scheduler_for
-
+def scheduler_start(job: SubmittedProbe) -> float | None:
+    """Return the start of a job as its scheduler reports it; None if it did not start or that is unknown."""
     block, job_id = job.probe.block, job.record.job_id
     answer = scheduler_for(block.scheduler, block.command_environment).jobs([job_id]).get(job_id)
     return answer.started if isinstance(answer, JobFacts) else None
 
 
 def read_stamp(path: Path) -> float | None:
-    """When a job started by its own clock; None where it has not said so."""
+    """Return the start of a job by its own clock; None if it has not written it."""
     try:
         return float(path.read_text())
     except (OSError, ValueError):
         return None
 
 
-def _cancel(live: list[Live]) -> list[BlockRecord]:
-    """Cancel what is left, and write down that it never started, or that it did at the last moment."""
+def _cancel(live: list[SubmittedProbe]) -> list[BlockRecord]:
+    """Cancel the remaining jobs and record that they never started, or that they did at the last moment."""
     from parsl.jobs.states import JobState, JobStatus
 
     ended = []
@@ -282,6 +281,7 @@ def _cancel(live: list[Live]) -> list[BlockRecord]:
 
 
 def report(records: Sequence[BlockRecord]) -> None:
+    """Print the result of each job."""
     for record in records:
         shape = f"{plural(record.nodes, 'node')} for {seconds_text(record.walltime_s)}"
         waited = seconds_text(max(0.0, (record.ended or 0) - (record.submitted or 0)))
@@ -289,4 +289,4 @@ def report(records: Sequence[BlockRecord]) -> None:
         if record.started is not None and record.submitted is not None:
             outcome = f"waited {seconds_text(max(0.0, record.started - record.submitted))}"
         say(f"  {record.site} {record.queue} job {record.job_id}, {shape}: {outcome}")
-    say(f"In the history now: {history_path()}")
+    say(f"Added to the history: {history_path()}")

@@ -13,7 +13,7 @@ from workflows.studies.queues.waits import ALL_QUEUES, INCOMPLETE, NEVER_STARTED
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
-# of the 18 fields those that are used, counted from 1 as in the definition of the format
+# the fields that are used of the 18, counted from 1 as in the definition of the format
 SUBMIT, WAIT, RUN, PROCESSORS, REQUESTED_PROCESSORS, REQUESTED_S, STATUS, QUEUE = 2, 3, 4, 5, 8, 9, 11, 15
 CANCELLED, PARTS = 5, (2, 3, 4)  # states; parts are pieces of a job that has a line of its own for the whole
 HEADER = re.compile(r";\s*(\w+)\s*:\s*(.*?)\s*$")
@@ -21,16 +21,17 @@ QUEUE_NAME = re.compile(r"(\d+)[\s:=-]+(\S+)")
 
 
 def is_swf(line: str) -> bool:
+    """Return True if a line looks like one of this format."""
     return line.startswith(";") or len(line.split()) == 18
 
 
 def read_swf(name: str, text: str, processors_per_node: int | None = None) -> Reading:
-    """A trace; the format counts processors, so the header's MaxProcs and MaxNodes say how many make a node.
+    """Read a trace; the format counts processors, so the header's MaxProcs and MaxNodes give the processors of a node.
 
     Args:
-        name: of the trace; the machine's name too, unless its header tells it.
-        text: all of the file.
-        processors_per_node: in place of what the header says.
+        name: of the trace; also of the machine, unless the header has one.
+        text: content of the file.
+        processors_per_node: instead of that in the header.
 
     Raises:
         UserMistake: the lines do not have 18 fields.
@@ -45,7 +46,7 @@ def read_swf(name: str, text: str, processors_per_node: int | None = None) -> Re
 
 
 def _header(text: str) -> tuple[dict[str, str], dict[int, str]]:
-    """The header's comments, the first of each name, and the names of the queues by number."""
+    """Return the header's comments, the first of each name, and the names of the queues by number."""
     header: dict[str, str] = {}
     queues: dict[int, str] = {}
     for line in text.splitlines():
@@ -67,17 +68,17 @@ def _first_number(header: Mapping[str, str], key: str) -> int | None:
 
 
 def _per_node(header: Mapping[str, str], given: int | None) -> tuple[float, list[str]]:
-    """Processors of a node, and what one must know of that number."""
+    """Return the processors of a node, and a remark if they are unknown."""
     if given:
         return given, []
     processors, nodes = _first_number(header, "MaxProcs"), _first_number(header, "MaxNodes")
     if processors and nodes:
         return max(1.0, processors / nodes), []
-    return 1.0, ["its header does not tell MaxProcs and MaxNodes: a processor counts as a node"]
+    return 1.0, ["its header has no MaxProcs and MaxNodes: a processor counts as a node"]
 
 
 def read_jobs(name: str, text: str) -> tuple[DataFrame, int]:
-    """The lines as numbers, columns counted from 1 as in the format's definition, and how many lines are none.
+    """Return the lines as numbers, columns counted from 1 as in the format, and the number of unreadable lines.
 
     Raises:
         UserMistake: the lines do not have 18 fields.
@@ -100,7 +101,7 @@ def read_jobs(name: str, text: str) -> tuple[DataFrame, int]:
 
 
 def _kept(jobs: DataFrame) -> tuple[DataFrame, dict[str, int]]:
-    """Jobs that have waited and started; a job of unknown run time counts as started unless it was cancelled."""
+    """Return the jobs that have waited and started; one of unknown run time has started unless it was cancelled."""
     jobs = jobs[~jobs[STATUS].isin(PARTS)]
     unstarted = (jobs[STATUS] == CANCELLED) & (jobs[RUN] <= 0)
     incomplete = ~unstarted & ((jobs[WAIT] < 0) | (_processors(jobs) < 1))
@@ -109,7 +110,7 @@ def _kept(jobs: DataFrame) -> tuple[DataFrame, dict[str, int]]:
 
 
 def _processors(jobs: DataFrame) -> Series:
-    """As requested; where that is not known, as allocated."""
+    """Return the requested processors, or the allocated ones if those are unknown."""
     return jobs[REQUESTED_PROCESSORS].where(jobs[REQUESTED_PROCESSORS] > 0, jobs[PROCESSORS])
 
 

@@ -1,17 +1,17 @@
-"""Waits by nodes and walltime: the bins, their quantiles, and how these are written and shown."""
+"""Waits by nodes and walltime: the bins, their quantiles, and the tables of these."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING
 
-from workflows.console.units import seconds_text
+from workflows.console.units import DAY_S, HOUR_S, seconds_text
+from workflows.studies.tables import terminal_table
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
     from rich.table import Table
 
-HOUR_S, DAY_S = 3600, 86400
 # the limits are those that facilities set for their queues; each bin holds its upper limit
 WALLTIMES = (
     (900, "to 15 min"),
@@ -27,28 +27,29 @@ WALLTIMES = (
     (7 * DAY_S, "3–7 d"),
     (math.inf, "over 7 d"),
 )
-UNKNOWN = len(WALLTIMES)  # the bin of jobs whose walltime is not known
+UNKNOWN = len(WALLTIMES)  # the bin of jobs of unknown walltime
 QUANTILES = {"median_s": 0.5, "p75_s": 0.75, "p90_s": 0.9}
 KEYS = ["machine", "queue", "node_bin", "walltime_bin"]
 
 
 def node_bins(nodes: Series) -> Series:
-    """The number of the bin of each node count: 0 for 1, then 2, 3–4, 5–8 and so on, doubling."""
+    """Return the number of the bin of each node count: 0 for 1, then 2, 3–4, 5–8 and so on, doubling."""
     return nodes.map(lambda count: (int(count) - 1).bit_length())
 
 
 def node_range(number: int) -> tuple[int, int]:
-    """The fewest and the most nodes of a bin."""
+    """Return the fewest and the most nodes of a bin."""
     return 2 ** (number - 1) + 1 if number else 1, 2**number
 
 
 def node_label(number: int) -> str:
+    """Return the name of a bin of nodes."""
     low, high = node_range(number)
     return f"{low}–{high}" if low < high else str(high)
 
 
 def walltime_bins(walltime_s: Series) -> Series:
-    """The number in ``WALLTIMES`` of the bin of each walltime, or ``UNKNOWN``."""
+    """Return the index in ``WALLTIMES`` of the bin of each walltime, or ``UNKNOWN``."""
     import numpy as np
 
     limits = [limit for limit, _ in WALLTIMES]
@@ -57,31 +58,33 @@ def walltime_bins(walltime_s: Series) -> Series:
 
 
 def walltime_range(number: int) -> tuple[float, float]:
-    """Seconds that a bin begins above and ends with; NaN for the unknown ones."""
+    """Return the seconds above which a bin starts and with which it ends; NaN for the unknown ones."""
     if number == UNKNOWN:
         return math.nan, math.nan
     return WALLTIMES[number - 1][0] if number else 0, WALLTIMES[number][0]
 
 
 def walltime_label(number: int) -> str:
+    """Return the name of a bin of walltimes."""
     return "unknown" if number == UNKNOWN else WALLTIMES[number][1]
 
 
 def with_bins(waits: DataFrame) -> DataFrame:
+    """Return the waits with columns for both bins."""
     return waits.assign(node_bin=node_bins(waits["nodes"]), walltime_bin=walltime_bins(waits["walltime_s"]))
 
 
 def quantile(waits_s: Series, share: float) -> float:
-    """A quantile of waits, interpolated linearly; NaN where fewer than one job is expected to lie beyond it.
+    """Return a quantile of waits, interpolated linearly; NaN if fewer than one job is expected beyond it.
 
-    So the 90 % quantile wants ten jobs. The median of any number is given: of a single job it is its wait.
+    So the 90 % quantile needs ten jobs. The median of any number is given: of a single job it is its wait.
     """
     enough = len(waits_s) * (1 - share) > 1 - 1e-9
     return float(waits_s.quantile(share)) if enough or share <= 0.5 else math.nan
 
 
 def summarise(waits: DataFrame) -> DataFrame:
-    """A row for each machine, queue, node bin and walltime bin that has jobs.
+    """Return a row for each machine, queue, node bin and walltime bin with jobs.
 
     Columns: machine, queue, node_bin, walltime_bin, jobs, median_s, p75_s, p90_s (``quantile``).
     """
@@ -95,7 +98,7 @@ def summarise(waits: DataFrame) -> DataFrame:
 
 
 def as_csv(summary: DataFrame) -> str:
-    """The table with the limits of each bin as numbers; empty where a limit is unknown or a quantile not carried."""
+    """Return the table as CSV with the limits of each bin as numbers; empty cells for unknown limits and quantiles."""
     import pandas
 
     nodes = pandas.DataFrame(map(node_range, summary["node_bin"]), columns=["nodes_from", "nodes_to"])
@@ -106,22 +109,14 @@ def as_csv(summary: DataFrame) -> str:
 
 
 def as_table(summary: DataFrame) -> Table:
-    """The table for the terminal, a section a queue."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title="wait by nodes and walltime", title_justify="left")
+    """Return the table for the terminal, a section for each queue."""
     many = summary["machine"].nunique() > 1
-    for name in (*(["machine"] if many else []), "queue", "nodes", "walltime"):
-        table.add_column(name, no_wrap=True)
-    for name in ("jobs", "median", "p75", "p90"):
-        table.add_column(name, justify="right", no_wrap=True)
+    sections = []
     for (machine, queue), group in summary.groupby(["machine", "queue"]):
-        first = [Text(name) for name in ((machine, queue) if many else (queue,))]
+        rows = []
         for row in group.to_dict("records"):
             values = ["–" if math.isnan(row[name]) else seconds_text(row[name]) for name in QUANTILES]
-            shape = (node_label(row["node_bin"]), walltime_label(row["walltime_bin"]), f"{row['jobs']:,}")
-            table.add_row(*first, *shape, *values)
-            first = [Text("") for _ in first]
-        table.add_section()
-    return table
+            rows.append([node_label(row["node_bin"]), walltime_label(row["walltime_bin"]), f"{row['jobs']:,}", *values])
+        sections.append(((machine, queue) if many else (queue,), rows))
+    columns = [*(["machine"] if many else []), "queue", "nodes", "walltime", "jobs", "median", "p75", "p90"]
+    return terminal_table("wait by nodes and walltime", columns, 4 if many else 3, sections)

@@ -1,4 +1,4 @@
-"""What every source of queue records comes down to: one table of waits, and what was left out of it."""
+"""The common form of all queue records: one table of waits, and the jobs that were left out of it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ INCOMPLETE = "without nodes or times"
 
 @dataclass(frozen=True)
 class Wait:
-    """How long one job stood in a queue.
+    """The wait of one job in a queue.
 
     Attributes:
-        machine, queue: where.
-        nodes, walltime_s: as requested; a walltime of None is not known.
-        wait_s: from when the job could have run, past holds and dependencies, to its start.
-        submitted: that moment, in UNIX seconds.
+        machine, queue: where it waited.
+        nodes, walltime_s: as requested; a walltime of None is unknown.
+        wait_s: from the time when the job could have run, past holds and dependencies, to its start.
+        submitted: the first of these times, in UNIX seconds.
     """
 
     machine: str
@@ -40,13 +40,13 @@ class Wait:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a source holds.
+    """The content of a source.
 
     Attributes:
-        name: of the source, for people.
-        waits: a row per job with the columns of ``Wait``; NaN for a walltime that is not known.
-        left_out: why jobs are not among them, and how many.
-        remarks: what else one must know of the numbers, in sentences.
+        name: of the source, for messages.
+        waits: a row per job with the columns of ``Wait``; NaN for an unknown walltime.
+        left_out: the reasons why jobs are missing, with their numbers of jobs.
+        remarks: limits of the numbers, in sentences.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Reading:
 
 
 def as_table(waits: Iterable[Wait]) -> DataFrame:
-    """A row per wait; the columns have their types also where there is no row."""
+    """Return a row per wait; the columns have their types even without rows."""
     import pandas
 
     columns = [f.name for f in fields(Wait)]
@@ -65,7 +65,7 @@ def as_table(waits: Iterable[Wait]) -> DataFrame:
 
 
 def reading_of(name: str, jobs: Iterable[Wait | str | None], remarks: Sequence[str] = ()) -> Reading:
-    """Gather what a parser says of each line: a wait, the reason why there is none, or None for no job at all."""
+    """Collect a parser's results: a wait, the reason why there is none, or None for a line without a job."""
     waits: list[Wait] = []
     left_out: Counter[str] = Counter()
     for job in jobs:
@@ -79,7 +79,7 @@ def reading_of(name: str, jobs: Iterable[Wait | str | None], remarks: Sequence[s
 def wait_of(
     machine: str, queue: str, nodes: int | None, walltime_s: float | None, since: float | None, start: float | None
 ) -> Wait | str:
-    """The wait of a job that could have run since one time and started at another, or why there is none."""
+    """Return the wait of a job from the time when it could have run to its start, or the reason why there is none."""
     if not nodes or nodes < 1 or since is None:
         return INCOMPLETE
     if start is None:
@@ -92,10 +92,10 @@ def wait_of(
 def select(
     readings: Sequence[Reading], queues: Sequence[str] = (), since: float | None = None, until: float | None = None
 ) -> DataFrame:
-    """All waits of these sources in one table, of these queues and submitted in this time.
+    """Return the waits of all sources in one table, of these queues and submitted in this period.
 
     Raises:
-        UserMistake: nothing is left; says which queues there are.
+        UserMistake: no job is left; names the queues that exist.
     """
     import pandas
 
@@ -103,7 +103,7 @@ def select(
     known = sorted(set(waits["queue"]))
     unknown = [queue for queue in queues if queue not in known]
     if unknown and known:
-        raise UserMistake(f"--queue {unknown[0]}: no job of it here; there are: {', '.join(known)}")
+        raise UserMistake(f"--queue {unknown[0]}: no job of this queue; queues with jobs: {', '.join(known)}")
     if queues:
         waits = waits[waits["queue"].isin(queues)]
     if since is not None:
@@ -112,6 +112,6 @@ def select(
         waits = waits[waits["submitted"] < until]
     if waits.empty:
         names = ", ".join(reading.name for reading in readings)
-        what = f"no job that has started{' within these dates' if known else ''} in {names}"
+        what = f"no job that has started{' between these dates' if known else ''} in {names}"
         raise UserMistake(what, remedy="Name other records with --from, or other dates")
     return waits.reset_index(drop=True)

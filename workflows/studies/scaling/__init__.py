@@ -1,1 +1,1 @@
-"""Throughput against nodes and devices: what is measured, how, and how it is shown."""
+"""Throughput against nodes and devices: the points of a study, their measurement, table and figure."""

@@ -1,4 +1,4 @@
-"""The picture of a scaling study, as Figure 1 of arXiv 2603.19544: samples a second against nodes and devices."""
+"""The figure of a scaling study, as Figure 1 of arXiv 2603.19544: samples a second against nodes and devices."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MARKERS = {"none": "o", "ddp": "D", "shard_grad_op": "s", "full_shard": "^"}
-WIDE = 6  # rates that lie further apart than this get logarithmic axes
+WIDE = 6  # a larger ratio of the rates gives logarithmic axes
 IDEAL: dict[str, Any] = {"color": "#999999", "linewidth": 1.0, "linestyle": (0, (1, 2)), "zorder": 1}
 
 
 def scaling_figure(rows: Sequence[ScalingRow]) -> Figure:
-    """Two panels, a line for each site; marks tell the sharding: half of them filled with checkpointing of
-    activations, none with offloading.
+    """Draw two panels with a line for each site.
 
-    Dotted lines begin at a site's smallest size and grow as it does: where measured points leave them, time is lost.
+    Marks show the sharding: half filled with checkpointing of activations, empty with offloading. Dotted lines start at
+    a site's smallest size and grow in proportion: measured points below them show lost time.
     """
     sites = list(dict.fromkeys(row.site for row in rows))
     figure, (left, right) = new_figure(12, 6.2, ncols=2, sharey=True)
@@ -30,11 +30,11 @@ def scaling_figure(rows: Sequence[ScalingRow]) -> Figure:
         _line(left, _largest_at(own, lambda row: row.nodes), lambda row: row.nodes, sites)
         _line(right, own, lambda row: row.devices, sites)
     fastest, slowest = max(row.high for row in rows), min(row.low for row in rows)
-    for axes, word, sizes in (
+    for axes, label, sizes in (
         (left, "nodes", [row.nodes for row in rows]),
         (right, "devices", [row.devices for row in rows]),
     ):
-        _finish(axes, word, sizes, fastest > WIDE * slowest)
+        _finish(axes, label, sizes, fastest > WIDE * slowest)
     left.set_ylabel("samples a second")
     micro_batches = sorted({row.micro_batch for row in rows})
     each = " or ".join(map(str, micro_batches))
@@ -45,7 +45,7 @@ def scaling_figure(rows: Sequence[ScalingRow]) -> Figure:
 
 
 def _largest_at(own: Sequence[ScalingRow], size: Callable[[ScalingRow], int]) -> list[ScalingRow]:
-    """Of several rows of one size that with the most devices, so that a panel's line does not turn back."""
+    """Return of several rows of one size the one with the most devices, so that a panel's line does not turn back."""
     return list({size(row): row for row in own}.values())
 
 
@@ -61,9 +61,9 @@ def _line(axes: Axes, own: Sequence[ScalingRow], size: Callable[[ScalingRow], in
         )
 
 
-def _mark(strategy: str, colour: str) -> dict[str, Any]:
-    """The mark of a strategy such as ``full_shard+ckpt+offload``."""
-    sharding, *extras = strategy.split("+")
+def _mark(full: str, colour: str) -> dict[str, Any]:
+    """Return the mark of a sharding such as ``full_shard+ckpt+offload``."""
+    sharding, *extras = full.split("+")
     inside = "#FFFFFF" if "offload" in extras else colour
     return {
         "marker": MARKERS[sharding],
@@ -75,11 +75,11 @@ def _mark(strategy: str, colour: str) -> dict[str, Any]:
     }
 
 
-def _finish(axes: Axes, word: str, sizes: Sequence[int], wide: bool) -> None:
-    """Axes with the sizes that were measured as marks; logarithmic where the rates are wide apart."""
+def _finish(axes: Axes, label: str, sizes: Sequence[int], wide: bool) -> None:
+    """Label the axes with the measured sizes; logarithmic for a wide range of rates."""
     from matplotlib.ticker import NullFormatter, NullLocator, ScalarFormatter
 
-    axes.set_xlabel(word)
+    axes.set_xlabel(label)
     if not wide:
         axes.set_xticks([0, *sorted(set(sizes))])
         axes.set_xlim(0, max(sizes) * 1.1)
@@ -99,9 +99,9 @@ def _legend(figure: Figure, axes: Axes, rows: Sequence[ScalingRow]) -> None:
     from matplotlib.lines import Line2D
 
     lines, names = axes.get_legend_handles_labels()
-    for strategy in dict.fromkeys(row.sharding for row in rows):
-        lines.append(Line2D([], [], linestyle="", **_mark(strategy, "#555555")))
-        names.append(strategy.replace("+ckpt", ", checkpointing").replace("+offload", ", offload"))
+    for sharding in dict.fromkeys(row.sharding for row in rows):
+        lines.append(Line2D([], [], linestyle="", **_mark(sharding, "#555555")))
+        names.append(sharding.replace("+ckpt", ", checkpointing").replace("+offload", ", offload"))
     lines.append(Line2D([], [], **IDEAL))
     names.append("in proportion")
     figure.legend(lines, names, loc="outside lower center", ncols=4)

@@ -1,4 +1,4 @@
-"""Measures the points of a scaling study: real trainings as Parsl apps at the sites, whose updates are thrown away."""
+"""Measure the points of a scaling study: real training as Parsl apps at the sites, whose updates are discarded."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from workflows.studies.scaling.table import ScalingRow, Trained, rates, summary
 
 TICK_S = 0.25
 SHORT_STEPS = 2
-Tell = Callable[[str], None]
+Show = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured at a point: steps of a repeat, and repeats."""
+    """Amount of measurement at a point: steps of a repeat, and repeats."""
 
     steps: int
     repeats: int
@@ -37,7 +37,7 @@ class Effort:
 
 @dataclass(frozen=True)
 class PointResult:
-    """What came of a point: a row, or why there is none."""
+    """Result of a point: a row, or the reason why there is none."""
 
     point: ScalingPoint
     row: ScalingRow | None
@@ -45,19 +45,19 @@ class PointResult:
 
 
 def measure_wave(
-    plan: Plan, run: RunDirectory, wave: Sequence[ScalingPoint], effort: Effort, tell: Tell
+    plan: Plan, run: RunDirectory, wave: Sequence[ScalingPoint], effort: Effort, show: Show
 ) -> Iterator[PointResult]:
-    """Measure points at the same time; each answer comes as soon as its point is done.
+    """Measure points at the same time; yield each result as soon as its point is done.
 
     Args:
-        plan: the campaign's.
-        run: the study's directory; trainings that its journal knows are not repeated.
+        plan: of the campaign.
+        run: the study's directory; trainings in its journal are not repeated.
         wave: at most one point of a site.
-        effort: how much is measured.
-        tell: shown to the user while it runs.
+        effort: amount of measurement.
+        show: receives the progress for the user.
 
     Raises:
-        CrossfedError: Parsl cannot go on.
+        CrossfedError: Parsl cannot continue.
     """
     here = plan_for(plan, wave)
     with parsl_for(here, run) as kernel:
@@ -67,14 +67,14 @@ def measure_wave(
             for key, (point, trainings) in list(pending.items()):
                 if all(training.done() for training in trainings):
                     del pending[key]
-                    yield outcome(point, trainings, here.server_work["code_version"])
+                    yield result_of(point, trainings, here.server_work["code_version"])
             if pending:
-                tell("; ".join(standing(point, trainings) for point, trainings in pending.values()))
+                show("; ".join(progress_text(point, trainings) for point, trainings in pending.values()))
                 time.sleep(TICK_S)
 
 
 def submit_point(kernel: Kernel, plan: Plan, point: ScalingPoint, effort: Effort) -> list[Future[Any]]:
-    """One short training and the repeats, one after the other, all from the same model.
+    """Submit one short training and the repeats, one after the other, all from the same model.
 
     A site has one worker, so they do not run beside each other.
     """
@@ -87,22 +87,22 @@ def submit_point(kernel: Kernel, plan: Plan, point: ScalingPoint, effort: Effort
     trainings: list[Future[Any]] = []
     for number in range(effort.repeats + 1):
         steps = SHORT_STEPS + (effort.steps if number else 0)
-        order = TrainRequest(training=training_of(plan.campaign, point, steps), optimizer_from=None, attempt=1)
+        request = TrainRequest(training=training_of(plan.campaign, point, steps), optimizer_from=None, attempt=1)
         place = Place(site=name, round=number)
-        trainings.append(kernel.submit(local_train, place, work, order, base, shard, on=name))
+        trainings.append(kernel.submit(local_train, place, work, request, base, shard, on=name))
     return trainings
 
 
-def standing(point: ScalingPoint, trainings: Sequence[Future[Any]]) -> str:
-    """How far a point is, for people."""
+def progress_text(point: ScalingPoint, trainings: Sequence[Future[Any]]) -> str:
+    """Return the progress of a point for the user."""
     done = sum(training.done() for training in trainings)
     progress = read_progress(point.site.storage_root)
     now = f", step {progress['step']} of {progress['steps']}" if progress and progress["phase"] == "training" else ""
-    return f"{point.words}: training {done + 1} of {len(trainings)}{now}"
+    return f"{point.name}: training {done + 1} of {len(trainings)}{now}"
 
 
-def outcome(point: ScalingPoint, trainings: Sequence[Future[Any]], code: str) -> PointResult:
-    """The row of a point whose trainings have all ended."""
+def result_of(point: ScalingPoint, trainings: Sequence[Future[Any]], code: str) -> PointResult:
+    """Return the result of a point whose trainings have all ended."""
     for training in trainings:
         error = root_cause(training)
         if error is not None:
@@ -112,10 +112,12 @@ def outcome(point: ScalingPoint, trainings: Sequence[Future[Any]], code: str) ->
 
 
 def trained(manifest: Manifest) -> Trained:
+    """Return the amounts of one training from its manifest."""
     return Trained(manifest["samples"], manifest["tokens"], manifest["train_s"])
 
 
 def row_of(point: ScalingPoint, short: Trained, repeats: Sequence[Trained], code: str) -> ScalingRow:
+    """Return the row of a point from its short training and the repeats."""
     name, nodes, devices = point.key
     found: dict[str, Any] = summary(rates(short, repeats))
     need = point.memory.need
@@ -123,7 +125,7 @@ def row_of(point: ScalingPoint, short: Trained, repeats: Sequence[Trained], code
         site=name,
         nodes=nodes,
         devices=devices,
-        sharding=point.strategy,
+        sharding=point.sharding,
         micro_batch=point.memory.choice.micro_batch,
         planned_bytes=round(need.device) if need else 0,
         code=code,

@@ -1,4 +1,4 @@
-"""What a scaling study measures: sites at several sizes, each with the plan that the memory planner chose."""
+"""The points of a scaling study: sites at several sizes, each with the plan that the memory planner chose."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from apps.train import SiteWork
 from apps.training.spec import TrainingSpec
 from site_configs.library.resolve import SiteConfigError, resolve_site
 from site_configs.library.site import Site
+from workflows.console.units import plural
 from workflows.planning.campaign import Campaign, ParallelSection
 from workflows.planning.memory.campaign import training_setup
 from workflows.planning.memory.model import ModelShape
 from workflows.planning.memory.plan import MemoryPlan, machine_of, plan_site
 from workflows.planning.plan import Plan
 
-NEVER_S = 1e9  # no save may fall into what is measured
+NEVER_S = 1e9  # interval of checkpoints, so that none falls into the measurement
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is asked for: nodes of batch sites, ranks of sites on this machine, samples of a device in one pass."""
+    """Requested sizes: nodes of batch sites, ranks of sites on this machine, samples of a device in one pass."""
 
     nodes: tuple[int, ...]
     ranks: tuple[int, ...]
@@ -40,26 +41,29 @@ class ScalingPoint:
 
     @property
     def key(self) -> tuple[str, int, int]:
+        """Return site, nodes and devices."""
         return self.site.name, self.memory.machine.nodes, self.memory.machine.ranks
 
     @property
-    def strategy(self) -> str:
+    def sharding(self) -> str:
+        """Return the sharding, with ``+ckpt`` and ``+offload`` if the plan has them."""
         choice = self.memory.choice
         return choice.sharding + "+ckpt" * choice.checkpoint + "+offload" * choice.offload
 
     @property
-    def words(self) -> str:
+    def name(self) -> str:
+        """Return site and size for the user."""
         name, nodes, devices = self.key
-        return f"{name}, {nodes} node{'s' * (nodes != 1)}, {devices} device{'s' * (devices != 1)}"
+        return f"{name}, {plural(nodes, 'node')}, {plural(devices, 'device')}"
 
 
 def points_of(
     campaign: Campaign, run_dir: Path, shape: ModelShape | None, sizes: Sizes
 ) -> tuple[list[ScalingPoint], list[str]]:
-    """All points that fit, and a line for each that does not.
+    """Return all points that fit, and a message for each that does not.
 
     Raises:
-        UserMistake: a site cannot be made at a size, for example because no queue has so many nodes.
+        UserMistake: a site cannot be configured at a size, for example because no queue has so many nodes.
     """
     points, refused = [], []
     for name in campaign.sites:
@@ -77,7 +81,7 @@ def _plan(site: Site, campaign: Campaign, shape: ModelShape | None, micro_batch:
 
 
 def _sites_at_sizes(name: str, campaign: Campaign, run_dir: Path, sizes: Sizes) -> list[Site]:
-    """A batch site at all numbers of nodes; one on this machine at all numbers of ranks."""
+    """Return a batch site at all numbers of nodes, or one on this machine at all numbers of ranks."""
     entry = campaign.sites[name]
     config, settings = entry.config or name, entry.settings
     first = _resolved(name, config, run_dir, settings)
@@ -94,10 +98,10 @@ def _resolved(name: str, config: str, run_dir: Path, settings: Mapping[str, Any]
 
 
 def waves(points: Sequence[ScalingPoint]) -> list[list[ScalingPoint]]:
-    """Which points are measured at the same time.
+    """Return the groups of points that are measured at the same time.
 
-    Sites of this machine share its cores and go one at a time; batch sites go beside each other, each with one size
-    at a time: a site's storage is used by one training, and queues limit a user's jobs.
+    Sites of this machine share its cores and are measured one at a time; batch sites are measured side by side, each
+    with one size at a time: a site's storage is used by one training, and queues limit a user's jobs.
     """
     alone = [[point] for point in points if not point.site.block]
     batch: dict[str, list[ScalingPoint]] = {}
@@ -109,18 +113,18 @@ def waves(points: Sequence[ScalingPoint]) -> list[list[ScalingPoint]]:
 
 
 def plan_for(plan: Plan, wave: Sequence[ScalingPoint]) -> Plan:
-    """The campaign's plan with the sites of these points only, spread as their memory plans say."""
+    """Return the campaign's plan with the sites of these points only, with the sharding of their memory plans."""
     work = {p.site.name: _work(plan.site_work[p.site.name], p) for p in wave}
     return replace(plan, sites={p.site.name: p.site for p in wave}, site_work=work)
 
 
 def _work(work: SiteWork, point: ScalingPoint) -> SiteWork:
-    spread = cast(Parallel, point.memory.parallel(point.site))
-    return {**work, "root": str(point.site.storage_root), "threads": point.site.threads, "parallel": spread}
+    parallel = cast(Parallel, point.memory.parallel(point.site))
+    return {**work, "root": str(point.site.storage_root), "threads": point.site.threads, "parallel": parallel}
 
 
 def training_of(campaign: Campaign, point: ScalingPoint, steps: int) -> TrainingSpec:
-    """A training of so many steps with the campaign's settings, of one micro-batch a device and step."""
+    """Return a training of ``steps`` steps with the campaign's settings, of one micro-batch per device and step."""
     spec: dict[str, Any] = {
         **campaign.training.model_dump(),
         "steps": steps,

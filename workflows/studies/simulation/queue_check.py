@@ -77,7 +77,7 @@ def cells_of(trace: Trace) -> list[tuple[str, Trace]]:
     found = []
     for low, high in sizes:
         for over_h, to_h in pairwise(WALLTIMES_H):
-            hours = trace.asked_s / HOUR_S
+            hours = trace.requested_s / HOUR_S
             jobs = trace.chosen((trace.nodes >= low) & (trace.nodes < high) & (hours > over_h) & (hours <= to_h))
             if len(jobs) >= LEAST_IN_CELL:
                 found.append((f"from {low:.0f} nodes, {over_h:.0f}-{to_h:.0f} h", jobs))
@@ -100,7 +100,7 @@ def sampled_like(jobs: Trace, waits: Waits, site: int) -> Trace:
     import numpy as np
 
     drawn = np.array([waits.wait_s(site, float(t), number) for number, t in enumerate(jobs.submit_s)])
-    return Trace(jobs.submit_s, drawn, jobs.run_s, jobs.nodes, jobs.asked_s)
+    return Trace(jobs.submit_s, drawn, jobs.run_s, jobs.nodes, jobs.requested_s)
 
 
 def slowest_of(sites: int, waits: Waits, jobs: Trace, moments: int = 200) -> float:

@@ -95,20 +95,20 @@ class VirtualSite:
 
     def _block(self, number: int) -> Process:
         """Simulate one batch job: the queue, the start, the work, the end."""
-        facility, asked_s = self.facility, self.env.now
-        start_s = max(asked_s + self.context.waits.wait_s(self.number, asked_s, number), self.last_start_s)
+        facility, requested_s = self.facility, self.env.now
+        start_s = max(requested_s + self.context.waits.wait_s(self.number, requested_s, number), self.last_start_s)
         self.last_start_s = start_s = facility.opens_s(start_s)
-        yield self.env.timeout(start_s - asked_s)
+        yield self.env.timeout(start_s - requested_s)
         with self.running.request() as place:
             yield place
             began_s = self.env.now
             self.queued, self.began[number], self.release = self.queued - 1, began_s, False
             self.usage.blocks += 1
-            self.usage.wait_s.append(began_s - asked_s)
+            self.usage.wait_s.append(began_s - requested_s)
             ends_s = self._ends(number)
             yield self.env.timeout(min(facility.startup_s, ends_s - began_s))
             wall_s = began_s + facility.walltime_s
-            self.context.send(BlockStarted(self.env.now, facility.name, began_s - asked_s, wall_s))
+            self.context.send(BlockStarted(self.env.now, facility.name, began_s - requested_s, wall_s))
             reason = yield from self._inside(wall_s, ends_s)
             self.usage.block_s += self.env.now - self.began.pop(number)
         self.context.send(BlockEnded(self.env.now, facility.name, reason))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 LEAST_OWN_JOBS = 5  # for a machine of the user's history
-COLUMNS = {"submit_s": 2, "wait_s": 3, "run_s": 4, "nodes": 5, "asked_nodes": 8, "asked_s": 9}  # of the format
+COLUMNS = {"submit_s": 2, "wait_s": 3, "run_s": 4, "nodes": 5, "requested_nodes": 8, "requested_s": 9}  # of the format
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Trace:
     wait_s: np.ndarray
     run_s: np.ndarray
     nodes: np.ndarray
-    asked_s: np.ndarray  # walltime requested
+    requested_s: np.ndarray  # walltime requested
 
     def __len__(self) -> int:
         return len(self.submit_s)
@@ -39,7 +39,7 @@ class Trace:
 
     def chosen(self, mask: np.ndarray) -> Trace:
         """Return the jobs of a boolean mask."""
-        return Trace(self.submit_s[mask], self.wait_s[mask], self.run_s[mask], self.nodes[mask], self.asked_s[mask])
+        return Trace(self.submit_s[mask], self.wait_s[mask], self.run_s[mask], self.nodes[mask], self.requested_s[mask])
 
 
 def read_trace(path: Path) -> Trace:
@@ -57,11 +57,11 @@ def trace_of(columns: dict[str, np.ndarray], path: Path) -> Trace:
     import numpy as np
 
     if len(columns["nodes"]):
-        nodes = np.where(columns["asked_nodes"] > 0, columns["asked_nodes"], columns["nodes"])
-        asked = np.where(columns["asked_s"] > 0, columns["asked_s"], columns["run_s"])
-        usable = (columns["wait_s"] >= 0) & (nodes > 0) & (asked > 0) & (columns["submit_s"] >= 0)
+        nodes = np.where(columns["requested_nodes"] > 0, columns["requested_nodes"], columns["nodes"])
+        walltime = np.where(columns["requested_s"] > 0, columns["requested_s"], columns["run_s"])
+        usable = (columns["wait_s"] >= 0) & (nodes > 0) & (walltime > 0) & (columns["submit_s"] >= 0)
         order = np.argsort(columns["submit_s"][usable], kind="stable")
-        kept = [a[usable][order] for a in (columns["submit_s"], columns["wait_s"], columns["run_s"], nodes, asked)]
+        kept = [a[usable][order] for a in (columns["submit_s"], columns["wait_s"], columns["run_s"], nodes, walltime)]
         if len(order) >= 50 and kept[0][-1] > kept[0][0]:
             return Trace(kept[0] - kept[0][0], *kept[1:])
     raise UserMistake("has fewer than 50 jobs with a wait, a size and a walltime", file=str(path))
@@ -110,7 +110,7 @@ def similar_jobs(trace: Trace, walltime_s: float, least: int = 200) -> Trace:
 
     small = trace.nodes <= np.quantile(trace.nodes, 0.5)
     for factor in (1.5, 2.0, 3.0, 6.0, float("inf")):
-        mask = small & (trace.asked_s <= walltime_s * factor) & (trace.asked_s >= walltime_s / factor)
+        mask = small & (trace.requested_s <= walltime_s * factor) & (trace.requested_s >= walltime_s / factor)
         if mask.sum() >= min(least, small.sum()):
             break
     return trace.chosen(mask)

@@ -1,1 +1,1 @@
-"""The study of transfers: speed against the size of models, for each destination."""
+"""Transfer speed against the size of models at each site: measurement, table, fit and figures."""

@@ -1,54 +1,53 @@
-"""The way of a study's file by Globus Transfer: one transfer at a time, so that none is slowed by another."""
+"""Transfers of a study by Globus Transfer, through the transfer queue of campaigns.
+
+One transfer runs at a time, so that none slows another.
+"""
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from apps.artifacts.store import Artifact, artifact_path
 from apps.base.errors import ArtifactError
 from site_configs.library.site import Collection, Site
-from workflows.globus.transfer.calls import Backoff, RetryingClient
+from workflows.globus.transfer.calls import Backoff, RetryingClient, stop_after
 from workflows.globus.transfer.errors import TransferRefused
-from workflows.globus.transfer.task import (
-    Task,
-    TransferRequest,
-    TransferResult,
-    delete,
-    follow,
-    new_submission_id,
-    submit,
-)
+from workflows.globus.transfer.in_flight import TransferProgress
+from workflows.globus.transfer.task import Task, TransferRequest, TransferResult, delete, follow, submit
+from workflows.globus.transfer.transfer_log import Direction, Transfer, TransferLog
+from workflows.globus.transfer.transfers import TransferQueue
 from workflows.records.journal import Journal
-from workflows.studies.transfers.carriers import FileTransfer, Stores, Tell
+from workflows.studies.transfers.carriers import FileTransfer, Show, Stores
 from workflows.studies.transfers.points import study_folder
 
 if TYPE_CHECKING:
     from globus_sdk import TransferClient
 
-# looks are close together here: times are known to a tenth of themselves, and to a quarter of a second
-PATIENCE = Backoff(poll_s=0.1, slowest_poll_s=0.5, longest_back_off_s=30.0, stall_s=900.0)
-CANCEL_S, DELETE_S = 60.0, 600.0  # how long the service is asked, at most, to put away what was left
+# short intervals between status queries: the error of a time is a tenth of it, at most a quarter of a second
+POLLING = Backoff(poll_s=0.1, slowest_poll_s=0.5, longest_back_off_s=30.0, stall_s=900.0)
+CANCEL_S, DELETE_S = 60.0, 600.0  # longest wait for the service when files and transfers are cleaned up
 DEADLINE_S = 24 * 3600.0
-LABEL = "crossfed transfer study"
+LABELS = {"send": "send", "fetch": "return"}
 SUBMITTING, ENDED = "transfer_submitting", "transfer_ended"
+Trouble = Callable[[str | None], None]
 
 
 class GlobusCarrier:
-    """A site whose storage only its Globus collection reaches.
+    """Transfers to and from a site whose storage only its Globus collection reaches.
 
     Args:
-        make_client: gives the client of Globus Transfer, the same each time.
-        here: the collection that shows the study's folders.
+        make_client: returns the client of Globus Transfer, the same each time.
+        here: the collection of this machine, with the study's folders.
         site: with a collection.
         stores: the study's folders.
-        journal: of the study; knows which transfers are under way should this process be killed.
-        on_trouble: told what holds up a transfer, or None.
+        journal: of the study; records the transfers under way in case this process is killed.
+        on_trouble: receives the reason why a transfer is held up, or None.
     """
 
     def __init__(
@@ -58,113 +57,123 @@ class GlobusCarrier:
         site: Site,
         stores: Stores,
         journal: Journal,
-        on_trouble: Callable[[str | None], None],
+        on_trouble: Trouble,
     ) -> None:
         assert site.collection is not None
         self.make_client, self.here, self.there, self.site = make_client, here, site.collection, site
-        self.stores, self.journal, self.on_trouble = stores, journal, on_trouble
+        self.stores, self.journal, self.log, self.on_trouble = stores, journal, TransferLog(journal), on_trouble
 
-    def tidy(self) -> None:
-        ended = {record["submission_id"] for record in self.journal.events(ENDED)}
+    def clean_up(self) -> None:
+        """Cancel the transfers of an earlier study that was killed, and delete their files at the site."""
         for record in list(self.journal.events(SUBMITTING)):
-            if record["site"] == self.site.name and record["submission_id"] not in ended:
-                parcel = TransferRequest(**record["parcel"])
-                self._end(parcel, record["submission_id"])
-                at_site = [pair[parcel.destination == self.there.id] for pair in parcel.files]
-                self._delete(self.there.id, tuple(at_site))
+            known = self.log.find(record["key"])
+            if record["site"] == self.site.name and known and known.state is None:
+                transfer = Transfer(**{field.name: record[field.name] for field in fields(Transfer)})
+                self._cancel(transfer)
+                self._delete(self._at_site(_artifact(transfer)))
 
-    def send(self, artifact: Artifact, tell: Tell) -> FileTransfer:
-        paths = self._path(self.here, self.stores.sent, artifact), self._at_site(artifact)
-        return self._carry(
-            TransferRequest(self.here.id, self.there.id, (paths,), self._label("send"), DEADLINE_S), tell
-        )
+    def send(self, artifact: Artifact, show: Show) -> FileTransfer:
+        """Send an artifact to the site."""
+        return self._move("send", artifact, show)
 
-    def fetch(self, artifact: Artifact, tell: Tell) -> FileTransfer:
-        paths = self._at_site(artifact), self._path(self.here, self.stores.returned, artifact)
-        return self._carry(
-            TransferRequest(self.there.id, self.here.id, (paths,), self._label("return"), DEADLINE_S), tell
-        )
+    def fetch(self, artifact: Artifact, show: Show) -> FileTransfer:
+        """Fetch it back."""
+        return self._move("fetch", artifact, show)
 
     def clear(self, artifact: Artifact) -> None:
-        self._delete(self.there.id, (self._at_site(artifact),))
+        """Delete it at the site."""
+        self._delete(self._at_site(artifact))
 
     def _at_site(self, artifact: Artifact) -> str:
-        return self._path(self.there, study_folder(self.site), artifact)
-
-    @staticmethod
-    def _path(collection: Collection, store: Path, artifact: Artifact) -> str:
-        return collection.path_of(artifact_path(store, artifact))
+        return self.there.path_of(artifact_path(study_folder(self.site), artifact))
 
     def _label(self, what: str) -> str:
-        return f"{LABEL} {self.site.name} {what}"
+        return f"crossfed transfer study {self.site.name} {what}"
 
-    def _carry(self, parcel: TransferRequest, tell: Tell) -> FileTransfer:
-        caller = RetryingClient(self.make_client, PATIENCE, threading.Event(), self._on_unanswered)
-        submission_id = new_submission_id(caller)
-        self.journal.write(SUBMITTING, site=self.site.name, submission_id=submission_id, parcel=asdict(parcel))
-        watch = TransferTimer(tell, self.on_trouble)
+    def _request(self, transfer: Transfer) -> TransferRequest:
+        artifact, label = _artifact(transfer), self._label(LABELS[transfer.direction])
+        store = self.stores.sent if transfer.direction == "send" else self.stores.returned
+        here, there = self.here.path_of(artifact_path(store, artifact)), self._at_site(artifact)
+        if transfer.direction == "send":
+            return TransferRequest(self.here.id, self.there.id, ((here, there),), label, DEADLINE_S)
+        return TransferRequest(self.there.id, self.here.id, ((there, here),), label, DEADLINE_S)
+
+    def _move(self, direction: Direction, artifact: Artifact, show: Show) -> FileTransfer:
+        key, (sha256, nbytes) = secrets.token_hex(16), (artifact["sha256"], artifact["nbytes"])
+        transfer = Transfer(key, self.site.name, 0, direction, self.there.id, sha256, nbytes, 1)
+        caller = RetryingClient(self.make_client, POLLING, threading.Event(), self._report_error)
+        timer = TransferTimer(transfer, show, self.on_trouble)
         try:
-            outcome = follow(caller, submit(caller, parcel, submission_id), watch.look)
-        except BaseException:  # interrupted, too: nothing must be written any more where files are to be deleted
-            self._end(parcel, submission_id)
+            TransferQueue(self.log, caller, retries=0).run(transfer, self._request(transfer), timer.check, timer)
+        except BaseException:  # also if interrupted: nothing may be written any more where files will be deleted
+            known = self.log.find(key)
+            if known and known.state is None:
+                self._cancel(transfer)
             raise
-        self.journal.write(ENDED, submission_id=submission_id)
-        _require_all(outcome)
-        return watch.passage(outcome)
+        return timer.result()
 
-    def _on_unanswered(self, trouble: str | None) -> None:
-        """Tell of calls that fail. One that is answered does not mean that the transfer moves: the looks tell that."""
+    def _report_error(self, trouble: str | None) -> None:
+        """Report a failed call. A call that succeeds does not mean that the transfer moves: its status shows that."""
         if trouble:
             self.on_trouble(trouble)
 
-    def _end(self, parcel: TransferRequest, submission_id: str) -> None:
-        """Cancel a transfer, also one that may not have been handed in: handed in again, it tells its task."""
-        with bounded(self.make_client, CANCEL_S) as caller, suppress(TransferRefused):  # ended, or not known any more
-            task_id = submit(caller, parcel, submission_id)
+    def _cancel(self, transfer: Transfer) -> None:
+        """Cancel a transfer. If its task is unknown, submitting it again under the same id returns the task."""
+        known = self.log.find(transfer.key)
+        assert known is not None, "a transfer is in the log before it is submitted"
+        with stop_after(CANCEL_S) as stop, suppress(TransferRefused):  # ended, or unknown by now
+            caller = self._caller(stop)
+            task_id = known.task_id or submit(caller, self._request(transfer), known.submission_id)
             caller(lambda client: client.cancel_task(task_id))
-        self.journal.write(ENDED, submission_id=submission_id)
+        self.log.ended(transfer, known, "CANCELED")
 
-    def _delete(self, collection: str, paths: tuple[str, ...]) -> None:
-        with bounded(self.make_client, DELETE_S) as caller:
-            task_id = delete(caller, collection, paths, self._label("delete"), DEADLINE_S)
-            follow(caller, task_id, lambda task, trouble: None)
+    def _delete(self, path: str) -> None:
+        with stop_after(DELETE_S) as stop:
+            caller = self._caller(stop)
+            task_id = delete(caller, self.there.id, (path,), self._label("delete"), DEADLINE_S)
+            follow(caller, task_id, lambda _task, _trouble: None)
+
+    def _caller(self, stop: threading.Event) -> RetryingClient:
+        return RetryingClient(self.make_client, POLLING, stop, lambda _trouble: None)
 
 
-def _require_all(outcome: TransferResult) -> None:
-    if outcome.missing:
-        raise ArtifactError("Globus did not find the file", file=outcome.missing[0])
+def _artifact(transfer: Transfer) -> Artifact:
+    return Artifact(sha256=transfer.artifact, nbytes=transfer.nbytes, kind="study")
 
 
-class TransferTimer:
-    """Times a transfer: its wait in the queue, and from there to its end.
+class TransferTimer(TransferProgress):
+    """Progress of a transfer that measures its time in the queue and from there to its end.
 
-    The wait lasts to the last look that has seen it; the end is taken to be midway between the last two looks, because
-    the service's own times are whole seconds.
+    The queue lasts until the last status query that reports it; the end is taken to be midway between the last two
+    queries, because the service's own times are whole seconds.
+
+    Args:
+        transfer: to be measured.
+        show: receives the bytes that have arrived.
+        on_trouble: receives the reason why it is held up, or None.
     """
 
-    def __init__(self, tell: Tell, on_trouble: Callable[[str | None], None]) -> None:
-        self.tell, self.on_trouble = tell, on_trouble
+    def __init__(self, transfer: Transfer, show: Show, on_trouble: Trouble) -> None:
+        super().__init__(transfer)
+        self.show, self.on_trouble, self.faults = show, on_trouble, 0
         self.began = self.started = self.ended = self.last = time.monotonic()
 
-    def look(self, task: Task, trouble: str | None) -> None:
+    def update(self, task: Task, trouble: str | None) -> None:
+        """Take a status with its time."""
+        super().update(task, trouble)
         now = time.monotonic()
         self.ended, self.last = (self.last + now) / 2, now
         if task["status"] == "ACTIVE" and task.get("nice_status") == "Queued":
             self.started = now
-        self.tell(int(task.get("bytes_transferred") or 0))
+        self.show(int(task.get("bytes_transferred") or 0))
         self.on_trouble(trouble)
 
-    def passage(self, outcome: TransferResult) -> FileTransfer:
-        return FileTransfer(self.ended - self.started, self.started - self.began, outcome.faults)
+    def check(self, result: TransferResult) -> None:
+        """Take the number of faults; raises ArtifactError if the file was missing at its source."""
+        self.faults = result.faults
+        if result.missing:
+            raise ArtifactError("Globus did not find the file", file=result.missing[0])
 
-
-@contextmanager
-def bounded(make_client: Callable[[], TransferClient], limit_s: float) -> Iterator[RetryingClient]:
-    """Calls that are given up after a while: the user waits for them to leave."""
-    stop = threading.Event()
-    timer = threading.Timer(limit_s, stop.set)
-    timer.start()
-    try:
-        yield RetryingClient(make_client, PATIENCE, stop, lambda trouble: None)
-    finally:
-        timer.cancel()
+    def result(self) -> FileTransfer:
+        """Return the times of the transfer."""
+        return FileTransfer(self.ended - self.started, self.started - self.began, self.faults)

@@ -1,4 +1,4 @@
-"""How a file of the study gets to a site and back, and how long that takes: the ways that campaigns use."""
+"""Transfers of a study's files to a site and back, with their times, by the code that campaigns use there."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from apps.transfer import move
 from site_configs.library.site import Site
 from workflows.studies.transfers.points import study_folder
 
-LOOK_S = 0.25
-Tell = Callable[[int], None]  # bytes that have arrived so far
+POLL_S = 0.25
+Show = Callable[[int], None]  # bytes that have arrived so far
 
 
 @dataclass(frozen=True)
 class FileTransfer:
-    """One way of a file.
+    """Times of one transfer of a file.
 
     Attributes:
-        seconds: from its start to its end, the wait before it not counted.
-        queued_s: that wait, where a service has one.
-        faults: that the service has told of and mended.
+        seconds: from its start to its end, without the wait before it.
+        queued_s: that wait, if the service has a queue.
+        faults: that the service has reported and repaired.
     """
 
     seconds: float
@@ -37,65 +37,70 @@ class FileTransfer:
 
 @dataclass(frozen=True)
 class Stores:
-    """The study's own folders of artifacts: of what is sent, and of what has come back."""
+    """The study's own folders of artifacts, for files to be sent and for those that have returned."""
 
     sent: Path
     returned: Path
 
 
 class Carrier(Protocol):
-    """The way between this machine and one site."""
+    """Transfers between this machine and one site."""
 
-    def tidy(self) -> None:
-        """Put away what an earlier study that was killed has left there. Raises CrossfedError."""
+    def clean_up(self) -> None:
+        """Remove what an earlier study that was killed has left there. Raises CrossfedError."""
 
-    def send(self, artifact: Artifact, tell: Tell) -> FileTransfer:
-        """Bring an artifact to the site. Raises CrossfedError."""
+    def send(self, artifact: Artifact, show: Show, /) -> FileTransfer:
+        """Send an artifact to the site. Raises CrossfedError."""
 
-    def fetch(self, artifact: Artifact, tell: Tell) -> FileTransfer:
-        """Bring it back. Raises CrossfedError."""
+    def fetch(self, artifact: Artifact, show: Show, /) -> FileTransfer:
+        """Fetch it back. Raises CrossfedError."""
 
-    def clear(self, artifact: Artifact) -> None:
-        """Delete it at the site, whole or in part or not there. Raises CrossfedError."""
+    def clear(self, artifact: Artifact, /) -> None:
+        """Delete it at the site, complete, partial or missing. Raises CrossfedError."""
 
 
 class FolderCarrier:
-    """A site whose storage this machine sees: copied, or linked, and verified, as ``apps.transfer.move`` does it.
+    """Transfers to and from a site whose storage this machine sees: copies, or links, by ``apps.transfer.move``.
 
-    What is timed has the two SHA-256 that every such move has, at the source and at the destination.
+    This is the function of the apps ``stage_out`` and ``stage_in``. The time includes its two SHA-256, at the source
+    and at the destination.
     """
 
     def __init__(self, site: Site, stores: Stores) -> None:
         self.there, self.stores, self.link = study_folder(site), stores, site.carrier == "shared"
 
-    def tidy(self) -> None:
+    def clean_up(self) -> None:
+        """Delete the study's folder at the site."""
         shutil.rmtree(self.there, ignore_errors=True)
 
-    def send(self, artifact: Artifact, tell: Tell) -> FileTransfer:
-        return self._move(artifact, self.stores.sent, self.there, tell)
+    def send(self, artifact: Artifact, show: Show) -> FileTransfer:
+        """Copy or link an artifact to the site."""
+        return self._move(artifact, self.stores.sent, self.there, show)
 
-    def fetch(self, artifact: Artifact, tell: Tell) -> FileTransfer:
-        return self._move(artifact, self.there, self.stores.returned, tell)
+    def fetch(self, artifact: Artifact, show: Show) -> FileTransfer:
+        """Copy or link it back."""
+        return self._move(artifact, self.there, self.stores.returned, show)
 
-    def _move(self, artifact: Artifact, source: Path, destination: Path, tell: Tell) -> FileTransfer:
-        with _watched(destination, tell):
+    def _move(self, artifact: Artifact, source: Path, destination: Path, show: Show) -> FileTransfer:
+        with _shown(destination, show):
             began = time.perf_counter()
             move(artifact, str(source), str(destination), self.link)
             return FileTransfer(time.perf_counter() - began)
 
-    def clear(self, artifact: Artifact) -> None:
-        self.tidy()
+    def clear(self, _artifact: Artifact) -> None:
+        """Delete the study's folder at the site."""
+        self.clean_up()
 
 
 @contextmanager
-def _watched(folder: Path, tell: Tell) -> Iterator[None]:
-    """Tell how many bytes lie in a folder while the block runs."""
+def _shown(folder: Path, show: Show) -> Iterator[None]:
+    """Show the number of bytes in a folder during the block."""
     ended = threading.Event()
 
     def watch() -> None:
-        while not ended.wait(LOOK_S):
+        while not ended.wait(POLL_S):
             with suppress(OSError):  # files are renamed meanwhile
-                tell(sum(path.stat().st_size for path in folder.iterdir()))
+                show(sum(path.stat().st_size for path in folder.iterdir()))
 
     watcher = threading.Thread(target=watch, daemon=True, name="watch")
     watcher.start()

@@ -1,4 +1,4 @@
-"""The pictures of a transfer study, as Figure 4 of arXiv 2603.19544, and what smaller files would save."""
+"""The figures of a transfer study, as Figure 4 of arXiv 2603.19544, and the expected times of smaller files."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 WAY_NAMES: Mapping[str, str] = {SEND: "to the site", RETURN: "back"}
 MARKERS = "osD^vP*X"
-FEW_DECADES = 100  # from end to end of an axis
-WIDE = 40  # rates that lie further apart than this get a logarithmic axis
+FEW_DECADES = 100  # ratio of the ends of an axis
+WIDE = 40  # a larger ratio of the rates gives a logarithmic axis
 POINT: dict[str, Any] = {"linestyle": "", "marker": "o", "color": "#000000", "markersize": 4}
 Lines = Mapping[tuple[str, str], LinearFit | None]
 
 
 def sizes_figure(rows: Sequence[TransferRow], width: int) -> Figure:
-    """Bytes of the files against the parameters of the models, beside the line of their precision.
+    """Draw the bytes of the files against the parameters of the models, with the line of their precision.
 
     Args:
         rows: of the study.
-        width: bytes a parameter.
+        width: bytes of a parameter.
     """
     figure, axes = new_figure(7.5, 5.5)
     points = sorted({(row.parameters, row.nbytes, row.model) for row in rows})
@@ -48,7 +48,7 @@ def sizes_figure(rows: Sequence[TransferRow], width: int) -> Figure:
 
 
 def speed_figure(rows: Sequence[TransferRow], lines: Lines) -> Figure:
-    """Speed against size, a panel for each direction: medians with all repeats' spread, and the fitted line."""
+    """Draw speed against size, a panel for each direction: medians, the range of the repeats, and the fitted line."""
     sites = list(dict.fromkeys(row.site for row in rows))
     figure, panels = new_figure(12, 5.8, ncols=2, sharey=True)
     for axes, way in zip(panels, DIRECTIONS, strict=True):
@@ -64,7 +64,7 @@ def speed_figure(rows: Sequence[TransferRow], lines: Lines) -> Figure:
 
 
 def _speed_axis(axes: Axes, rates: Sequence[float]) -> None:
-    """Logarithmic only where the rates are wide apart."""
+    """Set a linear axis unless the rates have a wide range."""
     rates = [rate for rate in rates if not math.isnan(rate)] or [1.0]
     if max(rates) < WIDE * min(rates):
         axes.set_yscale("linear")
@@ -89,7 +89,7 @@ def _mark(site: str, sites: Sequence[str]) -> dict[str, Any]:
 
 
 def mean_figure(rows: Sequence[TransferRow]) -> Figure:
-    """Mean speed of each destination over the models, each model's median counting once; marks are the models."""
+    """Draw the mean speed of each destination over the models' medians; marks are the models."""
     sites = list(dict.fromkeys(row.site for row in rows))
     figure, axes = new_figure(max(6.5, 1.7 * len(sites) + 2), 5.5)
     for number, site in enumerate(sites):
@@ -121,7 +121,7 @@ def _bar_legend(figure: Figure) -> None:
 
 
 def savings_figure(name: str, ways: Sequence[Saving]) -> Figure:
-    """Bytes and expected seconds of a trip there and back, for each way to send a model.
+    """Draw bytes and expected seconds of a round trip for each representation of a model.
 
     Args:
         name: of the model.
@@ -145,7 +145,7 @@ def savings_figure(name: str, ways: Sequence[Saving]) -> Figure:
 def _expected(axes: Axes, ways: Sequence[Saving], places: Sequence[int]) -> None:
     sites = list(ways[0].seconds)
     if not sites:
-        axes.text(0.5, 0.5, "too few sizes to tell", transform=axes.transAxes, ha="center")
+        axes.text(0.5, 0.5, "too few sizes to fit", transform=axes.transAxes, ha="center")
         return
     unit, length = time_unit(max(ways[0].seconds.values()))
     for site in sites:
@@ -169,7 +169,7 @@ def _log_axes(axes: Axes, across: str, up: str) -> None:
 
 
 def _label_ticks(axis: Axis) -> None:
-    """Label each power of ten of a logarithmic axis, and numbers between where there are few of these."""
+    """Label each power of ten of a logarithmic axis, and numbers between if there are few of these."""
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
     low, high = axis.get_view_interval()

@@ -1,4 +1,4 @@
-"""Time against bytes as a line: a latency, and a bandwidth."""
+"""Fit of time against bytes as a line: a latency and a bandwidth."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from workflows.studies.transfers.rows import TransferRow, ends
 
-NOTHING = 1e-6  # of the longest time; the search does not go to zero itself
-LEAST_SLOPE = 1e-3  # of the longest time, that the largest file must take for its bytes
+NOTHING = 1e-6  # of the longest time; smaller values of the search count as zero
+LEAST_SLOPE = 1e-3  # least part of the longest time that the largest file must need for its bytes
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,11 @@ class LinearFit:
     """``time = latency_s + nbytes / bandwidth``.
 
     Attributes:
-        latency_s: t0, seconds that a file takes however small it is.
-        bandwidth: B, bytes a second that a file nears however large it is.
-        latency_error_s: standard error of t0; None where there are too few transfers to tell.
-        bandwidth_range: B at the slope's standard error above and below; None likewise.
-        smallest, largest: bytes of the files that were measured; outside of them times are extrapolated.
+        latency_s: t0, seconds of a file of any size.
+        bandwidth: B, bytes a second that large files approach.
+        latency_error_s: standard error of t0; None if there are too few transfers.
+        bandwidth_range: B at the slope's standard error above and below; None if there are too few transfers.
+        smallest, largest: bytes of the measured files; times beyond them are extrapolated.
     """
 
     latency_s: float
@@ -33,11 +33,12 @@ class LinearFit:
     largest: int
 
     def seconds(self, nbytes: float) -> float:
+        """Return the expected time of a file."""
         return self.latency_s + nbytes / self.bandwidth
 
 
 def lines_of(rows: Sequence[TransferRow]) -> dict[tuple[str, str], LinearFit | None]:
-    """(site, direction) -> the line of its transfers."""
+    """Return the line of the transfers of each (site, direction)."""
     return {
         (site, way): fit([(row.nbytes, row.seconds) for row in rows if (row.site, row.direction) == (site, way)])
         for site, way in ends(rows)
@@ -45,13 +46,13 @@ def lines_of(rows: Sequence[TransferRow]) -> dict[tuple[str, str], LinearFit | N
 
 
 def fit(times: Sequence[tuple[int, float]]) -> LinearFit | None:
-    """The line through (bytes, seconds) with the least squares of the logarithms of the seconds.
+    """Fit a line to (bytes, seconds) by least squares of the logarithms of the seconds.
 
-    A transfer's time varies by a share of itself: with the squares of the seconds themselves the largest files alone
-    would decide the latency. Neither latency nor slope is less than zero.
+    The error of a time is proportional to it: with the squares of the seconds themselves the largest files alone would
+    determine the latency. Neither latency nor slope is less than zero.
 
     Returns:
-        None where fewer than two sizes were measured, or where times do not grow with the bytes.
+        None for fewer than two sizes, or if the times do not grow with the bytes.
     """
     if len({nbytes for nbytes, _ in times}) < 2 or any(seconds <= 0 for _, seconds in times):
         return None
@@ -81,12 +82,12 @@ def fit(times: Sequence[tuple[int, float]]) -> LinearFit | None:
 
 
 def _range(slope: float, error: float, scale: float) -> tuple[float, float]:
-    """Bandwidths at the edges of a slope; the upper one is infinite where the slope may be zero."""
+    """Return the bandwidths at the edges of a slope; the upper one is infinite if the slope may be zero."""
     return scale / (slope + error), scale / (slope - error) if slope > error else math.inf
 
 
 def _errors(jacobian: Any, residuals: Any) -> tuple[float, float] | None:
-    """Standard errors of both numbers of a line; None without transfers to spare.
+    """Return the standard errors of both numbers of a line; None without spare transfers.
 
     Args:
         jacobian: (transfers, 2) of the residuals at the line found.

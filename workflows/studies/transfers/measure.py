@@ -1,4 +1,4 @@
-"""Makes the trips of a transfer study: writes each file once, sends it, brings it back, verifies, deletes."""
+"""Make the round trips of a transfer study: write each file once, send it, fetch it back, verify, delete."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from workflows.studies.transfers.points import RoundTrip, StudyFile
 from workflows.studies.transfers.rows import MB, RETURN, SEND, Direction, TransferRow
 
 logger = logging.getLogger(__name__)
-Show = Callable[[str, int, int], None]  # what is done, bytes so far, bytes in all
+ShowWork = Callable[[str, int, int], None]  # the work, bytes so far, bytes in all
 
 
 @dataclass(frozen=True)
 class TripResult:
-    """What came of a trip: its rows, and what went wrong, after which the site is left alone."""
+    """Result of a round trip: its rows, and the failure after which the site is left out."""
 
     trip: RoundTrip
     rows: tuple[TransferRow, ...] = ()
@@ -31,23 +31,24 @@ class TripResult:
 
 
 def stores_in(folder: Path) -> Stores:
+    """Return the study's folders of artifacts."""
     return Stores(folder / "artifacts", folder / "returned")
 
 
 def measure_all(
-    trips: Sequence[RoundTrip], ways: Mapping[str, Carrier], stores: Stores, dtype: str, show: Show
+    trips: Sequence[RoundTrip], carriers: Mapping[str, Carrier], stores: Stores, dtype: str, show: ShowWork
 ) -> Iterator[TripResult]:
-    """Make the trips, one after the other; each answer comes as soon as its trip is done.
+    """Make the round trips one after the other; yield each result as soon as its trip is done.
 
-    A site where a trip has failed is left out from there on. All files of the study are deleted at the end, also when
-    it is interrupted.
+    A site with a failed trip is left out after it. All files of the study are deleted at the end, also if it is
+    interrupted.
 
     Args:
-        trips: with those of the same file beside each other.
-        ways: site -> the way there.
+        trips: those of the same file next to each other.
+        carriers: by site.
         stores: the study's folders.
-        dtype: of the files, as torch calls it.
-        show: told how far the present work is.
+        dtype: of the files, torch's name.
+        show: receives the progress of the work.
 
     Raises:
         StorageError: a file cannot be written here.
@@ -55,14 +56,14 @@ def measure_all(
     failed: set[str] = set()
     _empty(stores)
     try:
-        for load, group in groupby(trips, key=lambda trip: trip.load):
+        for file, group in groupby(trips, key=lambda trip: trip.file):
             own = [trip for trip in group if trip.site.name not in failed]
             if not own:
                 continue
-            artifact = _write(load, stores, dtype, show)
+            artifact = _write(file, stores, dtype, show)
             for trip in own:
                 if trip.site.name not in failed:
-                    measured = measure(trip, ways[trip.site.name], artifact, stores, show)
+                    measured = measure(trip, carriers[trip.site.name], artifact, stores, show)
                     failed |= {trip.site.name} if measured.failure else set()
                     yield measured
             artifact_path(stores.sent, artifact).unlink(missing_ok=True)
@@ -75,59 +76,59 @@ def _empty(stores: Stores) -> None:
         shutil.rmtree(store, ignore_errors=True)
 
 
-def _write(load: StudyFile, stores: Stores, dtype: str, show: Show) -> Artifact:
-    words = f"writing {load.model.name}"
-    return write_model(stores.sent, load.model, dtype, lambda nbytes: show(words, nbytes, load.nbytes))
+def _write(file: StudyFile, stores: Stores, dtype: str, show: ShowWork) -> Artifact:
+    work = f"writing {file.model.name}"
+    return write_model(stores.sent, file.model, dtype, lambda nbytes: show(work, nbytes, file.nbytes))
 
 
-def measure(trip: RoundTrip, way: Carrier, artifact: Artifact, stores: Stores, show: Show) -> TripResult:
-    """Make one trip and delete its files, also when it is interrupted."""
+def measure(trip: RoundTrip, carrier: Carrier, artifact: Artifact, stores: Stores, show: ShowWork) -> TripResult:
+    """Make one round trip and delete its files, also if it is interrupted."""
     rows: tuple[TransferRow, ...] = ()
     failures: list[str] = []
     try:
-        rows = _there_and_back(trip, way, artifact, stores, show)
+        rows = _there_and_back(trip, carrier, artifact, stores, show)
     except CrossfedError as error:
-        failures.append(_told(trip, error))
+        failures.append(_failure(trip, error))
     finally:
-        show(f"{trip.words}: deleting", artifact["nbytes"], artifact["nbytes"])
+        show(f"{trip.name}: deleting", artifact["nbytes"], artifact["nbytes"])
         artifact_path(stores.returned, artifact).unlink(missing_ok=True)
         try:
-            way.clear(artifact)
+            carrier.clear(artifact)
         except CrossfedError as error:
-            failures.append(f"not deleted there: {_told(trip, error)}")
+            failures.append(f"not deleted there: {_failure(trip, error)}")
     return TripResult(trip, rows, "; ".join(failures))
 
 
-def _told(trip: RoundTrip, error: CrossfedError) -> str:
-    logger.warning("%s failed", trip.words, exc_info=True)
+def _failure(trip: RoundTrip, error: CrossfedError) -> str:
+    logger.warning("%s failed", trip.name, exc_info=True)
     return str(error)
 
 
 def _there_and_back(
-    trip: RoundTrip, way: Carrier, artifact: Artifact, stores: Stores, show: Show
+    trip: RoundTrip, carrier: Carrier, artifact: Artifact, stores: Stores, show: ShowWork
 ) -> tuple[TransferRow, ...]:
-    """The rows of a trip. They count if what has come back is what was sent, by its SHA-256."""
+    """Return the rows of a round trip, after a comparison of the returned file with the sent one by its SHA-256."""
     nbytes = artifact["nbytes"]
     stores.returned.mkdir(parents=True, exist_ok=True)
-    there = way.send(artifact, lambda done: show(f"{trip.words}: there", done, nbytes))
-    back = way.fetch(artifact, lambda done: show(f"{trip.words}: back", done, nbytes))
+    there = carrier.send(artifact, lambda done: show(f"{trip.name}: there", done, nbytes))
+    back = carrier.fetch(artifact, lambda done: show(f"{trip.name}: back", done, nbytes))
     verify(stores.returned, artifact)
     return _row(trip, SEND, there), _row(trip, RETURN, back)
 
 
-def _row(trip: RoundTrip, direction: Direction, passage: FileTransfer) -> TransferRow:
-    load = trip.load
-    rate = load.nbytes / passage.seconds / MB if passage.seconds > 0 else math.nan
+def _row(trip: RoundTrip, direction: Direction, transfer: FileTransfer) -> TransferRow:
+    file = trip.file
+    rate = file.nbytes / transfer.seconds / MB if transfer.seconds > 0 else math.nan
     return TransferRow(
         site=trip.site.name,
         carrier=trip.site.carrier,
         direction=direction,
-        model=load.model.name,
-        parameters=load.model.parameters,
-        nbytes=load.nbytes,
-        seconds=passage.seconds,
-        queued_s=passage.queued_s,
+        model=file.model.name,
+        parameters=file.model.parameters,
+        nbytes=file.nbytes,
+        seconds=transfer.seconds,
+        queued_s=transfer.queued_s,
         rate_mb_s=rate,
-        faults=passage.faults,
+        faults=transfer.faults,
         repeat=trip.repeat,
     )

@@ -1,4 +1,4 @@
-"""The models of a transfer study: their tensors, counted from the published shapes, and files of exactly their size."""
+"""The models of a transfer study: their tensors, from published shapes, and files of exactly their size."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SOURCES = {  # name -> name on the hub, whose shape is in workflows/planning/mem
     "llama-2-13b": "meta-llama/Llama-2-13b-hf",
 }
 PRECISIONS = {torch_name: name for name, (torch_name, _) in DTYPES.items() if name in ("F32", "F16", "BF16", "I8")}
-LARGEST = 1 << 26  # elements of one tensor of a model of one's own
+LARGEST = 1 << 26  # elements of one tensor of a model given by its number of parameters
 PIECE = 1 << 22  # bytes that are drawn and written at a time
 OWN = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,39})=([1-9][0-9_]*)")
 
@@ -33,12 +33,12 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class StudyModel:
-    """A model to be moved.
+    """A model whose files are moved.
 
     Attributes:
         name: in the table.
-        source: its name on the hub; empty for a number of parameters of one's own.
-        shapes: of its tensors, as a file of it has them.
+        source: its name on the hub; empty for a model given by its number of parameters.
+        shapes: of its tensors, as in its file.
     """
 
     name: str
@@ -47,6 +47,7 @@ class StudyModel:
 
     @property
     def parameters(self) -> int:
+        """Return the number of parameters."""
         return sum(_numel(shape) for shape in self.shapes.values())
 
 
@@ -58,10 +59,10 @@ def _numel(shape: tuple[int, ...]) -> int:
 
 
 def model_of(text: str) -> StudyModel:
-    """A model by its name, or by a name and a number of parameters: ``llama-2-7b``, ``mine=40_000_000``.
+    """Return a model by its name, or by a name and a number of parameters: ``llama-2-7b``, ``mine=40_000_000``.
 
     Raises:
-        UserMistake: neither.
+        UserMistake: another text.
     """
     own = OWN.fullmatch(text)
     if own:
@@ -73,16 +74,16 @@ def model_of(text: str) -> StudyModel:
 
 
 def own_shapes(parameters: int) -> Shapes:
-    """Tensors of so many parameters in all."""
+    """Return the shapes of tensors with this number of parameters in all."""
     sizes = [min(LARGEST, parameters - start) for start in range(0, parameters, LARGEST)]
     return {f"tensor.{number}": (size,) for number, size in enumerate(sizes)}
 
 
 def hub_shapes(source: str) -> Shapes:
-    """The tensors of a model of the dated table of published configurations; nothing is fetched.
+    """Return the tensors of a model from the dated table of published configurations; nothing is downloaded.
 
-    They are made on torch's meta device, where they have shapes and no memory; a tensor that serves twice, as tied
-    embeddings do, is in a file once.
+    They are made on torch's meta device, where they have shapes and no memory; a tensor that is used twice, as tied
+    embeddings are, is in a file once.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -97,47 +98,48 @@ def hub_shapes(source: str) -> Shapes:
 
 
 def file_bytes(model: StudyModel, dtype: str) -> int:
-    """Bytes of the artifact of a model, with its header; ``dtype`` as torch calls it."""
+    """Return the bytes of the artifact of a model, with its header; ``dtype`` is torch's name."""
     head, places = layout(typed(model, dtype))
     return len(head) + sum(spec.nbytes for spec in places.values())
 
 
 def typed(model: StudyModel, dtype: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return the type and shape of each tensor."""
     return {name: (PRECISIONS[dtype], shape) for name, shape in model.shapes.items()}
 
 
-def write_model(store: Path, model: StudyModel, dtype: str, tell: Callable[[int], None]) -> Artifact:
+def write_model(store: Path, model: StudyModel, dtype: str, show: Callable[[int], None]) -> Artifact:
     """Write an artifact of a model's size, piece by piece: the same bytes for the same model and precision.
 
-    The content is random, so that nothing on the way can make it smaller; nobody computes with it.
+    The content is random, so that it cannot be compressed on the way; it is not used for computation.
 
     Args:
         store: the folder of artifacts.
         model: whose tensors it has.
-        dtype: as torch calls it.
-        tell: told after each piece how many bytes there are.
+        dtype: torch's name.
+        show: receives the number of bytes after each piece.
 
     Raises:
         StorageError: the store cannot be written.
     """
     shapes = typed(model, dtype)
     _, places = layout(shapes)
-    draw = _random_pieces(model.parameters, tell)
+    draw = _random_pieces(model.parameters, show)
     return write_artifact(store, shapes, ((name, draw(spec.nbytes)) for name, spec in places.items()), "study")
 
 
-def _random_pieces(seed: int, tell: Callable[[int], None]) -> Callable[[int], Iterator[memoryview]]:
+def _random_pieces(seed: int, show: Callable[[int], None]) -> Callable[[int], Iterator[memoryview]]:
     import numpy
 
-    words = numpy.random.SFC64(seed)
+    generator = numpy.random.SFC64(seed)
     written = 0
 
     def draw(nbytes: int) -> Iterator[memoryview]:
         nonlocal written
         for start in range(0, nbytes, PIECE):
             size = min(PIECE, nbytes - start)
-            yield words.random_raw(-(-size // 8)).data.cast("B")[:size]
+            yield generator.random_raw(-(-size // 8)).data.cast("B")[:size]
             written += size
-            tell(written)
+            show(written)
 
     return draw

@@ -1,4 +1,4 @@
-"""How far the present transfer is, on a terminal: a bar with the rate; nothing where there is no terminal."""
+"""Progress of the current transfer on a terminal: a bar with the rate; nothing without a terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 class Meter:
-    """A bar for one thing at a time; lines that are printed meanwhile stand above it."""
+    """A progress bar for one piece of work at a time; printed lines appear above it."""
 
     def __init__(self, console: Console | None = None) -> None:
         console = console or Console(stderr=True)
@@ -22,7 +22,7 @@ class Meter:
         self.bars = Progress(
             *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
         )
-        self.words, self.held_up = "", ""
+        self.work, self.held_up = "", ""
         self.task: Any = None
 
     def __enter__(self) -> Meter:
@@ -32,20 +32,20 @@ class Meter:
     def __exit__(self, *_: object) -> None:
         self.bars.stop()
 
-    def show(self, words: str, nbytes: int, total: int) -> None:
-        """Tell what is done now, how many bytes of it are, and how many it has."""
-        if words != self.words:
+    def show(self, work: str, nbytes: int, total: int) -> None:
+        """Show the current work, its bytes so far, and its bytes in all."""
+        if work != self.work:
             if self.task is not None:
                 self.bars.remove_task(self.task)
-            self.words, self.task = words, self.bars.add_task(words, total=total)
-        self.bars.update(self.task, completed=nbytes, description=f"{words}{self.held_up}")
+            self.work, self.task = work, self.bars.add_task(work, total=total)
+        self.bars.update(self.task, completed=nbytes, description=f"{work}{self.held_up}")
 
-    def trouble(self, what: str | None) -> None:
-        """Tell what holds it up, or None."""
-        if what and not self.held_up:
-            logger.warning("%s is held up: %s", self.words, what)
+    def show_trouble(self, trouble: str | None) -> None:
+        """Show what holds up the work, or None."""
+        if trouble and not self.held_up:
+            logger.warning("%s is held up: %s", self.work, trouble)
             if self.bars.disable:
-                complain(f"{self.words} is held up: {what}", FAILED)
-        self.held_up = f" (held up: {what})" if what else ""
+                complain(f"{self.work} is held up: {trouble}", FAILED)
+        self.held_up = f" (held up: {trouble})" if trouble else ""
         if self.task is not None:
-            self.bars.update(self.task, description=f"{self.words}{self.held_up}")
+            self.bars.update(self.task, description=f"{self.work}{self.held_up}")

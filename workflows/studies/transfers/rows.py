@@ -1,34 +1,19 @@
-"""One measured transfer: a row of the study's table."""
+"""Measured transfers: the rows of the study's table."""
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
-from apps.base.errors import UserMistake
-
-if TYPE_CHECKING:
-    pass
-
+from workflows.studies import tables
 
 MB = 1e6
-
-
 Direction = Literal["send", "return"]
-
-
 SEND: Direction = "send"
-
-
 RETURN: Direction = "return"
-
-
 DIRECTIONS = (SEND, RETURN)
-
-
 Key = tuple[str, str, str, str, int, int]
 
 
@@ -40,11 +25,11 @@ class TransferRow:
         carrier: copy, shared or globus.
         direction: send (to the site) or return.
         nbytes: of the file.
-        seconds: that it took, its wait in the service's queue not counted.
+        seconds: its duration without the wait in the service's queue.
         queued_s: that wait.
-        rate_mb_s: nbytes by seconds, in 10^6 bytes a second; NaN, in the file an empty cell, of one that was too
-            short for its clock.
-        faults: of which the service has told; it mends them by itself.
+        rate_mb_s: nbytes by seconds, in 10^6 bytes a second; NaN, in the file an empty cell, if it was too short for
+            its clock.
+        faults: number of faults that the service has reported and repaired.
     """
 
     site: str
@@ -61,31 +46,21 @@ class TransferRow:
 
     @property
     def key(self) -> Key:
+        """Return the identity of the transfer."""
         return self.site, self.carrier, self.direction, self.model, self.nbytes, self.repeat
 
 
 def read_rows(path: Path) -> list[TransferRow]:
-    """The rows of an earlier study; none where there is no file. A last line that was cut off does not count.
+    """Return the rows of an earlier study; none if there is no file. A cut-off last line is left out.
 
     Raises:
         UserMistake: the file is of another kind.
     """
-    if not path.exists():
-        return []
-    kinds: dict[str, Any] = {"int": int, "float": lambda text: float(text or "nan"), "str": str}
-    try:
-        lines = path.read_text().splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("\n")]
-        return [
-            TransferRow(**{field.name: kinds[str(field.type)](record[field.name]) for field in fields(TransferRow)})
-            for record in csv.DictReader(whole)
-        ]
-    except (KeyError, ValueError, TypeError) as error:
-        raise UserMistake(f"{path} is no table of a transfer study: {error}", remedy="Move it away") from None
+    return tables.read_rows(path, TransferRow, "transfer")
 
 
 def ends(rows: Iterable[TransferRow]) -> list[tuple[str, str]]:
-    """(site, direction) in the order of the rows, the ways of a site beside each other."""
+    """Return each (site, direction) in the order of the rows, both directions of a site next to each other."""
     sites = dict.fromkeys(row.site for row in rows)
     there = {(row.site, row.direction) for row in rows}
     return [(site, way) for site in sites for way in DIRECTIONS if (site, way) in there]

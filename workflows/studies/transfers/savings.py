@@ -1,4 +1,4 @@
-"""What smaller files save: the same model at other precisions, and adapters in its place."""
+"""Expected times of smaller files: the same model at other precisions, and adapters instead of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from apps.models.model import AdapterSpec
 from workflows.console.units import bytes_text, seconds_text
+from workflows.planning.memory.model import count, known_config
+from workflows.studies.tables import terminal_table
 from workflows.studies.transfers.line import LinearFit
 from workflows.studies.transfers.models import StudyModel, file_bytes
 from workflows.studies.transfers.rows import RETURN, SEND
@@ -16,19 +19,19 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 RANKS = (64, 16, 8)
-ADAPTER_BYTES = 4  # of a parameter: peft keeps adapters in float32, whatever the model is in
+ADAPTER_BYTES = 4  # per parameter: peft keeps adapters in float32, whatever the model is in
 PRECISION_NAMES = {"float32": "fp32", "bfloat16": "bf16", "int8": "int8"}
 
 
 @dataclass(frozen=True)
 class Saving:
-    """A way to send a model.
+    """A representation of a model that could be sent.
 
     Attributes:
-        name: for people.
+        name: for the user.
         nbytes: of the file.
-        seconds: site -> expected time of a trip there and back.
-        beyond: the file is smaller or larger than those that were measured.
+        seconds: site -> expected time of a round trip.
+        beyond: True if the file is smaller or larger than the measured ones.
     """
 
     name: str
@@ -38,11 +41,11 @@ class Saving:
 
 
 def savings(model: StudyModel, lines: Mapping[tuple[str, str], LinearFit | None]) -> list[Saving]:
-    """Ways to send a model, large files first.
+    """Return the representations of a model, large files first.
 
     Args:
-        model: any; adapters are counted where its shape is published, for all linear layers of its decoder.
-        lines: (site, direction) -> the fitted line; a site without one for both directions is left out.
+        model: any; adapters are included if its shape is published, for all linear layers of its decoder.
+        lines: (site, direction) -> the fitted line; a site without one in both directions is left out.
     """
     ways = {name: file_bytes(model, dtype) for dtype, name in PRECISION_NAMES.items()}
     if model.source:
@@ -67,11 +70,8 @@ def _both(lines: Mapping[tuple[str, str], LinearFit | None], site: str) -> tuple
 
 
 def adapter_bytes(source: str, rank: int) -> int:
-    """Bytes of the tensors of a LoRA adapter; the header, some hundredth of a percent, is not counted."""
+    """Return the bytes of the tensors of a LoRA adapter without its header, some hundredth of a percent."""
     from transformers import AutoConfig
-
-    from apps.models.model import AdapterSpec
-    from workflows.planning.memory.model import count, known_config
 
     values = known_config(source)
     assert values is not None, f"{source} is not in the table"
@@ -80,17 +80,15 @@ def adapter_bytes(source: str, rank: int) -> int:
 
 
 def as_table(model: StudyModel, ways: list[Saving]) -> Table:
-    from rich.table import Table
-
+    """Return the table for the terminal."""
     full = next(way.nbytes for way in ways if way.name == "bf16")
-    table = Table(title=f"{model.name}: expected trip there and back", title_justify="left")
-    table.add_column("sent as", no_wrap=True)
     sites = list(ways[0].seconds)
-    for name in ("bytes", "of bf16", *sites):
-        table.add_column(name, justify="right", no_wrap=True)
+    rows = []
     for way in ways:
         marks = [seconds_text(way.seconds[site]) + " *" * way.beyond for site in sites]
-        table.add_row(way.name, bytes_text(way.nbytes), f"{100 * way.nbytes / full:.3g} %", *marks)
+        rows.append([way.name, bytes_text(way.nbytes), f"{100 * way.nbytes / full:.3g} %", *marks])
+    title = f"{model.name}: expected trip there and back"
+    table = terminal_table(title, ["sent as", "bytes", "of bf16", *sites], 1, [((), rows)])
     if any(way.beyond for way in ways):
         table.caption = "* outside of the sizes that were measured"
     return table

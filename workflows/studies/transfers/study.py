@@ -1,4 +1,4 @@
-"""What a transfer study is about: the campaign's sites, the files, its folder, and the ways to the sites."""
+"""Preparation of a transfer study: the campaign's sites, the files, the folder, and the carriers to the sites."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class TransferStudy:
 
     Attributes:
         folder: of the study.
-        models: that were asked for, by name.
-        trips: that are to be made; not those in the table.
-        planned: trips of the whole study.
+        models: the requested ones, by name.
+        trips: round trips that are not in the table yet.
+        planned: number of round trips of the whole study.
     """
 
     campaign: Campaign
@@ -48,14 +48,15 @@ class TransferStudy:
 
     @property
     def table(self) -> Path:
+        """Return the path of the table."""
         return self.folder / TABLE
 
 
 def prepare(options: argparse.Namespace) -> TransferStudy:
-    """Read and check what was asked for; nothing is written yet.
+    """Read and check the request; write nothing.
 
     Raises:
-        UserMistake: names the file and the key.
+        UserMistake: a mistake in the campaign or the options.
     """
     campaign = load_campaign(options.campaign, options.sets, options.sites)
     folder = (options.out or RUNS / f"{campaign.name}-transfers").resolve()
@@ -63,10 +64,10 @@ def prepare(options: argparse.Namespace) -> TransferStudy:
     check_storage(sites)
     check_collections(campaign, sites, folder)
     models = chosen_models(options.models)
-    loads = [StudyFile(model, file_bytes(model, options.dtype)) for model in models.values()]
+    files = [StudyFile(model, file_bytes(model, options.dtype)) for model in models.values()]
     done = {row.key for row in read_rows(folder / TABLE)}
-    trips = trips_of(sites.values(), loads, options.repeat, done)
-    return TransferStudy(campaign, folder, sites, models, trips, len(sites) * len(loads) * options.repeat)
+    trips = trips_of(sites.values(), files, options.repeat, done)
+    return TransferStudy(campaign, folder, sites, models, trips, len(sites) * len(files) * options.repeat)
 
 
 def _site(name: str, campaign: Campaign, folder: Path) -> Site:
@@ -78,12 +79,12 @@ def _site(name: str, campaign: Campaign, folder: Path) -> Site:
 
 
 def chosen_models(names: Sequence[str]) -> dict[str, StudyModel]:
-    """Name -> model. Raises UserMistake for an unknown one, none at all, or two of one name."""
+    """Return the models by name; raises UserMistake for an unknown one, for none, or for two of one name."""
     models: dict[str, StudyModel] = {}
     for text in names:
         model = model_of(text)
         if model.name in models:
-            raise UserMistake(f"--models: {model.name} stands there twice")
+            raise UserMistake(f"--models: {model.name} is given twice")
         models[model.name] = model
     if not models:
         raise UserMistake("--models: name at least one model")
@@ -91,12 +92,15 @@ def chosen_models(names: Sequence[str]) -> dict[str, StudyModel]:
 
 
 def open_run(study: TransferStudy, options: argparse.Namespace) -> RunDirectory:
-    """The study's directory, new or taken up again; one process holds it.
+    """Open the study's directory, new or existing; one process holds it.
 
     Raises:
-        UserMistake: it is in use, or a site of it was measured at another place: the rows would not compare.
+        UserMistake: it is in use, was started with older code, or a site has moved: its rows cannot be compared.
     """
     run = open_new(study.folder, study.campaign, options.campaign, options.sets, options.sites)
+    if any("key" not in record for record in run.journal.events("transfer_submitting")):
+        run.close()
+        raise UserMistake(f"{study.folder} was started with older code", remedy="Choose another --out")
     now = {name: _place(study.campaign, site) for name, site in study.sites.items()}
     before: dict[str, dict[str, str]] = {}
     for record in run.journal.events(SITES):
@@ -111,34 +115,34 @@ def open_run(study: TransferStudy, options: argparse.Namespace) -> RunDirectory:
 
 
 def _place(campaign: Campaign, site: Site) -> dict[str, str]:
-    """Where a site's files go, and by what."""
+    """Return the place of a site's files, and the carrier."""
     place = {"carrier": site.carrier, "storage_root": str(site.storage_root)}
     if site.carrier == "globus" and site.collection and campaign.globus:
         place |= {"collection": site.collection.id, "collection here": campaign.globus.collection}
     return place
 
 
-def ways_to(
+def carriers_to(
     study: TransferStudy, run: RunDirectory, stores: Stores, on_trouble: Callable[[str | None], None]
 ) -> dict[str, Carrier]:
-    """Site -> the way there, for the sites of the trips; ``on_trouble`` is told what holds up a transfer, or None."""
+    """Return the carriers to the trips' sites; ``on_trouble`` gets the reason why a transfer is held up, or None."""
     sites = {trip.site.name: trip.site for trip in study.trips}
-    carried = {name: site for name, site in sites.items() if site.carrier == "globus"}
-    ways: dict[str, Carrier] = {
+    by_globus = {name: site for name, site in sites.items() if site.carrier == "globus"}
+    carriers: dict[str, Carrier] = {
         name: FolderCarrier(site, stores) for name, site in sites.items() if site.carrier != "globus"
     }
-    if carried and study.campaign.globus:
+    if by_globus and study.campaign.globus:
         from workflows.studies.transfers.by_globus import GlobusCarrier
 
         here = study.campaign.globus.as_collection()
-        make_client = client_for([here.id, *(site.collection.id for site in carried.values() if site.collection)])
-        for name, site in carried.items():
-            ways[name] = GlobusCarrier(make_client, here, site, stores, run.journal, on_trouble)
-    return ways
+        make_client = client_for([here.id, *(site.collection.id for site in by_globus.values() if site.collection)])
+        for name, site in by_globus.items():
+            carriers[name] = GlobusCarrier(make_client, here, site, stores, run.journal, on_trouble)
+    return carriers
 
 
 def client_for(collections: Sequence[str]) -> Callable[[], TransferClient]:
-    """What gives the one client of Globus Transfer, made when it is first asked for."""
+    """Return a function that makes one client of Globus Transfer at its first call."""
     from workflows.globus.identity import globus_app, transfer_client
 
     return cache(lambda: transfer_client(globus_app(), collections))

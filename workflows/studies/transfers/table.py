@@ -1,19 +1,18 @@
-"""``transfers.csv``: a row for each transfer that was measured, added as it is done; and the tables for people."""
+"""``transfers.csv``, with a row for each measured transfer, and the tables for the terminal."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import os
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from apps.base.files import cannot_write, write_text
 from workflows.console.units import bytes_text, seconds_text
+from workflows.studies.tables import csv_of, terminal_table
 from workflows.studies.transfers.rows import DIRECTIONS, MB, TransferRow, ends, read_rows
 
 if TYPE_CHECKING:
@@ -21,16 +20,15 @@ if TYPE_CHECKING:
 
     from workflows.studies.transfers.line import LinearFit
 
-TOO_SHORT = "too short to tell"
+TOO_SHORT = "too short to measure"
 
 
-def mend(path: Path) -> list[TransferRow]:
-    """The rows of an earlier study, and the file ready to be added to: without a line that a killed one cut off, and
-    without its other half."""
+def repair(path: Path) -> list[TransferRow]:
+    """Return the rows of an earlier study, and write the file again without half round trips and cut-off lines."""
     rows = read_rows(path)
     known = {row.key for row in rows}
     whole = [row for row in rows if all(replace(row, direction=way).key in known for way in DIRECTIONS)]
-    write_text(path, as_csv(whole))
+    write_text(path, csv_of(TransferRow, whole))
     return whole
 
 
@@ -38,32 +36,16 @@ def add(path: Path, rows: Sequence[TransferRow]) -> None:
     """Add rows to the table; they are on the disk when this returns. Raises StorageError."""
     try:
         with open(path, "a") as stream:
-            stream.write(as_csv(rows, header=False))
+            stream.write(csv_of(TransferRow, rows, header=False))
             stream.flush()
             os.fsync(stream.fileno())
     except OSError as error:
         raise cannot_write(path, error) from error
 
 
-def as_csv(rows: Iterable[TransferRow], header: bool = True) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(TransferRow)], lineterminator="\n")
-    if header:
-        writer.writeheader()
-    for row in rows:
-        writer.writerow({name: _cell(value) for name, value in asdict(row).items()})
-    return text.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    if not isinstance(value, float):
-        return value
-    return "" if math.isnan(value) else f"{value:.6g}"
-
-
 @dataclass(frozen=True)
 class Speed:
-    """The rates of one model's transfers to or from a site, in MB/s: median, least and most."""
+    """The rates of one model's transfers to or from a site, in MB/s: median, least and largest."""
 
     parameters: int
     nbytes: int
@@ -74,7 +56,7 @@ class Speed:
 
 
 def speeds(rows: Sequence[TransferRow], site: str, direction: str) -> dict[tuple[str, int], Speed]:
-    """(model, nbytes) -> its rates between here and a site, small files first, without those that have none."""
+    """Return the rates between here and a site by (model, nbytes), small files first, without unmeasured ones."""
     found: dict[tuple[str, int], Speed] = {}
     own = [row for row in rows if (row.site, row.direction) == (site, direction) and not math.isnan(row.rate_mb_s)]
     for row in sorted(own, key=lambda row: row.nbytes):
@@ -86,56 +68,42 @@ def speeds(rows: Sequence[TransferRow], site: str, direction: str) -> dict[tuple
 
 
 def speed_table(rows: Sequence[TransferRow]) -> Table:
-    """Speeds by site, direction and model, for the terminal."""
-    from rich.table import Table
-
-    table = Table(title="speed by size, medians", title_justify="left")
-    for name in ("site", "way", "model"):
-        table.add_column(name, no_wrap=True)
-    for name in ("size", "MB/s", "least to most", "trips"):
-        table.add_column(name, justify="right", no_wrap=True)
+    """Return the table of speeds by site, direction and model."""
+    sections = []
     for site, way in ends(rows):
-        first = (site, way)
         own, found = [row for row in rows if (row.site, row.direction) == (site, way)], speeds(rows, site, way)
-        for nbytes, model in sorted({(row.nbytes, row.model) for row in own}):
-            table.add_row(*first, model, bytes_text(nbytes), *_speed_texts(found.get((model, nbytes))))
-            first = ("", "")
-        table.add_section()
-    return table
+        files = sorted({(row.nbytes, row.model) for row in own})
+        cells = [[model, bytes_text(n), *_speed_texts(found.get((model, n)))] for n, model in files]
+        sections.append(((site, way), cells))
+    columns = ["site", "way", "model", "size", "MB/s", "least to most", "trips"]
+    return terminal_table("speed by size, medians", columns, 3, sections)
 
 
 def _speed_texts(speed: Speed | None) -> tuple[str, str, str]:
-    """Median, spread and number of trips."""
+    """Return median, spread and number of trips."""
     if speed is None:
         return TOO_SHORT, "–", "–"
     return f"{speed.middle:.3g}", f"{speed.low:.3g} to {speed.high:.3g}", str(speed.repeats)
 
 
 def rate_text(rate_mb_s: float) -> str:
-    """A rate for people."""
+    """Return a rate as text."""
     return TOO_SHORT if math.isnan(rate_mb_s) else f"{rate_mb_s:.3g} MB/s"
 
 
 def line_table(lines: Mapping[tuple[str, str], LinearFit | None]) -> Table:
-    """Latency and bandwidth by site and direction, with their standard errors.
+    """Return the table of latency and bandwidth by site and direction, with their standard errors.
 
     Args:
-        lines: (site, direction) -> the fitted line, or None where the times tell of none.
+        lines: (site, direction) -> the fitted line, or None if there is none.
     """
-    from rich.table import Table
-
-    table = Table(title="fitted: seconds = t0 + bytes / B, with one standard error", title_justify="left")
-    for name in ("site", "way"):
-        table.add_column(name, no_wrap=True)
-    for name in ("t0", "±", "B, MB/s", "from, to"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for (site, way), line in lines.items():
-        table.add_row(site, way, *line_texts(line))
-    return table
+    rows = [(*end, *line_texts(line)) for end, line in lines.items()]
+    title = "fitted: seconds = t0 + bytes / B, with one standard error"
+    return terminal_table(title, ["site", "way", "t0", "±", "B, MB/s", "from, to"], 2, [((), rows)])
 
 
 def line_texts(line: LinearFit | None) -> tuple[str, str, str, str]:
-    """t0 and B, each with its spread."""
+    """Return t0 and B, each with its spread."""
     if line is None:
         return "–", "–", "–", "–"
     error = "–" if line.latency_error_s is None else seconds_text(line.latency_error_s)

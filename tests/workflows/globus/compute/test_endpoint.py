@@ -18,7 +18,7 @@ from patience import patience
 from training_site import PLACE, PROJECT, Site, bare_environment, wait_until
 
 from apps.base.errors import EndpointProblem, UserMistake, VersionMismatch, WorkersLost
-from apps.site import look
+from apps.site import site_status
 from apps.train import enrol, local_train
 from apps.training.progress import read_progress
 
@@ -134,7 +134,7 @@ def test_a_killed_worker(tmp_path, stack, aurora, site):
 
 def test_a_killed_child_endpoint_is_noticed_by_the_sites_files(tmp_path, stack, aurora, site, monkeypatch):
     """Its interchange and workers are orphans that continue: the training ends, and the service gets no result."""
-    with drive(tmp_path, site, aurora, slow_s=0.05, read_state=lambda _: look(PLACE, str(site.root))) as run:
+    with drive(tmp_path, site, aurora, slow_s=0.05, read_state=lambda _: site_status(PLACE, str(site.root))) as run:
         run.executor.liveness.look_s = 0.5
         monkeypatch.setattr("workflows.globus.compute.calls.RESULT_GRACE_S", 3.0)
         training = run.train(site, steps=60, checkpoint_s=0.2)
@@ -150,7 +150,7 @@ def test_a_killed_child_endpoint_is_noticed_by_the_sites_files(tmp_path, stack, 
 def test_an_endpoint_that_dies_with_all_its_processes(tmp_path, stack, aurora, site):
     """As a node that is switched off: no liveness, so it is submitted again and continues from the checkpoint."""
     with drive(
-        tmp_path, site, aurora, slow_s=0.05, silence_s=4.0, read_state=lambda _: look(PLACE, str(site.root))
+        tmp_path, site, aurora, slow_s=0.05, silence_s=4.0, read_state=lambda _: site_status(PLACE, str(site.root))
     ) as run:
         run.executor.liveness.look_s = 0.5
         training = run.train(site, steps=60, checkpoint_s=0.2)

@@ -17,13 +17,13 @@ from toy_agent import ToyAgent, toy_agent
 from training_site import PLACE, Site, wait_until
 
 from apps.base.errors import EndpointProblem, TaskError, TrainingError, UserMistake, WorkersLost
-from apps.site import look
+from apps.site import site_status
 from apps.train import enrol, local_train
 from apps.training.leases import acquire
 from apps.training.task import Task
 from workflows.globus.compute.api import ComputeApi, RateLimiter
 
-LOOK = "apps.site:look"
+LOOK = "apps.site:site_status"
 
 
 def as_the_site_would(python: str, request: str) -> str:
@@ -78,15 +78,15 @@ def test_calls_and_answers(tmp_path, agent, site):
 
 def test_what_is_too_large_is_refused_and_the_executor_lives_on(tmp_path, agent):
     with drive(tmp_path, agent) as run:
-        with pytest.raises(UserMistake, match=r"site aurora: the arguments of apps.site:look are 960\d+ bytes"):
-            run.executor.submit(look, {}, PLACE, "x" * 9_600_000)
-        with pytest.raises(TaskError, match=r"site aurora: the arguments of apps.site:look are not plain"):
-            run.executor.submit(look, {}, PLACE, Path("x"))
+        with pytest.raises(UserMistake, match=r"site aurora: the arguments of apps.site:site_status are 960\d+ bytes"):
+            run.executor.submit(site_status, {}, PLACE, "x" * 9_600_000)
+        with pytest.raises(TaskError, match=r"site aurora: the arguments of apps.site:site_status are not plain"):
+            run.executor.submit(site_status, {}, PLACE, Path("x"))
         assert submissions(agent) == 0
         agent.compute.rules.payload_limit_bytes = 20_000
         with pytest.raises(UserMistake, match=r"site aurora: Globus Compute refuses the request as too large"):
-            run.executor.submit(look, {}, PLACE, "x" * 30_000).result(patience(20))
-        assert run.executor.submit(look, {}, PLACE, str(tmp_path)).result(patience(20))["finished"] is None
+            run.executor.submit(site_status, {}, PLACE, "x" * 30_000).result(patience(20))
+        assert run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(patience(20))["finished"] is None
         assert not run.executor.bad_state_is_set
 
 
@@ -94,7 +94,7 @@ def test_what_is_too_large_is_refused_and_the_executor_lives_on(tmp_path, agent)
 def test_repeated_errors_of_the_service_are_waited_for(status, tmp_path, agent):
     agent.compute.storm(status, 8, r"/(functions|submit|batch_status)$")
     with drive(tmp_path, agent) as run:
-        assert run.executor.submit(look, {}, PLACE, str(tmp_path)).result(patience(30))["claims"] == []
+        assert run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(patience(30))["claims"] == []
     assert len(run.events("compute_unreachable")) == len(run.events("compute_back")) == 1
     assert str(status) in run.events("compute_unreachable")[0]["reason"]
     assert len(run.events("compute_submitted")) == 1
@@ -103,7 +103,7 @@ def test_repeated_errors_of_the_service_are_waited_for(status, tmp_path, agent):
 def test_a_service_that_goes_and_comes_back(tmp_path, agent):
     agent.running.clear()
     with drive(tmp_path, agent) as run:
-        future = run.executor.submit(look, {}, PLACE, str(tmp_path))
+        future = run.executor.submit(site_status, {}, PLACE, str(tmp_path))
         wait_until(run.executor.open_tasks)
         agent.service.stop()
         wait_until(lambda: run.events("compute_unreachable"))
@@ -116,9 +116,9 @@ def test_a_service_that_goes_and_comes_back(tmp_path, agent):
 
 def test_an_expired_token_is_renewed(tmp_path, agent):
     with drive(tmp_path, agent) as run:
-        run.executor.submit(look, {}, PLACE, str(tmp_path)).result(patience(20))
+        run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(patience(20))
         agent.auth.expire_tokens()
-        run.executor.submit(look, {}, PLACE, f"{tmp_path}/b").result(patience(20))
+        run.executor.submit(site_status, {}, PLACE, f"{tmp_path}/b").result(patience(20))
     assert len(run.events("compute_submitted")) == 2
 
 
@@ -126,7 +126,7 @@ def test_a_login_that_is_refused_names_the_remedy(tmp_path, agent):
     agent.auth.change_secret(agent.account)
     with drive(tmp_path, agent) as run:
         with pytest.raises(UserMistake, match=r"site aurora: Globus .*Run: python workflows/login.py"):
-            run.executor.submit(look, {}, PLACE, str(tmp_path)).result(patience(30))
+            run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(patience(30))
 
 
 def test_a_slow_answer_makes_two_tasks_and_one_training(tmp_path, agent, site, monkeypatch):
@@ -148,7 +148,7 @@ def test_two_tasks_at_once_train_once(tmp_path, agent, site):
     request = site.arguments()
     task = Task(*request)
     with drive(tmp_path, agent, site) as run:
-        with acquire(site.root, task.id, beat_s=0.1):
+        with acquire(site.root, task.id, heartbeat_s=0.1):
             training = run.train(site)
             wait_until(lambda: len(run.events("compute_ended")) >= 2)
             assert not training.done()
@@ -174,7 +174,7 @@ def test_an_unknown_task_does_not_hide_the_others(tmp_path, agent, site):
     )
     agent.running.clear()
     with drive(tmp_path, agent, site) as run:
-        training, seen = run.train(site), run.executor.submit(look, {}, PLACE, str(site.root))
+        training, seen = run.train(site), run.executor.submit(site_status, {}, PLACE, str(site.root))
         wait_until(lambda: run.executor.open_tasks() == 2)
         first = run.events("compute_submitted")[0]["task_id"]
         del agent.compute.tasks[first]
@@ -189,7 +189,7 @@ def test_an_unknown_task_does_not_hide_the_others(tmp_path, agent, site):
 def test_a_lost_result_is_noticed_in_the_sites_files(tmp_path, agent, site):
     """The training ends and its result is lost: the site's files show that it has ended."""
     agent.compute.rules.drop_results = 1
-    with drive(tmp_path, agent, site, read_state=lambda _: look(PLACE, str(site.root))) as run:
+    with drive(tmp_path, agent, site, read_state=lambda _: site_status(PLACE, str(site.root))) as run:
         run.executor.liveness.look_s = 0.1
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr("workflows.globus.compute.calls.RESULT_GRACE_S", 0.5)
@@ -200,7 +200,7 @@ def test_a_lost_result_is_noticed_in_the_sites_files(tmp_path, agent, site):
 def test_a_call_without_news_is_submitted_again(tmp_path, agent):
     agent.compute.rules.drop_results = 1
     with drive(tmp_path, agent, silence_s=0.25) as run:
-        assert run.executor.submit(look, {}, PLACE, str(tmp_path)).result(patience(20))["claims"] == []
+        assert run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(patience(20))["claims"] == []
     assert [r["reason"] for r in run.events("compute_asked_again")] == ["no news"]
 
 
@@ -225,9 +225,9 @@ def test_lost_workers_are_reported_and_a_retry_is_another_task(tmp_path, agent):
     agent.handle = lambda *_: (_ for _ in ()).throw(RuntimeError("WorkerLost"))
     with drive(tmp_path, agent) as run:
         with pytest.raises(WorkersLost, match="site aurora"):
-            run.executor.submit(look, {}, PLACE, str(tmp_path)).result(patience(20))
+            run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(patience(20))
         agent.handle = as_the_site_would
-        assert run.executor.submit(look, {}, PLACE, str(tmp_path)).result(patience(20))["claims"] == []
+        assert run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(patience(20))["claims"] == []
     assert [r["state"] for r in run.events("compute_ended")] == ["WorkersLost", "success"]
 
 
@@ -242,7 +242,7 @@ def test_nothing_but_json_is_read(tmp_path, agent):
     agent.buffer = lambda _: DillDataBase64().serialize(Bomb())
     with drive(tmp_path, agent) as run:
         with pytest.raises(TaskError, match="site aurora: the site's answer is not JSON and is not read"):
-            run.executor.submit(look, {}, PLACE, str(tmp_path)).result(patience(20))
+            run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(patience(20))
         time.sleep(0.2)
         assert not (tmp_path / "boom").exists()
 
@@ -251,21 +251,21 @@ def test_an_unknown_endpoint(tmp_path, agent):
     agent.endpoint_id = "00000000-0000-0000-0000-000000000000"
     with drive(tmp_path, agent) as run:
         with pytest.raises(EndpointProblem, match=r"site aurora: the endpoint refuses the call \(404\).*endpoint's id"):
-            run.executor.submit(look, {}, PLACE, str(tmp_path)).result(patience(20))
+            run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(patience(20))
 
 
 def test_an_identity_without_access_to_the_endpoint(tmp_path, agent):
     agent.service.fault(r"/submit$", status=403, body={"code": "FORBIDDEN", "message": "not for you"})
     with drive(tmp_path, agent) as run:
         with pytest.raises(EndpointProblem, match=r"\(403\): not for you. Ask the endpoint's owner"):
-            run.executor.submit(look, {}, PLACE, str(tmp_path)).result(patience(20))
+            run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(patience(20))
 
 
 def test_a_function_that_the_service_has_lost_is_registered_again(tmp_path, agent):
     with drive(tmp_path, agent) as run:
-        run.executor.submit(look, {}, PLACE, str(tmp_path)).result(patience(20))
+        run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(patience(20))
         agent.compute.functions.clear()
-        run.executor.submit(look, {}, PLACE, f"{tmp_path}/b").result(patience(20))
+        run.executor.submit(site_status, {}, PLACE, f"{tmp_path}/b").result(patience(20))
     assert len(run.events("compute_function")) == 2
 
 
@@ -292,14 +292,14 @@ def test_the_next_driver_adopts_what_is_open(tmp_path, agent, site):
 def test_a_task_of_another_endpoint_is_not_adopted(tmp_path, agent):
     agent.running.clear()
     with drive(tmp_path, agent) as first:
-        first.executor.submit(look, {}, PLACE, str(tmp_path))
+        first.executor.submit(site_status, {}, PLACE, str(tmp_path))
         wait_until(first.executor.open_tasks)
     known, other = agent.compute.endpoints.known, "11111111-0000-0000-0000-000000000000"
     known[other] = known[agent.endpoint_id]
     agent.queues.declare(f"{other}.commands")
     agent.endpoint_id = other
     with drive(tmp_path, agent) as second:
-        second.executor.submit(look, {}, PLACE, str(tmp_path))
+        second.executor.submit(site_status, {}, PLACE, str(tmp_path))
         wait_until(lambda: len(second.events("compute_submitted")) == 2)
     assert len({r["endpoint"] for r in second.events("compute_submitted")}) == 2
 
@@ -307,7 +307,7 @@ def test_a_task_of_another_endpoint_is_not_adopted(tmp_path, agent):
 def test_the_journal_records_when_an_endpoint_goes_offline_and_comes_back(tmp_path, agent):
     agent.running.clear()
     with drive(tmp_path, agent) as run:
-        run.executor.submit(look, {}, PLACE, str(tmp_path))
+        run.executor.submit(site_status, {}, PLACE, str(tmp_path))
         wait_until(run.executor.open_tasks)
         agent.compute.endpoints.known.update_record(agent.endpoint_id, heartbeat_at=0.0)
         wait_until(lambda: run.events("endpoint_status"))
@@ -321,7 +321,7 @@ def test_the_journal_records_when_an_endpoint_goes_offline_and_comes_back(tmp_pa
 
 def test_template_values_reach_the_endpoint(tmp_path, agent):
     with drive(tmp_path, agent, user_endpoint_config={"account": "ABC", "nodes": 2}) as run:
-        run.executor.submit(look, {}, PLACE, str(tmp_path)).result(patience(20))
+        run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(patience(20))
     (body, _), *_ = agent.queues.taken(f"{agent.endpoint_id}.commands")
     assert json.loads(body)["kwargs"]["user_opts"] == {"account": "ABC", "nodes": 2}
 
@@ -343,7 +343,7 @@ def test_a_client_that_cannot_be_made_is_reported(tmp_path, agent, caplog):
     caplog.set_level(logging.CRITICAL)
     with drive(tmp_path, agent, api=ComputeApi(not_logged_in)) as run:
         with pytest.raises(UserMistake, match=r"site aurora: not logged in. Run: python workflows/login.py"):
-            run.executor.submit(look, {}, PLACE, str(tmp_path)).result(patience(20))
+            run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(patience(20))
 
 
 def test_help_does_not_wait_for_globus():

@@ -38,14 +38,14 @@ def site(name: str, run_dir: Path, *, nodes: int, walltime: int, limit: int | No
     queue = Queue("debug", 1, 4, 3600, date(2026, 8, 1), "a test", queued_per_user=limit)
     block = Block("slurm", queue, nodes, walltime)
     return Site(name=name, machine="toy", route="batch", storage_root=run_dir, block=block,
-                provider=lambda worker_init: ToyProvider(run_dir, fate))
+                provider=lambda worker_init: ToyProvider(fate))
 """
 
 
 class ToyProvider:
-    """Jobs that run when they are looked at; ``stay`` keeps them waiting, ``refuse`` takes none."""
+    """A provider whose jobs start at the first status query; ``stay`` keeps them waiting, ``refuse`` accepts none."""
 
-    def __init__(self, run_dir: Path, fate: str) -> None:
+    def __init__(self, fate: str) -> None:
         self.fate, self.script_dir = fate, ""
         self.commands: dict[str, str] = {}
 
@@ -53,7 +53,7 @@ class ToyProvider:
         with open(Path(self.script_dir) / "calls.jsonl", "a") as stream:
             stream.write(json.dumps(word) + "\n")
 
-    def submit(self, command: str, tasks_per_node: int, job_name: str = "") -> str:
+    def submit(self, command: str, _tasks_per_node: int, _job_name: str = "") -> str:
         if self.fate == "refuse":
             raise SubmitException("toy", "no such account")
         self.note("submit")
@@ -69,15 +69,16 @@ class ToyProvider:
             subprocess.run(["bash", "-c", self.commands[job_ids[0]]], check=True)
         return [JobStatus(JobState.FAILED if self.fate == "break" else JobState.COMPLETED)]
 
-    def cancel(self, job_ids: list[str]) -> list[bool]:
+    def cancel(self, _job_ids: list[str]) -> list[bool]:
         self.note("cancel")
         return [True]
 
 
 @pytest.fixture
 def toy(history: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    assert not history.exists()
     monkeypatch.setattr(queue_probe, "FIRST_POLL_S", 0.01)
-    monkeypatch.setattr(queue_probe, "scheduler_start", lambda job: None)
+    monkeypatch.setattr(queue_probe, "scheduler_start", lambda _: None)
     monkeypatch.setitem(sys.modules, "test_queue_probe", sys.modules[__name__])
     Path("toy.py").write_text(SITE)
     return "toy.py"
@@ -103,7 +104,7 @@ def test_probes_are_submitted_recorded_and_studied(toy: str, history: Path, caps
     assert calls() == ["submit"] * 5 + ["run"] * 5
 
 
-def test_no_more_probes_are_there_at_once_than_the_queue_admits(toy: str) -> None:
+def test_no_more_probes_are_queued_at_once_than_the_queue_admits(toy: str) -> None:
     assert queue_study.main(["--probe", toy, "--probes", "3", "--set", "limit=1", "--yes"]) == 0
     assert calls() == ["submit", "run"] * 3
 
@@ -116,11 +117,11 @@ def test_probes_that_do_not_start_in_time_are_cancelled_and_counted(
     assert calls() == ["submit", "submit", "cancel", "cancel"]
     assert [(r.started, r.state) for r in read_history(history)] == [(None, "CANCELLED")] * 2
     out = capsys.readouterr().out
-    assert out.count(": not started after") == 2 and "1 probe not submitted: the rule of the queue" in out
+    assert out.count(": not started after") == 2 and "1 probe not submitted: the queue's rule" in out
 
 
 def test_an_interrupt_leaves_no_job_behind(toy: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(seconds: float) -> None:
+    def interrupt(_seconds: float) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(queue_probe.time, "sleep", interrupt)
@@ -129,10 +130,10 @@ def test_an_interrupt_leaves_no_job_behind(toy: str, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("known", [None, 4e9])
-def test_of_a_probe_that_broke_the_scheduler_must_know_the_start(
+def test_the_start_of_a_broken_probe_comes_from_the_scheduler(
     toy: str, history: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, known: float | None
 ) -> None:
-    monkeypatch.setattr(queue_probe, "scheduler_start", lambda job: known)
+    monkeypatch.setattr(queue_probe, "scheduler_start", lambda _: known)
     assert queue_study.main(["--probe", toy, "--set", "fate=break", "--yes"]) == 0
     [record] = read_history(history)
     assert (record.state, record.started) == ("FAILED", known)
@@ -141,7 +142,7 @@ def test_of_a_probe_that_broke_the_scheduler_must_know_the_start(
 
 def test_probes_that_are_refused_fail_the_command(toy: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert queue_study.main(["--probe", toy, "--set", "fate=refuse", "--yes"]) == 1
-    assert "no probe was taken by a scheduler" in capsys.readouterr().err
+    assert "no probe was accepted by a scheduler" in capsys.readouterr().err
 
 
 def test_without_consent_nothing_is_submitted(
@@ -149,14 +150,14 @@ def test_without_consent_nothing_is_submitted(
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO())
     assert queue_study.main(["--probe", toy]) == 2
-    assert "nothing was submitted. Say --yes to submit them" in capsys.readouterr().err
+    assert "nothing was submitted. Add --yes to submit them" in capsys.readouterr().err
     assert not Path("queue_study").exists()
 
 
 @pytest.mark.parametrize(("answer", "taken"), [("y", True), ("Yes", True), ("", False), ("n", False)])
 def test_the_user_is_asked(answer: str, taken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    monkeypatch.setattr("builtins.input", lambda question: answer)
+    monkeypatch.setattr("builtins.input", lambda _: answer)
     if taken:
         queue_probe.ask_consent()
     else:

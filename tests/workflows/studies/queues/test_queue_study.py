@@ -37,7 +37,7 @@ HOUR = 3600.0
 
 
 def waits(*rows: tuple[str, int, float | None, float]) -> pandas.DataFrame:
-    """Rows of queue, nodes, walltime and wait in hours."""
+    """Return waits from rows of queue, nodes, walltime and wait in hours."""
     return as_table(
         Wait("m", queue, nodes, None if wall is None else wall * HOUR, wait * HOUR, 1_780_000_000.0 + number)
         for number, (queue, nodes, wall, wait) in enumerate(rows)
@@ -76,7 +76,7 @@ def test_walltime_bins_hold_their_upper_limit() -> None:
 
 
 @pytest.mark.parametrize(("count", "given"), [(1, "m"), (3, "m"), (4, "m75"), (9, "m75"), (10, "m7590")])
-def test_a_quantile_wants_jobs_beyond_it(count: int, given: str) -> None:
+def test_a_quantile_needs_jobs_beyond_it(count: int, given: str) -> None:
     series = pandas.Series(range(count), dtype=float)
     found = {word: quantile(series, share) for word, share in (("m", 0.5), ("75", 0.75), ("90", 0.9))}
     assert "".join(word for word, value in found.items() if not math.isnan(value)) == given
@@ -95,7 +95,7 @@ def test_the_table_and_its_csv() -> None:
 
 
 def drawn_boxes(axes: Any) -> list[tuple[float, float, float]]:
-    """Place, lower and upper end of each box."""
+    """Return place, lower and upper end of each box."""
     boxes = [patch.get_path().get_extents() for patch in axes.patches]
     return [((box.x0 + box.x1) / 2, box.y0, box.y1) for box in boxes]
 
@@ -128,7 +128,7 @@ def test_a_bin_of_few_shows_each_job_and_no_box() -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [f"one job (bins of fewer than {FEW})"]
 
 
-def test_short_waits_stand_on_the_floor_of_a_log_axis_in_hours() -> None:
+def test_short_waits_are_at_the_lower_end_of_a_log_axis_in_hours() -> None:
     figure = wait_figure(waits(("q", 1, 1.0, 0.0), ("q", 1, 1.0, 30.0)), WALLTIME)
     axes = figure.axes[0]
     assert drawn_lines(axes, "o")[0][1] == [60 / HOUR, 30.0]
@@ -141,7 +141,7 @@ def test_short_waits_stand_on_the_floor_of_a_log_axis_in_hours() -> None:
     assert [text.get_text() for text in axes.texts] == ["1 hour", "1 day"]
 
 
-def test_waits_of_seconds_have_a_floor_of_a_second() -> None:
+def test_waits_of_seconds_start_at_one_second() -> None:
     axes = wait_figure(waits(("q", 1, 1.0, 0.1 / HOUR), ("q", 1, 1.0, 20 / HOUR)), NODES).axes[0]
     assert drawn_lines(axes, "o")[0][1] == pytest.approx([1 / HOUR, 20 / HOUR])
 
@@ -207,16 +207,15 @@ def test_the_command_studies_the_history(history: Path, capsys: pytest.CaptureFi
         (["--probe", "a=local", "--set", "b.account=x"], "--set b.account=x: expected KEY=VALUE or SITE.KEY=VALUE"),
     ],
 )
-def test_mistakes_are_told_in_one_line(
-    history: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], word: str
-) -> None:
+@pytest.mark.usefixtures("history")
+def test_mistakes_are_reported_in_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], word: str) -> None:
     assert queue_study.main(arguments) == 2
     told = capsys.readouterr().err
     assert word in told and told.count("\n") == 1
 
 
 @pytest.mark.parametrize("arguments", [["--since", "soon"], ["--timeout", "2:30"], ["--probe-nodes", "1,0"]])
-def test_values_that_are_none_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_values_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         queue_study.parse(arguments)
     assert ended.value.code == 2 and f"{arguments[1].split(',')[-1]!r} is not" in capsys.readouterr().err

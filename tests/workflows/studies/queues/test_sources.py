@@ -82,7 +82,7 @@ def local(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
 
 
-def test_sacct_tells_partition_qos_and_waits_from_when_a_job_could_run() -> None:
+def test_sacct_gives_partition_qos_and_waits_from_when_a_job_could_run() -> None:
     reading = read_sacct("saved", SACCT.splitlines())
     submitted, released = local("2026-11-22T17:59:39"), local("2026-11-22T17:59:54")
     assert rows(reading) == [
@@ -101,14 +101,14 @@ def test_sacct_in_other_columns_with_unix_seconds_and_a_time_limit_in_words() ->
     assert rows(read_sacct("saved", lines)) == [Wait("saved", "batch", 4, None, 60.0, 1000.0)]
 
 
-def test_sacct_without_a_column_that_is_needed_says_how_to_ask() -> None:
+def test_sacct_without_a_required_column_names_the_command() -> None:
     with pytest.raises(UserMistake, match=r"saved: no column Start\. Make it with: sacct -P -X --format=JobIDRaw"):
         read_sacct("saved", ["JobID|Partition|NNodes|Submit"])
 
 
 @pytest.fixture
 def sacct_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A command of that name, alone on PATH, which writes down how it was called."""
+    """Put a command of that name alone on PATH; it records its arguments."""
     script = tmp_path / "bin" / "sacct"
     script.parent.mkdir()
     monkeypatch.setenv("PATH", f"{script.parent}:/usr/bin:/bin")
@@ -132,7 +132,7 @@ def test_sacct_that_fails_or_is_not_there(sacct_script: Path, tmp_path: Path, mo
     with pytest.raises(CrossfedError, match="sacct failed: Slurm accounting storage is disabled"):
         read_sources(["sacct"])
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserMistake, match=r"there is no sacct on this machine\. Save the output of"):
+    with pytest.raises(UserMistake, match=r"sacct is not available on this machine\. Save the output of"):
         read_sources(["sacct"])
 
 
@@ -143,7 +143,7 @@ def test_pbs_counts_ended_jobs_from_when_they_could_run() -> None:
         Wait("pbs-01", "debug", 1, 300.0, 60.0, 1773481000.0),
     ]
     assert reading.left_out == {RESTARTED: 1, NEVER_STARTED: 1, INCOMPLETE: 1, UNREADABLE: 1}
-    assert "those still waiting are not in it" in reading.remarks[0]
+    assert "those that still wait are missing" in reading.remarks[0]
 
 
 def test_swf_counts_nodes_by_the_processors_of_one() -> None:
@@ -165,7 +165,7 @@ def test_swf_without_its_header_says_that_a_processor_counts_as_a_node() -> None
 
 
 @pytest.mark.parametrize("text", ["; Version: 2\n1 2 3\n", "; Version: 2\n" + "1 " * 30 + "\n"])
-def test_what_is_no_swf_is_refused(text: str) -> None:
+def test_another_format_is_refused(text: str) -> None:
     with pytest.raises(UserMistake, match="trace is not a trace in the Standard Workload Format"):
         read_swf("trace", text)
     with pytest.raises(UserMistake, match="Expected 18 fields"):
@@ -194,10 +194,10 @@ def test_files_are_known_by_their_content(tmp_path: Path) -> None:
     assert rows(found[0]) == [Wait("m", "debug", 2, 600.0, 60.0, 1000.0)]
 
 
-def test_files_of_no_known_kind(tmp_path: Path) -> None:
+def test_files_of_an_unknown_kind(tmp_path: Path) -> None:
     (tmp_path / "letter").write_text("Dear Ada\n")
     (tmp_path / "cut.gz").write_bytes(gzip.compress(SWF.encode())[:-30])
-    with pytest.raises(UserMistake, match="letter is neither a queue history, output of sacct"):
+    with pytest.raises(UserMistake, match="letter is not a queue history, output of sacct"):
         read_file(tmp_path / "letter")
     with pytest.raises(UserMistake, match=r"cannot read .*cut\.gz"):
         read_file(tmp_path / "cut.gz")
@@ -205,7 +205,7 @@ def test_files_of_no_known_kind(tmp_path: Path) -> None:
         read_file(Path("nowhere"))
 
 
-def test_the_history_counts_what_never_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_history_counts_jobs_that_never_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CROSSFED_HISTORY", str(tmp_path / "h.csv"))
     append(BlockRecord("m", "s", "c", "pbs", "debug", "1", 2, 600, 1000.0, None, 1500.0, "CANCELLED"))
     append(BlockRecord("m", "s", "c", "pbs", "debug", "2", 2, 600, None, 1400.0, 1500.0, "F"))
@@ -221,9 +221,9 @@ def test_select_by_queue_and_date() -> None:
     )
     assert list(select([reading], ["a"])["submitted"]) == [1, 2]
     assert list(select([reading], since=2, until=3)["submitted"]) == [2]
-    with pytest.raises(UserMistake, match="--queue c: no job of it here; there are: a, b"):
+    with pytest.raises(UserMistake, match="--queue c: no job of this queue; queues with jobs: a, b"):
         select([reading], ["c"])
-    with pytest.raises(UserMistake, match="no job that has started within these dates in r"):
+    with pytest.raises(UserMistake, match="no job that has started between these dates in r"):
         select([reading], since=9)
     with pytest.raises(UserMistake, match="no job that has started in e"):
         select([Reading("e", as_table([]))])

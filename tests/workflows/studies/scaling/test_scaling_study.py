@@ -26,7 +26,7 @@ from workflows.planning.plan import make_plan, model_spec
 from workflows.reporting.figure_style import save
 from workflows.scaling_study import main, numbers, parse
 from workflows.studies.scaling.figure import scaling_figure
-from workflows.studies.scaling.measure import outcome, row_of, standing
+from workflows.studies.scaling.measure import progress_text, result_of, row_of
 from workflows.studies.scaling.points import NEVER_S, ScalingPoint, Sizes, plan_for, points_of, training_of, waves
 from workflows.studies.scaling.table import ScalingRow, Trained, rates, read_rows, summary, write_rows
 
@@ -67,9 +67,9 @@ def test_a_site_on_this_machine_is_measured_over_ranks(tmp_path):
     points, refused = points_of(made, tmp_path, shape_of(model_spec(made)), Sizes((1, 2, 4), (1, 2), 4))
     assert refused == []
     assert [p.key for p in points] == [("aurora", 1, 1), ("aurora", 1, 2)]
-    assert [p.strategy for p in points] == ["none", "ddp"]
+    assert [p.sharding for p in points] == ["none", "ddp"]
     assert [p.memory.choice.micro_batch for p in points] == [4, 4]
-    assert points[1].words == "aurora, 1 node, 2 devices"
+    assert points[1].name == "aurora, 1 node, 2 devices"
     assert points[1].memory.parallel(points[1].site)["ranks_per_node"] == 2
 
 
@@ -103,7 +103,7 @@ def test_a_batch_site_is_measured_over_nodes_each_with_its_own_plan(big_campaign
     shape = shape_of(model_spec(big_campaign))
     points, refused = points_of(big_campaign, tmp_path, shape, Sizes((1, 2), (1,), 6))
     assert refused == []
-    assert [(p.key, p.strategy) for p in points] == [
+    assert [(p.key, p.sharding) for p in points] == [
         (("polaris", 1, 4), "full_shard+offload"),
         (("polaris", 2, 8), "shard_grad_op+ckpt"),
     ]
@@ -216,7 +216,7 @@ def test_rows_come_back_as_they_were_written(tmp_path_factory, found):
 def test_no_table_has_no_rows_and_another_file_is_refused(tmp_path):
     assert read_rows(tmp_path / "scaling.csv") == []
     (tmp_path / "scaling.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(UserMistake, match="no table of a scaling study"):
+    with pytest.raises(UserMistake, match="not a table of a scaling study"):
         read_rows(tmp_path / "scaling.csv")
 
 
@@ -226,8 +226,8 @@ def done(samples: int, seconds: float) -> Future:
     return future
 
 
-def test_the_outcome_of_a_point_is_its_row():
-    found = outcome(point(ranks=2), [done(8, 1.0), done(48, 3.0), done(48, 2.0), done(48, 5.0)], "abc")
+def test_the_result_of_a_point_is_its_row():
+    found = result_of(point(ranks=2), [done(8, 1.0), done(48, 3.0), done(48, 2.0), done(48, 5.0)], "abc")
     assert found.failure == ""
     assert found.row == ScalingRow("aurora", 1, 2, "ddp", 4, 20.0, 10.0, 40.0, 1000.0, 3, 10, "abc")
 
@@ -235,7 +235,7 @@ def test_the_outcome_of_a_point_is_its_row():
 def test_a_point_whose_training_failed_has_a_reason():
     failed: Future = Future()
     failed.set_exception(TrainingError("loss is nan at step 2", site="aurora"))
-    found = outcome(point(), [done(8, 1.0), failed], "abc")
+    found = result_of(point(), [done(8, 1.0), failed], "abc")
     assert found.row is None
     assert "site aurora: loss is nan" in found.failure
 
@@ -246,7 +246,8 @@ def test_a_plan_that_was_not_checked_has_no_bytes():
 
 
 def test_how_far_a_point_is():
-    assert standing(point("aurora", 2, 4), [done(1, 1.0), Future()]) == "aurora, 2 nodes, 8 devices: training 2 of 2"
+    found = progress_text(point("aurora", 2, 4), [done(1, 1.0), Future()])
+    assert found == "aurora, 2 nodes, 8 devices: training 2 of 2"
 
 
 # --- the picture ------------------------------------------------------------------------------------------------
@@ -332,7 +333,7 @@ def test_help_needs_none_of_the_heavy_libraries():
     )
     asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=False)
     assert asked.returncode == 0, asked.stderr
-    assert "what that table has" in asked.stdout
+    assert "points in that" in asked.stdout
 
 
 def test_a_dry_run_tells_the_plans_and_measures_nothing(tmp_path, monkeypatch, capsys):
@@ -386,4 +387,4 @@ def test_a_study_on_this_machine_from_end_to_end(tmp_path):
     assert len([r for r in journal(folder, "task_done") if r["app"] == "local_train"]) == 3
     other = run_script(tmp_path, *asked, "--ranks", "1,2", "--set", "training.learning_rate=0.5")
     assert other.returncode == 2
-    assert "was begun with training.learning_rate: 0.003, not 0.5. Choose another --name" in other.stderr
+    assert "was started with training.learning_rate: 0.003, not 0.5. Choose another --name" in other.stderr

@@ -48,7 +48,7 @@ def test_a_trace_is_read_plain_and_compressed(name: str, tmp_path: Path) -> None
     path.write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
     found = read_trace(path)
     assert len(found) == 61  # the one without a wait is out, the walltime of the other is what it ran
-    assert found.submit_s[0] == 0 and found.submit_s[1] == 1000 and found.asked_s[0] == 60
+    assert found.submit_s[0] == 0 and found.submit_s[1] == 1000 and found.requested_s[0] == 60
     assert found.span_s == 1000 + 59 * 100
 
 
@@ -72,7 +72,7 @@ def test_similar_jobs_are_small_and_of_similar_walltime() -> None:
         np.repeat([1800.0, 3600.0, 36000.0, 7200.0], 250),
     )
     found = similar_jobs(mixed, HOUR_S)
-    assert set(found.nodes) == {1.0, 2.0} and set(found.asked_s) == {1800.0, 3600.0, 7200.0}
+    assert set(found.nodes) == {1.0, 2.0} and set(found.requested_s) == {1800.0, 3600.0, 7200.0}
     assert len(similar_jobs(mixed, HOUR_S, least=100)) == 124
 
 

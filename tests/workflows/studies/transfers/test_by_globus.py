@@ -20,8 +20,10 @@ from facilities.globus.transfer_fixtures import TransferFacility
 from patience import patience
 
 from workflows.globus.transfer.task import TransferResult
+from workflows.globus.transfer.transfer_log import Transfer
 from workflows.studies.transfers import by_globus
 from workflows.studies.transfers.by_globus import TransferTimer
+from workflows.studies.transfers.carriers import FileTransfer
 from workflows.studies.transfers.line import lines_of
 from workflows.studies.transfers.rows import SEND, TransferRow, read_rows
 
@@ -77,11 +79,11 @@ class World:
         return read_rows(self.out / "transfers.csv")
 
     def labels(self) -> list[str]:
-        """What was carried or deleted, in its order, as ``SITE WHAT``."""
+        """Return the transfers and deletions in their order, as ``SITE WHAT``."""
         return [task.label.removeprefix("crossfed transfer study ") for task in self.facility.transfer.tasks]
 
     def left(self) -> list[Path]:
-        """Files of a study that lie anywhere still."""
+        """Return the files of a study that still exist anywhere."""
         return [path for path in self.root.rglob("*") if path.is_file() and ".safetensors" in path.name]
 
 
@@ -158,14 +160,14 @@ def test_damage_that_globus_does_not_see_makes_no_row(world):
     assert len(world.rows()) == 8
 
 
-def test_a_refused_transfer_is_told_in_a_line(world):
+def test_a_refused_transfer_is_reported_in_a_line(world):
     world.site("closed", allowed=set())
     code, _, err = world.run("--models", "small=50_000", "--repeat", 1)
     assert code == 1
     assert "Globus refuses the transfer: not on the access list" in err and "Traceback" not in err
 
 
-def test_a_collection_that_is_not_there_is_told_in_a_line(world):
+def test_a_missing_collection_is_reported_in_a_line(world):
     gone = world.site("gone")
     del world.facility.transfer.collections[gone.id]
     code, _, err = world.run("--models", "small=50_000", "--repeat", 1)
@@ -200,12 +202,14 @@ def test_a_study_that_was_stopped_leaves_no_transfer_and_no_file(world, number, 
 
 # --- times ------------------------------------------------------------------------------------------------------
 
+TRANSFER = Transfer("key", "far", 0, "send", "collection", "sha256", 100, 1)
 
-def test_the_wait_in_the_queue_is_told_apart(monkeypatch):
+
+def test_the_wait_in_the_queue_is_measured_apart(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(by_globus.time, "monotonic", lambda: now[0])
-    told: list[int] = []
-    watch = TransferTimer(told.append, lambda trouble: None)
+    shown: list[int] = []
+    timer = TransferTimer(TRANSFER, shown.append, lambda _: None)
     for at, status, nice, nbytes in (
         (101.0, "ACTIVE", "Queued", 0),
         (104.0, "ACTIVE", "Queued", 0),
@@ -214,17 +218,17 @@ def test_the_wait_in_the_queue_is_told_apart(monkeypatch):
         (112.0, "SUCCEEDED", None, 100),
     ):
         now[0] = at
-        watch.look({"status": status, "nice_status": nice, "bytes_transferred": nbytes}, None)
-    passage = watch.passage(TransferResult(100, 3))
-    assert (passage.queued_s, passage.seconds, passage.faults) == (4.0, 7.0, 3)
-    assert told == [0, 0, 7, 70, 100]
+        timer.update({"status": status, "nice_status": nice, "bytes_transferred": nbytes}, None)
+    timer.check(TransferResult(100, 3))
+    assert timer.result() == FileTransfer(seconds=7.0, queued_s=4.0, faults=3)
+    assert shown == [0, 0, 7, 70, 100]
 
 
-def test_a_transfer_that_is_done_at_the_next_look_took_half_as_long(monkeypatch):
+def test_a_transfer_that_is_done_at_the_next_query_took_half_as_long(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(by_globus.time, "monotonic", lambda: now[0])
-    watch = TransferTimer(lambda nbytes: None, lambda trouble: None)
+    timer = TransferTimer(TRANSFER, lambda _: None, lambda _: None)
     for at, status, nice in ((0.25, "ACTIVE", "Queued"), (0.75, "SUCCEEDED", None)):
         now[0] = at
-        watch.look({"status": status, "nice_status": nice}, None)
-    assert watch.passage(TransferResult(1, 0)).seconds == 0.25
+        timer.update({"status": status, "nice_status": nice}, None)
+    assert timer.result().seconds == 0.25

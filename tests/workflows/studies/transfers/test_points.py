@@ -98,8 +98,8 @@ def test_a_near_miss_gets_a_hint():
 def test_the_file_is_a_safetensors_file_of_the_told_size_and_the_same_each_time(tmp_path):
     model, told = model_of("small=3_000_001"), []
     first = write_model(tmp_path / "a", model, "bfloat16", told.append)
-    again = write_model(tmp_path / "b", model, "bfloat16", lambda nbytes: None)
-    other = write_model(tmp_path / "c", model_of("small=3_000_002"), "bfloat16", lambda nbytes: None)
+    again = write_model(tmp_path / "b", model, "bfloat16", lambda _: None)
+    other = write_model(tmp_path / "c", model_of("small=3_000_002"), "bfloat16", lambda _: None)
     assert first == again
     assert first["nbytes"] == file_bytes(model, "bfloat16") == artifact_path(tmp_path / "a", first).stat().st_size
     assert verify(tmp_path / "a", first) and sha256_file(artifact_path(tmp_path / "a", first)) == first["sha256"]
@@ -113,7 +113,7 @@ def test_the_file_is_a_safetensors_file_of_the_told_size_and_the_same_each_time(
 def test_the_content_cannot_be_made_smaller(tmp_path):
     import zlib
 
-    artifact = write_model(tmp_path, model_of("small=500_000"), "float32", lambda nbytes: None)
+    artifact = write_model(tmp_path, model_of("small=500_000"), "float32", lambda _: None)
     content = artifact_path(tmp_path, artifact).read_bytes()
     assert len(zlib.compress(content)) > 0.99 * len(content)
 
@@ -124,7 +124,7 @@ def test_the_content_cannot_be_made_smaller(tmp_path):
 def test_small_files_go_first_and_sites_in_turn(tmp_path):
     sites = [site("a", tmp_path), site("b", tmp_path)]
     trips = trips_of(sites, [load("large", 9 * MB), load("small", MB)], 2, ())
-    assert [(t.load.model.name, t.repeat, t.site.name) for t in trips] == [
+    assert [(t.file.model.name, t.repeat, t.site.name) for t in trips] == [
         ("small", 1, "a"),
         ("small", 1, "b"),
         ("small", 2, "a"),
@@ -190,9 +190,9 @@ def test_a_site_on_another_disk_needs_one_copy_there(tmp_path):
 def test_a_full_disk_is_told_before_anything_moves(tmp_path):
     trips = trips_of([site("a", tmp_path)], [load("x", 50 * MB), load("y", MB)], 2, ())
     enough = 3 * load("x", 50 * MB).nbytes + SPARE_BYTES
-    check_room(trips, tmp_path, lambda path: enough)
+    check_room(trips, tmp_path, lambda _: enough)
     with pytest.raises(UserMistake, match="500 MB of free disk space, the study needs 500 MB there; nothing has moved"):
-        check_room(trips, tmp_path, lambda path: enough - 1000)
+        check_room(trips, tmp_path, lambda _: enough - 1000)
 
 
 def test_the_studys_folder_is_below_the_sites_storage(tmp_path):

@@ -14,11 +14,12 @@ from rich.console import Console
 
 from apps.base.errors import UserMistake
 from workflows.reporting.figure_style import save
+from workflows.studies.tables import csv_of
 from workflows.studies.transfers import figures, savings
 from workflows.studies.transfers.line import LinearFit, fit, lines_of
 from workflows.studies.transfers.models import model_of
 from workflows.studies.transfers.rows import RETURN, SEND, TransferRow, ends, read_rows
-from workflows.studies.transfers.table import add, as_csv, line_table, line_texts, mend, rate_text, speed_table, speeds
+from workflows.studies.transfers.table import add, line_table, line_texts, rate_text, repair, speed_table, speeds
 
 ROW = TransferRow("polaris", "globus", SEND, "opt-125m", 125_239_296, 250_501_136, 2.5, 1.25, 100.0, 0, 1)
 LINE = LinearFit(1.5, 400e6, 0.1, (350e6, 500e6), 10**6, 10**9)
@@ -69,15 +70,15 @@ rows = st.builds(
 @given(st.lists(rows, max_size=5, unique_by=lambda row: row.key))
 def test_rows_come_back_as_they_were_added(tmp_path_factory, found):
     path = tmp_path_factory.mktemp("table") / "transfers.csv"
-    mend(path)
+    repair(path)
     for row in found:
         add(path, trip(row))
     assert read_rows(path) == [half for row in found for half in trip(row)]
-    assert mend(path) == read_rows(path)
+    assert repair(path) == read_rows(path)
 
 
-def test_the_columns_are_those_that_are_promised(tmp_path):
-    assert as_csv(trip(ROW)).splitlines() == [
+def test_the_columns_are_those_that_are_promised():
+    assert csv_of(TransferRow, trip(ROW)).splitlines() == [
         "site,carrier,direction,model,parameters,nbytes,seconds,queued_s,rate_mb_s,faults,repeat",
         "polaris,globus,send,opt-125m,125239296,250501136,2.5,1.25,100,0,1",
         "polaris,globus,return,opt-125m,125239296,250501136,2.5,1.25,100,0,1",
@@ -87,19 +88,19 @@ def test_the_columns_are_those_that_are_promised(tmp_path):
 @pytest.mark.parametrize("cut", range(1, 136, 9))
 def test_what_a_killed_study_has_half_written_does_not_count(tmp_path, cut):
     path = tmp_path / "transfers.csv"
-    mend(path)
+    repair(path)
     add(path, trip(ROW))
     whole = path.read_bytes()
     add(path, trip(replace(ROW, repeat=2)))
     path.write_bytes(path.read_bytes()[:-cut])
-    assert mend(path) == trip(ROW)
+    assert repair(path) == trip(ROW)
     assert path.read_bytes() == whole
 
 
 def test_no_table_has_no_rows_and_another_file_is_refused(tmp_path):
     assert read_rows(tmp_path / "transfers.csv") == []
     (tmp_path / "transfers.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(UserMistake, match="no table of a transfer study"):
+    with pytest.raises(UserMistake, match="not a table of a transfer study"):
         read_rows(tmp_path / "transfers.csv")
 
 
@@ -123,20 +124,20 @@ def test_the_tables_on_the_terminal():
     assert line_texts(replace(LINE, bandwidth_range=(350e6, math.inf)))[3] == "350 or more"
 
 
-def test_a_transfer_that_took_no_time_tells_of_no_speed(tmp_path):
+def test_a_transfer_that_took_no_time_has_no_speed(tmp_path):
     """Its row is kept; no table, no word and no picture makes a number of it."""
     short = replace(ROW, seconds=0.0, rate_mb_s=math.nan)
     table = tmp_path / "transfers.csv"
-    mend(table)
+    repair(table)
     add(table, trip(short))
     assert table.read_text().splitlines()[1].endswith(",0,1.25,,0,1")
     (there, back), timed = read_rows(table), replace(ROW, repeat=2)
-    assert math.isnan(there.rate_mb_s) and [row.key for row in mend(table)] == [there.key, back.key]
-    assert rate_text(there.rate_mb_s) == "too short to tell" and rate_text(timed.rate_mb_s) == "100 MB/s"
+    assert math.isnan(there.rate_mb_s) and [row.key for row in repair(table)] == [there.key, back.key]
+    assert rate_text(there.rate_mb_s) == "too short to measure" and rate_text(timed.rate_mb_s) == "100 MB/s"
     assert speeds([there], "polaris", SEND) == {}
     assert speeds([there, timed], "polaris", SEND)["opt-125m", ROW.nbytes].repeats == 1
     told = printed(speed_table([there, back]))
-    assert "too short to tell" in told and "nan" not in told and "251 MB" in told
+    assert "too short to measure" in told and "nan" not in told and "251 MB" in told
     for found in ([there, back], [there, back, *trip(timed)]):
         figures.speed_figure(found, lines_of(found))
         bars = figures.mean_figure(found).axes[0].patches
@@ -179,7 +180,7 @@ def test_a_latency_is_never_below_zero():
     assert line.bandwidth == pytest.approx(0.8e6, rel=0.2)
 
 
-def test_too_little_tells_of_no_line():
+def test_too_few_times_give_no_line():
     assert fit([]) is None
     assert fit([(10**6, 1.0), (10**6, 1.1)]) is None
     assert fit([(10**6, 1.0), (10**7, 1.0), (10**8, 1.0)]) is None

@@ -85,15 +85,15 @@ def test_a_copied_file_comes_back_whole_and_nothing_is_left(folder):
     assert ("writing small", load().nbytes - 88, load().nbytes) in told  # all but the header
 
 
-def test_the_bytes_really_move(folder, monkeypatch):
+def test_the_bytes_really_move(folder):
     site, stores, seen = local_site("aurora", folder), stores_in(folder), []
 
     class Looking(FolderCarrier):
-        def fetch(self, artifact, tell):
+        def fetch(self, artifact, show):
             seen.append(artifact_path(self.there, artifact).stat().st_size)
             seen.append(artifact_path(self.there, artifact).stat().st_ino)
             seen.append(artifact_path(self.stores.sent, artifact).stat().st_ino)
-            return super().fetch(artifact, tell)
+            return super().fetch(artifact, show)
 
     list(measure_all([RoundTrip(site, load(), 1)], {"aurora": Looking(site, stores)}, stores, "bfloat16", silent))
     assert seen[0] == load().nbytes
@@ -104,9 +104,9 @@ def test_a_shared_storage_is_linked_as_in_a_campaign(folder):
     site, stores, seen = replace(local_site("aurora", folder), carrier="shared"), stores_in(folder), []
 
     class Looking(FolderCarrier):
-        def fetch(self, artifact, tell):
+        def fetch(self, artifact, show):
             seen.extend(artifact_path(s, artifact).stat().st_ino for s in (self.there, self.stores.sent))
-            return super().fetch(artifact, tell)
+            return super().fetch(artifact, show)
 
     (found,) = measure_all([RoundTrip(site, load(), 1)], {"aurora": Looking(site, stores)}, stores, "bfloat16", silent)
     assert seen[0] == seen[1]
@@ -115,27 +115,27 @@ def test_a_shared_storage_is_linked_as_in_a_campaign(folder):
 
 
 class Damaging:
-    """A way on which the last byte changes."""
+    """A carrier that changes the last byte."""
 
     def __init__(self, stores: Stores) -> None:
         self.stores, self.cleared = stores, 0
 
-    def tidy(self) -> None: ...
+    def clean_up(self) -> None: ...
 
-    def send(self, artifact: Artifact, tell) -> FileTransfer:
+    def send(self, _artifact: Artifact, _show) -> FileTransfer:
         return FileTransfer(1.0)
 
-    def fetch(self, artifact: Artifact, tell) -> FileTransfer:
+    def fetch(self, artifact: Artifact, _show) -> FileTransfer:
         content = bytearray(artifact_path(self.stores.sent, artifact).read_bytes())
         content[-1] ^= 1
         artifact_path(self.stores.returned, artifact).write_bytes(content)
         return FileTransfer(1.0)
 
-    def clear(self, artifact: Artifact) -> None:
+    def clear(self, _artifact: Artifact) -> None:
         self.cleared += 1
 
 
-def test_what_came_back_wrong_has_no_row_and_the_site_is_left_out(folder):
+def test_a_wrong_file_has_no_row_and_the_site_is_left_out(folder):
     stores = stores_in(folder)
     good, bad = local_site("aurora", folder), local_site("frontier", folder)
     damaging = Damaging(stores)
@@ -148,15 +148,15 @@ def test_what_came_back_wrong_has_no_row_and_the_site_is_left_out(folder):
     assert files_in(folder) == []
 
 
-def test_a_site_that_cannot_be_cleared_is_told(folder):
+def test_a_site_that_cannot_be_cleared_is_reported(folder):
     stores = stores_in(folder)
 
     class Stuck(Damaging):
-        def fetch(self, artifact, tell):
+        def fetch(self, artifact, _show):
             artifact_path(self.stores.sent, artifact).rename(artifact_path(self.stores.returned, artifact))
             return FileTransfer(1.0)
 
-        def clear(self, artifact):
+        def clear(self, _artifact):
             raise ArtifactError("cannot be deleted")
 
     trips = trips_of([local_site("aurora", folder)], [load()], 3, ())
@@ -169,7 +169,7 @@ def test_an_interruption_leaves_no_file(folder):
     site, stores = local_site("aurora", folder), stores_in(folder)
 
     class Interrupted(FolderCarrier):
-        def fetch(self, artifact, tell):
+        def fetch(self, _artifact, _show):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -187,7 +187,7 @@ def test_what_a_killed_study_left_is_put_away(folder):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
     way = FolderCarrier(site, stores)
-    way.tidy()
+    way.clean_up()
     list(measure_all([], {"aurora": way}, stores, "bfloat16", silent))
     assert files_in(folder) == [own]
 
@@ -198,7 +198,7 @@ def test_a_trip_in_words():
     assert there == "to the site 2.5 s, 100 MB/s, after 61 s in the queue, 2 faults"
     assert back == "back 2.5 s, 100 MB/s"
     assert rows_text([replace(row, seconds=0.0, rate_mb_s=math.nan, queued_s=0.0, faults=1)]) == (
-        "to the site 0 s, too short to tell, 1 fault"
+        "to the site 0 s, too short to measure, 1 fault"
     )
 
 
@@ -233,7 +233,7 @@ def test_options_are_checked():
             parse(wrong)
 
 
-def test_a_dry_run_tells_what_would_move_and_moves_nothing(tmp_path, monkeypatch, capsys):
+def test_a_dry_run_shows_what_would_move_and_moves_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main([str(write_campaign(tmp_path)), "--models", SMALL, "--sites", "aurora", "--dry-run"]) == 0
     told = capsys.readouterr().out
@@ -267,7 +267,7 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys):
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 5
     assert "there is no campaign file" in told[0]
-    assert "a stands there twice" in told[1]
+    assert "a is given twice" in told[1]
     assert "name at least one" in told[2]
     assert "unknown model 'gpt-5'" in told[3]
     assert "globus.collection" in told[4]

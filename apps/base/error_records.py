@@ -1,0 +1,45 @@
+"""Errors as plain values, for processes that exchange JSON instead of pickles."""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+from apps.base import errors
+from apps.base.errors import CrossfedError, TaskError
+
+FIELDS: dict[str, type] = {"what": str, "site": str, "round": int, "file": str, "remedy": str}
+
+
+class ErrorRecord(TypedDict):
+    """An error in plain values; ``kind`` is the name of its class in ``apps.base.errors``."""
+
+    kind: str
+    what: str
+    site: str | None
+    round: int | None
+    file: str | None
+    remedy: str | None
+
+
+def error_record(error: CrossfedError) -> ErrorRecord:
+    """Convert an error to plain values."""
+    return ErrorRecord(
+        kind=type(error).__name__,
+        what=error.what,
+        site=error.site,
+        round=error.round,
+        file=error.file,
+        remedy=error.remedy,
+    )
+
+
+def error_from(record: Any) -> CrossfedError:
+    """Rebuild an error from a record that another process sent; an unknown kind becomes a ``TaskError``."""
+    if not isinstance(record, dict):
+        return TaskError("the site returned an error that cannot be read")
+    values = {name: record.get(name) for name in FIELDS}
+    fields: dict[str, Any] = {name: v if isinstance(v, FIELDS[name]) else None for name, v in values.items()}
+    kind = getattr(errors, str(record.get("kind")), TaskError)
+    if not (isinstance(kind, type) and issubclass(kind, CrossfedError)):
+        kind = TaskError
+    return kind(fields.pop("what") or "no details", **fields)
