@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from campaigns import command, environment, journal, nano
+from patience import patience
 
 from workflows.runtime.orphans import find_orphans
 
@@ -49,14 +50,14 @@ def start(folder: Path, *arguments: object) -> subprocess.Popen[str]:
 
 def finish(driver: subprocess.Popen[str], limit_s: float = 240) -> str:
     """Wait for a driver that should succeed; return its output."""
-    output, _ = driver.communicate(timeout=limit_s)
+    output, _ = driver.communicate(timeout=patience(limit_s))
     assert driver.returncode == 0, output
     return output
 
 
 def wait_for(what: str, condition: Callable[[], Any], driver: subprocess.Popen[str], limit_s: float = 120) -> Any:
     """Wait until a condition is true in a running campaign; return its value."""
-    until = time.monotonic() + limit_s
+    until = time.monotonic() + patience(limit_s)
     while time.monotonic() < until:
         value = condition()
         if value:

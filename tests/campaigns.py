@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from patience import patience
 
 PROJECT = Path(__file__).resolve().parent.parent
 FL_ROUND = PROJECT / "workflows" / "fl_round.py"
@@ -51,7 +52,13 @@ def environment() -> dict[str, str]:
 def run(folder: Path, *arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
     """Run ``fl_round.py`` in a folder and wait for its end."""
     return subprocess.run(
-        command(*arguments), cwd=folder, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
+        command(*arguments),
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=patience(timeout),
+        check=False,
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from facilities.globus.transfer_fixtures import TransferFacility
+from patience import patience
 from transfer_driver import QUICK, TASK_ID, Run, globus_site, make_artifact, place
 
 from site_configs.library.site import Collection
@@ -26,7 +27,7 @@ WAIT_S = 30.0
 
 
 def wait_until(condition: Callable[[], Any]) -> None:
-    until = time.monotonic() + WAIT_S
+    until = time.monotonic() + patience(WAIT_S)
     while not condition():
         assert time.monotonic() < until, f"the condition is not true after {WAIT_S} s"
         time.sleep(0.01)

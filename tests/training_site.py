@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from patience import patience
 
 from apps.artifacts.manifests import Manifest
 from apps.artifacts.store import artifact_path
@@ -146,7 +147,7 @@ class Site:
 
 def wait_until(condition: Callable[[], Any], timeout_s: float = 60) -> Any:
     """Wait until a condition is true; return its value."""
-    end = time.monotonic() + timeout_s
+    end = time.monotonic() + patience(timeout_s)
     while time.monotonic() < end:
         value = condition()
         if value:

@@ -8,6 +8,7 @@ import time
 
 import pytest
 import training_site
+from patience import patience
 from training_site import PLACE, Site, wait_until
 
 from apps.base.errors import BlockTooShort, TrainingError, Unfinished
@@ -214,7 +215,7 @@ def test_sigterm_ends_the_step_saves_and_stops(on_walltime, tmp_path):
     process = site.start(slow_s=0.1, steps=30, on_walltime=on_walltime)
     wait_until(lambda: (read_progress(site.root) or {"step": 0})["step"] >= 3)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 0
+    assert process.wait(patience(30)) == 0
     outcome = site.outcome()
     if on_walltime == "return":
         assert 3 <= outcome["steps_done"] < 30

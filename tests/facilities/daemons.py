@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+from patience import patience
 
 SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 PORTS_A_BLOCK = 100
@@ -69,7 +70,7 @@ def call(command: Sequence[str], variables: Mapping[str, str], limit_s: float = 
         env={**os.environ, **variables},
         capture_output=True,
         text=True,
-        timeout=limit_s,
+        timeout=patience(limit_s),
         check=False,
     )
     if done.returncode:
@@ -84,7 +85,7 @@ def wait_until(what: str, condition: Callable[[], bool], logs: Path | None = Non
     Raises:
         FacilityError: it took too long.
     """
-    deadline = time.monotonic() + limit_s
+    deadline = time.monotonic() + patience(limit_s)
     while time.monotonic() < deadline:
         with suppress(FacilityError):
             if condition():

@@ -20,6 +20,7 @@ from globus_compute_sdk import Client, Executor
 from globus_compute_sdk.errors import TaskExecutionFailed
 from globus_compute_sdk.sdk.executor import _RESULT_WATCHERS
 from globus_compute_sdk.serialize import ComputeSerializer, PureSourceTextInspect
+from patience import patience
 
 from facilities.daemons import is_alive, wait_until
 from facilities.globus.agents import Agent
@@ -30,7 +31,7 @@ from facilities.globus.stack import Stack, globus_stack
 pytestmark = pytest.mark.globus
 
 TESTS = Path(__file__).resolve().parent.parent
-COLD_S = 120.0  # a first task starts a child, its engine, a block and a worker
+COLD_S = patience(120)  # a first task starts a child, its engine, a block and a worker
 ACKNOWLEDGED_S = 1.5  # a child acknowledges what it has taken every half second; until then a task may come twice
 DRIVER = """
 import sys, time

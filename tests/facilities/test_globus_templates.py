@@ -11,6 +11,7 @@ import pytest
 import yaml
 from globus_compute_sdk import Client, Executor
 from globus_compute_sdk.serialize import ComputeSerializer, PureSourceTextInspect
+from patience import patience
 
 from facilities.globus.stack import Stack
 from facilities.globus.templates import LOCAL_TEMPLATE, SLURM_TEMPLATE
@@ -50,4 +51,4 @@ def test_worker_init_and_the_agents_own_variables_reach_the_worker(globus_client
     settings = {"client": Client(), "serializer": ComputeSerializer(strategy_code=PureSourceTextInspect())}
     settings |= {"task_group_id": str(uuid.uuid4()), "user_endpoint_config": {"worker_init": INIT}}
     with Executor(agent.endpoint_id, **settings) as running:
-        assert running.submit(read_words).result(120) == ['a "b"', "c", "mine"]
+        assert running.submit(read_words).result(patience(120)) == ['a "b"', "c", "mine"]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import patience
 
 from facilities.globus.transfer_fixtures import TransferFacility
 
@@ -50,7 +51,7 @@ class Scene:
 
 
 def wait_until(condition: Callable[[], Any]) -> None:
-    until = time.monotonic() + 30
+    until = time.monotonic() + patience(30)
     while not condition():
         assert time.monotonic() < until, "the condition is not true after 30 s"
         time.sleep(0.01)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
-    """Return a header and rows as CSV text with ``\\n`` at the end of each line."""
+    """Return a header and rows as CSV text with Unix line ends."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(columns)

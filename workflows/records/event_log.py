@@ -106,7 +106,7 @@ def task_runs(journal: EventLog) -> list[TaskRun]:
 
 
 def _runs_by_version(journal: EventLog, last: int) -> Iterator[TaskRun]:
-    """Yield the tasks, those at sites with their version; what ends after version ``last`` was made counts to it."""
+    """Yield the tasks, those at sites with their version; after version ``last`` was made they still count to it."""
     version = 1
     for event in journal.events:
         if event["event"] == "aggregated":

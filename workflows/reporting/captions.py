@@ -116,8 +116,8 @@ def task_caption(summary: RunSummary) -> str:
         return "No site's model has been scored yet, so there is nothing to compare the global model with."
     return (
         f"At its last score the global model is below every site on {len(summary.global_wins)} of "
-        f"{plural(summary.compared, 'task')}; a site that holds the data of a task stays better on it on "
-        f"{len(summary.owner_wins)} of {summary.compared}. Solid: global and the owner; thin: the others."
+        f"{plural(summary.compared, 'task')}; on {len(summary.owner_wins)} of {summary.compared} a site that trains "
+        "on the task is better. Solid: global and the owner; thin: the others."
     )
 
 

@@ -1,8 +1,8 @@
-"""The batch jobs of a campaign, as their schedulers tell of them: journal, history, and what the user sees.
+"""Follow the batch jobs of a campaign at their schedulers, for the journal, the queue history and the display.
 
-Parsl's own states decay to COMPLETED and know no times. One watcher per site asks the scheduler itself, in a thread
-of its own, so that a scheduler that does not answer holds up nothing else. An answer that fails leaves a block as it
-was: unknown is never taken for ended.
+Parsl's own states decay to COMPLETED and have no times. One watcher per site asks the scheduler itself, in a thread
+of its own, so that a scheduler that does not answer delays nothing else. A query that fails leaves the state of a block
+as it was: unknown is never taken for ended.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ if TYPE_CHECKING:
     from workflows.records.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
-LAST_WORD_S = 15.0  # how long the end of a campaign waits for the end states of its blocks
+END_STATES_S = 15.0  # that the end of a campaign waits for the end states of its blocks
 CLOSING_PERIOD_S = 0.5
 
 
 @dataclass
 class WatchedJob:
-    """A batch job of this campaign; ``facts`` is the scheduler's last word."""
+    """A batch job of this campaign; ``facts`` is the last state that the scheduler has reported."""
 
     job_id: str
     submitted: float
     facts: JobFacts | None = None
-    started_told: bool = False
+    start_recorded: bool = False
     ended: bool = False
 
 
 @dataclass
 class BlockWatch:
-    """Follows the blocks of one site.
+    """Watcher of the blocks of one site.
 
     Args:
         site: with a ``block``.
         machine: name for the history.
         executor: Parsl's executor of the site.
         campaign: name for the history.
-        prefix: how the names of all jobs of this run begin.
+        prefix: of the names of all jobs of this run.
     """
 
     site: Site
@@ -79,13 +79,13 @@ class BlockWatch:
             try:
                 self.look()
             except CrossfedError:  # the journal cannot be written: the driver meets the same disk and stops
-                logger.exception("the blocks of %s are not followed any more", self.site.name)
+                logger.exception("the blocks of %s are not watched any more", self.site.name)
                 return
-            except Exception:  # the edge of a thread: an answer that nobody foresaw, the next may be better
-                logger.exception("the blocks of %s could not be looked at", self.site.name)
+            except Exception:  # the edge of a thread: an unforeseen answer, the next may be readable
+                logger.exception("the state of the blocks of %s could not be read", self.site.name)
 
     def look(self) -> None:
-        """Ask once and record what is new."""
+        """Ask the scheduler once and record what is new."""
         with self.looking:
             self._note_submissions()
             open_jobs = [job.job_id for job in self.jobs.values() if not job.ended]
@@ -114,8 +114,8 @@ class BlockWatch:
             self._ended(job, "unknown", "the scheduler no longer knows the job")
             return
         job.facts = answer
-        if answer.started and not job.started_told:
-            job.started_told = True
+        if answer.started and not job.start_recorded:
+            job.start_recorded = True
             self.journal.write(
                 "block_started",
                 site=self.site.name,
@@ -142,7 +142,7 @@ class BlockWatch:
         append(self._record(job, state))
 
     def _asked_for(self, job: WatchedJob) -> bool | None:
-        """Whether this driver has asked for the end of a job; None: its provider is none of ours and does not tell."""
+        """Return True if this driver has asked for the end of a job; None if its provider does not record that."""
         if self.closing.is_set():
             return True
         provider = self.executor.provider
@@ -166,10 +166,10 @@ class BlockWatch:
         )
 
     def state(self) -> str:
-        """What the newest block is doing, in words for the user."""
+        """Return the state of the newest block as text for the user."""
         live = [job for job in list(self.jobs.values()) if not job.ended]
         if not live:
-            return "asking for a block"
+            return "requesting a block"
         job = live[-1]
         facts = job.facts
         if facts is None or facts.state == "pending":
@@ -179,43 +179,47 @@ class BlockWatch:
         return f"block {job.job_id} runs"
 
     def running(self) -> bool:
-        """Whether the newest block has started, as far as is known."""
+        """Return True if the newest block has started, as far as is known."""
         live = [job for job in list(self.jobs.values()) if not job.ended]
         return bool(live) and live[-1].facts is not None and live[-1].facts.state == "running"
 
     def close(self) -> None:
-        """Called after Parsl has cancelled the blocks: their end states, and no job left behind."""
+        """Record the end states of the blocks, which Parsl has cancelled before, and cancel any job that is left."""
         self.closing.set()
-        self.thread.join(LAST_WORD_S)
-        until = time.monotonic() + LAST_WORD_S
+        self.thread.join(END_STATES_S)
+        until = time.monotonic() + END_STATES_S
         while (left := self._cancel_rest()) and time.monotonic() < until:
             time.sleep(CLOSING_PERIOD_S)
         if left:
             logger.warning("site %s: jobs may still be there: %s", self.site.name, left)
 
     def _cancel_rest(self) -> str:
-        """Cancel what is left; in words what may still be there, empty if nothing is and all ends are known."""
+        """Cancel the jobs that are left.
+
+        Returns:
+            Text on what may still be in the queue; empty if nothing is and the end of every job is known.
+        """
         left = self.scheduler.find(self.prefix)
         if left:
             self.scheduler.cancel([job.job_id for job in left])
         try:
             self.look()
-        except CrossfedError:  # a journal that cannot be written is no reason to leave jobs behind
+        except CrossfedError:  # an unwritable journal is no reason to leave jobs in the queue
             logger.exception("the end of the blocks of %s is not in the journal", self.site.name)
-            untold = []
+            without_end = []
         else:
-            untold = [job.job_id for job in self.jobs.values() if not job.ended]
+            without_end = [job.job_id for job in self.jobs.values() if not job.ended]
         if left is None:
             return "the scheduler does not answer"
-        return ", ".join([job.job_id for job in left] or untold)
+        return ", ".join([job.job_id for job in left] or without_end)
 
 
 def cancel_leftovers(site: Site, prefix: str, journal: Journal) -> None:
-    """Cancel what an earlier driver of this run has left in a site's queue.
+    """Cancel the jobs that an earlier driver of this run has left in a site's queue.
 
     Raises:
-        CrossfedError: the scheduler cannot be asked, so that nobody knows, or does not take the request: such a job
-            would work in the same storage as the next one.
+        CrossfedError: the scheduler does not answer, or refuses the request: such a job would work in the same storage
+            as the next one.
     """
     assert site.block is not None
     scheduler = scheduler_for(site.block.scheduler, site.block.command_environment)
@@ -236,7 +240,7 @@ def cancel_leftovers(site: Site, prefix: str, journal: Journal) -> None:
 
 
 def watch_blocks(plan: Plan, executors: Mapping[str, Any], run: RunDirectory) -> dict[str, BlockWatch]:
-    """A watcher for each batch site, already at work."""
+    """Start a watcher for each batch site."""
     watches = {
         name: BlockWatch(
             site,

@@ -1,6 +1,6 @@
 """Parsl's configuration for a campaign: one executor per site, one for the server's own work, one for evaluation.
 
-Evaluation has its own, so that a long look at the last model never delays the next aggregation.
+Evaluation has its own, so that a long evaluation of the last model never delays the next aggregation.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,14 +43,14 @@ def make_config(
     on_loss: Callable[[str, str], None],
     elsewhere: Sequence[ParslExecutor] = (),
 ) -> Config:
-    """The configuration of a run.
+    """Make the Parsl configuration of a run.
 
     Args:
         plan: the checked campaign.
         run_dir: the run directory; Parsl's own files go below it.
-        memoizer: knows what was done before.
+        memoizer: returns the results of tasks that were done before.
         retry_handler: the cost of a failed task, out of the campaign's retries.
-        patience: looks at the blocks of batch sites that fail.
+        patience: handles the blocks of batch sites that fail.
         on_loss: called with a local site's name and the reason when its worker is lost.
         elsewhere: the executors of the sites that are reached through Globus, and what serves them.
     """
@@ -81,7 +82,7 @@ def make_executor(site: Site, run_dir: Path, patience: BlockErrorHandler) -> Hig
     """Make the executor of a batch site: one worker in each of its blocks, one block at a time, messages encrypted.
 
     Raises:
-        UserMistake: this host has no way to the site's compute nodes.
+        UserMistake: this host has no network address that the site's compute nodes reach.
     """
     from parsl.executors import HighThroughputExecutor
 
@@ -112,20 +113,20 @@ def make_executor(site: Site, run_dir: Path, patience: BlockErrorHandler) -> Hig
 
 
 def job_prefix(token: str) -> str:
-    """How the names of all batch jobs of a run begin, so that they are found whatever was lost."""
+    """Return the prefix of the names of a run's batch jobs, by which they are found without any record of them."""
     return f"cf-{token[:10]}"
 
 
 def drain_s(walltime_s: int) -> int:
-    """How long after its start a block takes on new tasks: one that begins later would hardly get anywhere."""
+    """Return how many seconds after its start a block accepts new tasks: a later one would have too little time."""
     return walltime_s - min(LONGEST_DRAIN_S, walltime_s // 10)
 
 
 def driver_address(site: Site) -> str | None:
-    """Where a site's workers find this driver; None where they have to try all its addresses.
+    """Return the address at which a site's workers reach this driver; None: they try all its addresses.
 
     Raises:
-        UserMistake: the interface or the address that the site's nodes reach is not on this host.
+        UserMistake: this host does not have the interface or the address that the campaign names.
     """
     import psutil
 
@@ -145,7 +146,7 @@ def driver_address(site: Site) -> str | None:
 
 
 def _require_own(site: Site, own: set[str]) -> None:
-    """Refuse an address that Parsl could not listen on."""
+    """Check that an address is one of this host, so that Parsl can listen on it."""
     import socket
 
     try:
@@ -160,10 +161,8 @@ def _require_own(site: Site, own: set[str]) -> None:
 
 
 def launch_command(site: Site, run_dir: Path) -> str:
-    """What a block's job runs, for people: the port is chosen when the campaign starts."""
-    from dataclasses import replace
-
-    executor: Any = make_executor(replace(site, address="127.0.0.1"), run_dir, lambda executor, status: None)
+    """Return the command that a block's job runs, to be shown: the port is chosen when the campaign starts."""
+    executor: Any = make_executor(replace(site, address="127.0.0.1"), run_dir, lambda _executor, _status: None)
     executor.all_addresses = {site.address or "ADDRESS"}
     executor.run_dir, executor.worker_port = str(run_dir / "parsl" / "000"), "PORT"
     executor.cert_dir, executor.logconf_path = str(Path(executor.logdir) / "certificates"), None

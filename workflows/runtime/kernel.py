@@ -1,4 +1,4 @@
-"""Parsl for one run: started in order, looked after, and gone without a trace at the end."""
+"""Lifecycle of Parsl for one run: start, health checks, clean shutdown."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ IDLE_S = 5.0  # after so long without a task a block that serves one round only 
 
 
 class Kernel:
-    """Submits apps to the executors of a run and watches over these."""
+    """Submits apps to the executors of a run and checks the health of these."""
 
     def __init__(self, kernel: DataFlowKernel, run: RunDirectory, plan: Plan, route: GlobusRoute) -> None:
         self.kernel, self.run, self.plan, self.globus = kernel, run, plan, route
@@ -64,14 +64,14 @@ class Kernel:
     def submit(
         self, function: Callable[..., Any], place: Place, *args: Any, on: str, remember: bool = True
     ) -> AppFuture:
-        """One app call on an executor; its result is remembered in the journal.
+        """Submit one app call to an executor; its result is recorded in the journal.
 
         Args:
             function: one of ``apps``; takes ``place`` first.
             place: the site and the round the call belongs to.
             args: plain values, and futures of them.
             on: label of the executor.
-            remember: False for an answer that holds for the moment only.
+            remember: False for an answer that is valid for the moment only.
         """
         return self.app(function, on, remember)(place, *args)
 
@@ -83,20 +83,20 @@ class Kernel:
         return app
 
     def progress(self, site: str) -> Progress | None:
-        """How far a site's task is, where it can be seen."""
+        """Return the progress of a site's task, or None where it cannot be read."""
         remote = self.globus.sites.get(site)
         if remote:
             return remote.last_look.get("progress")
         found = read_progress(self.plan.sites[site].storage_root)
-        # what the workers of an earlier driver wrote is over; clocks of a facility differ a little
+        # what the workers of an earlier driver wrote does not count; clocks of a facility differ a little
         return found if found and found["time"] > self.began - CLOCKS_S else None
 
     def block_end(self, label: str, block: str) -> str | None:
-        """How a block has ended, in a word; None while it runs, and where nobody here can tell.
+        """Return how a block has ended; None while it runs, and where its blocks are not this driver's.
 
         Args:
             label: of its executor.
-            block: Parsl's number of it, as its workers have it; empty where they have none.
+            block: Parsl's number of it, as its workers report it; empty where they have none.
         """
         executor = self.kernel.executors[label]
         if not isinstance(executor, BlockProviderExecutor):
@@ -105,7 +105,11 @@ class Kernel:
         return status.state.name.lower().replace("_", " ") if status is not None and status.terminal else None
 
     def give_back(self, label: str) -> bool:
-        """End the block of a site if it has nothing to do. False where it has, and where its blocks are not ours."""
+        """End the block of a site if it has nothing to do; a worker on this machine stays for the next request.
+
+        Returns:
+            False if the site has work, or if its blocks are not this driver's.
+        """
         executor = self.kernel.executors[label]
         if not isinstance(executor, BlockProviderExecutor | LocalExecutor) or executor.outstanding():
             return False
@@ -114,10 +118,10 @@ class Kernel:
         return True
 
     def check_health(self) -> None:
-        """Replace broken blocks.
+        """Check the executors, and end blocks for one round that have nothing to do.
 
         Raises:
-            CrossfedError: an interchange has ended; Parsl cannot go on without it, a new driver can.
+            CrossfedError: an interchange has ended; Parsl cannot continue without it, a new driver can.
         """
         dead = self.dead_executors()
         if dead:
@@ -127,19 +131,19 @@ class Kernel:
                 self._give_back_idle(label)
 
     def _give_back_idle(self, label: str) -> None:
-        """End the block of a site that has had nothing to do for a while."""
+        """End the block of a site that has had nothing to do for some seconds."""
         executor: Any = self.kernel.executors[label]
         now = time.monotonic()
         if executor.outstanding():
             self.busy_until[label] = now
         elif now - self.busy_until[label] > IDLE_S and any(not job.terminal for job in executor.status_facade.values()):
-            self.busy_until[label] = now  # a scheduler that does not take it is not asked at every tick
+            self.busy_until[label] = now  # a scheduler that refuses is not asked at every tick
             executor.scale_in_facade(1)
 
     def dead_executors(self) -> list[str]:
-        """Executors that will never answer again: without their interchange, or without who reads its results.
+        """Return the executors that can never answer: their interchange, or the thread that reads results, has ended.
 
-        One that has been given up after its blocks failed reads no more results either: its tasks have the reason.
+        An executor that was given up after its blocks failed reads no results either, but its tasks have the reason.
         """
         executors: dict[str, Any] = self.kernel.executors
         return [
@@ -149,7 +153,7 @@ class Kernel:
         ]
 
     def close(self) -> None:
-        """End Parsl in order where that can be. It would wait for ever for an interchange that is dead."""
+        """End Parsl in order if possible: it would wait for ever for an interchange that is dead."""
         left = self.globus.open_tasks()
         self.globus.close()
         ending = threading.Thread(target=self.kernel.cleanup, name="parsl-cleanup", daemon=True)
@@ -167,7 +171,7 @@ class Kernel:
 
 @contextmanager
 def parsl_for(plan: Plan, run: RunDirectory) -> Iterator[Kernel]:
-    """A running Parsl with all executors of a plan; what an earlier driver has left is ended first."""
+    """Run Parsl with all executors of a plan; processes and jobs that an earlier driver has left are ended first."""
     token = run.opened["token"]
     resumed = any(run.journal.events("driver_started"))
     ended = end_orphans(token)
@@ -194,13 +198,13 @@ def parsl_for(plan: Plan, run: RunDirectory) -> Iterator[Kernel]:
 
 
 def is_batch(plan: Plan, label: str) -> bool:
-    """Whether an executor's blocks are batch jobs."""
+    """Return True if an executor's blocks are batch jobs."""
     return label in plan.sites and plan.sites[label].own_block is not None
 
 
 def _config(plan: Plan, run: RunDirectory, route: GlobusRoute) -> Config:
     def give_back(label: str) -> None:
-        """A block whose time is up takes no more tasks, and is not paid for any longer."""
+        """End a block whose time is up: it takes no more tasks and would still be paid for."""
         if is_batch(plan, label):
             executor: Any = parsl.dfk().executors[label]
             executor.scale_in_facade(1)
@@ -223,7 +227,7 @@ def _config(plan: Plan, run: RunDirectory, route: GlobusRoute) -> Config:
 
 
 def root_cause(future: Future[Any]) -> BaseException | None:
-    """The error at the start of a chain of failed tasks, or None; of an executor that was given up, why."""
+    """Return the error at the start of a chain of failed tasks, or None; for a given-up executor, its reason."""
     error = future.exception()
     while isinstance(error, PropagatedException):
         error = error.dependent_exceptions_tids[0][0]

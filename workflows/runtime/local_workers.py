@@ -1,5 +1,4 @@
-"""Parsl executors for the sites on this machine: one worker process each, forked by a server that has loaded the
-libraries once.
+"""Parsl executors for the sites on this machine: one worker process each, forked from one that has the libraries.
 
 Parsl's HighThroughputExecutor keeps four processes for a worker, and each loads the libraries again: it is made for
 batch jobs on other machines. A worker here is a process of this machine, and its socket closes at once when it ends.

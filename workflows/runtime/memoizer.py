@@ -1,7 +1,7 @@
-"""Parsl's memory of finished tasks, kept in the campaign's journal.
+"""Parsl memoizer that keeps the results of finished tasks in the campaign's journal.
 
-Parsl asks a memoizer whether the result of a task is known, by the app's name and arguments. This one looks in the
-journal, so that there is one record of what was done, and a resumed campaign simply runs the same dataflow again.
+Parsl asks a memoizer for the result of a task, by the app's name and arguments. This one reads the journal, so that
+there is one record of what was done, and a resumed campaign simply runs the same dataflow again.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ logger = logging.getLogger(__name__)
 
 
 class JournalMemoizer(Memoizer):
-    """Remembers the results of apps that were made with ``cache=True``; failures are not remembered.
+    """Parsl memoizer for apps that were made with ``cache=True``; failures are not kept.
 
     Args:
         journal: of the run.
-        unseen: stores that this machine cannot look into; what was left there is taken to be there still.
+        unseen: stores that this machine cannot read; files that were left there are assumed to be there still.
     """
 
     def __init__(self, journal: Journal, unseen: Collection[str] = ()) -> None:
@@ -38,26 +38,26 @@ class JournalMemoizer(Memoizer):
         self.gone: set[tuple[str, str]] = set()  # store and SHA-256 of what was deleted on purpose
         for record in journal.events("task_done", "tidying"):
             if record["event"] == "tidying":
-                self._give_up(record["store"], record["removed"])
+                self._forget(record["store"], record["removed"])
             else:
                 self._know(record["key"], record["result"])
 
     def start(self, *, run_dir: str, config_run_dir: str) -> None:
-        """Nothing to load: the journal is open."""
+        """Do nothing: the journal is open."""
 
     def close(self) -> None:
-        """Nothing to write: every record is on the disk."""
+        """Do nothing: every record is on the disk."""
 
     def _know(self, key: str, result: Any) -> None:
         self.known[key] = result
         if isinstance(result, dict) and "artifact" in result and "store" in result:
             self.gone.discard((result["store"], result["artifact"]["sha256"]))  # it has been brought back
 
-    def _give_up(self, store: str, removed: Collection[str]) -> None:
+    def _forget(self, store: str, removed: Collection[str]) -> None:
         self.gone.update((store, sha256) for sha256 in removed)
 
     def _holds(self, key: str) -> bool:
-        """Whether a result is known, and what it speaks of is there as far as it should be."""
+        """Return True if a result is known and the files that it names are there or were deleted on purpose."""
         return key in self.known and still_there(self.known[key], self.unseen, self.gone)
 
     def check_memo(self, task: TaskRecord) -> Future[Any] | None:
@@ -67,18 +67,21 @@ class JournalMemoizer(Memoizer):
         key = task["hashsum"] = make_hash(task)
         if not self._holds(key):
             if task["func_name"] == forget.__name__:
-                self._foretell(*task["args"])
+                self._record_deletion(*task["args"])
             return None
         done: Future[Any] = Future()
         done.set_result(self.known[key])
         return done
 
-    def _foretell(self, place: Place, root: str, base: dict[str, Any], *finished: dict[str, Any]) -> None:
-        """What is to be deleted is in the journal before it is. If this driver is killed meanwhile, the next one would
-        otherwise take the artifacts for lost and have finished work done again."""
+    def _record_deletion(self, place: Place, root: str, base: dict[str, Any], *finished: dict[str, Any]) -> None:
+        """Write to the journal what is going to be deleted.
+
+        If this driver is killed meanwhile, the next one would otherwise take the artifacts for lost and have finished
+        work done again.
+        """
         store, removed = f"{root}/artifacts", removable(base, *finished)
         self.journal.write("tidying", **place, store=store, removed=removed)
-        self._give_up(store, removed)
+        self._forget(store, removed)
 
     def update_memo_result(self, task: TaskRecord, r: Any) -> None:
         key = task["hashsum"]
@@ -99,16 +102,16 @@ class JournalMemoizer(Memoizer):
                 result=r,
             )
         except CrossfedError:
-            logger.exception("a finished task could not be recorded")  # the driver meets the same disk and stops
+            logger.exception("a finished task could not be recorded")  # the driver meets the same error and stops
 
     def update_memo_exception(self, task: TaskRecord, e: BaseException) -> None:
-        """Told to the journal by the driver, which knows what follows from it."""
+        """Do nothing: the driver, which decides what follows, writes failures to the journal."""
 
 
 def still_there(result: Any, unseen: Collection[str] = (), gone: Collection[tuple[str, str]] = ()) -> bool:
-    """Whether the artifacts that a result speaks of still lie where it says, with their size.
+    """Return True if the artifacts that a result names are still in their store, with their size.
 
-    Its content is verified by whoever uses it; to hash every artifact at each resume would take hours for large models.
+    Their content is verified where it is used; to hash every artifact at each resume would take hours for large models.
     """
     if not isinstance(result, dict) or "artifact" not in result or "store" not in result:
         return True

@@ -1,8 +1,8 @@
-"""Jobs that a dead driver has left with a scheduler that the present campaign does not use: their site has moved since.
+"""Cancel jobs that a dead driver has left with a scheduler that the campaign no longer uses: their site has moved.
 
-What was left at the sites as they are now is found and cancelled by the jobs' names, see ``cancel_leftovers``. Here it
-is the journal that knows of jobs, and the campaign as it was then that knows whom to ask. Where nobody answers, or the
-answer may be another machine's, the user is told which jobs may be there and how to cancel them.
+Jobs that were left at the sites as they are now are found and cancelled by their names, see ``cancel_leftovers``. Here
+the journal names the jobs, and the campaign as it was then names their scheduler. If that does not answer, or if the
+answer may be another machine's, the user gets a message that lists the jobs and the command that cancels them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CANCEL = {"slurm": "scancel", "pbs": "qdel"}
 
 @dataclass(frozen=True)
 class JobsLeft:
-    """Jobs of one site under one configuration whose end nobody has noted.
+    """Jobs of one site under one configuration whose end is not in the journal.
 
     Attributes:
         entry: the site's part of the campaign as it was then.
@@ -50,7 +50,7 @@ class JobsLeft:
 
 
 def left_jobs(journal: Journal) -> list[JobsLeft]:
-    """The jobs without a known end, by site and configuration.
+    """Return the jobs without a known end, by site and configuration.
 
     A driver that was started with the same configuration has asked for them: what it did not find has ended.
     """
@@ -79,41 +79,41 @@ def left_jobs(journal: Journal) -> list[JobsLeft]:
 
 
 def settle_moved_sites(plan: Plan, run: RunDirectory) -> None:
-    """Cancel what an earlier driver has left at the machines that sites have moved away from, or tell how to."""
+    """Cancel the jobs of an earlier driver at machines that sites have moved away from, or record how to do that."""
     for left in left_jobs(run.journal):
-        earlier = _as_it_was(left, run.path)
+        earlier = _earlier_site(left, run.path)
         block = earlier.own_block if earlier else None
         now = plan.campaign.sites[left.site]
-        if block and _asked_already(block, left, plan.sites[left.site], now.config or left.site):
+        if block and _same_scheduler(block, left, plan.sites[left.site], now.config or left.site):
             continue
         remaining = _cancel(block, left, job_prefix(run.opened["token"]), run.journal) if block else left.job_ids
         if remaining:
             run.journal.write(
-                "blocks_left", site=left.site, job_ids=remaining, reason=left_in_words(left, block, remaining)
+                "blocks_left", site=left.site, job_ids=remaining, reason=left_message(left, block, remaining)
             )
 
 
-def left_in_words(left: JobsLeft, block: Block | None, job_ids: Sequence[str]) -> str:
-    """Which jobs may be there, and the command that ends them."""
+def left_message(left: JobsLeft, block: Block | None, job_ids: Sequence[str]) -> str:
+    """Return a message with the jobs that may be left and the command that cancels them."""
     command = CANCEL[block.scheduler] if block else " or ".join(CANCEL.values())
     variables = block.command_environment if block else {}
-    words = [*(f"{name}={shlex.quote(value)}" for name, value in variables.items()), command, *job_ids]
+    parts = [*(f"{name}={shlex.quote(value)}" for name, value in variables.items()), command, *job_ids]
     return (
         f"{left.site}: job{'s' * (len(job_ids) > 1)} {', '.join(job_ids)} of its earlier configuration ({left.config})"
-        f" may still be there; to cancel on {left.host}: {' '.join(words)}"
+        f" may still be there; to cancel on {left.host}: {' '.join(parts)}"
     )
 
 
-def _as_it_was(left: JobsLeft, run_dir: Path) -> Site | None:
-    """The site under its earlier configuration; None where its file is gone or takes these settings no more."""
+def _earlier_site(left: JobsLeft, run_dir: Path) -> Site | None:
+    """Return the site under its earlier configuration; None if its file is gone or refuses these settings."""
     try:
         return resolve_site(left.site, left.config, run_dir, left.entry.settings)
     except SiteConfigError:
         return None
 
 
-def _asked_already(block: Block, left: JobsLeft, now: Site, config: str) -> bool:
-    """Whether the site's scheduler is still the same one, so that its queue has just been looked through."""
+def _same_scheduler(block: Block, left: JobsLeft, now: Site, config: str) -> bool:
+    """Return True if the site's scheduler is still the same one: its queue has just been searched."""
     return (
         now.own_block is not None
         and config == left.config
@@ -122,9 +122,9 @@ def _asked_already(block: Block, left: JobsLeft, now: Site, config: str) -> bool
 
 
 def _cancel(block: Block, left: JobsLeft, prefix: str, journal: Journal) -> tuple[str, ...]:
-    """Cancel what the earlier scheduler has of this run, as far as it answers here; the jobs that may remain.
+    """Cancel the jobs of this run at an earlier scheduler, and return those that may remain.
 
-    Jobs are known by their names alone: on another machine the same number is somebody else's job.
+    Jobs are identified by their names alone: on another machine the same number is another user's job.
     """
     scheduler = scheduler_for(block.scheduler, block.command_environment)
     found = scheduler.find(prefix)
@@ -140,7 +140,7 @@ def _cancel(block: Block, left: JobsLeft, prefix: str, journal: Journal) -> tupl
 
 
 def _has_ended(answer: Any, prefix: str, *, same_host: bool) -> bool:
-    """Whether an answer says that our job is over; that it is not known says so only where it was submitted."""
+    """Return True if an answer means that our job has ended; an unknown one has, on the host it was submitted from."""
     if isinstance(answer, JobFacts):
         return answer.name.startswith(prefix) and not answer.live
     return answer is GONE and same_host

@@ -1,4 +1,4 @@
-"""Processes that a dead driver has left behind: found by the campaign's token in their environment, and ended."""
+"""Find and end the processes that a dead driver has left, by the campaign's token in their environment."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ logger = logging.getLogger(__name__)
 
 
 def find_orphans(token: str) -> list[psutil.Process]:
-    """Processes of this user that were started for the campaign and are not this process.
+    """Return the processes of this user that were started for the campaign, without this process.
 
-    A process id alone may by now belong to somebody else; the token is in the environment of every process that a
-    driver starts, and of nothing else.
+    A process id alone may by now belong to another program; the token is in the environment of every process that a
+    driver starts, and of no other.
     """
     found = []
     for process in psutil.process_iter():
@@ -24,12 +24,12 @@ def find_orphans(token: str) -> list[psutil.Process]:
             if process.pid != os.getpid() and process.environ().get(TOKEN_VARIABLE) == token:
                 found.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-            continue  # gone meanwhile, or not ours
+            continue  # it has ended meanwhile, or is another user's
     return found
 
 
 def end_orphans(token: str) -> list[int]:
-    """End what is left of the campaign on this machine and tell the process ids."""
+    """End the processes of the campaign on this machine and return their ids."""
     orphans = find_orphans(token)
     for process in orphans:
         _signal(process, kill=False)

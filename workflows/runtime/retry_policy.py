@@ -1,8 +1,8 @@
-"""Which failed tasks Parsl tries again, and at what cost.
+"""Decide which failed tasks Parsl tries again, and at what cost.
 
-A lost worker or block is worth another try, at a cost: the campaign's ``retries`` bound how often. A task that got
-on before its block ended costs nothing, however many blocks it needs. What our own code refuses would be refused
-again, and is not tried.
+A task whose worker or block was lost is tried again at a cost: the campaign's ``retries`` limit how often. If the task
+has saved progress before its block ended, that costs nothing, however many blocks it needs. What our own code refuses
+would be refused again and is not tried.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def losses() -> tuple[type[Exception], ...]:
-    """The errors that tell of workers that are gone, not of work that they refuse."""
+    """Return the classes of errors that mean that workers were lost, not that work was refused."""
     from parsl.executors.high_throughput.errors import ManagerLost, WorkerLost
 
     return ManagerLost, WorkerLost, RanksLost, WorkersLost
@@ -31,7 +31,7 @@ class RetryPolicy:
     """Parsl's ``retry_handler`` for a run.
 
     Args:
-        newest: tells the newest checkpoint of a site's tasks, by the site's name.
+        newest: by the name of a site, a function that returns the newest checkpoint of its tasks.
         give_back: ends the block of a site whose time is up, so that the next try gets another.
     """
 
@@ -40,7 +40,7 @@ class RetryPolicy:
         self.saved: dict[str, str] = {}  # site -> its newest checkpoint at the last loss
 
     def __call__(self, error: Exception, task: Any) -> float:
-        """The cost of this failure, out of the campaign's ``retries``."""
+        """Return the cost of a failure, out of the campaign's ``retries``."""
         site = task["executor"]
         if isinstance(error, Unfinished | BlockTooShort):
             logger.info("%s", error)
@@ -49,13 +49,13 @@ class RetryPolicy:
         if isinstance(error, LeaseHeld):
             return 0
         if isinstance(error, losses()):
-            cost = 0 if self._got_on(site) else 1
+            cost = 0 if self._has_progressed(site) else 1
             logger.warning("%s at %s lost its worker, trying again at cost %d", task["func_name"], site, cost)
             return cost
         return math.inf
 
-    def _got_on(self, site: str) -> bool:
-        """Whether a site's task has saved anything since its worker was lost before."""
+    def _has_progressed(self, site: str) -> bool:
+        """Return True if a site's task has saved a checkpoint since its worker was lost the last time."""
         newest = self.newest[site]() if site in self.newest else None
         before = self.saved.get(site)
         if newest is not None:

@@ -1,4 +1,4 @@
-"""What the user reads when a campaign has stopped."""
+"""Messages for the user when a campaign has stopped."""
 
 from __future__ import annotations
 
@@ -10,24 +10,28 @@ from workflows.records.run_directory import RunDirectory
 
 
 def stopped(run: RunDirectory | None, reason: str, code: int) -> int:
-    """Tell why a campaign has stopped and how to go on with it."""
+    """Print why a campaign has stopped and how to continue it; return the exit code."""
     complain(reason, code)
     if run is None:
         return code
     try:
         run.journal.write("driver_stopped", reason=reason.strip())
     except StorageError as error:
-        complain(f"(the journal could not take this down: {error})", code)
+        complain(f"(this could not be written to the journal: {error})", code)
     stopped_at = max((r["seq"] for r in run.journal.events("driver_started")), default=0)
     for record in run.journal.events("tasks_left"):
         if record["seq"] > stopped_at:
             site = record["site"]
-            complain(f"What runs at {site} goes on, what queues there keeps its place: the resume takes it up.", code)
+            complain(f"What runs at {site} continues, what queues there keeps its place: a resume uses both.", code)
     return complain(f"What is done is kept. Go on with: {command_line('fl_round.py')} --resume {short(run.path)}", code)
 
 
 def interruption(plan: Plan | None) -> str:
-    """What Ctrl-C has ended, by kind of site; of what goes on the journal tells. None: nothing was begun."""
+    """Return what Ctrl-C has ended, by kind of site.
+
+    Args:
+        plan: of the campaign; None if it had not been made yet.
+    """
     sites = plan.sites.values() if plan else ()
     batch = [site.name for site in sites if site.own_block]
     ended = ["the workers on this machine have ended"] if any(site.route == "local" for site in sites) else []

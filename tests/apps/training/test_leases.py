@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from patience import patience
 from training_site import ENVIRONMENT, Site, wait_until
 
 from apps.base.errors import LeaseHeld, StorageError
@@ -187,7 +188,7 @@ def test_two_at_once_train_once(tmp_path):
     both = [context.Process(target=_train, args=(site, gate, answers)) for _ in range(2)]
     for process in both:
         process.start()
-    found = sorted(str(answers.get(timeout=60)) for _ in both)
+    found = sorted(str(answers.get(timeout=patience(60))) for _ in both)
     for process in both:
         process.join()
     assert found[0] == "False"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from patience import patience
 from training_site import PROJECT, Site, ranks_at, wait_until
 
 from apps.artifacts.store import read_header
@@ -100,7 +101,7 @@ def test_ranks_stop_on_request_and_continue_with_the_same_bits(sharding, tmp_pat
     process = site.start(**changes)
     one_of(site, 0)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 0
+    assert process.wait(patience(60)) == 0
     outcome = site.outcome()
     assert outcome["error"] == "Unfinished", outcome
     assert f"{site.saved_steps()[0]} of 30 steps" in outcome["text"]
@@ -114,8 +115,8 @@ def test_ranks_stop_on_request_and_continue_with_the_same_bits(sharding, tmp_pat
 
 def test_the_walltime_stops_all_ranks(tmp_path):
     site = Site(tmp_path, None, TWO | {"sharding": "ddp", "launch": toy(0.3)})
-    process = site.start(environment={"CROSSFED_BLOCK_END": str(time.time() + 15 + 35)}, steps=1000)
-    assert process.wait(60) == 0
+    process = site.start(environment={"CROSSFED_BLOCK_END": str(time.time() + patience(15) + 35)}, steps=1000)
+    assert process.wait(patience(60)) == 0
     assert site.outcome()["error"] == "Unfinished"
     assert ranks_at(site) == []
 
@@ -131,7 +132,7 @@ def test_ranks_die_together(launch, tmp_path):
         wait_until(lambda: (read_progress(site.root) or {"step": 0})["step"] >= 2)
         victim = next(p for p in ranks_at(site) if p.environ().get("RANK") == "1")
     victim.kill()
-    assert process.wait(60) == 0
+    assert process.wait(patience(60)) == 0
     outcome = site.outcome()
     assert outcome["error"] == "RanksLost"
     assert "site aurora, round 1: rank 1 (" in outcome["text"]

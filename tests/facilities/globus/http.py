@@ -22,6 +22,8 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
+from patience import patience
+
 from facilities.globus.messages import Answer, Call, DroppedError, Fault, RefusalError, Request, refuse
 
 __all__ = ["Answer", "Call", "Fault", "HttpService", "RefusalError", "Request", "refuse"]
@@ -87,7 +89,7 @@ class HttpService:
     def wait_for_calls(self, path: str, count: int = 1, method: str = "", limit_s: float = 30) -> bool:
         """Wait until a number of calls is recorded; return True if they came in time."""
         with self._changed:
-            return self._changed.wait_for(lambda: self.count_calls(path, method) >= count, limit_s)
+            return self._changed.wait_for(lambda: self.count_calls(path, method) >= count, patience(limit_s))
 
     def start(self) -> None:
         self._server = _Server(("127.0.0.1", self.port), self)

@@ -49,7 +49,7 @@ def test_tasks_left_by_earlier_drivers_are_not_reported(tmp_path: Path, capsys: 
     journal.write("tasks_left", site="polaris", tasks=2)
     assert stopped(run, "\nInterrupted", 130) == 130
     told = capsys.readouterr().err
-    assert "What runs at polaris goes on, what queues there keeps its place: the resume takes it up." in told
+    assert "What runs at polaris continues, what queues there keeps its place: a resume uses both." in told
     assert "aurora" not in told and "cancelled" not in told and f"--resume {tmp_path}" in told
     assert journal.records[-1]["reason"] == "Interrupted"
     journal.close()

@@ -21,6 +21,7 @@ import yaml
 from batch_sites import events, finish, nothing_left, wait_for
 from campaigns import final_hash, run
 from globus_campaigns import GlobusWorld, files_with, globus_world
+from patience import patience
 
 from apps.training.progress import read_progress
 
@@ -129,7 +130,7 @@ def test_a_driver_dead_for_long_finds_what_the_site_has_done(case: Case, undistu
     driver = case.start()
     case.in_training()
     kill(driver)
-    until = time.monotonic() + 60
+    until = time.monotonic() + patience(60)
     while not list((case.storage / "manifests").glob("*.json")) and time.monotonic() < until:
         time.sleep(0.2)
     case.start("--resume", case.run_dir)

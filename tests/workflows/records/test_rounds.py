@@ -154,7 +154,7 @@ def test_a_version_in_which_no_site_moved_has_a_length(versions: Journal) -> Non
     assert build_timeline(EventLog(tuple(versions.records)), ["a"]).round_ends[4] == last["time"] - 1000.0
 
 
-def test_the_report_shows_each_update_and_counts_versions(versions: Journal, tmp_path: Path) -> None:
+def test_the_report_shows_each_update_and_counts_versions(versions: Journal) -> None:
     run: Any = SimpleNamespace(period="version", journal=EventLog(tuple(versions.records)))
     table = update_table(run)
     assert table is not None and [list(row) for row in table.rows] == [

@@ -55,9 +55,9 @@ def test_a_job_that_waits_is_named_with_its_reason() -> None:
 
 
 def test_a_site_without_a_job_asks_for_one() -> None:
-    assert site_text(activity(watch())) == "asking for a block"
+    assert site_text(activity(watch())) == "requesting a block"
     assert (
-        site_text(activity(watch(WatchedJob("4711", 5.0, facts("running", 6.0), ended=True)))) == "asking for a block"
+        site_text(activity(watch(WatchedJob("4711", 5.0, facts("running", 6.0), ended=True)))) == "requesting a block"
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from patience import patience
 from synthetic_run import MODEL, OPENED, SAMPLES, SyntheticRun, batch_run, finished_run, start_run
 
 from apps.base.errors import UserMistake
@@ -37,12 +38,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> SyntheticRun:
 
 @pytest.fixture(scope="module")
 def written(finished: SyntheticRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page of the finished run, written outside its run directory."""
+    """Write the page of the finished run outside its run directory."""
     return write_report(finished.directory, tmp_path_factory.mktemp("written"))
 
 
 def tiny_run(folder: Path, losses: dict[tuple[int, str, str], Any], **sites: list[str] | None) -> Path:
-    """A run directory with these losses by (round, model, task) and no journal."""
+    """Write a run directory with these losses by (round, model, task) and no journal."""
     folder.mkdir()
     entries = {site: {"tasks": tasks} for site, tasks in sites.items()}
     campaign = {"name": "tiny", "rounds": 1, "sites": entries}
@@ -180,7 +181,7 @@ def test_the_page_of_a_finished_run(finished: SyntheticRun, written: Path) -> No
     assert sorted(path.name for path in (written.parent / "figures").iterdir()) == ALL_PICTURES
     assert "unfinished" not in page.text
     assert f"below every site on {len(summary.global_wins)} of 14 tasks" in page.text
-    assert f"stays better on it on {len(summary.owner_wins)} of 14" in page.text
+    assert f"on {len(summary.owner_wins)} of 14 a site that trains on the task is better" in page.text
     assert f"fell from {summary.loss_first:.3f} to {summary.loss_last:.3f}" in page.text
     assert "55 times as much" in page.text
     assert "Refused" not in page.text
@@ -424,7 +425,7 @@ def test_help_and_a_missing_run_answer_at_once(tmp_path: Path) -> None:
             env={"PYTHONPATH": str(REPORT.parents[1])},
         )
         assert done.returncode == code
-        assert time.monotonic() - begun < 5.0  # a second on a quiet machine
+        assert time.monotonic() - begun < patience(5.0)  # a second on a quiet machine
         assert "matplotlib" not in done.stderr and "pandas" not in done.stderr
         assert "Traceback" not in done.stderr
 

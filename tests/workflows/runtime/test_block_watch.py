@@ -94,7 +94,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, clock: Any) -> Script:
     script = Script()
     monkeypatch.setattr(blocks, "scheduler_for", lambda kind, environment: script)
-    monkeypatch.setattr(blocks, "LAST_WORD_S", 0.3)
+    monkeypatch.setattr(blocks, "END_STATES_S", 0.3)
     monkeypatch.setattr(blocks, "CLOSING_PERIOD_S", 0.01)
     monkeypatch.setenv("CROSSFED_HISTORY", str(tmp_path / "history.csv"))
     return script
@@ -237,7 +237,7 @@ def test_gone_is_an_end_at_once_for_a_job_that_was_seen(world: World) -> None:
 def test_the_words_for_the_user(world: World, clock: Any) -> None:
     world.submitted.clear()
     world.watch.look()
-    assert world.watch.state() == "asking for a block" and not world.watch.running()
+    assert world.watch.state() == "requesting a block" and not world.watch.running()
     world.submitted["0"] = "7"
     world.tell(UNKNOWN)
     clock(NOW + 240)
@@ -247,7 +247,7 @@ def test_the_words_for_the_user(world: World, clock: Any) -> None:
     world.tell(RUNNING)
     assert world.watch.state() == "block 7 runs" and world.watch.running()
     world.tell(facts("timeout", started=NOW, ended=NOW))
-    assert world.watch.state() == "asking for a block" and not world.watch.running()
+    assert world.watch.state() == "requesting a block" and not world.watch.running()
     world.submitted["1"] = "8"
     world.tell(facts("pending", "8", submitted=NOW + 240), "8")
     assert world.watch.state() == "queued for 0 min (job 8)"
@@ -285,7 +285,7 @@ def test_it_looks_by_itself_and_survives_an_answer_that_nobody_foresaw(
     wait_until(lambda: world.told("block_ended"))
     world.watch.close()
     assert not world.watch.thread.is_alive()
-    assert "could not be looked at" in caplog.text and len(world.told("block_started")) == 1
+    assert "could not be read" in caplog.text and len(world.told("block_started")) == 1
 
 
 def test_it_ends_with_a_journal_that_cannot_be_written(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

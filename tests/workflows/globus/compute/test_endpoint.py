@@ -14,6 +14,7 @@ import parsl
 import pytest
 from globus_site import child_variables, driver, site_config
 from parsl.config import Config
+from patience import patience
 from training_site import PLACE, PROJECT, Site, bare_environment, wait_until
 
 from apps.base.errors import EndpointProblem, UserMistake, VersionMismatch, WorkersLost
@@ -22,7 +23,7 @@ from apps.train import enrol, local_train
 from apps.training.progress import read_progress
 
 pytestmark = pytest.mark.globus
-COLD_S = 120  # for an agent to start its child, its interchange and a worker, on a busy machine
+COLD_S = patience(120)  # for an agent to start its child, its interchange and a worker
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from globus_site import client, driver, site_config
+from patience import patience
 from toy_agent import ToyAgent, toy_agent
 from training_site import PLACE, Site, wait_until
 
@@ -65,10 +66,10 @@ def submissions(agent: ToyAgent) -> int:
 
 def test_calls_and_answers(tmp_path, agent, site):
     with drive(tmp_path, agent, site, environment={"THIS": "that"}) as run:
-        assert run.executor.submit(enrol, {}, PLACE, site.work).result(20)["samples"] == 6
-        assert run.train(site).result(20)["steps_done"] == 2
+        assert run.executor.submit(enrol, {}, PLACE, site.work).result(patience(20))["samples"] == 6
+        assert run.train(site).result(patience(20))["steps_done"] == 2
         with pytest.raises(TrainingError, match="site aurora, round 1: loss is"):
-            run.train(site, learning_rate=1e30, steps=9).result(20)
+            run.train(site, learning_rate=1e30, steps=9).result(patience(20))
         assert json.loads(agent.calls[0])["environment"] == {"THIS": "that"}
     assert agent.service.count_calls("/functions$", "POST") == 1
     assert [r["state"] for r in run.events("compute_ended")] == ["success", "success", "TrainingError"]
@@ -84,8 +85,8 @@ def test_what_is_too_large_is_refused_and_the_executor_lives_on(tmp_path, agent)
         assert submissions(agent) == 0
         agent.compute.rules.payload_limit_bytes = 20_000
         with pytest.raises(UserMistake, match=r"site aurora: Globus Compute refuses the request as too large"):
-            run.executor.submit(site_status, {}, PLACE, "x" * 30_000).result(20)
-        assert run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(20)["finished"] is None
+            run.executor.submit(site_status, {}, PLACE, "x" * 30_000).result(patience(20))
+        assert run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(patience(20))["finished"] is None
         assert not run.executor.bad_state_is_set
 
 
@@ -93,7 +94,7 @@ def test_what_is_too_large_is_refused_and_the_executor_lives_on(tmp_path, agent)
 def test_repeated_errors_of_the_service_are_waited_for(status, tmp_path, agent):
     agent.compute.storm(status, 8, r"/(functions|submit|batch_status)$")
     with drive(tmp_path, agent) as run:
-        assert run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(30)["claims"] == []
+        assert run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(patience(30))["claims"] == []
     assert len(run.events("compute_unreachable")) == len(run.events("compute_back")) == 1
     assert str(status) in run.events("compute_unreachable")[0]["reason"]
     assert len(run.events("compute_submitted")) == 1
@@ -108,16 +109,16 @@ def test_a_service_that_goes_and_comes_back(tmp_path, agent):
         wait_until(lambda: run.events("compute_unreachable"))
         agent.service.start()
         agent.running.set()
-        assert future.result(30)["claims"] == []
+        assert future.result(patience(30))["claims"] == []
     assert len(run.events("compute_back")) == 1
     assert submissions(agent) == 1
 
 
 def test_an_expired_token_is_renewed(tmp_path, agent):
     with drive(tmp_path, agent) as run:
-        run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(20)
+        run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(patience(20))
         agent.auth.expire_tokens()
-        run.executor.submit(site_status, {}, PLACE, f"{tmp_path}/b").result(20)
+        run.executor.submit(site_status, {}, PLACE, f"{tmp_path}/b").result(patience(20))
     assert len(run.events("compute_submitted")) == 2
 
 
@@ -125,7 +126,7 @@ def test_a_login_that_is_refused_names_the_remedy(tmp_path, agent):
     agent.auth.change_secret(agent.account)
     with drive(tmp_path, agent) as run:
         with pytest.raises(UserMistake, match=r"site aurora: Globus .*Run: python workflows/login.py"):
-            run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(30)
+            run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(patience(30))
 
 
 def test_a_slow_answer_makes_two_tasks_and_one_training(tmp_path, agent, site, monkeypatch):
@@ -136,7 +137,7 @@ def test_a_slow_answer_makes_two_tasks_and_one_training(tmp_path, agent, site, m
         training = run.train(site)
         wait_until(lambda: len(agent.compute.tasks) == 2)
         agent.running.set()
-        manifest = training.result(30)
+        manifest = training.result(patience(30))
         wait_until(lambda: len(agent.calls) == 2)
     assert manifest["attempts"] == 1  # the other one was answered from the manifest
     assert [len(run.events(name)) for name in ("compute_submitting", "compute_submitted")] == [2, 1]
@@ -151,7 +152,7 @@ def test_two_tasks_at_once_train_once(tmp_path, agent, site):
             training = run.train(site)
             wait_until(lambda: len(run.events("compute_ended")) >= 2)
             assert not training.done()
-        assert training.result(20)["attempts"] == 1
+        assert training.result(patience(20))["attempts"] == 1
     states = [r["state"] for r in run.events("compute_ended")]
     assert set(states[:-1]) == {"LeaseHeld"} and states[-1] == "success"
 
@@ -162,7 +163,7 @@ def test_results_that_the_service_has_discarded_are_requested_again(tmp_path, ag
         training = run.train(site)
         wait_until(lambda: run.events("compute_ended"))
         agent.compute.rules.abandon_after_s = None
-        manifest = training.result(20)
+        manifest = training.result(patience(20))
     assert (manifest["attempts"], manifest["reused"]) == (1, True)
     assert run.events("compute_ended")[0]["state"] == "forgotten"
 
@@ -178,8 +179,8 @@ def test_an_unknown_task_does_not_hide_the_others(tmp_path, agent, site):
         first = run.events("compute_submitted")[0]["task_id"]
         del agent.compute.tasks[first]
         agent.running.set()
-        assert seen.result(20)["time"] > 0
-        assert training.result(20)["steps_done"] == 2
+        assert seen.result(patience(20))["time"] > 0
+        assert training.result(patience(20))["steps_done"] == 2
     assert [(r["task_id"], r["state"]) for r in run.events("compute_ended") if r["state"] != "success"] == [
         (first, "forgotten")
     ]
@@ -192,14 +193,14 @@ def test_a_lost_result_is_noticed_in_the_sites_files(tmp_path, agent, site):
         run.executor.liveness.look_s = 0.1
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr("workflows.globus.compute.calls.RESULT_GRACE_S", 0.5)
-            manifest = run.train(site).result(30)
+            manifest = run.train(site).result(patience(30))
     assert (manifest["attempts"], manifest["reused"]) == (1, True)
 
 
 def test_a_call_without_news_is_submitted_again(tmp_path, agent):
     agent.compute.rules.drop_results = 1
     with drive(tmp_path, agent, silence_s=0.25) as run:
-        assert run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(20)["claims"] == []
+        assert run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(patience(20))["claims"] == []
     assert [r["reason"] for r in run.events("compute_asked_again")] == ["no news"]
 
 
@@ -224,9 +225,9 @@ def test_lost_workers_are_reported_and_a_retry_is_another_task(tmp_path, agent):
     agent.handle = lambda *_: (_ for _ in ()).throw(RuntimeError("WorkerLost"))
     with drive(tmp_path, agent) as run:
         with pytest.raises(WorkersLost, match="site aurora"):
-            run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(20)
+            run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(patience(20))
         agent.handle = as_the_site_would
-        assert run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(20)["claims"] == []
+        assert run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(patience(20))["claims"] == []
     assert [r["state"] for r in run.events("compute_ended")] == ["WorkersLost", "success"]
 
 
@@ -241,7 +242,7 @@ def test_nothing_but_json_is_read(tmp_path, agent):
     agent.buffer = lambda _: DillDataBase64().serialize(Bomb())
     with drive(tmp_path, agent) as run:
         with pytest.raises(TaskError, match="site aurora: the site's answer is not JSON and is not read"):
-            run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(20)
+            run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(patience(20))
         time.sleep(0.2)
         assert not (tmp_path / "boom").exists()
 
@@ -250,21 +251,21 @@ def test_an_unknown_endpoint(tmp_path, agent):
     agent.endpoint_id = "00000000-0000-0000-0000-000000000000"
     with drive(tmp_path, agent) as run:
         with pytest.raises(EndpointProblem, match=r"site aurora: the endpoint refuses the call \(404\).*endpoint's id"):
-            run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(20)
+            run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(patience(20))
 
 
 def test_an_identity_without_access_to_the_endpoint(tmp_path, agent):
     agent.service.fault(r"/submit$", status=403, body={"code": "FORBIDDEN", "message": "not for you"})
     with drive(tmp_path, agent) as run:
         with pytest.raises(EndpointProblem, match=r"\(403\): not for you. Ask the endpoint's owner"):
-            run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(20)
+            run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(patience(20))
 
 
 def test_a_function_that_the_service_has_lost_is_registered_again(tmp_path, agent):
     with drive(tmp_path, agent) as run:
-        run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(20)
+        run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(patience(20))
         agent.compute.functions.clear()
-        run.executor.submit(site_status, {}, PLACE, f"{tmp_path}/b").result(20)
+        run.executor.submit(site_status, {}, PLACE, f"{tmp_path}/b").result(patience(20))
     assert len(run.events("compute_function")) == 2
 
 
@@ -275,17 +276,17 @@ def test_the_next_driver_adopts_what_is_open(tmp_path, agent, site):
         wait_until(first.executor.open_tasks)
         assert (first.executor.open_tasks(), first.executor.outstanding()) == (1, 1)
         began = time.monotonic()
-    assert time.monotonic() - began < 10  # what runs at a site is not waited for
+    assert time.monotonic() - began < patience(10)  # what runs at a site is not waited for
     with drive(tmp_path, agent, site) as second:
         training = second.train(site)
         same = second.train(site)
         assert second.executor.open_tasks() == 1
         agent.running.set()
-        assert training.result(20) == same.result(20)
+        assert training.result(patience(20)) == same.result(patience(20))
     assert submissions(agent) == 1
     assert agent.service.count_calls("/functions$", "POST") == 1
     with drive(tmp_path, agent, site) as third:  # ended, and asked again all the same
-        assert third.train(site).result(20)["reused"]
+        assert third.train(site).result(patience(20))["reused"]
 
 
 def test_a_task_of_another_endpoint_is_not_adopted(tmp_path, agent):
@@ -320,7 +321,7 @@ def test_the_journal_records_when_an_endpoint_goes_offline_and_comes_back(tmp_pa
 
 def test_template_values_reach_the_endpoint(tmp_path, agent):
     with drive(tmp_path, agent, user_endpoint_config={"account": "ABC", "nodes": 2}) as run:
-        run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(20)
+        run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(patience(20))
     (body, _), *_ = agent.queues.taken(f"{agent.endpoint_id}.commands")
     assert json.loads(body)["kwargs"]["user_opts"] == {"account": "ABC", "nodes": 2}
 
@@ -342,7 +343,7 @@ def test_a_client_that_cannot_be_made_is_reported(tmp_path, agent, caplog):
     caplog.set_level(logging.CRITICAL)
     with drive(tmp_path, agent, api=ComputeApi(not_logged_in)) as run:
         with pytest.raises(UserMistake, match=r"site aurora: not logged in. Run: python workflows/login.py"):
-            run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(20)
+            run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(patience(20))
 
 
 def test_help_does_not_wait_for_globus():

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 import yaml
+from patience import patience
 
 from workflows import setup_site
 
@@ -58,7 +59,9 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 def run(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
     own = {"PATH": os.environ["PATH"], "HOME": str(folder), "CALLS": str(folder / "calls")}
-    return subprocess.run([str(folder / "endpoints.sh"), command], env=own, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [str(folder / "endpoints.sh"), command], env=own, capture_output=True, text=True, timeout=patience(60)
+    )
 
 
 def starts(folder: Path, name: str) -> list[list[str]]:
@@ -68,7 +71,7 @@ def starts(folder: Path, name: str) -> list[list[str]]:
 
 
 def wait_until(condition: Callable[[], Any], limit_s: float = 60) -> None:
-    until = time.monotonic() + limit_s
+    until = time.monotonic() + patience(limit_s)
     while not condition():
         assert time.monotonic() < until, "waited in vain"
         time.sleep(0.05)

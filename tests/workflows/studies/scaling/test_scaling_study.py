@@ -13,6 +13,7 @@ import pytest
 from campaigns import PROJECT, environment, journal, nano, write_campaign
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import patience
 
 from apps.base.errors import TrainingError, UserMistake
 from site_configs.library.site import Block, Queue
@@ -54,7 +55,7 @@ def point(
 def run_script(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
     return subprocess.run(
-        command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=240, check=False
+        command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=patience(240), check=False
     )
 
 

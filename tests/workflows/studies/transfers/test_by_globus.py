@@ -17,6 +17,7 @@ import yaml
 from campaigns import PROJECT, environment, journal, nano
 from facilities.globus.collection_folders import CollectionFolder
 from facilities.globus.transfer_fixtures import TransferFacility
+from patience import patience
 
 from workflows.globus.transfer.task import TransferResult
 from workflows.globus.transfer.transfer_log import Transfer
@@ -71,7 +72,7 @@ class World:
 
     def run(self, *arguments: object) -> tuple[int, str, str]:
         process = self.start(*arguments)
-        out, err = process.communicate(timeout=240)
+        out, err = process.communicate(timeout=patience(240))
         return process.returncode, out, err
 
     def rows(self) -> list[TransferRow]:
@@ -100,7 +101,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 def wait_until(condition: Any, process: subprocess.Popen[str]) -> None:
-    limit = time.monotonic() + 120
+    limit = time.monotonic() + patience(120)
     while not condition():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < limit
@@ -182,7 +183,7 @@ def test_a_study_that_was_stopped_leaves_no_transfer_and_no_file(world, number, 
     process = world.start("--models", "large=2_000_000", "--repeat", 1)
     wait_until(lambda: any(t.faults and t.label.endswith(way) for t in world.facility.transfer.tasks), process)
     os.kill(process.pid, number)
-    process.communicate(timeout=60)
+    process.communicate(timeout=patience(60))
     if number == signal.SIGKILL:
         assert world.facility.transfer.tasks[-1].status == "ACTIVE" and world.left()
     else:
@@ -192,7 +193,7 @@ def test_a_study_that_was_stopped_leaves_no_transfer_and_no_file(world, number, 
     wait_until(lambda: stopped.status == "FAILED", process)
     assert stopped.fatal_error["code"] == "CANCELED"
     world.facility.transfer.release()
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=patience(120))
     assert process.returncode == 0, err
     assert world.left() == [] and len(world.rows()) == 2
     ended = {record["submission_id"] for record in journal(world.out, by_globus.ENDED)}

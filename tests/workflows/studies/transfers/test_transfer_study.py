@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from campaigns import PROJECT, environment, journal, write_campaign
+from patience import patience
 
 from apps.artifacts.store import Artifact, artifact_path
 from apps.base.errors import ArtifactError
@@ -207,7 +208,7 @@ def test_a_trip_in_words():
 def run(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
     return subprocess.run(
-        command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=240, check=False
+        command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=patience(240), check=False
     )
 
 
@@ -321,12 +322,12 @@ def test_a_study_that_was_stopped_goes_on_where_it_was(tmp_path, number):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    study, limit = tmp_path / "out" / "sites" / "aurora" / "transfer_study", time.monotonic() + 120
+    study, limit = tmp_path / "out" / "sites" / "aurora" / "transfer_study", time.monotonic() + patience(120)
     while not (study.is_dir() and any(size_of(path) > 1_000_000 for path in study.iterdir())):
         assert process.poll() is None and time.monotonic() < limit
         time.sleep(0.005)
     os.kill(process.pid, number)
-    told = process.communicate(timeout=60)
+    told = process.communicate(timeout=patience(60))
     assert process.returncode == (130 if number == signal.SIGTERM else -signal.SIGKILL), told
     assert bool(files_in(tmp_path / "out", ".safetensors")) == (number == signal.SIGKILL)
     kept = read_rows(tmp_path / "out" / "transfers.csv")
