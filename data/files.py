@@ -74,7 +74,7 @@ def gzip_bytes(content: bytes) -> bytes:
 
 
 def open_text(path: Path) -> IO[str]:
-    """A text file for reading, unpacked on the way if its name ends in .gz."""
+    """Open a text file for reading; one whose name ends in .gz is unpacked."""
     if path.suffix == ".gz":
         return io.TextIOWrapper(gzip.open(path, "rb"), encoding="utf-8")
     return open(path, encoding="utf-8")

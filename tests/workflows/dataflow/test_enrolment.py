@@ -46,11 +46,13 @@ def run(tmp_path: Path) -> Iterator[RunDirectory]:
 def drive(
     run: RunDirectory, answer: Callable[[str], Exception | None], on_tick: Any = lambda engine: None, **section: Any
 ) -> str | None:
-    """One driver.
+    """Run one driver to its end; return why the campaign could not be finished, or None.
 
     Args:
-        answer: what enrolment at a site fails with, if it does.
-        section: of the strategy.
+        run: the run directory.
+        answer: error of the enrolment at a site, or None.
+        on_tick: called with the engine at each tick.
+        **section: settings of the strategy.
     """
 
     def enrol(place: dict, work: dict) -> dict[str, Any]:

@@ -1,5 +1,7 @@
-"""``endpoints.sh`` with a stand-in for the agent: restarted, in a session of its own, stopped on request; and the
-genuine agent with the files that ``setup_site.py`` writes."""
+"""Test ``endpoints.sh`` with a stand-in for the agent, and the genuine agent with the files of ``setup_site.py``.
+
+The stand-in shows that the agent is restarted, has a session of its own and is stopped on request.
+"""
 
 from __future__ import annotations
 
