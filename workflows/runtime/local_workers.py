@@ -155,13 +155,17 @@ class LocalExecutor(ParslExecutor):
         self.thread.start()
 
     def submit(
-        self, func: Callable[..., Any], resource_specification: dict[str, Any], *args: Any, **kwargs: Any
+        self,
+        func: Callable[..., Any],
+        resource_specification: dict[str, Any],  # noqa: ARG002 - Parsl passes it
+        *args: Any,
+        **kwargs: Any,
     ) -> Future[Any]:
         """Call a function in the worker.
 
         Args:
             func: one that can be imported by its name.
-            resource_specification: not used.
+            resource_specification: Parsl's argument for other executors; not used.
             args: positional arguments, plain values.
             kwargs: named arguments, plain values.
 
