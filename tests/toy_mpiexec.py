@@ -24,7 +24,7 @@ def launch(ranks: int, slow_s: str, program: list[str]) -> int:
 
 def be_rank(slow_s: str, *program: str) -> None:
     """Run this process as a rank of the program; another launcher may have started it."""
-    from apps.training.loop import trainer
+    from apps.training import trainer
 
     slow_down(float(slow_s))
     sys.argv[1:] = program[-1:]
