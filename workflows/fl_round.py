@@ -11,6 +11,7 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -127,13 +128,16 @@ def run_campaign(plan: Plan, run: RunDirectory) -> int:
         whole = f"The {campaign.extent} is" if campaign.rounds == 1 else f"All {campaign.extent} are"
         say(f"{whole} done already; the report is {short(write_report(run.path))}")
         return DONE
-    strategy = make_strategy(campaign.strategy, campaign.rounds, campaign.training.steps)
+    strategy = partial(make_strategy, campaign.strategy, campaign.rounds, campaign.training.steps)
     with (
         Display(console, list(plan.sites), campaign.rounds, campaign.period) as display,
         parsl_for(plan, run) as kernel,
     ):
         engine = Engine(plan, run, kernel, display.tick)
-        failure = federate(strategy, engine)
+        failure = federate(strategy(), engine)
+        if failure and engine.replaying:  # the last driver could not record that it gave up, its disk was full
+            engine = Engine(plan, run, kernel, display.tick)
+            failure = federate(strategy(), engine)
         display.show_all(engine)
     if failure:
         return stopped(run, failure, FAILED)

@@ -31,7 +31,7 @@ from apps.training.task import Task
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a training needs before its first step."""
+    """Everything a training needs before its first step."""
 
     model: Model
     samples: Sequence[Sample]

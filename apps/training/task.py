@@ -20,7 +20,7 @@ TRAINING_EXCLUDED = ("checkpoint_s", "on_walltime", "until")
 
 
 class SiteWork(TypedDict):
-    """What stays the same for a site over a campaign, in plain values."""
+    """Settings of a site that stay the same over a campaign, in plain values."""
 
     root: str  # the site's storage for this campaign
     model: ModelSpec
@@ -32,7 +32,7 @@ class SiteWork(TypedDict):
 
 
 class TrainRequest(TypedDict):
-    """What a strategy asks of a site in one round."""
+    """A strategy's request to a site for one round."""
 
     training: TrainingSpec
     optimizer_from: str | None  # task whose optimiser state is continued, if the campaign carries it over

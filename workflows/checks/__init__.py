@@ -1,1 +1,1 @@
-"""What --check, --check --live and --dry-run look at."""
+"""The checks behind --check, --check --live and --dry-run."""

@@ -93,6 +93,7 @@ class Engine:
         self.recorded = recorded_events(run.journal)
         # failed for good under an earlier driver; the strategy has continued without them
         self.failed = {r["fields"]["task"] for r in self.recorded if r["kind"] == "SiteFailed"}
+        self.replaying = True  # until the last recorded event has been given to the strategy
 
     # -- actions ------------------------------------------------------------------------------------------------
 
@@ -184,6 +185,7 @@ class Engine:
         for record in self.recorded:
             self.clock.as_of(record["time"])
             yield self._remember(decode_event(record["kind"], record["fields"]))
+        self.replaying = False
         self.clock.as_of(time.time())
         for ended in self.blocks.go_live():
             yield self._record(ended)

@@ -34,7 +34,7 @@ class EventLog:
 
     @property
     def period(self) -> str:
-        """What the campaign counts: ``round``, or ``version`` of the model if its strategy has no rounds."""
+        """Unit that the campaign counts: ``round``, or ``version`` of the model if its strategy has no rounds."""
         for event in self.named("campaign_opened")[:1]:
             return period_of(event.get("campaign"))
         return "round"

@@ -77,7 +77,7 @@ class RunRecord:
 
     @property
     def period(self) -> str:
-        """What the campaign counts: ``round`` or ``version``."""
+        """Unit that the campaign counts: ``round`` or ``version``."""
         return period_of(self.campaign)
 
     @cached_property

@@ -23,7 +23,7 @@ PRELOADED = (
 
 
 class ServerStart(NamedTuple):
-    """How the fork server of a local site is started: shell lines, and modules that it loads before the first fork."""
+    """Start of a local site's fork server: shell lines, and modules that it loads before the first fork."""
 
     lines: str
     modules: tuple[str, ...]

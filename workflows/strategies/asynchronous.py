@@ -30,7 +30,7 @@ MAX_FAILURES = 3  # in a row, after which a site is left out
 
 
 class Merge(Protocol):
-    """How updates become models."""
+    """Rule by which updates become models."""
 
     def __call__(self, version: int, sites: int, task: int, request: OpenRequest, /) -> Aggregate | None:
         """Return the aggregation that an update leads to, or None if the model stays as it is.

@@ -169,7 +169,7 @@ def test_launchers_that_do_not_launch(tmp_path):
     with pytest.raises(UserMistake, match="site aurora, round 1: cannot start 'no-such-launcher'"):
         site.train()
     site.work["parallel"] = site.work["parallel"] | {"launch": ["sh", "-c", "echo 'srun: no such node' >&2; exit 3"]}
-    with pytest.raises(RanksLost, match=r"0 of 2 ranks came up.*code 3: srun: no such node"):
+    with pytest.raises(RanksLost, match=r"0 of 2 ranks started.*code 3: srun: no such node"):
         site.train()
     site.work["parallel"] = site.work["parallel"] | {"launch": ["env"]}
     with pytest.raises(RanksLost, match="among 2 ranks"):

@@ -13,7 +13,7 @@ import pytest
 from benchmarks import orchestration as trainer
 
 from apps import transfer
-from apps.base.errors import CrossfedError
+from apps.base.errors import CrossfedError, StorageError
 from apps.base.identity import Place
 from workflows.dataflow import round as round_module
 from workflows.dataflow import staging as staging_module
@@ -184,6 +184,24 @@ def test_a_strategy_that_weighs_otherwise_at_a_resume_is_refused(run: RunDirecto
     with pytest.raises(CrossfedError, match=r"makes model 1 with weights .*0\.9.*the journal records .*0\.5"):
         drive(run, Changed(3, 1, "equal", None))
     assert versions(run) == before
+
+
+def test_a_failure_that_could_not_be_withdrawn_is_withdrawn_by_the_next_driver(run: RunDirectory) -> None:
+    """The disk is full: the end of the campaign is not in the journal, the failure of the site is."""
+
+    def broken(place: dict, work: dict, order: dict, base: dict, shard: dict) -> dict[str, Any]:
+        raise CrossfedError("the disk is full", **place)
+
+    full = mock.patch.object(Engine, "give_up", side_effect=StorageError("the disk is full"))
+    with mock.patch.object(round_module, "local_train", broken), full, pytest.raises(StorageError):
+        drive(run, FedAvg(3, 1, "equal", None))
+    plan = make_plan(trainer.campaign_of(2, 3), run.path, run.path / "campaign.yaml")
+    with kernel_module.parsl_for(plan, run) as kernel:
+        first = Engine(plan, run, kernel, lambda engine: None)
+        assert "the disk is full" in str(federate(FedAvg(3, 1, "equal", None), first)) and first.replaying
+        second = Engine(plan, run, kernel, lambda engine: None)
+        assert federate(FedAvg(3, 1, "equal", None), second) is None and not second.replaying
+    assert len(versions(run)) == 3
 
 
 class OneByOne:
