@@ -31,7 +31,7 @@ $(ENDPOINT)/ready: .ci/endpoint-constraints.txt
 	$(ENDPOINT)/bin/python -m pip install --quiet --disable-pip-version-check -c .ci/endpoint-constraints.txt globus-compute-endpoint
 	touch $(ENDPOINT)/ready
 
-demo: setup  ## four sites fine-tune a real language model (about four minutes after set-up)
+demo: setup  ## four sites fine-tune a real language model (about two minutes after set-up)
 	$(BIN)/python workflows/fl_round.py
 
 test: setup lint  ## lint, types and all tests that this machine can run
