@@ -27,7 +27,7 @@ from facilities.globus.agents import Agent
 from facilities.globus.rabbit import RabbitBroker
 from facilities.globus.reaper import marked
 from facilities.globus.stack import Stack, globus_stack
-from workflows.globus.compute.messages import is_coming_back
+from workflows.globus.compute.messages import is_restarting
 
 pytestmark = pytest.mark.globus
 
@@ -229,7 +229,7 @@ def doubled_by_a_new_child(work: Executor) -> int | None:
     try:
         return work.submit(double, 7).result(COLD_S)
     except TaskExecutionFailed as error:
-        if not is_coming_back(str(error)):
+        if not is_restarting(str(error)):
             raise
         time.sleep(2)
         return None
