@@ -8,15 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from apps.base.errors import TaskError, UserMistake
+from apps.base.own_packages import ROOT
 from apps.ranks.parallel import Parallel, ranks_of
 from apps.ranks.process_group import ProcessGroup
 
 COLLECTIVE_TIMEOUT = timedelta(hours=1)  # long: a rank that has died is noticed by the control line at once
-PROJECT = Path(__file__).resolve().parents[2]
 # rank, rank on its node, number of ranks; Slurm last, because its own are set inside every Slurm job
 VARIABLES = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE"),
@@ -72,7 +71,7 @@ def launch_command(parallel: Parallel, program: Sequence[str]) -> list[str]:
 
 def launch_environment(environment: Mapping[str, str], parallel: Parallel, threads: int) -> dict[str, str]:
     """Return the environment of the ranks: this project's code, their threads, and the network interface they use."""
-    paths = [str(PROJECT), *filter(None, [environment.get("PYTHONPATH")])]
+    paths = [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
     interface = parallel["interface"] or ("lo" if parallel["nodes"] == 1 else "")
     network = {"GLOO_SOCKET_IFNAME": interface} if interface else {}
     if parallel["interface"]:

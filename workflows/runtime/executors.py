@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.base.errors import UserMistake
+from apps.base.own_packages import ROOT
 from site_configs.library.site import Site
 from site_configs.local import site as local_site
 from workflows.planning.labels import EVALUATOR, LONGEST_DRAIN_S, SERVER
 from workflows.runtime.orphans import TOKEN_VARIABLE
-from workflows.runtime.worker_start import PROJECT, worker_init
+from workflows.runtime.worker_start import worker_init
 
 if TYPE_CHECKING:
     from parsl.config import Config
@@ -101,7 +102,7 @@ def make_executor(site: Site, run_dir: Path, patience: BlockErrorHandler) -> Hig
         encrypted=True,
         interchange_launch_cmd=[
             sys.executable,
-            str(PROJECT / "workflows" / "runtime" / "die_with_parent.py"),
+            str(ROOT / "workflows" / "runtime" / "die_with_parent.py"),
             str(run_dir / "logs" / f"interchange-{site.name}.log"),
             sys.executable,
             "-P",  # without the current folder on sys.path: a user's own files there have common names

@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from apps.base.own_packages import ROOT
 from apps.training.deadline import BLOCK_END_VARIABLE
 from site_configs.library.machine import thread_environment
 from site_configs.library.site import Site
 from workflows.runtime.orphans import TOKEN_VARIABLE
 
-PROJECT = Path(__file__).resolve().parents[2]
 # What tasks import, with the largest pieces that they would otherwise load one after the other
 PRELOADED = (
     *("apps.train", "apps.server", "apps.transfer", "apps.evaluate", "apps.site", "apps.training.shard"),
@@ -38,7 +38,7 @@ def worker_init(site: Site) -> str:
     programs = site.python_env / "bin" if site.python_env else Path(sys.executable).parent
     lines += [
         f"export PATH={shlex.quote(str(programs))}:$PATH",
-        f"export PYTHONPATH={shlex.quote(str(PROJECT))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        f"export PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}",
         "export PYTHONSAFEPATH=1",  # no folder of a script comes before it
     ]
     return "\n".join(lines)

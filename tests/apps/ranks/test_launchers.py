@@ -9,8 +9,8 @@ import torch
 from training_site import PARALLEL
 
 from apps.base.errors import TaskError, UserMistake
+from apps.base.own_packages import ROOT
 from apps.ranks.launchers import (
-    PROJECT,
     RankInfo,
     find_rank,
     launch_command,
@@ -76,7 +76,7 @@ def test_without_a_template_it_is_torchs_own_launcher():
 
 def test_ranks_find_the_code_and_the_network():
     made = launch_environment({"PYTHONPATH": "/x", "A": "1"}, PARALLEL | {"interface": "hsn0", "nodes": 2}, 7)
-    assert made["PYTHONPATH"] == f"{PROJECT}:/x"
+    assert made["PYTHONPATH"] == f"{ROOT}:/x"
     assert (made["A"], made["OMP_NUM_THREADS"]) == ("1", "7")
     assert made["GLOO_SOCKET_IFNAME"] == made["NCCL_SOCKET_IFNAME"] == "hsn0"
     site = launch_environment({"NCCL_SOCKET_IFNAME": "hsn0,hsn1"}, PARALLEL | {"interface": "hsn0", "nodes": 2}, 1)

@@ -27,6 +27,7 @@ from parsl.jobs.states import JobState, JobStatus
 from parsl.launchers.base import Launcher
 
 from apps.base.errors import CrossfedError, UserMistake
+from apps.base.own_packages import ROOT
 from site_configs.library import status_provider
 from site_configs.library.machine import block_provider
 from site_configs.library.schedulers import GONE
@@ -49,7 +50,7 @@ from workflows.runtime.executors import (
 )
 from workflows.runtime.kernel import IDLE_S, Kernel, root_cause
 from workflows.runtime.orphans import TOKEN_VARIABLE
-from workflows.runtime.worker_start import PROJECT, worker_init
+from workflows.runtime.worker_start import worker_init
 
 QUEUE = Queue("small", 1, 8, 7200, date(2026, 8, 19), "a guide")
 BLOCK = Block("slurm", QUEUE, 4, 5400, "ABC")
@@ -101,7 +102,7 @@ def test_token_and_environment_reach_the_worker_word_for_word(tmp_path: Path, to
 def test_the_project_and_the_drivers_python_lead_the_paths(tmp_path: Path) -> None:
     site = batch_site(tmp_path, setup="export PATH=/elsewhere:$PATH")
     assert shell(site, "command -v python") == str(Path(sys.executable).parent / "python")
-    assert shell(site, "echo $PYTHONPATH") == f"{PROJECT}:/mine"
+    assert shell(site, "echo $PYTHONPATH") == f"{ROOT}:/mine"
 
 
 def test_a_sites_own_environment_leads_instead(tmp_path: Path) -> None:
@@ -178,7 +179,7 @@ def test_a_batch_sites_executor(tmp_path: Path) -> None:
     provider: Any = executor.provider
     assert (provider.init_blocks, provider.min_blocks, provider.max_blocks) == (0, 0, 1)
     assert executor.interchange_launch_cmd[1:3] == [
-        str(PROJECT / "workflows" / "runtime" / "die_with_parent.py"),
+        str(ROOT / "workflows" / "runtime" / "die_with_parent.py"),
         str(tmp_path / "logs" / "interchange-alpha.log"),
     ]
 
@@ -382,7 +383,7 @@ def test_with_real_parsl_a_site_that_refuses_every_block_is_given_up(
     command(tmp_path, "sbatch", "echo 'sbatch: error: Invalid account' >&2; exit 1")
     command(tmp_path, "squeue", "exit 0")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr(block_failures, "FIRST_WAIT_S", 0.0)
     failures: list[BlockFailure] = []
     patience = BlockFailureHandler(lambda site, failure: failures.append(failure))

@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 from pydantic import TypeAdapter
 
 from apps.base.files import write_json
+from apps.base.own_packages import ROOT
 from workflows.strategies import AnySection
 from workflows.studies.simulation.chemistry import ChemistryTasks
 from workflows.studies.simulation.digits import Digits
@@ -26,7 +27,6 @@ from workflows.studies.simulation.facility import sample_facilities
 from workflows.studies.simulation.result import CampaignResult
 from workflows.studies.simulation.scenarios import Scenario, jobs_of, waits_of
 
-ROOT = Path(__file__).parents[3]
 CODE_FOLDERS = ("workflows/studies/simulation", "workflows/strategies")
 CODE_FILES = (  # the data split, the server's formulas, and the reader of traces
     "apps/artifacts/server_optimizer.py",
