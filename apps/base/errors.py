@@ -80,8 +80,24 @@ def placed(site: str | None, round: int | None = None) -> Iterator[None]:
         raise error from None
     except Exception as error:  # the outermost edge of a task
         logger.exception("unexpected error")
-        reason = (str(error).strip() or "no details").splitlines()[0][:REASON_LENGTH]
-        raise TaskError(f"{type(error).__name__}: {reason}", site=site, round=round) from None
+        raise TaskError(f"{type(error).__name__}: {main_line(error)}", site=site, round=round) from None
+
+
+def main_line(error: BaseException) -> str:
+    """Return what a library's error of many lines says, in one line.
+
+    That is its first line; where this announces a list or a quotation, the lines after it belong to it.
+    """
+    lines = [" ".join(line.split()) for line in str(error).splitlines()]
+    lines = [line for line in lines if line]
+    text = lines[0] if lines else "no details"
+    for line in lines[1:]:
+        if not text.endswith((":", ",")):
+            break
+        text = f"{text} {line}"
+    if len(text) > REASON_LENGTH:
+        text = f"{text[:REASON_LENGTH].rsplit(' ', 1)[0]} ..."
+    return text.rstrip(":")
 
 
 class TaskError(CrossfedError):

@@ -9,6 +9,7 @@ from data.definition import verify_embedded
 from data.records import canonical_split
 from data.tasks import EMBEDDED
 from site_configs.library.site import Site
+from workflows.checks.model import missing_model
 from workflows.planning.plan import Plan
 from workflows.runtime.executors import driver_address
 
@@ -36,7 +37,7 @@ def require_all(plan: Plan, source: Path) -> None:
 def missing_here(plan: Plan) -> list[str]:
     """Return a line for everything that the campaign needs and this machine lacks; such a run is not started."""
     here = [site for site in plan.sites.values() if site.route != "globus"]
-    return [*_data_problems(plan, here), *filter(None, map(address_problem, here))]
+    return [*_data_problems(plan, here), *filter(None, (missing_model(plan), *map(address_problem, here)))]
 
 
 def _data_problems(plan: Plan, here: list[Site]) -> list[str]:

@@ -8,6 +8,7 @@ from apps.base.errors import UserMistake
 from workflows.checks.batch_scripts import dry_run
 from workflows.checks.here import require_all
 from workflows.checks.live import check_live
+from workflows.checks.model import model_remarks, require_models
 from workflows.checks.preview import describe, switched_off
 from workflows.checks.round_preview import first_round
 from workflows.console.command import DONE, MISTAKE, say
@@ -28,6 +29,7 @@ def start(options: argparse.Namespace) -> tuple[Plan, RunDirectory]:
     campaign = load_campaign(source, options.sets, options.sites)
     path, unfinished = choose_path(campaign, options.name)
     plan = make_plan(campaign, path.resolve(), source)
+    require_models(plan, source)
     require_all(plan, source)
     if unfinished:
         say(f"{unfinished} is unfinished; {resume_hint(unfinished)}\nThis is a new run: {path}\n")
@@ -48,6 +50,7 @@ def resume(options: argparse.Namespace) -> tuple[Plan, RunDirectory]:
     try:
         campaign = resumed_campaign(run, options.campaign, options.sets, options.sites)
         plan = make_plan(campaign, run.path, run.path / "campaign.yaml")
+        require_models(plan, run.path / "campaign.yaml")
         require_all(plan, run.path / "campaign.yaml")
         run.begin()
         keep_campaign(run, campaign)
@@ -73,7 +76,7 @@ def check(options: argparse.Namespace) -> int:
     campaign = load_campaign(source, options.sets, options.sites)
     path, _ = choose_path(campaign, options.name)
     plan = make_plan(campaign, path.resolve(), source)
-    for line in describe(plan, path):
+    for line in describe(plan, path, model_remarks(plan, source)):
         say(line)
     if options.dry_run:
         for line in (*first_round(plan), *dry_run(plan, path.resolve())):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from site_configs.library.queues import format_walltime
@@ -20,9 +20,15 @@ from workflows.strategies.fedecho import FedEchoSection
 WIDTH = 20
 
 
-def describe(plan: Plan, run_dir: Path) -> Iterator[str]:
-    """Yield the lines that describe a plan."""
-    for key, text in plan_items(plan):
+def describe(plan: Plan, run_dir: Path, remarks: Sequence[tuple[str, str]] = ()) -> Iterator[str]:
+    """Yield the lines that describe a plan.
+
+    Args:
+        plan: the checked campaign.
+        run_dir: where its files go.
+        remarks: on the models, as pairs of key and text.
+    """
+    for key, text in (*plan_items(plan), *remarks):
         yield _line(key, text)
     for name, site in plan.sites.items():
         if site.block:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from parsl.dataflow.futures import AppFuture
 
-from apps.base.errors import REASON_LENGTH, CrossfedError
+from apps.base.errors import CrossfedError, main_line
 from workflows.dataflow.block_events import facts_of
 from workflows.records.journal import Journal
 from workflows.runtime.block_failures import BlocksFailed
@@ -93,4 +93,4 @@ def _needed(plan: Plan) -> int:
 
 def _message(error: BaseException) -> str:
     """Return an error as one line, without its site and round."""
-    return error.what if isinstance(error, CrossfedError) else f"{type(error).__name__}: {error}"[:REASON_LENGTH]
+    return error.what if isinstance(error, CrossfedError) else f"{type(error).__name__}: {main_line(error)}"

@@ -12,8 +12,9 @@ from apps.artifacts.update_checks import UpdateRules
 from apps.base.errors import UserMistake
 from apps.base.versions import code_version
 from apps.evaluate import EvaluationWork
+from apps.models.adapter import AdapterSpec
 from apps.models.batches import DataSpec
-from apps.models.model import AdapterSpec, ModelSpec
+from apps.models.model import ModelSpec
 from apps.models.sources import PACKAGED, TINY, check_source, config_of, is_converted
 from apps.ranks.parallel import Parallel
 from apps.server import ServerWork
@@ -105,19 +106,20 @@ def _check_names(campaign: Campaign) -> None:
 
 
 def _check_layers(campaign: Campaign) -> None:
-    """Raise UserMistake if the adapter is for more layers than the model has, where that is known on this machine."""
+    """Raise UserMistake if the adapter is for more layers than a model has that comes with the project.
+
+    Others are checked with their network (``workflows/checks/model.py``).
+    """
     adapter, source = campaign.model.adapter, campaign.model.source
     if not adapter or not adapter.last_layers:
         return
     assert adapter.method in METHODS
     if source == TINY:
         layers = campaign.model.tiny.layers if campaign.model.tiny else 0
-    elif source in PACKAGED and not is_converted(source):
-        return  # not unpacked yet; the first task checks it
-    elif source.startswith((".", "/", "~")) or source in PACKAGED:
+    elif source in PACKAGED and is_converted(source):
         layers = config_of(source)["num_hidden_layers"]
     else:
-        return  # on the hub, which a check does not contact
+        return
     if adapter.last_layers > layers:
         raise UserMistake(
             f"model.adapter.last_layers: {adapter.last_layers}, but {source} has {plural(layers, 'layer')}"

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from apps.models.model import AdapterSpec, ModelSpec
+from apps.models.adapter import AdapterSpec
+from apps.models.model import ModelSpec
 from apps.models.sources import PACKAGED, TINY, is_converted, model_folder
 from apps.models.tiny import tiny_config
 
