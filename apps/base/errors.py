@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 logger = logging.getLogger(__name__)
+UNFINISHED = (":", ",", ";", "(", " or", " and", " of", " the")  # ends of a line that goes on in the next
 REASON_LENGTH = 300  # characters that are kept of a library's error message
 
 
@@ -86,13 +87,13 @@ def placed(site: str | None, round: int | None = None) -> Iterator[None]:
 def main_line(error: BaseException) -> str:
     """Return what a library's error of many lines says, in one line.
 
-    That is its first line; where this announces a list or a quotation, the lines after it belong to it.
+    That is its first line; where this is no end of a sentence, such as the head of a list, the next ones too.
     """
     lines = [" ".join(line.split()) for line in str(error).splitlines()]
     lines = [line for line in lines if line]
     text = lines[0] if lines else "no details"
     for line in lines[1:]:
-        if not text.endswith((":", ",")):
+        if not text.endswith(UNFINISHED):
             break
         text = f"{text} {line}"
     if len(text) > REASON_LENGTH:

@@ -124,7 +124,7 @@ def _targets(network: Any, adapter: AdapterSpec) -> tuple[list[str], list[str]]:
     return sorted(leaves), others
 
 
-def linear_modules(network: Any) -> Iterator[tuple[str, Module]]:
+def linear_modules(network: Any) -> Iterator[tuple[str, Any]]:
     """Yield all linear layers with their names."""
     import torch
     from transformers.pytorch_utils import Conv1D

@@ -56,12 +56,13 @@ def folder_fault(folder: Path) -> Fault | None:
         return Fault(f"cannot be read: {error.strerror} ({error.filename})", "Check the path and its permissions")
 
 
-def _without_config(folder: Path) -> Fault | None:
+def missing_config(folder: Path) -> Fault | None:
+    """Return what a folder is that has no config.json, or None."""
     if (folder / "config.json").is_file():
         return None
     if not folder.is_dir():
-        what = "is a file, not a model folder" if folder.exists() else "does not exist"
-        return Fault(what, "Give the folder with the model's config.json, tokenizer and weights")
+        what = "it is a file" if folder.exists() else "it does not exist"
+        return Fault(f"is not a model folder: {what}", "Give the folder with the model's config.json, tokenizer and weights")
     if (folder / "adapter_config.json").is_file():
         base = (
             read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "a model that it does not name"

@@ -37,8 +37,9 @@ def load_network(
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    loader: Any = AutoModelForCausalLM  # its annotations do not know the report
     try:
-        network, report = AutoModelForCausalLM.from_pretrained(
+        network, report = loader.from_pretrained(
             folder,
             dtype=dtype,
             trust_remote_code=False,  # else the library asks on the terminal

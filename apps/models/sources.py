@@ -111,7 +111,7 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
     work = target.with_name(f".converting-{secrets.token_hex(8)}")
     try:
         work.mkdir()  # with the account's default permissions, so that members of a project can share a cache
-        clean.to(torch.bfloat16).save_pretrained(work)  # type: ignore[arg-type]
+        clean.to(torch.bfloat16).save_pretrained(work)
         tokenizer.save_pretrained(work)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(work, target)

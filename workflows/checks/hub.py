@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from apps.models.folder import BrokenFile, Fault, weights_fault
@@ -42,31 +41,28 @@ def is_whole(folder: Path) -> bool:
 
 
 def hub_fault(name: str) -> Fault | None:
-    """Return why a model cannot be downloaded from the hub, or None; asks for one small file, for two seconds at most.
+    """Return why a model cannot be downloaded from the hub, or None; asks the hub, for two seconds at most.
 
     Args:
         name: of the model on the hub.
     """
-    import requests
-    from huggingface_hub import constants, get_token
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
-    where = f"is not on this machine ({_not_a_folder(name)}not in the hub's cache)"
+    where, download = (
+        f"is not on this machine ({_not_a_folder(name)}not in the hub's cache)",
+        DOWNLOAD.format(name=name),
+    )
     if constants.HF_HUB_OFFLINE:
-        return Fault(f"{where}, and HF_HUB_OFFLINE forbids to ask the hub", DOWNLOAD.format(name=name))
-    token = get_token()
+        return Fault(f"{where}, and HF_HUB_OFFLINE forbids to ask the hub", download)
     try:
-        answer = requests.head(
-            f"{os.environ.get('HF_ENDPOINT', constants.ENDPOINT)}/{name}/resolve/main/config.json",
-            headers={"authorization": f"Bearer {token}"} if token else {},
-            timeout=TIMEOUT_S,
-            allow_redirects=True,
-        )
-    except requests.RequestException:
-        return Fault(f"{where}, and the hub cannot be reached from here", DOWNLOAD.format(name=name))
-    if answer.status_code in (401, 403):
+        HfApi().model_info(name, timeout=TIMEOUT_S)
+    except RepositoryNotFoundError:
         return Fault(f"{where}, and the hub does not give it: no such name, or it needs a login", "Run: hf auth login")
-    if answer.status_code == 404:
-        return Fault(f"{where}, and the hub has no such model", "Check its name on the hub")
+    except HfHubHTTPError:
+        return None  # the hub is there, and busy
+    except Exception:  # noqa: BLE001 - the errors of the transport differ between versions of the library
+        return Fault(f"{where}, and the hub cannot be reached from here", download)
     return None
 
 

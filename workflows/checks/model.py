@@ -50,7 +50,12 @@ def model_remarks(plan: Plan, source: Path) -> Lines:
     Raises:
         UserMistake: a model that cannot be used; names the file and the campaign's key.
     """
+    if is_proven(plan) and not plan.campaign.model.adapter:
+        return []  # nothing to be seen, and the libraries need seconds to load
+    import torch
+
     quiet()
+    torch.set_num_threads(1)  # the networks are small or empty, and other threads of a login node are others'
     try:
         return _model_remarks(plan)
     except UserMistake as error:
