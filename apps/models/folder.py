@@ -62,7 +62,9 @@ def missing_config(folder: Path) -> Fault | None:
         return None
     if not folder.is_dir():
         what = "it is a file" if folder.exists() else "it does not exist"
-        return Fault(f"is not a model folder: {what}", "Give the folder with the model's config.json, tokenizer and weights")
+        return Fault(
+            f"is not a model folder: {what}", "Give the folder with the model's config.json, tokenizer and weights"
+        )
     if (folder / "adapter_config.json").is_file():
         base = (
             read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "a model that it does not name"
