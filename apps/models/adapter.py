@@ -257,4 +257,4 @@ def _require_met(adapted: Any, adapter: AdapterSpec) -> None:
     names = adapted.targeted_module_names
     for target in targets if isinstance(targets, list) and not parameters else ():
         if not any(name == target or name.endswith(f".{target}") for name in names):
-            raise UserMistake(f"{KEY}.targets: {target} meets no module of the last {last} layers")
+            raise UserMistake(f"{KEY}.targets: {target} meets no module of the last {last} layer{'s' * (last != 1)}")

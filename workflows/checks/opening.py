@@ -9,7 +9,7 @@ from workflows.checks.batch_scripts import dry_run
 from workflows.checks.here import require_all
 from workflows.checks.live import check_live
 from workflows.checks.model import model_remarks, require_models
-from workflows.checks.preview import describe, switched_off
+from workflows.checks.preview import describe, switched_off, unusual_rate
 from workflows.checks.round_preview import first_round
 from workflows.console.command import DONE, MISTAKE, say
 from workflows.console.paths import DEFAULT_CAMPAIGN
@@ -35,7 +35,7 @@ def start(options: argparse.Namespace) -> tuple[Plan, RunDirectory]:
         say(f"{unfinished} is unfinished; {resume_hint(unfinished)}\nThis is a new run: {path}\n")
     run = open_new(path, campaign, source, options.sets, options.sites)
     say(f"{campaign.name}: {campaign.extent} at {', '.join(plan.sites)}; all files go to {path}")
-    for line in switched_off(campaign):
+    for line in (*unusual_rate(campaign), *switched_off(campaign)):
         say(line)
     return plan, run
 

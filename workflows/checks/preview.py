@@ -18,6 +18,7 @@ from workflows.strategies.fedavg import SynchronousSection
 from workflows.strategies.fedecho import FedEchoSection
 
 WIDTH = 20
+LARGE_RATE = 0.1
 
 
 def describe(plan: Plan, run_dir: Path, remarks: Sequence[tuple[str, str]] = ()) -> Iterator[str]:
@@ -109,6 +110,7 @@ def plan_items(plan: Plan) -> list[tuple[str, str]]:
         ("training", f"{steps}, learning rate {training.learning_rate:g} ({training.schedule})"),
         ("data", f"{campaign.data.source}, {tasks}"),
         *((f"site {name}", _site_text(site, plan.tasks[name])) for name, site in plan.sites.items()),
+        *(("learning rate", text) for text in unusual_rate(campaign)),
         *(("switched off", text) for text in switched_off(campaign)),
     ]
 
@@ -116,6 +118,13 @@ def plan_items(plan: Plan) -> list[tuple[str, str]]:
 def _site_text(site: Site, tasks: tuple[str, ...]) -> str:
     route = f", through endpoint {site.endpoint.training}" if site.endpoint else ""
     return f"{site.machine}{route}; {plural(len(tasks), 'task')}: {', '.join(tasks)}"
+
+
+def unusual_rate(campaign: Campaign) -> list[str]:
+    """Return a remark on a learning rate with which AdamW destroys a model: a step moves each weight by about it."""
+    rate = campaign.training.learning_rate
+    text = f"{rate:g} moves each weight by about as much in a step of AdamW; 1e-6 to 1e-2 are usual"
+    return [text] if rate > LARGE_RATE else []
 
 
 def switched_off(campaign: Campaign) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,7 @@ def _make_plan(campaign: Campaign, run_dir: Path) -> Plan:
     all_tasks = _expand("data.tasks", campaign.data.tasks, campaign.data.source)
     tasks = share_tasks(campaign, all_tasks)
     sites = {name: _site(name, campaign, run_dir) for name in campaign.sites}
+    _check_threads(campaign, sites)
     check_storage(sites)
     check_collections(campaign, sites, run_dir)
     check_space(run_dir)
@@ -103,6 +105,18 @@ def _check_names(campaign: Campaign) -> None:
     for name in campaign.sites:
         if name in RESERVED_NAMES or not name.replace("-", "").replace("_", "").isalnum():
             raise UserMistake(f"sites.{name}: choose another name: letters, digits, - and _, none of {RESERVED_NAMES}")
+
+
+def _check_threads(campaign: Campaign, sites: Mapping[str, Site]) -> None:
+    """Raise UserMistake for more threads of one process than this machine has cores: it would be many times slower."""
+    cores = os.cpu_count() or 1
+    asked = {f"sites.{name}.threads": site.threads for name, site in sites.items() if site.route == "local"}
+    for key, threads in {**asked, "evaluation.threads": campaign.evaluation.threads}.items():
+        if threads > cores:
+            raise UserMistake(
+                f"{key}: {threads}, but this machine has {plural(cores, 'core')}",
+                remedy=f"Use at most {cores}, divided by the number of processes that train here at a time",
+            )
 
 
 def _check_layers(campaign: Campaign) -> None:
