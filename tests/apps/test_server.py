@@ -164,12 +164,12 @@ def test_failure_midway_leaves_the_old_model(error, saved, tmp_path, monkeypatch
     _, second, folder = saved
     before = snapshot(folder)
 
-    def half(model, unfinished):
+    def half(spec, path, unfinished):
         unfinished.mkdir()
         (unfinished / "config.json").write_text("{}")
         raise error
 
-    monkeypatch.setattr(server, "save_for_users", half)
+    monkeypatch.setattr(server, "write_final_model", half)
     expected = StorageError if isinstance(error, OSError) else TaskError
     with pytest.raises(
         expected, match=r"^server, round 1: cannot write: No space left" if expected is StorageError else "bug"
