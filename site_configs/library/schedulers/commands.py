@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import pwd
+import shutil
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -45,6 +46,17 @@ class Reply:
     def message(self) -> str:
         """Return the error message of the command in one line."""
         return " ".join((self.error.strip() or self.out.strip() or f"exit code {self.code}").split())
+
+
+def missing_commands(names: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+    """Return those of some commands that are not on PATH.
+
+    Args:
+        names: names of programs.
+        environment: variables in addition to those of this process.
+    """
+    path = environment.get("PATH", os.environ.get("PATH", ""))
+    return [name for name in names if shutil.which(name, path=path) is None]
 
 
 def ask(command: Sequence[str], environment: Mapping[str, str], limit_s: float = COMMAND_LIMIT_S) -> Reply:
