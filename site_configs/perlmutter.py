@@ -33,7 +33,7 @@ _FOR_TESTS = "for tests: production runs and chains of jobs may cost the account
 
 
 def _qos(name: str, nodes: int, walltime_s: int, **rules: Any) -> Queue:
-    dated = {"as_of": date(2026, 8, 1), "source": "public code that encodes NERSC's table"} | rules
+    dated: dict[str, Any] = {"as_of": date(2026, 8, 1), "source": "public code that encodes NERSC's table"} | rules
     return Queue(name, 1, nodes, walltime_s, also=(f"gpu_{name}",), **dated)
 
 
