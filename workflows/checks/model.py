@@ -95,7 +95,9 @@ def is_proven(plan: Plan) -> bool:
 
 def missing_model(plan: Plan) -> str | None:
     """Return why the driver could not get the campaign's model, or None; sites that are elsewhere have their own."""
-    source = plan.campaign.model.source
+    source, places = plan.campaign.model.source, (plan.server_at, plan.evaluation_at)
+    if not (needed_here(plan) or any(place.here for place in places)):
+        return None
     if source == TINY or source in PACKAGED or is_path(source) or _whole_in_cache(source):
         return None
     fault = hub_fault(source)
