@@ -128,7 +128,7 @@ def _check_threads(campaign: Campaign, sites: Mapping[str, Site]) -> None:
     cores = os.cpu_count() or 1
     asked = {f"sites.{name}.threads": site.threads for name, site in sites.items() if site.route == "local"}
     for key, threads in {**asked, "evaluation.threads": campaign.evaluation.threads}.items():
-        if threads > cores:
+        if threads != "auto" and threads > cores:
             raise UserMistake(
                 f"{key}: {threads}, but this machine has {plural(cores, 'core')}",
                 remedy=f"Use at most {cores}, divided by the number of processes that train here at a time",
