@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -83,7 +84,8 @@ def with_adapter(network: Any, adapter: AdapterSpec) -> Any:
         layers_to_transform=list(range(first, layers)) if first else None,
     )
     try:
-        adapted = get_peft_model(network, config)
+        with warnings.catch_warnings(action="ignore"):  # of settings that peft then corrects itself
+            adapted = get_peft_model(network, config)
     except ValueError as error:
         raise UserMistake(f"{KEY}.targets: peft refuses them: {' '.join(str(error).split())}") from None
     _require_met(adapted, adapter)

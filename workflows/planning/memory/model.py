@@ -20,6 +20,17 @@ if TYPE_CHECKING:
 
 TINY_VOCABULARY = 768  # of the tokenizer that comes with models from scratch
 LLAMA_2 = {"vocab_size": 32000, "max_position_embeddings": 4096, "tie_word_embeddings": False}
+SMOLLM2 = {
+    "model_type": "llama",
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+}
 OPT = {"vocab_size": 50272, "max_position_embeddings": 2048}
 
 
@@ -40,8 +51,9 @@ def _opt(width: int, layers: int, heads: int, embedding: int | None = None) -> d
 
 
 def known_config(source: str) -> dict[str, Any] | None:
-    """Return the ``config.json`` values of the reference paper's models, as published on the hub in October 2026."""
+    """Return the ``config.json`` values of the packaged model and the reference paper's, as published in October 2026."""
     return {
+        "smollm2-135m-instruct": SMOLLM2,
         "meta-llama/Llama-2-7b-hf": _llama_2(4096, 11008, 32, 32),
         "meta-llama/Llama-2-13b-hf": _llama_2(5120, 13824, 40, 40),
         "facebook/opt-125m": _opt(768, 12, 12),
@@ -104,7 +116,7 @@ def config_of_spec(spec: ModelSpec) -> PreTrainedConfig | None:
     if source == TINY:
         return _tiny_config(spec)
     if source in PACKAGED and not is_converted(source):
-        return None  # the first task unpacks it
+        return AutoConfig.for_model(**(known_config(source) or {}))  # the first task unpacks it
     try:
         return AutoConfig.from_pretrained(model_folder(source), local_files_only=True)
     except (OSError, ValueError):  # not in the hub's cache on this machine, or no configuration of a known kind

@@ -48,6 +48,12 @@ def test_parameters_of_the_papers_models_and_of_their_adapters(source):
     assert whole.outside + whole.layers * whole.layer == whole.parameters
 
 
+def test_the_packaged_model_is_known_before_it_is_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setenv("CROSSFED_CACHE", str(tmp_path))
+    found = shape_of(spec("smollm2-135m-instruct", LORA | {"rank": 8, "last_layers": 10}))
+    assert (found.parameters, found.trained, found.adapted_layers) == (134_515_008, 814_080, 10)
+
+
 def test_the_shape_of_llama_2():
     llama = shape("meta-llama/Llama-2-7b-hf")
     assert (llama.layers, llama.width, llama.key_width, llama.inner, llama.vocabulary) == (32, 4096, 4096, 11008, 32000)
