@@ -51,7 +51,7 @@ def _opt(width: int, layers: int, heads: int, embedding: int | None = None) -> d
 
 
 def known_config(source: str) -> dict[str, Any] | None:
-    """Return the ``config.json`` values of the packaged model and the reference paper's, as published in October 2026."""
+    """Return the ``config.json`` values of the packaged model and of the reference paper's, as of October 2026."""
     return {
         "smollm2-135m-instruct": SMOLLM2,
         "meta-llama/Llama-2-7b-hf": _llama_2(4096, 11008, 32, 32),
