@@ -19,6 +19,7 @@ from workflows.planning.memory.estimate import (
     Machine,
     TrainingSetup,
     activation_bytes,
+    computes_of,
     layer_bytes,
     need_of,
 )
@@ -186,8 +187,12 @@ def test_a_kind_that_cannot_be_run_is_named(monkeypatch):
 )
 def test_what_a_layer_under_adapters_keeps(make, dtype, autocast):
     found = kept_a_token_and_layer(make, dtype, autocast, adapted=True)
-    rule = layer_bytes(shape_of_config(make(1), adapted=True), job_of(dtype, autocast), autocast)
+    shape = shape_of_config(make(2), adapted=True)
+    first, rule = measure.kept_by_layers(
+        shape.config, shape.adapter, computes_of(job_of(dtype, autocast), autocast), LENGTH
+    )
     assert found == pytest.approx(rule, rel=2 * SMALL_TERMS)
+    assert first < rule  # no gradient is wanted below the first adapter
 
 
 @pytest.mark.parametrize("make", [llama, opt, gpt2])
