@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 REFRESH_S = 0.25
 PLAIN_EVERY_S = 30.0
 OLD_S = 5.0  # progress that is older is shown with its age
-PROBLEMS = ("update_refused", "task_failed", "block_replaced", "block_failed", "blocks_left")
+PROBLEMS = (
+    *("update_refused", "task_failed", "block_replaced", "block_failed", "blocks_left"),
+    *("executor_replaced", "site_held", "start_slow"),
+)
 GLOBUS_PROBLEMS = (
     "compute_unreachable",
     "compute_back",
@@ -150,10 +153,16 @@ def problem_text(record: Record) -> str | None:
         return f"{record['site']}: {jobs} of an earlier driver cancelled: {', '.join(record['job_ids'])}"
     if record["event"] in GLOBUS_PROBLEMS:
         return globus_problem(record)
+    if record["event"] == "site_waits":
+        what = f"round {record['round']}" if record["round"] else "the start"
+        return f"{what} waits for {record['site']}: {record['reason']}"
+    if record["event"] == "site_back":
+        return f"{record['site']}: works again"
     if record["event"] not in PROBLEMS:
         return None
     reason: str = failure_text(record) if record["event"] == "block_failed" else record["reason"]
-    return reason if record["site"] in reason else f"{record['site']}: {reason}"
+    site = record["site"]
+    return reason if reason.startswith((f"site {site}", f"{site}: ")) else f"{site}: {reason}"
 
 
 def block_problem(record: Record) -> str | None:

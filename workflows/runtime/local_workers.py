@@ -104,7 +104,7 @@ class ForkServer:
             return False
         try:
             socket.send_fds(control, [request], [channel.fileno()])
-            while not select.select([control], [], [], CHECK_S)[0]:
+            while not _readable(control, CHECK_S):
                 if not self.alive:  # and a program that the start lines have left running keeps its socket open
                     return False
             return bool(control.recv(64))
@@ -117,6 +117,13 @@ class ForkServer:
         if self.control is not None:
             with suppress(OSError):
                 self.control.shutdown(socket.SHUT_RDWR)
+
+
+def _readable(channel: socket.socket, seconds: float) -> bool:
+    """Wait for a message or the end of a channel; ``select`` itself takes no descriptor from 1,024 on."""
+    waiting = select.poll()
+    waiting.register(channel, select.POLLIN)
+    return bool(waiting.poll(1000 * seconds))
 
 
 class Call(NamedTuple):
@@ -241,7 +248,7 @@ class LocalExecutor(ParslExecutor):
     def _has_ended(self) -> bool:
         """Return True if the worker, which has nothing to do, has ended or is about to because its server is gone."""
         assert self.channel is not None
-        return not self.server.alive or bool(select.select([self.channel], [], [], 0)[0])
+        return not self.server.alive or _readable(self.channel, 0)
 
     def _connect(self) -> BufferedIOBase:
         self.channel = self.server.fork(self.request)
