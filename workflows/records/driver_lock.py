@@ -90,8 +90,8 @@ def holder(folder: Path) -> str | None:
         with open(folder / LOCK) as stream:
             if not try_lock(stream):
                 return stream.read().strip() or _lease_text(newest_lease(folder)) or "unknown"
-    except OSError:
-        return None
+    except OSError:  # no such file, or not readable: the lease may be
+        pass
     lease = newest_lease(folder)
     return _lease_text(lease) if lease and (_lives_here(lease) or (_is_fresh(folder) and not is_gone(lease))) else None
 

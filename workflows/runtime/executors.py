@@ -45,7 +45,7 @@ def make_config(
     memoizer: Memoizer,
     retry_handler: RetryHandler,
     patience: BlockErrorHandler,
-    on_loss: Callable[[str, str], None],
+    on_loss: Callable[..., None],
     elsewhere: Sequence[ParslExecutor] = (),
 ) -> Config:
     """Make the Parsl configuration of a run.
@@ -56,7 +56,7 @@ def make_config(
         memoizer: returns the results of tasks that were done before.
         retry_handler: the cost of a failed task, out of the campaign's retries.
         patience: handles the blocks of batch sites that fail.
-        on_loss: called with a local site's name and the reason when its worker is lost.
+        on_loss: see ``LocalExecutor``.
         elsewhere: the executors of the sites that are reached through Globus, and what serves them.
     """
     from parsl.config import Config

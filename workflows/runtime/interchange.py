@@ -13,5 +13,5 @@ from pathlib import Path
 if __name__ == "__main__":
     # a user's own files in the script's or the current folder have common names
     sys.path[:] = [entry for entry in sys.path if entry not in ("", str(Path(__file__).resolve().parent))]
-    sys.modules["setproctitle"] = None  # type: ignore[assignment] - Parsl then sets no title
+    sys.modules["setproctitle"] = None  # type: ignore[assignment]  # Parsl then sets no title
     runpy.run_module("parsl.executors.high_throughput.interchange", run_name="__main__", alter_sys=True)

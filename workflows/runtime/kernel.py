@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -30,8 +30,9 @@ from workflows.planning.storage import unseen_stores
 from workflows.records.failed_blocks import BlockFailure
 from workflows.records.run_directory import RunDirectory
 from workflows.runtime.block_failures import BlockFailureHandler
-from workflows.runtime.block_watch import cancel_leftovers, watch_blocks
+from workflows.runtime.block_watch import watch_blocks
 from workflows.runtime.executors import job_prefix, make_config, make_executor
+from workflows.runtime.leftovers import leftover_problems
 from workflows.runtime.limits import provide_files
 from workflows.runtime.local_workers import LocalExecutor
 from workflows.runtime.memoizer import JournalMemoizer
@@ -68,6 +69,14 @@ class Kernel:
             self.run.journal.write("executor_started", site=label, interchange_pid=process.pid)
         if isinstance(executor, LocalExecutor):
             self.run.journal.write("executor_started", site=label, fork_server_pid=executor.server.pid)
+
+    def hold(self, problems: Mapping[str, str]) -> None:
+        """Submit no block at these sites until what an earlier driver has left there is settled; the others begin."""
+        for site, problem in problems.items():
+            executor: Any = self.kernel.executors[site]
+            executor.held = f"waits: {problem}"
+            reason = f"{problem}; no job is submitted there until an earlier driver's jobs are cancelled, others go on"
+            self.run.journal.write("site_held", site=site, reason=reason)
 
     def submit(
         self, function: Callable[..., Any], place: Place, *args: Any, on: str, remember: bool = True
@@ -159,7 +168,7 @@ class Kernel:
         self.ailing.pop(label)
         self.run.journal.write("executor_replaced", site=label, reason=f"{reason.what}; another is started")
         successor = make_executor(self.plan.sites[label], self.run.path, self.patience)
-        successor.continue_numbers(executor)
+        successor.take_over(executor)
         self.kernel.job_status_poller._executors.remove(executor)
         self.kernel.add_executors([successor])
         self.watches[label].executor = successor
@@ -211,10 +220,9 @@ def parsl_for(plan: Plan, run: RunDirectory) -> Iterator[Kernel]:
     token = run.opened["token"]
     resumed = any(run.journal.events("driver_started"))
     ended = end_orphans(token)
-    for site in plan.sites.values() if resumed else ():
-        if site.own_block:
-            cancel_leftovers(site, job_prefix(token), run.journal)
+    held: dict[str, str] = {}
     if resumed:
+        held = leftover_problems([s for s in plan.sites.values() if s.own_block], job_prefix(token), run.journal)
         settle_moved_sites(plan, run)
     remove_unfinished(run.path)
     os.environ[TOKEN_VARIABLE] = token
@@ -224,6 +232,7 @@ def parsl_for(plan: Plan, run: RunDirectory) -> Iterator[Kernel]:
         route = globus_route(plan, run)
         patience = BlockFailureHandler(partial(_record_failure, run))
         kernel = Kernel(parsl.load(_config(plan, run, route, patience)), run, plan, route, patience)
+        kernel.hold(held)
         yield kernel
     finally:
         try:
@@ -250,8 +259,8 @@ def _config(plan: Plan, run: RunDirectory, route: GlobusRoute, patience: BlockFa
             executor: Any = parsl.dfk().executors[label]
             executor.scale_in_facade(1)
 
-    def record_loss(site: str, reason: str) -> None:
-        run.journal.write("block_replaced", site=site, reason=reason)
+    def record_loss(site: str, reason: str, event: str = "block_replaced") -> None:
+        run.journal.write(event, site=site, reason=reason)
 
     newest: dict[str, Callable[[], str | None]] = {
         name: partial(newest_checkpoint, site.storage_root) for name, site in plan.sites.items()

@@ -125,9 +125,9 @@ class SiteExecutor(HighThroughputExecutor):
                 if not future.done():
                     future.set_exception(reason)
 
-    def continue_numbers(self, before: SiteExecutor) -> None:
-        """Continue the numbers of an earlier executor's blocks, by which blocks and their logs are told apart."""
-        self._block_id_counter = before._block_id_counter
+    def take_over(self, before: SiteExecutor) -> None:
+        """Continue the numbers of an earlier executor's blocks, by which their logs are told apart, and its hold."""
+        self._block_id_counter, self.held = before._block_id_counter, before.held
 
 
 def other_versions(error: BaseException | None, site: str) -> OtherVersions | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,9 @@ def test_names_are_numbered_and_unfinished_runs_named(
     campaign = load_campaign(source)
     assert choose_path(campaign, None) == (Path("runs/nano-2"), Path("runs/nano"))
     assert choose_path(campaign, "other") == (Path("runs/other"), None)
+    with pytest.raises(UserMistake, match=rf"runs/nano exists and is running \(process {os.getpid()} on "):
+        choose_path(campaign, "nano")
+    run.lock.close()
     with pytest.raises(UserMistake, match=r"unfinished; resume it: .* --resume runs/nano"):
         choose_path(campaign, "nano")
     run.journal.write("campaign_finished", rounds=3, seconds=1)
