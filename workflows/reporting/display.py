@@ -171,9 +171,12 @@ def block_problem(record: Record) -> str | None:
     reason = f" ({record['reason']})" if record["reason"] else ""
     if record["state"] in LOST_ENDINGS:
         return f"{block} has ended: {record['state'].replace('_', ' ')}{reason}"
-    if record["state"] not in ("cancelled", "unknown") or record.get("asked") is not False:
+    worthy = record["state"] in ("cancelled", "unknown") or record.get("busy")
+    if not worthy or record.get("asked") is not False:
         return None
-    end = f"was cancelled, not by this campaign{reason}" if record["state"] == "cancelled" else f"has ended{reason}"
+    end = "was cancelled, not by this campaign" if record["state"] == "cancelled" else "has ended"
+    end += f", {record['state']}, with work on it" if record["state"] == "completed" else ""
+    end += reason
     follow_up = (
         "its work continues in the next block" if record["started"] else "it was still queued; a new one follows"
     )

@@ -170,6 +170,7 @@ class BlockWatch:
             state=state,
             reason=reason,
             asked=self._asked_for(job),
+            busy=isinstance(self.executor, SiteExecutor) and self.executor.outstanding() > 0,
             started=facts.started if facts else None,
             ended=facts.ended if facts else time.time(),
         )
@@ -203,7 +204,8 @@ class BlockWatch:
         """Return the state of the newest block as text for the user."""
         live = [job for job in list(self.jobs.values()) if not job.ended]
         if not live:
-            return getattr(self.executor, "held", "") or "requesting a block"
+            held = self.executor.held if isinstance(self.executor, SiteExecutor) else ""
+            return held or "requesting a block"
         job = live[-1]
         facts = job.facts
         if facts is None or facts.state == "pending":

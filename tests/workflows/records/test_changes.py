@@ -54,6 +54,11 @@ def test_an_edited_campaign_file_is_refused_with_the_difference(run: RunDirector
         resumed(run, None, [], None)
 
 
+def test_a_site_that_is_left_out_is_named_with_what_to_do_instead(run: RunDirectory) -> None:
+    with pytest.raises(UserMistake, match=r"keeps its sites, and frontier would be left out.*strategy\.quorum=N"):
+        resumed(run, None, [], "aurora")
+
+
 def test_an_edited_campaign_file_may_raise_the_rounds(run: RunDirectory, source: Path) -> None:
     source.write_text(yaml.safe_dump(nano(rounds=4)))
     assert resumed(run, None, [], None).rounds == 4
