@@ -82,8 +82,7 @@ def accepted_changes(recorded: dict[str, Any], candidate: dict[str, Any]) -> Cha
     left_out = recorded["sites"].keys() - candidate["sites"].keys()
     if left_out:
         raise UserMistake(
-            f"a run keeps its sites, and {', '.join(sorted(left_out))} would be left out: earlier rounds are replayed with"
-            " all of them",
+            f"a run keeps its sites, {', '.join(sorted(left_out))} would be missing: its rounds are replayed with them",
             remedy="A site that cannot work now is waited for; --set strategy.quorum=N lets rounds close without it",
         )
     changes = differences(recorded, candidate)
