@@ -131,12 +131,7 @@ def test_a_full_disk_stops_it_in_order_and_space_brings_it_back(finished: Path, 
         text=True,
     )
     wait_until(lambda: list(run_dir.glob("sites/*/progress.json")), 60, unless=driver.poll)
-    with open(small_disk / "filler", "wb", buffering=0) as filler:
-        while True:
-            try:
-                filler.write(bytes(1 << 16))
-            except OSError:
-                break
+    fill(small_disk)
     output, _ = driver.communicate(timeout=patience(120))
     assert driver.returncode == 1, output
     assert "No space left on device" in output and "Traceback" not in output and "--resume" in output
@@ -145,6 +140,46 @@ def test_a_full_disk_stops_it_in_order_and_space_brings_it_back(finished: Path, 
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert final_hash(run_dir) == final_hash(finished)
     assert find_orphans(journal(run_dir, "campaign_opened")[0]["token"]) == []
+
+
+def fill(disk: Path) -> Path:
+    """Fill a file system to its last byte, and return the file that does it."""
+    with open(disk / "filler", "wb", buffering=0) as filler:
+        while True:
+            try:
+                filler.write(bytes(1 << 16))
+            except OSError:
+                return disk / "filler"
+
+
+FAR = """
+from dataclasses import replace
+from pathlib import Path
+from site_configs.library.site import Site
+from site_configs.local import site as local
+
+def site(name: str, run_dir: Path) -> Site:
+    return replace(local(name, run_dir), storage_root=Path({disk!r}) / name)
+"""
+
+
+def test_a_site_whose_own_disk_is_full_waits_and_comes_back(tmp_path: Path, finished: Path, small_disk: Path) -> None:
+    (tmp_path / "far.py").write_text(FAR.format(disk=str(small_disk)))
+    filler, run_dir = fill(small_disk), tmp_path / "runs" / "nano"
+    driver = subprocess.Popen(
+        command(write_campaign(tmp_path), "--sites", f"aurora={tmp_path / 'far.py'},frontier"),
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    wait_until(lambda: journal(run_dir, "site_waits"), 60, unless=driver.poll)
+    filler.unlink()
+    output, _ = driver.communicate(timeout=patience(120))
+    assert driver.returncode == 0, output
+    assert "waits for aurora: cannot write: No space left on device at " in output and "! aurora: works again" in output
+    assert final_hash(run_dir) == final_hash(finished)
 
 
 def test_a_lost_and_an_altered_update_are_made_again_on_resume(finished: Path) -> None:
