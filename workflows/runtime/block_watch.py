@@ -24,6 +24,7 @@ from workflows.records.queue_history import BlockRecord, append, machine_of
 from workflows.runtime.block_workers import UNMANAGED_S, BlockWorkers
 from workflows.runtime.executors import job_prefix
 from workflows.runtime.leftovers import leftover_problem
+from workflows.runtime.queued import queued_text
 from workflows.runtime.site_executor import SiteExecutor
 
 if TYPE_CHECKING:
@@ -209,9 +210,7 @@ class BlockWatch:
         job = live[-1]
         facts = job.facts
         if facts is None or facts.state == "pending":
-            waited = time.time() - ((facts and facts.submitted) or job.submitted)
-            reason = f", {facts.reason}" if facts and facts.reason not in ("", "None") else ""
-            return f"queued for {waited / 60:.0f} min (job {job.job_id}{reason})"
+            return queued_text(job.job_id, facts, time.time() - ((facts and facts.submitted) or job.submitted))
         return f"block {job.job_id} runs"
 
     def running(self) -> bool:
