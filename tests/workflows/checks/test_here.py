@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 from campaigns import write_campaign
 
+from site_configs.library.site import Block, Queue
 from workflows.checks.here import missing_here, path_problem
 from workflows.planning.campaign_file import load_campaign
 from workflows.planning.plan import make_plan
@@ -18,7 +20,7 @@ ODD = ["a b", "~x", "$HOME", "it's", 'a"b', "a&b", "a;b", "a(b", "a%j", "a:b", "
 
 def plan_in(folder: Path, route: str) -> Any:
     plan = make_plan(load_campaign(write_campaign(folder)), folder / "runs" / "nano", folder / "nano.yaml")
-    block: Any = object()
+    block = Block("slurm", Queue("small", 1, 1, 3600, date(2026, 8, 19), "a guide"), 1, 3600)
     sites = {name: replace(site, route=route, block=block) for name, site in plan.sites.items()}
     return replace(plan, sites=sites)
 

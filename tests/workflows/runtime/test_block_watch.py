@@ -422,7 +422,7 @@ def manned(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
     """The watcher with the executor of a batch site; its block runs and its worker pool is connected."""
     executor = object.__new__(SiteExecutor)
     executor.blocks_to_job_id, executor.job_ids_to_block = world.submitted, {"7": "0"}
-    executor._provider = provider = SlurmBlocks(BLOCK)
+    executor._provider, executor._tasks = provider, _ = SlurmBlocks(BLOCK), dict[Any, Any]()
     monkeypatch.setattr(provider, "scheduler", world.script)
     provider.resources["7"] = {"job_stderr_path": str(world.folder / "err"), "job_stdout_path": "nowhere", "status": 0}
     monkeypatch.setattr(provider, "_set", lambda job_id, state, message=None: None)
