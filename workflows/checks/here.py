@@ -101,7 +101,7 @@ def path_problem(plan: Plan) -> str | None:
     """
     folder = Path(plan.server_work["store"]).parent
     odd = sorted(set(re.sub(r"[\w@+=,./-]", "", str(folder))))
-    if not odd or not any(site.own_block for site in plan.sites.values()):
+    if not odd or not any(site.own_block for site in plan.machines.values()):
         return None
     shown = " ".join(repr(character) for character in odd)
     return (

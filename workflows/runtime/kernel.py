@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -92,10 +92,19 @@ class Kernel:
         """
         return self.app(function, on, remember)(place, *args)
 
-    def app(self, function: Callable[..., Any], on: str, remember: bool = True) -> Callable[..., AppFuture]:
-        """Return a function as a Parsl app that is bound to one executor; arguments as for ``submit``."""
+    def app(
+        self, function: Callable[..., Any], on: str, remember: bool = True, unnamed: Sequence[str] = ()
+    ) -> Callable[..., AppFuture]:
+        """Return a function as a Parsl app that is bound to one executor.
+
+        Args:
+            function: as for ``submit``; so are the next two.
+            on: label of the executor.
+            remember: False for an answer that is valid for the moment only.
+            unnamed: keyword arguments that are no part of a task's identity.
+        """
         app: Callable[..., AppFuture] = parsl.python_app(
-            function, data_flow_kernel=self.kernel, executors=[on], cache=remember
+            function, data_flow_kernel=self.kernel, executors=[on], cache=remember, ignore_for_cache=list(unnamed)
         )
         return app
 
@@ -167,7 +176,7 @@ class Kernel:
             return  # why it has ended may still be on its way
         self.ailing.pop(label)
         self.run.journal.write("executor_replaced", site=label, reason=f"{reason.what}; another is started")
-        successor = make_executor(self.plan.sites[label], self.run.path, self.patience)
+        successor = make_executor(self.plan.machines[label], self.run.path, self.patience)
         successor.take_over(executor)
         self.kernel.job_status_poller._executors.remove(executor)
         self.kernel.add_executors([successor])
@@ -222,7 +231,7 @@ def parsl_for(plan: Plan, run: RunDirectory) -> Iterator[Kernel]:
     ended = end_orphans(token)
     held: dict[str, str] = {}
     if resumed:
-        held = leftover_problems([s for s in plan.sites.values() if s.own_block], job_prefix(token), run.journal)
+        held = leftover_problems([s for s in plan.machines.values() if s.own_block], job_prefix(token), run.journal)
         settle_moved_sites(plan, run)
     remove_unfinished(run.path)
     os.environ[TOKEN_VARIABLE] = token
@@ -245,7 +254,7 @@ def parsl_for(plan: Plan, run: RunDirectory) -> Iterator[Kernel]:
 
 def is_batch(plan: Plan, label: str) -> bool:
     """Return True if an executor's blocks are batch jobs."""
-    return label in plan.sites and plan.sites[label].own_block is not None
+    return label in plan.machines and plan.machines[label].own_block is not None
 
 
 def _record_failure(run: RunDirectory, site: str, failure: BlockFailure) -> None:

@@ -21,7 +21,7 @@ MOST_FILES = 65_536  # programs that close all descriptors one by one take long 
 
 def files_needed(plan: Plan) -> int:
     """Return the number of open files that a campaign may need in the driver."""
-    return OWN_FILES + sum(BATCH_FILES if site.own_block else OTHER_FILES for site in plan.sites.values())
+    return OWN_FILES + sum(BATCH_FILES if site.own_block else OTHER_FILES for site in plan.machines.values())
 
 
 def files_problem(plan: Plan) -> str | None:

@@ -7,10 +7,10 @@ batch jobs on other machines. A worker here is a process of this machine, and it
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import logging
 import queue
-import select
 import socket
 import subprocess
 import threading
@@ -27,8 +27,9 @@ from parsl.executors.base import ParslExecutor
 from apps.base.error_records import error_from, error_record
 from apps.base.errors import CrossfedError, TaskError, WorkersLost
 from site_configs.library.site import Site
-from workflows.runtime.fork_server import ForkRequest, read_message, write_message
+from workflows.runtime.fork_server import ForkRequest, read_message, readable, write_message
 from workflows.runtime.output import last_line
+from workflows.runtime.task_order import task_order
 from workflows.runtime.worker_start import ServerStart, server_command, server_start
 
 logger = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ class ForkServer:
         try:
             socket.send_fds(control, [request], [channel.fileno()])
             slow_at: float | None = time.monotonic() + SLOW_START_S
-            while not _readable(control, CHECK_S):
+            while not readable(control, CHECK_S):
                 if not self.alive:  # and a program that the start lines have left running keeps its socket open
                     return False
                 if slow_at is not None and time.monotonic() > slow_at:
@@ -132,22 +133,20 @@ class ForkServer:
                 self.control.shutdown(socket.SHUT_RDWR)
 
 
-def _readable(channel: socket.socket, seconds: float) -> bool:
-    """Wait for a message or the end of a channel; ``select`` itself takes no descriptor from 1,024 on."""
-    waiting = select.poll()
-    waiting.register(channel, select.POLLIN)
-    return bool(waiting.poll(1000 * seconds))
+CLOSING = -1  # the order of the request to end
 
 
 class Call(NamedTuple):
-    """A call for the worker, as ``fork_server.answer`` takes it, and the future of its answer."""
+    """A call for the worker as ``fork_server.answer`` takes it, its order, and the future of its answer."""
 
+    order: int
+    number: int
     request: bytes
     future: Future[Any]
 
 
 class LocalExecutor(ParslExecutor):
-    """Parsl executor that calls functions in one worker process on this machine, one after the other.
+    """Parsl executor that calls functions in one worker process on this machine, one after the other by ``task_order``.
 
     Args:
         site: whose worker it is.
@@ -164,7 +163,8 @@ class LocalExecutor(ParslExecutor):
         super().__init__()
         self.label, self.server, self.on_loss = site.name, server, on_loss
         self.request = ForkRequest(name=site.name, environment=dict(site.environment), log=str(log))
-        self.calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
+        self.calls: queue.PriorityQueue[Call] = queue.PriorityQueue()
+        self.numbers = itertools.count()
         self.open: set[Future[Any]] = set()
         self.channel: socket.socket | None = None
         self.stream: BufferedIOBase | None = None
@@ -201,7 +201,7 @@ class LocalExecutor(ParslExecutor):
             raise TaskError(f"the arguments of {function} are not plain: {error}", site=self.label) from error
         future: Future[Any] = Future()
         self.open.add(future)
-        self.calls.put(Call(request.encode(), future))
+        self.calls.put(Call(task_order(func), next(self.numbers), request.encode(), future))
         return future
 
     def outstanding(self) -> int:
@@ -211,7 +211,7 @@ class LocalExecutor(ParslExecutor):
     def shutdown(self) -> None:
         """End the worker. Calls without an answer get none: what is left of a campaign is for its resume."""
         self.server.close()
-        self.calls.put(None)
+        self.calls.put(Call(CLOSING, next(self.numbers), b"", Future()))
         channel = self.channel
         if channel is not None:
             with suppress(OSError):
@@ -220,7 +220,7 @@ class LocalExecutor(ParslExecutor):
         super().shutdown()
 
     def _serve(self) -> None:
-        while (call := self.calls.get()) is not None:
+        while (call := self.calls.get()).order != CLOSING:
             try:
                 answer = self._ask_worker(call.request)
             except CrossfedError as error:
@@ -265,7 +265,7 @@ class LocalExecutor(ParslExecutor):
     def _has_ended(self) -> bool:
         """Return True if the worker, which has nothing to do, has ended or is about to because its server is gone."""
         assert self.channel is not None
-        return not self.server.alive or _readable(self.channel, 0)
+        return not self.server.alive or readable(self.channel, 0)
 
     def _connect(self) -> BufferedIOBase:
         self.channel = self.server.fork(self.request, lambda reason: self._note(reason, "start_slow"))

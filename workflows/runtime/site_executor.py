@@ -15,12 +15,12 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from parsl.executors import HighThroughputExecutor
 from parsl.executors.errors import BadStateException
 from parsl.executors.high_throughput.errors import CommandClientBadError, CommandClientTimeoutError, VersionMismatch
 from typing_extensions import override
 
 from apps.base.errors import CrossfedError, WorkersLost
+from workflows.runtime.block_executor import BlockExecutor
 
 if TYPE_CHECKING:
     from parsl.jobs.states import JobStatus
@@ -35,7 +35,7 @@ class OtherVersions(CrossfedError):  # noqa: N818 - a condition of a site
     """A site's worker pool runs another version of Parsl or Python than the driver."""
 
 
-class SiteExecutor(HighThroughputExecutor):
+class SiteExecutor(BlockExecutor):
     """Parsl's executor for the blocks of one site.
 
     Attributes:

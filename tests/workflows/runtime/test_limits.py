@@ -17,7 +17,8 @@ from workflows.runtime import limits
 
 def plan_of(batch: int, local: int = 0) -> Any:
     sites = {f"b{n}": SimpleNamespace(own_block=object()) for n in range(batch)}
-    return SimpleNamespace(sites=sites | {f"l{n}": SimpleNamespace(own_block=None) for n in range(local)})
+    sites |= {f"l{n}": SimpleNamespace(own_block=None) for n in range(local)}
+    return SimpleNamespace(sites=sites, machines=sites)
 
 
 def test_forty_sites_need_more_than_the_usual_soft_limit() -> None:
@@ -38,12 +39,12 @@ def test_the_limit_is_raised_and_workers_are_served_beyond_the_first_thousand_de
     program = (
         "import os, resource, socket, sys; sys.path.insert(0, 'tests/workflows/runtime')\n"
         "from test_limits import plan_of; from workflows.runtime import limits\n"
-        "from workflows.runtime.local_workers import _readable\n"
+        "from workflows.runtime.fork_server import readable\n"
         "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard)); limits.provide_files(plan_of(40))\n"
         "held = [os.open('/dev/null', os.O_RDONLY) for _ in range(1500)]\n"
         "ours, theirs = socket.socketpair(); assert ours.fileno() > 1024\n"
-        "assert not _readable(ours, 0.01); theirs.send(b'x'); assert _readable(ours, 5)\n"
+        "assert not readable(ours, 0.01); theirs.send(b'x'); assert readable(ours, 5)\n"
     )
     own = {**environment(), "PYTHONPATH": f"{PROJECT}:{PROJECT / 'tests'}"}
     ended = subprocess.run([sys.executable, "-c", program], cwd=PROJECT, env=own, capture_output=True, text=True)

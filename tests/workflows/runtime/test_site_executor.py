@@ -113,7 +113,7 @@ def rig_of(folder: Path, sites: dict[str, Site]) -> Iterator[Rig]:
     kernel = object.__new__(Kernel)
     with DataFlowKernel(config) as kernel.kernel:
         kernel.run, kernel.patience = SimpleNamespace(journal=notes, path=run), patience  # type: ignore[assignment]
-        kernel.plan = SimpleNamespace(sites=sites)  # type: ignore[assignment]
+        kernel.plan = SimpleNamespace(sites=sites, machines=sites)  # type: ignore[assignment]
         kernel.watches = {name: SimpleNamespace(block=BLOCK, executor=None) for name in sites}  # type: ignore[misc]
         kernel.ailing = {}
         yield Rig(kernel, notes, os.environ[TOKEN_VARIABLE])
