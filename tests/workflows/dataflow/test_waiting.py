@@ -136,7 +136,7 @@ def test_a_full_disk_at_the_server_is_no_sites_fault(run: RunDirectory) -> None:
     with mock.patch.object(round_module, "aggregate", side_effect=None) as broken:
         broken.__name__ = "aggregate"
         broken.side_effect = storage_error(FULL, run.artifacts / "x", "cannot write").at(site="server", round=1)
-        with pytest.raises(CrossfedError, match="site server, round 1: cannot write: No space left"):
+        with pytest.raises(CrossfedError, match="^server, round 1: cannot write: No space left"):
             drive(run, lambda s, n: None)
     assert not list(run.journal.events("site_waits"))
 
