@@ -56,6 +56,7 @@ class StatusAwareProvider(ClusterProvider):
         scheduler: answers status queries, also those of the driver's own watch.
         tasks_per_node: ranks per node that the scheduler is asked for.
         poll_s: seconds between two status queries.
+        holding: why no block is asked for at present, for people; empty: one may be.
         cancel_requested: ids of the jobs that were cancelled here; any other cancelled job was ended from outside.
     """
 
@@ -64,6 +65,7 @@ class StatusAwareProvider(ClusterProvider):
     scheduler: Scheduler
     tasks_per_node: int = 1
     poll_s: int = 60
+    holding: str = ""
     cancel_requested: set[str]
 
     def _set_up(self, block: Block, job_prefix: str, tasks_per_node: int, poll_s: int) -> None:

@@ -175,7 +175,7 @@ class BlockWatch:
         """Return the state of the newest block as text for the user."""
         live = [job for job in list(self.jobs.values()) if not job.ended]
         if not live:
-            return "requesting a block"
+            return getattr(self.executor.provider, "holding", "") or "requesting a block"
         job = live[-1]
         facts = job.facts
         if facts is None or facts.state == "pending":
