@@ -10,6 +10,7 @@ from data.records import canonical_split
 from data.tasks import EMBEDDED
 from site_configs.library.schedulers import absent
 from site_configs.library.site import Site
+from workflows.planning.labels import key_of
 from workflows.planning.plan import Plan
 from workflows.runtime.executors import driver_address
 
@@ -37,7 +38,8 @@ def require_all(plan: Plan, source: Path) -> None:
 def missing_here(plan: Plan) -> list[str]:
     """Return a line for everything that the campaign needs and this machine lacks; such a run is not started."""
     here = [site for site in plan.sites.values() if site.route != "globus"]
-    return [*_data_problems(plan, here), *filter(None, map(place_problem, here))]
+    blocks = [plan.machines[label] for label in plan.server_blocks]
+    return [*_data_problems(plan, here), *filter(None, map(place_problem, [*here, *blocks]))]
 
 
 def _data_problems(plan: Plan, here: list[Site]) -> list[str]:
@@ -76,8 +78,8 @@ def command_problem(site: Site) -> str | None:
         return None
     verb = "is" if len(missing) == 1 else "are"
     return (
-        f"sites.{site.name}: {', '.join(missing)} {verb} not on PATH: start on a login node of {site.machine},"
-        f" or reach it through Globus (sites.{site.name}.route=globus)"
+        f"{key_of(site.name)}: {', '.join(missing)} {verb} not on PATH: start on a login node of {site.machine},"
+        f" or reach it through Globus ({key_of(site.name)}.route=globus)"
     )
 
 

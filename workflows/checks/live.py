@@ -35,7 +35,7 @@ Finding = tuple[str, str | None]  # what was checked, and the problem or None
 def check_live(plan: Plan, say: Callable[[str], None]) -> bool:
     """Query the sites, say one line for each check, and return True if there is no problem."""
     fine = True
-    for name, site in plan.sites.items():
+    for name, site in {**plan.sites, **{label: plan.machines[label] for label in plan.server_blocks}}.items():
         by_globus = "globus" in (site.route, site.carrier)
         for checked, problem in _globus_findings(plan, site) if by_globus else _findings(site, _run_dir(plan)):
             fine = fine and problem is None
