@@ -121,7 +121,8 @@ Ask = Callable[[Site], tuple[bool, list[str]]]
 def live(site: Site) -> tuple[bool, list[str]]:
     """Return whether there is no problem, and the lines."""
     lines: list[str] = []
-    plan: Any = SimpleNamespace(sites={site.name: site}, server_work={"store": "runs/not_there/artifacts"})
+    store = {"store": "runs/not_there/artifacts"}
+    plan: Any = SimpleNamespace(sites={site.name: site}, server_work=store, server_blocks=[])
     return check_live(plan, lines.append), lines
 
 
