@@ -11,6 +11,8 @@ from data.records import canonical_split
 from data.tasks import EMBEDDED
 from site_configs.library.schedulers import absent
 from site_configs.library.site import Site
+from workflows.checks.places import place_problems
+from workflows.planning.labels import KEYS, key_of
 from workflows.planning.plan import Plan
 from workflows.runtime.executors import driver_address
 from workflows.runtime.limits import files_problem
@@ -26,7 +28,7 @@ def require_all(plan: Plan, source: Path) -> None:
     Raises:
         UserMistake: the first thing that is missing.
     """
-    for problem in missing_here(plan):
+    for problem in (*missing_here(plan), *place_problems(plan)):
         raise UserMistake(f"{source}: {problem}")
     if any("globus" in (site.route, site.carrier) for site in plan.sites.values()):
         from workflows.checks.login_status import login_problem  # loads the Globus SDK
@@ -39,8 +41,9 @@ def require_all(plan: Plan, source: Path) -> None:
 def missing_here(plan: Plan) -> list[str]:
     """Return a line for everything that the campaign needs and this machine lacks; such a run is not started."""
     here = [site for site in plan.sites.values() if site.route != "globus"]
+    machines = [site for site in plan.machines.values() if site.route != "globus"]
     own = [files_problem(plan), path_problem(plan)]
-    return [*_data_problems(plan, here), *filter(None, [*map(place_problem, here), *own])]
+    return [*_data_problems(plan, here), *filter(None, [*map(reach_problem, machines), *own])]
 
 
 def _data_problems(plan: Plan, here: list[Site]) -> list[str]:
@@ -66,7 +69,7 @@ def _data_problems(plan: Plan, here: list[Site]) -> list[str]:
     return problems
 
 
-def place_problem(site: Site) -> str | None:
+def reach_problem(site: Site) -> str | None:
     """Return why a site's jobs cannot be submitted from this host, or its workers could not connect to it, or None."""
     return command_problem(site) or address_problem(site)
 
@@ -78,9 +81,8 @@ def command_problem(site: Site) -> str | None:
     if not missing:
         return None
     verb = "is" if len(missing) == 1 else "are"
-    return (
-        f"sites.{site.name}: {', '.join(missing)} {verb} not on PATH: start on a login node of {site.machine},"
-        f" or reach it through Globus (sites.{site.name}.route=globus)"
+    return f"{key_of(site.name)}: {', '.join(missing)} {verb} not on PATH: start on a login node of {site.machine}" + (
+        f", or reach it through Globus (sites.{site.name}.route=globus)" if site.name not in KEYS else ""
     )
 
 
