@@ -9,6 +9,8 @@ from site_configs.library.queues import format_walltime
 from site_configs.library.resolve import takes
 from site_configs.library.site import Block, Site
 from workflows.checks.here import missing_here
+from workflows.checks.records import count_lines
+from workflows.checks.space import space_text
 from workflows.console.units import plural, seconds_text
 from workflows.planning.campaign import Campaign
 from workflows.planning.memory.campaign import idle_text, samples_per_s, training_setup
@@ -22,7 +24,7 @@ WIDTH = 20
 
 def describe(plan: Plan, run_dir: Path) -> Iterator[str]:
     """Yield the lines that describe a plan."""
-    for key, text in plan_items(plan):
+    for key, text in (*plan_items(plan), *count_lines(plan)):
         yield _line(key, text)
     for name, site in plan.sites.items():
         if site.block:
@@ -33,6 +35,8 @@ def describe(plan: Plan, run_dir: Path) -> Iterator[str]:
             yield _line(f"training of {name}", idle)
     if hint := _quorum_hint(plan):
         yield _line("quorum", hint)
+    if space := space_text(plan, run_dir):
+        yield _line("disk space", space)
     yield _line("run directory", str(run_dir))
     for problem in missing_here(plan):
         yield _line("not on this machine", problem)
