@@ -19,6 +19,7 @@ from typing import Any
 
 from apps.base.errors import REASON_LENGTH, CrossfedError, UserMistake
 from site_configs.library.schedulers.refusals import ALLOCATION, PASSING, REQUEST, Refusal, classify
+from workflows.planning.labels import key_of
 from workflows.records.failed_blocks import FAILED, REFUSED, STILLBORN, BlockFailure, failure_text
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 10.0, 600.0
@@ -44,6 +45,7 @@ class BlockHistory:
     waits: int = 0  # in a row
     failures: int = 0  # in a row, without those that pass
     held_until: float = 0.0
+    holding: str = ""  # for the user, while the site waits
     last_output: str = ""
     same_output: int = 0
     reported: tuple[str, float] = "", 0.0  # reason, time
@@ -68,7 +70,9 @@ class BlockFailureHandler:
             if status[block_id].terminal and block_id not in history.seen and not executor.bad_state_is_set:
                 history.seen.add(block_id)
                 self._ended(executor, history, status[block_id], submitted=block_id in executor.blocks_to_job_id)
-        executor.provider.max_blocks = 0 if self.clock() < history.held_until else 1
+        waits = self.clock() < history.held_until
+        executor.provider.max_blocks = 0 if waits else 1
+        executor.provider.holding = history.holding if waits else ""
 
     def _ended(self, executor: Any, history: BlockHistory, job: Any, submitted: bool) -> None:
         if job.status_name not in ("FAILED", "MISSING"):
@@ -86,6 +90,7 @@ class BlockFailureHandler:
             return
         wait_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (history.waits - 1))
         history.held_until = self.clock() + wait_s
+        history.holding = f"waits to ask for a block again: {failure.meaning or failure_text(asdict(failure))}"
         if refusal.cause not in PASSING or self._is_news(history, failure.reason):
             self.on_failure(executor.label, replace(failure, retry_s=wait_s))
 
@@ -119,13 +124,13 @@ def hopeless_reason(site: str, history: BlockHistory, failure: BlockFailure, ref
     """Return why another block of a site would not help, or None."""
     last = failure_text(asdict(failure))
     if refusal.cause == REQUEST:
-        remedy = f"Correct sites.{site}: queue, account, nodes, walltime or options"
+        remedy = f"Correct {key_of(site)}: queue, account, nodes, walltime or options"
         return RequestRefused(last, site=site, remedy=remedy)
     if refusal.cause == ALLOCATION:
-        remedy = f"Ask the facility for more hours, or set sites.{site}.account to another project"
+        remedy = f"Ask the facility for more hours, or set {key_of(site)}.account to another project"
         return BlocksFailed(last, site=site, remedy=remedy)
     if history.same_output >= SAME_FAILURES:
-        remedy = f"See sites.{site}.setup and python_env, and --check --live"
+        remedy = f"See {key_of(site)}.setup and python_env, and --check --live"
         return BlocksFailed(
             f"{SAME_FAILURES} blocks in a row have ended before their worker began, with the same last output:"
             f" {failure.reason}",

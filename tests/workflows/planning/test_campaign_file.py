@@ -206,8 +206,10 @@ def test_paths_do_not_depend_on_the_folder_of_the_driver(tmp_path: Path, monkeyp
         "here": {"config": "my/cluster.py", "data": "records", "model": "~/model"},
         "there": {"config": "local", "route": "globus", "data": "~/records", "model": "./model"},
     }
-    path = saved(tmp_path, nano(sites=entries, data={"source": "../data.zip"}, model={"source": "models/mine"}))
-    campaign = read_campaign(path)
+    own_block = {"site": {"config": "my/cluster.py", "nodes": 2}}
+    changes = {"data": {"source": "../data.zip"}, "model": {"source": "models/mine"}, "server": own_block}
+    campaign = read_campaign(saved(tmp_path, nano(sites=entries, **changes)))
+    assert getattr(campaign.server.site, "config", "") == str(tmp_path / "my" / "cluster.py")
     assert campaign.data.source == str(tmp_path.parent / "data.zip")
     assert campaign.model.source == str(tmp_path / "models" / "mine")
     here, there = campaign.sites["here"], campaign.sites["there"]
@@ -239,7 +241,7 @@ def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
         read_campaign(path)
     lines = str(refused.value).splitlines()
     assert [line.split(": ")[1] for line in lines] == ["stepz", "seed", "rounds", "evaluation"]
-    assert lines[-1].endswith("evaluation: a section with keys (split, per_task, batch_size, every, ...), got None")
+    assert lines[-1].endswith("evaluation: a section with keys (site, split, per_task, batch_size, ...), got None")
 
 
 def test_a_campaign_written_and_read_is_the_same(tmp_path: Path) -> None:
