@@ -82,6 +82,8 @@ def load_device(parallel: Parallel, group: ProcessGroup) -> str:
 def parallelize(model: Model, parallel: Parallel, precision: str, group: ProcessGroup) -> ParallelNetwork:
     """Prepare a loaded model for its ranks; a sharded model's tensors become DTensors, also in ``model.state``.
 
+    A model that has been prepared already stays as it is.
+
     Args:
         model: whole, on ``load_device``.
         parallel: layout of the ranks.
@@ -94,11 +96,19 @@ def parallelize(model: Model, parallel: Parallel, precision: str, group: Process
         base.activation_checkpointing_enable({"use_reentrant": False})
     else:
         base.activation_checkpointing_disable()
+    if group.size == 1 and not is_sharded_over_ranks(parallel):
+        return ParallelNetwork(model.network, nullcontext, autocast=precision == "bf16")
+    key = f"{parallel['sharding']}, offload {parallel['offload']}, {precision}, {group.size} ranks"
+    if key not in model.parallel:
+        assert not model.parallel, "a process prepares its model for one kind of ranks"
+        model.parallel[key] = _over_ranks(model, base, parallel, precision, group)
+    return model.parallel[key]
+
+
+def _over_ranks(model: Model, base: Any, parallel: Parallel, precision: str, group: ProcessGroup) -> ParallelNetwork:
     if is_sharded_over_ranks(parallel):
         _shard(model, base, parallel, precision, group)
         return ParallelNetwork(model.network, nullcontext, autocast=False)
-    if group.size == 1:
-        return ParallelNetwork(model.network, nullcontext, autocast=precision == "bf16")
     return _replicated(model, precision, group)
 
 

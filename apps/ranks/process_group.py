@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.artifacts.store import Artifact, layout, raw_bytes, shapes_of, write_artifact
+from apps.models.sharding import is_sharded
 
 if TYPE_CHECKING:
     import torch
@@ -88,26 +89,3 @@ def _whole(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, t
     for name, tensor in tensors:
         value: Any = tensor.detach()
         yield name, value.full_tensor() if is_sharded(value) else value
-
-
-def is_sharded(tensor: torch.Tensor) -> bool:
-    """Return True for a tensor of which each rank holds a part."""
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(tensor, DTensor)
-
-
-def placed_like(whole: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Put a whole tensor on the device of another one, sharded in the same way; without communication.
-
-    Args:
-        whole: a tensor that every rank has.
-        like: the tensor whose device and sharding are used.
-    """
-    value: Any = like
-    if not is_sharded(like):
-        return whole.to(like.device)
-    from torch.distributed.tensor import distribute_tensor
-
-    local = whole.to(value.to_local().device)
-    return distribute_tensor(local, value.device_mesh, value.placements, src_data_rank=None)

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from apps.artifacts.store import artifact_path, read_header, sha256_file
 from apps.artifacts.streams import read_tensor
 from apps.base.files import inside, write_json
-from apps.ranks.process_group import ProcessGroup, placed_like
+from apps.models.sharding import copy_from_file, placed_like
+from apps.ranks.process_group import ProcessGroup
 
 if TYPE_CHECKING:
     import torch
@@ -144,7 +145,7 @@ def restore(path: Path, group: ProcessGroup, trained: Mapping[str, torch.Tensor]
     header = read_header(path)
     with torch.no_grad():
         for name, parameter in trained.items():
-            parameter.copy_(placed_like(read_tensor(path, header[name]), parameter))
+            copy_from_file(parameter, path, header[name])
             if f"{name}/step" in header:
                 found = {key: read_tensor(path, header[f"{name}/{key}"]) for key in ("step", "exp_avg", "exp_avg_sq")}
                 set_moments(optimizer, parameter, found)

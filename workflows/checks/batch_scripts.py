@@ -57,7 +57,7 @@ def _training_lines(plan: Plan, name: str) -> Iterator[str]:
     """Yield how a site's training is spread over ranks, and how much memory it needs."""
     work = plan.site_work[name]
     if work["parallel"]["nodes"] * work["parallel"]["ranks_per_node"] > 1:
-        program = ["python", "-m", "apps.training.trainer", "JOB"]
+        program = ["python", "-m", "apps.rank", "START"]
         yield f"training: {' '.join(ranks_command(work['parallel'], program))}"
     else:
         yield "training: in the worker itself, one rank"
