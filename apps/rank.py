@@ -19,7 +19,7 @@ from apps.base.errors import CrossfedError, placed
 from apps.base.processes import redirect_output
 from apps.base.stop import StopRequest
 from apps.ranks.control_line import RankEnd
-from apps.ranks.launchers import join_process_group, unmask_devices
+from apps.ranks.launchers import join_process_group, make_cache_folders, unmask_devices
 from apps.ranks.parallel import ranks_of
 from apps.ranks.process_group import ProcessGroup
 from apps.ranks.rank_info import RankInfo, find_rank
@@ -68,6 +68,7 @@ def serve(rank_info: RankInfo, start: dict[str, Any], line: RankEnd) -> None:
     """
     with placed(None):
         unmask_devices(os.environ)
+        make_cache_folders(os.environ)
         with join_process_group(rank_info, start["parallel"], start["device"], tuple(start["rendezvous"])) as group:
             while True:
                 job, stop = line.next_job()

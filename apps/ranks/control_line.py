@@ -2,8 +2,8 @@
 
 A closed connection means that the process is gone, whatever ended it and on whichever node. A rank that loses the
 worker ends at once, also while it waits for a job; a worker that loses a rank closes the lines to all others. Messages
-are lines of JSON: ``job``, ``stop``, ``ping`` and ``end`` to a rank; ``rank``, ``begun``, ``done``, ``error`` and
-``pong`` to the worker.
+are lines of JSON: ``job``, ``go``, ``stop``, ``ping`` and ``end`` to a rank; ``rank``, ``ready``, ``done``, ``error``
+and ``pong`` to the worker. A job begins when all ranks are ready for it: a rank that is gone meanwhile costs nothing.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ class RankEnd:
         _keep_alive(self.line)
         self.stop, self.sending = stop, threading.Lock()
         self.jobs: SimpleQueue[tuple[dict[str, Any], StopRequest]] = SimpleQueue()
+        self.go: SimpleQueue[None] = SimpleQueue()
         self._send({"rank": rank, "pid": os.getpid(), "host": os.uname().nodename})
         threading.Thread(target=self._receive, name="control line", daemon=True).start()
 
@@ -69,6 +70,8 @@ class RankEnd:
                         self.stop = self.stop if first else StopRequest()
                         self.jobs.put((message["job"], self.stop))
                         first = False
+                    elif "go" in message:
+                        self.go.put(None)
                     elif "stop" in message:
                         self.stop()
                     elif "ping" in message:
@@ -84,13 +87,14 @@ class RankEnd:
             self.line.sendall(_line_of(message))
 
     def next_job(self) -> tuple[dict[str, Any], StopRequest]:
-        """Wait for a job, without using the processor, and report that it has begun.
+        """Wait for a job, and until all ranks are ready for it; without using the processor.
 
         Returns:
             The job as ``WorkerEnd.give`` got it, and the request to stop it.
         """
         job = self.jobs.get()
-        self._send({"begun": True})
+        self._send({"ready": True})
+        self.go.get()
         return job
 
     def send_error(self, error: CrossfedError) -> None:
@@ -110,7 +114,7 @@ class Peer:
         line: the connection.
         rank: its number.
         where: its host and process, for messages.
-        begun: it has begun the present job.
+        ready: it is ready for the present job.
         reported: it has reported the end of the present job, or an error.
         result: of the present job.
         heard: time of its last message, of the monotonic clock.
@@ -120,7 +124,7 @@ class Peer:
     line: socket.socket
     rank: int = -1
     where: str = "?"
-    begun: bool = False
+    ready: bool = False
     reported: bool = False
     result: Any = None
     heard: float = field(default_factory=time.monotonic)
@@ -193,8 +197,8 @@ class WorkerEnd:
         elif "error" in message:
             self.errors.append(error_from(message["error"]))
             peer.reported = True
-        elif "begun" in message:
-            peer.begun = True
+        elif "ready" in message:
+            peer.ready = True
         elif "pong" not in message and message["done"]:
             peer.reported, peer.result = True, message["result"]
 
@@ -215,15 +219,19 @@ class WorkerEnd:
             self.lost.append(peer)
 
     def give(self, job: dict[str, Any]) -> None:
-        """Give all connected ranks their next job."""
+        """Give all connected ranks their next job; they wait for ``go``."""
         for peer in self.peers.values():
-            peer.begun = peer.reported = False
+            peer.ready = peer.reported = False
             peer.result, peer.heard = None, time.monotonic()
         self._send_all({"job": job})
 
-    def all_begun(self, ranks: int) -> bool:
-        """Return whether each of ``ranks`` ranks has begun the present job."""
-        return sum(peer.begun for peer in self.peers.values()) >= ranks
+    def all_ready(self, ranks: int) -> bool:
+        """Return whether each of ``ranks`` ranks is ready for the present job."""
+        return sum(peer.ready for peer in self.peers.values()) >= ranks
+
+    def go(self) -> None:
+        """Let the ranks begin their job."""
+        self._send_all({"go": True})
 
     def all_ended(self, ranks: int) -> bool:
         """Return whether each of ``ranks`` ranks has reported the end of its job or is lost."""

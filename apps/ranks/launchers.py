@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from apps.base.errors import UserMistake
@@ -15,6 +16,7 @@ from apps.ranks.parallel import Parallel, ranks_of
 from apps.ranks.process_group import ProcessGroup
 from apps.ranks.rank_info import RankInfo, without_ranks
 
+PALS = Path("/opt/cray/pals")  # HPE's launcher, at ALCF and elsewhere
 COLLECTIVE_TIMEOUT = timedelta(hours=1)  # long: a rank that has died is noticed by the control line at once
 
 
@@ -25,10 +27,34 @@ def launch_command(parallel: Parallel, program: Sequence[str]) -> list[str]:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python"]
         return [*torchrun, f"--nproc-per-node={ranks}", *program]
     values = {"nodes": parallel["nodes"], "ranks_per_node": parallel["ranks_per_node"], "ranks": ranks}
-    arguments = list(parallel["launch"])
+    arguments = [system_launcher(parallel["launch"][0]), *parallel["launch"][1:]]
     for name, value in values.items():
         arguments = [argument.replace(f"{{{name}}}", str(value)) for argument in arguments]
     return [*arguments, *program]
+
+
+def system_launcher(program: str, pals: Path = PALS) -> str:
+    """Return the program to start for the first word of a launch command.
+
+    A Python environment may hold an ``mpiexec`` of its own (conda's do) that starts ranks on this node only. Where the
+    machine has PALS, ``mpiexec`` is the one of PALS: the first in PATH, else the newest.
+
+    Args:
+        program: first word of the launch command.
+        pals: folder in which PALS is installed.
+    """
+    if program != "mpiexec" or not pals.is_dir():
+        return program
+    in_path = [Path(folder) / program for folder in os.environ.get("PATH", "").split(os.pathsep) if folder]
+    found = [path for path in in_path if path.resolve().is_relative_to(pals.resolve()) and os.access(path, os.X_OK)]
+    newest = sorted(pals.glob(f"*/bin/{program}"), key=lambda path: _version(path.parts[-3]))
+    return str([*found, *reversed(newest), program][0])
+
+
+def _version(text: str) -> tuple[int, ...]:
+    """Return a version as numbers; a name such as ``default`` comes after all of them."""
+    parts = text.split(".")
+    return tuple(map(int, parts)) if all(part.isdecimal() for part in parts) else (sys.maxsize,)
 
 
 def launch_environment(environment: Mapping[str, str], parallel: Parallel, threads: int) -> dict[str, str]:
@@ -88,6 +114,14 @@ def unmask_devices(environment: dict[str, str] | os._Environ[str]) -> None:
 
     if torch.version.hip and "ROCR_VISIBLE_DEVICES" in environment:
         environment.pop("CUDA_VISIBLE_DEVICES", None)
+
+
+def make_cache_folders(environment: Mapping[str, str]) -> None:
+    """Make the folders for MIOpen's caches on this node, where a site's set-up names some: MIOpen does not."""
+    for name in ("MIOPEN_USER_DB_PATH", "MIOPEN_CUSTOM_CACHE_DIR"):
+        if environment.get(name):
+            with suppress(OSError):  # MIOpen then computes what it would have read
+                Path(environment[name]).mkdir(parents=True, exist_ok=True)
 
 
 def own_device(kind: str, local_rank: int) -> str:

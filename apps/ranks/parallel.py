@@ -113,10 +113,18 @@ def _over_ranks(model: Model, base: Any, parallel: Parallel, precision: str, gro
 
 
 def _replicated(model: Model, precision: str, group: ProcessGroup) -> ParallelNetwork:
+    """Replicate a network with DDP.
+
+    ``find_unused_parameters`` keeps the first layout of its buckets. Another one after the first step would add up the
+    gradients of three ranks and more in another order, and so give a resumed training, or one on ranks that were kept,
+    other bits.
+    """
     import torch
 
     devices = None if group.device == "cpu" else [torch.device(group.device)]
-    network: Any = torch.nn.parallel.DistributedDataParallel(model.network, device_ids=devices, broadcast_buffers=False)
+    network: Any = torch.nn.parallel.DistributedDataParallel(
+        model.network, device_ids=devices, broadcast_buffers=False, find_unused_parameters=True
+    )
     return ParallelNetwork(network, network.no_sync, autocast=precision == "bf16")
 
 

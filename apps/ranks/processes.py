@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 PROGRAM = "apps.rank"
 TICK_S = 0.1
 START_S = 900.0  # for all ranks to start: Python starts slowly when many nodes read the same files
-BEGIN_S = 60.0  # for ranks that were kept to begin a job
+READY_S = 60.0  # for ranks that were kept to answer that they are ready for a job
 SILENCE_S = 300.0  # without an answer to a ping a rank counts as hung
 SETTLE_S = 1.0  # after the first error: the rank that failed first may not be the first to report
 GRACE_S = 5.0
@@ -98,7 +98,7 @@ def run_as_ranks(plan: RankPlan, job: RankJob, stop: StopRequest) -> Any:
     """
     kept = kept_ranks()
     Path(job["logs"]).mkdir(parents=True, exist_ok=True)
-    if kept.ranks and not (kept.ranks.plan_key == identity(plan) and kept.ranks.begin(job)):
+    if kept.ranks and not (kept.ranks.plan_key == identity(plan) and kept.ranks.are_ready_for(job)):
         kept.end()
     try:
         if kept.ranks is None:
@@ -146,7 +146,7 @@ class RankProcesses:
         """Wait until all ranks have started, and give them their first job.
 
         Raises:
-            RanksLost: they have not started.
+            CrossfedError: they have not started, or cannot join each other.
         """
         end = time.monotonic() + START_S
         while len(self.line.peers) < self.ranks:
@@ -155,13 +155,19 @@ class RankProcesses:
                 self._settle()
                 raise self._failure()
         self.line.give(dict(job))
+        while not self.line.all_ready(self.ranks):
+            self.line.receive(TICK_S)
+            self._require_answers()
+            if self._has_failed():
+                self._settle()
+                raise self._failure()
 
-    def begin(self, job: RankJob) -> bool:
-        """Give the ranks another job; return False if they do not take it, so that fresh ones are needed."""
+    def are_ready_for(self, job: RankJob) -> bool:
+        """Offer another job to the ranks; return False if not all of them answer, so that fresh ones are needed."""
         self.line.receive(0)
         self.line.give(dict(job))
-        end = time.monotonic() + BEGIN_S
-        while not self.line.all_begun(self.ranks):
+        end = time.monotonic() + READY_S
+        while not self.line.all_ready(self.ranks):
             if self._has_failed() or time.monotonic() > end:
                 logger.warning("the ranks of the last job have ended or do not answer: starting others")
                 return False
@@ -169,21 +175,19 @@ class RankProcesses:
         return True
 
     def finish(self, stop: StopRequest) -> Any:
-        """Wait for the end of a job; return the result of rank 0.
+        """Let the ranks do the job that they are ready for; return the result of rank 0.
 
         Raises:
             CrossfedError: see ``run_as_ranks``.
         """
+        self.line.go()
         passed_on = False
         while not self.line.all_ended(self.ranks):
             self.line.receive(TICK_S)
             if stop.requested and not passed_on:
                 self.line.request_stop()
                 passed_on = True
-            if hung := self.line.silent(SILENCE_S):
-                raise RanksLost(
-                    f"{_listed(hung)} of {self.ranks} has not answered for {SILENCE_S:.0f} s", file=str(self.logs)
-                )
+            self._require_answers()
             if self._has_failed():
                 break
         self._settle()
@@ -206,6 +210,12 @@ class RankProcesses:
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
+
+    def _require_answers(self) -> None:
+        if hung := self.line.silent(SILENCE_S):
+            raise RanksLost(
+                f"{_listed(hung)} of {self.ranks} has not answered for {SILENCE_S:.0f} s", file=str(self.logs)
+            )
 
     def _has_failed(self) -> bool:
         return bool(self.line.errors or self.line.lost) or self.process.poll() is not None

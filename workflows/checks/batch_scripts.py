@@ -9,7 +9,7 @@ from typing import Any
 from apps.ranks.launchers import launch_command as ranks_command
 from site_configs.library.site import Site
 from workflows.checks.preview import WIDTH
-from workflows.planning.memory.campaign import describe_site, training_setup
+from workflows.planning.memory.campaign import describe_rounds, describe_site, training_setup
 from workflows.planning.memory.model import shape_of
 from workflows.planning.plan import Plan
 from workflows.runtime.executors import job_prefix, launch_command
@@ -65,3 +65,5 @@ def _training_lines(plan: Plan, name: str) -> Iterator[str]:
         shape, setup = shape_of(work["model"]), training_setup(plan.campaign)
         for key, text in describe_site(plan.sites[name], plan.memory[name], shape, setup):
             yield f"{key:{WIDTH}s} {text}"
+        for text in describe_rounds(plan.sites[name], plan.memory[name], shape, setup, plan.campaign):
+            yield f"{'':{WIDTH}s} {text}"

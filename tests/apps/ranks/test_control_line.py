@@ -123,7 +123,8 @@ def test_jobs_come_one_after_the_other_each_with_its_own_stop(worker):
     found = []
     for number in range(4):
         worker.give({"n": number, "until_stopped": number % 2})
-        wait_for(worker, lambda: worker.all_begun(1))
+        wait_for(worker, lambda: worker.all_ready(1))
+        worker.go()
         if number % 2:
             worker.request_stop()
         wait_for(worker, lambda: worker.all_ended(1))
@@ -138,6 +139,7 @@ def test_a_rank_that_waits_uses_no_processor_and_ends_with_the_worker(worker):
     process = rank(worker, 0, "jobs")
     wait_for(worker, lambda: worker.peers)
     worker.give({"n": 0, "until_stopped": False})
+    worker.go()
     wait_for(worker, lambda: worker.all_ended(1))
     before = psutil.Process(process.pid).cpu_times()
     time.sleep(1)
@@ -152,7 +154,7 @@ def test_a_frozen_rank_does_not_answer(worker):
     process = rank(worker, 0, "jobs")
     wait_for(worker, lambda: worker.peers)
     worker.give({"n": 0, "until_stopped": True})
-    wait_for(worker, lambda: worker.all_begun(1))
+    wait_for(worker, lambda: worker.all_ready(1))
     process.send_signal(signal.SIGSTOP)
     time.sleep(0.3)
     assert [peer.rank for peer in worker.silent(0.2)] == [0]

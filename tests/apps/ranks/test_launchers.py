@@ -13,8 +13,10 @@ from apps.base.own_packages import ROOT
 from apps.ranks.launchers import (
     launch_command,
     launch_environment,
+    make_cache_folders,
     own_device,
     rendezvous_address,
+    system_launcher,
     unmask_devices,
 )
 
@@ -32,6 +34,33 @@ def test_numbers_of_the_template_are_filled_in():
         "-c",
         "{ranks}",
     ]
+
+
+def test_mpiexec_is_that_of_pals_where_the_machine_has_it(tmp_path, monkeypatch):
+    """A conda environment has an mpiexec too, and comes first in PATH."""
+    pals = tmp_path / "pals"
+    for folder in (pals / "1.4/bin", pals / "1.10/bin", pals / "1.9/bin", tmp_path / "conda/bin"):
+        folder.mkdir(parents=True)
+        (folder / "mpiexec").write_text("#!/bin/sh\n")
+        (folder / "mpiexec").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/conda/bin::{pals}/1.9/bin")
+    assert system_launcher("mpiexec", pals) == f"{pals}/1.9/bin/mpiexec"
+    monkeypatch.setenv("PATH", f"{tmp_path}/conda/bin")
+    assert system_launcher("mpiexec", pals) == f"{pals}/1.10/bin/mpiexec"
+    (pals / "default").symlink_to("1.4")
+    assert system_launcher("mpiexec", pals) == f"{pals}/default/bin/mpiexec"
+    assert system_launcher("/mine/mpiexec", pals) == "/mine/mpiexec"
+    assert system_launcher("mpiexec", tmp_path / "none") == "mpiexec"
+    assert system_launcher("srun", pals) == "srun"
+
+
+def test_folders_of_caches_are_made_on_the_node(tmp_path):
+    folder = tmp_path / "a" / "miopen"
+    make_cache_folders({"MIOPEN_USER_DB_PATH": str(folder), "MIOPEN_CUSTOM_CACHE_DIR": ""})
+    make_cache_folders({"MIOPEN_USER_DB_PATH": str(folder)})
+    assert folder.is_dir()
+    make_cache_folders({"MIOPEN_USER_DB_PATH": "/proc/none"})
+    make_cache_folders({})
 
 
 def test_without_a_template_it_is_torchs_own_launcher():
