@@ -21,7 +21,7 @@ SHARDED = ("shard_grad_op", "full_shard")
 class Parallel(TypedDict):
     """Layout of the ranks in plain values.
 
-    One rank that is not sharded trains in the warm worker; others are started for each task.
+    One rank that is not sharded trains in the warm worker; others are processes of their own, which stay between jobs.
     """
 
     nodes: int
