@@ -117,6 +117,7 @@ class Peer:
         ready: it is ready for the present job.
         reported: it has reported the end of the present job, or an error.
         result: of the present job.
+        gone: its connection is closed.
         heard: time of its last message, of the monotonic clock.
         unread: beginning of its next message.
     """
@@ -127,6 +128,7 @@ class Peer:
     ready: bool = False
     reported: bool = False
     result: Any = None
+    gone: bool = False
     heard: float = field(default_factory=time.monotonic)
     unread: bytes = b""
 
@@ -140,6 +142,7 @@ class WorkerEnd:
         errors: of the ranks, in the order in which they were received.
         lost: ranks that were disconnected before they reported the end of their job.
         pinged: time of the last ping, of the monotonic clock.
+        looked: time at which the ranks' silence was last looked at, of the same clock.
     """
 
     host: str
@@ -147,6 +150,7 @@ class WorkerEnd:
     errors: list[CrossfedError] = field(default_factory=list)
     lost: list[Peer] = field(default_factory=list)
     pinged: float = 0.0
+    looked: float = 0.0
 
     def __post_init__(self) -> None:
         self.server = socket.create_server((self.host, 0), backlog=4096)
@@ -215,8 +219,13 @@ class WorkerEnd:
     def _disconnect(self, peer: Peer) -> None:
         self.selector.unregister(peer.line)
         peer.line.close()
+        peer.gone = True
         if peer.rank >= 0 and not peer.reported:
             self.lost.append(peer)
+
+    def all_connected(self) -> bool:
+        """Return whether every rank that has connected still is."""
+        return not any(peer.gone for peer in self.peers.values())
 
     def give(self, job: dict[str, Any]) -> None:
         """Give all connected ranks their next job; they wait for ``go``."""
@@ -238,8 +247,15 @@ class WorkerEnd:
         return sum(peer.reported for peer in self.peers.values()) + len(self.lost) >= ranks
 
     def silent(self, seconds: float) -> list[Peer]:
-        """Ping all ranks from time to time; return those that have not answered for so long."""
+        """Ping all ranks from time to time; return those that have not answered for so long.
+
+        Time during which this process itself was stopped, and could not ask, does not count.
+        """
         now = time.monotonic()
+        if now - self.looked > seconds / 2:
+            for peer in self.peers.values():
+                peer.heard = now
+        self.looked = now
         if now - self.pinged >= PING_S:
             self.pinged = now
             self._send_all({"ping": True})

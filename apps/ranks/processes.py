@@ -164,15 +164,15 @@ class RankProcesses:
 
     def are_ready_for(self, job: RankJob) -> bool:
         """Offer another job to the ranks; return False if not all of them answer, so that fresh ones are needed."""
+        end = time.monotonic() + READY_S
         self.line.receive(0)
         self.line.give(dict(job))
-        end = time.monotonic() + READY_S
-        while not self.line.all_ready(self.ranks):
-            if self._has_failed() or time.monotonic() > end:
-                logger.warning("the ranks of the last job have ended or do not answer: starting others")
-                return False
+        while self.line.all_connected() and not self._has_failed() and time.monotonic() < end:
+            if self.line.all_ready(self.ranks):
+                return True
             self.line.receive(TICK_S)
-        return True
+        logger.warning("the ranks of the last job have ended or do not answer: starting others")
+        return False
 
     def finish(self, stop: StopRequest) -> Any:
         """Let the ranks do the job that they are ready for; return the result of rank 0.

@@ -156,10 +156,18 @@ def test_a_frozen_rank_does_not_answer(worker):
     worker.give({"n": 0, "until_stopped": True})
     wait_for(worker, lambda: worker.all_ready(1))
     process.send_signal(signal.SIGSTOP)
-    time.sleep(0.3)
-    assert [peer.rank for peer in worker.silent(0.2)] == [0]
+    wait_for(worker, lambda: worker.silent(0.5))
+    assert [peer.rank for peer in worker.silent(0.5)] == [0]
     process.send_signal(signal.SIGCONT)
-    wait_for(worker, lambda: not worker.silent(0.2))
+    wait_for(worker, lambda: not worker.silent(0.5))
+
+
+def test_a_worker_that_was_stopped_itself_takes_no_rank_for_frozen(worker):
+    rank(worker, 0, "wait")
+    wait_for(worker, lambda: worker.peers)
+    worker.silent(0.5)
+    time.sleep(0.7)
+    assert worker.silent(0.5) == []
 
 
 def test_two_processes_of_one_rank_are_an_error(worker):
