@@ -265,11 +265,12 @@ def test_a_reservation(machine: str, reservation: dict, line: str) -> None:
         ("perlmutter", ["--qos=express"], ["#SBATCH --qos=express"]),
         ("aurora", ["-l daos=daos_user", "-M ada@example.org"], ["#PBS -l daos=daos_user", "#PBS -M ada@example.org"]),
         ("polaris", ["-k doe"], ["#PBS -k doe"]),
+        ("polaris", "-k doe", ["#PBS -k doe"]),
         ("slurm", ["--gres=gpu:a100:2"], ["#SBATCH --gres=gpu:a100:2"]),
         ("pbs", ["-l filesystems=home", "-W umask=022"], ["#PBS -l filesystems=home", "#PBS -W umask=022"]),
     ],
 )
-def test_further_options_of_the_batch_script(machine: str, options: list[str], lines: list[str]) -> None:
+def test_further_options_of_the_batch_script(machine: str, options: list[str] | str, lines: list[str]) -> None:
     script = rendered(machine, options=options).splitlines()
     assert [line for line in script if line in lines] == lines
 
