@@ -64,6 +64,7 @@ def block_text(block: Block | None) -> str:
     assert block is not None
     queue, nodes = block.queue, plural(block.nodes, "node")
     account = f", account {block.account}" if block.account else ""
+    account += f", {' '.join(block.options)}" if block.options else ""
     kept = "kept over rounds" if block.reuse == "pilot" else "given back after each round"
     rule = f" (rule of {queue.as_of}, {queue.source})"
     note = f"; {queue.note}" if queue.on_request and queue.note else ""
