@@ -21,7 +21,7 @@ from site_configs.library.status_provider import SETTLE_S, StatusAwareProvider
 from workflows.records.journal import Journal
 from workflows.records.queue_history import BlockRecord, append, machine_of
 from workflows.runtime.executors import job_prefix
-from workflows.runtime.queued import queued_text
+from workflows.runtime.queued import queued_text, wait_hint
 
 if TYPE_CHECKING:
     from workflows.planning.plan import Plan
@@ -40,6 +40,7 @@ class WatchedJob:
     submitted: float
     facts: JobFacts | None = None
     start_recorded: bool = False
+    hint: str = ""  # why it waits, as it was recorded
     ended: bool = False
 
 
@@ -120,6 +121,7 @@ class BlockWatch:
             self._ended(job, "unknown", "the scheduler no longer knows the job")
             return
         job.facts = answer
+        self._explain(job, wait_hint(answer) if answer.state == "pending" else "")
         if answer.started and not job.start_recorded:
             job.start_recorded = True
             self.journal.write(
@@ -131,6 +133,12 @@ class BlockWatch:
             )
         if answer.state not in LIVE:
             self._ended(job, answer.state, answer.reason)
+
+    def _explain(self, job: WatchedJob, hint: str) -> None:
+        """Record why a job waits, once for each reason that is not an ordinary wait behind others."""
+        if hint and hint != job.hint:
+            self.journal.write("block_waits", site=self.site.name, job_id=job.job_id, reason=hint)
+        job.hint = hint or job.hint
 
     def _ended(self, job: WatchedJob, state: str, reason: str) -> None:
         job.ended = True

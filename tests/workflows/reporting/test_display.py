@@ -27,7 +27,11 @@ def facts(state: Any, started: float | None, reason: str = "") -> JobFacts:
 
 def watch(*jobs: WatchedJob) -> Any:
     """Return a watch with these jobs and the real text about them."""
-    found: Any = SimpleNamespace(jobs={job.job_id: job for job in jobs}, block=SimpleNamespace(walltime_s=3600))
+    found: Any = SimpleNamespace(
+        jobs={job.job_id: job for job in jobs},
+        block=SimpleNamespace(walltime_s=3600),
+        executor=SimpleNamespace(provider=None),
+    )
     found.state = lambda: BlockWatch.state(found)
     found.running = lambda: BlockWatch.running(found)
     return found
