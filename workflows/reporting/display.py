@@ -29,7 +29,7 @@ REFRESH_S = 0.25
 PLAIN_EVERY_S = 30.0
 OLD_S = 5.0  # progress that is older is shown with its age
 PROBLEMS = (
-    *("update_refused", "task_failed", "block_replaced", "block_failed", "blocks_left"),
+    *("update_refused", "task_failed", "block_replaced", "block_failed", "block_waits", "blocks_left"),
     *("executor_replaced", "site_held", "start_slow"),
 )
 GLOBUS_PROBLEMS = (
