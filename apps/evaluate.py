@@ -11,7 +11,8 @@ from apps.artifacts.store import verify
 from apps.base.errors import UserMistake, placed
 from apps.base.identity import Place, identity
 from apps.base.versions import require_same_code
-from apps.models.batches import Batch, DataSpec, by_length, collate, encode
+from apps.models.batches import Batch, DataSpec, by_length, collate
+from apps.models.encoding import encode
 from apps.models.loss import counted_logits, loss_per_sample
 from apps.models.model import Model, ModelSpec, load_model, set_state
 from data.records import load_records

@@ -125,25 +125,36 @@ def quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def _pretrained(spec: ModelSpec) -> tuple[Any, Any]:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def load_tokenizer(source: str) -> Any:
+    """Return the tokenizer of a model, without its weights; one without a padding token pads with its end mark."""
+    quiet()
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    folder = model_folder(spec["source"])
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if source == TINY:
+        return PreTrainedTokenizerFast(
+            tokenizer_file=str(tiny_tokenizer_path()), pad_token="<pad>", eos_token="<eos>", model_max_length=MAX_TOKENS
+        )
+    tokenizer = AutoTokenizer.from_pretrained(model_folder(source))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _pretrained(spec: ModelSpec) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = model_folder(spec["source"])
+    tokenizer = load_tokenizer(spec["source"])
     return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, spec["dtype"])), tokenizer
 
 
 def _tiny(spec: ModelSpec) -> tuple[Any, Any]:
     """Build a Llama-style model from scratch, the same for the same seed."""
     import torch
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaForCausalLM
 
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(tiny_tokenizer_path()), pad_token="<pad>", eos_token="<eos>", model_max_length=MAX_TOKENS
-    )
+    tokenizer = load_tokenizer(TINY)
     marks = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
     config = tiny_config(spec["tiny"] or {}, len(tokenizer), **marks)
     with torch.random.fork_rng(devices=[]):

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from apps.artifacts.manifests import Manifest, write_manifest
 from apps.artifacts.store import Artifact, artifact_path, load_tensors, verify
-from apps.base.errors import ArtifactError, BlockTooShort, Unfinished, UserMistake, VersionMismatch
+from apps.base.errors import ArtifactError, BlockTooShort, Unfinished, VersionMismatch
 from apps.base.files import inside, remove_unfinished
-from apps.base.identity import identity
 from apps.base.stop import StopRequest
-from apps.models.batches import DataSpec, Sample, encode, seed_of
+from apps.models.batches import Samples, seed_of
 from apps.models.model import Model, load_model, set_state
 from apps.ranks.parallel import load_device, parallelize
 from apps.ranks.process_group import ProcessGroup
@@ -25,7 +22,7 @@ from apps.training.deadline import Deadline, block_end
 from apps.training.loop import AttemptContext, TrainingResult, train
 from apps.training.optimization import optimizer_tensors
 from apps.training.progress import ProgressFile
-from apps.training.shard import open_shard, read_shard
+from apps.training.samples import ShardSamples
 from apps.training.task import Task
 
 
@@ -34,7 +31,7 @@ class Loaded:
     """Everything a training needs before its first step."""
 
     model: Model
-    samples: Sequence[Sample]
+    samples: Samples
     moments: dict[str, Any] | None
     optimizer: str  # for the manifest: fresh, carried or lost
     load_s: float
@@ -112,7 +109,7 @@ def _load(task: Task, group: ProcessGroup, started: float) -> Loaded:
     store = task.root / "artifacts"
     model = load_model(task.work["model"], load_device(task.work["parallel"], group))
     require_same_base(model, task.base)
-    samples = shard_samples(model, task.root, task.shard["shard_sha256"], task.work["data"])
+    samples = ShardSamples(task.root, task.shard["shard_sha256"], model.tokenizer, task.work["data"])
     if group.writes:  # if it is damaged, this rank's error ends all ranks
         verify(store, task.base["artifact"])
     set_state(model, artifact_path(store, task.base["artifact"]))
@@ -162,6 +159,7 @@ def _manifest(
         steps_asked=task.request["training"]["steps"],
         samples=result.samples,
         shard_samples=task.shard["samples"],
+        shard_cut=task.shard["cut"],
         tokens=done.tokens,
         loss_first=done.losses[0],
         loss_last=done.losses[-1],
@@ -192,38 +190,6 @@ def require_same_base(model: Model, base: dict[str, Any]) -> None:
             f"the base model {model.spec['source']} of this site is another checkpoint than that of the server",
             remedy="Copy the same files to the site, then resume",
         )
-
-
-def shard_samples(model: Model, root: Path, sha256: str, data: DataSpec) -> Sequence[Sample]:
-    """Return the site's shard as tokens; a worker keeps the last one beside its model.
-
-    Args:
-        model: with the tokenizer, and the samples kept.
-        root: the site's storage.
-        sha256: of the shard that the site has enrolled with.
-        data: selection of records.
-
-    Raises:
-        UserMistake: the site's records are no longer those it has enrolled with.
-    """
-    key = identity({"root": str(root), "shard": sha256, "data": data})
-    if model.warm.get("shard") != key:
-        with records_found():
-            found = open_shard(root, data["source"], data["tasks"], data["per_task"]).sha256
-            records = read_shard(root, sha256) if found == sha256 else None
-        if records is None:
-            raise UserMistake("the site's records have changed since it enrolled", file=str(root / "shard"))
-        model.warm = {"shard": key, "samples": encode(records, model.tokenizer, data)}
-    return model.warm["samples"]
-
-
-@contextmanager
-def records_found() -> Iterator[None]:
-    """Turn errors about records that are missing or cannot be read into ``UserMistake``."""
-    try:
-        yield
-    except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
-        raise UserMistake(str(error)) from None
 
 
 def _load_moments(root: Path, task_id: str | None) -> tuple[dict | None, str]:
