@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from apps.artifacts.store import verify
+from apps.artifacts.traffic import is_delta
 from apps.base.errors import UserMistake, placed
 from apps.base.identity import Place, identity
 from apps.base.versions import require_same_code
@@ -50,7 +51,7 @@ def evaluate(place: Place, work: EvaluationWork, candidate: dict[str, Any], who:
         place: the evaluator, and the round of the artifact.
         work: settings of the evaluation.
         candidate: a task result with ``artifact``, which is in the server's store, and for an update ``base``, the
-            model that it was trained from.
+            model that it was trained from, and ``master``, the float32 model that changes belong to.
         who: ``global`` or the name of a site.
 
     Returns:
@@ -69,8 +70,9 @@ def evaluate(place: Place, work: EvaluationWork, candidate: dict[str, Any], who:
         torch.set_num_threads(work["threads"])
         path = verify(work["store"], candidate["artifact"])
         base = verify(work["store"], candidate["base"]) if "base" in candidate else None
+        master = verify(work["store"], candidate["master"]) if is_delta(candidate) else None
         model = load_model(work["model"], work["device"])
-        set_state(model, path, base)
+        set_state(model, path, base) if master is None else set_state(model, master, change=path)
         tasks = task_losses(model, test_set(model, work))
     return {
         "who": who,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from apps.artifacts.store import verify
+from apps.artifacts.traffic import rounded_copy
 from apps.base.errors import placed
 from apps.base.files import cannot_write
 from apps.base.identity import Place
@@ -21,6 +22,7 @@ from apps.models.model import (
     load_model,
     save_for_users,
     save_state,
+    sends_bfloat16,
     set_state,
 )
 
@@ -38,8 +40,9 @@ def prepare(place: Place, work: ServerWork) -> dict[str, Any]:
     """Make the model that round 1 starts from, and count its parameters.
 
     Returns:
-        ``artifact`` and ``store`` of the model, ``full_nbytes`` of all weights, ``frozen`` fingerprint of the base
-        weights, ``parameters``, ``trainable``, ``started`` and ``ended`` (UNIX seconds).
+        ``artifact`` and ``store`` of the model, ``sent``: the copy of it that travels (None: itself), ``full_nbytes``
+        of all weights, ``frozen`` fingerprint of the base weights, ``parameters``, ``trainable``, ``started`` and
+        ``ended`` (UNIX seconds).
     """
     import torch
 
@@ -49,8 +52,10 @@ def prepare(place: Place, work: ServerWork) -> dict[str, Any]:
         torch.set_num_threads(work["threads"])
         model = load_first_model(work["model"])
         artifact = save_state(model, work["store"], "adapter" if work["model"]["adapter"] else "model")
+        sent = rounded_copy(work["store"], artifact) if sends_bfloat16(work["model"]) else None
     return {
         "artifact": artifact,
+        "sent": sent,
         "store": work["store"],
         "full_nbytes": full_nbytes(model),
         "frozen": model.fingerprint,

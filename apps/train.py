@@ -24,9 +24,10 @@ from apps.training.leases import FOLDER as LEASES
 from apps.training.leases import acquire
 from apps.training.samples import shard_cuts, written_shard
 from apps.training.task import SiteWork, Task, TrainRequest, found_manifest
+from apps.training.update import LEFT_OVER, OPTIMIZER
 from apps.transfer import move
 
-STORAGE = ("artifacts", "manifests", "optimizer", "checkpoints", "logs", LEASES)
+STORAGE = ("artifacts", "manifests", OPTIMIZER, LEFT_OVER, "checkpoints", "logs", LEASES)
 
 
 def enrol(place: Place, work: SiteWork) -> dict[str, Any]:

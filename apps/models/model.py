@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from apps.artifacts.lora import fresh_pair, is_trained, merged_product
 from apps.artifacts.store import Artifact, raw_bytes, read_header, save_tensors
@@ -41,10 +41,16 @@ class ModelSpec(TypedDict):
     """The model that a campaign trains, in plain values."""
 
     source: str
-    dtype: str
+    dtype: str  # of the weights
     seed: int
     adapter: AdapterSpec | None
     tiny: dict[str, int] | None  # width and layers of a model from scratch
+    traffic: NotRequired[str]  # type of what travels: float32 (also if it is left out) or bfloat16
+
+
+def sends_bfloat16(spec: ModelSpec) -> bool:
+    """Return whether models and changes travel in bfloat16, while server and sites keep float32."""
+    return spec.get("traffic") == "bfloat16"
 
 
 @dataclass
@@ -216,13 +222,14 @@ def _restart_adapters(model: Model) -> None:
                 other.copy_(b)
 
 
-def set_state(model: Model, path: Path, base: Path | None = None) -> None:
+def set_state(model: Model, path: Path, base: Path | None = None, change: Path | None = None) -> None:
     """Copy an artifact's tensors into the network, and add what is merged into W0 to the base weights.
 
     Args:
         model: the network whose tensors are overwritten.
         path: of a whole model artifact, or of a site's update.
         base: path of the model that an update was trained from; it has the tensors that are not trained.
+        change: path of an artifact of changes to add.
 
     Raises:
         ArtifactError: the artifact is of another model.
@@ -240,6 +247,9 @@ def set_state(model: Model, path: Path, base: Path | None = None) -> None:
     with torch.no_grad():
         for name, tensor in model.state.items():
             tensor.copy_(read_tensor(*found[name]))
+        if change:
+            for name, spec in read_header(change).items():
+                model.state[name].add_(read_tensor(change, spec).to(model.state[name].device))
         _set_merged(model, {name: read_tensor(*place) for name, place in merged.items()})
 
 

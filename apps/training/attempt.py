@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from apps.training.optimization import optimizer_tensors
 from apps.training.progress import ProgressFile
 from apps.training.samples import ShardSamples
 from apps.training.task import Task
+from apps.training.update import OPTIMIZER, keep, write_update
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,9 @@ def _require_complete(result: TrainingResult, task: Task) -> None:
 def _save(task: Task, group: ProcessGroup, model: Model, result: TrainingResult) -> Artifact | None:
     """Write the update to the site's store, and the moments if the campaign keeps them; all ranks take part."""
     if task.request["training"]["keep_optimizer"]:
-        _keep_optimizer(task, group, model, result)
-    return group.write(task.root / "artifacts", model.trained, "update")
+        moments = optimizer_tensors(model.trained, result.optimizer)
+        keep(task, group, OPTIMIZER, moments, task.request["optimizer_from"])
+    return write_update(task, group, model)
 
 
 def _manifest(
@@ -197,18 +198,6 @@ def _load_moments(root: Path, task_id: str | None) -> tuple[dict | None, str]:
     if task_id is None:
         return None, "fresh"
     try:
-        return load_tensors(inside(root, "optimizer", f"{task_id}.safetensors")), "carried"
+        return load_tensors(inside(root, OPTIMIZER, f"{task_id}.safetensors")), "carried"
     except ArtifactError:  # missing or truncated
         return None, "lost"
-
-
-def _keep_optimizer(task: Task, group: ProcessGroup, model: Model, result: TrainingResult) -> None:
-    """Save the moments under this task's id; of the older ones only those it started with are kept."""
-    folder, before = inside(task.root, "optimizer"), task.request["optimizer_from"]
-    artifact = group.write(folder, optimizer_tensors(model.trained, result.optimizer), "optimizer")
-    if artifact is None:
-        return
-    os.replace(artifact_path(folder, artifact), folder / f"{task.id}.safetensors")
-    for path in folder.glob("*.safetensors") if before else ():
-        if path.stem not in (task.id, before):
-            path.unlink()

@@ -13,7 +13,7 @@ from apps.base.errors import UserMistake
 from apps.base.versions import code_version
 from apps.evaluate import EvaluationWork
 from apps.models.batches import DataSpec
-from apps.models.model import AdapterSpec, ModelSpec
+from apps.models.model import AdapterSpec, ModelSpec, sends_bfloat16
 from apps.models.sources import PACKAGED, TINY, check_source, config_of, is_converted
 from apps.ranks.parallel import Parallel
 from apps.server import ServerWork
@@ -27,6 +27,7 @@ from workflows.planning.campaign import Campaign
 from workflows.planning.labels import EVALUATOR, SERVER, TRANSFERS
 from workflows.planning.memory.campaign import plan_memory
 from workflows.planning.memory.plan import MemoryPlan
+from workflows.planning.number_types import check_types
 from workflows.planning.storage import check_collections, check_space, check_storage
 
 RESERVED_NAMES = (SERVER, EVALUATOR, TRANSFERS, "global")
@@ -67,6 +68,7 @@ def make_plan(campaign: Campaign, run_dir: Path, source: Path) -> Plan:
 def _make_plan(campaign: Campaign, run_dir: Path) -> Plan:
     _check_names(campaign)
     check_source(campaign.model.source)
+    check_types(campaign)
     _check_layers(campaign)
     all_tasks = _expand("data.tasks", campaign.data.tasks, campaign.data.source)
     tasks = share_tasks(campaign, all_tasks)
@@ -87,7 +89,9 @@ def _make_plan(campaign: Campaign, run_dir: Path) -> Plan:
         server_work=ServerWork(store=store, model=model, threads=1, code_version=code_version()),
         evaluation_work=_evaluation_work(campaign, store, model, all_tasks),
         rules=UpdateRules(
-            method=adapter.method if adapter else "full", max_update_norm=campaign.checks.max_update_norm
+            method=adapter.method if adapter else "full",
+            max_update_norm=campaign.checks.max_update_norm,
+            changes=sends_bfloat16(model),
         ),
         memory=memory,
     )
@@ -174,7 +178,14 @@ def model_spec(campaign: Campaign) -> ModelSpec:
     section = campaign.model
     adapter: AdapterSpec | None = section.adapter.model_dump() if section.adapter else None  # type: ignore[assignment]
     tiny = section.tiny.model_dump() if section.tiny else None
-    return ModelSpec(source=section.source, dtype=section.dtype, seed=campaign.seed, adapter=adapter, tiny=tiny)
+    return ModelSpec(
+        source=section.source,
+        dtype=section.dtype,
+        seed=campaign.seed,
+        adapter=adapter,
+        tiny=tiny,
+        traffic=section.traffic,
+    )
 
 
 def _data_spec(campaign: Campaign, source: str, tasks: Tasks, per_task: int | None) -> DataSpec:
