@@ -15,16 +15,8 @@ from apps.base.errors import placed
 from apps.base.files import cannot_write
 from apps.base.identity import Place
 from apps.base.versions import require_same_code
-from apps.models.model import (
-    ModelSpec,
-    full_nbytes,
-    load_first_model,
-    load_model,
-    save_for_users,
-    save_state,
-    sends_bfloat16,
-    set_state,
-)
+from apps.models.model import ModelSpec, sends_bfloat16
+from apps.models.streamed import write_final_model, write_first_model
 
 
 class ServerWork(TypedDict):
@@ -50,17 +42,16 @@ def prepare(place: Place, work: ServerWork) -> dict[str, Any]:
     with placed(**place):
         require_same_code(work["code_version"], place["site"])
         torch.set_num_threads(work["threads"])
-        model = load_first_model(work["model"])
-        artifact = save_state(model, work["store"], "adapter" if work["model"]["adapter"] else "model")
-        sent = rounded_copy(work["store"], artifact) if sends_bfloat16(work["model"]) else None
+        first = write_first_model(work["model"], work["store"])
+        sent = rounded_copy(work["store"], first.artifact) if sends_bfloat16(work["model"]) else None
     return {
-        "artifact": artifact,
+        "artifact": first.artifact,
         "sent": sent,
         "store": work["store"],
-        "full_nbytes": full_nbytes(model),
-        "frozen": model.fingerprint,
-        "parameters": model.network.num_parameters(),
-        "trainable": sum(t.numel() for t in model.trained.values()),
+        "full_nbytes": first.full_nbytes,
+        "frozen": first.frozen,
+        "parameters": first.parameters,
+        "trainable": first.trainable,
         "started": started,
         "ended": time.time(),
     }
@@ -82,9 +73,8 @@ def save_model(place: Place, work: ServerWork, final: dict[str, Any], folder: st
     with placed(**place):
         require_same_code(work["code_version"], place["site"])
         torch.set_num_threads(work["threads"])
-        model = load_model(work["model"])
-        set_state(model, verify(work["store"], final["artifact"]))
-        _replace_folder(target, lambda unfinished: save_for_users(model, unfinished))
+        path = verify(work["store"], final["artifact"])
+        _replace_folder(target, lambda unfinished: write_final_model(work["model"], path, unfinished))
     return {"artifact": final["artifact"], "folder": str(target), "started": started, "ended": time.time()}
 
 

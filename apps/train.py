@@ -57,8 +57,8 @@ def enrol(place: Place, work: SiteWork) -> dict[str, Any]:
         except OSError as error:
             raise cannot_write(root, error) from error
         shard = written_shard(root, data)
-        source, threads = work["model"]["source"], work["threads"] * work["parallel"]["ranks_per_node"]
-        cuts = shard_cuts(shard, lambda: load_tokenizer(source), data, threads)
+        threads = work["threads"] * work["parallel"]["ranks_per_node"]
+        cuts = shard_cuts(shard, lambda: load_tokenizer(work["model"]), data, threads)
         write_json(root / "site.json", {"site": place["site"], "libraries": library_versions()})
     return {
         "shard_sha256": shard.sha256,

@@ -30,6 +30,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT))
 TASKS = ["forward_synthesis", "retrosynthesis"]
 STEPS, BATCH = 30, 48
+MODEL: Any = {"source": "smollm2-135m-instruct"}
 
 
 def data_spec(source: Path) -> Any:
@@ -72,7 +73,7 @@ def measure(way: str, root: Path, sha256: str, source: Path) -> None:
     """Print the CPU seconds and the growth of one way, in a fresh process."""
     from apps.models.model import load_tokenizer
 
-    tokenizer = load_tokenizer("smollm2-135m-instruct")
+    tokenizer = load_tokenizer(MODEL)
     tokenizer(["warm up"])
     peak, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     {"whole": whole, "drawn": drawn}[way](root, sha256, tokenizer, data_spec(source))
@@ -101,7 +102,7 @@ def enrolment(root: Path, source: Path) -> str:
     data, began = data_spec(source), time.process_time()
     shard = written_shard(root, data)
     written = time.process_time()
-    cuts = shard_cuts(shard, lambda: load_tokenizer("smollm2-135m-instruct"), data, 1)
+    cuts = shard_cuts(shard, lambda: load_tokenizer(MODEL), data, 1)
     print(
         f"enrolment: {written - began:.1f} CPU s to write {shard.path.stat().st_size / 1e6:.0f} MB and its index, ",
         end="",

@@ -19,6 +19,7 @@ from typing import Any
 
 from apps.base.errors import REASON_LENGTH, CrossfedError, UserMistake
 from site_configs.library.schedulers.refusals import ALLOCATION, PASSING, REQUEST, Refusal, classify
+from workflows.planning.labels import key_of
 from workflows.records.failed_blocks import FAILED, REFUSED, STILLBORN, BlockFailure, failure_text
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 10.0, 600.0
@@ -119,13 +120,13 @@ def hopeless_reason(site: str, history: BlockHistory, failure: BlockFailure, ref
     """Return why another block of a site would not help, or None."""
     last = failure_text(asdict(failure))
     if refusal.cause == REQUEST:
-        remedy = f"Correct sites.{site}: queue, account, nodes, walltime or options"
+        remedy = f"Correct {key_of(site)}: queue, account, nodes, walltime or options"
         return RequestRefused(last, site=site, remedy=remedy)
     if refusal.cause == ALLOCATION:
-        remedy = f"Ask the facility for more hours, or set sites.{site}.account to another project"
+        remedy = f"Ask the facility for more hours, or set {key_of(site)}.account to another project"
         return BlocksFailed(last, site=site, remedy=remedy)
     if history.same_output >= SAME_FAILURES:
-        remedy = f"See sites.{site}.setup and python_env, and --check --live"
+        remedy = f"See {key_of(site)}.setup and python_env, and --check --live"
         return BlocksFailed(
             f"{SAME_FAILURES} blocks in a row have ended before their worker began, with the same last output:"
             f" {failure.reason}",

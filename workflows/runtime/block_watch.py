@@ -243,14 +243,14 @@ def watch_blocks(plan: Plan, executors: Mapping[str, Any], run: RunDirectory) ->
     watches = {
         name: BlockWatch(
             site,
-            machine_of(name, plan.campaign.sites[name].config or name),
+            machine_of(name, plan.campaign.config_of(name)),
             executors[name],
             run.journal,
             plan.campaign.name,
             job_prefix(run.opened["token"]),
             executors[name].status_polling_interval,
         )
-        for name, site in plan.sites.items()
+        for name, site in plan.machines.items()
         if site.own_block and name in executors
     }
     for watch in watches.values():

@@ -77,7 +77,7 @@ class InPython:
 
 @pytest.mark.parametrize("max_tokens", [512, 40])
 def test_a_tokenizer_without_offsets_gives_the_same_samples(max_tokens: int) -> None:
-    tokenizer = load_tokenizer("tiny")
+    tokenizer = load_tokenizer({"source": "tiny"})
     spec = {"max_tokens": max_tokens, "prompt": "Q: {input}\nA:", "loss_on": "answer"}
     assert encode(RECORDS, InPython(tokenizer), spec) == encode(RECORDS, tokenizer, spec)
 

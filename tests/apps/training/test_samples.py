@@ -36,7 +36,7 @@ DATA: DataSpec = {
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    return load_tokenizer("tiny")
+    return load_tokenizer({"source": "tiny"})
 
 
 def whole_shard(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -185,7 +185,7 @@ def bytes_read():
     return int(Path("/proc/self/io").read_text().split()[1])
 
 root, sha256, data = json.loads(sys.argv[1])
-tokenizer = load_tokenizer("tiny")
+tokenizer = load_tokenizer({"source": "tiny"})
 tokenizer(["warm up"])
 before = resident(), bytes_read(), resource.getrusage(resource.RUSAGE_SELF)
 samples = ShardSamples(Path(root), sha256, tokenizer, data)
