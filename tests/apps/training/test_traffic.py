@@ -80,12 +80,11 @@ class Federation:
             "model": self.model,
             "data": data_spec(tasks=list(TASKS.values()), per_task=6, max_tokens=128),
             "split": "test",
-            "batch_size": 6,
-            "threads": 1,
-            "device": "cpu",
             "code_version": code_version(),
         }
-        return evaluate(Place(site="evaluator", round=0), work, candidate or self.global_model, "global")["mean_loss"]
+        at = {"batch_size": 6, "threads": 1, "device": "cpu"}
+        place = Place(site="evaluator", round=0)
+        return evaluate(place, work, candidate or self.global_model, "global", at=at)["mean_loss"]
 
 
 def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> float:
