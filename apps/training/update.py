@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from apps.artifacts.store import Artifact, Header, artifact_path, read_header
-from apps.artifacts.streams import read_tensor
+from apps.artifacts.store import Artifact, Header, TensorSpec, artifact_path, read_header
 from apps.artifacts.traffic import DELTA, rounded_change
 from apps.base.errors import ArtifactError
 from apps.base.files import inside
 from apps.models.model import Model, sends_bfloat16
-from apps.ranks.process_group import ProcessGroup, placed_like
+from apps.models.sharding import copy_from_file
+from apps.ranks.process_group import ProcessGroup
 from apps.training.task import Task
 
 if TYPE_CHECKING:
@@ -51,10 +51,20 @@ def _changes(task: Task, base: Path, model: Model) -> tuple[dict[str, Tensor], d
     rest: dict[str, Tensor] = {}
     for name, tensor in model.trained.items():
         if tensor.is_floating_point():
-            start = placed_like(read_tensor(base, header[name]), tensor)
-            last = placed_like(read_tensor(before[0], before[1][name]), tensor) if before else None
+            start = _read_like(tensor, base, header[name])
+            last = _read_like(tensor, before[0], before[1][name]) if before else None
             changes[name], rest[name] = rounded_change(tensor, start, last)
     return changes, rest
+
+
+def _read_like(tensor: Tensor, path: Path, spec: TensorSpec) -> Tensor:
+    """Return a tensor of a file, on the device of another one and sharded in the same way."""
+    import torch
+
+    with torch.no_grad():
+        found = torch.empty_like(tensor, dtype=torch.float32)
+        copy_from_file(found, path, spec)
+    return found
 
 
 def _left_over(task: Task) -> tuple[Path, Header] | None:

@@ -40,6 +40,7 @@ ALCF_PROXY = {
 # Accounts may be numbers; nothing in a name may end the line of a batch script that it stands in
 _text = BeforeValidator(lambda value: str(value) if type(value) is int else value)
 Name = Annotated[str, _text, Field(pattern=r"^[\w.@:+/,-]*$")]
+Options = Annotated[Sequence[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 Account = Annotated[str, _text, Field(pattern=r"^[\w.-]+$", description="the project that pays")]
 StorageRoot = Annotated[Path, Field(description="a folder at the site, seen by its compute nodes, for data and models")]
 Walltime = Annotated[int | None, BeforeValidator(lambda value: None if value is None else parse_walltime(value))]
@@ -63,7 +64,7 @@ class BlockSettings(TypedDict, total=False):
     walltime: Walltime
     blocks: Blocks
     reservation: Name
-    options: Sequence[str]
+    options: Options
     python_env: Path | None
     address: str
 
