@@ -97,7 +97,7 @@ def test_every_batch_machine_has_a_script() -> None:
 @pytest.mark.parametrize("machine", MACHINES)
 def test_a_site_is_complete(machine: str) -> None:
     site = made(machine)
-    assert site.route == "batch" and site.block and site.node and site.heartbeat_s == 30
+    assert site.route == "batch" and site.block and site.node and site.heartbeat_s == 600
     assert site.storage_root == Path(SETTINGS[machine]["storage_root"]) / "demo" / machine
     assert site.block.nodes == 2 and site.block.walltime_s in (6 * 3600, 90 * 60)
     assert site.ranks.per_node == site.node.devices
@@ -265,11 +265,12 @@ def test_a_reservation(machine: str, reservation: dict, line: str) -> None:
         ("perlmutter", ["--qos=express"], ["#SBATCH --qos=express"]),
         ("aurora", ["-l daos=daos_user", "-M ada@example.org"], ["#PBS -l daos=daos_user", "#PBS -M ada@example.org"]),
         ("polaris", ["-k doe"], ["#PBS -k doe"]),
+        ("polaris", "-k doe", ["#PBS -k doe"]),
         ("slurm", ["--gres=gpu:a100:2"], ["#SBATCH --gres=gpu:a100:2"]),
         ("pbs", ["-l filesystems=home", "-W umask=022"], ["#PBS -l filesystems=home", "#PBS -W umask=022"]),
     ],
 )
-def test_further_options_of_the_batch_script(machine: str, options: list[str], lines: list[str]) -> None:
+def test_further_options_of_the_batch_script(machine: str, options: list[str] | str, lines: list[str]) -> None:
     script = rendered(machine, options=options).splitlines()
     assert [line for line in script if line in lines] == lines
 
