@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Unpack
+from typing import Annotated, Literal, Unpack
 
 from pydantic import Field, PositiveInt
 
@@ -31,15 +31,16 @@ from site_configs.library.site import Collection, Node, Queue, Ranks, Site
 _queue = partial(Queue, as_of=date(2026, 8, 19), source="ALCF Polaris guide")
 _prod = partial(_queue, submit_to="prod", note="10 running or accruing and 100 queued jobs per project")
 _backfill = partial(_queue, on_request=True, note="for projects with a negative balance, at low priority")
+_debug = partial(_queue, min_walltime_s=5 * MINUTE, on_request=True)
 QUEUES = (
-    _queue("debug", 1, 2, 1 * HOUR, min_walltime_s=5 * MINUTE, note="24 nodes in all, 8 of them dedicated"),
-    _queue("debug-scaling", 1, 10, 1 * HOUR, min_walltime_s=5 * MINUTE, queued_per_user=1),
+    _debug("debug", 1, 2, 1 * HOUR, note="for tests; 24 nodes in all, 8 of them dedicated"),
+    _debug("debug-scaling", 1, 10, 1 * HOUR, queued_per_user=1, note="for tests, one job of a user in any state"),
     _queue("capacity", 1, 4, 168 * HOUR, running_per_user=1, queued_per_user=2, note="32 nodes in all"),
     _prod("small", 10, 24, 3 * HOUR),
     _prod("medium", 25, 99, 6 * HOUR),
     _prod("large", 100, 496, 24 * HOUR),
     _queue("preemptable", 1, 10, 72 * HOUR, preemptable=True, note="ended without a warning; 20 jobs per project"),
-    _queue("demand", 1, 56, 1 * HOUR, on_request=True),
+    _queue("demand", 1, 56, 1 * HOUR, on_request=True, note="for admitted projects"),
     _backfill("backfill-small", 10, 24, 3 * HOUR),
     _backfill("backfill-medium", 25, 99, 6 * HOUR),
     _backfill("backfill-large", 100, 496, 24 * HOUR),
@@ -55,6 +56,18 @@ NODE = Node(
 )
 # rank 0 with GPU 0 and so on, each on the cores next to its GPU
 LAUNCH = ("mpiexec", "-n", "{ranks}", "--ppn", "{ranks_per_node}", "--cpu-bind", "list:24-31:16-23:8-15:0-7")
+# How NCCL reaches other nodes: ALCF's page on NCCL. With its plugin for libfabric it is 2 to 3 times faster, and hangs
+# with some programs; ALCF's conda modules set these variables since October 2024.
+Nccl = Literal["module", "ofi", "tcp"]
+OFI = """\
+export NCCL_NET="AWS Libfabric" NCCL_NET_GDR_LEVEL=PHB NCCL_CROSS_NIC=1 NCCL_COLLNET_ENABLE=1
+export FI_CXI_DISABLE_HOST_REGISTER=1 FI_MR_CACHE_MONITOR=userfaultfd FI_CXI_DEFAULT_CQ_SIZE=131072
+export LD_LIBRARY_PATH="/soft/libraries/aws-ofi-nccl/v1.9.1-aws/lib:/soft/libraries/hwloc/lib:$LD_LIBRARY_PATH\""""
+NCCL_LINES: dict[Nccl, str] = {
+    "module": "",
+    "ofi": OFI,
+    "tcp": "unset NCCL_NET NCCL_NET_GDR_LEVEL NCCL_CROSS_NIC NCCL_COLLNET_ENABLE",
+}
 
 
 def site(
@@ -65,6 +78,7 @@ def site(
     ranks_per_node: Annotated[PositiveInt, Field(le=4)] = 4,
     modules: Sequence[str] = ("conda",),
     setup: str = "conda activate",
+    nccl: Nccl = "module",
     **settings: Unpack[FacilitySettings],
 ) -> Site:
     """Return the site of a campaign on whole nodes of Polaris; ``capacity`` gives up to 4 nodes for up to a week.
@@ -78,6 +92,8 @@ def site(
         ranks_per_node: GPUs of each node that train.
         modules: modules that are loaded before the workers start.
         setup: shell lines after the modules.
+        nccl: network of NCCL between nodes: ``ofi`` is libfabric, ``tcp`` slower and without its hangs, ``module`` what
+            the modules set.
         **settings: account, storage_root, nodes, walltime, queue and others, see ``FacilitySettings``.
     """
     block = facility_block("pbs", QUEUES, settings)
@@ -97,10 +113,9 @@ def site(
             **thread_environment(8),
             **ALCF_PROXY,
             "TMPDIR": "/local/scratch",  # short, on the node: PBS's default is too long a path for sockets
-            # NCCL over TCP. ALCF's libfabric plugin is 2 to 3 times faster and sometimes hangs: see its guide, "setup"
             "NCCL_SOCKET_IFNAME": "hsn0",
         },
-        setup="\n".join(["module use /soft/modulefiles", setup_lines(modules, setup)]),
+        setup="\n".join(["module use /soft/modulefiles", setup_lines(modules, setup, NCCL_LINES[nccl])]),
         python_env=settings.get("python_env"),
         block=block,
         node=NODE,

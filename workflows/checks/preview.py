@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from site_configs.library.queues import format_walltime
+from site_configs.library.queues import HOUR, format_walltime
 from site_configs.library.resolve import takes
 from site_configs.library.site import Block, Site
 from workflows.checks.here import missing_here
+from workflows.checks.places import place_lines
 from workflows.checks.records import count_lines
 from workflows.checks.space import space_text
 from workflows.console.units import plural, seconds_text
 from workflows.planning.campaign import Campaign
+from workflows.planning.labels import shown_name
 from workflows.planning.memory.campaign import idle_text, samples_per_s, training_setup
 from workflows.planning.memory.model import shape_of
 from workflows.planning.plan import Plan
@@ -20,19 +22,19 @@ from workflows.strategies.fedavg import SynchronousSection
 from workflows.strategies.fedecho import FedEchoSection
 
 WIDTH = 20
+SHORTER = (("4h", 4 * HOUR), ("2h", 2 * HOUR), ("1h", HOUR))  # walltimes that are worth a hint
 
 
 def describe(plan: Plan, run_dir: Path) -> Iterator[str]:
     """Yield the lines that describe a plan."""
     for key, text in (*plan_items(plan), *count_lines(plan)):
         yield _line(key, text)
-    for name, site in plan.sites.items():
-        if site.block:
-            yield _line(f"block of {name}", block_text(site.block))
-            if hint := _walltime_hint(plan, name, site.block):
-                yield _line(f"walltime of {name}", hint)
-        if name in plan.memory and (idle := idle_text(plan.memory[name])):
-            yield _line(f"training of {name}", idle)
+    for name in plan.sites:
+        yield from _block_lines(plan, name)
+    for key, text in place_lines(plan):
+        yield _line(key, text) if key else f"{'':{WIDTH}s} {text}"
+    for label in plan.server_blocks:
+        yield _line(f"block of {shown_name(label)}", block_text(plan.machines[label].block))
     if hint := _quorum_hint(plan):
         yield _line("quorum", hint)
     if space := space_text(plan, run_dir):
@@ -42,17 +44,31 @@ def describe(plan: Plan, run_dir: Path) -> Iterator[str]:
         yield _line("not on this machine", problem)
 
 
+def _block_lines(plan: Plan, name: str) -> Iterator[str]:
+    """Yield the lines about a site's batch job."""
+    block = plan.sites[name].block
+    if block:
+        yield _line(f"block of {name}", block_text(block))
+        if hint := _walltime_hint(plan, name, block):
+            yield _line(f"walltime of {name}", hint)
+    if name in plan.memory and (idle := idle_text(plan.memory[name])):
+        yield _line(f"training of {name}", idle)
+
+
 def _line(key: str, text: str) -> str:
     return f"{key + ':':{WIDTH}s} {text}"
 
 
-def block_text(block: Block) -> str:
+def block_text(block: Block | None) -> str:
     """Return the size, length, queue and use of a block, with the queue's rule."""
+    assert block is not None
     queue, nodes = block.queue, plural(block.nodes, "node")
     account = f", account {block.account}" if block.account else ""
+    account += f", {' '.join(block.options)}" if block.options else ""
     kept = "kept over rounds" if block.reuse == "pilot" else "given back after each round"
     rule = f" (rule of {queue.as_of}, {queue.source})"
-    return f"{nodes} for {format_walltime(block.walltime_s)} in queue {queue.name}{account}, {kept}{rule}"
+    note = f"; {queue.note}" if queue.on_request and queue.note else ""
+    return f"{nodes} for {format_walltime(block.walltime_s)} in queue {queue.name}{account}, {kept}{rule}{note}"
 
 
 def _quorum_hint(plan: Plan) -> str:
@@ -70,10 +86,11 @@ def _walltime_hint(plan: Plan, name: str, block: Block) -> str:
     entry = plan.campaign.sites[name]
     if entry.settings.get("walltime") is not None or not takes(entry.config or name, "walltime"):
         return ""
-    return (
-        f"none is set, so that {format_walltime(block.walltime_s)} is asked for;"
-        f" a shorter job often starts sooner: --set sites.{name}.walltime=4h{_training_time(plan, name, block)}"
-    )
+    shorter = next((text for text, shorter_s in SHORTER if 2 * shorter_s <= block.walltime_s), None)
+    advice = f"; a shorter job often starts sooner: --set sites.{name}.walltime={shorter}" if shorter else ""
+    estimate = _training_time(plan, name, block)
+    asked = f"none is set, so that {format_walltime(block.walltime_s)} is asked for"
+    return f"{asked}{advice}{estimate}" if advice or estimate else ""
 
 
 def _training_time(plan: Plan, name: str, block: Block) -> str:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from apps.models.sources import PACKAGED, TINY
 from data.tasks import EMBEDDED
-from workflows.planning.campaign import Campaign, SiteEntry
+from workflows.planning.campaign import Campaign, PlacedSection, PlaceEntry, SiteEntry
+
+Placed = TypeVar("Placed", bound=PlacedSection)
 
 
 def with_absolute_paths(campaign: Campaign) -> Campaign:
@@ -25,6 +27,8 @@ def with_absolute_paths(campaign: Campaign) -> Campaign:
             "model": model.model_copy(update={"source": absolute_model(model.source)}),
             "data": data.model_copy(update={"source": absolute_records(data.source)}),
             "sites": {name: _with_absolute_paths(entry) for name, entry in campaign.sites.items()},
+            "server": _with_absolute_place(campaign.server),
+            "evaluation": _with_absolute_place(campaign.evaluation),
         }
     )
 
@@ -33,13 +37,25 @@ def _with_absolute_paths(entry: SiteEntry) -> SiteEntry:
     if entry.settings.get("route") == "globus":
         return entry
     update: dict[str, Any] = {}
-    if (entry.config or "").endswith(".py"):
-        update["config"] = _absolute(str(entry.config))
+    if entry.config is not None:
+        update["config"] = absolute_config(entry.config)
     if entry.data is not None:
         update["data"] = absolute_records(entry.data)
     if entry.model is not None:
         update["model"] = absolute_model(entry.model)
     return entry.model_copy(update=update)
+
+
+def _with_absolute_place(section: Placed) -> Placed:
+    if not isinstance(section.site, PlaceEntry):
+        return section
+    site = section.site.model_copy(update={"config": absolute_config(section.site.config)})
+    return section.model_copy(update={"site": site})
+
+
+def absolute_config(config: str) -> str:
+    """Return the absolute path of a user's own machine file; the name of a machine stays."""
+    return _absolute(config) if config.endswith(".py") else config
 
 
 def absolute_records(source: str) -> str:

@@ -12,7 +12,7 @@ from apps.base.errors import UserMistake
 from data.names import did_you_mean
 from site_configs.library.resolve import available, takes
 from workflows.planning.campaign import Campaign
-from workflows.planning.yaml_file import Loader
+from workflows.planning.yaml_file import read_value
 from workflows.strategies import SECTIONS
 
 
@@ -36,24 +36,24 @@ def apply_set(raw: dict[str, Any], text: str) -> None:
         if not isinstance(place, dict):
             raise UserMistake(f"--set {text}: {folder} holds a value, not keys")
     before = place.get(last)
-    place[last] = _text(value) if is_text([*folders, last]) else _yaml(text, value)
+    place[last] = _text(last, value) if is_text([*folders, last]) else _yaml(text, last, value)
     if key == "strategy.name":
         _keep_settings_of_strategy(place)
     if folders[:1] == ["sites"] and len(folders) == 2 and last == "config":
         _keep_settings_of_machine(place, before or folders[1])
 
 
-def _yaml(text: str, value: str) -> Any:
+def _yaml(text: str, key: str, value: str) -> Any:
     try:
-        return yaml.load(value, Loader)
+        return read_value(key, value)
     except yaml.YAMLError:
         raise UserMistake(f"--set {text}: the value is not valid YAML") from None
 
 
-def _text(value: str) -> str | None:
+def _text(key: str, value: str) -> str | None:
     """Return a value that the schema wants as text: quoted as in YAML, ``null``, or as it stands."""
     try:
-        loaded = yaml.load(value, Loader)
+        loaded = read_value(key, value)
     except yaml.YAMLError:
         return value
     return loaded if isinstance(loaded, str) or loaded is None else value

@@ -21,6 +21,7 @@ from site_configs.library.status_provider import SETTLE_S, StatusAwareProvider
 from workflows.records.journal import Journal
 from workflows.records.queue_history import BlockRecord, append, machine_of
 from workflows.runtime.executors import job_prefix
+from workflows.runtime.queued import queued_text
 
 if TYPE_CHECKING:
     from workflows.planning.plan import Plan
@@ -68,8 +69,13 @@ class BlockWatch:
     def __post_init__(self) -> None:
         assert self.site.block is not None
         self.block: Block = self.site.block
-        self.scheduler: Scheduler = scheduler_for(self.block.scheduler, self.block.command_environment)
+        provider = getattr(self.executor, "provider", None)
+        shared = provider.scheduler if isinstance(provider, StatusAwareProvider) else None
+        self.scheduler: Scheduler = shared or self._own_scheduler()
         self.thread = threading.Thread(target=self._follow, name=f"blocks-{self.site.name}", daemon=True)
+
+    def _own_scheduler(self) -> Scheduler:
+        return scheduler_for(self.block.scheduler, self.block.command_environment)
 
     def start(self) -> None:
         self.thread.start()
@@ -145,7 +151,7 @@ class BlockWatch:
         """Return True if this driver has asked for the end of a job; None if its provider does not record that."""
         if self.closing.is_set():
             return True
-        provider = self.executor.provider
+        provider = getattr(self.executor, "provider", None)
         return job.job_id in provider.cancel_requested if isinstance(provider, StatusAwareProvider) else None
 
     def _record(self, job: WatchedJob, state: str) -> BlockRecord:
@@ -169,13 +175,11 @@ class BlockWatch:
         """Return the state of the newest block as text for the user."""
         live = [job for job in list(self.jobs.values()) if not job.ended]
         if not live:
-            return "requesting a block"
+            return getattr(self.executor.provider, "holding", "") or "requesting a block"
         job = live[-1]
         facts = job.facts
         if facts is None or facts.state == "pending":
-            waited = time.time() - ((facts and facts.submitted) or job.submitted)
-            reason = f", {facts.reason}" if facts and facts.reason not in ("", "None") else ""
-            return f"queued for {waited / 60:.0f} min (job {job.job_id}{reason})"
+            return queued_text(job.job_id, facts, time.time() - ((facts and facts.submitted) or job.submitted))
         return f"block {job.job_id} runs"
 
     def running(self) -> bool:
@@ -187,6 +191,7 @@ class BlockWatch:
         """Record the end states of the blocks, which Parsl has cancelled before, and cancel any job that is left."""
         self.closing.set()
         self.thread.join(END_STATES_S)
+        self.scheduler = self._own_scheduler()  # an answer that was kept may be older than the end of a job
         until = time.monotonic() + END_STATES_S
         while (left := self._cancel_rest()) and time.monotonic() < until:
             time.sleep(CLOSING_PERIOD_S)
@@ -244,14 +249,14 @@ def watch_blocks(plan: Plan, executors: Mapping[str, Any], run: RunDirectory) ->
     watches = {
         name: BlockWatch(
             site,
-            machine_of(name, plan.campaign.sites[name].config or name),
+            machine_of(name, plan.campaign.config_of(name)),
             executors[name],
             run.journal,
             plan.campaign.name,
             job_prefix(run.opened["token"]),
             executors[name].status_polling_interval,
         )
-        for name, site in plan.sites.items()
+        for name, site in plan.machines.items()
         if site.own_block and name in executors
     }
     for watch in watches.values():

@@ -206,8 +206,10 @@ def test_paths_do_not_depend_on_the_folder_of_the_driver(tmp_path: Path, monkeyp
         "here": {"config": "my/cluster.py", "data": "records", "model": "~/model"},
         "there": {"config": "local", "route": "globus", "data": "~/records", "model": "./model"},
     }
-    path = saved(tmp_path, nano(sites=entries, data={"source": "../data.zip"}, model={"source": "models/mine"}))
-    campaign = read_campaign(path)
+    own_block = {"site": {"config": "my/cluster.py", "nodes": 2}}
+    changes = {"data": {"source": "../data.zip"}, "model": {"source": "models/mine"}, "server": own_block}
+    campaign = read_campaign(saved(tmp_path, nano(sites=entries, **changes)))
+    assert getattr(campaign.server.site, "config", "") == str(tmp_path / "my" / "cluster.py")
     assert campaign.data.source == str(tmp_path.parent / "data.zip")
     assert campaign.model.source == str(tmp_path / "models" / "mine")
     here, there = campaign.sites["here"], campaign.sites["there"]
@@ -239,7 +241,7 @@ def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
         read_campaign(path)
     lines = str(refused.value).splitlines()
     assert [line.split(": ")[1] for line in lines] == ["stepz", "seed", "rounds", "evaluation"]
-    assert lines[-1].endswith("evaluation: a section with keys (split, per_task, batch_size, every, ...), got None")
+    assert lines[-1].endswith("evaluation: a section with keys (site, split, per_task, batch_size, ...), got None")
 
 
 def test_a_campaign_written_and_read_is_the_same(tmp_path: Path) -> None:
@@ -284,3 +286,21 @@ def test_a_setting_for_an_unknown_site_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserMistake, match="--set sites.arora: there is no such site, did you mean 'aurora'"):
         load_campaign(path, ["sites.arora.threads=2"], "aurora")
     assert list(load_campaign(path, ["sites.frontier.threads=2"], "aurora").sites) == ["aurora"]
+
+
+@pytest.mark.parametrize("account", ["12345", "0123", "12e3", "1_000", "2026-08-01", "on", "0x1f"])
+def test_an_account_that_looks_like_a_number_keeps_its_text(tmp_path: Path, account: str) -> None:
+    path = write_campaign(tmp_path)
+    for sets in ([f"sites.aurora.account={account}"], [f"sites.aurora={{account: {account}, queue: {account}}}"]):
+        campaign = load_campaign(path, sets)
+        assert campaign.sites["aurora"].settings["account"] == account
+        written = tmp_path / "written.yaml"
+        written.write_text(as_yaml(campaign))
+        assert load_campaign(written).sites["aurora"].settings["account"] == account
+
+
+def test_other_values_are_read_as_before(tmp_path: Path) -> None:
+    sets = ["rounds=2", "sites.aurora.queue=null", "sites.aurora={nodes: 2, options: [-C nvme]}"]
+    campaign = load_campaign(write_campaign(tmp_path), sets)
+    assert campaign.rounds == 2 and campaign.sites["aurora"].settings == {"nodes": 2, "options": ["-C nvme"]}
+    assert load_campaign(write_campaign(tmp_path), sets[:2]).sites["aurora"].settings["queue"] is None

@@ -108,7 +108,9 @@ def batch_site(name: str = "alpha", **changes: Any) -> Site:
 @pytest.fixture
 def world(script: Script, tmp_path: Path) -> World:
     submitted = {"0": "7"}
-    executor = SimpleNamespace(blocks_to_job_id=submitted, provider=SlurmBlocks(BLOCK))
+    provider: Any = SlurmBlocks(BLOCK)
+    provider.scheduler = script
+    executor = SimpleNamespace(blocks_to_job_id=submitted, provider=provider)
     diary = Journal(tmp_path / "journal.jsonl")
     watch = BlockWatch(batch_site(), "frontier", executor, diary, "demo", "cf-12", 0.01)
     return World(tmp_path, script, watch, submitted)
@@ -395,8 +397,8 @@ def test_each_batch_site_has_its_watcher(script: Script, diary: Journal, tmp_pat
     sites = {"alpha": batch_site(), "local": local_site("local", tmp_path), "beta": batch_site("beta")}
     configs = {"alpha": "polaris", "local": "local", "beta": "slurm"}
     plan: Any = SimpleNamespace(
-        sites=sites,
-        campaign=SimpleNamespace(name="demo", sites={k: SimpleNamespace(config=v) for k, v in configs.items()}),
+        machines=sites,
+        campaign=SimpleNamespace(name="demo", config_of=lambda label: configs[label] or label),
     )
     executor = SimpleNamespace(blocks_to_job_id={}, status_polling_interval=0.01)
     run: Any = SimpleNamespace(journal=diary, opened={"token": "0123456789abcdef"})

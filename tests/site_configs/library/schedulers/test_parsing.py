@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from site_configs.library.schedulers import GONE, UNKNOWN, JobFacts, scheduler_for
 from site_configs.library.schedulers.commands import ask, duration_s
 from site_configs.library.schedulers.pbs import Pbs, job_facts
-from site_configs.library.schedulers.slurm import Slurm, accounted_jobs, queue_rows, wait_status
+from site_configs.library.schedulers.slurm import Slurm
+from site_configs.library.schedulers.slurm_rows import accounted_jobs, queue_rows, wait_status
 
 SQUEUE = """\
 4|CANCELLED|1795370766|1795370766|1795370766|1|debug|0|Resources|1:00:00||normal|killed.sh|
@@ -226,6 +227,12 @@ def test_live_states_of_a_pbs_job(letter: str, state: str) -> None:
     attributes = {k: v for k, v in PBS_JOB.items() if k not in ("Exit_status", "stime")}
     job = job_facts("7", {**attributes, "job_state": letter})
     assert isinstance(job, JobFacts) and (job.state, job.ended, job.exit_code) == (state, None, None)
+
+
+def test_a_held_pbs_job_says_so() -> None:
+    attributes = {k: v for k, v in PBS_JOB.items() if k not in ("Exit_status", "stime", "comment")}
+    job = job_facts("7", {**attributes, "job_state": "H"})
+    assert isinstance(job, JobFacts) and job.reason == "Job held"
 
 
 def test_a_job_that_moved_to_another_server_is_unknown() -> None:
