@@ -118,7 +118,7 @@ def filled_in(folder: Path, campaign: Path) -> Path:
             ends = {"endpoint": f"{ID}{number}", "collection": f"{ID}{number}", "collection_folder": f"{root}/store"}
             entry |= {**ends, "python_env": f"{root}/env", "data": f"{root}/data.zip"}
     path = folder / "mine.yaml"
-    path.write_text(yaml.safe_dump(raw))
+    path.write_text(yaml.safe_dump(raw, sort_keys=False))
     return path
 
 

@@ -1,4 +1,4 @@
-"""Checks of how sites are reached: jobs of two machines cannot be submitted from one host, nor paths seen everywhere."""
+"""Checks of how sites are reached: one host cannot submit jobs to two machines, nor see the files of all."""
 
 from __future__ import annotations
 
