@@ -12,6 +12,7 @@ from workflows.checks.live import check_live
 from workflows.checks.model import model_remarks, require_models
 from workflows.checks.places import place_problems
 from workflows.checks.preview import describe, switched_off, unusual_rate
+from workflows.checks.reach import reach_mistakes
 from workflows.checks.round_preview import first_round
 from workflows.console.command import DONE, MISTAKE, say
 from workflows.console.paths import DEFAULT_CAMPAIGN
@@ -99,7 +100,7 @@ def check(options: argparse.Namespace) -> int:
     if options.dry_run:
         for line in (*first_round(plan), *dry_run(plan, path.resolve())):
             say(line)
-    problems = place_problems(plan)
+    problems = [*reach_mistakes(plan), *place_problems(plan)]
     for problem in problems:
         say(f"PROBLEM  {problem}")
     fine = check_live(plan, say) if options.live else True
