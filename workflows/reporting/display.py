@@ -16,7 +16,7 @@ from workflows.records.batch_jobs import LOST_ENDINGS
 from workflows.records.failed_blocks import failure_text
 from workflows.records.journal import Record
 from workflows.records.late_updates import LateUpdateFinder
-from workflows.records.rounds import RoundSummary, summaries
+from workflows.records.rounds import RoundReader, RoundSummary
 
 if TYPE_CHECKING:
     from apps.training.progress import Progress
@@ -69,6 +69,8 @@ class Display:
         self.last_tick = self.last_plain = 0.0
         self.began = time.time()
         self.records_read = 0  # journal records whose problems were shown
+        self.rounds_read = 0
+        self.reader: RoundReader | None = None
         self.late_updates = LateUpdateFinder()
 
     def __enter__(self) -> Display:
@@ -101,7 +103,12 @@ class Display:
 
     def show_rounds(self, engine: Engine) -> None:
         """Print the rounds that were not printed yet."""
-        for summary in summaries(engine.run.journal, engine.plan.campaign.evaluation.sites, self.shown):
+        if self.reader is None:
+            evaluation = engine.plan.campaign.evaluation
+            self.reader = RoundReader(evaluation.sites, evaluation.every, self.rounds, self.period)
+        records = engine.run.journal.records
+        new, self.rounds_read = records[self.rounds_read :], len(records)
+        for summary in self.reader.read(new) if new else ():
             if not self.shown:
                 self.console.print(self._header(), style="bold", highlight=False, soft_wrap=True)
             self.shown.add(summary.number)
@@ -128,7 +135,7 @@ class Display:
 
     def _row(self, row: RoundSummary) -> str:
         losses = [f"{row.site_losses[s]:.3f}" if s in row.site_losses else "-" for s in self.sites]
-        cells = [f"{row.number}/{self.rounds}", f"{row.global_loss:.3f}", *losses]
+        cells = [f"{row.number}/{self.rounds}", "-" if row.global_loss is None else f"{row.global_loss:.3f}", *losses]
         cells += [bytes_text(row.nbytes), f"{row.seconds:.1f}"]
         return "  ".join(cell.rjust(max(len(head), 7)) for head, cell in zip(self._heads(), cells, strict=True))
 

@@ -14,7 +14,8 @@ from workflows.console.units import plural
 from workflows.records.batch_jobs import BatchJob, batch_jobs
 from workflows.records.event_log import EventLog, full_model_nbytes, moves, period_of, read_events, task_runs, trainings
 from workflows.records.site_jobs import SiteJobs, site_jobs
-from workflows.records.timeline import Timeline, build_timeline
+from workflows.records.timeline import Timeline
+from workflows.records.timeline_building import build_timeline
 from workflows.reporting.figure_style import GLOBAL
 
 if TYPE_CHECKING:

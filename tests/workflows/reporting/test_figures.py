@@ -16,7 +16,8 @@ from synthetic_run import batch_run, finished_run
 from workflows.console.units import bytes_text, seconds_text, time_unit
 from workflows.records.event_log import Move, moves, read_events, task_runs
 from workflows.records.round_graph import GraphTask, RoundGraph
-from workflows.records.timeline import PHASES, Timeline, build_timeline
+from workflows.records.timeline import PHASES, Timeline
+from workflows.records.timeline_building import build_timeline
 from workflows.reporting.figure_style import JOB_COLOUR, PHASE_COLOURS, SITE_COLOURS, line_style, save, spread
 from workflows.reporting.figures import cost_figure, heatmap_figure, loss_figure, task_figure
 from workflows.reporting.gantt import timeline_figure
