@@ -32,8 +32,9 @@ from workflows.dataflow.train_spec import (
 )
 from workflows.planning.plan import Plan
 from workflows.records.changes import rounds_asked
-from workflows.records.metrics import write_metrics
+from workflows.records.metrics import MetricsFile
 from workflows.records.run_directory import RunDirectory
+from workflows.records.scores import require_finite
 from workflows.runtime.kernel import Kernel, root_cause
 from workflows.strategies.base import (
     Aggregate,
@@ -84,6 +85,7 @@ class Engine:
         self.actions: dict[int, Train] = {}  # by task
         self.last_task: dict[str, str] = {}  # site -> identity of its last finished task
         self.evaluations: list[AppFuture] = []
+        self.metrics = MetricsFile(run.path / "metrics.csv", run.journal)
         self.metrics_due = False  # metrics.csv lacks a finished evaluation
         self.settled: set[int] = set()  # tasks whose end the strategy has received
         self.counted: set[int] = set()  # tasks that are part of a model
@@ -227,9 +229,8 @@ class Engine:
         try:
             handle, args = self.inbox.get(timeout=TICK_S)
         except queue.Empty:
-            if self.metrics_due:
+            if self.metrics_due and self.metrics.write_if_due():
                 self.metrics_due = False
-                write_metrics(self.run)
             return None
         return handle(*args)
 
@@ -254,6 +255,7 @@ class Engine:
         if error is not None:
             raise error
         self.metrics_due = True
+        require_finite(future.result(), self.plan.campaign.period)
 
     # -- the end ------------------------------------------------------------------------------------------------
 
@@ -262,7 +264,9 @@ class Engine:
         saved = self.graph.final_model(self.models[max(self.models)], str(self.run.path / "model"))
         for future in (*self.evaluations, saved):
             self._wait(future)
-        write_metrics(self.run)
+        self.metrics.write()
+        for evaluation in self.evaluations:
+            require_finite(evaluation.result(), self.plan.campaign.period)
 
     def give_up(self) -> None:
         """End a campaign that cannot continue now; a resume asks the sites again that have failed since."""
