@@ -1,28 +1,28 @@
-"""Metrics of the tasks, after LlaSMol (Yu et al. 2024, arXiv 2402.09391, section 4).
+"""Metrics of the tasks, with the definitions of LlaSMol (Yu et al. 2024, arXiv 2402.09391) and of its public code.
 
 Every kind of task has the metric `answered`, the share of predictions with an answer of the right form. Shares are of
-all predictions, so that a missing answer never improves a score, except where a docstring says otherwise.
+all predictions, so that a missing answer never improves a score; what is over the answers only is named in each
+docstring, as it is in LlaSMol. Differences from LlaSMol are in `docs/data.md`.
 """
 
 from __future__ import annotations
 
-import collections
 import importlib
-import logging
 import math
 import re
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
-from data.tasks import Metric, Tags, metric_kind, output_tags
-
-logger = logging.getLogger(__name__)
+from data.molecules import reactant_scores, smiles_scores
+from data.tasks import CANONICAL_ORDER, Metric, Record, Tags, metric_kind, output_tags
+from data.text_overlap import text_scores
 
 # The public set separates parts of one answer (components of a mixture, parts of a name) by ";".
 PART_SEPARATOR = ";"
-ATOMS = re.compile(r"([A-Z][a-z]?)(\d*)")
-FINGERPRINT_RADIUS = 2
-FINGERPRINT_BITS = 2048
+# Kinds with several right answers to one question; a number or a yes is right for its own sample only.
+SHARED_GOLDS: tuple[Metric, ...] = ("formula", "name", "smiles", "text")
+FORMULA_TOKEN = re.compile(r"([A-Z][a-z]?)(\d*)|([([{])|([)\]}])(\d*)")
+CHARGES = re.compile(r"(?:[+-]\d*)+$")
+CHARGE = "charge"
 
 Prediction = str | None
 Golds = list[list[str]]
@@ -45,7 +45,7 @@ def score(
     task: str,
     predictions: Sequence[Prediction],
     references: Sequence[Sequence[str] | str],
-    inputs: Sequence[str] | None = None,
+    inputs: Sequence[Hashable] | None = None,
 ) -> dict[str, float]:
     """Return the metrics of one task over its samples.
 
@@ -53,7 +53,8 @@ def score(
         task: task id.
         predictions: answers of `extract_answer` (None: no answer); text that still has its tags is extracted first.
         references: right answers of each sample, one or several.
-        inputs: questions; samples with the same question share their right answers (a product has many routes).
+        inputs: questions; samples with the same question share their right answers where one question can have
+            several (a product has many routes), never those of a number or of a yes or no.
 
     Raises:
         ValueError: an unknown task, no sample, or lists of different lengths.
@@ -67,13 +68,30 @@ def score(
     if any(not g for g in golds):
         raise ValueError(f"{task}: a sample has no reference")
     golds = [[_bare(g, output_tags(task)) or "" for g in group] for group in golds]
-    if inputs is not None:
+    if inputs is not None and kind in SHARED_GOLDS:
         golds = _pool(golds, inputs)
-    return _SCORERS[kind](answers, golds)
+    return (reactant_scores if task == "retrosynthesis" else _SCORERS[kind])(answers, golds)
+
+
+def right_answers(records: Iterable[Record]) -> dict[Hashable, list[str]]:
+    """Return question -> its right answers over a split, of the tasks where one question can have several.
+
+    LlaSMol takes them from the whole test split, whatever part of it is scored.
+    """
+    found: dict[Hashable, dict[str, None]] = {}
+    for record in records:
+        if record["task"] in CANONICAL_ORDER and metric_kind(record["task"]) in SHARED_GOLDS:
+            found.setdefault(question_of(record), {})[record["raw_output"]] = None
+    return {question: list(golds) for question, golds in found.items()}
+
+
+def question_of(record: Record) -> Hashable:
+    """Return what two records have in common if they ask the same."""
+    return record["task"], record["raw_input"], record.get("target")
 
 
 def formula_scores(answers: Sequence[Prediction], golds: Golds) -> dict[str, float]:
-    """Return `element_match`: the same elements in the same numbers, in any order."""
+    """Return `element_match`: the same elements in the same numbers, in any order, and the same charge."""
     counts = [None if a is None else element_counts(a) for a in answers]
     right = [
         count is not None and any(count == element_counts(g) for g in group)
@@ -91,33 +109,6 @@ def name_scores(answers: Sequence[Prediction], golds: Golds) -> dict[str, float]
     return {"split_match": _share(right), "answered": _share([a is not None for a in answers])}
 
 
-def smiles_scores(answers: Sequence[Prediction], golds: Golds) -> dict[str, float]:
-    """Return `exact_match` of identifiers (InChI), `validity` and `morgan_tanimoto`.
-
-    The last is the similarity of Morgan fingerprints (radius 2) to the nearest right answer, as the mean over valid
-    answers only (0 without any). Without rdkit only `exact_match`, of the text with its parts in any order, and
-    `answered` are returned.
-    """
-    answered = _share([a is not None for a in answers])
-    chem = _rdkit()
-    if chem is None:
-        logger.warning("SMILES are compared as text only; for rdkit's checks: pip install 'crossfed[chemistry]'")
-        right = [
-            a is not None and any(_components(a) == _components(g) for g in group)
-            for a, group in zip(answers, golds, strict=True)
-        ]
-        return {"exact_match": _share(right), "answered": answered}
-    with importlib.import_module("rdkit.rdBase").BlockLogs():
-        found = [_compare_molecules(chem, a, group) for a, group in zip(answers, golds, strict=True)]
-    similarities = [similarity for _, similarity in found if similarity is not None]
-    return {
-        "exact_match": _share([same for same, _ in found]),
-        "validity": len(similarities) / len(found),
-        "morgan_tanimoto": _mean(similarities),
-        "answered": answered,
-    }
-
-
 def number_scores(answers: Sequence[Prediction], golds: Golds) -> dict[str, float]:
     """Return `rmse` over the answers that are numbers (left out if none is), and `answered`, their share."""
     squares = []
@@ -126,28 +117,37 @@ def number_scores(answers: Sequence[Prediction], golds: Golds) -> dict[str, floa
         if value is not None:
             squares.append(min((value - float(gold)) ** 2 for gold in group))
     scores = {"answered": len(squares) / len(answers)}
-    return {"rmse": math.sqrt(_mean(squares)), **scores} if squares else scores
+    return {"rmse": math.sqrt(sum(squares) / len(squares)), **scores} if squares else scores
 
 
 def boolean_scores(answers: Sequence[Prediction], golds: Golds) -> dict[str, float]:
-    """Return `accuracy` of yes or no; anything else is a wrong answer."""
-    values = [None if a is None else truth_of(a) for a in answers]
-    right = [
-        value is not None and value in {truth_of(g) for g in group} for value, group in zip(values, golds, strict=True)
-    ]
-    return {"accuracy": _share(right), "answered": _share([v is not None for v in values])}
+    """Return the scores of yes or no; anything else is a wrong answer.
 
-
-def text_scores(answers: Sequence[Prediction], golds: Golds) -> dict[str, float]:
-    """Return `exact_match` and `rouge_l`: ROUGE-L F1 on lower-case words (Lin 2004), the best over right answers.
-
-    LlaSMol reports METEOR, which needs WordNet, and ROUGE-L, which needs no data.
+    `accuracy` is a share of all samples. `mcc`, `f1`, `precision`, `recall` and `roc_auc` (of yes) are over the samples
+    with an answer, and left out if the right answers of these are all the same: a model that always says the frequent
+    answer has a high accuracy, an MCC and an F1 of 0 and a ROC-AUC of 0.5.
     """
-    pairs = list(zip(answers, golds, strict=True))
+    values = [None if a is None else truth_of(a) for a in answers]
+    truths = [truth_of(group[0]) for group in golds]
+    right = [value is not None and value == truth for value, truth in zip(values, truths, strict=True)]
+    given = [(bool(t), v) for v, t in zip(values, truths, strict=True) if v is not None]
+    scores = {"accuracy": _share(right), "answered": len(given) / len(answers)}
+    return {**scores, **_class_scores(given)} if len({truth for truth, _ in given}) == 2 else scores
+
+
+def _class_scores(pairs: Sequence[tuple[bool, bool]]) -> dict[str, float]:
+    """Return the scores of (right answer, answer) pairs that hold both right answers."""
+    measures = importlib.import_module("sklearn.metrics")
+    truths, values = [truth for truth, _ in pairs], [value for _, value in pairs]
+    precision, recall, f1, _ = measures.precision_recall_fscore_support(
+        truths, values, average="binary", zero_division=0
+    )
     return {
-        "exact_match": _share([a in group for a, group in pairs]),
-        "rouge_l": _mean([max(rouge_l(a or "", g) for g in group) for a, group in pairs]),
-        "answered": _share([a is not None for a in answers]),
+        "mcc": float(measures.matthews_corrcoef(truths, values)),
+        "f1": float(f1),
+        "precision": float(precision),
+        "recall": float(recall),
+        "roc_auc": float(measures.roc_auc_score(truths, values)),
     }
 
 
@@ -161,15 +161,49 @@ _SCORERS: dict[Metric, Callable[[Sequence[Prediction], Golds], dict[str, float]]
 }
 
 
-def element_counts(formula: str) -> collections.Counter[str] | None:
-    """Return element -> number of atoms over all parts of a formula such as C2H6O; None if it is not a formula."""
-    counts: collections.Counter[str] = collections.Counter()
+def element_counts(formula: str) -> dict[str, int] | None:
+    """Return element -> number of atoms over all parts of a formula, and its net charge if that is not 0.
+
+    C2H6O, C6H14N+, C2O4-2, Cu(NH3)4+2, and parts that are separated by "." or ";" are formulas; None for other text.
+    """
+    total: dict[str, int] = {}
     for part in re.split("[;.]", formula):
-        if not re.fullmatch(rf"(?:{ATOMS.pattern})+", part.strip()):
+        counts = _part_counts(part.strip())
+        if counts is None:
             return None
-        for element, number in ATOMS.findall(part):
-            counts[element] += int(number or 1)
-    return counts
+        for element, number in counts.items():
+            total[element] = total.get(element, 0) + number
+    return {element: number for element, number in total.items() if number or element != CHARGE}
+
+
+def _part_counts(formula: str) -> dict[str, int] | None:
+    charges = CHARGES.search(formula)
+    end = charges.start() if charges else len(formula)
+    counts = _atom_counts(formula[:end])
+    if counts is None or charges is None:
+        return counts
+    net = sum(int(f"{sign}{number or 1}") for sign, number in re.findall(r"([+-])(\d*)", charges.group()))
+    return {**counts, CHARGE: net}
+
+
+def _atom_counts(formula: str) -> dict[str, int] | None:
+    """Return element -> number of atoms of a formula without charge; brackets may be nested."""
+    stack: list[dict[str, int]] = [{}]
+    position = 0
+    while position < len(formula):
+        token = FORMULA_TOKEN.match(formula, position)
+        if token is None:
+            return None
+        position, (element, number, opened, closed, times) = token.end(), token.groups()
+        if opened:
+            stack.append({})
+            continue
+        if closed and len(stack) == 1:
+            return None
+        group, factor = (stack.pop(), int(times or 1)) if closed else ({element: int(number or 1)}, 1)
+        for name, count in group.items():
+            stack[-1][name] = stack[-1].get(name, 0) + count * factor
+    return stack[0] or None if len(stack) == 1 else None
 
 
 def name_parts(name: str) -> list[str]:
@@ -187,63 +221,8 @@ def number_of(answer: Prediction) -> float | None:
 
 
 def truth_of(answer: str) -> bool | None:
-    """Return True for yes, False for no, None for anything else."""
-    return {"yes": True, "true": True, "no": False, "false": False}.get(answer.strip(" .").lower())
-
-
-def rouge_l(answer: str, reference: str) -> float:
-    """Return the F1 of the longest common subsequence of words, 0 to 1."""
-    given, right = (re.findall(r"\w+", text.lower()) for text in (answer, reference))
-    common = _longest_common_subsequence(given, right)
-    return 2 * common / (len(given) + len(right)) if common else 0.0
-
-
-def _longest_common_subsequence(one: Sequence[str], other: Sequence[str]) -> int:
-    row = [0] * (len(other) + 1)
-    for word in one:
-        previous = 0  # the value up and to the left in the usual table
-        for column, candidate in enumerate(other, start=1):
-            above = row[column]
-            row[column] = previous + 1 if word == candidate else max(above, row[column - 1])
-            previous = above
-    return row[-1]
-
-
-def _compare_molecules(chem: Any, answer: Prediction, golds: Sequence[str]) -> tuple[bool, float | None]:
-    """Return (same molecule as a right answer, Tanimoto similarity to the nearest one or None if invalid)."""
-    mol = _molecule(chem, answer)
-    if mol is None:
-        return False, None
-    known = [gold for gold in (_molecule(chem, g) for g in golds) if gold is not None]
-    same = any(_identifier(chem, mol) == _identifier(chem, gold) for gold in known)
-    make = importlib.import_module("rdkit.Chem.rdFingerprintGenerator").GetMorganGenerator(
-        radius=FINGERPRINT_RADIUS, fpSize=FINGERPRINT_BITS
-    )
-    similar = importlib.import_module("rdkit.DataStructs").TanimotoSimilarity
-    mine = make.GetFingerprint(mol)
-    return same, max((similar(mine, make.GetFingerprint(gold)) for gold in known), default=0.0)
-
-
-def _molecule(chem: Any, smiles: Prediction) -> Any:
-    """Return the molecule, None if the text is empty or not valid SMILES."""
-    joined = ".".join(_components(smiles)) if smiles else ""
-    return chem.MolFromSmiles(joined) if joined else None
-
-
-def _identifier(chem: Any, mol: Any) -> str:
-    """Return the InChI, which does not depend on the drawing of a structure; canonical SMILES if InChI fails."""
-    return chem.MolToInchi(mol) or chem.MolToSmiles(mol)
-
-
-def _components(smiles: str) -> list[str]:
-    return sorted(part.strip() for part in re.split("[;.]", smiles) if part.strip())
-
-
-def _rdkit() -> Any:
-    try:
-        return importlib.import_module("rdkit.Chem")
-    except ImportError:
-        return None
+    """Return True for yes, False for no, in any case; None for anything else."""
+    return {"yes": True, "no": False}.get(answer.strip().lower())
 
 
 def _bare(text: Prediction, tags: Tags) -> Prediction:
@@ -254,9 +233,9 @@ def _bare(text: Prediction, tags: Tags) -> Prediction:
     return text.strip() or None
 
 
-def _pool(golds: Golds, inputs: Sequence[str]) -> Golds:
+def _pool(golds: Golds, inputs: Sequence[Hashable]) -> Golds:
     """Return each sample's references together with those of all samples with the same input."""
-    together: dict[str, dict[str, None]] = {}
+    together: dict[Hashable, dict[str, None]] = {}
     for group, question in zip(golds, inputs, strict=True):
         together.setdefault(question, {}).update(dict.fromkeys(group))
     return [list(together[question]) for question in inputs]
@@ -264,7 +243,3 @@ def _pool(golds: Golds, inputs: Sequence[str]) -> Golds:
 
 def _share(hits: Sequence[bool]) -> float:
     return sum(hits) / len(hits)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0

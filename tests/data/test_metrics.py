@@ -5,15 +5,17 @@ from __future__ import annotations
 import importlib
 import logging
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import metrics
-from data.metrics import element_counts, extract_answer, rouge_l, score
+from data import molecules
+from data.metrics import element_counts, extract_answer, right_answers, score
 from data.records import load_records
 from data.tasks import EMBEDDED_TASKS
+from data.text_overlap import rouge_l
 
 BENZENE, BENZENE_KEKULE, TOLUENE = "c1ccccc1", "C1=CC=CC=C1", "Cc1ccccc1"
 
@@ -41,6 +43,7 @@ def test_right_answers_score_full_marks_with_or_without_tags(task: str) -> None:
     bare = score(task, [r["raw_output"] for r in rows], [r["raw_output"] for r in rows])
     assert bare == score(task, [r["output"] for r in rows], [[r["output"]] for r in rows])
     assert bare.pop("rmse", 0.0) == 0.0
+    assert bare.pop("meteor_no_synonyms", 1.0) > 0.99  # one chunk of words still has a small penalty
     assert set(bare.values()) == {1.0}
     silent = score(task, [None] * 8, [r["raw_output"] for r in rows])
     assert set(silent.values()) == {0.0}
@@ -51,11 +54,22 @@ def test_formula() -> None:
     assert score("name_conversion-i2f", answers, ["C2H6O"] * 5) == {"element_match": 0.4, "answered": 0.6}
 
 
+@pytest.mark.parametrize("formula", ["C6H14N+", "C2O4-2", "Cl-", "C2H3O2-;Na+", "Cu(NH3)4+2", "[Fe(CN)6]-3"])
+def test_the_formula_of_an_ion_is_right_with_its_charge_only(formula: str) -> None:
+    without = formula.rstrip("+-0123456789")
+    scores = score("name_conversion-s2f", [formula, without], [formula, formula])
+    assert scores == {"element_match": 0.5, "answered": 1.0}
+
+
 def test_element_counts() -> None:
     assert element_counts("CCl4") == {"C": 1, "Cl": 4}
     assert element_counts("C2H3O2.Na") == {"C": 2, "H": 3, "O": 2, "Na": 1}
-    assert element_counts("c2h6") is None
-    assert element_counts("") is None
+    assert element_counts("C2H3O2-.Na+") == {"C": 2, "H": 3, "O": 2, "Na": 1}  # neutral as a whole
+    assert element_counts("(CH3)2CO") == {"C": 3, "H": 6, "O": 1}
+    assert element_counts("Ca(B(OH)4)2-2") == {"Ca": 1, "B": 2, "O": 8, "H": 8, "charge": -2}
+    assert element_counts("SO4--") == {"S": 1, "O": 4, "charge": -2}
+    for text in ("c2h6", "", "C(H", "CH)", "+", "C2H6 or so", "2", "C+H"):
+        assert element_counts(text) is None
 
 
 def test_name_parts_may_come_in_any_order() -> None:
@@ -75,6 +89,57 @@ def test_smiles_with_rdkit() -> None:
     assert 0.5 < scores["morgan_tanimoto"] < 1.0
     alone = score("molecule_generation", [TOLUENE], [BENZENE])["morgan_tanimoto"]
     assert math.isclose(scores["morgan_tanimoto"], (1.0 + alone) / 2)
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "same"),
+    [  # what the definition says of mixtures, salts and ways of writing
+        ("CCO.CCO", "CCO", True),
+        ("C[NH3+].[Cl-]", "CN.Cl", False),
+        ("CC(=O)[O-].[Na+]", "CC(=O)O[Na]", False),
+        ("CC(=O)[O-].C[NH3+]", "CC(=O)O.CN", False),
+        ("C[N+](C)(C)C.[I-]", "[I-].C[N+](C)(C)C", True),
+        ("[CH3:1][OH:2]", "CO", True),
+        ("OC1=CC=CC=N1", "O=C1C=CC=CN1", True),
+        ("C/C=C/C", "C/C=C\\C", False),
+    ],
+)
+def test_the_same_molecules_are_those_with_the_same_set_of_inchis(answer: str, gold: str, same: bool) -> None:
+    pytest.importorskip("rdkit")
+    scores = score("name_conversion-i2s", [answer], [gold])
+    assert (scores["exact_match"], scores["validity"]) == (float(same), 1.0)
+
+
+def test_an_answer_with_an_empty_part_is_not_valid() -> None:
+    pytest.importorskip("rdkit")
+    assert score("forward_synthesis", ["CCO.", "CCO"], ["CCO", "CCO"])["validity"] == 0.5
+
+
+def test_fingerprints_are_those_of_rdkit() -> None:
+    """Morgan: unfolded counts of radius 2, as rdkit's older GetMorganFingerprint makes them."""
+    pytest.importorskip("rdkit")
+    from rdkit import Chem, DataStructs, rdBase
+    from rdkit.Chem import AllChem, MACCSkeys
+
+    one, other = Chem.MolFromSmiles("CCOc1ccccc1"), Chem.MolFromSmiles("CCOC(=O)CC")
+    with rdBase.BlockLogs():
+        morgan = DataStructs.TanimotoSimilarity(
+            AllChem.GetMorganFingerprint(one, 2), AllChem.GetMorganFingerprint(other, 2)
+        )
+    scores = score("molecule_generation", ["CCOc1ccccc1"], ["CCOC(=O)CC"])
+    assert scores["morgan_tanimoto"] == morgan
+    assert scores["maccs_tanimoto"] == DataStructs.TanimotoSimilarity(
+        MACCSkeys.GenMACCSKeys(one), MACCSkeys.GenMACCSKeys(other)
+    )
+    assert scores["rdk_tanimoto"] == DataStructs.TanimotoSimilarity(
+        Chem.RDKFingerprint(one), Chem.RDKFingerprint(other)
+    )
+
+
+def test_a_retrosynthesis_counts_shared_reactants() -> None:
+    pytest.importorskip("rdkit")
+    scores = score("retrosynthesis", ["CCO", "CCO.CCC", "CCC", None], ["CCO.CN"] * 4)
+    assert (scores["exact_match"], scores["partial_match"], scores["subset_match"]) == (0.0, 0.5, 0.25)
 
 
 def test_components_may_come_in_any_order_and_with_either_separator() -> None:
@@ -97,7 +162,7 @@ def test_smiles_without_rdkit(monkeypatch, caplog) -> None:
             raise ModuleNotFoundError(name)
         return original(name)
 
-    monkeypatch.setattr(metrics.importlib, "import_module", without_rdkit)
+    monkeypatch.setattr(molecules.importlib, "import_module", without_rdkit)
     with caplog.at_level(logging.WARNING):
         scores = score("retrosynthesis", ["O.CC", BENZENE_KEKULE, None], ["CC.O", BENZENE, "C"])
     assert scores == {"exact_match": 1 / 3, "answered": 2 / 3}
@@ -111,15 +176,77 @@ def test_number() -> None:
 
 
 def test_boolean() -> None:
-    answers = ["Yes", "yes.", "No", "perhaps", None]
-    assert score("property_prediction-bbbp", answers, ["Yes"] * 5) == {"accuracy": 0.4, "answered": 0.6}
+    answers = ["Yes", " yes", "No", "perhaps", "true", "yes.", None]
+    scores = score("property_prediction-bbbp", answers, ["Yes"] * 7)
+    assert scores == {"accuracy": pytest.approx(2 / 7), "answered": pytest.approx(3 / 7)}
+
+
+def test_the_frequent_answer_alone_has_no_mcc_and_no_f1() -> None:
+    scores = score("property_prediction-hiv", ["No"] * 1000, ["No"] * 965 + ["Yes"] * 35)
+    assert (scores["accuracy"], scores["mcc"], scores["f1"], scores["roc_auc"]) == (0.965, 0.0, 0.0, 0.5)
+
+
+def test_class_scores_of_a_known_table() -> None:
+    """3 true and 1 false positives, 2 false and 4 true negatives; the formulas of the textbooks."""
+    answers = ["Yes"] * 4 + ["No"] * 6 + ["perhaps"]
+    golds = ["Yes"] * 3 + ["No"] + ["Yes"] * 2 + ["No"] * 4 + ["No"]
+    scores = score("property_prediction-clintox", answers, golds)
+    assert scores["mcc"] == pytest.approx((3 * 4 - 1 * 2) / math.sqrt(4 * 5 * 5 * 6))
+    assert scores["f1"] == pytest.approx(6 / (6 + 1 + 2))
+    assert (scores["precision"], scores["recall"]) == (0.75, 0.6)
+    assert scores["accuracy"] == pytest.approx(7 / 11)
+
+
+def test_a_question_about_each_side_effect_has_an_answer_of_its_own() -> None:
+    """SIDER asks twenty questions about one molecule: a right answer is right for its own question only."""
+    golds = ["Yes", "No"] * 10
+    molecule = ["CCO"] * 20
+    assert score("property_prediction-sider", ["Yes"] * 20, golds, molecule)["accuracy"] == 0.5
+    wrong = ["No" if gold == "Yes" else "Yes" for gold in golds]
+    assert score("property_prediction-sider", wrong, golds, molecule)["accuracy"] == 0.0
+    assert score("property_prediction-esol", ["-1", "-1"], ["-1", "-3"], ["CCO"] * 2)["rmse"] == math.sqrt(2)
+
+
+def test_right_answers_are_those_of_all_samples_of_a_question() -> None:
+    def sample(task: str, question: str, answer: str, target: str | None = None) -> Any:
+        return {"task": task, "raw_input": question, "raw_output": answer, "target": target}
+
+    found = right_answers(
+        [
+            sample("retrosynthesis", "CCO", "C.O"),
+            sample("retrosynthesis", "CCO", "CC"),
+            sample("forward_synthesis", "CCO", "N"),
+            sample("property_prediction-sider", "CCO", "Yes", "liver"),
+            sample("property_prediction-esol", "CCO", "-1"),
+            sample("my_own_task", "CCO", "x"),
+        ]
+    )
+    assert found == {
+        ("retrosynthesis", "CCO", None): ["C.O", "CC"],
+        ("forward_synthesis", "CCO", None): ["N"],
+    }
 
 
 def test_text() -> None:
     scores = score("molecule_captioning", ["A ring.", "a big red ring", None], ["A ring."] * 3)
     assert scores["exact_match"] == 1 / 3
-    assert scores["rouge_l"] == pytest.approx((1.0 + 2 * 2 / 6) / 3)
+    assert scores["rouge_l"] == pytest.approx((1.0 + 2 * 2 / 6) / 2)  # over the answers
+    assert scores["rouge_1"] == scores["rouge_l"]
+    assert scores["rouge_2"] == 0.5
     assert scores["answered"] == 2 / 3
+    assert score("molecule_captioning", [None], ["A ring."]) == {"exact_match": 0.0, "answered": 0.0}
+
+
+def test_bleu_and_meteor_of_known_sentences() -> None:
+    pytest.importorskip("nltk")
+    scores = score("molecule_captioning", ["a b c d"], ["a b c d e"])
+    assert scores["bleu_2"] == scores["bleu_4"] == pytest.approx(math.exp(1 - 5 / 4))  # the brevity penalty alone
+    # The example of Banerjee and Lavie 2005: 4 of 5 words, one chunk; F = 10 P R / (R + 9 P), penalty 0.5 (1/4)^3.
+    precision, recall = 1.0, 4 / 5
+    mean = 10 * precision * recall / (recall + 9 * precision)
+    assert scores["meteor_no_synonyms"] == pytest.approx(mean * (1 - 0.5 * (1 / 4) ** 3))
+    assert score("molecule_captioning", ["rings"], ["ring"])["meteor_no_synonyms"] > 0.4  # the same stem
+    assert score("molecule_captioning", ["x"], ["a b"])["bleu_2"] == 0.0
 
 
 def test_rouge_l_known_values() -> None:

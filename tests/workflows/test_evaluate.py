@@ -20,6 +20,7 @@ from apps.models.batches import encode
 from data.records import Record, load_records
 from workflows import evaluate
 from workflows.evaluate import losses, main, metrics, task_scores
+from workflows.evaluation.generation import answer_limit
 from workflows.evaluation.loading import FinishedRun, LoadedModel, data_spec, load_models, open_finished
 from workflows.evaluation.scores import Score, as_csv, as_table, mean_losses, remarks, values_text
 
@@ -131,6 +132,29 @@ def test_a_file_that_cannot_be_written_is_a_failure(run_dir: Path, capsys: pytes
     (run_dir / "evaluation.csv").rmdir()
 
 
+def test_an_answer_may_be_as_long_as_the_longest_right_one(run_dir: Path) -> None:
+    run = open_finished(run_dir)
+    (loaded,) = load_models(run, with_base=False)
+    (record,) = load_records("embedded", "test", [TASK], 1)
+    long = " ".join(["word"] * 150)
+    tokens = len(loaded.model.tokenizer(long, add_special_tokens=False)["input_ids"])
+    assert tokens > 96 and answer_limit(loaded.model, ["Yes", long]) == tokens + 16
+    assert answer_limit(loaded.model, [long * 100]) == 496  # what the context leaves beside a question
+    scores = {s.metric: s.value for s in metrics(run, loaded, [record], 1)}
+    assert scores["cut"] == 1.0
+    assert remarks([Score("trained", TASK, "cut", 0.5, 4)])[-1] == (
+        f"{TASK}: 2 of 4 answers of the trained model reached the limit of tokens."
+    )
+
+
+def test_all_right_answers_of_the_split_count() -> None:
+    asked = cast(Record, {**sample("retrosynthesis", "q", "CC.O"), "target": None})
+    other = {("retrosynthesis", "q", None): ["CC.O", "CN"]}
+    for golds, right in ((None, 0.0), (other, 1.0)):
+        found = task_scores("trained", "retrosynthesis", [(asked, "<SMILES> CN </SMILES>")], golds)
+        assert {s.metric: s.value for s in found}["exact_match"] == right
+
+
 def sample(task: str, question: str, answer: str) -> Record:
     return cast(Record, {"task": task, "input": question, "raw_input": question, "raw_output": answer})
 
@@ -160,7 +184,7 @@ def test_numbers_are_scored_by_their_error_over_the_answers_that_are_numbers() -
 def test_molecules_are_compared_with_rdkit() -> None:
     pytest.importorskip("rdkit")
     found = scored("forward_synthesis", ("CCO", "<SMILES> OCC </SMILES>"), ("CCO", "<SMILES> C( </SMILES>"))
-    assert found == {"exact_match": 0.5, "validity": 0.5, "morgan_tanimoto": 1.0, "answered": 1.0}
+    assert (found["exact_match"], found["validity"], found["morgan_tanimoto"], found["answered"]) == (0.5, 0.5, 1, 1)
 
 
 def test_a_missing_rdkit_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

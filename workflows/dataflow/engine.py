@@ -20,7 +20,14 @@ from apps.base.errors import ArtifactError, UpdateRefused
 from workflows.dataflow.activity import SiteActivity, activity_of
 from workflows.dataflow.block_events import BlockEvents, Handler
 from workflows.dataflow.enrolment import enrolled
-from workflows.dataflow.replay import Clock, decode_event, forget_failures, recorded_events, require_same_aggregation
+from workflows.dataflow.replay import (
+    Clock,
+    decode_event,
+    forget_failures,
+    open_failures,
+    recorded_events,
+    require_same_aggregation,
+)
 from workflows.dataflow.round import LocalRound, RoundGraph
 from workflows.dataflow.staging import storage_hint
 from workflows.dataflow.train_spec import (
@@ -95,7 +102,6 @@ class Engine:
         self.recorded = recorded_events(run.journal)
         # failed for good under an earlier driver; the strategy has continued without them
         self.failed = {r["fields"]["task"] for r in self.recorded if r["kind"] == "SiteFailed"}
-        self.replaying = True  # until the last recorded event has been given to the strategy
 
     # -- actions ------------------------------------------------------------------------------------------------
 
@@ -187,7 +193,6 @@ class Engine:
         for record in self.recorded:
             self.clock.as_of(record["time"])
             yield self._remember(decode_event(record["kind"], record["fields"]))
-        self.replaying = False
         self.clock.as_of(time.time())
         for ended in self.blocks.go_live():
             yield self._record(ended)
@@ -271,6 +276,13 @@ class Engine:
     def give_up(self) -> None:
         """End a campaign that cannot continue now; a resume asks the sites again that have failed since."""
         forget_failures(self.run.journal)
+
+    def ended_by_earlier_failure(self) -> bool:
+        """Return True if a failure that an earlier driver recorded counts for the round that has just ended.
+
+        That driver could not record that it gave up, because it was killed or its disk was full.
+        """
+        return bool(open_failures(self.run.journal, self.recorded))
 
     def _wait(self, future: AppFuture) -> Any:
         """Return a result that the campaign cannot do without; raises its error."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from apps.base.errors import CrossfedError
@@ -39,14 +39,19 @@ def recorded_events(journal: Journal) -> list[Record]:
     return [r for r in events if not any(since <= r["seq"] < end for since, end in withdrawn)]
 
 
+def open_failures(journal: Journal, events: Sequence[Record]) -> list[Record]:
+    """Return the failures of sites among ``events`` that happened since the newest model."""
+    newest = max((r["seq"] for r in journal.events("aggregated")), default=0)
+    return [r for r in events if r["kind"] == "SiteFailed" and r["seq"] > newest]
+
+
 def forget_failures(journal: Journal) -> None:
     """Record that the next driver continues from before the first failure since the newest model.
 
     What is withdrawn is an end of the history, never a part of its middle, so the rest happened exactly as recorded.
     Updates in it arrive again without being trained again.
     """
-    newest = max((r["seq"] for r in journal.events("aggregated")), default=0)
-    failed = [r for r in recorded_events(journal) if r["kind"] == "SiteFailed" and r["seq"] > newest]
+    failed = open_failures(journal, recorded_events(journal))
     tasks = [r["fields"]["task"] for r in failed]
     journal.write("failures_forgotten", tasks=tasks, since=failed[0]["seq"] if failed else None)
 

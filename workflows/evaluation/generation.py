@@ -13,6 +13,7 @@ from workflows.evaluation.loading import LoadedModel
 
 BATCH = 16  # questions at once: a step costs little more for sixteen than for one
 MIN_PROMPT = 16  # tokens of a question that must fit before its answer
+SPARE = 16  # tokens beyond the longest right answer: a wrong one may be a little longer
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,14 @@ def generate_answers(
             answers += _generate_batch(loaded.model, batch, new_tokens)
             on_done(len(batch))
     return answers
+
+
+def answer_limit(model: Model, answers: Sequence[str]) -> int:
+    """Return the limit of new tokens that cuts none of these right answers, as far as the model's context allows."""
+    tokenizer: Any = model.tokenizer
+    config: Any = model.network.config
+    longest = max(len(tokens) for tokens in tokenizer(list(answers), add_special_tokens=False)["input_ids"])
+    return min(longest + SPARE, int(config.max_position_embeddings) - MIN_PROMPT)
 
 
 def prompt_tokens(model: Model, questions: Sequence[str], data: DataSpec, new_tokens: int) -> list[tuple[int, ...]]:

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-LOSS, ANSWERED, RMSE = "loss", "answered", "rmse"
-LOWER_IS_BETTER = (LOSS, RMSE)  # all other metrics are shares
+LOSS, ANSWERED, RMSE, CUT = "loss", "answered", "rmse", "cut"
+LOWER_IS_BETTER = (LOSS, RMSE)
+NO_SHARES = (*LOWER_IS_BETTER, "mcc")  # all other metrics are shares
 NONE = "–"
 
 
@@ -63,10 +64,10 @@ def as_table(scores: Sequence[Score]) -> Table:
 def _add_task(table: Table, task: str, scores: Sequence[Score]) -> None:
     from rich.text import Text
 
-    metrics = [m for m in dict.fromkeys(s.metric for s in scores) if m not in (LOSS, ANSWERED)]
+    metrics = [m for m in dict.fromkeys(s.metric for s in scores) if m not in (LOSS, ANSWERED, CUT)]
     without = RMSE if kind_of(task) == "number" else NONE  # no answer was a number, so there is no error to show
     for row, metric in enumerate(metrics or [without]):
-        name = metric.removeprefix("morgan_").replace("_", " ")
+        name = metric.replace("_", " ")
         left = (Text(task), values_text(scores, LOSS)) if row == 0 else ("", "")
         table.add_row(*left, name, values_text(scores, metric), _answered_text(scores) if row == 0 else "")
 
@@ -86,7 +87,7 @@ def values_text(scores: Sequence[Score], metric: str) -> Text:
 def _value_text(metric: str, value: float | None) -> str:
     if value is None:
         return NONE
-    if metric in LOWER_IS_BETTER:
+    if metric in NO_SHARES:
         return f"{value:.3f}" if metric == LOSS else f"{value:.3g}"
     return f"{value:.0%}"
 
@@ -114,4 +115,12 @@ def remarks(scores: Sequence[Score]) -> list[str]:
     lines = [f"No metric is known for {', '.join(unknown)}: only the loss is shown."] if unknown else []
     if any(kind_of(task) == "smiles" for task in tasks) and not any(s.metric == "validity" for s in scores):
         lines.append("Without rdkit, SMILES are compared as text only: pip install 'crossfed[chemistry]'")
-    return lines
+    texts = {s.metric for s in scores if kind_of(s.task) == "text"}
+    if "rouge_l" in texts and "bleu_2" not in texts:
+        lines.append("Without nltk there is no BLEU and no METEOR: pip install 'crossfed[chemistry]'")
+    return lines + [_cut_text(s) for s in scores if s.metric == CUT and s.value]
+
+
+def _cut_text(score: Score) -> str:
+    count = round(score.value * score.samples)
+    return f"{score.task}: {count} of {score.samples} answers of the {score.model} model reached the limit of tokens."

@@ -7,16 +7,20 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.control import Control
 from rich.live import Live
+from rich.segment import ControlType
 from rich.table import Table
 from rich.text import Text
 
-from workflows.console.units import bytes_text, plural, seconds_text
+from workflows.console.units import plural, seconds_text
 from workflows.records.batch_jobs import LOST_ENDINGS
 from workflows.records.failed_blocks import failure_text
 from workflows.records.journal import Record
 from workflows.records.late_updates import LateUpdateFinder
 from workflows.records.rounds import RoundReader, RoundSummary
+from workflows.reporting.plain_lines import PlainLines
+from workflows.reporting.round_rows import RoundRows, TimeLeft, elapsed_text
 
 if TYPE_CHECKING:
     from apps.training.progress import Progress
@@ -25,8 +29,10 @@ if TYPE_CHECKING:
     from workflows.runtime.block_watch import BlockWatch
 
 REFRESH_S = 0.25
-PLAIN_EVERY_S = 30.0
 OLD_S = 5.0  # progress that is older is shown with its age
+LONG_S = 3.0  # a phase that lasts longer is shown with its length
+FILE_WIDTH = 160  # columns of output that goes to a file
+EARLIER_ROWS = 3  # rounds of earlier drivers that a resume shows again
 PROBLEMS = ("update_refused", "task_failed", "block_replaced", "block_failed", "blocks_left")
 GLOBUS_PROBLEMS = (
     "compute_unreachable",
@@ -41,6 +47,7 @@ PHASES = {
     "starting": "starting workers",
     "asking": "requesting a block",
     "ready": "ready",
+    "preparing": "ready, waiting for the first model",
     "gathering": "ready, waiting at most two minutes for the others",
     "idle": "idle, waiting for the others",
     "staging": "receiving the model",
@@ -64,13 +71,17 @@ class Display:
 
     def __init__(self, console: Console, sites: Sequence[str], rounds: int, period: str = "round") -> None:
         self.console, self.sites, self.rounds, self.period = console, sites, rounds, period
-        self.live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
-        self.shown: set[int] = set()  # rounds
-        self.last_tick = self.last_plain = 0.0
-        self.began = time.time()
-        self.records_read = 0  # journal records whose problems were shown
-        self.rounds_read = 0
+        terminal = console.is_terminal
+        self.live = Live(console=console, auto_refresh=False, transient=True) if terminal else None
+        self.rows = RoundRows(sites, rounds, period, console.width if terminal else FILE_WIDTH, stamped=not terminal)
+        self.left, self.plain = TimeLeft(rounds, period), PlainLines()
         self.reader: RoundReader | None = None
+        self.complete = 0  # rounds, those of earlier drivers too
+        self.lines: list[int] = []  # lengths of the live lines, as they were drawn
+        self.phases: dict[str, tuple[str, float]] = {}  # site -> its phase, and since when
+        self.last_tick = 0.0
+        self.began = time.time()
+        self.rounds_read = self.records_read = 0  # journal records whose rounds, or problems, were shown
         self.late_updates = LateUpdateFinder()
 
     def __enter__(self) -> Display:
@@ -80,6 +91,7 @@ class Display:
 
     def __exit__(self, *_: object) -> None:
         if self.live:
+            self._settle_width()
             self.live.stop()
 
     def tick(self, engine: Engine) -> None:
@@ -88,13 +100,31 @@ class Display:
         if now - self.last_tick < REFRESH_S:
             return
         self.last_tick = now
+        self._settle_width()
         self.show_all(engine)
+        activities = {site: engine.activity(site) for site in self.sites}
         if self.live:
-            self.live.update(self._site_table(engine))
-        elif now - self.last_plain > PLAIN_EVERY_S:
-            self.last_plain = now
-            line = "  ".join(f"{site}: {site_text(engine.activity(site), self.period)}" for site in self.sites)
+            table = self._site_table(activities)
+            self.lines = [len(line) for line in self._drawn(table)]
+            self.live.update(table, refresh=True)
+            return
+        phases = {
+            site: (PHASES.get(a.phase, a.phase), site_text(a, self.period)) for site, a in activities.items()
+        }
+        if line := self.plain.line(phases, self.left.text()):
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def _drawn(self, table: Table) -> list[str]:
+        lines = self.console.render_lines(table, pad=False)
+        return ["".join(segment.text for segment in line) for line in lines]
+
+    def _settle_width(self) -> None:
+        """Remove the lines that a narrower window has wrapped; rich only removes as many as it has drawn."""
+        wrapped = sum(max(0, length - 1) // max(1, self.console.width) for length in self.lines)
+        up = (ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2), (ControlType.CURSOR_UP, 1))
+        if wrapped:
+            self.console.control(Control(*up * wrapped))
+        self.lines = []
 
     def show_all(self, engine: Engine) -> None:
         """Print the problems and the rounds that were not printed yet."""
@@ -102,17 +132,28 @@ class Display:
         self.show_rounds(engine)
 
     def show_rounds(self, engine: Engine) -> None:
-        """Print the rounds that were not printed yet."""
+        """Print the rounds that are complete and were not printed yet; of those of earlier drivers the last few."""
+        first = self.reader is None
         if self.reader is None:
             evaluation = engine.plan.campaign.evaluation
             self.reader = RoundReader(evaluation.sites, evaluation.every, self.rounds, self.period)
         records = engine.run.journal.records
         new, self.rounds_read = records[self.rounds_read :], len(records)
-        for summary in self.reader.read(new) if new else ():
-            if not self.shown:
-                self.console.print(self._header(), style="bold", highlight=False, soft_wrap=True)
-            self.shown.add(summary.number)
-            self.console.print(self._row(summary), highlight=False, soft_wrap=True)
+        found = self.reader.read(new) if new else []
+        if found and not self.complete:
+            self.console.print(self.rows.header(), style="bold", highlight=False, soft_wrap=True)
+        self.complete += len(found)
+        for summary in found:
+            self.left.earlier(summary.number) if first else self.left.complete(summary.number)
+        if first and len(found) > EARLIER_ROWS + 1:
+            hidden = plural(len(found) - EARLIER_ROWS, f"earlier {self.period}")
+            self.console.print(f"({hidden} are in the report)", style="dim", highlight=False, soft_wrap=True)
+            found = found[-EARLIER_ROWS:]
+        self._print_rows(found)
+
+    def _print_rows(self, rows: Sequence[RoundSummary]) -> None:
+        for summary in rows:
+            self.console.print(self.rows.row(summary), highlight=False, soft_wrap=True)
 
     def show_problems(self, engine: Engine) -> None:
         """Print the problems that the journal has recorded since the last call."""
@@ -127,26 +168,17 @@ class Display:
         late = self.late_updates.read(record) if self.period == "round" else None
         return f"{late.site}: {late.reason}" if late else None
 
-    def _heads(self) -> list[str]:
-        return [self.period, "global loss", *self.sites, "moved", "seconds"]
-
-    def _header(self) -> str:
-        return "  ".join(head.rjust(max(len(head), 7)) for head in self._heads())
-
-    def _row(self, row: RoundSummary) -> str:
-        losses = [f"{row.site_losses[s]:.3f}" if s in row.site_losses else "-" for s in self.sites]
-        cells = [f"{row.number}/{self.rounds}", "-" if row.global_loss is None else f"{row.global_loss:.3f}", *losses]
-        cells += [bytes_text(row.nbytes), f"{row.seconds:.1f}"]
-        return "  ".join(cell.rjust(max(len(head), 7)) for head, cell in zip(self._heads(), cells, strict=True))
-
-    def _site_table(self, engine: Engine) -> Table:
+    def _site_table(self, activities: Mapping[str, SiteActivity]) -> Group:
+        """Return one line per site and one about the campaign; as many sites as the window has lines for."""
+        width = min(40, max(10, self.console.width - 90))
+        most = max(1, self.console.height - 3)
         table = Table.grid(padding=(0, 2))
         for site in self.sites:
-            now = engine.activity(site)
-            bar = Text(_bar(now.progress), style="cyan") if now.progress and now.phase == "training" else Text("")
-            table.add_row(Text(f"  {site}", style="bold"), Text(site_text(now, self.period)), bar)
+            table.add_column(no_wrap=True)
+        for site, now in list(activities.items())[:most]:
+            bar = Text(_bar(now.progress, width), style="cyan") if now.progress and now.phase == "training" else Text("")
+            table.add_row(Text(f"  {site}", style="bold"), Text(site_text(now, self.period) + self._since(site, now)), bar)
         return table
-
 
 def problem_text(record: Record) -> str | None:
     """Return one line about a record of a problem; None for other records."""

@@ -186,21 +186,31 @@ def test_a_strategy_that_weighs_otherwise_at_a_resume_is_refused(run: RunDirecto
     assert versions(run) == before
 
 
-def test_a_failure_that_could_not_be_withdrawn_is_withdrawn_by_the_next_driver(run: RunDirectory) -> None:
-    """The disk is full: the end of the campaign is not in the journal, the failure of the site is."""
+@pytest.mark.parametrize("broken_sites", [("site00", "site01"), ("site00",)])
+def test_a_failure_that_could_not_be_withdrawn_is_withdrawn_by_the_next_driver(
+    run: RunDirectory, broken_sites: tuple[str, ...]
+) -> None:
+    """The disk is full: the failure of a site is the last event in the journal, not that the driver gave up."""
+    train = round_module.local_train
 
-    def broken(place: dict, work: dict, order: dict, base: dict, shard: dict) -> dict[str, Any]:
-        raise CrossfedError("the disk is full", **place)
+    def broken(place: Place, *arguments: Any) -> dict[str, Any]:
+        if place["site"] in broken_sites:
+            raise CrossfedError("the disk is full", **place)
+        return train(place, *arguments)
 
     full = mock.patch.object(Engine, "give_up", side_effect=StorageError("the disk is full"))
     with mock.patch.object(round_module, "local_train", broken), full, pytest.raises(StorageError):
         drive(run, FedAvg(3, 1, "equal", None))
+    run.journal.records = [
+        r for r in run.journal.records if r["event"] != "strategy_event" or r["kind"] != "UpdateArrived"
+    ]
     plan = make_plan(trainer.campaign_of(2, 3), run.path, run.path / "campaign.yaml")
     with kernel_module.parsl_for(plan, run) as kernel:
         first = Engine(plan, run, kernel, lambda engine: None)
-        assert "the disk is full" in str(federate(FedAvg(3, 1, "equal", None), first)) and first.replaying
+        assert "the disk is full" in str(federate(FedAvg(3, 1, "equal", None), first))
+        assert first.ended_by_earlier_failure()
         second = Engine(plan, run, kernel, lambda engine: None)
-        assert federate(FedAvg(3, 1, "equal", None), second) is None and not second.replaying
+        assert federate(FedAvg(3, 1, "equal", None), second) is None and not second.ended_by_earlier_failure()
     assert len(versions(run)) == 3
 
 
