@@ -11,13 +11,13 @@ import logging
 import queue
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from parsl.dataflow.futures import AppFuture
 
 from apps.base.errors import ArtifactError, UpdateRefused
-from workflows.dataflow.activity import SiteActivity, activity_of
+from workflows.dataflow.activity import SiteActivity, activity_of, server_activity
 from workflows.dataflow.block_events import BlockEvents, Handler
 from workflows.dataflow.enrolment import enrolled
 from workflows.dataflow.replay import (
@@ -301,7 +301,7 @@ class Engine:
     def activity(self, site: str) -> SiteActivity:
         """Return what a site is doing, for the display."""
         newest, shard = self.rounds.get(site), self.shards.get(site)
-        return activity_of(
+        found = activity_of(
             site,
             self.kernel,
             newest.futures if newest else None,
@@ -310,3 +310,10 @@ class Engine:
             asking=site in self.blocks.asked_s,
             begun=bool(self.event_s),
         )
+        preparing = found.phase == "gathering" and not self.models[0].done()
+        return replace(found, phase="preparing") if preparing else found
+
+    def server_activity(self) -> str:
+        """Return what the server and the evaluator are doing, for the display; empty if they wait for the sites."""
+        updates = [site_round.futures.update for site_round in self.rounds.values()]
+        return server_activity(list(self.models.values()), updates, list(self.evaluations))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.control import Control
 from rich.live import Live
 from rich.segment import ControlType
-from rich.table import Table
 from rich.text import Text
 
 from workflows.console.units import plural, seconds_text
@@ -19,7 +19,7 @@ from workflows.records.failed_blocks import failure_text
 from workflows.records.journal import Record
 from workflows.records.late_updates import LateUpdateFinder
 from workflows.records.rounds import RoundReader, RoundSummary
-from workflows.reporting.plain_lines import PlainLines
+from workflows.reporting.plain_lines import PlainLines, without_numbers
 from workflows.reporting.round_rows import RoundRows, TimeLeft, elapsed_text
 
 if TYPE_CHECKING:
@@ -52,11 +52,13 @@ PHASES = {
     "idle": "idle, waiting for the others",
     "staging": "receiving the model",
     "queued": "queued",
+    "worker": "waiting for its worker",
     "loading": "loading model and data",
     "training": "training",
     "saving": "saving",
     "returning": "returning its update",
 }
+TIMED = [phase for phase in PHASES if phase != "training"]  # the text of the others has a time or a step
 
 
 class Display:
@@ -104,19 +106,13 @@ class Display:
         self.show_all(engine)
         activities = {site: engine.activity(site) for site in self.sites}
         if self.live:
-            table = self._site_table(activities)
-            self.lines = [len(line) for line in self._drawn(table)]
-            self.live.update(table, refresh=True)
+            lines = self._live_lines(activities, engine.server_activity())
+            self.live.update(Group(*lines), refresh=True)
+            self.lines = [line.cell_len for line in lines]
             return
-        phases = {
-            site: (PHASES.get(a.phase, a.phase), site_text(a, self.period)) for site, a in activities.items()
-        }
+        phases = {s: (PHASES.get(a.phase, a.phase), site_text(a, self.period)) for s, a in activities.items()}
         if line := self.plain.line(phases, self.left.text()):
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-    def _drawn(self, table: Table) -> list[str]:
-        lines = self.console.render_lines(table, pad=False)
-        return ["".join(segment.text for segment in line) for line in lines]
 
     def _settle_width(self) -> None:
         """Remove the lines that a narrower window has wrapped; rich only removes as many as it has drawn."""
@@ -168,17 +164,38 @@ class Display:
         late = self.late_updates.read(record) if self.period == "round" else None
         return f"{late.site}: {late.reason}" if late else None
 
-    def _site_table(self, activities: Mapping[str, SiteActivity]) -> Group:
+    def _live_lines(self, activities: Mapping[str, SiteActivity], server: str) -> list[Text]:
         """Return one line per site and one about the campaign; as many sites as the window has lines for."""
-        width = min(40, max(10, self.console.width - 90))
-        most = max(1, self.console.height - 3)
-        table = Table.grid(padding=(0, 2))
-        for site in self.sites:
-            table.add_column(no_wrap=True)
-        for site, now in list(activities.items())[:most]:
-            bar = Text(_bar(now.progress, width), style="cyan") if now.progress and now.phase == "training" else Text("")
-            table.add_row(Text(f"  {site}", style="bold"), Text(site_text(now, self.period) + self._since(site, now)), bar)
-        return table
+        most = max(1, self.console.height - 4)
+        shown = list(activities.items())[: len(activities) if len(activities) <= most else most - 1]
+        texts = {site: site_text(now, self.period) + self._since(site, now) for site, now in shown}
+        names, longest = max(map(len, texts)), max(map(len, texts.values()))
+        bar = min(40, max(10, self.console.width - names - longest - 8))
+        lines = []
+        for site, now in shown:
+            line = Text.assemble("  ", (site.ljust(names), "bold"), "  ", texts[site].ljust(longest), "  ")
+            if now.progress and now.phase == "training":
+                line.append(_bar(now.progress, bar), style="cyan")
+            lines.append(line)
+        others = [PHASES.get(now.phase, now.phase) for now in list(activities.values())[len(shown) :]]
+        if others:
+            counts = ", ".join(f"{count} {kind}" for kind, count in Counter(map(without_numbers, others)).most_common())
+            lines.append(Text(f"  and {plural(len(others), 'more site')}: {counts}"))
+        lines.append(Text(f"  {self.left.text()}" + (f", {server}" if server else ""), style="dim"))
+        for line in lines:
+            line.rstrip()
+            line.truncate(self.console.width - 1, overflow="ellipsis")
+        return lines
+
+    def _since(self, site: str, now: SiteActivity) -> str:
+        """Return how long a site has been in its phase, where its text does not say so."""
+        phase, began = self.phases.get(site, ("", 0.0))
+        if phase != now.phase:
+            began = time.monotonic()
+            self.phases[site] = now.phase, began
+        age_s = time.monotonic() - began
+        return f" {elapsed_text(age_s)}" if now.phase in TIMED and age_s >= LONG_S else ""
+
 
 def problem_text(record: Record) -> str | None:
     """Return one line about a record of a problem; None for other records."""
@@ -230,7 +247,8 @@ def globus_problem(record: Record) -> str | None:
 
 def site_text(activity: SiteActivity, period: str = "round") -> str:
     """Return what a site is doing; at a batch site also its running block and the remaining walltime."""
-    text = phase_text(activity.phase, activity.progress, period, seen_at=activity.seen_at)
+    phase = "worker" if activity.phase == "queued" and activity.watch is None else activity.phase
+    text = phase_text(phase, activity.progress, period, seen_at=activity.seen_at)
     block = block_text(activity.watch, time.time()) if activity.watch is not None else None
     return f"{block}: {text}" if block else text
 
@@ -260,9 +278,11 @@ def phase_text(phase: str, progress: Progress | None, period: str = "round", see
         seen_at: unix time at which the progress was reported; None for now.
     """
     text = PHASES.get(phase, phase)
+    number = f"{'round' if period == 'round' else 'request'} {progress['round']}: " if progress else ""
+    if phase in ("loading", "saving"):
+        text = number + text
     if phase == "training" and progress:
-        number = f"{'round' if period == 'round' else 'request'} {progress['round']}"
-        text = f"{number}: step {progress['step']} of {progress['steps']}"
+        text = f"{number}step {progress['step']} of {progress['steps']}"
         if progress["loss"] is not None:
             text += f", loss {progress['loss']:.3f}, {progress['tokens_per_s']:.0f} tokens/s"
     age_s = time.time() - seen_at if progress and seen_at is not None else 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from rich.console import Console
 from workflows.dataflow.activity import SiteActivity
 from workflows.records.event_log import EventLog, moved_nbytes, moves, task_runs
 from workflows.records.journal import Journal
-from workflows.records.metrics import metric_rows, write_metrics
+from workflows.records.metrics import MetricRows, MetricsFile
 from workflows.records.rounds import RoundReader, RoundSummary
 from workflows.records.timeline import round_lengths
 from workflows.records.timeline_building import build_timeline
@@ -71,11 +72,12 @@ def test_a_round_is_shown_once_all_its_models_are_scored(journal: Journal) -> No
 
 def test_metrics_are_sorted_and_without_duplicates(journal: Journal, tmp_path: Path) -> None:
     score(journal, 1, "a", 2.5)  # scored again by a resumed driver
-    run: Any = SimpleNamespace(journal=journal, path=tmp_path)
-    rows = metric_rows(journal)
+    table = MetricRows()
+    table.read(journal.records)
+    rows = table.sorted()
     models = [(0, "global"), (1, "global"), (1, "a")]
     assert [row[:3] for row in rows] == [(*m, t) for m in models for t in ("t1", "t2")]
-    write_metrics(run)
+    MetricsFile(tmp_path / "metrics.csv", journal).write()
     read = list(csv.DictReader(io.StringIO((tmp_path / "metrics.csv").read_text())))
     assert list(read[0])[:5] == ["round", "model", "task", "loss", "samples"] and read[0]["loss"] == "2.000000"
 
@@ -191,6 +193,9 @@ class FakeEngine:
         self.run = SimpleNamespace(journal=journal)
         self.plan = SimpleNamespace(campaign=SimpleNamespace(evaluation=SimpleNamespace(sites=True, every=1)))
 
+    def server_activity(self) -> str:
+        return "evaluating"
+
     def activity(self, site: str) -> SiteActivity:
         progress: Any = {"round": 2, "step": 3, "steps": 6, "loss": 1.5, "tokens_per_s": 90.0}
         return SiteActivity("training", progress) if site == "a" else SiteActivity("idle")
@@ -214,7 +219,8 @@ def test_plain_lines_without_a_terminal(journal: Journal) -> None:
     assert text.count("a: round 2: step 3 of 6, loss 1.500, 90 tokens/s  b: idle, waiting for the others") == 1
     assert text.count("  ! site a, round 2: [3] values are not finite") == 1
     (row,) = [line for line in text.splitlines() if line.strip().startswith("1/8")]
-    assert row.split() == ["1/8", "2.000", "2.500", "2.750", "300", "B", "15.0"]
+    *cells, moment = row.split()
+    assert cells == ["1/8", "2.000", "2.500", "2.750", "300", "B", "15.0"] and re.fullmatch(r"\d\d:\d\d:\d\d", moment)
 
 
 def test_versions_are_called_versions(versions: Journal) -> None:
@@ -224,7 +230,7 @@ def test_versions_are_called_versions(versions: Journal) -> None:
         display.tick(engine)  # type: ignore[arg-type]
     lines = text.getvalue().splitlines()
     assert lines[0].split()[:3] == ["version", "global", "loss"]
-    assert lines[2].split() == ["1/8", "2.500", "2.600", "-", "200", "B", "3.0"]
+    assert lines[2].split()[:-1] == ["1/8", "2.500", "2.600", "-", "200", "B", "3.0"]
     assert "a: request 2: step 3 of 6, loss 1.500, 90 tokens/s" in text.getvalue()
 
 
