@@ -41,9 +41,9 @@ Golds = Mapping[Hashable, Sequence[str]]  # question -> its right answers
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="evaluate.py",
-        description="Evaluate the model of a run, of an unfinished one the newest, and the model it started from: the loss, and the tasks' "
-        "metrics of generated answers. Writes RUN_DIR/evaluation.csv. Generating answers is slow on CPUs: five samples "
-        "of each of the demo's 14 tasks take about three minutes on one core.",
+        description="Evaluate the model of a run, of an unfinished one the newest, and the model it started from: the "
+        "loss, and the tasks' metrics of generated answers. Writes RUN_DIR/evaluation.csv. Generating answers is slow "
+        "on CPUs: five samples of each of the demo's 14 tasks take about three minutes on one core.",
         epilog=EXIT_CODES,
     )
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a run, finished or not: runs/NAME")

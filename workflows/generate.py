@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="generate.py",
-        description="Ask the model of a run and the model it started from; of an unfinished run the newest. Answers are decoded greedily, with "
-        "the campaign's prompt template. One CPU core needs about 15 seconds for a question to the demo's model.",
+        description="Ask the model of a run and the model it started from; of an unfinished run the newest. Answers "
+        "are decoded greedily, with the campaign's prompt template. One CPU core needs about 15 seconds for a question "
+        "to the demo's model.",
         epilog=EXIT_CODES,
     )
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a run, finished or not: runs/NAME")

@@ -20,8 +20,8 @@ from apps.models.batches import encode
 from data.records import Record, load_records
 from workflows import evaluate
 from workflows.evaluate import losses, main, metrics, task_scores
-from workflows.evaluation.generation import answer_limit
 from workflows.evaluation.choice import OpenedRun, open_run
+from workflows.evaluation.generation import answer_limit
 from workflows.evaluation.loading import LoadedModel, data_spec, load_models
 from workflows.evaluation.scores import Score, as_csv, as_table, mean_losses, remarks, values_text
 

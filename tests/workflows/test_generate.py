@@ -23,8 +23,8 @@ from apps.models.model import save_state
 from data.records import load_records
 from workflows import generate
 from workflows.console.command import carry_out
-from workflows.evaluation.generation import generate_answers, left_padded, prompt_tokens
 from workflows.evaluation.choice import open_run
+from workflows.evaluation.generation import generate_answers, left_padded, prompt_tokens
 from workflows.evaluation.loading import data_spec, load_models
 from workflows.generate import main
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from apps.artifacts.store import artifact_path
+from apps.artifacts.store import Artifact, artifact_path
 from apps.base.errors import UserMistake
 from workflows.console.paths import command_line
 from workflows.console.units import plural
@@ -99,7 +98,7 @@ def run_records(path: Path) -> list[Record]:
     return list(read_journal(journal)) if journal.exists() else []
 
 
-def made_models(records: list[Record]) -> dict[int, dict[str, Any]]:
+def made_models(records: list[Record]) -> dict[int, Artifact]:
     """Return the artifacts of the global models that were made, by round or version; 0 is the first model."""
     made = {"prepare": 0}
     done = [r for r in records if r["event"] == "task_done" and r["app"] in ("prepare", "aggregate")]
@@ -118,7 +117,7 @@ def best_number(path: Path, records: list[Record]) -> int:
     return min(scores, key=lambda score: score.mean).number
 
 
-def _artifact(path: Path, models: dict[int, dict[str, Any]], number: int, period: str) -> Path:
+def _artifact(path: Path, models: dict[int, Artifact], number: int, period: str) -> Path:
     if number not in models:
         raise UserMistake(f"--round {number}: {path} has the models of {period} {min(models)} to {max(models)}")
     file = artifact_path(path / "artifacts", models[number])

@@ -92,7 +92,9 @@ def _load_artifact(run: OpenedRun, spec: ModelSpec, device: str, with_base: bool
     if not with_base:
         return [trained]
     adapter_off = bool(spec["adapter"]) and not model.originals
-    base = LoadedModel(BASE, model, adapter_off=True) if adapter_off else LoadedModel(BASE, _base_model(run, spec, device))
+    base = (
+        LoadedModel(BASE, model, adapter_off=True) if adapter_off else LoadedModel(BASE, _base_model(run, spec, device))
+    )
     return [base, trained]
 
 

@@ -84,8 +84,8 @@ def read_events(path: Path) -> EventLog:
         notes.append(f"The last line of {path.name} is unfinished and was left out.")
     if clock.back_s >= MIN_NOTED_S:
         notes.append(
-            f"The driver's clock went back by {seconds_text(clock.back_s)}, as on a resume on a host with another time; "
-            "what follows is shown from there on."
+            f"The driver's clock went back by {seconds_text(clock.back_s)}, as on a resume on a host with another "
+            "time; what follows is shown from there on."
         )
     if lines and not events:
         raise ValueError("no line is an event with a time")

@@ -16,7 +16,7 @@ FLAT = 1e-3  # a loss within this share of the uniform one is that of a model th
 CLOSE = 0.01  # the same where standard errors are not known: losses of older runs
 
 
-class Diverged(CrossfedError):
+class Diverged(CrossfedError):  # noqa: N818 (named after what happened, as the errors in apps)
     """The test loss of a global model is not finite, so that further rounds are of no use."""
 
 
