@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from workflows.console.units import plural, seconds_text
 from workflows.records.batch_jobs import GIVEN_BACK, LEFT_BEHIND, QUEUED, RUNNING, UNRECORDED, BatchJob
 from workflows.records.site_jobs import SiteJobs
-from workflows.reporting.captions import NONE, hours_text
+from workflows.reporting.captions import hours_text
+from workflows.reporting.loss_captions import NONE
 from workflows.reporting.run_record import RunRecord
 from workflows.reporting.tables import Table
 
