@@ -14,6 +14,7 @@ from rich.segment import ControlType
 from rich.text import Text
 
 from workflows.console.units import plural, seconds_text
+from workflows.planning.labels import shown_name
 from workflows.records.batch_jobs import LOST_ENDINGS
 from workflows.records.failed_blocks import failure_text
 from workflows.records.journal import Record
@@ -104,7 +105,8 @@ class Display:
         self.last_tick = now
         self._settle_width()
         self.show_all(engine)
-        activities = {site: engine.activity(site) for site in self.sites}
+        rows = (*self.sites, *engine.plan.server_blocks)
+        activities = {shown_name(row): engine.activity(row) for row in rows}
         if self.live:
             lines = self._live_lines(activities, engine.server_activity())
             self.live.update(Group(*lines), refresh=True)
@@ -203,18 +205,19 @@ def problem_text(record: Record) -> str | None:
         return block_problem(record)
     if record["event"] == "blocks_cancelled":
         jobs = plural(len(record["job_ids"]), "job")
-        return f"{record['site']}: {jobs} of an earlier driver cancelled: {', '.join(record['job_ids'])}"
+        return f"{shown_name(record['site'])}: {jobs} of an earlier driver cancelled: {', '.join(record['job_ids'])}"
     if record["event"] in GLOBUS_PROBLEMS:
         return globus_problem(record)
     if record["event"] not in PROBLEMS:
         return None
     reason: str = failure_text(record) if record["event"] == "block_failed" else record["reason"]
-    return reason if record["site"] in reason else f"{record['site']}: {reason}"
+    name = shown_name(record["site"])
+    return reason if name in reason else f"{name}: {reason}"
 
 
 def block_problem(record: Record) -> str | None:
     """Return one line about a batch job that ended without this campaign's request; None for other ends."""
-    block = f"{record['site']}: block {record['job_id']}"
+    block = f"{shown_name(record['site'])}: block {record['job_id']}"
     reason = f" ({record['reason']})" if record["reason"] else ""
     if record["state"] in LOST_ENDINGS:
         return f"{block} has ended: {record['state'].replace('_', ' ')}{reason}"

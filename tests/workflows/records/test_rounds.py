@@ -191,7 +191,8 @@ def test_the_work_of_a_site_belongs_to_the_next_version(versions: Journal) -> No
 class FakeEngine:
     def __init__(self, journal: Journal) -> None:
         self.run = SimpleNamespace(journal=journal)
-        self.plan = SimpleNamespace(campaign=SimpleNamespace(evaluation=SimpleNamespace(sites=True, every=1)))
+        evaluation = SimpleNamespace(sites=True, every=1)
+        self.plan = SimpleNamespace(campaign=SimpleNamespace(evaluation=evaluation), server_blocks=[])
 
     def server_activity(self) -> str:
         return "evaluating"

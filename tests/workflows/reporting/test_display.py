@@ -43,7 +43,9 @@ def engine(journal: Journal, now: SiteActivity) -> Any:
         activity=lambda site: now,
         server_activity=lambda: "",
         run=SimpleNamespace(journal=journal),
-        plan=SimpleNamespace(campaign=SimpleNamespace(evaluation=SimpleNamespace(sites=True, every=1))),
+        plan=SimpleNamespace(
+            campaign=SimpleNamespace(evaluation=SimpleNamespace(sites=True, every=1)), server_blocks=[]
+        ),
     )
 
 
