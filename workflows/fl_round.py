@@ -170,8 +170,10 @@ def conclude(plan: Plan, run: RunDirectory) -> int:
     """Write the report of a finished campaign, judge its model by its test losses, and return the exit code."""
     from workflows.evaluation.example import example_question
     from workflows.records.scores import model_scores, verdict
+    from workflows.reporting.model_card import write_model_card
     from workflows.reporting.report import write_report
 
+    write_model_card(run.path)
     found = verdict(model_scores(run.journal.records), plan.campaign.period)
     where = f"The model is in {short(run.path / 'model')}, the report is {short(write_report(run.path))}"
     if found.failed:
