@@ -13,10 +13,12 @@ from apps.base.errors import REASON_LENGTH
 from apps.base.versions import versions_problem
 from apps.site import storage_problem
 from site_configs.library.schedulers import scheduler_for
+from site_configs.library.schedulers.refusals import classify
 from site_configs.library.site import Block, Site
 from workflows.checks.batch_scripts import submission
 from workflows.checks.here import address_problem, command_problem
 from workflows.console.units import plural
+from workflows.planning.labels import shown_name
 from workflows.planning.plan import Plan
 from workflows.runtime.worker_start import worker_init
 
@@ -34,7 +36,8 @@ Finding = tuple[str, str | None]  # what was checked, and the problem or None
 def check_live(plan: Plan, say: Callable[[str], None]) -> bool:
     """Query the sites, say one line for each check, and return True if there is no problem."""
     fine = True
-    for name, site in plan.sites.items():
+    own = {shown_name(label): plan.machines[label] for label in plan.server_blocks}
+    for name, site in {**plan.sites, **own}.items():
         by_globus = "globus" in (site.route, site.carrier)
         for checked, problem in _globus_findings(plan, site) if by_globus else _findings(site, _run_dir(plan)):
             fine = fine and problem is None
@@ -113,7 +116,9 @@ def _submission_finding(site: Site, run_dir: Path) -> Iterator[Finding]:
     provider, command = submission(site, run_dir)
     if isinstance(provider, SlurmBlocks):
         verdict = try_out(provider, command)
-        yield f"Slurm would take its job{', ' * bool(verdict.promise)}{verdict.promise}", verdict.problem
+        meaning = classify(verdict.problem or "").meaning
+        problem = f"{verdict.problem} ({meaning})" if verdict.problem and meaning else verdict.problem
+        yield f"Slurm would take its job{', ' * bool(verdict.promise)}{verdict.promise}", problem
 
 
 def check_environment(site: Site) -> tuple[str | None, str]:
