@@ -188,4 +188,4 @@ def conclude(plan: Plan, run: RunDirectory) -> int:
 if __name__ == "__main__":
     from workflows.console.command import leave
 
-    leave(main())
+    leave(main)

@@ -20,7 +20,7 @@ if __name__ == "__main__":  # before the first import of ours: the project root 
     put_project_first()
 
 from apps.base.errors import UserMistake
-from workflows.console.command import EXIT_CODES, carry_out, positive
+from workflows.console.command import EXIT_CODES, carry_out, leave, positive
 from workflows.console.options import add_model_choice
 
 if TYPE_CHECKING:
@@ -100,4 +100,4 @@ def show(question: str, answers: dict[str, Completion], first: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

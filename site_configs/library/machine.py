@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 GB = 10**9
 ROUND_S = HOUR  # walltime of a block for one round, if none is set
-HEARTBEAT_S = 30
+HEARTBEAT_S = 600  # a block costs hours in a queue: a login node that hangs for minutes may not end it
 BACKENDS: Mapping[Device, Backend] = {"cpu": "gloo", "cuda": "nccl", "xpu": "xccl"}
 # The proxy of ALCF's compute nodes (ALCF guides of 2026-08-19)
 ALCF_PROXY = {
@@ -40,6 +40,7 @@ ALCF_PROXY = {
 # Accounts may be numbers; nothing in a name may end the line of a batch script that it stands in
 _text = BeforeValidator(lambda value: str(value) if type(value) is int else value)
 Name = Annotated[str, _text, Field(pattern=r"^[\w.@:+/,-]*$")]
+Options = Annotated[Sequence[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 Account = Annotated[str, _text, Field(pattern=r"^[\w.-]+$", description="the project that pays")]
 StorageRoot = Annotated[Path, Field(description="a folder at the site, seen by its compute nodes, for data and models")]
 Walltime = Annotated[int | None, BeforeValidator(lambda value: None if value is None else parse_walltime(value))]
@@ -63,7 +64,7 @@ class BlockSettings(TypedDict, total=False):
     walltime: Walltime
     blocks: Blocks
     reservation: Name
-    options: Sequence[str]
+    options: Options
     python_env: Path | None
     address: str
 

@@ -209,7 +209,7 @@ def facts_of(job_id: str, attributes: Mapping[str, Any], state: JobState) -> Job
         nodes=whole(resources.get("nodect")) or 1,
         queue=str(attributes.get("queue", "")),
         exit_code=shell_code(status) if finished and status is not None else None,
-        reason=str(attributes.get("comment", "")),
+        reason=str(attributes.get("comment") or ("Job held" if attributes.get("job_state") == "H" else "")),
         walltime_s=duration_s(str(resources.get("walltime", ""))),
         expected_start=moment(expected.get("start_time")) if state == "pending" else None,
     )
