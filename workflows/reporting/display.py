@@ -16,6 +16,7 @@ from rich.text import Text
 from workflows.console.units import plural, seconds_text
 from workflows.planning.labels import shown_name
 from workflows.records.batch_jobs import LOST_ENDINGS
+from workflows.records.enrolments import cut_text
 from workflows.records.failed_blocks import failure_text
 from workflows.records.journal import Record
 from workflows.records.late_updates import LateUpdateFinder
@@ -35,7 +36,7 @@ LONG_S = 3.0  # a phase that lasts longer is shown with its length
 FILE_WIDTH = 160  # columns of output that goes to a file
 EARLIER_ROWS = 3  # rounds of earlier drivers that a resume shows again
 PROBLEMS = (
-    *("update_refused", "task_failed", "block_replaced", "block_failed", "blocks_left"),
+    *("update_refused", "task_failed", "block_replaced", "block_failed", "block_waits", "blocks_left"),
     *("executor_replaced", "site_held", "start_slow"),
 )
 GLOBUS_PROBLEMS = (
@@ -206,6 +207,8 @@ def problem_text(record: Record) -> str | None:
     """Return one line about a record of a problem; None for other records."""
     if record["event"] == "block_ended":
         return block_problem(record)
+    if record["event"] == "enrolled":
+        return cut_text(record)
     if record["event"] == "blocks_cancelled":
         jobs = plural(len(record["job_ids"]), "job")
         return f"{shown_name(record['site'])}: {jobs} of an earlier driver cancelled: {', '.join(record['job_ids'])}"
