@@ -62,7 +62,9 @@ def resume(options: argparse.Namespace) -> tuple[Plan, RunDirectory]:
     except BaseException:
         run.close()
         raise
-    say(f"Resuming {options.resume}: {campaign.extent} at {', '.join(plan.sites)}")
+    done = max((record["version"] for record in run.journal.events("aggregated")), default=0)
+    verb = "is" if done == 1 else "are"
+    say(f"Resuming {options.resume}: {done} of {campaign.extent} {verb} done; sites {', '.join(plan.sites)}")
     return plan, run
 
 
