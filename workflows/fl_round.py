@@ -22,7 +22,7 @@ if __name__ == "__main__":  # before the first import of ours: the project root 
 
     put_project_first()
 
-from apps.base.errors import CrossfedError, UserMistake
+from apps.base.errors import CrossfedError, UserMistake, main_line
 from workflows.console.command import DONE, FAILED, INTERRUPTED, MISTAKE, complain, log_to, say, stop_in_order
 from workflows.console.options import add_campaign_options
 from workflows.console.paths import command_line, short
@@ -109,8 +109,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (CrossfedError, OSError) as error:
         return stopped(run, str(error), FAILED)
     except Exception as error:  # the outermost edge: one line for the user, the rest goes to the log
-        logger.exception("unforeseen")
-        return stopped(run, f"Unforeseen {type(error).__name__}: {error} (logs/driver.log has more)", FAILED)
+        if run or options.verbose:  # without a log Python would print the traceback
+            logger.exception("unforeseen")
+        more = " (logs/driver.log has more)" if run else " (-v shows more)"
+        return stopped(run, f"Unforeseen {type(error).__name__}: {main_line(error)}{more}", FAILED)
     finally:
         if run:
             end(run)

@@ -11,6 +11,7 @@ from typing import Any
 from apps.artifacts.store import artifact_path
 from apps.base.errors import UserMistake
 from apps.models.batches import DataSpec
+from apps.models.loading import load_network, load_tokenizer
 from apps.models.model import Model, ModelSpec, load_first_model, quiet, set_state
 from apps.models.sources import TINY
 from workflows.evaluation.choice import OpenedRun, run_records
@@ -80,7 +81,9 @@ def _load_adapted(run: OpenedRun, spec: ModelSpec, device: str, with_base: bool)
     """Load one network for both; its base is the campaign's, since the path in the adapter's file may be outdated."""
     model = load_first_model(spec, device)
     network: Any = model.network
-    network.load_adapter(run.model_folder, "default")
+    missing = sorted(network.load_adapter(run.model_folder, "default").missing_keys)
+    if missing:
+        raise UserMistake(f"{run.model_folder} lacks {len(missing)} tensors of the adapter, such as {missing[0]}")
     return [LoadedModel(BASE, model, adapter_off=True)] * with_base + [LoadedModel(TRAINED, model)]
 
 
@@ -101,10 +104,9 @@ def _load_artifact(run: OpenedRun, spec: ModelSpec, device: str, with_base: bool
 
 def _load_full(run: OpenedRun, spec: ModelSpec, device: str, with_base: bool) -> list[LoadedModel]:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    network: Any = AutoModelForCausalLM.from_pretrained(run.model_folder, dtype=getattr(torch, spec["dtype"]))
-    tokenizer = AutoTokenizer.from_pretrained(run.model_folder)
+    tokenizer = load_tokenizer(run.model_folder, str(run.path))
+    network, _ = load_network(run.model_folder, getattr(torch, spec["dtype"]), str(run.path))
     trained = LoadedModel(TRAINED, Model(spec, network.to(device), tokenizer, {}))
     return [LoadedModel(BASE, _base_model(run, spec, device)), trained] if with_base else [trained]
 
