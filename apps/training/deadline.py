@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 BLOCK_END_VARIABLE = "CROSSFED_BLOCK_END"  # set by our batch scripts: UNIX time of the end of the block
 END_VARIABLES = ("SLURM_JOB_END_TIME", BLOCK_END_VARIABLE)
 MARGIN_S = 15.0  # least time between the last save and the end of the block: to report to the driver, and for clocks
-FIRST_SAVE_S = 30.0  # the first save comes this early, so that the time of a save is known
+FIRST_SAVE_S = 30.0  # where nothing was saved before, the first save comes this early, so that its price is known
 FORGETTING = 0.1  # weight of the newest step in the estimate of the slowest one
 
 
@@ -48,7 +48,7 @@ class Deadline:
         end: UNIX time of the end of the block, or None.
         stop: a request to stop.
         step_s: seconds of a step in an earlier attempt; 0 if unknown.
-        save_s: seconds of a save in an earlier attempt; 0 if unknown.
+        save_s: price of a save in seconds, from an earlier attempt or round; 0 if unknown.
         clock: returns the UNIX time.
         until: UNIX time at which the request itself ends, or None.
     """
@@ -85,7 +85,15 @@ class Deadline:
         """Return True if the request's time is over; the steps done so far are the result then."""
         return self.until is not None and self.clock() >= self.until
 
-    def save_is_due(self) -> bool:
-        """Return True if it is time for a checkpoint."""
+    def save_is_due(self, steps_left: int | None = None) -> bool:
+        """Return True if it is time for a checkpoint.
+
+        A checkpoint that costs more than what it could save is left out: the rest of the training.
+
+        Args:
+            steps_left: steps to the end of the training; None: unknown.
+        """
+        if steps_left is not None and steps_left * self.step_s <= self.save_s:
+            return False
         period = self.checkpoint_s if self.save_s else min(self.checkpoint_s, FIRST_SAVE_S)
         return self.clock() - self.last_save >= period

@@ -138,8 +138,27 @@ def test_a_tile_of_aurora_is_a_device() -> None:
     assert site.environment["ZE_FLAT_DEVICE_HIERARCHY"] == "FLAT" and "ZE_AFFINITY_MASK" not in site.environment
     (cores,) = [word.removeprefix("list:") for word in site.ranks.launch if word.startswith("list:")]
     parts = [tuple(map(int, part.split("-"))) for part in cores.split(":")]
-    assert len(parts) == 12 and all(last - first == 7 for first, last in parts)
+    assert len(parts) == 12 and all(last - first + 1 == site.threads == 7 for first, last in parts)
     assert not [part for part in parts for system in (0, 52) if part[0] <= system <= part[1]]
+    workers = [int(core) for core in site.environment["CCL_WORKER_AFFINITY"].split(",")]
+    assert not set(workers) & {core for first, last in parts for core in range(first, last + 1)}
+    few = made("aurora", ranks_per_node=2).environment
+    assert few["CCL_WORKER_AFFINITY"] == "1,9"  # one worker of oneCCL a rank
+    assert (few["CCL_PROCESS_LAUNCHER"], few["PALS_PMI"]) == ("pmix", "pmix")
+
+
+@pytest.mark.parametrize(
+    ("nccl", "net", "plugin"),
+    [("module", "set by the module", ""), ("ofi", "AWS Libfabric", "aws-ofi-nccl"), ("tcp", "", "")],
+)
+def test_the_network_of_nccl_on_polaris(nccl: str, net: str, plugin: str) -> None:
+    lines = made("polaris", nccl=nccl).setup.splitlines()
+    shell = "\n".join(line for line in lines if not line.startswith(("module", "conda")))
+    environment = {"NCCL_NET": "set by the module", "PATH": os.environ["PATH"]}
+    show = f'{shell}\necho "$NCCL_NET|$LD_LIBRARY_PATH"'
+    done = subprocess.run(["bash", "-c", show], env=environment, capture_output=True, text=True, check=True)
+    found, libraries = done.stdout.strip().split("|")
+    assert found == net and plugin in libraries
 
 
 @pytest.mark.parametrize(
