@@ -38,6 +38,7 @@ QUEUES = (
     _prod("small", 256, 1024, 12 * HOUR),
     _prod("medium", 1025, 1999, 18 * HOUR),
     _prod("large", 2000, 10624, 24 * HOUR),
+    _queue("next-eval", 1, 2600, 24 * HOUR, on_request=True, note="before a new image; the guide gives no hours"),
     _queue("visualization", 1, 32, 8 * HOUR, on_request=True, note="for admitted projects"),
 )
 MOUNTS = {"home": ("/home",), "flare": ("/flare", "/lus/flare"), "daos_user": ()}

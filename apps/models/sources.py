@@ -22,8 +22,8 @@ TINY = "tiny"
 
 def cache_folder() -> Path:
     """Return the folder of converted models: ``$CROSSFED_CACHE``, else ``~/.cache/crossfed``."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "crossfed"
-    return Path(os.environ.get("CROSSFED_CACHE", default))
+    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "crossfed"  # set but empty counts as not set
+    return Path(os.environ.get("CROSSFED_CACHE") or default).expanduser()
 
 
 def check_source(source: str) -> None:

@@ -98,7 +98,7 @@ def run_as_ranks(plan: RankPlan, job: RankJob, stop: StopRequest) -> Any:
     """
     kept = kept_ranks()
     Path(job["logs"]).mkdir(parents=True, exist_ok=True)
-    if kept.ranks and not (kept.ranks.plan_key == identity(plan) and kept.ranks.are_ready_for(job)):
+    if kept.ranks and not (kept.ranks.plan_key == identity(dict(plan)) and kept.ranks.are_ready_for(job)):
         kept.end()
     try:
         if kept.ranks is None:
@@ -119,7 +119,7 @@ class RankProcesses:
     def __init__(self, plan: RankPlan, logs: Path) -> None:
         from torch.distributed import TCPStore
 
-        self.plan_key, self.ranks, self.logs = identity(plan), ranks_of(plan["parallel"]), logs
+        self.plan_key, self.ranks, self.logs = identity(dict(plan)), ranks_of(plan["parallel"]), logs
         address = rendezvous_address(plan["parallel"])
         # the store is here, so that no port has to be guessed
         self.store = TCPStore(address, 0, is_master=True, wait_for_workers=False)

@@ -262,13 +262,15 @@ def test_a_reservation(machine: str, reservation: dict, line: str) -> None:
         ("frontier", ["-C nvme", "--mail-type=END"], ["#SBATCH -C nvme", "#SBATCH --mail-type=END"]),
         ("frontier", ["#SBATCH --qos=special"], ["#SBATCH --qos=special"]),
         ("perlmutter", ["--licenses=cfs,scratch"], ["#SBATCH --licenses=cfs,scratch"]),
+        ("perlmutter", ["--qos=express"], ["#SBATCH --qos=express"]),
         ("aurora", ["-l daos=daos_user", "-M ada@example.org"], ["#PBS -l daos=daos_user", "#PBS -M ada@example.org"]),
         ("polaris", ["-k doe"], ["#PBS -k doe"]),
+        ("polaris", "-k doe", ["#PBS -k doe"]),
         ("slurm", ["--gres=gpu:a100:2"], ["#SBATCH --gres=gpu:a100:2"]),
         ("pbs", ["-l filesystems=home", "-W umask=022"], ["#PBS -l filesystems=home", "#PBS -W umask=022"]),
     ],
 )
-def test_further_options_of_the_batch_script(machine: str, options: list[str], lines: list[str]) -> None:
+def test_further_options_of_the_batch_script(machine: str, options: list[str] | str, lines: list[str]) -> None:
     script = rendered(machine, options=options).splitlines()
     assert [line for line in script if line in lines] == lines
 
@@ -296,10 +298,7 @@ def test_further_options_of_the_batch_script(machine: str, options: list[str], l
         ("slurm", "--parsable", "driver would wait"),
         ("slurm", "--account=x", "set account"),
         ("slurm", "--export=NONE", "need the variables"),
-        ("slurm", "--partition=x", "set queue or partition"),
         ("slurm", "--reservation=x", "set reservation"),
-        ("perlmutter", "--qos=debug", "set queue or qos"),
-        ("perlmutter", "-q debug", "set queue or qos"),
         ("slurm", "nvme", "is no option"),
         ("slurm", "--mail-type=END\n#SBATCH --array=0-3", "has a line break"),
         ("slurm", "--comment='a", "cannot be read"),
@@ -317,7 +316,7 @@ def test_further_options_of_the_batch_script(machine: str, options: list[str], l
         ("pbs", "-lselect=4", "set nodes"),
         ("pbs", "-W depend=afterok:1", "each block would wait"),
         ("pbs", "-W umask=022,block=true", "driver would wait"),
-        ("pbs", "-q debug", "set queue"),
+        ("pbs", "-q debug -V", "set queue"),
         ("pbs", "-A x", "set account"),
         ("pbs", "-z", "driver would wait"),
         ("polaris", "-l filesystems=home", "set filesystems"),
@@ -330,11 +329,22 @@ def test_options_that_would_break_a_pilot_job_are_refused(machine: str, option: 
         made(machine, options=[option]).provider("")
 
 
+def test_a_queue_that_is_not_in_the_table() -> None:
+    assert "qsub  -q run_next -A ABC" in rendered("aurora", options=["-q run_next"], nodes=300, walltime="20h")
+    assert "qsub  -q next-eval -A ABC" in rendered("aurora", queue="next-eval")
+    with pytest.raises(SiteConfigError, match="walltime: name one for the queue run_next"):
+        made("aurora", options=["-q run_next"], walltime=None)
+    script = rendered("perlmutter", options=["--qos=express"])
+    assert script.index("--qos=regular") < script.index("--qos=express")  # sbatch takes the last one
+
+
 def test_accounts_and_queues_may_be_numbers() -> None:
     block = made("slurm", account=465000123, partition=7).block
     assert block and (block.account, block.queue.name) == ("465000123", "7")
     with pytest.raises(SiteConfigError, match="account"):
         made("slurm", account="abc\n#SBATCH --array=0-3")
+    with pytest.raises(SiteConfigError, match="has a line break"):
+        made("perlmutter", constraint="gpu\n#SBATCH --array=0-3").provider("")
 
 
 @pytest.mark.parametrize("walltime", [12, "12", 59])

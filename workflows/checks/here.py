@@ -11,6 +11,7 @@ from data.tasks import EMBEDDED
 from site_configs.library.schedulers import absent
 from site_configs.library.site import Site
 from workflows.checks.places import place_problems
+from workflows.checks.records import require_records
 from workflows.planning.labels import KEYS, key_of
 from workflows.planning.plan import Plan
 from workflows.runtime.executors import driver_address
@@ -24,10 +25,15 @@ def require_all(plan: Plan, source: Path) -> None:
         source: its file, for errors.
 
     Raises:
-        UserMistake: the first thing that is missing.
+        UserMistake: what is missing, or the first record that cannot be read.
     """
-    for problem in (*missing_here(plan), *place_problems(plan)):
-        raise UserMistake(f"{source}: {problem}")
+    problems = [*missing_here(plan), *place_problems(plan)]
+    if problems:
+        raise UserMistake("\n".join(f"{source}: {problem}" for problem in problems))
+    try:
+        require_records(plan)
+    except UserMistake as error:
+        raise UserMistake(f"{source}: {error.what}", remedy=error.remedy) from None
     if any("globus" in (site.route, site.carrier) for site in plan.sites.values()):
         from workflows.checks.login_status import login_problem  # loads the Globus SDK
 

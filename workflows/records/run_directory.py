@@ -126,7 +126,7 @@ def open_new(path: Path, campaign: Campaign, source: Path, sets: list[str], site
             token=secrets.token_hex(16),
             campaign=as_plain(campaign),
             source=str(source.resolve()),
-            source_text=source.read_text(),
+            source_text=source.read_text(encoding="utf-8"),
             sets=sets,
             sites=sites,
             code_version=code_version(),
