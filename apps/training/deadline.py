@@ -17,18 +17,26 @@ from apps.base.stop import StopRequest
 logger = logging.getLogger(__name__)
 BLOCK_END_VARIABLE = "CROSSFED_BLOCK_END"  # set by our batch scripts: UNIX time of the end of the block
 END_VARIABLES = ("SLURM_JOB_END_TIME", BLOCK_END_VARIABLE)
+PAST_S = 60.0  # a job may outlive its end for a moment, but not for longer
 MARGIN_S = 15.0  # least time between the last save and the end of the block: to report to the driver, and for clocks
 FIRST_SAVE_S = 30.0  # where nothing was saved before, the first save comes this early, so that its price is known
 FORGETTING = 0.1  # weight of the newest step in the estimate of the slowest one
 
 
-def block_end(environment: Mapping[str, str] | None = None) -> float | None:
-    """Return the UNIX time at which this process's batch job ends, or None outside a batch job.
+def block_end(environment: Mapping[str, str] | None = None, now: float | None = None) -> float | None:
+    """Return the UNIX time at which this process's batch job ends, or None outside a batch job of ours.
+
+    A shell keeps the variables of an allocation that is over. So they count only beside the one that our batch scripts
+    set, and an end in the past is none.
 
     Args:
         environment: variables to read; None: those of this process.
+        now: UNIX time; None: the present.
     """
     values = os.environ if environment is None else environment
+    if BLOCK_END_VARIABLE not in values:
+        return None
+    earliest = (time.time() if now is None else now) - PAST_S
     ends = []
     for name in END_VARIABLES:
         try:
@@ -37,7 +45,7 @@ def block_end(environment: Mapping[str, str] | None = None) -> float | None:
             continue
         except ValueError:
             logger.warning("%s is %r, not a time", name, values[name])
-    return min((end for end in ends if math.isfinite(end) and end > 0), default=None)
+    return min((end for end in ends if math.isfinite(end) and end > earliest), default=None)
 
 
 class Deadline:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 GB = 10**9
 ROUND_S = HOUR  # walltime of a block for one round, if none is set
-HEARTBEAT_S = 30
+HEARTBEAT_S = 600  # a block costs hours in a queue: a login node that hangs for minutes may not end it
 BACKENDS: Mapping[Device, Backend] = {"cpu": "gloo", "cuda": "nccl", "xpu": "xccl"}
 # The proxy of ALCF's compute nodes (ALCF guides of 2026-08-19)
 ALCF_PROXY = {

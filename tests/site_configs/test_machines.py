@@ -97,7 +97,7 @@ def test_every_batch_machine_has_a_script() -> None:
 @pytest.mark.parametrize("machine", MACHINES)
 def test_a_site_is_complete(machine: str) -> None:
     site = made(machine)
-    assert site.route == "batch" and site.block and site.node and site.heartbeat_s == 30
+    assert site.route == "batch" and site.block and site.node and site.heartbeat_s == 600
     assert site.storage_root == Path(SETTINGS[machine]["storage_root"]) / "demo" / machine
     assert site.block.nodes == 2 and site.block.walltime_s in (6 * 3600, 90 * 60)
     assert site.ranks.per_node == site.node.devices

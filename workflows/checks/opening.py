@@ -17,7 +17,7 @@ from workflows.console.paths import DEFAULT_CAMPAIGN
 from workflows.planning.campaign_file import load_campaign
 from workflows.planning.plan import Plan, make_plan
 from workflows.records.changes import keep_campaign, resumed_campaign
-from workflows.records.run_directory import RunDirectory, choose_path, open_existing, open_new, resume_hint
+from workflows.records.run_directory import RunDirectory, choose_path, open_existing, open_new, unfinished_text
 
 
 def start(options: argparse.Namespace) -> tuple[Plan, RunDirectory]:
@@ -32,7 +32,7 @@ def start(options: argparse.Namespace) -> tuple[Plan, RunDirectory]:
     plan = make_plan(campaign, path.resolve(), source)
     require_all(plan, source)
     if unfinished:
-        say(f"{unfinished} is unfinished; {resume_hint(unfinished)}\nThis is a new run: {path}\n")
+        say(f"{unfinished} is {unfinished_text(unfinished)}\nThis is a new run: {path}\n")
     run = open_new(path, campaign, source, options.sets, options.sites)
     say(f"{campaign.name}: {campaign.extent} at {', '.join(plan.sites)}; all files go to {path}")
     for line in switched_off(campaign):

@@ -84,6 +84,12 @@ def accepted_changes(recorded: dict[str, Any], candidate: dict[str, Any]) -> Cha
     Raises:
         UserMistake: a key has changed that may not change.
     """
+    left_out = recorded["sites"].keys() - candidate["sites"].keys()
+    if left_out:
+        raise UserMistake(
+            f"a run keeps its sites, {', '.join(sorted(left_out))} would be missing: its rounds are replayed with them",
+            remedy="A site that cannot work now is waited for; --set strategy.quorum=N lets rounds close without it",
+        )
     changes = differences(recorded, candidate)
     refused = {key: pair for key, pair in changes.items() if not _may_change(key, *pair)}
     if refused:

@@ -24,7 +24,11 @@ class Clock:
     ("environment", "end"),
     [
         ({}, None),
-        ({"SLURM_JOB_END_TIME": "1700000000"}, 1700000000.0),
+        ({"SLURM_JOB_END_TIME": "1700000000"}, None),  # not of a block that we started
+        ({"SLURM_JOB_END_TIME": "1690000000"}, None),
+        ({"CROSSFED_BLOCK_END": "1690000000"}, None),  # left in a shell
+        ({"SLURM_JOB_END_TIME": "1690000000", "CROSSFED_BLOCK_END": "1700000060"}, 1700000060.0),
+        ({"CROSSFED_BLOCK_END": "1699999990"}, 1699999990.0),  # it has just ended: save at once
         ({"CROSSFED_BLOCK_END": "1700000060"}, 1700000060.0),
         ({"SLURM_JOB_END_TIME": "1700000000", "CROSSFED_BLOCK_END": "1700000060"}, 1700000000.0),
         ({"SLURM_JOB_END_TIME": "1700000090", "CROSSFED_BLOCK_END": "1700000060"}, 1700000060.0),
@@ -33,7 +37,7 @@ class Clock:
     ],
 )
 def test_the_end_of_the_block_is_the_earliest_of_its_variables(environment, end):
-    assert block_end(environment) == end
+    assert block_end(environment, now=1699999999.0) == end
 
 
 def test_outside_of_a_batch_job_there_is_no_end(monkeypatch):
