@@ -26,7 +26,7 @@ def evaluate(
         place: the evaluator, and the round of the artifact.
         work: settings of the evaluation.
         candidate: a task result with ``artifact``, which is in the server's store, and for an update ``base``, the
-            model that it was trained from.
+            model that it was trained from, and ``master``, the float32 model that changes belong to.
         who: ``global`` or the name of a site.
         at: how it runs at its place.
 

@@ -8,7 +8,8 @@ from typing import Any, TypedDict
 
 from apps.base.errors import UserMistake
 from apps.base.identity import identity
-from apps.models.batches import Batch, DataSpec, by_length, collate, encode
+from apps.models.batches import Batch, DataSpec, by_length, collate
+from apps.models.encoding import encode
 from apps.models.loss import counted_logits, loss_per_sample
 from apps.models.model import Model, ModelSpec
 from apps.ranks.parallel import Parallel

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from apps.artifacts.store import artifact_path, verify
+from apps.artifacts.traffic import is_delta
 from apps.base.files import inside
 from apps.base.identity import Place
 from apps.base.stop import StopRequest
@@ -37,8 +38,11 @@ def set_candidate(model: Model, work: EvaluationWork, candidate: dict[str, Any],
     """
     path_of = verify if check else artifact_path
     require_same_base(model, candidate)
-    base = path_of(work["store"], candidate["base"]) if "base" in candidate else None
-    set_state(model, path_of(work["store"], candidate["artifact"]), base)
+    path = path_of(work["store"], candidate["artifact"])
+    if is_delta(candidate):
+        set_state(model, path_of(work["store"], candidate["master"]), change=path)
+    else:
+        set_state(model, path, path_of(work["store"], candidate["base"]) if "base" in candidate else None)
 
 
 def losses_on_ranks(
@@ -80,8 +84,9 @@ def rank_losses(
     torch.set_num_threads(at["threads"])
     model = load_model(model_at(work, at), load_device(at["parallel"], group))
     if group.writes:  # if a file is damaged, this rank's error ends all ranks
-        for artifact in filter(None, [candidate["artifact"], candidate.get("base")]):
-            verify(work["store"], artifact)
+        for name in ("artifact", "master" if is_delta(candidate) else "base"):
+            if name in candidate:
+                verify(work["store"], candidate[name])
     group.barrier()
     set_candidate(model, work, candidate, check=False)
     forward = parallelize(model, at["parallel"], at["precision"], group).forward

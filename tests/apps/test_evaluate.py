@@ -18,7 +18,7 @@ from apps.base.identity import Place
 from apps.base.versions import code_version
 from apps.evaluation import losses
 from apps.models import model as models
-from apps.models.batches import encode
+from apps.models.encoding import encode
 from data.records import load_records
 from data.tokenizer import tiny_tokenizer_path
 
