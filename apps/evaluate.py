@@ -9,7 +9,7 @@ from typing import Any
 from apps.base.errors import placed
 from apps.base.identity import Place
 from apps.base.versions import require_same_code
-from apps.evaluation.losses import EvaluationSettings, EvaluationWork, task_losses, test_set
+from apps.evaluation.losses import EvaluationSettings, EvaluationWork, task_losses, test_set, uniform_loss
 from apps.evaluation.on_ranks import losses_on_ranks, model_at, set_candidate
 from apps.models.model import load_model
 from apps.ranks.launchers import unmask_devices
@@ -31,7 +31,8 @@ def evaluate(
         at: how it runs at its place.
 
     Returns:
-        Losses by task under ``tasks``, and their unweighted mean as ``mean_loss``.
+        Losses by task under ``tasks``, their unweighted mean as ``mean_loss``, and under ``uniform_loss`` the loss of a
+        model that gives every token the same probability.
 
     Raises:
         VersionMismatch: the evaluator runs another code version.
@@ -46,19 +47,20 @@ def evaluate(
         unmask_devices(os.environ)
         torch.set_num_threads(at["threads"])
         if at["parallel"] and not fits_in_worker(at["parallel"]):
-            tasks = losses_on_ranks(place, work, candidate, at)
+            tasks, uniform = losses_on_ranks(place, work, candidate, at)
         else:
             if at["device"] != "cpu":
                 kept_ranks().end()  # their model is on the devices that this process needs
             model = load_model(model_at(work, at), at["device"])
             set_candidate(model, work, candidate)
-            tasks = task_losses(model, test_set(model, work, at["batch_size"]))
+            tasks, uniform = task_losses(model, test_set(model, work, at["batch_size"])), uniform_loss(model)
     return {
         "who": who,
         "round": place["round"],
         "artifact": candidate["artifact"],
         "tasks": tasks,
         "mean_loss": sum(t["loss"] for t in tasks.values()) / len(tasks),
+        "uniform_loss": uniform,
         "started": started,
         "ended": time.time(),
     }

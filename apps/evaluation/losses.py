@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -17,7 +18,7 @@ from data.records import load_records
 
 # Kinds of models whose forward pass is embedding, layers that all take the same arguments, norm and output layer,
 # and nothing else after the layers; others scale or cap their logits.
-Totals = dict[str, list[float]]  # task -> sum of its losses, samples, counted tokens
+Samples = dict[str, list[tuple[float, int]]]  # task -> sum of the cross entropy and counted tokens of each sample
 PLAIN_KINDS = ("llama", "mistral", "qwen2", "qwen3")
 
 
@@ -44,11 +45,12 @@ class EvaluationSettings(TypedDict):
 
 
 class TaskLoss(TypedDict):
-    """Mean cross entropy (nats) of the counted tokens of one task."""
+    """Mean cross entropy (nats) of the counted tokens of one task, with its standard error over the samples."""
 
     loss: float
     samples: int
     tokens: int
+    standard_error: float | None  # None for a single sample
 
 
 def task_losses(model: Model, tests: TestSet) -> dict[str, TaskLoss]:
@@ -60,28 +62,48 @@ def task_losses(model: Model, tests: TestSet) -> dict[str, TaskLoss]:
     """
     import torch
 
-    totals: Totals = {}
+    found: Samples = {}
     model.network.eval()
     with torch.inference_mode():
         for batch, logits in _logits(model, tests):
-            add_up(totals, batch, logits)
-    return means(totals)
+            sums, counts = loss_per_sample(logits, batch)
+            add_samples(found, batch, sums.tolist(), counts.tolist())
+    return by_task(found)
 
 
-def add_up(totals: Totals, batch: Batch, logits: Any) -> None:
-    """Add a batch to the sums of its tasks."""
-    sums, counts = loss_per_sample(logits, batch)
-    for task, total, count in zip(batch.tasks, sums.tolist(), counts.tolist(), strict=True):
-        entry = totals.setdefault(task, [0.0, 0, 0])
-        entry[0], entry[1], entry[2] = entry[0] + total, entry[1] + 1, entry[2] + count
+def add_samples(found: Samples, batch: Batch, sums: Sequence[float], counts: Sequence[float]) -> None:
+    """Add the sums of the cross entropy and the counted tokens of a batch's samples to those of their tasks."""
+    for task, total, count in zip(batch.tasks, sums, counts, strict=True):
+        found.setdefault(task, []).append((total, int(count)))
 
 
-def means(totals: Totals) -> dict[str, TaskLoss]:
-    """Return the losses by task from their sums, sorted by the names of the tasks."""
-    return {
-        task: TaskLoss(loss=total / tokens, samples=int(samples), tokens=int(tokens))
-        for task, (total, samples, tokens) in sorted(totals.items())
-    }
+def by_task(found: Samples) -> dict[str, TaskLoss]:
+    """Return the losses by task, sorted by the names of the tasks."""
+    return {task: task_loss(samples) for task, samples in sorted(found.items())}
+
+
+def uniform_loss(model: Model) -> float:
+    """Return the loss of a model that gives every token the same probability."""
+    network: Any = model.network
+    return math.log(network.get_output_embeddings().weight.shape[0])
+
+
+def task_loss(samples: Sequence[tuple[float, int]]) -> TaskLoss:
+    """Return the mean loss of a task and its standard error.
+
+    The mean over the tokens is a ratio of two sums over the samples; its standard error is the linearised one for
+    samples drawn independently (Cochran, Sampling Techniques, 3rd ed. 1977, section 2.11).
+
+    Args:
+        samples: sum of the cross entropy (nats) and number of counted tokens of each.
+    """
+    count, tokens = len(samples), sum(n for _, n in samples)
+    loss = sum(total for total, _ in samples) / tokens
+    error = None
+    if count > 1:
+        residuals = [total - loss * n for total, n in samples]
+        error = math.sqrt(count / (count - 1) * sum(r * r for r in residuals)) / tokens
+    return TaskLoss(loss=loss, samples=count, tokens=tokens, standard_error=error)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 from apps.artifacts.store import artifact_path, verify
@@ -9,8 +10,17 @@ from apps.artifacts.traffic import is_delta
 from apps.base.files import inside
 from apps.base.identity import Place
 from apps.base.stop import StopRequest
-from apps.evaluation.losses import EvaluationSettings, EvaluationWork, TaskLoss, Totals, add_up, means, test_set
-from apps.models.loss import counted_logits
+from apps.evaluation.losses import (
+    EvaluationSettings,
+    EvaluationWork,
+    Samples,
+    TaskLoss,
+    add_samples,
+    by_task,
+    test_set,
+    uniform_loss,
+)
+from apps.models.loss import counted_logits, loss_per_sample
 from apps.models.model import Model, ModelSpec, load_model, set_state
 from apps.ranks.parallel import load_device, parallelize
 from apps.ranks.process_group import ProcessGroup
@@ -47,7 +57,7 @@ def set_candidate(model: Model, work: EvaluationWork, candidate: dict[str, Any],
 
 def losses_on_ranks(
     place: Place, work: EvaluationWork, candidate: dict[str, Any], at: EvaluationSettings
-) -> dict[str, TaskLoss]:
+) -> tuple[dict[str, TaskLoss], float]:
     """Evaluate on the ranks of this worker, which it keeps; at a site they are those that train."""
     assert at["parallel"] is not None
     plan = RankPlan(
@@ -61,14 +71,14 @@ def losses_on_ranks(
     )
     logs = inside(at["root"], "logs", f"evaluation-{place['round']:04d}")
     job = RankJob(kind="evaluate", place=place, logs=str(logs), work={"work": work, "candidate": candidate, "at": at})
-    losses: dict[str, TaskLoss] = run_as_ranks(plan, job, StopRequest())  # nothing to save: a signal ends this process
-    return losses
+    losses, uniform = run_as_ranks(plan, job, StopRequest())  # nothing to save: a signal ends this process
+    return losses, uniform
 
 
 def rank_losses(
     work: EvaluationWork, candidate: dict[str, Any], at: EvaluationSettings, group: ProcessGroup
-) -> dict[str, TaskLoss]:
-    """Return the losses by task, at every rank: batches are dealt over the ranks, and their sums added.
+) -> tuple[dict[str, TaskLoss], float]:
+    """Return the losses by task and the uniform loss, at every rank: batches are dealt over the ranks.
 
     A rank without a batch of its own computes another once more, because sharded weights are gathered together.
 
@@ -91,15 +101,18 @@ def rank_losses(
     set_candidate(model, work, candidate, check=False)
     forward = parallelize(model, at["parallel"], at["precision"], group).forward
     batches = test_set(model, work, at["batch_size"], group.device).batches
-    totals: Totals = {}
     model.network.eval()
+    table = [[0.0] * (2 * len(batch.tasks)) for batch in batches]  # sums, then counts; those of other ranks are added
     with torch.no_grad():  # FSDP does not work in inference mode
         for first in range(0, len(batches), group.size):
             own = first + group.rank
             batch = batches[own if own < len(batches) else first]
             logits = counted_logits(model.network, batch, forward)
             if own < len(batches):
-                add_up(totals, batch, logits)
-    tasks = sorted({task for batch in batches for task in batch.tasks})
-    sums = group.total(*(value for task in tasks for value in totals.get(task, (0.0, 0.0, 0.0))))
-    return means({task: sums[3 * i : 3 * i + 3] for i, task in enumerate(tasks)})
+                sums, counts = loss_per_sample(logits, batch)
+                table[own] = [*sums.tolist(), *map(float, counts.tolist())]
+    values, found = iter(group.total(*(value for row in table for value in row))), Samples()
+    for batch in batches:
+        number = len(batch.tasks)
+        add_samples(found, batch, list(islice(values, number)), list(islice(values, number)))
+    return by_task(found), uniform_loss(model)

@@ -77,6 +77,7 @@ def test_ranks_give_the_losses_of_one_process(method: str | None, sharding: str,
         assert mine.keys() == wanted.keys() == set(TASKS)
         for task, expected in wanted.items():
             assert mine[task]["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+            assert mine[task]["standard_error"] == pytest.approx(expected["standard_error"], rel=1e-4)
             assert (mine[task]["samples"], mine[task]["tokens"]) == (expected["samples"], expected["tokens"])
 
 
