@@ -19,7 +19,7 @@ from data.tasks import EMBEDDED
 from workflows.planning.memory.speed import ARITHMETIC, rates_of
 from workflows.planning.plan import Plan, evaluation_settings
 
-CORE_FLOPS = 50e9  # of one core of a server's processor in products of float32 matrices; measured here: 30e9 to 90e9
+CORE_FLOPS = 50e9  # of one core of a server's processor in products of float32 matrices: an estimate
 WIDTHS = {"float32": 4, "bfloat16": 2}
 LIBRARIES_BYTES = 0.7e9  # of a process with torch and transformers
 
