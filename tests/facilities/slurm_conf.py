@@ -13,7 +13,7 @@ MEMORY_A_NODE_MB = 4000
 
 CONFIGURATION = """\
 ClusterName={name}
-SlurmctldHost={host}(127.0.0.1)
+SlurmctldHost={host}({address})
 SlurmctldPort={base}
 SrunPortRange={first_srun_port}-{last_srun_port}
 AuthType=auth/munge
@@ -81,6 +81,21 @@ class Partition:
 
 
 @dataclass(frozen=True)
+class NodeHost:
+    """A node with a host name and an address of its own.
+
+    Attributes:
+        name: of the node, and its host name.
+        address: that the other nodes reach.
+        within: prefix that starts a program there.
+    """
+
+    name: str
+    address: str
+    within: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class ClusterPlan:
     """Parameters of the configuration of a cluster."""
 
@@ -96,6 +111,8 @@ class ClusterPlan:
     kill_wait_s: int = 2
     remember_s: int = 86_400
     refuse_beyond_limits: bool = True
+    hosts: tuple[NodeHost, ...] = ()  # empty: all nodes are on this host
+    address: str = "127.0.0.1"  # of the controller
 
     def with_limits(
         self, licenses: Mapping[str, int], kill_wait_s: int, remember_s: int, refuse_beyond_limits: bool
@@ -110,6 +127,8 @@ class ClusterPlan:
 
     @property
     def node_names(self) -> list[str]:
+        if self.hosts:
+            return [host.name for host in self.hosts]
         return [f"{self.name}{i + 1}" for i in range(self.node_count)]
 
     @property
@@ -136,6 +155,7 @@ def common_lines(plan: ClusterPlan, root: Path) -> str:
         name=plan.name,
         root=root,
         host=host_name(),
+        address=plan.address,
         user=getpass.getuser(),
         base=plan.base,
         first_srun_port=plan.base + 50,
@@ -154,14 +174,19 @@ def host_name() -> str:
 def node_line(plan: ClusterPlan) -> str:
     extra = f" Gres=gpu:{plan.gpus}" if plan.gpus else ""
     extra += f" Features={','.join(plan.features)}" if plan.features else ""
+    hardware = f"CPUs={plan.cpus} RealMemory={MEMORY_A_NODE_MB}{extra} State=UNKNOWN\n"
+    if plan.hosts:
+        return "".join(
+            f"NodeName={host.name} NodeHostname={host.name} NodeAddr={host.address} Port={plan.base + 1} {hardware}"
+            for host in plan.hosts
+        )
     ports = f"[{plan.base + 1}-{plan.base + plan.node_count}]" if plan.node_count > 1 else str(plan.base + 1)
-    return (
-        f"NodeName={node_range(plan)} NodeHostname={host_name()} NodeAddr=127.0.0.1 Port={ports} "
-        f"CPUs={plan.cpus} RealMemory={MEMORY_A_NODE_MB}{extra} State=UNKNOWN\n"
-    )
+    return f"NodeName={node_range(plan)} NodeHostname={host_name()} NodeAddr=127.0.0.1 Port={ports} {hardware}"
 
 
 def node_range(plan: ClusterPlan) -> str:
+    if plan.hosts:
+        return ",".join(plan.node_names)
     return f"{plan.name}[1-{plan.node_count}]" if plan.node_count > 1 else f"{plan.name}1"
 
 
