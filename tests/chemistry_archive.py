@@ -9,7 +9,6 @@ from pathlib import Path
 from data.records import load_records
 from data.tasks import EMBEDDED_TASKS, SMOLINSTRUCT_FAMILIES, Record
 
-
 # tasks of the published set that the embedded one does not have -> an embedded one of the same form
 SIMILAR = {
     "property_prediction-lipo": "property_prediction-logp",

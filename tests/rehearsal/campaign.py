@@ -11,7 +11,6 @@ from rehearsal.facility import RANKS_A_NODE, Facility
 from rehearsal.world import Place
 
 SHIPPED = "workflows/campaigns/smolinstruct_llama2_7b.yaml"
-RUN = "smolinstruct_llama2_7b"
 
 
 @dataclass
@@ -20,11 +19,13 @@ class SmallCampaign:
 
     Attributes:
         driver: place of the driver.
+        name: of the run.
         sets: ``--set`` values by key.
         variables: of the driver's shell.
     """
 
     driver: Place
+    name: str = "flagship"
     sets: dict[str, Any] = field(default_factory=dict)
     variables: dict[str, str] = field(default_factory=dict)
 
@@ -34,11 +35,12 @@ class SmallCampaign:
 
     @property
     def run_dir(self) -> str:
-        return f"{self.folder}/runs/{RUN}"
+        return f"{self.folder}/runs/{self.name}"
 
     def begin(self, *options: str) -> list[str]:
         """Return the command of the first driver."""
-        words = [self._script("fl_round.py"), f"{self.driver.facility.project}/project/{SHIPPED}", *options]
+        words = [self._script("fl_round.py"), f"{self.driver.facility.project}/project/{SHIPPED}"]
+        words += ["--name", self.name, *options]
         words += [word for key, value in self.sets.items() for word in ("--set", f"{key}={value}")]
         return self._shell(words)
 

@@ -16,7 +16,19 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
-WITH_VALUE = ("-n", "-np", "--np", "-ppn", "--ppn", "--cpu-bind", "--gpu-bind", "-d", "--depth", "--hosts", "--hostfile")
+WITH_VALUE = (
+    "-n",
+    "-np",
+    "--np",
+    "-ppn",
+    "--ppn",
+    "--cpu-bind",
+    "--gpu-bind",
+    "-d",
+    "--depth",
+    "--hosts",
+    "--hostfile",
+)
 FOREIGN = ("SLURM", "SRUN", "PMI", "PALS", "MPI", "OMPI", "LAUNCH_NODE")  # what the launcher below has set
 
 
@@ -41,7 +53,16 @@ def launch(kind: str, conf: str, arguments: list[str]) -> None:
     job = os.environ["PBS_JOBID"].split(".")[0]
     command = ["srun", "--overlap", "--overcommit", "--export=ALL", "--mpi=none", f"--jobid={job}"]
     command += [f"--nodes={len(nodes)}", f"--nodelist={','.join(nodes)}", f"--ntasks={ranks}"]
-    command += [f"--ntasks-per-node={per_node}", sys.executable, "-SE", __file__, "--rank", kind, str(uuid.uuid4()), str(ranks)]
+    command += [
+        f"--ntasks-per-node={per_node}",
+        sys.executable,
+        "-SE",
+        __file__,
+        "--rank",
+        kind,
+        str(uuid.uuid4()),
+        str(ranks),
+    ]
     environment = {**os.environ, **json.loads(Path(conf).read_text())["slurm"]}
     os.execvpe("srun", [*command, str(per_node), *program], environment)
 

@@ -130,9 +130,7 @@ class Stack:
 
 
 @contextmanager
-def globus_stack(
-    root: Path, broker: RabbitBroker | None = None, host: str = "127.0.0.1"
-) -> Iterator[Stack]:
+def globus_stack(root: Path, broker: RabbitBroker | None = None, host: str = "127.0.0.1") -> Iterator[Stack]:
     """Yield a stack in a folder, whose name separates it from others on one broker; default a broker of its own."""
     with ExitStack() as exits:
         stack = Stack(root, broker or exits.enter_context(rabbit_broker(root / "mq")), host)
