@@ -39,7 +39,8 @@ def kill_the_driver(scene: Scene, site: str) -> str:
 def cancel_the_block(scene: Scene, site: str) -> str:
     job = running_job(scene, site)
     place = scene.places[site]
-    place.run(f"qdel {job}" if place.facility.scheduler == "pbs" else f"scancel {job}")
+    command = "qdel" if place.facility.scheduler == "pbs" else "scancel"
+    place.run(f"{command} {job}")
     return f"job {job} cancelled"
 
 

@@ -1,6 +1,6 @@
 """``mpiexec`` of Cray PALS as it is at ALCF, over the srun of the facility: the ranks get its variables and no others.
 
-``python pals.py KIND JOB_VARIABLES_FILE ARGUMENTS...`` is the launcher, ``python pals.py --rank KIND PROGRAM...`` a rank.
+``pals.py KIND POLICY_FILE ARGUMENTS...`` is the launcher, ``pals.py --rank KIND ... PROGRAM...`` a rank.
 
 Sources of the variables. Aurora: the environment of a user's job 8824786 (public note "Fix 23, PALS provides no global
 size"): PALS runs with PALS_PMI=pmix and sets no size over all nodes. Polaris: ALCF's guide of 2026-08-19, which uses
@@ -53,18 +53,10 @@ def launch(kind: str, conf: str, arguments: list[str]) -> None:
     job = os.environ["PBS_JOBID"].split(".")[0]
     command = ["srun", "--overlap", "--overcommit", "--export=ALL", "--mpi=none", f"--jobid={job}"]
     command += [f"--nodes={len(nodes)}", f"--nodelist={','.join(nodes)}", f"--ntasks={ranks}"]
-    command += [
-        f"--ntasks-per-node={per_node}",
-        sys.executable,
-        "-SE",
-        __file__,
-        "--rank",
-        kind,
-        str(uuid.uuid4()),
-        str(ranks),
-    ]
+    command += [f"--ntasks-per-node={per_node}", sys.executable, "-SE", __file__]
+    command += ["--rank", kind, str(uuid.uuid4()), str(ranks), str(per_node)]
     environment = {**os.environ, **json.loads(Path(conf).read_text())["slurm"]}
-    os.execvpe("srun", [*command, str(per_node), *program], environment)
+    os.execvpe("srun", [*command, *program], environment)
 
 
 def split(arguments: list[str]) -> tuple[dict[str, str], list[str]]:

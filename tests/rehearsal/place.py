@@ -25,8 +25,8 @@ from rehearsal.root import make_root
 from rehearsal.schedulers import pbs_server, slurm_controller
 from rehearsal.software import copy_project, make_environment, write_profile
 
-COMMANDS = "/opt/commands"
-PBS_COMMANDS = ("qsub", "qstat", "qdel", "qselect", "mpiexec")
+COMMANDS, PALS = "/opt/commands", "/opt/cray/pals/bin"
+PBS_COMMANDS = ("qsub", "qstat", "qdel", "qselect")
 SLURM_COMMANDS = ("sbatch", "scancel", "squeue", "sacct", "scontrol", "sinfo", "srun", "sacctmgr")
 AS_ROOT = """\
 #!/bin/sh
@@ -83,11 +83,13 @@ def scheduler(facility: Facility, nodes: dict[str, int]) -> Iterator[Any]:
     """Run the facility's scheduler with a login shell that finds its commands."""
     make = pbs_server if facility.scheduler == "pbs" else slurm_controller
     with make(facility, nodes) as running:
-        write_profile(Path("/etc"), facility, COMMANDS, running.variables)
+        write_profile(Path("/etc"), facility, f"{COMMANDS}:{PALS}", running.variables)
         if facility.launcher:
             policy = Path(running.commands).parent / "policy.json"
             text = MPIEXEC.format(python=sys.executable, system=SYSTEM, kind=facility.launcher, policy=policy)
-            (Path(running.commands) / "mpiexec").write_text(text)
+            Path(PALS).mkdir(parents=True)
+            (Path(PALS) / "mpiexec").write_text(text)
+            (Path(PALS) / "mpiexec").chmod(0o755)
         write_commands(Path(COMMANDS), Path(running.commands), facility.scheduler)
         yield running
 
@@ -100,7 +102,8 @@ def write_commands(folder: Path, own: Path, scheduler: str) -> None:
     """
     folder.mkdir()
     for name in PBS_COMMANDS if scheduler == "pbs" else SLURM_COMMANDS:
-        (folder / name).write_text(AS_ROOT.format(program=own / name))
+        odd = f"{sys.executable} -SE {SYSTEM}/rehearsal/odd.py {name} " if scheduler == "pbs" else ""
+        (folder / name).write_text(AS_ROOT.format(program=f"{odd}{own / name}"))
         (folder / name).chmod(0o755)
 
 

@@ -149,6 +149,7 @@ def conclude(
     found = scene.versions()
     alike = [version for version, sha256 in reference.items() if found.get(version) == sha256]
     left = {site: jobs for site in scene.places if (jobs := scene.live_jobs(site))}
+    own = left.pop(scene.campaign.driver.facility.name, [])
     say("")
     for line in table(rows):
         say(line)
@@ -156,12 +157,14 @@ def conclude(
     say(f"{len(alike)} of {len(reference)} versions have the bits of the undisturbed run")
     last = max(reference)
     say(f"final model: {found.get(last, 'none')[:16]}..., undisturbed {reference[last][:16]}...")
-    say(f"jobs left in a queue: {left or 'none'}")
+    say(f"jobs left in the driver's queue: {', '.join(own) or 'none'}")
+    if left:
+        say(f"blocks that endpoints keep for the next campaign until they are idle for too long: {', '.join(left)}")
     used = cap.used_bytes()
     if used:
         say(f"memory of the driver's host: at most {used / 1e9:.1f} GB of {cap.nbytes / 1e9:.1f} GB")
     say(f"{scene.drivers} drivers, {seconds:.0f} s in all")
-    return len(alike) == len(reference) and set(found) == set(reference) and not left
+    return len(alike) == len(reference) and set(found) == set(reference) and not own
 
 
 def table(rows: Sequence[Row]) -> list[str]:

@@ -54,7 +54,7 @@ def make_root(folder: Path, mounts: Mapping[str, str], packages: Path, agent_env
 
 def _system_folder(source: Path, target: Path) -> None:
     if source.is_symlink():
-        target.symlink_to(os.readlink(source))
+        target.symlink_to(source.readlink())
     elif source.is_dir():
         _bind(source, target, read_only=True)
 

@@ -29,7 +29,7 @@ from rehearsal.services import Services, globus_services, set_up_endpoint
 from rehearsal.world import PROJECT, Place, start_place
 
 HERE = Path(__file__).resolve().parent
-NO_ENDPOINT = "00000000-0000-4000-8000-000000000000"
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -84,16 +84,10 @@ def stage(
         entries = {sites[0]: site_values(driver, f"/home/user/{sites[0]}.py")}
         if services:
             entries |= _remote_entries(driver, places, services, size, campaign, say)
-        campaign.sets |= {
-            f"sites.{site}.{key}": value for site, entry in entries.items() for key, value in entry.items()
-        }
-        campaign.sets |= _quorum(len(sites))
+        for site, entry in entries.items():
+            campaign.sets |= {f"sites.{site}.{key}": value for key, value in entry.items()}
+        campaign.sets["strategy.quorum"] = len(sites)  # so that every version is made of the same updates
         yield Stage(places, services, campaign)
-
-
-def _quorum(sites: int) -> dict[str, Any]:
-    """Return a quorum of all sites, so that every version of the model is made of the same updates."""
-    return {"strategy.quorum": sites}
 
 
 def _remote_entries(
@@ -102,7 +96,7 @@ def _remote_entries(
     services: Services,
     size: Size,
     campaign: SmallCampaign,
-    say: Callable[[str], None],
+    say: Say,
 ) -> dict[str, dict[str, Any]]:
     own = services.transfer.add_collection(driver.path(campaign.folder), "driver")
     campaign.sets |= {"globus.collection": own.id, "globus.folder": campaign.folder}
