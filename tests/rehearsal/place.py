@@ -33,6 +33,11 @@ AS_ROOT = """\
 [ "$(id -u)" = 0 ] || exec unshare --user --map-root-user -- {program} "$@"
 exec {program} "$@"
 """
+AS_NOBODY = """\
+#!/bin/sh
+[ "$1" != python-exec ] || exec {program} "$@"
+exec unshare --user --map-user=65534 --map-group=65534 -- {program} "$@"
+"""
 MPIEXEC = '#!/bin/sh\nexec {python} -SE {system}/rehearsal/pals.py {kind} {policy} "$@"\n'
 
 
@@ -108,10 +113,13 @@ def write_commands(folder: Path, own: Path, scheduler: str) -> None:
 
 
 def run_as_nobody(program: Path) -> None:
-    """Let a program be nobody in a user namespace: for root an agent wants what an administrator sets up."""
+    """Let an agent be nobody in a user namespace: for root it wants what an administrator sets up.
+
+    Its workers in batch jobs (``python-exec``) are the user of the job.
+    """
     real = program.with_name(f"{program.name}-program")
     program.rename(real)
-    program.write_text(f'#!/bin/sh\nexec unshare --user --map-user=65534 --map-group=65534 -- {real} "$@"\n')
+    program.write_text(AS_NOBODY.format(program=real))
     program.chmod(0o755)
 
 

@@ -110,7 +110,7 @@ class Scene:
         def at_work() -> Progress | None:
             found = self.progress(site)
             if found and found["round"] > after_round and found["phase"] == "training":
-                return found if 1 <= found["step"] < found["steps"] else None
+                return found if found["steps"] // 4 <= found["step"] < found["steps"] else None
             return None
 
         return self.wait_for(f"{site} trained a round after {after_round}", at_work)
