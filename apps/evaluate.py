@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from apps.base.versions import require_same_code
 from apps.models.batches import Batch, DataSpec, by_length, collate, encode
 from apps.models.loss import counted_logits, loss_per_sample
 from apps.models.model import Model, ModelSpec, load_model, set_state
+from apps.ranks.launchers import unmask_devices
 from data.records import load_records
 
 # Kinds of models whose forward pass is embedding, layers that all take the same arguments, norm and output layer,
@@ -28,10 +30,15 @@ class EvaluationWork(TypedDict):
     model: ModelSpec
     data: DataSpec
     split: str
+    code_version: str
+
+
+class EvaluationSettings(TypedDict):
+    """How an evaluation runs at its place; may change in a campaign, and is no part of a task's identity."""
+
     batch_size: int
     threads: int
     device: str
-    code_version: str
 
 
 class TaskLoss(TypedDict):
@@ -42,7 +49,9 @@ class TaskLoss(TypedDict):
     tokens: int
 
 
-def evaluate(place: Place, work: EvaluationWork, candidate: dict[str, Any], who: str) -> dict[str, Any]:
+def evaluate(
+    place: Place, work: EvaluationWork, candidate: dict[str, Any], who: str, *, at: EvaluationSettings
+) -> dict[str, Any]:
     """Evaluate an artifact.
 
     Args:
@@ -51,6 +60,7 @@ def evaluate(place: Place, work: EvaluationWork, candidate: dict[str, Any], who:
         candidate: a task result with ``artifact``, which is in the server's store, and for an update ``base``, the
             model that it was trained from.
         who: ``global`` or the name of a site.
+        at: how it runs at its place.
 
     Returns:
         Losses by task under ``tasks``, and their unweighted mean as ``mean_loss``.
@@ -65,12 +75,13 @@ def evaluate(place: Place, work: EvaluationWork, candidate: dict[str, Any], who:
     started = time.time()
     with placed(**place):
         require_same_code(work["code_version"], place["site"])
-        torch.set_num_threads(work["threads"])
+        unmask_devices(os.environ)
+        torch.set_num_threads(at["threads"])
         path = verify(work["store"], candidate["artifact"])
         base = verify(work["store"], candidate["base"]) if "base" in candidate else None
-        model = load_model(work["model"], work["device"])
+        model = load_model(work["model"], at["device"])
         set_state(model, path, base)
-        tasks = task_losses(model, test_set(model, work))
+        tasks = task_losses(model, test_set(model, work, at["batch_size"]))
     return {
         "who": who,
         "round": place["round"],
@@ -121,24 +132,25 @@ class TestSet:
     first_inputs: list[FirstLayerInput]  # of the first layer that may be trained, as far as computed
 
 
-def test_set(model: Model, work: EvaluationWork) -> TestSet:
+def test_set(model: Model, work: EvaluationWork, batch_size: int) -> TestSet:
     """Return the test set in batches of similar length on the model's device; a worker keeps it beside its model.
 
     Args:
         model: with its tokenizer.
         work: settings of the evaluation.
+        batch_size: samples of a batch.
 
     Raises:
         UserMistake: there are no such records.
     """
-    key = identity({"data": work["data"], "split": work["split"], "batch_size": work["batch_size"]})
+    key = identity({"data": work["data"], "split": work["split"], "batch_size": batch_size})
     if model.warm.get("test_set_key") != key:
         data = work["data"]
         try:
             records = load_records(data["source"], work["split"], data["tasks"], data["per_task"])
         except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
             raise UserMistake(str(error)) from None
-        groups = by_length(encode(records, model.tokenizer, data), work["batch_size"])
+        groups = by_length(encode(records, model.tokenizer, data), batch_size)
         pad, device = model.tokenizer.pad_token_id, model.network.device
         batches = [collate(group, pad).to(device) for group in groups]
         model.warm = {"test_set_key": key, "test_set": TestSet(batches, [])}

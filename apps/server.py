@@ -14,15 +14,8 @@ from apps.base.errors import placed
 from apps.base.files import cannot_write
 from apps.base.identity import Place
 from apps.base.versions import require_same_code
-from apps.models.model import (
-    ModelSpec,
-    full_nbytes,
-    load_first_model,
-    load_model,
-    save_for_users,
-    save_state,
-    set_state,
-)
+from apps.models.model import ModelSpec
+from apps.models.streamed import write_final_model, write_first_model
 
 
 class ServerWork(TypedDict):
@@ -47,15 +40,14 @@ def prepare(place: Place, work: ServerWork) -> dict[str, Any]:
     with placed(**place):
         require_same_code(work["code_version"], place["site"])
         torch.set_num_threads(work["threads"])
-        model = load_first_model(work["model"])
-        artifact = save_state(model, work["store"], "adapter" if work["model"]["adapter"] else "model")
+        first = write_first_model(work["model"], work["store"])
     return {
-        "artifact": artifact,
+        "artifact": first.artifact,
         "store": work["store"],
-        "full_nbytes": full_nbytes(model),
-        "frozen": model.fingerprint,
-        "parameters": model.network.num_parameters(),
-        "trainable": sum(t.numel() for t in model.trained.values()),
+        "full_nbytes": first.full_nbytes,
+        "frozen": first.frozen,
+        "parameters": first.parameters,
+        "trainable": first.trainable,
         "started": started,
         "ended": time.time(),
     }
@@ -77,9 +69,8 @@ def save_model(place: Place, work: ServerWork, final: dict[str, Any], folder: st
     with placed(**place):
         require_same_code(work["code_version"], place["site"])
         torch.set_num_threads(work["threads"])
-        model = load_model(work["model"])
-        set_state(model, verify(work["store"], final["artifact"]))
-        _replace_folder(target, lambda unfinished: save_for_users(model, unfinished))
+        path = verify(work["store"], final["artifact"])
+        _replace_folder(target, lambda unfinished: write_final_model(work["model"], path, unfinished))
     return {"artifact": final["artifact"], "folder": str(target), "started": started, "ended": time.time()}
 
 

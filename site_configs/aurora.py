@@ -30,14 +30,15 @@ from site_configs.library.site import Collection, Node, Queue, Ranks, Site
 
 _queue = partial(Queue, as_of=date(2026, 8, 19), source="ALCF Aurora guide")
 _prod = partial(_queue, submit_to="prod", note="10 running or accruing and 100 queued jobs per project")
+_debug = partial(_queue, queued_per_user=1, on_request=True)
 QUEUES = (
-    _queue("debug", 1, 2, 1 * HOUR, queued_per_user=1, note="64 nodes, shared"),
-    _queue("debug-scaling", 2, 256, 1 * HOUR, queued_per_user=1),
+    _debug("debug", 1, 2, 1 * HOUR, note="for tests, one job of a user in any state; 64 nodes, shared"),
+    _debug("debug-scaling", 2, 256, 1 * HOUR, note="for tests, one job of a user in any state"),
     _queue("capacity", 1, 16, 168 * HOUR, running_per_user=2, queued_per_user=5, note="512 nodes in all"),
     _prod("small", 256, 1024, 12 * HOUR),
     _prod("medium", 1025, 1999, 18 * HOUR),
     _prod("large", 2000, 10624, 24 * HOUR),
-    _queue("visualization", 1, 32, 8 * HOUR, on_request=True),
+    _queue("visualization", 1, 32, 8 * HOUR, on_request=True, note="for admitted projects"),
 )
 MOUNTS = {"home": ("/home",), "flare": ("/flare", "/lus/flare"), "daos_user": ()}
 NODE = Node(

@@ -40,7 +40,7 @@ def site(name: str, run_dir: Path, *, queue: str = "", select: str = "", **setti
         block=block,
         provider=block_provider(
             block,
-            (*(["-l place=scatter"] if block.nodes > 1 else []), *cluster["options"]),
+            ["-l place=scatter"] if block.nodes > 1 else [],
             site=name,
             poll_s=cluster["poll_s"],
             cores=cluster["cores"],

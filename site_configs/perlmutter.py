@@ -1,7 +1,7 @@
 """Perlmutter at NERSC: 1,536 nodes with four A100 of 40 GB each and 256 with four of 80 GB, under Slurm.
 
-The queue table comes from public code that encodes NERSC's, read in August 2026: to be verified. Left
-out because their limits are unknown: preempt, overrun, realtime; and shared, which gives half a node.
+The queue table comes from public code that encodes NERSC's, read in August 2026: to be verified. Left out are
+realtime, whose limits each project has agreed on (``options: [--qos=realtime]``), and shared, which gives half a node.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Unpack
+from typing import Annotated, Any, Unpack
 
 from pydantic import Field, PositiveInt
 
@@ -28,12 +27,23 @@ from site_configs.library.machine import (
 from site_configs.library.queues import HOUR, MINUTE
 from site_configs.library.site import Collection, Node, Queue, Ranks, Site
 
-_qos = partial(Queue, as_of=date(2026, 8, 1), source="public code that encodes NERSC's table")
+_UNSURE = {"source": "name from NERSC's pages, limits to be verified"}
+# squeue shows the QOS of GPU jobs as gpu_regular and so on, and the partition gpu_ss11 (public job logs of 2026)
+_FOR_TESTS = "for tests: production runs and chains of jobs may cost the account (NERSC queue policy)"
+
+
+def _qos(name: str, nodes: int, walltime_s: int, **rules: Any) -> Queue:
+    dated: dict[str, Any] = {"as_of": date(2026, 8, 1), "source": "public code that encodes NERSC's table"} | rules
+    return Queue(name, 1, nodes, walltime_s, also=(f"gpu_{name}",), **dated)
+
+
 QUEUES = (
-    _qos("debug", 1, 8, 30 * MINUTE),
-    _qos("regular", 1, 1536, 48 * HOUR),
-    _qos("premium", 1, 1536, 48 * HOUR, on_request=True, note="charged at a higher rate"),
-    _qos("interactive", 1, 4, 4 * HOUR, on_request=True, note="for salloc"),
+    _qos("regular", 1536, 48 * HOUR),
+    _qos("debug", 8, 30 * MINUTE, on_request=True, note=_FOR_TESTS),
+    _qos("premium", 1536, 48 * HOUR, on_request=True, note="charged at a higher rate"),
+    _qos("interactive", 4, 4 * HOUR, on_request=True, only_interactive=True, note="it is for salloc"),
+    _qos("preempt", 128, 48 * HOUR, on_request=True, preemptable=True, note="may be ended after two hours", **_UNSURE),
+    _qos("overrun", 1536, 48 * HOUR, on_request=True, note="for projects without hours, at low priority", **_UNSURE),
 )
 MOUNTS = {"scratch": ("/pscratch",), "community": ("/global/cfs", "/global/common")}
 NODE = Node(
@@ -72,8 +82,8 @@ def site(
 ) -> Site:
     """Return the site of a campaign on whole GPU nodes of Perlmutter.
 
-    The default queue is ``debug`` for up to 8 nodes and half an hour, else ``regular``. GPU accounts end in ``_g``,
-    which is added if it is missing. Scratch is purged after 8 weeks. NERSC has a workflow QOS for a driver that runs
+    The default queue is ``regular``; ``debug`` is taken only if it is named. GPU accounts end in ``_g``, which is added
+    if it is missing. Scratch is purged after 8 weeks. NERSC has a workflow QOS for a driver that runs
     for days.
 
     Args:

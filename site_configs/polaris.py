@@ -31,15 +31,16 @@ from site_configs.library.site import Collection, Node, Queue, Ranks, Site
 _queue = partial(Queue, as_of=date(2026, 8, 19), source="ALCF Polaris guide")
 _prod = partial(_queue, submit_to="prod", note="10 running or accruing and 100 queued jobs per project")
 _backfill = partial(_queue, on_request=True, note="for projects with a negative balance, at low priority")
+_debug = partial(_queue, min_walltime_s=5 * MINUTE, on_request=True)
 QUEUES = (
-    _queue("debug", 1, 2, 1 * HOUR, min_walltime_s=5 * MINUTE, note="24 nodes in all, 8 of them dedicated"),
-    _queue("debug-scaling", 1, 10, 1 * HOUR, min_walltime_s=5 * MINUTE, queued_per_user=1),
+    _debug("debug", 1, 2, 1 * HOUR, note="for tests; 24 nodes in all, 8 of them dedicated"),
+    _debug("debug-scaling", 1, 10, 1 * HOUR, queued_per_user=1, note="for tests, one job of a user in any state"),
     _queue("capacity", 1, 4, 168 * HOUR, running_per_user=1, queued_per_user=2, note="32 nodes in all"),
     _prod("small", 10, 24, 3 * HOUR),
     _prod("medium", 25, 99, 6 * HOUR),
     _prod("large", 100, 496, 24 * HOUR),
     _queue("preemptable", 1, 10, 72 * HOUR, preemptable=True, note="ended without a warning; 20 jobs per project"),
-    _queue("demand", 1, 56, 1 * HOUR, on_request=True),
+    _queue("demand", 1, 56, 1 * HOUR, on_request=True, note="for admitted projects"),
     _backfill("backfill-small", 10, 24, 3 * HOUR),
     _backfill("backfill-medium", 25, 99, 6 * HOUR),
     _backfill("backfill-large", 100, 496, 24 * HOUR),

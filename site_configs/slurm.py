@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Unpack
 
 from site_configs.library.cluster import ClusterSettings, cluster_block, cluster_site, rank_cores, with_defaults
-from site_configs.library.machine import block_provider
+from site_configs.library.machine import Name, block_provider
 from site_configs.library.site import Site
 
 SRUN = ("srun", "--nodes={nodes}", "--ntasks={ranks}", "--ntasks-per-node={ranks_per_node}", "--kill-on-bad-exit=1")
@@ -24,8 +24,8 @@ def site(
     name: str,
     run_dir: Path,
     *,
-    partition: str = "",
-    qos: str = "",
+    partition: Name = "",
+    qos: Name = "",
     exclusive: bool = False,
     **settings: Unpack[ClusterSettings],
 ) -> Site:
@@ -49,7 +49,6 @@ def site(
         *([f"--mem={round(cluster['memory_gb'] * 1000)}M"] if cluster["memory_gb"] else []),
         *([f"--gpus-per-node={cluster['gpus']}"] if cluster["gpus"] else []),
         *(["--exclusive"] if exclusive else []),
-        *cluster["options"],
     )
     return cluster_site(
         name,

@@ -71,7 +71,8 @@ def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any
         if prefix + name == "strategy":
             continue
         kinds = (SiteEntry,) if prefix + name == "sites" else (field.annotation, *get_args(field.annotation))
-        if inner := [kind for kind in kinds if is_section(kind)]:
+        inner = [kind for kind in kinds if is_section(kind)]
+        if inner and str not in kinds:  # a name in place of a section is one key
             yield from keys_of(inner[0], f"{prefix}{name}.{'NAME.' if prefix + name == 'sites' else ''}")
         else:
             default = field.get_default(call_default_factory=True)

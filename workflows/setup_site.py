@@ -22,7 +22,7 @@ if __name__ == "__main__":  # before the first import of ours: the project root 
 
 from apps.base.errors import UserMistake
 from apps.base.files import write_text
-from site_configs.library.queues import parse_walltime
+from site_configs.library.queues import parse_duration
 from site_configs.library.resolve import SiteConfigError, resolve_site
 from site_configs.library.site import Collection, Site
 from workflows.console.command import EXIT_CODES, carry_out, say
@@ -176,7 +176,7 @@ def duration(text: str) -> int:
         UserMistake: it is no duration, or a small number without a unit.
     """
     try:
-        found_s = parse_walltime(text)
+        found_s = parse_duration(text)
     except ValueError:
         raise UserMistake(f"--idle {text}: not a duration such as 30m or 4h") from None
     if text.strip().isdigit() and found_s < SHORTEST_BARE_S:

@@ -156,10 +156,14 @@ def _check_extent(header: Header, data_start: int, size: int, path: str | Path) 
         raise ArtifactError(f"file is truncated: {size:,} bytes instead of {at:,}", file=str(path))
 
 
-def layout(shapes: Shapes) -> tuple[bytes, Header]:
+def layout(shapes: Shapes, metadata: Mapping[str, str] | None = None) -> tuple[bytes, Header]:
     """Return the header bytes of a file, and the positions of its tensors in the order of the file.
 
     Widest types first, then by name: every tensor is aligned and the same content gives the same file.
+
+    Args:
+        shapes: of all tensors.
+        metadata: text for other programs; artifacts have none.
     """
     order = sorted(shapes, key=lambda name: (-DTYPES[shapes[name][0]][1], name))
     entries, at = {}, 0
@@ -167,7 +171,8 @@ def layout(shapes: Shapes) -> tuple[bytes, Header]:
         spec = TensorSpec(*shapes[name])
         entries[name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [at, at + spec.nbytes]}
         at += spec.nbytes
-    text = json.dumps(entries, separators=(",", ":")).encode()
+    everything = {"__metadata__": dict(metadata), **entries} if metadata else entries
+    text = json.dumps(everything, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     start = 8 + len(text)
     return len(text).to_bytes(8, "little") + text, {n: _parse_spec(e, start) for n, e in entries.items()}

@@ -46,7 +46,7 @@ class CrossfedError(Exception):
         return self
 
     def __str__(self) -> str:
-        place = [f"site {self.site}"] if self.site else []
+        place = [place_text(self.site)] if self.site else []
         place += [f"round {self.round}"] if self.round is not None else []
         text = f"{', '.join(place)}: {self.what}" if place else self.what
         if self.file and self.file not in text:
@@ -55,6 +55,13 @@ class CrossfedError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.what, self.site, self.round, self.file, self.remedy)
+
+
+def place_text(site: str) -> str:
+    """Return where something happened, for people: the server's own tasks are no site of the user."""
+    if "(" in site:  # the place of the server's work with its location, as the driver knows it
+        return site
+    return {"server": "server", "server-block": "server", "evaluator": "evaluation"}.get(site, f"site {site}")
 
 
 def _rebuild(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -89,9 +89,9 @@ def _load_model(spec_text: str, device: str) -> Model:
     quiet()
     network, tokenizer = _tiny(spec) if spec["source"] == TINY else _pretrained(spec)
     if spec["adapter"]:
-        network = _with_adapter(network, spec["adapter"])
+        network = with_adapter(network, spec["adapter"])
     network.to(device)
-    state = _named_state(network, spec["adapter"] is not None)
+    state = named_state(network, spec["adapter"] is not None)
     model = Model(spec, network, tokenizer, state, fingerprint(network) if spec["adapter"] else "")
     if spec["adapter"]:
         _restart_adapters(model)
@@ -101,18 +101,21 @@ def _load_model(spec_text: str, device: str) -> Model:
     return model
 
 
-def fingerprint(network: Any) -> str:
+def fingerprint(network: Any, sample: Callable[[torch.Tensor, int], torch.Tensor] | None = None) -> str:
     """Return a SHA-256 over a sample of every weight of the base model, to distinguish checkpoints quickly.
 
     It does not detect a single changed value; for that the files of the checkpoints must be compared.
+
+    Args:
+        network: with or without adapters.
+        sample: returns every n-th element of a weight, at most ``SAMPLED``; None: the weights are in memory.
     """
+    take = sample or (lambda weight, step: weight.detach().reshape(-1)[::step][:SAMPLED])
     digest = hashlib.sha256()
     for name, weight in sorted(network.named_parameters()):
         if ".lora_" not in name:
-            flat = weight.detach().reshape(-1)
-            sample = flat[:: max(1, flat.numel() // SAMPLED)][:SAMPLED]
             digest.update(f"{name}/{tuple(weight.shape)}/{weight.dtype}".encode())
-            digest.update(raw_bytes(sample))
+            digest.update(raw_bytes(take(weight, max(1, weight.numel() // SAMPLED))))
     return digest.hexdigest()
 
 
@@ -127,13 +130,20 @@ def quiet() -> None:
 
 def _pretrained(spec: ModelSpec) -> tuple[Any, Any]:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     folder = model_folder(spec["source"])
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, spec["dtype"])), load_tokenizer(spec)
+
+
+def load_tokenizer(spec: ModelSpec) -> Any:
+    """Return the tokenizer of a pretrained model, with a token to pad with."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_folder(spec["source"]))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, spec["dtype"])), tokenizer
+    return tokenizer
 
 
 def _tiny(spec: ModelSpec) -> tuple[Any, Any]:
@@ -151,7 +161,8 @@ def _tiny(spec: ModelSpec) -> tuple[Any, Any]:
         return LlamaForCausalLM(config).to(getattr(torch, spec["dtype"])), tokenizer
 
 
-def _with_adapter(network: PreTrainedModel, adapter: AdapterSpec) -> Any:
+def with_adapter(network: PreTrainedModel, adapter: AdapterSpec) -> Any:
+    """Return a network with adapters; on the meta device they have no values either."""
     from peft import LoraConfig, get_peft_model
 
     alpha: Any = adapter["alpha"]  # peft's annotation says int, its arithmetic takes any number
@@ -181,7 +192,7 @@ def _linear_modules(network: PreTrainedModel) -> list[str]:
     return sorted({name.rsplit(".", 1)[-1] for name in found})
 
 
-def _named_state(network: Any, adapted: bool) -> dict[str, torch.Tensor]:
+def named_state(network: Any, adapted: bool) -> dict[str, torch.Tensor]:
     """Return artifact name -> tensor; adapters have the names that peft gives them in its files."""
     if adapted:
         pairs = [(n.replace(".default.", "."), p) for n, p in network.named_parameters() if ".lora_" in n]
@@ -190,19 +201,30 @@ def _named_state(network: Any, adapted: bool) -> dict[str, torch.Tensor]:
     return {**dict(network.named_parameters()), **{n: b for n, b in network.named_buffers() if n in kept}}
 
 
+def first_adapters(state: Mapping[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:
+    """Return the values that every site and the server start from, drawn from the campaign's seed.
+
+    Args:
+        state: the adapters by artifact name, of which types and shapes are read.
+        seed: of the campaign.
+    """
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in state.items():
+        if name.endswith(".lora_A.weight"):
+            module = name.removesuffix(".lora_A.weight")
+            other = state[f"{module}.lora_B.weight"]
+            rank, inputs = tensor.shape
+            a, b = fresh_pair(module, rank, inputs, other.shape[0], seed)
+            found |= {name: a.to(tensor.dtype), f"{module}.lora_B.weight": b.to(other.dtype)}
+    return found
+
+
 def _restart_adapters(model: Model) -> None:
-    """Set the adapters to the values that every site and the server start from, drawn from the campaign's seed."""
     import torch
 
     with torch.no_grad():
-        for name, tensor in model.state.items():
-            if name.endswith(".lora_A.weight"):
-                module = name.removesuffix(".lora_A.weight")
-                other = model.state[f"{module}.lora_B.weight"]
-                rank, inputs = tensor.shape
-                a, b = fresh_pair(module, rank, inputs, other.shape[0], model.spec["seed"])
-                tensor.copy_(a)
-                other.copy_(b)
+        for name, tensor in first_adapters(model.state, model.spec["seed"]).items():
+            model.state[name].copy_(tensor)
 
 
 def set_state(model: Model, path: Path, base: Path | None = None) -> None:
@@ -258,9 +280,9 @@ def save_state(model: Model, store: str | Path, kind: str, *, trained_only: bool
     return save_tensors(store, model.trained if trained_only else model.state, kind)
 
 
-def full_nbytes(model: Model) -> int:
+def full_nbytes(network: Any) -> int:
     """Return the bytes of the whole model in its own type: what would be sent without adapters."""
-    names = {id(p): p for n, p in model.network.named_parameters() if ".lora_" not in n}
+    names = {id(p): p for n, p in network.named_parameters() if ".lora_" not in n}
     return sum(p.numel() * p.element_size() for p in names.values())
 
 
@@ -276,6 +298,11 @@ def save_for_users(model: Model, folder: Path) -> None:
         _load_model.cache_clear()  # the loaded model has lost its adapters
     network.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
-    (folder / "README.md").unlink(missing_ok=True)  # peft's empty form of a model card
+    make_readable(folder)
+
+
+def make_readable(folder: Path) -> None:
+    """Let colleagues read the files of a saved model, and remove peft's empty form of a model card."""
+    (folder / "README.md").unlink(missing_ok=True)
     for path in folder.iterdir():
         path.chmod(0o644)  # the library makes weights readable to their owner only, but colleagues should load them

@@ -13,6 +13,7 @@ from site_configs.library.machine import (
     BACKENDS,
     GB,
     HEARTBEAT_S,
+    AnyAccount,
     BlockSettings,
     StorageRoot,
     Walltime,
@@ -36,7 +37,6 @@ class ClusterOptions(BlockSettings, total=False):
             block is one hour if neither it nor a limit is set.
         cores, memory_gb, gpus: resources of each node; memory 0: the cluster's default.
         gpu_memory_gb: memory of one GPU, for the memory plan.
-        options: more directives of the script, such as ``--constraint=a100`` or ``-l filesystems=home:eagle``.
         device: torch device; default cuda if there are GPUs, else cpu.
         threads: threads of a rank; default its share of the cores.
         ranks_per_node: processes on each node that train together.
@@ -52,14 +52,13 @@ class ClusterOptions(BlockSettings, total=False):
         heartbeat_s: after twice this time without a message a block counts as lost.
     """
 
-    account: str
+    account: AnyAccount
     max_nodes: PositiveInt | None
     max_walltime: Walltime
     cores: PositiveInt
     memory_gb: NonNegativeFloat
     gpus: NonNegativeInt
     gpu_memory_gb: NonNegativeFloat
-    options: Sequence[str]
     device: Device | None
     threads: PositiveInt | None
     ranks_per_node: PositiveInt
@@ -94,6 +93,7 @@ DEFAULTS: ClusterOptions = {
     "memory_gb": 0,
     "gpus": 0,
     "gpu_memory_gb": 0,
+    "reservation": "",
     "options": (),
     "device": None,
     "threads": None,
@@ -146,6 +146,8 @@ def cluster_block(scheduler: SchedulerKind, queue: str, cluster: ClusterSettings
         account=cluster["account"],
         blocks=cluster["blocks"],
         command_environment=cluster["command_environment"],
+        reservation=cluster["reservation"],
+        options=cluster["options"],
     )
 
 

@@ -11,10 +11,10 @@ from uuid import UUID
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from site_configs.library.errors import SiteConfigError, first_problem
-from site_configs.library.queues import parse_walltime
+from site_configs.library.queues import parse_duration
 from site_configs.library.site import Carrier, Collection, Endpoint, Route, Site
 
-Duration = Annotated[NonNegativeInt | None, BeforeValidator(lambda value: value and parse_walltime(value))]
+Duration = Annotated[NonNegativeInt | None, BeforeValidator(lambda value: value and parse_duration(value))]
 
 
 class GlobusSettings(BaseModel):

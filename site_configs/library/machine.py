@@ -11,7 +11,15 @@ from pydantic import BeforeValidator, Field, PositiveInt
 from typing_extensions import TypedDict  # before Python 3.12 pydantic reads only this one
 
 from site_configs.library.errors import SiteConfigError
-from site_configs.library.queues import HOUR, choose_queue, longest_walltime, parse_walltime
+from site_configs.library.options import checked_options
+from site_configs.library.queues import (
+    HOUR,
+    choose_queue,
+    is_reservation,
+    longest_walltime,
+    parse_walltime,
+    reserved_queue,
+)
 from site_configs.library.site import Backend, Block, Blocks, Device, Queue, SchedulerKind
 
 if TYPE_CHECKING:
@@ -28,7 +36,10 @@ ALCF_PROXY = {
     "no_proxy": "localhost,127.0.0.1,.alcf.anl.gov",
 }
 
-Account = Annotated[str, Field(pattern=r"^[\w.-]+$", description="the project that pays")]
+# Accounts may be numbers; nothing in a name may end the line of a batch script that it stands in
+Name = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
+AnyAccount = Annotated[Name, Field(pattern=r"^[\w.@:+/-]*$")]
+Account = Annotated[Name, Field(pattern=r"^[\w.-]+$", description="the project that pays")]
 StorageRoot = Annotated[Path, Field(description="a folder at the site, seen by its compute nodes, for data and models")]
 Walltime = Annotated[int | None, BeforeValidator(lambda value: None if value is None else parse_walltime(value))]
 
@@ -40,6 +51,9 @@ class BlockSettings(TypedDict, total=False):
         nodes: nodes per block; default 1.
         walltime: walltime of a block, such as ``6:00:00``; default the longest that the queue allows.
         blocks: ``pilot`` (default) keeps one batch job over the rounds, ``per_round`` submits one for each round.
+        reservation: reservation of the facility that its blocks run in; needs a walltime that ends within it.
+        options: further options of the batch script, such as ``-C nvme``, ``--mail-type=END`` or ``-l x=1``; what
+            would break a pilot job is refused.
         python_env: environment with this project at the site; default that of the driver.
         address: address of the driver for the workers; default that of its high-speed interface.
     """
@@ -47,6 +61,8 @@ class BlockSettings(TypedDict, total=False):
     nodes: PositiveInt
     walltime: Walltime
     blocks: Blocks
+    reservation: Name
+    options: Sequence[str]
     python_env: Path | None
     address: str
 
@@ -63,10 +79,10 @@ class FacilitySettings(_FacilityRequired, BlockSettings, total=False):
         account: project that pays; required.
         storage_root: folder at the site, seen by its compute nodes; files go to ``storage_root/RUN/SITE``; required.
         queue: name of a row of the machine's table ``QUEUES``, or what several rows are submitted to; default the row
-            that fits best.
+            that fits best; under PBS also the id of a reservation, such as ``R123456``.
     """
 
-    queue: str | None
+    queue: Annotated[str | None, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
 
 
 def facility_block(scheduler: SchedulerKind, queues: Sequence[Queue], settings: FacilitySettings) -> Block:
@@ -79,6 +95,8 @@ def facility_block(scheduler: SchedulerKind, queues: Sequence[Queue], settings: 
         queue=settings.get("queue"),
         account=settings["account"],
         blocks=settings.get("blocks", "pilot"),
+        reservation=settings.get("reservation", ""),
+        options=settings.get("options", ()),
     )
 
 
@@ -92,6 +110,8 @@ def batch_block(
     account: str,
     blocks: Blocks,
     command_environment: Mapping[str, str] | None = None,
+    reservation: str = "",
+    options: Sequence[str] = (),
 ) -> Block:
     """Return the batch job of a request, refused here if the facility would refuse it.
 
@@ -101,11 +121,28 @@ def batch_block(
     Raises:
         SiteConfigError: no queue takes the request; the message gives the rule and the nearest request that is taken.
     """
+    if scheduler == "pbs" and is_reservation(queue) and not any(row.name == queue for row in queues):
+        reservation, queue = reservation or str(queue), None
+    if reservation and walltime_s is None:
+        raise SiteConfigError(f"walltime: name one that ends within the reservation {reservation}")
     if walltime_s is None:
         longest_s = longest_walltime(queues, nodes, queue)
         walltime_s = longest_s if blocks == "pilot" else min(ROUND_S, longest_s)
-    row = choose_queue(queues, nodes, walltime_s, queue)
-    return Block(scheduler, row, nodes, walltime_s, account, blocks, command_environment or {})
+    if reservation:
+        row = reserved_queue(scheduler, queues, nodes, walltime_s, queue, reservation)
+    else:
+        row = choose_queue(queues, nodes, walltime_s, queue)
+    return Block(
+        scheduler=scheduler,
+        queue=row,
+        nodes=nodes,
+        walltime_s=walltime_s,
+        account=account,
+        reuse=blocks,
+        command_environment=command_environment or {},
+        options=checked_options(scheduler, options),
+        reservation=reservation,
+    )
 
 
 def site_storage(storage_root: Path, run_dir: Path, name: str, mounts: Mapping[str, Sequence[str]]) -> Path:
@@ -175,7 +212,9 @@ def block_provider(
     """
     # a job that the scheduler restarts by itself would be two blocks under one name
     once = "--no-requeue" if block.scheduler == "slurm" else "-r n"
-    settings: dict[str, Any] = {"directives": (once, *directives), "job_prefix": f"cf-{site}", "poll_s": poll_s}
+    reserved = [f"--reservation={block.reservation}"] if block.reservation and block.scheduler == "slurm" else []
+    lines = (once, *directives, *reserved, *checked_options(block.scheduler, block.options, written=directives))
+    settings: dict[str, Any] = {"directives": lines, "job_prefix": f"cf-{site}", "poll_s": poll_s}
     if block.scheduler == "pbs":
         return partial(_pbs_provider, block, **settings, cores=cores, select=select)
     return partial(_slurm_provider, block, **settings, tasks_per_node=ranks_per_node)

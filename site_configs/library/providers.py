@@ -9,6 +9,7 @@ from parsl.providers import PBSProProvider, SlurmProvider
 from typing_extensions import override
 
 from site_configs.library.queues import format_walltime
+from site_configs.library.schedulers.pbs_records import job_ids
 from site_configs.library.site import Block
 from site_configs.library.status_provider import StatusAwareProvider
 
@@ -111,3 +112,8 @@ class PbsBlocks(StatusAwareProvider, PBSProProvider):
             worker_init=worker_init,
             cmd_timeout=command_timeout_s,
         )
+
+    def execute_wait(self, cmd: str, timeout: int | None = None) -> tuple[int, str, str]:
+        """Run a command of PBS; of what qsub prints, return the id alone: Parsl takes each line for a job."""
+        code, out, error = super().execute_wait(cmd, timeout)
+        return (code, "\n".join(job_ids(out)), error) if cmd.startswith("qsub") else (code, out, error)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import date
 
 from site_configs.library.errors import SiteConfigError, did_you_mean
-from site_configs.library.site import Queue
+from site_configs.library.site import Queue, SchedulerKind
 
 MINUTE, HOUR, DAY = 60, 3600, 86400
 UNIT_S = {"d": DAY, "h": HOUR, "m": MINUTE, "s": 1}
 CLOCK = re.compile(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)")
+RESERVATION = re.compile(r"[RSM]\d+(?:\.[\w.-]+)?")
 UNITS = re.compile(r"(?:\s*\d+(?:\.\d+)?\s*[dhms])+\s*")
 
 
@@ -73,6 +75,8 @@ def _candidates(queues: Sequence[Queue], name: str | None) -> list[Queue]:
     else:
         found = [q for q in queues if q.name == name or (q.submit_to == name and not q.on_request)]
     if found:
+        if all(queue.only_interactive for queue in found):
+            raise SiteConfigError(f"queue: {name} takes no batch jobs: {found[0].note} ({found[0].source})")
         return found
     names = list(dict.fromkeys(known for q in queues for known in (q.submit_to, q.name) if known))
     if name is None:
@@ -95,9 +99,11 @@ def _refusal(queues: Sequence[Queue], nodes: int, walltime_s: int, name: str | N
     broken, _ = _nearest(named, nodes, walltime_s)
     _, nearest = _nearest([*named, *open_to_all], nodes, walltime_s)
     refused = f"queue {name} does not take" if name else "no queue takes"
+    by_name = [q for q in queues if q.on_request and not q.only_interactive and _admits(q, nodes, walltime_s)]
+    named_only = "".join(f"; only if it is named: queue {queue.name} ({queue.note})" for queue in by_name[:1])
     return QueueRefusedError(
         f"{refused} {_text(nodes, walltime_s)}: {rule_of(broken)};"
-        f" nearest that is taken: {_text(nearest.nodes, nearest.walltime_s)} in queue {nearest.queue}",
+        f" nearest that is taken: {_text(nearest.nodes, nearest.walltime_s)} in queue {nearest.queue}{named_only}",
         nearest,
     )
 
@@ -142,6 +148,18 @@ def format_walltime(walltime_s: int) -> str:
 
 
 def parse_walltime(value: object) -> int:
+    """Return the seconds of a walltime; see ``parse_duration``.
+
+    Raises:
+        ValueError: another form; or a bare number below a minute, because schedulers take it for minutes.
+    """
+    found = parse_duration(value)
+    if found < MINUTE and re.fullmatch(r"[\d.]+", str(value).strip()):
+        raise ValueError(f"{found} is seconds; write {found}m or 00:{found:02d}:00")
+    return found
+
+
+def parse_duration(value: object) -> int:
     """Return the seconds of ``2:00:00``, ``1-12:00:00``, ``90m``, ``1d 12h`` or a number of seconds.
 
     YAML itself reads a bare ``2:00:00`` as 7200.
@@ -155,10 +173,38 @@ def parse_walltime(value: object) -> int:
         found = days * DAY + hours * HOUR + minutes * MINUTE + seconds
     elif UNITS.fullmatch(text):
         found = round(sum(float(n) * UNIT_S[unit] for n, unit in re.findall(r"(\d+(?:\.\d+)?)\s*([dhms])", text)))
-    elif re.fullmatch(r"\d+", text):
-        found = int(text)
+    elif re.fullmatch(r"\d+(?:\.0)?", text):
+        found = int(float(text))
     else:
         found = 0
     if found < 1:
         raise ValueError(f"{value!r} is not a walltime; write 2:00:00, 90m, 1d 12h or seconds")
     return found
+
+
+def reserved_queue(
+    scheduler: SchedulerKind, queues: Sequence[Queue], nodes: int, walltime_s: int, name: str | None, reservation: str
+) -> Queue:
+    """Return the row of a block in a reservation, whose own limits replace those of the table.
+
+    A reservation of PBS is a queue; one of Slurm holds nodes for jobs of any queue.
+
+    Args:
+        scheduler: kind of the scheduler.
+        queues: table of the facility.
+        nodes: nodes per block.
+        walltime_s: walltime of a block in seconds.
+        name: name of a queue of the table; None: any.
+        reservation: name or id of the reservation.
+    """
+    source = f"your reservation {reservation}"
+    if scheduler == "pbs":
+        return Queue(reservation.split(".")[0], 1, nodes, walltime_s, date.today(), source)
+    named = _candidates(queues, name)
+    row = min(named, key=lambda queue: (not _admits(queue, nodes, walltime_s), *_preference(queue)))
+    return replace(row, min_nodes=1, max_nodes=nodes, max_walltime_s=walltime_s, min_walltime_s=0, source=source)
+
+
+def is_reservation(name: str | None) -> bool:
+    """Return True for the id of a reservation of PBS: an advance, standing or maintenance one."""
+    return RESERVATION.fullmatch(name or "") is not None

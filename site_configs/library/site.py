@@ -33,7 +33,9 @@ class Queue:
         min_walltime_s, max_walltime_s: walltime of one job in seconds.
         running_per_user, queued_per_user: jobs of one user that may run, or exist in any state; None: no limit.
         preemptable: jobs may be ended for others at any time.
-        on_request: only for projects that the facility has admitted; chosen only by its name.
+        on_request: chosen only by its name: for projects that the facility has admitted, or for tests.
+        only_interactive: takes no batch jobs.
+        also: further names under which the scheduler keeps its jobs.
         note: further rules, for people.
         as_of, source: date and source of this row.
     """
@@ -50,6 +52,8 @@ class Queue:
     queued_per_user: int | None = None
     preemptable: bool = False
     on_request: bool = False
+    only_interactive: bool = False
+    also: tuple[str, ...] = ()
     note: str = ""
 
 
@@ -76,6 +80,8 @@ class Block:
         walltime_s: walltime of one block in seconds.
         account: allocation that is charged; empty if the facility needs none.
         reuse: ``pilot`` keeps one block over the rounds, ``per_round`` ends it after each round.
+        options: further lines of its script, as the user wrote them.
+        reservation: reservation that it runs in; empty: none.
         command_environment: variables of the scheduler's commands, if a host serves several clusters.
     """
 
@@ -86,6 +92,8 @@ class Block:
     account: str = ""
     reuse: Blocks = "pilot"
     command_environment: Mapping[str, str] = field(default_factory=dict)
+    options: tuple[str, ...] = ()
+    reservation: str = ""
 
 
 @dataclass(frozen=True)

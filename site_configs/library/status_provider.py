@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 import re
 import secrets
 import shlex
-import signal
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,13 +24,13 @@ from parsl.providers.errors import SubmitException
 from typing_extensions import override
 
 from site_configs.library.schedulers import GONE, UNKNOWN, Answer, JobFacts, Scheduler, scheduler_for
+from site_configs.library.schedulers.commands import NO_ANSWER, run_bounded, scheduler_environment
 from site_configs.library.site import Block
 
 SHORTEST_POLL_S = 1
-NO_ANSWER = 124  # exit code of the command "timeout"
+NO_COMMAND = 127  # as a shell has it
 LOST_S = 600.0  # a submission without an answer is searched for this long
 SETTLE_S = 60.0  # time that a scheduler may need until it shows a job that it has accepted
-OUTER_JOB = ("SBATCH_", "SLURM_", "SRUN_")  # sbatch prefers these to its script, or passes them to the new job
 # Parsl counts failures and gives up after some; the end of the walltime and preemption are not failures
 STATES: Mapping[str, JobState] = {
     "pending": JobState.PENDING,
@@ -102,7 +99,7 @@ class StatusAwareProvider(ClusterProvider):
     def _find_submitted(self, name: str) -> str:
         """Return the job of a failed submission, if the scheduler accepted it after all."""
         code, out, error = self._last_output
-        found = self.scheduler.find(name)
+        found = [] if code == NO_COMMAND else self.scheduler.find(name)
         if found:
             logger.warning("%s was submitted though the answer was lost: job %s", name, found[0].job_id)
             script = Path(self.script_dir or ".") / found[0].name
@@ -133,24 +130,13 @@ class StatusAwareProvider(ClusterProvider):
 
         A command that does not end in time is killed, so that it cannot act later, and returns ``NO_ANSWER``.
         """
-        limit_s = timeout or self.cmd_timeout
-        hidden = [name for name in os.environ if name.startswith(OUTER_JOB) and name != "SLURM_CONF"]
-        values = [f"{name}={value}" for name, value in self.block.command_environment.items()]
-        process = subprocess.Popen(
-            ["env", *(part for name in hidden for part in ("-u", name)), *values, *shlex.split(cmd)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
+        reply = run_bounded(
+            shlex.split(cmd),
+            {**scheduler_environment(), **self.block.command_environment},
+            timeout or self.cmd_timeout,
         )
-        try:
-            out, error = process.communicate(timeout=limit_s)
-            self._last_output = process.returncode, out, error
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            self._last_output = NO_ANSWER, "", f"no answer within {limit_s} s: {cmd}"
+        code = (NO_COMMAND if reply.missing else NO_ANSWER) if reply.code is None else reply.code
+        self._last_output = code, reply.out, reply.error
         return self._last_output
 
     def _status(self) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from site_configs.library.providers import SlurmBlocks
-from site_configs.library.status_provider import NO_ANSWER
+from site_configs.library.schedulers.commands import NO_ANSWER
 
 PROMISE = re.compile(r"Job \d+ (to start at .+)")
 

@@ -78,15 +78,15 @@ def spec(**changes) -> models.ModelSpec:
     } | changes
 
 
+AT = subject.EvaluationSettings(batch_size=4, threads=1, device="cpu")
+
+
 def work(store: Path, **changes) -> subject.EvaluationWork:
     given = {
         "store": str(store),
         "model": spec(),
         "data": DATA,
         "split": "test",
-        "batch_size": 4,
-        "threads": 1,
-        "device": "cpu",
         "code_version": code_version(),
     }
     return given | changes
@@ -127,7 +127,7 @@ def scored(model: models.Model, shortcut: bool) -> dict:
     with pytest.MonkeyPatch.context() as patch:
         if not shortcut:
             patch.setattr(subject, "frozen_layers", lambda _: 0)
-        return subject.task_losses(model, subject.test_set(model, work(Path())))
+        return subject.task_losses(model, subject.test_set(model, work(Path()), 4))
 
 
 def close(one: dict, two: dict, rel: float = 1e-5) -> bool:
@@ -137,7 +137,7 @@ def close(one: dict, two: dict, rel: float = 1e-5) -> bool:
 def test_losses_are_those_of_each_sample_alone(tmp_path):
     model = new_model()
     candidate = put(tmp_path, model.state)
-    result = subject.evaluate(PLACE, work(tmp_path), candidate, "global")
+    result = subject.evaluate(PLACE, work(tmp_path), candidate, "global", at=AT)
     models.set_state(model, artifact_path(tmp_path, candidate["artifact"]))
     model.network.eval()
     totals: dict[str, list[float]] = {task: [0.0, 0, 0] for task in TASKS}
@@ -159,7 +159,10 @@ def test_losses_are_those_of_each_sample_alone(tmp_path):
 
 def test_batch_size_does_not_matter(tmp_path):
     candidate = put(tmp_path, new_model().state)
-    results = [subject.evaluate(PLACE, work(tmp_path, batch_size=n), candidate, "global")["tasks"] for n in (1, 4, 100)]
+    results = [
+        subject.evaluate(PLACE, work(tmp_path), candidate, "global", at={**AT, "batch_size": n})["tasks"]
+        for n in (1, 4, 100)
+    ]
     assert close(results[0], results[1])
     assert close(results[0], results[2])
 
@@ -201,17 +204,17 @@ def test_second_artifact_is_not_evaluated_with_the_outputs_of_the_first(tmp_path
     module = next(n for n in model.state if ".lora_A." in n).removesuffix(".lora_A.weight")
     joined = dict(model.state) | {f"{module}.merged.weight": torch.zeros(32, 32)}
     three = put(tmp_path, joined, 3)
-    warm = [subject.evaluate(PLACE, given, c, "global")["tasks"] for c in (one, two, three, one)]
+    warm = [subject.evaluate(PLACE, given, c, "global", at=AT)["tasks"] for c in (one, two, three, one)]
     assert warm[0] == warm[3]
     for candidate, found in zip((two, three), warm[1:3], strict=True):
         models._load_model.cache_clear()
-        assert subject.evaluate(PLACE, given, candidate, "global")["tasks"] == found != warm[0]
+        assert subject.evaluate(PLACE, given, candidate, "global", at=AT)["tasks"] == found != warm[0]
 
 
 def test_other_data_is_not_evaluated_on_the_kept_test_set(tmp_path):
     candidate = put(tmp_path, new_model().state)
-    more = subject.evaluate(PLACE, work(tmp_path, data=DATA | {"per_task": 4}), candidate, "global")["tasks"]
-    fewer = subject.evaluate(PLACE, work(tmp_path), candidate, "global")["tasks"]
+    more = subject.evaluate(PLACE, work(tmp_path, data=DATA | {"per_task": 4}), candidate, "global", at=AT)["tasks"]
+    fewer = subject.evaluate(PLACE, work(tmp_path), candidate, "global", at=AT)["tasks"]
     assert {t["samples"] for t in more.values()} == {4}
     assert {t["samples"] for t in fewer.values()} == {3}
 
@@ -227,18 +230,20 @@ def test_update_of_a_site_is_evaluated_with_its_base(method, tmp_path):
     update = put(tmp_path, model.trained, 2)
     given = work(tmp_path, model=model.spec)
     models.set_state(model, *(artifact_path(tmp_path, c["artifact"]) for c in (update, base)))
-    found = subject.evaluate(PLACE, given, update | {"base": base["artifact"]}, "aurora")
+    found = subject.evaluate(PLACE, given, update | {"base": base["artifact"]}, "aurora", at=AT)
     assert close(found["tasks"], scored(model, shortcut=False))
     assert found["who"] == "aurora"
-    assert found["tasks"] != subject.evaluate(PLACE, given, base, "global")["tasks"]
+    assert found["tasks"] != subject.evaluate(PLACE, given, base, "global", at=AT)["tasks"]
 
 
 def test_errors_name_site_and_round(tmp_path):
     candidate = put(tmp_path, new_model().state)
-    with pytest.raises(UserMistake, match="site evaluator, round 2"):
-        subject.evaluate(PLACE, work(tmp_path, data=DATA | {"source": str(tmp_path / "nowhere")}), candidate, "global")
-    with pytest.raises(VersionMismatch, match="evaluator"):
-        subject.evaluate(PLACE, work(tmp_path, code_version="other"), candidate, "global")
+    with pytest.raises(UserMistake, match="^evaluation, round 2"):
+        subject.evaluate(
+            PLACE, work(tmp_path, data=DATA | {"source": str(tmp_path / "nowhere")}), candidate, "global", at=AT
+        )
+    with pytest.raises(VersionMismatch, match="^evaluation, round 2"):
+        subject.evaluate(PLACE, work(tmp_path, code_version="other"), candidate, "global", at=AT)
     artifact_path(tmp_path, candidate["artifact"]).write_bytes(b"x")
-    with pytest.raises(ArtifactError, match="site evaluator, round 2"):
-        subject.evaluate(PLACE, work(tmp_path), candidate, "global")
+    with pytest.raises(ArtifactError, match="^evaluation, round 2"):
+        subject.evaluate(PLACE, work(tmp_path), candidate, "global", at=AT)

@@ -112,7 +112,7 @@ def test_aggregate_refuses_what_is_not_whole(tmp_path):
     update = update_of(tmp_path, base, "full", 1)
     path = artifact_path(tmp_path, update["artifact"])
     path.write_bytes(path.read_bytes()[:-1] + b"\7")
-    with pytest.raises(ArtifactError, match=r"site server, round 1: .*SHA-256"):
+    with pytest.raises(ArtifactError, match=r"^server, round 1: .*SHA-256"):
         aggregate(PLACE, work(tmp_path), base, [1.0], 1, None, update)
 
 
@@ -130,7 +130,7 @@ def test_other_code_is_refused(tmp_path):
         lambda: aggregate(PLACE, other, base, [1.0], 1, None, base),
         lambda: save_model(PLACE, other, base, str(tmp_path / "model")),
     ):
-        with pytest.raises(VersionMismatch, match="site server"):
+        with pytest.raises(VersionMismatch, match="^server, round 1"):
             act()
 
 
@@ -164,15 +164,15 @@ def test_failure_midway_leaves_the_old_model(error, saved, tmp_path, monkeypatch
     _, second, folder = saved
     before = snapshot(folder)
 
-    def half(model, unfinished):
+    def half(spec, path, unfinished):
         unfinished.mkdir()
         (unfinished / "config.json").write_text("{}")
         raise error
 
-    monkeypatch.setattr(server, "save_for_users", half)
+    monkeypatch.setattr(server, "write_final_model", half)
     expected = StorageError if isinstance(error, OSError) else TaskError
     with pytest.raises(
-        expected, match=r"site server, round 1: cannot write: No space left" if expected is StorageError else "bug"
+        expected, match=r"^server, round 1: cannot write: No space left" if expected is StorageError else "bug"
     ):
         save_model(PLACE, work(tmp_path / "store"), second, str(folder))
     assert snapshot(folder) == before
@@ -193,7 +193,7 @@ def test_full_disk_leaves_the_old_model(saved, tmp_path):
     try:
         save_model(PLACE, work(tmp_path / "store"), first, str(disk / "model"))
         before = snapshot(disk / "model")
-        with pytest.raises(StorageError, match=r"site server, round 1: .*No space left") as caught:
+        with pytest.raises(StorageError, match=r"^server, round 1: .*No space left") as caught:
             save_model(PLACE, work(tmp_path / "store"), second, str(disk / "model"))
         assert caught.value.file == str(disk / "model")
         assert snapshot(disk / "model") == before

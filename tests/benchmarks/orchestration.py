@@ -65,7 +65,7 @@ def local_train(place: dict, work: dict, _request: dict, base: dict, _shard: dic
     }
 
 
-def evaluate(place: dict, _work: dict, candidate: dict, who: str) -> dict[str, Any]:
+def evaluate(place: dict, _work: dict, candidate: dict, who: str, *, at: dict) -> dict[str, Any]:
     now = time.time()
     return {
         "who": who,

@@ -146,7 +146,9 @@ def test_a_tile_of_aurora_is_a_device() -> None:
     ("machine", "settings", "queue", "hours"),
     [
         ("polaris", {"walltime": None}, "capacity", 168),
-        ("polaris", {"walltime": None, "blocks": "per_round"}, "debug", 1),
+        ("polaris", {"walltime": None, "blocks": "per_round"}, "capacity", 1),
+        ("polaris", {"walltime": "1h", "queue": "debug"}, "debug", 1),
+        ("perlmutter", {"walltime": "30m"}, "regular", 0.5),
         ("polaris", {"walltime": None, "nodes": 12}, "small", 3),
         ("polaris", {"walltime": "1h", "queue": "preemptable"}, "preemptable", 1),
         ("aurora", {"walltime": None, "nodes": 16}, "capacity", 168),
@@ -157,7 +159,7 @@ def test_a_tile_of_aurora_is_a_device() -> None:
         ("pbs", {"walltime": None, "max_walltime": "1d"}, "workq", 24),
     ],
 )
-def test_the_block_that_a_request_gets(machine: str, settings: dict, queue: str, hours: int) -> None:
+def test_the_block_that_a_request_gets(machine: str, settings: dict, queue: str, hours: float) -> None:
     block = made(machine, **settings).block
     assert block and (block.queue.name, block.walltime_s) == (queue, hours * 3600)
 
@@ -208,6 +210,120 @@ def test_two_campaigns_and_two_sites_share_a_storage_root() -> None:
         for name, run in (("a", Path("runs/x")), ("b", Path("runs/x")), ("a", Path("runs/y")))
     ]
     assert roots == [Path("/scratch/x/a"), Path("/scratch/x/b"), Path("/scratch/y/a")]
+
+
+def rendered(machine: str, **settings: Any) -> str:
+    provider: Any = made(machine, **settings).provider("")
+    return provider.render("pool")
+
+
+@pytest.mark.parametrize(
+    ("machine", "reservation", "line"),
+    [
+        ("polaris", {"queue": "R123456"}, "qsub  -q R123456 -A ABC"),
+        ("polaris", {"reservation": "R123456"}, "qsub  -q R123456 -A ABC"),
+        ("aurora", {"queue": "M7.aurora-pbs-0001"}, "qsub  -q M7 -A ABC"),
+        ("aurora", {"queue": "S99"}, "qsub  -q S99 -A ABC"),
+        ("pbs", {"reservation": "R5"}, "qsub  -q R5 -A abc"),
+        ("frontier", {"reservation": "hero_run"}, "#SBATCH --reservation=hero_run"),
+        ("perlmutter", {"reservation": "llm", "queue": "regular"}, "#SBATCH --reservation=llm"),
+        ("slurm", {"reservation": "course"}, "#SBATCH --reservation=course"),
+    ],
+)
+def test_a_reservation(machine: str, reservation: dict, line: str) -> None:
+    """Its own limits count, not those of the queue."""
+    assert line in rendered(machine, **reservation, nodes=200, walltime="30h")
+    with pytest.raises(SiteConfigError, match="walltime: name one that ends within the reservation"):
+        made(machine, **reservation, walltime=None)
+
+
+@pytest.mark.parametrize(
+    ("machine", "options", "lines"),
+    [
+        ("frontier", ["-C nvme", "--mail-type=END"], ["#SBATCH -C nvme", "#SBATCH --mail-type=END"]),
+        ("frontier", ["#SBATCH --qos=special"], ["#SBATCH --qos=special"]),
+        ("perlmutter", ["--licenses=cfs,scratch"], ["#SBATCH --licenses=cfs,scratch"]),
+        ("aurora", ["-l daos=daos_user", "-M ada@example.org"], ["#PBS -l daos=daos_user", "#PBS -M ada@example.org"]),
+        ("polaris", ["-k doe"], ["#PBS -k doe"]),
+        ("slurm", ["--gres=gpu:a100:2"], ["#SBATCH --gres=gpu:a100:2"]),
+        ("pbs", ["-l filesystems=home", "-W umask=022"], ["#PBS -l filesystems=home", "#PBS -W umask=022"]),
+    ],
+)
+def test_further_options_of_the_batch_script(machine: str, options: list[str], lines: list[str]) -> None:
+    script = rendered(machine, options=options).splitlines()
+    assert [line for line in script if line in lines] == lines
+
+
+@pytest.mark.parametrize(
+    ("machine", "option", "reason"),
+    [
+        ("slurm", "--array=0-3", "--array cannot be set .*: a block is one job"),
+        ("slurm", "-a 0-3", "-a cannot be set"),
+        ("slurm", "-a0-3", "-a cannot be set"),
+        ("slurm", "--arr=0-3", "--arr cannot be set"),
+        ("slurm", "#SBATCH -C nvme -a 0-3", "-a cannot be set"),
+        ("slurm", "--wrap=hostname", "--wrap cannot be set"),
+        ("slurm", "-N 4", "-N cannot be set .*: set nodes"),
+        ("slurm", "--nodes=4", "set nodes"),
+        ("slurm", "--time=10", "set walltime"),
+        ("slurm", "-t10", "set walltime"),
+        ("slurm", "-J mine", "found by the names"),
+        ("slurm", "-o out", "output is read"),
+        ("slurm", "--requeue", "two blocks under one name"),
+        ("slurm", "--dependency=afterok:1", "each block would wait"),
+        ("slurm", "--hold", "never start"),
+        ("slurm", "-HC x", "-H cannot be set"),
+        ("slurm", "-W", "driver would wait"),
+        ("slurm", "--parsable", "driver would wait"),
+        ("slurm", "--account=x", "set account"),
+        ("slurm", "--export=NONE", "need the variables"),
+        ("slurm", "--partition=x", "set queue or partition"),
+        ("slurm", "--reservation=x", "set reservation"),
+        ("perlmutter", "--qos=debug", "set queue or qos"),
+        ("perlmutter", "-q debug", "set queue or qos"),
+        ("slurm", "nvme", "is no option"),
+        ("slurm", "--mail-type=END\n#SBATCH --array=0-3", "has a line break"),
+        ("slurm", "--comment='a", "cannot be read"),
+        ("pbs", "-J 0-3", "-J cannot be set .*: a block is one job"),
+        ("pbs", "-J0-3", "-J cannot be set"),
+        ("pbs", "-N mine", "found by the names"),
+        ("pbs", "-o out", "output is read"),
+        ("pbs", "-j oe", "output is read"),
+        ("pbs", "-k oe", "output is read"),
+        ("pbs", "-I", "without a terminal"),
+        ("pbs", "-VI", "-I cannot be set"),
+        ("pbs", "-r y", "two blocks"),
+        ("pbs", "-l walltime=1:00:00", "set walltime"),
+        ("pbs", "-l filesystems=home,select=4:ncpus=1", "-l select cannot be set .*: set nodes"),
+        ("pbs", "-lselect=4", "set nodes"),
+        ("pbs", "-W depend=afterok:1", "each block would wait"),
+        ("pbs", "-W umask=022,block=true", "driver would wait"),
+        ("pbs", "-q debug", "set queue"),
+        ("pbs", "-A x", "set account"),
+        ("pbs", "-z", "driver would wait"),
+        ("polaris", "-l filesystems=home", "set filesystems"),
+        ("aurora", "-J 0-3", "a block is one job"),
+        ("frontier", "--array=1-2", "a block is one job"),
+    ],
+)
+def test_options_that_would_break_a_pilot_job_are_refused(machine: str, option: str, reason: str) -> None:
+    with pytest.raises(SiteConfigError, match=f"options: .*{reason}"):
+        made(machine, options=[option]).provider("")
+
+
+def test_accounts_and_queues_may_be_numbers() -> None:
+    block = made("slurm", account=465000123, partition=7).block
+    assert block and (block.account, block.queue.name) == ("465000123", "7")
+    with pytest.raises(SiteConfigError, match="account"):
+        made("slurm", account="abc\n#SBATCH --array=0-3")
+
+
+@pytest.mark.parametrize("walltime", [12, "12", 59])
+def test_a_walltime_of_seconds_is_refused(walltime: object) -> None:
+    with pytest.raises(
+        SiteConfigError, match=f"walltime: {walltime} is seconds; write {walltime}m or 00:{walltime}:00"
+    ):
+        made("slurm", walltime=walltime)
 
 
 def test_settings_of_any_cluster() -> None:

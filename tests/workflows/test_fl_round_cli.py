@@ -106,7 +106,7 @@ def test_a_campaign_for_other_machines_is_valid_and_lists_what_is_missing(tmp_pa
     checked = run(tmp_path, reference, "--check", *mine)
     assert checked.returncode == 0 and "not on this machine: data.source: smolinstruct/data.zip" in checked.stdout
     assert "block of frontier:   2 nodes for 24:00:00 in queue extended" in checked.stdout
-    assert "sites.polaris: this host has no network interface 'bond0'" in checked.stdout
+    assert "sites.polaris: qsub, qstat, qselect, qdel are not on PATH: start on a login" in checked.stdout
     started = run(tmp_path, reference, *mine)
     assert started.returncode == 2 and "data.source: smolinstruct/data.zip does not exist" in started.stderr
 

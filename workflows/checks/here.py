@@ -8,6 +8,7 @@ from apps.base.errors import UserMistake
 from data.definition import verify_embedded
 from data.records import canonical_split
 from data.tasks import EMBEDDED
+from site_configs.library.schedulers import absent
 from site_configs.library.site import Site
 from workflows.planning.plan import Plan
 from workflows.runtime.executors import driver_address
@@ -36,7 +37,7 @@ def require_all(plan: Plan, source: Path) -> None:
 def missing_here(plan: Plan) -> list[str]:
     """Return a line for everything that the campaign needs and this machine lacks; such a run is not started."""
     here = [site for site in plan.sites.values() if site.route != "globus"]
-    return [*_data_problems(plan, here), *filter(None, map(address_problem, here))]
+    return [*_data_problems(plan, here), *filter(None, map(place_problem, here))]
 
 
 def _data_problems(plan: Plan, here: list[Site]) -> list[str]:
@@ -60,6 +61,24 @@ def _data_problems(plan: Plan, here: list[Site]) -> list[str]:
         except ValueError as error:
             problems.append(f"data.source: {error}")
     return problems
+
+
+def place_problem(site: Site) -> str | None:
+    """Return why a site's jobs cannot be submitted from this host, or its workers could not connect to it, or None."""
+    return command_problem(site) or address_problem(site)
+
+
+def command_problem(site: Site) -> str | None:
+    """Return a message if the commands of a site's scheduler are not on this host, or None."""
+    block = site.own_block
+    missing = absent(block.scheduler, block.command_environment) if block else []
+    if not missing:
+        return None
+    verb = "is" if len(missing) == 1 else "are"
+    return (
+        f"sites.{site.name}: {', '.join(missing)} {verb} not on PATH: start on a login node of {site.machine},"
+        f" or reach it through Globus (sites.{site.name}.route=globus)"
+    )
 
 
 def address_problem(site: Site) -> str | None:

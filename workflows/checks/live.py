@@ -15,7 +15,7 @@ from apps.site import storage_problem
 from site_configs.library.schedulers import scheduler_for
 from site_configs.library.site import Block, Site
 from workflows.checks.batch_scripts import submission
-from workflows.checks.here import address_problem
+from workflows.checks.here import address_problem, command_problem
 from workflows.console.units import plural
 from workflows.planning.plan import Plan
 from workflows.runtime.worker_start import worker_init
@@ -50,9 +50,7 @@ def _globus_findings(plan: Plan, site: Site) -> Iterator[Finding]:
 
     app, server = globus_app(), plan.campaign.globus.as_collection() if plan.campaign.globus else None
     yield from check_globus_site(site, server, work=_folder_here(plan), ask=partial(examine_site, app), app=app)
-    if site.own_block:
-        yield from _scheduler_findings(site.own_block)
-        yield from _submission_finding(site, _run_dir(plan))
+    yield from _queue_findings(site, _run_dir(plan))
 
 
 def _run_dir(plan: Plan) -> Path:
@@ -67,9 +65,7 @@ def _folder_here(plan: Plan) -> Path | None:
 
 def _findings(site: Site, run_dir: Path) -> Iterator[Finding]:
     """Check a site that is reached from here."""
-    if site.own_block:
-        yield from _scheduler_findings(site.own_block)
-        yield from _submission_finding(site, run_dir)
+    yield from _queue_findings(site, run_dir)
     yield f"storage {site.storage_root} can be written", storage_problem(site.storage_root)
     problem, output = check_environment(site)
     quoted = f" (its set-up prints: {output})" if output else ""
@@ -78,14 +74,26 @@ def _findings(site: Site, run_dir: Path) -> Iterator[Finding]:
         yield "its compute nodes can connect to an address of this host", address_problem(site)
 
 
+def _queue_findings(site: Site, run_dir: Path) -> Iterator[Finding]:
+    """Check what the scheduler of a site says, if its blocks are submitted from here."""
+    if not site.own_block:
+        return
+    missing = command_problem(site)
+    if missing:
+        yield "the scheduler's commands are here", missing
+        return
+    yield from _scheduler_findings(site.own_block)
+    yield from _submission_finding(site, run_dir)
+
+
 def _scheduler_findings(block: Block) -> Iterator[Finding]:
     scheduler, queue = scheduler_for(block.scheduler, block.command_environment), block.queue
     wanted = queue.name if queue.submit_to is None else queue.submit_to
     if wanted:  # else the scheduler chooses, and does not report which
-        yield f"queue {wanted} takes jobs", scheduler.queue_problem(wanted)
+        yield f"queue {wanted} takes jobs", scheduler.queue_problem(wanted, *queue.also)
     if block.account and block.scheduler == "slurm":  # PBS does not report who may use an account
         yield f"account {block.account} is valid", scheduler.account_problem(block.account)
-    mine = scheduler.mine(wanted) if wanted else scheduler.find("")
+    mine = scheduler.mine(wanted, *queue.also) if wanted else scheduler.find("")
     if mine is None:
         yield "my jobs", "the scheduler does not answer"
         return

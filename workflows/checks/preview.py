@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from site_configs.library.queues import format_walltime
+from site_configs.library.queues import HOUR, format_walltime
 from site_configs.library.resolve import takes
 from site_configs.library.site import Block, Site
 from workflows.checks.here import missing_here
@@ -18,6 +18,7 @@ from workflows.strategies.fedavg import SynchronousSection
 from workflows.strategies.fedecho import FedEchoSection
 
 WIDTH = 20
+SHORTER = (("4h", 4 * HOUR), ("2h", 2 * HOUR), ("1h", HOUR))  # walltimes that are worth a hint
 
 
 def describe(plan: Plan, run_dir: Path) -> Iterator[str]:
@@ -48,7 +49,8 @@ def block_text(block: Block) -> str:
     account = f", account {block.account}" if block.account else ""
     kept = "kept over rounds" if block.reuse == "pilot" else "given back after each round"
     rule = f" (rule of {queue.as_of}, {queue.source})"
-    return f"{nodes} for {format_walltime(block.walltime_s)} in queue {queue.name}{account}, {kept}{rule}"
+    note = f"; {queue.note}" if queue.on_request and queue.note else ""
+    return f"{nodes} for {format_walltime(block.walltime_s)} in queue {queue.name}{account}, {kept}{rule}{note}"
 
 
 def _quorum_hint(plan: Plan) -> str:
@@ -66,10 +68,11 @@ def _walltime_hint(plan: Plan, name: str, block: Block) -> str:
     entry = plan.campaign.sites[name]
     if entry.settings.get("walltime") is not None or not takes(entry.config or name, "walltime"):
         return ""
-    return (
-        f"none is set, so that {format_walltime(block.walltime_s)} is asked for;"
-        f" a shorter job often starts sooner: --set sites.{name}.walltime=4h{_training_time(plan, name, block)}"
-    )
+    shorter = next((text for text, shorter_s in SHORTER if 2 * shorter_s <= block.walltime_s), None)
+    advice = f"; a shorter job often starts sooner: --set sites.{name}.walltime={shorter}" if shorter else ""
+    estimate = _training_time(plan, name, block)
+    asked = f"none is set, so that {format_walltime(block.walltime_s)} is asked for"
+    return f"{asked}{advice}{estimate}" if advice or estimate else ""
 
 
 def _training_time(plan: Plan, name: str, block: Block) -> str:

@@ -18,10 +18,10 @@ class Recorder:
     def __init__(self) -> None:
         self.tasks: list[GraphTask] = []
 
-    def app(self, function: Callable[..., Any], on: str) -> Callable[..., GraphTask]:
+    def app(self, function: Callable[..., Any], on: str, **_: Any) -> Callable[..., GraphTask]:
         """Return what records a call of a function for an executor."""
 
-        def record(place: Place, *args: Any) -> GraphTask:
+        def record(place: Place, *args: Any, **_: Any) -> GraphTask:
             version = place["round"] if function.__name__ in ("prepare", "aggregate") else None
             depends = tuple(arg.key for arg in args if isinstance(arg, GraphTask))
             task = GraphTask(str(len(self.tasks)), function.__name__, place["site"], depends, on=on, version=version)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from apps.training.progress import Progress
+from workflows.console.units import plural
 from workflows.dataflow.round import LocalRound
 
 if TYPE_CHECKING:
@@ -60,6 +61,20 @@ def activity_of(
     if phase == "ready" and not begun:
         phase = "gathering"
     return SiteActivity(phase, progress, kernel.globus.seen_at(site), watch)
+
+
+def block_activity(label: str, kernel: Kernel) -> SiteActivity:
+    """Return what a block of the server's own work is doing.
+
+    Args:
+        label: of its executor.
+        kernel: knows its tasks and its batch jobs.
+    """
+    executor: Any = kernel.kernel.executors[label]
+    watch, open_tasks = kernel.watches.get(label), executor.outstanding()
+    if watch and not watch.running():
+        return SiteActivity(watch.state() if open_tasks or watch.jobs else "idle", watch=watch)
+    return SiteActivity(f"{plural(open_tasks, 'task')} to do" if open_tasks else "idle", watch=watch)
 
 
 def _phase(

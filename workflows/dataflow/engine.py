@@ -17,9 +17,10 @@ from typing import Any
 from parsl.dataflow.futures import AppFuture
 
 from apps.base.errors import ArtifactError, UpdateRefused
-from workflows.dataflow.activity import SiteActivity, activity_of
+from workflows.dataflow.activity import SiteActivity, activity_of, block_activity
 from workflows.dataflow.block_events import BlockEvents, Handler
 from workflows.dataflow.enrolment import enrolled
+from workflows.dataflow.located import located
 from workflows.dataflow.replay import (
     Clock,
     decode_event,
@@ -37,11 +38,14 @@ from workflows.dataflow.train_spec import (
     train_request,
     update_event,
 )
+from workflows.planning.labels import EVALUATOR
 from workflows.planning.plan import Plan
 from workflows.records.changes import rounds_asked
 from workflows.records.metrics import write_metrics
 from workflows.records.run_directory import RunDirectory
+from workflows.runtime.block_failures import BlocksFailed
 from workflows.runtime.kernel import Kernel, root_cause
+from workflows.runtime.retry_policy import losses
 from workflows.strategies.base import (
     Aggregate,
     CampaignStarted,
@@ -90,7 +94,7 @@ class Engine:
         self.rounds: dict[str, SiteRound] = {}  # the newest of each site
         self.actions: dict[int, Train] = {}  # by task
         self.last_task: dict[str, str] = {}  # site -> identity of its last finished task
-        self.evaluations: list[AppFuture] = []
+        self.evaluations: dict[AppFuture, int] = {}
         self.metrics_due = False  # metrics.csv lacks a finished evaluation
         self.settled: set[int] = set()  # tasks whose end the strategy has received
         self.counted: set[int] = set()  # tasks that are part of a model
@@ -169,8 +173,8 @@ class Engine:
 
     def _evaluate(self, who: str, number: int, candidate: AppFuture) -> None:
         future = self.graph.losses(who, number, candidate)
-        self.evaluations.append(future)
-        future.add_done_callback(lambda done: self.inbox.put((self._evaluated, (done,))))
+        self.evaluations[future] = number
+        future.add_done_callback(lambda done: self.inbox.put((self._evaluated, (number, done))))
 
     def set_timer(self, action: SetTimer) -> None:
         """Send the strategy an event at a time of the campaign."""
@@ -254,18 +258,23 @@ class Engine:
         logger.error("%s", reason)
         return SiteFailed(self.clock.now(), action.site, action.task, reason)
 
-    def _evaluated(self, future: AppFuture) -> None:
+    def _evaluated(self, number: int, future: AppFuture) -> None:
+        """Take an evaluation's result; one that its place has lost stops no training, and fails at the end."""
         error = root_cause(future)
-        if error is not None:
-            raise error
-        self.metrics_due = True
+        if error is None:
+            self.metrics_due = True
+        elif isinstance(error, (*losses(), BlocksFailed)):
+            reason = str(located(error, self.plan.evaluation_at, number))
+            self.run.journal.write("task_failed", app="evaluate", site=EVALUATOR, round=number, reason=reason)
+        else:
+            raise located(error, self.plan.evaluation_at, number)
 
     # -- the end ------------------------------------------------------------------------------------------------
 
     def finish(self) -> None:
-        """Wait for the running evaluations, and write the final model as users load it."""
+        """Write the final model as users load it, and wait for the running evaluations."""
         saved = self.graph.final_model(self.models[max(self.models)], str(self.run.path / "model"))
-        for future in (*self.evaluations, saved):
+        for future in (saved, *self.evaluations):
             self._wait(future)
         write_metrics(self.run)
 
@@ -285,7 +294,8 @@ class Engine:
         self._until(future.done)
         error = root_cause(future)
         if error is not None:
-            raise error
+            number = self.evaluations.get(future)
+            raise located(error, self.plan.server_at if number is None else self.plan.evaluation_at, number)
         return future.result()
 
     def _until(self, happened: Callable[[], bool]) -> None:
@@ -295,7 +305,9 @@ class Engine:
             time.sleep(0.05)
 
     def activity(self, site: str) -> SiteActivity:
-        """Return what a site is doing, for the display."""
+        """Return what a site, or a block of the server's own work, is doing, for the display."""
+        if site not in self.plan.sites:
+            return block_activity(site, self.kernel)
         newest, shard = self.rounds.get(site), self.shards.get(site)
         return activity_of(
             site,

@@ -24,7 +24,7 @@ from apps.train import enrol, local_train
 from apps.training.task import TrainRequest
 from workflows.dataflow.staging import Staging, staging_of
 from workflows.planning.labels import EVALUATOR, SERVER
-from workflows.planning.plan import Plan
+from workflows.planning.plan import Plan, evaluation_settings
 
 if TYPE_CHECKING:
     from workflows.globus.transfer.staging import GlobusStaging
@@ -36,8 +36,14 @@ App = Callable[..., Future]  # submits one call and returns its future
 class Bind(Protocol):
     """Makes a Parsl app of a function, bound to one executor."""
 
-    def __call__(self, function: Callable[..., Any], on: str) -> App:
-        """Return what submits a call of ``function`` to the executor with the label ``on``."""
+    def __call__(self, function: Callable[..., Any], on: str, *, unnamed: Sequence[str] = ()) -> App:
+        """Return what submits a call of ``function`` to the executor with the label ``on``.
+
+        Args:
+            function: one of the apps.
+            on: label of the executor.
+            unnamed: keyword arguments that are no part of a task's identity.
+        """
 
 
 @dataclass(frozen=True)
@@ -61,15 +67,17 @@ class RoundGraph:
 
     def __init__(self, plan: Plan, app: Bind, globus: GlobusStaging | None) -> None:
         self.plan = plan
-        self.prepare, self.aggregate = app(prepare, EVALUATOR), app(aggregate, SERVER)
-        self.evaluate, self.save_model = app(evaluate, EVALUATOR), app(save_model, EVALUATOR)
+        server, evaluator = plan.server_at.label, plan.evaluation_at.label
+        self.prepare, self.aggregate, self.save_model = (app(f, server) for f in (prepare, aggregate, save_model))
+        self.evaluate = app(evaluate, evaluator, unnamed=("at",))
+        self.evaluation_settings = evaluation_settings(plan)
         self.enrol = {site: app(enrol, site) for site in plan.sites}
         self.local_train = {site: app(local_train, site) for site in plan.sites}
         self.staging: dict[str, Staging] = {site: staging_of(site, plan, app, globus) for site in plan.sites}
 
     def first_model(self) -> Future:
         """Make the model that round 1 starts from."""
-        return self.prepare(Place(site=EVALUATOR, round=0), self.plan.server_work)
+        return self.prepare(Place(site=SERVER, round=0), self.plan.server_work)
 
     def shard(self, site: str) -> Future:
         """Prepare a site's data; the result says how much there is."""
@@ -112,9 +120,10 @@ class RoundGraph:
 
     def losses(self, who: str, number: int, candidate: Future) -> Future:
         """Evaluate the global model, or the update of a site."""
-        return self.evaluate(Place(site=EVALUATOR, round=number), self.plan.evaluation_work, candidate, who)
+        place, settings = Place(site=EVALUATOR, round=number), self.evaluation_settings
+        return self.evaluate(place, self.plan.evaluation_work, candidate, who, at=settings)
 
     def final_model(self, last: Future, folder: str) -> Future:
         """Write the last model as users load it."""
-        place = Place(site=EVALUATOR, round=self.plan.campaign.rounds)
+        place = Place(site=SERVER, round=self.plan.campaign.rounds)
         return self.save_model(place, self.plan.server_work, last, folder)

@@ -89,7 +89,8 @@ def configure_libraries(run: FinishedRun, threads: int | None) -> None:
     """
     import torch
 
-    torch.set_num_threads(threads or run.campaign.evaluation.threads)
+    wanted = run.campaign.evaluation.threads
+    torch.set_num_threads(threads or (1 if wanted == "auto" else wanted))
     warnings.simplefilter("ignore")
     logging.getLogger().addHandler(logging.NullHandler())
     quiet()

@@ -20,8 +20,10 @@ from pydantic import (
 
 from apps.aggregate import LINEAR_METHODS
 from apps.models.tiny import tiny_heads
+from data.names import did_you_mean
 from site_configs.library.site import Collection
 from workflows.console.units import plural
+from workflows.planning.labels import EVALUATOR, SERVER_BLOCK
 from workflows.strategies import AnySection, has_rounds, is_plain_mean
 from workflows.strategies.fedavg import FedAvgSection, SynchronousSection
 from workflows.strategies.scaffold import ScaffoldSection
@@ -124,16 +126,48 @@ class ParallelSection(Section):
     micro_batch: PositiveInt | Literal["auto"] = "auto"
 
 
-class EvaluationSection(Section):
-    """The pooled test set, and when models are evaluated on it."""
+class PlaceEntry(BaseModel):
+    """A block of its own for the server's work. Keys beyond ``config`` are settings of its machine."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    config: str  # a name in site_configs or a FILE.py
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The keys for the machine's own file."""
+        return dict(self.model_extra or {})
+
+
+class PlacedSection(Section):
+    """A part of the server's work: at a site of the campaign, in a block of its own, or on the driver's host (None)."""
+
+    site: str | PlaceEntry | None = None
+
+    @field_validator("site", mode="before")
+    @classmethod
+    def _name_or_machine(cls, site: Any) -> Any:
+        if isinstance(site, dict) and not isinstance(site.get("config"), str):
+            raise ValueError("a block of its own needs a machine: {config: MACHINE, ...}")
+        if site is not None and not isinstance(site, str | dict | PlaceEntry):
+            raise ValueError("must be the name of a site, or {config: MACHINE, ...} for a block of its own")
+        return site
+
+
+class ServerSection(PlacedSection):
+    """Where the first model, the aggregated ones and the final model are computed."""
+
+
+class EvaluationSection(PlacedSection):
+    """The pooled test set, and where and when models are evaluated on it."""
 
     split: str = "test"
     per_task: PositiveInt | None = None
     batch_size: PositiveInt = 16
     every: PositiveInt = 1  # rounds
     sites: bool = True  # also score each site's own model
-    threads: PositiveInt = 1
-    device: Literal["cpu", "cuda", "xpu"] = "cpu"
+    threads: PositiveInt | Literal["auto"] = "auto"  # of the place: 1 on the driver's host
+    device: Literal["auto", "cpu", "cuda", "xpu"] = "auto"  # of the place: cpu on the driver's host
 
 
 class ChecksSection(Section):
@@ -185,6 +219,7 @@ class Campaign(Section):
     strategy: AnySection = FedAvgSection()
     training: TrainingSection
     parallel: ParallelSection = ParallelSection()
+    server: ServerSection = ServerSection()
     evaluation: EvaluationSection = EvaluationSection()
     checks: ChecksSection = ChecksSection()
     globus: GlobusSection | None = None  # needed if Globus Transfer moves files
@@ -202,6 +237,18 @@ class Campaign(Section):
         if "{input}" not in self.data.prompt:
             raise ValueError("data.prompt: must contain {input}, the place of the question")
         return self
+
+    @model_validator(mode="after")
+    def _places(self) -> Self:
+        for key, site in (("server.site", self.server.site), ("evaluation.site", self.evaluation.site)):
+            if isinstance(site, str) and site not in self.sites:
+                raise ValueError(f"{key}: the campaign has no site {site!r}{did_you_mean(site, self.sites)}")
+        return self
+
+    def config_of(self, label: str) -> str:
+        """Return the machine of an executor: a name in site_configs or a FILE.py."""
+        own = {SERVER_BLOCK: self.server.site, EVALUATOR: self.evaluation.site}.get(label)
+        return own.config if isinstance(own, PlaceEntry) else self.sites[label].config or label
 
     @property
     def period(self) -> str:

@@ -9,7 +9,7 @@ import yaml
 
 from apps.base.errors import UserMistake
 from site_configs.library.resolve import available, takes
-from workflows.planning.yaml_file import Loader
+from workflows.planning.yaml_file import read_value
 from workflows.strategies import SECTIONS
 
 
@@ -34,7 +34,7 @@ def apply_set(raw: dict[str, Any], text: str) -> None:
             raise UserMistake(f"--set {text}: {folder} holds a value, not keys")
     before = place.get(last)
     try:
-        place[last] = yaml.load(value, Loader)
+        place[last] = read_value(last, value)
     except yaml.YAMLError:
         raise UserMistake(f"--set {text}: the value is not valid YAML") from None
     if key == "strategy.name":

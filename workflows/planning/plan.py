@@ -11,7 +11,7 @@ from apps.artifacts.lora import METHODS
 from apps.artifacts.update_checks import UpdateRules
 from apps.base.errors import UserMistake
 from apps.base.versions import code_version
-from apps.evaluate import EvaluationWork
+from apps.evaluate import EvaluationSettings, EvaluationWork
 from apps.models.batches import DataSpec
 from apps.models.model import AdapterSpec, ModelSpec
 from apps.models.sources import PACKAGED, TINY, check_source, config_of, is_converted
@@ -24,12 +24,13 @@ from site_configs.library.resolve import SiteConfigError, resolve_site
 from site_configs.library.site import Site
 from workflows.console.units import plural
 from workflows.planning.campaign import Campaign
-from workflows.planning.labels import EVALUATOR, SERVER, TRANSFERS
+from workflows.planning.labels import EVALUATOR, SERVER, SERVER_BLOCK, TRANSFERS
 from workflows.planning.memory.campaign import plan_memory
 from workflows.planning.memory.plan import MemoryPlan
+from workflows.planning.places import ServerPlace, server_places
 from workflows.planning.storage import check_collections, check_space, check_storage
 
-RESERVED_NAMES = (SERVER, EVALUATOR, TRANSFERS, "global")
+RESERVED_NAMES = (SERVER, SERVER_BLOCK, EVALUATOR, TRANSFERS, "global")
 Tasks = tuple[str, ...]
 
 
@@ -45,6 +46,18 @@ class Plan:
     evaluation_work: EvaluationWork
     rules: UpdateRules
     memory: dict[str, MemoryPlan]  # of the sites that need one
+    server_at: ServerPlace
+    evaluation_at: ServerPlace
+
+    @property
+    def machines(self) -> dict[str, Site]:
+        """The machines of all executors by label: the sites, and the places of the server's own work."""
+        return {**self.sites, **{place.label: place.site for place in (self.server_at, self.evaluation_at)}}
+
+    @property
+    def server_blocks(self) -> list[str]:
+        """The labels of the blocks that only the server's own work has."""
+        return [label for label, site in self.machines.items() if label not in self.sites and site.own_block]
 
 
 def make_plan(campaign: Campaign, run_dir: Path, source: Path) -> Plan:
@@ -75,6 +88,7 @@ def _make_plan(campaign: Campaign, run_dir: Path) -> Plan:
     check_collections(campaign, sites, run_dir)
     check_space(run_dir)
     model, store = model_spec(campaign), str(run_dir / "artifacts")
+    server_at, evaluation_at = server_places(campaign, sites, run_dir)
     memory = plan_memory(campaign, model, {name: site for name, site in sites.items() if not is_simple(site)})
     adapter = campaign.model.adapter
     return Plan(
@@ -86,6 +100,8 @@ def _make_plan(campaign: Campaign, run_dir: Path) -> Plan:
         },
         server_work=ServerWork(store=store, model=model, threads=1, code_version=code_version()),
         evaluation_work=_evaluation_work(campaign, store, model, all_tasks),
+        server_at=server_at,
+        evaluation_at=evaluation_at,
         rules=UpdateRules(
             method=adapter.method if adapter else "full", max_update_norm=campaign.checks.max_update_norm
         ),
@@ -226,9 +242,16 @@ def _evaluation_work(campaign: Campaign, store: str, model: ModelSpec, tasks: Ta
         store=store,
         model=model,
         split=section.split,
-        batch_size=section.batch_size,
-        threads=section.threads,
         data=_data_spec(campaign, campaign.data.source, tasks, section.per_task),
-        device=section.device,
         code_version=code_version(),
+    )
+
+
+def evaluation_settings(plan: Plan) -> EvaluationSettings:
+    """Return how evaluation runs at its place."""
+    section, site = plan.campaign.evaluation, plan.evaluation_at.site
+    return EvaluationSettings(
+        batch_size=section.batch_size,
+        threads=site.threads if section.threads == "auto" else section.threads,
+        device=site.device if section.device == "auto" else section.device,
     )

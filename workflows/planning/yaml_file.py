@@ -10,6 +10,8 @@ import yaml
 
 from apps.base.errors import UserMistake
 
+# Names that facilities give: a number in one of these places is a text, with its zeros
+TEXT_KEYS = ("account", "queue", "partition", "qos", "reservation", "constraint")
 NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
@@ -25,6 +27,8 @@ class Loader(yaml.SafeLoader):
             if key.value in keys:
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is set twice", key.start_mark)
             keys.add(key.value)
+        for key, value in node.value:
+            _keep_text(getattr(key, "value", ""), value)
         return super().construct_mapping(node, deep)
 
 
@@ -42,6 +46,23 @@ Loader.add_implicit_resolver(
     ),
     list("-+0123456789."),
 )
+
+
+def read_value(key: str, text: str) -> Any:
+    """Return the value that a text has under a key of a campaign file.
+
+    Raises:
+        yaml.YAMLError: the text is not valid YAML.
+    """
+    node = yaml.compose(text, Loader)
+    _keep_text(key, node)
+    return None if node is None else Loader("").construct_document(node)
+
+
+def _keep_text(key: object, node: yaml.Node | None) -> None:
+    """Make a scalar a text where a name is meant; nothing else in YAML keeps the zeros of ``0123``."""
+    if key in TEXT_KEYS and isinstance(node, yaml.ScalarNode) and node.tag != "tag:yaml.org,2002:null":
+        node.tag = "tag:yaml.org,2002:str"
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

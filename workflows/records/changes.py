@@ -16,7 +16,11 @@ from workflows.planning.yaml_file import read_yaml
 from workflows.records.journal import Journal
 from workflows.records.run_directory import RunDirectory
 
-MAY_CHANGE = ("retries", "strategy.quorum", "strategy.deadline_s", "evaluation.threads", "evaluation.batch_size")
+MAY_CHANGE = (
+    *("retries", "strategy.quorum", "strategy.deadline_s", "server.site"),
+    *("evaluation.site", "evaluation.device", "evaluation.threads", "evaluation.batch_size"),
+)
+PLACES = ("server.site", "evaluation.site")  # where the server's work is done changes no result
 FIXED_SITE_KEYS = ("tasks", "data", "model")  # the site's share of the work; its other keys may change
 Changes = dict[str, tuple[Any, Any]]
 
@@ -97,7 +101,7 @@ def _may_change(key: str, old: Any, new: Any) -> bool:
     parts = key.split(".")
     if parts[0] == "sites":
         return len(parts) > 2 and parts[2] not in FIXED_SITE_KEYS
-    return key in MAY_CHANGE or parts[0] == "globus"
+    return key in MAY_CHANGE or parts[0] == "globus" or key.startswith(tuple(f"{place}." for place in PLACES))
 
 
 def _with(plain: dict[str, Any], changes: Changes) -> dict[str, Any]:
@@ -108,7 +112,8 @@ def _with(plain: dict[str, Any], changes: Changes) -> dict[str, Any]:
         for folder in folders:
             place = place.setdefault(folder, {})
         place[last] = value
-        if value is None and folders[:1] == ["sites"]:  # removed; another machine may not have this setting at all
+        # what was removed is no key any more: another machine may not have this setting at all
+        if value is None and (folders[:1] == ["sites"] or ".".join(folders) in PLACES):
             del place[last]
     return result
 

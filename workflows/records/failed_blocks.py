@@ -25,16 +25,18 @@ class BlockFailure:
         kind: what failed.
         reason: the scheduler's message and the last line of the job's stderr; may be empty.
         retry_s: seconds until the next submission; None if there is none.
+        meaning: the class of a refused submission in plain words; empty: unknown.
     """
 
     kind: Kind
     reason: str
     retry_s: float | None = None
+    meaning: str = ""
 
 
 def failure_text(event: Mapping[str, Any], with_retry: bool = True) -> str:
     """Return the sentence for a ``block_failed`` event; runs of older code have it in ``reason``."""
-    parts = [OPENINGS.get(event.get("kind", ""), ""), str(event.get("reason") or "")]
-    text = ": ".join(part for part in parts if part)
+    parts = (OPENINGS.get(event.get("kind", "")), event.get("meaning"), event.get("reason"))
+    text = ": ".join(str(part) for part in parts if part)
     retry_s = event.get("retry_s")
     return text if retry_s is None or not with_retry else f"{text}; next submission in {retry_s:.0f} s"

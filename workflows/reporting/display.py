@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from workflows.console.units import bytes_text, plural, seconds_text
+from workflows.planning.labels import shown_name
 from workflows.records.batch_jobs import LOST_ENDINGS
 from workflows.records.failed_blocks import failure_text
 from workflows.records.journal import Record
@@ -91,7 +92,8 @@ class Display:
             self.live.update(self._site_table(engine))
         elif now - self.last_plain > PLAIN_EVERY_S:
             self.last_plain = now
-            line = "  ".join(f"{site}: {site_text(engine.activity(site), self.period)}" for site in self.sites)
+            rows = [*self.sites, *engine.plan.server_blocks]
+            line = "  ".join(f"{shown_name(row)}: {site_text(engine.activity(row), self.period)}" for row in rows)
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def show_all(self, engine: Engine) -> None:
@@ -134,10 +136,10 @@ class Display:
 
     def _site_table(self, engine: Engine) -> Table:
         table = Table.grid(padding=(0, 2))
-        for site in self.sites:
+        for site in (*self.sites, *engine.plan.server_blocks):
             now = engine.activity(site)
             bar = Text(_bar(now.progress), style="cyan") if now.progress and now.phase == "training" else Text("")
-            table.add_row(Text(f"  {site}", style="bold"), Text(site_text(now, self.period)), bar)
+            table.add_row(Text(f"  {shown_name(site)}", style="bold"), Text(site_text(now, self.period)), bar)
         return table
 
 
@@ -147,18 +149,19 @@ def problem_text(record: Record) -> str | None:
         return block_problem(record)
     if record["event"] == "blocks_cancelled":
         jobs = plural(len(record["job_ids"]), "job")
-        return f"{record['site']}: {jobs} of an earlier driver cancelled: {', '.join(record['job_ids'])}"
+        return f"{shown_name(record['site'])}: {jobs} of an earlier driver cancelled: {', '.join(record['job_ids'])}"
     if record["event"] in GLOBUS_PROBLEMS:
         return globus_problem(record)
     if record["event"] not in PROBLEMS:
         return None
     reason: str = failure_text(record) if record["event"] == "block_failed" else record["reason"]
-    return reason if record["site"] in reason else f"{record['site']}: {reason}"
+    name = shown_name(record["site"])
+    return reason if name in reason else f"{name}: {reason}"
 
 
 def block_problem(record: Record) -> str | None:
     """Return one line about a batch job that ended without this campaign's request; None for other ends."""
-    block = f"{record['site']}: block {record['job_id']}"
+    block = f"{shown_name(record['site'])}: block {record['job_id']}"
     reason = f" ({record['reason']})" if record["reason"] else ""
     if record["state"] in LOST_ENDINGS:
         return f"{block} has ended: {record['state'].replace('_', ' ')}{reason}"

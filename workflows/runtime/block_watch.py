@@ -21,6 +21,7 @@ from site_configs.library.status_provider import SETTLE_S, StatusAwareProvider
 from workflows.records.journal import Journal
 from workflows.records.queue_history import BlockRecord, append, machine_of
 from workflows.runtime.executors import job_prefix
+from workflows.runtime.queued import queued_text
 
 if TYPE_CHECKING:
     from workflows.planning.plan import Plan
@@ -173,9 +174,7 @@ class BlockWatch:
         job = live[-1]
         facts = job.facts
         if facts is None or facts.state == "pending":
-            waited = time.time() - ((facts and facts.submitted) or job.submitted)
-            reason = f", {facts.reason}" if facts and facts.reason not in ("", "None") else ""
-            return f"queued for {waited / 60:.0f} min (job {job.job_id}{reason})"
+            return queued_text(job.job_id, facts, time.time() - ((facts and facts.submitted) or job.submitted))
         return f"block {job.job_id} runs"
 
     def running(self) -> bool:
@@ -244,14 +243,14 @@ def watch_blocks(plan: Plan, executors: Mapping[str, Any], run: RunDirectory) ->
     watches = {
         name: BlockWatch(
             site,
-            machine_of(name, plan.campaign.sites[name].config or name),
+            machine_of(name, plan.campaign.config_of(name)),
             executors[name],
             run.journal,
             plan.campaign.name,
             job_prefix(run.opened["token"]),
             executors[name].status_polling_interval,
         )
-        for name, site in plan.sites.items()
+        for name, site in plan.machines.items()
         if site.own_block and name in executors
     }
     for watch in watches.values():

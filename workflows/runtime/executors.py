@@ -1,6 +1,7 @@
-"""Parsl's configuration for a campaign: one executor per site, one for the server's own work, one for evaluation.
+"""Parsl's configuration for a campaign: one executor per site, and those of the server's own work.
 
-Evaluation has its own, so that a long evaluation of the last model never delays the next aggregation.
+On the driver's host evaluation has its own, so that a long evaluation of the last model never delays the next
+aggregation.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from apps.base.errors import UserMistake
 from apps.base.own_packages import ROOT
 from site_configs.library.site import Site
 from site_configs.local import site as local_site
-from workflows.planning.labels import EVALUATOR, LONGEST_DRAIN_S, SERVER
+from workflows.planning.labels import LONGEST_DRAIN_S, SERVER, key_of
 from workflows.runtime.orphans import TOKEN_VARIABLE
 from workflows.runtime.worker_start import worker_init
 
@@ -60,11 +61,9 @@ def make_config(
     from workflows.runtime.local_workers import local_executors
 
     (run_dir / "logs").mkdir(parents=True, exist_ok=True)
-    evaluation = plan.campaign.evaluation
-    local = {name: site for name, site in plan.sites.items() if site.route == "local"}
-    local[SERVER] = local_site(SERVER, run_dir)
-    local[EVALUATOR] = local_site(EVALUATOR, run_dir, threads=evaluation.threads, device=evaluation.device)
-    batch = [make_executor(site, run_dir, patience) for site in plan.sites.values() if site.route == "batch"]
+    machines = {**plan.machines, SERVER: local_site(SERVER, run_dir)}  # which stages, wherever the server computes
+    local = {label: site for label, site in machines.items() if site.route == "local"}
+    batch = [make_executor(site, run_dir, patience) for site in machines.values() if site.route == "batch"]
     return Config(
         executors=[*elsewhere, *batch, *local_executors(local, run_dir / "logs", on_loss).values()],
         memoizer=memoizer,
@@ -85,12 +84,12 @@ def make_executor(site: Site, run_dir: Path, patience: BlockErrorHandler) -> Hig
     Raises:
         UserMistake: this host has no network address that the site's compute nodes reach.
     """
-    from parsl.executors import HighThroughputExecutor
+    from workflows.runtime.block_executor import BlockExecutor
 
     assert site.block is not None
     provider = site.provider(worker_init(site))
     provider.job_prefix = job_prefix(os.environ.get(TOKEN_VARIABLE, ""))  # type: ignore[attr-defined]
-    return HighThroughputExecutor(
+    return BlockExecutor(
         label=site.name,
         address=driver_address(site),
         max_workers_per_node=1,
@@ -140,9 +139,9 @@ def driver_address(site: Site) -> str | None:
         if entry.family.name == "AF_INET":
             return str(entry.address)
     raise UserMistake(
-        f"sites.{site.name}: this host has no network interface {site.driver_interface!r},"
+        f"{key_of(site.name)}: this host has no network interface {site.driver_interface!r},"
         f" only {', '.join(sorted(interfaces))}",
-        remedy=f"Start on a login node of {site.machine}, or set sites.{site.name}.address to what its nodes reach",
+        remedy=f"Start on a login node of {site.machine}, or set {key_of(site.name)}.address to what its nodes reach",
     )
 
 
@@ -156,7 +155,7 @@ def _require_own(site: Site, own: set[str]) -> None:
         found = set()
     if not found & own:
         raise UserMistake(
-            f"sites.{site.name}.address: {site.address} is not this host",
+            f"{key_of(site.name)}.address: {site.address} is not this host",
             remedy=f"Its own addresses are {', '.join(sorted(a for a in own if a.count('.') == 3))}",
         )
 

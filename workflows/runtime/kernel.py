@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -75,10 +75,19 @@ class Kernel:
         """
         return self.app(function, on, remember)(place, *args)
 
-    def app(self, function: Callable[..., Any], on: str, remember: bool = True) -> Callable[..., AppFuture]:
-        """Return a function as a Parsl app that is bound to one executor; arguments as for ``submit``."""
+    def app(
+        self, function: Callable[..., Any], on: str, remember: bool = True, unnamed: Sequence[str] = ()
+    ) -> Callable[..., AppFuture]:
+        """Return a function as a Parsl app that is bound to one executor.
+
+        Args:
+            function: as for ``submit``; so are the next two.
+            on: label of the executor.
+            remember: False for an answer that is valid for the moment only.
+            unnamed: keyword arguments that are no part of a task's identity.
+        """
         app: Callable[..., AppFuture] = parsl.python_app(
-            function, data_flow_kernel=self.kernel, executors=[on], cache=remember
+            function, data_flow_kernel=self.kernel, executors=[on], cache=remember, ignore_for_cache=list(unnamed)
         )
         return app
 
@@ -175,7 +184,7 @@ def parsl_for(plan: Plan, run: RunDirectory) -> Iterator[Kernel]:
     token = run.opened["token"]
     resumed = any(run.journal.events("driver_started"))
     ended = end_orphans(token)
-    for site in plan.sites.values() if resumed else ():
+    for site in plan.machines.values() if resumed else ():
         if site.own_block:
             cancel_leftovers(site, job_prefix(token), run.journal)
     if resumed:
@@ -199,7 +208,7 @@ def parsl_for(plan: Plan, run: RunDirectory) -> Iterator[Kernel]:
 
 def is_batch(plan: Plan, label: str) -> bool:
     """Return True if an executor's blocks are batch jobs."""
-    return label in plan.sites and plan.sites[label].own_block is not None
+    return label in plan.machines and plan.machines[label].own_block is not None
 
 
 def _config(plan: Plan, run: RunDirectory, route: GlobusRoute) -> Config:

@@ -7,6 +7,7 @@ batch jobs on other machines. A worker here is a process of this machine, and it
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import logging
 import queue
@@ -27,6 +28,7 @@ from apps.base.error_records import error_from, error_record
 from apps.base.errors import REASON_LENGTH, CrossfedError, TaskError, WorkersLost
 from site_configs.library.site import Site
 from workflows.runtime.fork_server import ForkRequest, read_message, write_message
+from workflows.runtime.task_order import task_order
 from workflows.runtime.worker_start import ServerStart, server_command, server_start
 
 logger = logging.getLogger(__name__)
@@ -119,15 +121,20 @@ class ForkServer:
                 self.control.shutdown(socket.SHUT_RDWR)
 
 
-class Call(NamedTuple):
-    """A call for the worker, as ``fork_server.answer`` takes it, and the future of its answer."""
+CLOSING = -1  # the order of the request to end
 
+
+class Call(NamedTuple):
+    """A call for the worker as ``fork_server.answer`` takes it, its order, and the future of its answer."""
+
+    order: int
+    number: int
     request: bytes
     future: Future[Any]
 
 
 class LocalExecutor(ParslExecutor):
-    """Parsl executor that calls functions in one worker process on this machine, one after the other.
+    """Parsl executor that calls functions in one worker process on this machine, one after the other by ``task_order``.
 
     Args:
         site: whose worker it is.
@@ -143,7 +150,8 @@ class LocalExecutor(ParslExecutor):
         super().__init__()
         self.label, self.server, self.on_loss = site.name, server, on_loss
         self.request = ForkRequest(name=site.name, environment=dict(site.environment), log=str(log))
-        self.calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
+        self.calls: queue.PriorityQueue[Call] = queue.PriorityQueue()
+        self.numbers = itertools.count()
         self.open: set[Future[Any]] = set()
         self.channel: socket.socket | None = None
         self.stream: BufferedIOBase | None = None
@@ -180,7 +188,7 @@ class LocalExecutor(ParslExecutor):
             raise TaskError(f"the arguments of {function} are not plain: {error}", site=self.label) from error
         future: Future[Any] = Future()
         self.open.add(future)
-        self.calls.put(Call(request.encode(), future))
+        self.calls.put(Call(task_order(func), next(self.numbers), request.encode(), future))
         return future
 
     def outstanding(self) -> int:
@@ -190,7 +198,7 @@ class LocalExecutor(ParslExecutor):
     def shutdown(self) -> None:
         """End the worker. Calls without an answer get none: what is left of a campaign is for its resume."""
         self.server.close()
-        self.calls.put(None)
+        self.calls.put(Call(CLOSING, next(self.numbers), b"", Future()))
         channel = self.channel
         if channel is not None:
             with suppress(OSError):
@@ -199,7 +207,7 @@ class LocalExecutor(ParslExecutor):
         super().shutdown()
 
     def _serve(self) -> None:
-        while (call := self.calls.get()) is not None:
+        while (call := self.calls.get()).order != CLOSING:
             try:
                 answer = self._ask_worker(call.request)
             except CrossfedError as error:

@@ -16,10 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from apps.base.errors import UserMistake
 from site_configs.library.resolve import SiteConfigError, resolve_site
 from site_configs.library.schedulers import GONE, Answer, JobFacts, scheduler_for
 from site_configs.library.site import Block, Site
-from workflows.planning.campaign import SiteEntry
+from workflows.planning.campaign import Campaign, SiteEntry
+from workflows.planning.labels import EVALUATOR, KEYS, SERVER_BLOCK
+from workflows.planning.places import own_block
 from workflows.records.journal import Journal
 from workflows.runtime.executors import job_prefix
 
@@ -60,7 +63,7 @@ def left_jobs(journal: Journal) -> list[JobsLeft]:
     for record in journal.records:
         match record["event"]:
             case "campaign_opened" | "campaign_changed":
-                plain = record["campaign"]["sites"].items()
+                plain = machine_entries(record["campaign"]).items()
                 entries = {site: json.dumps(entry, sort_keys=True) for site, entry in plain}
             case "driver_started":
                 host = record["host"]
@@ -78,13 +81,19 @@ def left_jobs(journal: Journal) -> list[JobsLeft]:
     return [JobsLeft(site, SiteEntry(**json.loads(e)), where, tuple(ids)) for (site, e, where), ids in groups.items()]
 
 
+def machine_entries(campaign: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of a recorded campaign that describe machines, by the label of their executor."""
+    own = {SERVER_BLOCK: campaign.get("server", {}).get("site"), EVALUATOR: campaign.get("evaluation", {}).get("site")}
+    return {**campaign["sites"], **{label: entry for label, entry in own.items() if isinstance(entry, dict)}}
+
+
 def settle_moved_sites(plan: Plan, run: RunDirectory) -> None:
     """Cancel the jobs of an earlier driver at machines that sites have moved away from, or record how to do that."""
     for left in left_jobs(run.journal):
         earlier = _earlier_site(left, run.path)
         block = earlier.own_block if earlier else None
-        now = plan.campaign.sites[left.site]
-        if block and _same_scheduler(block, left, plan.sites[left.site], now.config or left.site):
+        now = plan.machines.get(left.site)
+        if block and now and _same_scheduler(block, left, now, plan.campaign):
             continue
         remaining = _cancel(block, left, job_prefix(run.opened["token"]), run.journal) if block else left.job_ids
         if remaining:
@@ -107,16 +116,18 @@ def left_message(left: JobsLeft, block: Block | None, job_ids: Sequence[str]) ->
 def _earlier_site(left: JobsLeft, run_dir: Path) -> Site | None:
     """Return the site under its earlier configuration; None if its file is gone or refuses these settings."""
     try:
+        if left.site in KEYS:
+            return own_block(left.site, left.config, left.entry.settings, run_dir)
         return resolve_site(left.site, left.config, run_dir, left.entry.settings)
-    except SiteConfigError:
+    except (SiteConfigError, UserMistake):
         return None
 
 
-def _same_scheduler(block: Block, left: JobsLeft, now: Site, config: str) -> bool:
+def _same_scheduler(block: Block, left: JobsLeft, now: Site, campaign: Campaign) -> bool:
     """Return True if the site's scheduler is still the same one: its queue has just been searched."""
     return (
         now.own_block is not None
-        and config == left.config
+        and campaign.config_of(left.site) == left.config
         and (block.scheduler, block.command_environment) == (now.own_block.scheduler, now.own_block.command_environment)
     )
 

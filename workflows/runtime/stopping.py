@@ -5,6 +5,7 @@ from __future__ import annotations
 from apps.base.errors import StorageError
 from workflows.console.command import complain
 from workflows.console.paths import command_line, short
+from workflows.planning.labels import shown_name
 from workflows.planning.plan import Plan
 from workflows.records.run_directory import RunDirectory
 
@@ -32,8 +33,8 @@ def interruption(plan: Plan | None) -> str:
     Args:
         plan: of the campaign; None if it had not been made yet.
     """
-    sites = plan.sites.values() if plan else ()
-    batch = [site.name for site in sites if site.own_block]
+    sites = plan.machines.values() if plan else ()
+    batch = [shown_name(site.name) for site in sites if site.own_block]
     ended = ["the workers on this machine have ended"] if any(site.route == "local" for site in sites) else []
     ended += [f"the batch jobs of {', '.join(batch)} are cancelled"] if batch else []
     return "; ".join(["Interrupted", *ended])

@@ -27,6 +27,7 @@ class JobFacts:
         exit_code: exit code of the script, 128 + N if signal N ended it; None: not ended, never ran, or unknown.
         reason: the scheduler's reason for waiting or for the end.
         walltime_s: requested walltime in seconds; None: no limit, or unknown.
+        expected_start: when the scheduler expects a pending job to start; None: it does not say.
     """
 
     job_id: str
@@ -40,6 +41,7 @@ class JobFacts:
     exit_code: int | None
     reason: str
     walltime_s: int | None
+    expected_start: float | None = None
 
     @property
     def live(self) -> bool:
@@ -72,8 +74,8 @@ class Scheduler(Protocol):
     def find(self, token: str) -> list[JobFacts] | None:
         """Return this user's pending and running jobs with this text in their name; None: the query failed."""
 
-    def mine(self, queue: str) -> list[JobFacts] | None:
-        """Return this user's pending and running jobs in a queue; None: the query failed."""
+    def mine(self, *queues: str) -> list[JobFacts] | None:
+        """Return this user's pending and running jobs in these queues; None: the query failed."""
 
     def cancel(self, ids: Sequence[str]) -> list[str]:
         """Cancel these jobs; ended and unknown ones count as cancelled.
@@ -82,8 +84,11 @@ class Scheduler(Protocol):
             The jobs whose cancellation failed: they may continue; the log has the reason.
         """
 
-    def queue_problem(self, queue: str) -> str | None:
-        """Return why a submission to this queue would fail or wait for ever; None: no known problem."""
+    def queue_problem(self, *queues: str) -> str | None:
+        """Return why a submission to the first of these queues would fail or wait for ever; None: no known problem.
+
+        The others are further names of it.
+        """
 
     def account_problem(self, account: str) -> str | None:
         """Return why this allocation cannot be charged; None: it can, or it is unknown."""

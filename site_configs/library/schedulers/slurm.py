@@ -5,61 +5,28 @@ The controller is right about the jobs it knows; sacct, if accounting is enabled
 
 from __future__ import annotations
 
-import getpass
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from site_configs.library.schedulers.base import GONE, UNKNOWN, Answer, JobFacts, JobState
-from site_configs.library.schedulers.commands import COMMAND_LIMIT_S, Reply, ask, duration_s
+from site_configs.library.schedulers.base import GONE, UNKNOWN, Answer, JobFacts
+from site_configs.library.schedulers.commands import COMMAND_LIMIT_S, Reply, ask, user_name
+from site_configs.library.schedulers.slurm_rows import (
+    ACCOUNT_FORMAT,
+    QUEUE_FORMAT,
+    QueueRow,
+    accounted_jobs,
+    queue_rows,
+)
 
 logger = logging.getLogger(__name__)
 
-# The name is the last field of each row: it may contain the separator.
-QUEUE_FIELDS = (
-    *("JobID", "State", "SubmitTime", "StartTime", "EndTime", "NumNodes", "Partition"),
-    *("exit_code", "Reason", "TimeLimit", "NodeList", "QOS", "Name"),
-)
-QUEUE_FORMAT = ",".join(f"{name}:|" for name in QUEUE_FIELDS)
-ACCOUNT_FORMAT = "jobid,state,submit,start,end,nnodes,partition,exitcode,reason,timelimitraw,jobname"
 NO_ACCOUNTING = "accounting storage is disabled"
-
-STATES: dict[str, JobState] = {
-    "PENDING": "pending",
-    "CONFIGURING": "pending",
-    "REQUEUED": "pending",
-    "REQUEUE_HOLD": "pending",
-    "REQUEUE_FED": "pending",
-    "RESV_DEL_HOLD": "pending",
-    "SPECIAL_EXIT": "pending",
-    "RUNNING": "running",
-    "COMPLETING": "running",
-    "RESIZING": "running",
-    "SIGNALING": "running",
-    "STAGE_OUT": "running",
-    "STOPPED": "running",
-    "SUSPENDED": "running",
-    "COMPLETED": "completed",
-    "FAILED": "failed",
-    "BOOT_FAIL": "node_fail",
-    "NODE_FAIL": "node_fail",
-    "TIMEOUT": "timeout",
-    "DEADLINE": "timeout",
-    "CANCELLED": "cancelled",
-    "REVOKED": "cancelled",
-    "PREEMPTED": "preempted",
-    "OUT_OF_MEMORY": "out_of_memory",
-}
-
-
-@dataclass(frozen=True)
-class QueueRow:
-    """One row of squeue; facts are None for a state that this module does not know."""
-
-    job_id: str
-    qos: str
-    facts: JobFacts | None
+# Printed with the exit code 0 by some versions and wrappers: what they show then is not all
+NO_CONTROLLER = ("slurm_load_jobs error", "unable to contact slurm controller", "slurm_persist_conn_open")
+ENDED_ALREADY = ("invalid job id", "already completing or completed")
 
 
 @dataclass(frozen=True)
@@ -69,22 +36,26 @@ class Slurm:
     Attributes:
         environment: variables of its commands, such as SLURM_CONF, in addition to those of this process.
         limit_s: time limit of a command in seconds.
+        asking: held while a command runs: a controller that hangs is not asked by a second thread as well.
     """
 
     environment: Mapping[str, str] = field(default_factory=dict)
     limit_s: float = COMMAND_LIMIT_S
+    asking: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def _run(self, *command: str) -> Reply:
-        return ask(command, {**self.environment, "SLURM_TIME_FORMAT": "%s"}, self.limit_s)
+        with self.asking:
+            return ask(command, {**self.environment, "SLURM_TIME_FORMAT": "%s"}, self.limit_s)
 
     def jobs(self, ids: Sequence[str]) -> dict[str, Answer]:
         """Return the state of each of these jobs."""
         if not ids:
             return {}
         queue = self._run("squeue", "--noheader", "--me", "--states=all", f"--Format={QUEUE_FORMAT}")
-        known = {row.job_id: row.facts or UNKNOWN for row in queue_rows(queue.out)} if queue.ok else {}
+        sure = has_answered(queue)
+        known = {row.job_id: row.facts or UNKNOWN for row in queue_rows(queue.out)} if sure else {}
         forgotten = [job_id for job_id in ids if job_id not in known]
-        return {**{i: known[i] for i in ids if i in known}, **self._recorded(forgotten, controller_answered=queue.ok)}
+        return {**{i: known[i] for i in ids if i in known}, **self._recorded(forgotten, controller_answered=sure)}
 
     def _recorded(self, ids: Sequence[str], controller_answered: bool) -> dict[str, Answer]:
         """Return the state of jobs that the controller does not know, or of all if it does not answer."""
@@ -92,7 +63,8 @@ class Slurm:
             return {}
         reply = self._run("sacct", "--noheader", "-X", "-P", f"--format={ACCOUNT_FORMAT}", f"--jobs={','.join(ids)}")
         recorded = accounted_jobs(reply.out) if reply.ok else {}
-        sure = controller_answered and (reply.ok or NO_ACCOUNTING in reply.error)
+        none_kept = reply.missing or NO_ACCOUNTING in f"{reply.error}{reply.out}".lower()
+        sure = controller_answered and (none_kept or has_answered(reply))
         answers: dict[str, Answer] = {}
         for job_id in ids:
             job = recorded.get(job_id)
@@ -103,124 +75,85 @@ class Slurm:
         return answers
 
     def find(self, token: str) -> list[JobFacts] | None:
-        """Return this user's pending and running jobs with this text in their name."""
-        return self._live(lambda _row, facts: token in facts.name)
+        """Return this user's pending and running jobs with this text in their name.
 
-    def mine(self, queue: str) -> list[JobFacts] | None:
-        """Return this user's pending and running jobs in a partition or with a QOS of this name."""
-        return self._live(lambda row, facts: queue in (facts.queue, row.qos))
+        A job with this name in a state that is unknown here counts as running: squeue lists it.
+        """
+        rows = self._rows()
+        return None if rows is None else list(live_jobs(row for row in rows if token in row.name))
 
-    def _live(self, wanted: Callable[[QueueRow, JobFacts], bool]) -> list[JobFacts] | None:
+    def mine(self, *queues: str) -> list[JobFacts] | None:
+        """Return this user's pending and running jobs in a partition or with a QOS of these names."""
+        rows = self._rows()
+        if rows is None:
+            return None
+        known = [(row.facts, row.qos) for row in rows if row.facts and row.facts.live]
+        return [facts for facts, qos in known if not {facts.queue, qos}.isdisjoint(queues)]
+
+    def _rows(self) -> list[QueueRow] | None:
         reply = self._run("squeue", "--noheader", "--me", f"--Format={QUEUE_FORMAT}")
-        if not reply.ok:
+        if not has_answered(reply):
             logger.warning("squeue: %s", reply.message)
             return None
-        rows = queue_rows(reply.out)
-        return [row.facts for row in rows if row.facts and row.facts.live and wanted(row, row.facts)]
+        return queue_rows(reply.out)
 
     def cancel(self, ids: Sequence[str]) -> list[str]:
         """Cancel these jobs; return those whose cancellation failed."""
         reply = self._run("scancel", *ids) if ids else None
         if reply is None or reply.ok:
             return []
+        lines = f"{reply.error}\n{reply.out}".lower().splitlines()
+        refused = [line for line in lines if line.strip() and not any(text in line for text in ENDED_ALREADY)]
+        if not refused and reply.code is not None:
+            return []
         logger.warning("scancel: %s", reply.message)
-        return list(ids)
+        named = [i for i in ids if any(re.search(rf"\b{re.escape(i)}\b", line) for line in refused)]
+        return named or list(ids)
 
-    def queue_problem(self, queue: str) -> str | None:
-        """Return why a partition or QOS takes no jobs; None: no known problem."""
+    def queue_problem(self, *queues: str) -> str | None:
+        """Return why a partition or QOS takes no jobs; None: no known problem.
+
+        Args:
+            queues: the name that sbatch is given, and others under which Slurm may keep it.
+        """
+        queue = queues[0]
         reply = self._run("scontrol", "--oneliner", "show", "partition", queue)
         if reply.ok:
             return partition_problem(queue, reply.out)
         if "not found" not in reply.out + reply.error:
             return f"Slurm does not answer: {reply.message}"
-        qos = self._run("sacctmgr", "--noheader", "-P", "show", "qos", queue, "format=name")
-        return None if qos.ok and queue in qos.out.split() else f"there is no partition or QOS {queue}"
+        qos = self._run("sacctmgr", "--noheader", "-P", "show", "qos", f"name={','.join(queues)}", "format=name")
+        known = qos.ok and not set(queues).isdisjoint(qos.out.replace("|", " ").split())
+        return None if known else f"there is no partition or QOS {queue}"
 
     def account_problem(self, account: str) -> str | None:
         """Return why this user cannot charge an account on this cluster; None: they can, or it is unknown."""
         cluster = re.search(r"^ClusterName\s*=\s*(\S+)", self._run("scontrol", "show", "config").out, re.MULTILINE)
         if not account or cluster is None:
             return None
-        query = [f"user={getpass.getuser()}", f"cluster={cluster[1]}"]
+        query = [f"user={user_name()}", f"cluster={cluster[1]}"]
         reply = self._run("sacctmgr", "--noheader", "-P", "show", "assoc", *query, "format=account")
-        accounts = sorted(set(reply.out.split())) if reply.ok else []
+        accounts = sorted(set(re.findall(r"^([\w.-]+)\|?$", reply.out, re.MULTILINE))) if reply.ok else []
         if not accounts or account.lower() in accounts:  # Slurm keeps them in lower case
             return None
         return f"account {account} is not yours on {cluster[1]}; yours are: {', '.join(accounts)}"
 
 
-def queue_rows(text: str) -> list[QueueRow]:
-    """Parse the output of squeue in QUEUE_FORMAT."""
-    return [queue_row(line) for line in text.splitlines() if line.count("|") >= len(QUEUE_FIELDS)]
+def has_answered(reply: Reply) -> bool:
+    """Return True if a command has reached its daemon; some versions report a failure with the exit code 0."""
+    text = f"{reply.error}\n{reply.out}".lower()
+    nothing_but_errors = "error:" in reply.error.lower() and not reply.out.strip()
+    return reply.ok and not nothing_but_errors and not any(sign in text for sign in NO_CONTROLLER)
 
 
-def queue_row(line: str) -> QueueRow:
-    """Parse one row of squeue in QUEUE_FORMAT."""
-    job_id, state_name, submitted, start, end, nodes, partition, status, reason, limit, hosts, qos, name = line.split(
-        "|", len(QUEUE_FIELDS) - 1
-    )
-    state = STATES.get(state_name)
-    if state is None:
-        return QueueRow(job_id, qos, None)
-    has_ended = state not in ("pending", "running")
-    facts = JobFacts(
-        job_id=job_id,
-        name=name.removesuffix("|"),
-        state=state,
-        submitted=moment(submitted),
-        started=moment(start) if hosts and state != "pending" else None,  # else it is an expected one
-        ended=moment(end) if has_ended else None,
-        nodes=int(nodes),
-        queue=partition,
-        exit_code=wait_status(int(status)) if has_ended and hosts else None,
-        reason="" if reason == "None" else reason,
-        walltime_s=duration_s(limit),
-    )
-    return QueueRow(job_id, qos, facts)
-
-
-def accounted_jobs(text: str) -> dict[str, JobFacts]:
-    """Parse the output of sacct in ACCOUNT_FORMAT, by job id; rows with unknown states are left out."""
-    rows = (line.split("|", 10) for line in text.splitlines() if line.count("|") >= 10)
-    return {job.job_id: job for job in accounted(rows)}
-
-
-def accounted(rows: Iterable[list[str]]) -> Iterable[JobFacts]:
-    """Yield the jobs of rows of sacct."""
-    for job_id, state_text, submitted, start, end, nodes, partition, status, reason, limit, name in rows:
-        state = STATES.get(state_text.split()[0])  # "CANCELLED by 1000"
-        if state is None:
-            continue
-        code, _, signal = status.partition(":")
-        started = moment(start)
-        yield JobFacts(
-            job_id=job_id,
-            name=name,
-            state=state,
-            submitted=moment(submitted),
-            started=started if state != "pending" else None,
-            ended=moment(end) if state not in ("pending", "running") else None,
-            nodes=int(nodes),
-            queue=partition,
-            exit_code=None if started is None else exit_code(int(code), int(signal or 0)),
-            reason="" if reason == "None" else reason,
-            walltime_s=int(limit) * 60 if limit.isdigit() else None,
-        )
-
-
-def wait_status(status: int) -> int:
-    """Return the exit code of a status of wait(2)."""
-    return exit_code(status >> 8, status & 0x7F)
-
-
-def exit_code(code: int, signal: int) -> int:
-    """Return the exit code as a shell gives it: 128 + N for signal N."""
-    return 128 + signal if signal else code
-
-
-def moment(text: str) -> float | None:
-    """Return UNIX seconds; None for text such as N/A, Unknown or None."""
-    return float(text) if text.isdigit() else None
+def live_jobs(rows: Iterable[QueueRow]) -> Iterable[JobFacts]:
+    """Yield the jobs that have not ended; one in an unknown state counts as running."""
+    for row in rows:
+        if row.facts is None:
+            logger.warning("job %s (%s) is in state %s, which is unknown here", row.job_id, row.name, row.state)
+            yield JobFacts(row.job_id, row.name, "running", None, None, None, 1, "", None, row.state, None)
+        elif row.facts.live:
+            yield row.facts
 
 
 def partition_problem(queue: str, line: str) -> str | None:

@@ -57,10 +57,10 @@ def reply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Reply:
 
     def make(command: str, out: str = "", error: str = "", code: int = 0, sleep_s: float = 0) -> None:
         program = programs / command
-        program.write_text(
+        program.write_bytes(
             f'#!/bin/bash\necho "{command} $*" >> {tmp_path}/calls\nenv > {tmp_path}/environment\n'
             f"sleep {sleep_s}\nprintf '%s' '{out}'\nprintf '%s' '{error}' >&2\n"
-            f"touch {tmp_path}/finished\nexit {code}\n"
+            f"touch {tmp_path}/finished\nexit {code}\n".encode("latin-1")
         )
         program.chmod(0o755)
 
@@ -164,6 +164,29 @@ def test_a_refusal_has_the_schedulers_message(kind: Any, tmp_path: Path, reply: 
 
 
 @pytest.mark.parametrize("kind", [SlurmBlocks, PbsBlocks])
+def test_a_missing_command_is_no_lost_submission(kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    provider = make(kind, tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for _ in range(2):
+        with pytest.raises(SubmitException, match=f"{submit_command(kind)} cannot be run: No such file"):
+            provider.submit("pool", 1)
+    assert provider._lost == {} and provider.scheduler.queries == []
+
+
+def test_lines_that_qsub_prints_beside_the_id_are_no_jobs(pbs: Any, reply: Reply) -> None:
+    assert submitted(pbs, reply, "Project ABC has 12 hours left\n4711.pbs-01\nsee https://pbs\n") == "4711.pbs-01"
+    assert list(pbs.resources) == ["4711.pbs-01"]
+
+
+def test_a_notice_before_slurms_answer(slurm: Any, reply: Reply) -> None:
+    assert submitted(slurm, reply, "-- Welcome --\nSubmitted batch job 4711\n") == "4711"
+
+
+def test_an_answer_that_is_no_utf8(slurm: Any, reply: Reply) -> None:
+    assert submitted(slurm, reply, "Gr\xfc\xdfe\nSubmitted batch job 4711\n") == "4711"
+
+
+@pytest.mark.parametrize("kind", [SlurmBlocks, PbsBlocks])
 @pytest.mark.parametrize("answer", [{"code": 1}, {"code": 0}, {"sleep_s": 30}])
 def test_a_submission_whose_answer_is_lost_is_found_by_its_name(
     kind: Any, answer: dict, tmp_path: Path, reply: Reply
@@ -192,7 +215,7 @@ def test_a_job_that_appears_late_is_ended_before_another_is_submitted(slurm: Any
 def test_an_unanswered_submission_is_searched_for_a_while(slurm: Any, reply: Reply) -> None:
     slurm.cmd_timeout = 1
     reply("sbatch", sleep_s=30)
-    with pytest.raises(SubmitException, match="no answer within 1 s"):
+    with pytest.raises(SubmitException, match="did not answer in 1 s"):
         slurm.submit("pool", 1)
     submitted(slurm, reply, "Submitted batch job 1\n")
     assert len(slurm._lost) == 1
@@ -203,7 +226,7 @@ def test_an_unanswered_submission_is_searched_for_a_while(slurm: Any, reply: Rep
 
 def test_a_command_that_hangs_is_ended(slurm: Any, reply: Reply, tmp_path: Path) -> None:
     reply("sbatch", "1", sleep_s=5)
-    assert slurm.execute_wait("sbatch x", timeout=1) == (124, "", "no answer within 1 s: sbatch x")
+    assert slurm.execute_wait("sbatch x", timeout=1) == (124, "", "sbatch did not answer in 1 s")
     assert not (tmp_path / "finished").exists() and calls(tmp_path) == ["sbatch x"]
 
 

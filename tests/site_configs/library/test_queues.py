@@ -53,7 +53,7 @@ def queue_tables(draw: st.DrawFn) -> list[Queue]:
 def test_a_choice_fits_and_the_nearest_of_a_refusal_fits(
     queues: list[Queue], nodes: int, walltime_s: int, data: st.DataObject
 ) -> None:
-    name = data.draw(st.sampled_from([None, *(queue.name for queue in queues)]))
+    name = data.draw(st.sampled_from([None, *(queue.name for queue in queues if not queue.only_interactive)]))
     try:
         chosen = choose_queue(queues, nodes, walltime_s, name)
     except QueueRefusedError as refusal:
@@ -82,7 +82,9 @@ def test_the_longest_walltime_is_admitted_and_a_second_more_is_not(queues: list[
 @pytest.mark.parametrize(
     ("queues", "nodes", "walltime_s", "name", "chosen"),
     [
-        (polaris.QUEUES, 1, HOUR, None, "debug"),  # jobs of the shortest queue wait least
+        (polaris.QUEUES, 1, HOUR, None, "capacity"),  # queues for tests only if they are named
+        (polaris.QUEUES, 1, HOUR, "debug", "debug"),
+        (frontier.QUEUES, 1, HOUR, None, "batch-bin-5"),  # jobs of the shortest queue wait least
         (polaris.QUEUES, 4, 24 * HOUR, None, "capacity"),  # rather than preemptable
         (polaris.QUEUES, 8, 24 * HOUR, None, "preemptable"),
         (polaris.QUEUES, 10, 3 * HOUR, None, "small"),
@@ -106,7 +108,7 @@ def test_choices_in_the_facilities_tables(
     ("queues", "nodes", "longest_h"),
     [
         (polaris.QUEUES, 2, 168),
-        (polaris.QUEUES, 8, 1),
+        (polaris.QUEUES, 8, 72),
         (polaris.QUEUES, 20, 3),
         (aurora.QUEUES, 16, 168),
         (frontier.QUEUES, 64, 24),
@@ -127,7 +129,11 @@ def test_a_refusal_has_rule_date_source_and_the_nearest_request() -> None:
     )
     with pytest.raises(QueueRefusedError) as refused:
         choose_queue(aurora.QUEUES, 100, 2 * HOUR)
-    assert refused.value.nearest == QueueRequest(100, HOUR, "debug-scaling")
+    assert refused.value.nearest == QueueRequest(256, 2 * HOUR, "small")
+    with pytest.raises(
+        QueueRefusedError, match="; only if it is named: queue debug-scaling .for tests, one job of a us"
+    ):
+        choose_queue(aurora.QUEUES, 100, HOUR)
     with pytest.raises(QueueRefusedError, match="extended takes 1-64 nodes.*OLCF Frontier guide, 2026-07-22"):
         choose_queue(frontier.QUEUES, 70, 24 * HOUR, "extended")
 
@@ -135,12 +141,29 @@ def test_a_refusal_has_rule_date_source_and_the_nearest_request() -> None:
 def test_unknown_queues_are_reported() -> None:
     with pytest.raises(SiteConfigError, match="queue: 'prodd' is unknown, did you mean 'prod'"):
         choose_queue(polaris.QUEUES, 1, HOUR, "prodd")
-    with pytest.raises(SiteConfigError, match="queue: 'xyz' is unknown; known: debug, regular"):
+    with pytest.raises(SiteConfigError, match="queue: 'xyz' is unknown; known: regular, debug"):
         longest_walltime(perlmutter.QUEUES, 1, "xyz")
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 4, 8, 64, 256])
+@pytest.mark.parametrize("walltime_s", [600, 1800, HOUR, 4 * HOUR])
+@pytest.mark.parametrize("table", TABLES)
+def test_no_queue_for_tests_or_terminals_is_chosen_by_itself(table: list[Queue], nodes: int, walltime_s: int) -> None:
+    try:
+        chosen = choose_queue(table, nodes, walltime_s)
+    except QueueRefusedError as refusal:
+        chosen = next(queue for queue in table if queue.name == refusal.nearest.queue)
+    assert not chosen.on_request and "debug" not in chosen.name and chosen.name not in ("interactive", "preempt")
+
+
+def test_a_queue_for_terminals_takes_no_block() -> None:
+    with pytest.raises(SiteConfigError, match="queue: interactive takes no batch jobs: it is for salloc"):
+        choose_queue(perlmutter.QUEUES, 1, HOUR, "interactive")
 
 
 def test_every_rule_has_its_date_and_source() -> None:
     for queue in (queue for table in TABLES for queue in table):
+        assert queue.note or not queue.on_request  # says why
         assert queue.as_of.year == 2026 and queue.source
         assert queue.min_nodes <= queue.max_nodes and queue.min_walltime_s <= queue.max_walltime_s
 

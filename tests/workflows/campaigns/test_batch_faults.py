@@ -33,9 +33,10 @@ def test_a_pbs_block_that_is_deleted_in_mid_training(tmp_path: Path, pbs_site: P
 
 
 def test_a_refused_submission_is_told_and_tried_again(tmp_path: Path, pbs_site: PbsFacility, undisturbed: str) -> None:
-    pbs_site.refuse_submissions(1, "Job violates queue and/or server resource limits")
+    pbs_site.refuse_submissions(1, "would exceed queue debug's per-user limit")
     output = pbs_case(tmp_path, pbs_site).ended(undisturbed)
-    assert "resource limits" in output and "next submission in 10 s" in output
+    assert "a limit on the number of jobs" in output and "debug's per-user limit" in output
+    assert "next submission in 10 s" in output
 
 
 def test_preemption(on_slurm: Case, slurm_site: SlurmCluster, undisturbed: str) -> None:

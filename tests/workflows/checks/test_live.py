@@ -20,6 +20,7 @@ from site_configs.library.resolve import resolve_site
 from site_configs.library.site import Site
 from site_configs.local import site as local_site
 from workflows.checks import live as live_checks
+from workflows.checks.here import place_problem
 from workflows.checks.live import check_environment, check_live
 
 if TYPE_CHECKING:
@@ -141,6 +142,23 @@ def pbs_alpha(facility: PbsFacility, folder: Path, **settings: Any) -> Site:
     return resolve_site("alpha", entry.pop("config"), folder / "run", entry)
 
 
+@pytest.mark.parametrize(
+    ("config", "missing"),
+    [("slurm", "sbatch, squeue, scancel are"), ("pbs", "qsub, qstat, qselect, qdel are")],
+)
+def test_a_host_without_the_schedulers_commands(quick: Ask, tmp_path: Path, config: str, missing: str) -> None:
+    (tmp_path / "bin").mkdir()
+    settings = {"storage_root": str(tmp_path), "command_environment": {"PATH": str(tmp_path / "bin")}}
+    site = resolve_site("alpha", config, tmp_path / "run", settings | {"address": "127.0.0.1"})
+    assert place_problem(site) == (
+        f"sites.alpha: {missing} not on PATH: start on a login node of {site.machine},"
+        " or reach it through Globus (sites.alpha.route=globus)"
+    )
+    fine, lines = quick(site)
+    assert not fine and len(problems(lines)) == 1 and "the scheduler's commands are here: sites.alpha" in lines[0]
+    assert place_problem(local_site("alpha", tmp_path)) is None
+
+
 def with_limit(site: Site, jobs: int) -> Site:
     assert site.block is not None
     queue = dataclasses.replace(site.block.queue, queued_per_user=jobs, source="a guide")
@@ -162,16 +180,6 @@ def test_an_interface_that_this_host_lacks(quick: Ask, tmp_path: Path) -> None:
     line = lines[-1]
     assert not fine and line.startswith("PROBLEM  alpha: its compute nodes can connect to an address of this host: ")
     assert "no network interface 'hsn99'" in line and "or set sites.alpha.address" in line
-
-
-def test_a_missing_scheduler(quick: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/usr/bin-not-there")
-    settings = {"storage_root": str(tmp_path), "queue": "q", "address": "127.0.0.1"}
-    fine, lines = quick(resolve_site("alpha", "pbs", tmp_path, settings))
-    assert not fine and problems(lines) == [
-        "PROBLEM  alpha: queue q takes jobs: PBS does not answer: qstat cannot be run: No such file or directory",
-        "PROBLEM  alpha: my jobs: the scheduler does not answer",
-    ]
 
 
 @pytest.mark.slurm

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from datetime import date
 from pathlib import Path
@@ -126,3 +127,13 @@ def test_one_is_one(tmp_path: Path) -> None:
     assert not re.search(r"\b1 \w+s\b", " ".join(map(str, found.values())))
     with pytest.raises(UserMistake, match="2 is more than the 1 site$"):
         check_campaign(nano(**least, sites=sites, strategy={"quorum": 2}), tmp_path)
+
+
+@pytest.mark.parametrize(("hours", "hint"), [(48, "4h"), (8, "4h"), (4, "2h"), (2, "1h"), (1, ""), (0.5, "")])
+def test_the_walltime_that_is_advised_is_much_shorter(hours: float, hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workflows.checks.preview._training_time", lambda *_: "")
+    entry = SimpleNamespace(config="slurm", settings={})
+    plan: Any = SimpleNamespace(campaign=SimpleNamespace(sites={"alpha": entry}))
+    block = dataclasses.replace(BLOCK, walltime_s=round(hours * 3600))
+    found = _walltime_hint(plan, "alpha", block)
+    assert found.endswith(f"--set sites.alpha.walltime={hint}") if hint else found == ""

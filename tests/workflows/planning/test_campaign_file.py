@@ -203,3 +203,21 @@ def test_a_setting_for_an_unknown_site_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserMistake, match="--set sites.arora: there is no such site, did you mean 'aurora'"):
         load_campaign(path, ["sites.arora.threads=2"], "aurora")
     assert list(load_campaign(path, ["sites.frontier.threads=2"], "aurora").sites) == ["aurora"]
+
+
+@pytest.mark.parametrize("account", ["12345", "0123", "12e3", "1_000", "2026-08-01", "on", "0x1f"])
+def test_an_account_that_looks_like_a_number_keeps_its_text(tmp_path: Path, account: str) -> None:
+    path = write_campaign(tmp_path)
+    for sets in ([f"sites.aurora.account={account}"], [f"sites.aurora={{account: {account}, queue: {account}}}"]):
+        campaign = load_campaign(path, sets)
+        assert campaign.sites["aurora"].settings["account"] == account
+        written = tmp_path / "written.yaml"
+        written.write_text(as_yaml(campaign))
+        assert load_campaign(written).sites["aurora"].settings["account"] == account
+
+
+def test_other_values_are_read_as_before(tmp_path: Path) -> None:
+    sets = ["rounds=2", "sites.aurora.queue=null", "sites.aurora={nodes: 2, options: [-C nvme]}"]
+    campaign = load_campaign(write_campaign(tmp_path), sets)
+    assert campaign.rounds == 2 and campaign.sites["aurora"].settings == {"nodes": 2, "options": ["-C nvme"]}
+    assert load_campaign(write_campaign(tmp_path), sets[:2]).sites["aurora"].settings["queue"] is None

@@ -148,3 +148,22 @@ def test_a_round_keeps_the_schedule_it_was_first_requested_with(requested: set[i
     total = schedule_rounds(ordered, number)
     assert total >= number and total in requested
     assert schedule_rounds([*ordered, ordered[-1] + 5], number) == total
+
+
+def test_the_server_may_move_and_its_settings_with_it(run: RunDirectory) -> None:
+    kept = run.path / "campaign.yaml"
+    edited = yaml.safe_load(kept.read_text())
+    edited["evaluation"]["site"] = {"config": "slurm", "storage_root": "/s", "partition": "gpu"}
+    kept.write_text(yaml.safe_dump(edited))
+    assert resumed(run, None, ["server.site=aurora"], None).server.site == "aurora"
+    del edited["evaluation"]["site"]["partition"]
+    kept.write_text(yaml.safe_dump(edited | {"server": {"site": "aurora"}}))
+    moved = resumed(run, None, [], None).evaluation.site
+    assert moved is not None and moved.model_dump() == {"config": "slurm", "storage_root": "/s"}
+    assert resumed(run, None, ["evaluation.site=null"], None).evaluation.site is None
+    changes = [record["changes"] for record in run.journal.events("campaign_changed")]
+    assert [sorted(change) for change in changes] == [
+        ["evaluation.site", "server.site"],
+        ["evaluation.site.partition"],
+        ["evaluation.site"],
+    ]

@@ -42,7 +42,7 @@ def engine(journal: Journal, now: SiteActivity) -> Any:
     return SimpleNamespace(
         activity=lambda site: now,
         run=SimpleNamespace(journal=journal),
-        plan=SimpleNamespace(campaign=SimpleNamespace(evaluation=SimpleNamespace(sites=True))),
+        plan=SimpleNamespace(campaign=SimpleNamespace(evaluation=SimpleNamespace(sites=True)), server_blocks=[]),
     )
 
 

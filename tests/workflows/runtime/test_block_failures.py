@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from parsl.jobs.states import JobState, JobStatus
 
+from apps.base.errors import UserMistake
 from site_configs.library.status_provider import NotSubmitted
-from workflows.records.failed_blocks import BlockFailure
+from workflows.records.failed_blocks import BlockFailure, failure_text
 from workflows.runtime.block_failures import (
     FIRST_WAIT_S,
     LONGEST_WAIT_S,
@@ -150,9 +151,9 @@ def test_sites_do_not_wait_for_one_another(trial: Trial) -> None:
 @pytest.mark.parametrize("state", FAILURES)
 def test_a_refused_submission_has_the_schedulers_message(trial: Trial, state: JobState) -> None:
     """Parsl calls it FAILED, and MISSING after its next status query."""
-    refusal = NotSubmitted("cf-12-ab", "sbatch: error: Invalid account\nsbatch: error: Batch job submission failed")
+    refusal = NotSubmitted("cf-12-ab", "sbatch: error: Too hot today\nsbatch: error: Batch job submission failed")
     trial.block(state, f"Failed to start block 0: {refusal}", submitted=False)
-    reason = "sbatch: error: Invalid account sbatch: error: Batch job submission failed"
+    reason = "sbatch: error: Too hot today sbatch: error: Batch job submission failed"
     assert trial.reported == [("alpha", BlockFailure("refused", reason, FIRST_WAIT_S))]
 
 
@@ -160,6 +161,7 @@ def test_the_last_line_of_a_jobs_stderr_follows_the_schedulers_message(trial: Tr
     (tmp_path / "err").write_text("one\nbash: module: command not found\n\n")
     trial.block(JobState.MISSING, "failed NonZeroExitCode", stderr_path=str(tmp_path / "err"))
     assert trial.last() == ("stillborn", "failed NonZeroExitCode; bash: module: command not found")
+    trial.block(JobState.COMPLETED)
     trial.block(JobState.MISSING, stderr_path=str(tmp_path / "err"))
     assert trial.last() == ("stillborn", "bash: module: command not found")
 
@@ -185,6 +187,86 @@ def test_output_that_cannot_be_read(trial: Trial, tmp_path: Path) -> None:
 def test_a_long_message_is_cut(trial: Trial) -> None:
     trial.block(JobState.MISSING, "x" * 5000)
     assert len(trial.last()[1]) < 400
+
+
+# -- classes of refusals ----------------------------------------------------------------------------------------
+
+PASSING = [
+    ("qsub: would exceed queue generic's per-user limit", "a limit on the number of jobs"),
+    ("sbatch: error: Unable to contact slurm controller (connect failure)", "takes no jobs now"),
+    ("qsub: Queue is not enabled", "takes no jobs now"),
+    ("the scheduler does not answer whether it accepted this earlier job: cf-1", "takes no jobs now"),
+]
+
+
+@pytest.mark.parametrize(("sentence", "meaning"), PASSING)
+def test_what_passes_is_waited_for_without_an_end(trial: Trial, sentence: str, meaning: str) -> None:
+    for _ in range(5 * MOST_FAILURES):
+        trial.block(JobState.FAILED, sentence, submitted=False)
+        assert FIRST_WAIT_S <= trial.held_s() <= LONGEST_WAIT_S
+        trial.now += LONGEST_WAIT_S
+    assert not trial.executor.given_up
+    _, failure = trial.reported[0]
+    assert meaning in failure.meaning and sentence in failure.reason
+    assert meaning in failure_text(asdict(failure)) and sentence in failure_text(asdict(failure))
+    assert 8 <= len(trial.reported) <= 10  # once an hour of 8.3 hours
+
+
+def test_what_passes_does_not_count_with_what_fails(trial: Trial) -> None:
+    for number in range(MOST_FAILURES - 1):
+        trial.block(JobState.FAILED, f"failed {number}")
+        trial.block(JobState.FAILED, PASSING[0][0], submitted=False)
+    assert not trial.executor.given_up
+    trial.block(JobState.FAILED, "failed at last")
+    assert len(trial.executor.given_up) == 1
+
+
+@pytest.mark.parametrize("sentence", ["qsub: Unknown queue", "sbatch: error: Invalid qos specification"])
+def test_a_wrong_request_stops_its_site_at_once_as_a_mistake_of_the_request(trial: Trial, sentence: str) -> None:
+    trial.block(JobState.FAILED, sentence, submitted=False)
+    (error,) = trial.executor.given_up
+    assert isinstance(error, UserMistake) and isinstance(error, BlocksFailed) and trial.reported == []
+    assert sentence in str(error) and "Correct sites.alpha: queue, account" in str(error) and "resume" not in str(error)
+
+
+def test_an_allocation_that_is_used_up_stops_its_site_at_once(trial: Trial) -> None:
+    trial.block(JobState.FAILED, "sbatch: error: Project m1234 has insufficient balance", submitted=False)
+    (error,) = trial.executor.given_up
+    assert isinstance(error, BlocksFailed) and not isinstance(error, UserMistake)
+    assert "Project m1234 has insufficient balance" in str(error) and "more hours" in str(error)
+
+
+def test_two_blocks_that_end_alike_before_their_worker_begins_are_enough(trial: Trial, tmp_path: Path) -> None:
+    for number in (1, 2):
+        (tmp_path / "err").write_text(f"/var/spool/job{number}17/script: line 12: module: command not found\n")
+        assert not trial.executor.given_up
+        trial.block(JobState.MISSING, "failed NonZeroExitCode", stderr_path=str(tmp_path / "err"))
+    (error,) = trial.executor.given_up
+    assert str(error).startswith(
+        "site alpha: 2 blocks in a row have ended before their worker began, with the same last output: failed"
+    )
+    assert "job217/script: line 12: module: command not found" in str(error) and len(trial.reported) == 1
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        ["failed one", "failed two", "failed one", "failed two"],
+        ["node_fail NodeFail"] * 4,  # another node may be sound
+        ["completed"] * 4,  # without any output
+        [""] * 4,
+    ],
+)
+def test_blocks_that_end_in_other_ways_are_tried_again(trial: Trial, messages: list[str]) -> None:
+    for message in messages:
+        trial.block(JobState.MISSING, message)
+    assert not trial.executor.given_up
+
+
+def test_a_block_that_has_worked_between_two_that_ended_alike_starts_the_count_anew(trial: Trial) -> None:
+    for state in (JobState.MISSING, JobState.TIMEOUT, JobState.MISSING, JobState.FAILED, JobState.MISSING):
+        trial.block(state, "failed NonZeroExitCode")
+    assert not trial.executor.given_up
 
 
 # -- for all sequences of failures ------------------------------------------------------------------------------

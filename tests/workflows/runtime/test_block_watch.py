@@ -395,8 +395,8 @@ def test_each_batch_site_has_its_watcher(script: Script, diary: Journal, tmp_pat
     sites = {"alpha": batch_site(), "local": local_site("local", tmp_path), "beta": batch_site("beta")}
     configs = {"alpha": "polaris", "local": "local", "beta": "slurm"}
     plan: Any = SimpleNamespace(
-        sites=sites,
-        campaign=SimpleNamespace(name="demo", sites={k: SimpleNamespace(config=v) for k, v in configs.items()}),
+        machines=sites,
+        campaign=SimpleNamespace(name="demo", config_of=lambda label: configs[label] or label),
     )
     executor = SimpleNamespace(blocks_to_job_id={}, status_polling_interval=0.01)
     run: Any = SimpleNamespace(journal=diary, opened={"token": "0123456789abcdef"})

@@ -193,16 +193,17 @@ def test_the_launch_command_for_people_and_nothing_left_behind(tmp_path: Path) -
 
 
 def test_the_configuration_of_a_run(tmp_path: Path) -> None:
-    campaign = SimpleNamespace(retries=2, evaluation=SimpleNamespace(threads=2, device="cpu"))
     sites = {"alpha": batch_site(tmp_path), "beta": local_site("beta", tmp_path)}
-    plan: Any = SimpleNamespace(sites=sites, campaign=campaign)
+    machines = {**sites, "server-block": batch_site(tmp_path, name="server-block")}
+    machines["evaluator"] = local_site("evaluator", tmp_path, threads=2)
+    plan: Any = SimpleNamespace(sites=sites, machines=machines, campaign=SimpleNamespace(retries=2))
     losses: list[str] = []
     ways = (lambda error, task: 1.0), PATIENCE, (lambda site, reason: losses.append(site))
     config = make_config(plan, tmp_path / "run", BasicMemoizer(), *ways)
     executors: list[Any] = list(config.executors)
-    assert [executor.label for executor in executors] == ["alpha", "beta", "server", "evaluator"]
-    assert [type(executor).__name__ for executor in executors] == ["HighThroughputExecutor", *["LocalExecutor"] * 3]
-    assert len({executor.server for executor in executors[1:]}) == 1  # one process loads the libraries
+    assert [executor.label for executor in executors] == [*("alpha", "server-block", "beta", "evaluator", "server")]
+    assert [type(executor).__name__ for executor in executors] == [*["BlockExecutor"] * 2, *["LocalExecutor"] * 3]
+    assert len({executor.server for executor in executors[2:]}) == 1  # one process loads the libraries
     assert config.max_idletime == executors_module.IDLE_S and config.retries == 2
     assert config.usage_tracking == 0 and config.run_dir == str(tmp_path / "run" / "parsl")
     assert (tmp_path / "run" / "logs").is_dir()  # the interchanges begin with their logs

@@ -80,7 +80,8 @@ def settle(journal: Journal, entry: dict[str, Any]) -> None:
     journal.write("campaign_changed", campaign={"sites": {"alpha": entry}})
     made, path = SiteEntry(**entry), journal.path.parent
     site = resolve_site("alpha", made.config or "alpha", path, made.settings)
-    plan: Any = SimpleNamespace(sites={"alpha": site}, campaign=SimpleNamespace(sites={"alpha": made}))
+    campaign = SimpleNamespace(config_of=lambda label: made.config or label)
+    plan: Any = SimpleNamespace(machines={"alpha": site}, campaign=campaign)
     run: Any = SimpleNamespace(journal=journal, path=path, opened={"token": "0123456789abcdef"})
     settle_moved_sites(plan, run)
 

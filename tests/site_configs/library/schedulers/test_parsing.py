@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from site_configs.library.schedulers import GONE, UNKNOWN, JobFacts, scheduler_for
 from site_configs.library.schedulers.commands import ask, duration_s
 from site_configs.library.schedulers.pbs import Pbs, job_facts
-from site_configs.library.schedulers.slurm import Slurm, accounted_jobs, queue_rows, wait_status
+from site_configs.library.schedulers.slurm import Slurm
+from site_configs.library.schedulers.slurm_rows import accounted_jobs, queue_rows, wait_status
 
 SQUEUE = """\
 4|CANCELLED|1795370766|1795370766|1795370766|1|debug|0|Resources|1:00:00||normal|killed.sh|
