@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rehearsal.facility import RANKS_A_NODE, Facility
+from rehearsal.facility import NODES, RANKS_A_NODE, Facility
 from rehearsal.world import Place
 
 SHIPPED = "workflows/campaigns/smolinstruct_llama2_7b.yaml"
@@ -66,7 +66,7 @@ def small_values(driver: Facility, rounds: int, steps: int) -> dict[str, Any]:
         "training.steps": steps,
         "training.checkpoint_s": 2,
         "evaluation.per_task": 2,
-        "evaluation.device": "cpu",
+        "evaluation.device": "auto",
         "retries": 5,
     }
 
@@ -93,6 +93,13 @@ def remote_values(facility: Facility, collection: str, endpoints: Mapping[str, s
         "python_env": facility.environment,
         "model": model_folder(facility),
     }
+
+
+def local_values(sites: Sequence[str], records: str) -> dict[str, Any]:
+    """Return the settings of the same sites as processes of the driver's host, with as many ranks."""
+    entry = {"config": "local", "ranks": NODES * RANKS_A_NODE, "data": records}
+    places = {"server.site": "null", "evaluation.site": "null"}
+    return places | {f"sites.{site}.{key}": value for site in sites for key, value in entry.items()}
 
 
 def storage_root(facility: Facility) -> str:

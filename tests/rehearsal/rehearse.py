@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rehearsal.campaign import local_values, records_file
 from rehearsal.commands import RehearsalError
 from rehearsal.faults import FAULTS
 from rehearsal.scene import Scene
 from rehearsal.separation import MemoryCap, memory_cap
 from rehearsal.stage import Size, Stage, stage
 
+WHERE = {"local": "as processes of one host, with as many ranks", "places": "at the same places"}
 RESUMES = 5  # of a driver that ends by itself
 Say = Callable[[str], None]
 
@@ -58,7 +60,8 @@ def rehearse(
                 key, _, value = text.partition("=")
                 made.campaign.sets[key] = value
             say(f"driver on {made.campaign.driver.facility.login}, no GPU, memory {cap.describe()}")
-            reference = undisturbed(root, made, sites, cap, say)
+            kinds = ("local",) if size.short else ("local", "places")
+            reference = references(root, made, sites, size, kinds, cap, say)
             scene = Scene(made.campaign, made.places, cap, root / "drivers.log")
             try:
                 rows = disturbed(scene, sites, faults, say)
@@ -69,18 +72,34 @@ def rehearse(
         cap.remove()
 
 
-def undisturbed(root: Path, made: Stage, sites: Sequence[str], cap: MemoryCap, say: Say) -> dict[int, str]:
-    """Run the campaign without faults under another name; return the hashes of its versions."""
-    campaign = replace(made.campaign, name="undisturbed", sets=dict(made.campaign.sets))
-    scene = Scene(campaign, made.places, cap, root / "undisturbed.log")
-    began = time.monotonic()
-    say(f"undisturbed campaign at {', '.join(sites)} ...")
+def references(
+    root: Path, made: Stage, sites: Sequence[str], size: Size, kinds: Sequence[str], cap: MemoryCap, say: Say
+) -> dict[str, dict[int, str]]:
+    """Run the campaign without faults; return the hashes of its versions by the kind of run.
+
+    ``local`` runs it as processes of one host with as many ranks, ``places`` at the same facilities.
+    """
+    driver, found = made.campaign.driver, {}
+    for kind in kinds:
+        name = "undisturbed" if kind == "places" else kind
+        campaign = replace(made.campaign, name=name, sets=dict(made.campaign.sets))
+        if kind == "local":
+            campaign.sets = size.of_everything(driver.facility, len(sites))
+            campaign.sets |= local_values(sites, records_file(driver.facility))
+        found[kind] = undisturbed(Scene(campaign, made.places, cap, root / f"{name}.log"), sites, say)
+    return found
+
+
+def undisturbed(scene: Scene, sites: Sequence[str], say: Say) -> dict[int, str]:
+    """Run a campaign to its end; return the hashes of its versions."""
+    began, name = time.monotonic(), scene.campaign.name
+    say(f"{name} campaign without faults ...")
     scene.begin("--sites", ",".join(sites))
     try:
         finish(scene, resumes=0, say=say)
     finally:
         scene.close()
-    say(f"undisturbed: {len(scene.versions())} versions in {time.monotonic() - began:.0f} s")
+    say(f"  {len(scene.versions())} versions in {time.monotonic() - began:.0f} s")
     return scene.versions()
 
 
@@ -143,20 +162,20 @@ def finish(scene: Scene, resumes: int, say: Say) -> None:
 
 
 def conclude(
-    scene: Scene, rows: Sequence[Row], reference: dict[int, str], cap: MemoryCap, seconds: float, say: Say
+    scene: Scene, rows: Sequence[Row], reference: dict[str, dict[int, str]], cap: MemoryCap, seconds: float, say: Say
 ) -> bool:
     """Print the table; return True if the campaign has ended with the bits of the undisturbed one and left nothing."""
     found = scene.versions()
-    alike = [version for version, sha256 in reference.items() if found.get(version) == sha256]
     left = {site: jobs for site in scene.places if (jobs := scene.live_jobs(site))}
     own = left.pop(scene.campaign.driver.facility.name, [])
     say("")
     for line in table(rows):
         say(line)
     say("")
-    say(f"{len(alike)} of {len(reference)} versions have the bits of the undisturbed run")
-    last = max(reference)
-    say(f"final model: {found.get(last, 'none')[:16]}..., undisturbed {reference[last][:16]}...")
+    for kind, versions in reference.items():
+        alike = sum(found.get(version) == sha256 for version, sha256 in versions.items())
+        say(f"{alike} of {len(versions)} versions have the bits of the undisturbed run ({WHERE[kind]})")
+    say(f"final model: SHA-256 {found[max(found)]}")
     say(f"jobs left in the driver's queue: {', '.join(own) or 'none'}")
     if left:
         say(f"blocks that endpoints keep for the next campaign until they are idle for too long: {', '.join(left)}")
@@ -164,7 +183,7 @@ def conclude(
     if used:
         say(f"memory of the driver's host: at most {used / 1e9:.1f} GB of {cap.nbytes / 1e9:.1f} GB")
     say(f"{scene.drivers} drivers, {seconds:.0f} s in all")
-    return len(alike) == len(reference) and set(found) == set(reference) and not own
+    return all(versions == found for versions in reference.values()) and not own
 
 
 def table(rows: Sequence[Row]) -> list[str]:

@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     if options.keep and options.keep.exists():
         return complain(f"{options.keep} exists", 2)
-    sites = (options.sites or ("frontier,polaris" if options.short else ",".join(shipped_sites()))).split(",")
+    sites = (options.sites or ("polaris,frontier" if options.short else ",".join(shipped_sites()))).split(",")
     unknown = sorted(set(sites) - set(shipped_sites())) + sorted(set(faults_of(options)) - set(FAULTS))
     if unknown:
         return complain(
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         root.chmod(0o755)
         try:
             rounds = options.rounds or (2 if options.short else len(faults_of(options)) + 1)
-            size = Size(rounds, options.steps, options.seed, files_endpoints=not options.short)
+            size = Size(rounds, options.steps, options.seed, short=options.short)
             alike = rehearse(root, sites, faults_of(options), size, agent, options.memory_gb, options.sets, say)
         except RehearsalError as error:
             return complain(str(error), FAILED)

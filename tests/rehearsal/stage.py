@@ -24,6 +24,7 @@ from rehearsal.campaign import (
     small_values,
     storage_root,
 )
+from rehearsal.facility import Facility
 from rehearsal.network import make_world
 from rehearsal.services import Services, globus_services, set_up_endpoint
 from rehearsal.world import PROJECT, Place, start_place
@@ -39,7 +40,12 @@ class Size:
     rounds: int
     steps: int
     seed: int = 1
-    files_endpoints: bool = True
+    short: bool = False
+
+    def of_everything(self, driver: Facility, sites: int) -> dict[str, Any]:
+        """Return the values that do not depend on where the sites are."""
+        # a quorum of all, so that every version of the model is made of the same updates
+        return small_values(driver, self.rounds, self.steps) | {"strategy.quorum": sites}
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ def stage(
             say(f"{place.facility.name}: {place.facility.scheduler} with 2 nodes, login node {place.facility.login}")
             put_materials(materials, place)
         driver = places[sites[0]]
-        campaign = SmallCampaign(driver, sets=small_values(driver.facility, size.rounds, size.steps))
+        campaign = SmallCampaign(driver, sets=size.of_everything(driver.facility, len(sites)))
         campaign.driver.path(campaign.folder).mkdir()
         for name in sites:
             shutil.copy(HERE / "machine.py", driver.path("/home/user") / f"{name}.py")
@@ -86,7 +92,7 @@ def stage(
             entries |= _remote_entries(driver, places, services, size, campaign, say)
         for site, entry in entries.items():
             campaign.sets |= {f"sites.{site}.{key}": value for key, value in entry.items()}
-        campaign.sets["strategy.quorum"] = len(sites)  # so that every version is made of the same updates
+        campaign.sets |= {"server.site": sites[0], "evaluation.site": sites[0]}  # login nodes are no place for it
         yield Stage(places, services, campaign)
 
 
@@ -110,7 +116,7 @@ def _remote_entries(
         asked = {key: values[key] for key in ("account", "storage_root", "ranks_per_node")}
         asked |= remote_values(place.facility, collection, {}) | {"nodes": 2}
         del asked["route"], asked["model"]
-        endpoints = set_up_endpoint(driver, place, services, config, asked, size.files_endpoints)
+        endpoints = set_up_endpoint(driver, place, services, config, asked, not size.short)
         say(f"{place.facility.name}: endpoint online, set up by its checklist")
         return values | remote_values(place.facility, collection, endpoints)
 
