@@ -25,6 +25,7 @@ from typing_extensions import override
 
 from site_configs.library.schedulers import GONE, UNKNOWN, Answer, JobFacts, Scheduler, scheduler_for
 from site_configs.library.schedulers.commands import NO_ANSWER, run_bounded, scheduler_environment
+from site_configs.library.schedulers.shared import SharedScheduler
 from site_configs.library.site import Block
 
 SHORTEST_POLL_S = 1
@@ -52,9 +53,10 @@ class StatusAwareProvider(ClusterProvider):
     Attributes:
         block: batch job.
         job_prefix: beginning of the names of the batch jobs; make it unique to the campaign, so that they can be found.
-        scheduler: answers status queries.
+        scheduler: answers status queries, also those of the driver's own watch.
         tasks_per_node: ranks per node that the scheduler is asked for.
         poll_s: seconds between two status queries.
+        holding: why no block is asked for at present, for people; empty: one may be.
         cancel_requested: ids of the jobs that were cancelled here; any other cancelled job was ended from outside.
     """
 
@@ -63,12 +65,14 @@ class StatusAwareProvider(ClusterProvider):
     scheduler: Scheduler
     tasks_per_node: int = 1
     poll_s: int = 60
+    holding: str = ""
     cancel_requested: set[str]
 
     def _set_up(self, block: Block, job_prefix: str, tasks_per_node: int, poll_s: int) -> None:
         self.block, self.job_prefix = block, job_prefix
         self.tasks_per_node, self.poll_s = tasks_per_node, poll_s
-        self.scheduler = scheduler_for(block.scheduler, block.command_environment)
+        asked = scheduler_for(block.scheduler, block.command_environment)
+        self.scheduler = SharedScheduler(asked, keep_s=self.status_polling_interval / 2)
         self._lost: dict[str, float] = {}  # name of a job whose submission was not answered -> time
         self._unseen: dict[str, float] = {}  # job that no answer has shown yet -> time of submission
         self.cancel_requested = set()

@@ -6,6 +6,7 @@ are compared in ``test_pbs_contract.py``. Not supported: job arrays, dependencie
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import sys
@@ -125,6 +126,12 @@ class PbsFacility:
     def lose_answers(self, count: int) -> None:
         """Accept the next ``count`` submissions, but let qsub fail before it prints the id."""
         self.home.write("lose", {"count": count})
+
+    def odd_jobs(self, *jobs: tuple[str, str], name: str = "STDIN", queue: str = "debug") -> None:
+        """List jobs of this user, each as (odd variable, state), in the answers; none ends the list. See pbs_odd."""
+        owner = f"{getpass.getuser()}@login-01"
+        listed = [{"variable": v, "state": state, "name": name, "queue": queue, "owner": owner} for v, state in jobs]
+        self.home.write("odd", {"jobs": listed})
 
     def stop_server(self) -> None:
         """Let all commands fail to reach the server; jobs continue."""

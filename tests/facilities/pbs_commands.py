@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from facilities.pbs_odd import odd_jobs, printed
 from facilities.pbs_state import Home, RefusedError, hms, jobs, no_server, slurm
 from facilities.pbs_submit import qsub
 
@@ -32,7 +33,7 @@ def main(command: str, arguments: list[str], root: str) -> int:
 
 def chosen(home: Home, ids: list[str], finished: bool, command: str) -> tuple[dict[str, dict[str, Any]], int]:
     """Return the jobs of these ids (all if none is given), and the exit code after errors about the others."""
-    server, known = home.read("policy")["server"], jobs(home)
+    server, known = home.read("policy")["server"], jobs(home) | odd_jobs(home)
     if not home.read("policy")["history"]:
         known = {n: job for n, job in known.items() if job["job_state"] != "F"}
     if not ids:
@@ -91,15 +92,24 @@ def owner(job: dict[str, Any]) -> str:
 
 def write_json(home: Home, content: dict[str, Any]) -> None:
     head = {"timestamp": int(time.time()), "pbs_version": "23.06.06", "pbs_server": home.read("policy")["server"]}
-    sys.stdout.write(json.dumps({**head, **content}, indent="\t") + "\n")
+    sys.stdout.write(printed(json.dumps({**head, **content}, indent="\t")) + "\n")
 
 
 def full_text(job_id: str, job: dict[str, Any]) -> str:
+    """Return a job as ``qstat -f`` prints it: long values go on after a line break and a tab."""
     lines = [f"Job Id: {job_id}"]
     for key, value in job.items():
-        parts = value.items() if isinstance(value, dict) and key != "Variable_List" else [("", value)]
-        lines += [f"    {key}{'.' if part else ''}{part} = {text}" for part, text in parts]
-    return "\n".join(lines) + "\n\n"
+        if key == "Variable_List":
+            value = ",".join(f"{name}={text}" for name, text in value.items())
+        parts = value.items() if isinstance(value, dict) else [("", value)]
+        lines += [folded(f"    {key}{'.' if part else ''}{part} = {text}") for part, text in parts]
+    return printed("\n".join(lines)) + "\n\n"
+
+
+def folded(line: str) -> str:
+    """Return a line in pieces as ``prt_attr`` of OpenPBS' qstat.c breaks it: after 78 characters, then after 70."""
+    rest = line[78:]
+    return "\n\t".join([line[:78], *(rest[start : start + 70] for start in range(0, len(rest), 70))])
 
 
 def table(found: dict[str, dict[str, Any]], server: str) -> str:

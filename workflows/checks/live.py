@@ -13,6 +13,7 @@ from apps.base.errors import REASON_LENGTH
 from apps.base.versions import versions_problem
 from apps.site import storage_problem
 from site_configs.library.schedulers import scheduler_for
+from site_configs.library.schedulers.refusals import classify
 from site_configs.library.site import Block, Site
 from workflows.checks.batch_scripts import submission
 from workflows.checks.here import address_problem, command_problem
@@ -113,7 +114,9 @@ def _submission_finding(site: Site, run_dir: Path) -> Iterator[Finding]:
     provider, command = submission(site, run_dir)
     if isinstance(provider, SlurmBlocks):
         verdict = try_out(provider, command)
-        yield f"Slurm would take its job{', ' * bool(verdict.promise)}{verdict.promise}", verdict.problem
+        meaning = classify(verdict.problem or "").meaning
+        problem = f"{verdict.problem} ({meaning})" if verdict.problem and meaning else verdict.problem
+        yield f"Slurm would take its job{', ' * bool(verdict.promise)}{verdict.promise}", problem
 
 
 def check_environment(site: Site) -> tuple[str | None, str]:

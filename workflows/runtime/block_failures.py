@@ -45,6 +45,7 @@ class BlockHistory:
     waits: int = 0  # in a row
     failures: int = 0  # in a row, without those that pass
     held_until: float = 0.0
+    holding: str = ""  # for the user, while the site waits
     last_output: str = ""
     same_output: int = 0
     reported: tuple[str, float] = "", 0.0  # reason, time
@@ -69,7 +70,9 @@ class BlockFailureHandler:
             if status[block_id].terminal and block_id not in history.seen and not executor.bad_state_is_set:
                 history.seen.add(block_id)
                 self._ended(executor, history, status[block_id], submitted=block_id in executor.blocks_to_job_id)
-        executor.provider.max_blocks = 0 if self.clock() < history.held_until else 1
+        waits = self.clock() < history.held_until
+        executor.provider.max_blocks = 0 if waits else 1
+        executor.provider.holding = history.holding if waits else ""
 
     def _ended(self, executor: Any, history: BlockHistory, job: Any, submitted: bool) -> None:
         if job.status_name not in ("FAILED", "MISSING"):
@@ -87,6 +90,7 @@ class BlockFailureHandler:
             return
         wait_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (history.waits - 1))
         history.held_until = self.clock() + wait_s
+        history.holding = f"waits to ask for a block again: {failure.meaning or failure_text(asdict(failure))}"
         if refusal.cause not in PASSING or self._is_news(history, failure.reason):
             self.on_failure(executor.label, replace(failure, retry_s=wait_s))
 

@@ -69,8 +69,13 @@ class BlockWatch:
     def __post_init__(self) -> None:
         assert self.site.block is not None
         self.block: Block = self.site.block
-        self.scheduler: Scheduler = scheduler_for(self.block.scheduler, self.block.command_environment)
+        provider = getattr(self.executor, "provider", None)
+        shared = provider.scheduler if isinstance(provider, StatusAwareProvider) else None
+        self.scheduler: Scheduler = shared or self._own_scheduler()
         self.thread = threading.Thread(target=self._follow, name=f"blocks-{self.site.name}", daemon=True)
+
+    def _own_scheduler(self) -> Scheduler:
+        return scheduler_for(self.block.scheduler, self.block.command_environment)
 
     def start(self) -> None:
         self.thread.start()
@@ -146,7 +151,7 @@ class BlockWatch:
         """Return True if this driver has asked for the end of a job; None if its provider does not record that."""
         if self.closing.is_set():
             return True
-        provider = self.executor.provider
+        provider = getattr(self.executor, "provider", None)
         return job.job_id in provider.cancel_requested if isinstance(provider, StatusAwareProvider) else None
 
     def _record(self, job: WatchedJob, state: str) -> BlockRecord:
@@ -170,7 +175,7 @@ class BlockWatch:
         """Return the state of the newest block as text for the user."""
         live = [job for job in list(self.jobs.values()) if not job.ended]
         if not live:
-            return "requesting a block"
+            return getattr(self.executor.provider, "holding", "") or "requesting a block"
         job = live[-1]
         facts = job.facts
         if facts is None or facts.state == "pending":
@@ -186,6 +191,7 @@ class BlockWatch:
         """Record the end states of the blocks, which Parsl has cancelled before, and cancel any job that is left."""
         self.closing.set()
         self.thread.join(END_STATES_S)
+        self.scheduler = self._own_scheduler()  # an answer that was kept may be older than the end of a job
         until = time.monotonic() + END_STATES_S
         while (left := self._cancel_rest()) and time.monotonic() < until:
             time.sleep(CLOSING_PERIOD_S)

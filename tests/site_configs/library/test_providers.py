@@ -289,4 +289,5 @@ def test_only_accepted_cancellations_are_cancelled(slurm: Any, reply: Reply) -> 
 
 def test_each_scheduler_is_the_blocks_own() -> None:
     block = Block("pbs", QUEUE, 1, 60, command_environment={"PBS_SERVER": "one"})
-    assert PbsBlocks(block).scheduler.environment == {"PBS_SERVER": "one"}  # type: ignore[attr-defined]
+    asked: Any = PbsBlocks(block).scheduler
+    assert asked.scheduler.environment == {"PBS_SERVER": "one"}

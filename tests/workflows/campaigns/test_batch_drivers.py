@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 import yaml
-from batch_cases import Case, kill
+from batch_cases import Case, kill, pbs_case
 from batch_sites import events, finish, slurm_entry, start
 from campaigns import final_hash
 
 if TYPE_CHECKING:
+    from facilities.pbs import PbsFacility
     from facilities.slurm import SlurmCluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.campaign]
@@ -42,6 +43,24 @@ def test_a_driver_killed_while_its_job_runs(on_slurm: Case, slurm_site: SlurmClu
     done = [r["result"] for r in events(on_slurm.run_dir, "task_done") if r["app"] == "local_train"]
     # its worker may have come to the end before it noticed
     assert on_slurm.attempts()[0] == 2 or any(m["reused"] for m in done if m["site"] == "alpha")
+
+
+def test_a_driver_killed_while_its_job_waits_beside_jobs_that_cannot_be_read(
+    tmp_path: Path, pbs_site: PbsFacility, undisturbed: str
+) -> None:
+    """Other jobs of the same user: one whose JSON is invalid, one that was moved to another server."""
+    blocker = pbs_site.submit("sleep 600", "-q", "debug", "-A", "fusion", "-l", "filesystems=home")
+    pbs_site.wait_for_state(blocker, "R")
+    pbs_site.odd_jobs(("function", "R"), ("plain", "M"))
+    try:
+        case = pbs_case(tmp_path, pbs_site)
+        waiting = case.job()
+        kill(case.driver)
+        pbs_site.run("qdel", blocker)
+        case.ended(undisturbed, resume=True)
+    finally:
+        pbs_site.odd_jobs()
+    assert pbs_site.job(waiting)["job_state"] == "F"
 
 
 def test_a_site_moves_away_while_its_job_waits(tmp_path: Path, slurm_site: SlurmCluster, undisturbed: str) -> None:

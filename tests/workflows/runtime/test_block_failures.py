@@ -212,6 +212,14 @@ def test_what_passes_is_waited_for_without_an_end(trial: Trial, sentence: str, m
     assert 8 <= len(trial.reported) <= 10  # once an hour of 8.3 hours
 
 
+def test_the_reason_of_a_wait_is_shown_while_it_lasts(trial: Trial) -> None:
+    trial.block(JobState.FAILED, PASSING[0][0], submitted=False)
+    assert trial.executor.provider.holding == "waits to ask for a block again: a limit on the number of jobs"
+    trial.now += FIRST_WAIT_S + 1
+    trial.look()
+    assert trial.executor.provider.holding == ""
+
+
 def test_what_passes_does_not_count_with_what_fails(trial: Trial) -> None:
     for number in range(MOST_FAILURES - 1):
         trial.block(JobState.FAILED, f"failed {number}")

@@ -108,7 +108,9 @@ def batch_site(name: str = "alpha", **changes: Any) -> Site:
 @pytest.fixture
 def world(script: Script, tmp_path: Path) -> World:
     submitted = {"0": "7"}
-    executor = SimpleNamespace(blocks_to_job_id=submitted, provider=SlurmBlocks(BLOCK))
+    provider: Any = SlurmBlocks(BLOCK)
+    provider.scheduler = script
+    executor = SimpleNamespace(blocks_to_job_id=submitted, provider=provider)
     diary = Journal(tmp_path / "journal.jsonl")
     watch = BlockWatch(batch_site(), "frontier", executor, diary, "demo", "cf-12", 0.01)
     return World(tmp_path, script, watch, submitted)

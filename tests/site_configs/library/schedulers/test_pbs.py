@@ -104,6 +104,29 @@ def test_a_lost_submission_is_found_by_its_token(pbs_site: PbsFacility) -> None:
     assert pbs.mine("prod") == [] == pbs.find("nosuchtoken")
 
 
+@pytest.mark.parametrize("odd", [("function", "R"), ("zeros", "Q"), ("control", "H"), ("plain", "M"), ("plain", "X")])
+def test_odd_jobs_of_the_same_user_hide_none_of_ours(pbs_site: PbsFacility, odd: tuple[str, str]) -> None:
+    job_id = pbs_site.submit("sleep 60", *ONE_NODE, "-N", "cf-0123456789-ab", "-v", f"LONG={'x' * 200}")
+    pbs = Pbs(pbs_site.environment)
+    pbs_site.odd_jobs(odd, odd)
+    try:
+        assert [job.job_id for job in pbs.find("cf-0123456789") or ()] == [job_id]
+        assert pbs.find("nosuchtoken") == [] and job_id in [job.job_id for job in pbs.mine("debug") or ()]
+        assert facts(pbs_site, job_id).live
+    finally:
+        pbs_site.odd_jobs()
+
+
+def test_our_own_job_is_read_and_cancelled_where_its_json_is_invalid(pbs_site: PbsFacility) -> None:
+    pbs_site.odd_jobs(("function", "R"), name="cf-0123456789-cd")
+    try:
+        (found,) = Pbs(pbs_site.environment).find("cf-0123456789-c") or ()
+        alone = Pbs(pbs_site.environment)._job(found.job_id)  # from its JSON
+    finally:
+        pbs_site.odd_jobs()
+    assert isinstance(alone, JobFacts) and (found.state, alone.state, alone.nodes) == ("running", "running", 1)
+
+
 def test_a_silent_server_leaves_everything_unknown(pbs_site: PbsFacility) -> None:
     pbs = Pbs(pbs_site.environment)
     job_id = pbs_site.submit("sleep 60", *ONE_NODE)

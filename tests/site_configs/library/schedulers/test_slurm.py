@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from facilities.daemons import wait_until
+from facilities.daemons import FacilityError, wait_until
 from facilities.slurm import SlurmCluster, slurm_cluster
 
 from site_configs.library.schedulers import GONE, UNKNOWN, JobFacts
+from site_configs.library.schedulers.refusals import classify
 from site_configs.library.schedulers.slurm import Slurm
+from site_configs.library.schedulers.waits import Wait, meaning_of
 
 pytestmark = pytest.mark.slurm
 
@@ -161,3 +163,58 @@ def test_a_job_over_its_time_says_so(over_time: tuple[SlurmCluster, str]) -> Non
     cluster, job_id = over_time
     cluster.wait_for_state(job_id, *ENDED)
     assert facts(cluster, job_id).state == "timeout"
+
+
+@pytest.mark.parametrize(
+    ("options", "cause"),
+    [
+        (["--partition=nosuch"], "request"),
+        (["--qos=nosuch"], "request"),
+        (["--account=nosuch"], "request"),
+        (["--constraint=h100"], "request"),
+        (["--nosuchoption"], "request"),
+        (["--partition=debug", "--time=45"], "request"),
+        (["--partition=debug", "--nodes=2"], "request"),
+        (["--qos=short", "--time=30"], "request"),
+        (["--nodes=99"], "request"),
+        (["--gres=gpu:99"], "request"),
+    ],
+)
+def test_the_sentences_of_slurm_about_wrong_requests(slurm_site: SlurmCluster, options: list[str], cause: str) -> None:
+    with pytest.raises(FacilityError) as refused:
+        slurm_site.submit("true", *options)
+    assert classify(str(refused.value)).cause == cause, refused.value
+
+
+def test_slurm_refuses_a_job_beyond_a_limit_and_says_so(slurm_site: SlurmCluster) -> None:
+    for _ in range(4):
+        slurm_site.submit("sleep 60", "--partition=regular", "--hold")
+    with pytest.raises(FacilityError) as refused:
+        slurm_site.submit("true", "--partition=regular")
+    assert classify(str(refused.value)).cause == "limit", refused.value
+
+
+def test_why_a_job_waits_and_until_when(slurm_site: SlurmCluster) -> None:
+    first = slurm_site.submit(
+        "exec sleep 60", "--partition=regular", "--qos=short", "--time=5", "--nodes=4", "--exclusive"
+    )
+    slurm_site.wait_for_state(first, "RUNNING")
+    limited = slurm_site.submit("true", "--partition=regular", "--qos=short", "--time=5")
+    behind = slurm_site.submit("true", "--time=5", "--nodes=4", "--exclusive", "--partition=regular")
+    held = slurm_site.submit("true", "--hold")
+
+    def reasons() -> dict[str, str]:
+        return {job_id: facts(slurm_site, job_id).reason for job_id in (limited, behind, held)}
+
+    wait_until("the reasons", lambda: reasons()[limited].startswith("QOSMax"), slurm_site.root / "log", 30)
+    found = reasons()
+    assert (
+        found[limited] == "QOSMaxJobsPerUserLimit"
+        and "running jobs" in (meaning_of(found[limited]) or Wait("")).meaning
+    )
+    assert found[held] == "JobHeldUser" and (meaning_of(found[held]) or Wait("")).lasting
+    assert meaning_of(found[behind]) is None and facts(slurm_site, behind).started is None
+    started = facts(slurm_site, first).started
+    wait_until("an estimate", lambda: facts(slurm_site, behind).expected_start is not None, slurm_site.root / "log", 30)
+    expected = facts(slurm_site, behind).expected_start
+    assert started and expected and started < expected <= started + 310
