@@ -28,9 +28,10 @@ from rehearsal.software import copy_project, make_environment, write_profile
 COMMANDS, PALS = "/opt/commands", "/opt/cray/pals/bin"
 PBS_COMMANDS = ("qsub", "qstat", "qdel", "qselect")
 SLURM_COMMANDS = ("sbatch", "scancel", "squeue", "sacct", "scontrol", "sinfo", "srun", "sacctmgr")
+NOTICE = "echo 'NOTICE: maintenance on Monday, 08:00 { see the web page }' >&2\n"  # as submission hooks write
 AS_ROOT = """\
 #!/bin/sh
-[ "$(id -u)" = 0 ] || exec unshare --user --map-root-user -- {program} "$@"
+{notice}[ "$(id -u)" = 0 ] || exec unshare --user --map-root-user -- {program} "$@"
 exec {program} "$@"
 """
 AS_NOBODY = """\
@@ -107,8 +108,8 @@ def write_commands(folder: Path, own: Path, scheduler: str) -> None:
     """
     folder.mkdir()
     for name in PBS_COMMANDS if scheduler == "pbs" else SLURM_COMMANDS:
-        odd = f"{sys.executable} -SE {SYSTEM}/rehearsal/odd.py {name} " if scheduler == "pbs" else ""
-        (folder / name).write_text(AS_ROOT.format(program=f"{odd}{own / name}"))
+        notice = NOTICE if name == "qsub" else ""
+        (folder / name).write_text(AS_ROOT.format(notice=notice, program=own / name))
         (folder / name).chmod(0o755)
 
 

@@ -21,6 +21,7 @@ from rehearsal.commands import inside
 from rehearsal.facility import Facility
 
 ROOT = Path("/var/spool")
+ODD = (("function", "Q"), ("zeros", "M"), ("control", "B"))  # other jobs of the same user, see facilities.pbs_odd
 
 
 @dataclass
@@ -97,6 +98,7 @@ def pbs_server(facility: Facility, nodes: dict[str, int]) -> Iterator[Running]:
         address=facility.login_address,
     )
     with made as running:
+        running.odd_jobs(*ODD)
         commands = str(running.home.root / "bin")
         os.environ["PATH"] = f"{commands}:{os.environ['PATH']}"
         yield Running(running.cluster, commands, {}, running)
