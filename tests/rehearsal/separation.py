@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
+import uuid
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,9 +91,12 @@ class MemoryCap:
 def memory_cap(nbytes: int) -> MemoryCap:
     """Return a limit by a control group of version 1 or 2, else by a limit of each process."""
     for controller, limit, peak in CGROUPS:
-        group = _own_group(controller) / f"crossfed-{os.getpid()}"
+        group = _own_group(controller) / f"crossfed-{uuid.uuid4().hex[:8]}"
         try:
             group.mkdir()
+        except OSError:
+            continue
+        try:
             (group / limit).write_text(str(nbytes))
             return MemoryCap(nbytes, group, peak)
         except OSError:
