@@ -6,12 +6,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from patience import patience
-
 from rehearsal.commands import RehearsalError
 from rehearsal.scene import Scene
 
-SILENT_S, FROZEN_S, RETRY_S = 40.0, 90.0, 15.0
+SILENT_S, RETRY_S = 40.0, 15.0
+FROZEN_S = 300.0  # a block without its workers is replaced after three minutes
 Act = Callable[[Scene, str], str]  # takes the site; returns what happened, for the table
 
 
@@ -49,7 +48,7 @@ def hang_the_nodes(scene: Scene, site: str) -> str:
     job = running_job(scene, site)
     begun, before = time.monotonic(), len(scene.places[site].ask("jobs"))
     count = scene.places[site].ask("freeze", job=job)
-    while time.monotonic() - begun < patience(FROZEN_S):
+    while time.monotonic() - begun < FROZEN_S:
         if scene.code() is not None or len(scene.places[site].ask("jobs")) > before:
             return f"{count} processes stopped, block replaced after {time.monotonic() - begun:.0f} s"
         time.sleep(1)
@@ -85,6 +84,6 @@ def running_job(scene: Scene, site: str) -> str:
 FAULTS = {
     "driver": Fault("kill -9 of the driver, resume", kill_the_driver),
     "cancel": Fault("the block is cancelled by hand", cancel_the_block),
-    "hang": Fault("all processes of a block hang (SIGSTOP)", hang_the_nodes),
+    "hang": Fault("all processes of a block hang (SIGSTOP)", hang_the_nodes, on_batch=True),
     "maintenance": Fault("the driver is killed, the scheduler is silent at its resume", maintenance, on_batch=True),
 }
