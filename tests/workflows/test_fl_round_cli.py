@@ -103,7 +103,7 @@ def test_a_campaign_for_other_machines_is_valid_and_lists_what_is_missing(tmp_pa
         for site, root in roots.items()
         for word in ("--set", f"sites.{site}.account=abc", "--set", f"sites.{site}.storage_root={root}")
     ]
-    checked = run(tmp_path, reference, "--check", *mine)
+    checked = run(tmp_path, reference, "--check", *mine, "--set", "evaluation.site=polaris")
     assert checked.returncode == 0 and "not on this machine: data.source: smolinstruct/data.zip" in checked.stdout
     assert "block of frontier:   2 nodes for 24:00:00 in queue extended" in checked.stdout
     assert "sites.polaris: qsub, qstat, qselect, qdel are not on PATH: start on a login" in checked.stdout

@@ -9,6 +9,7 @@ from typing import Any
 from apps.ranks.launchers import launch_command as ranks_command
 from site_configs.library.site import Site
 from workflows.checks.preview import WIDTH
+from workflows.planning.labels import shown_name
 from workflows.planning.memory.campaign import describe_site, training_setup
 from workflows.planning.memory.model import shape_of
 from workflows.planning.plan import Plan
@@ -30,6 +31,11 @@ def dry_run(plan: Plan, run_dir: Path) -> Iterator[str]:
             yield f"# started on this machine\n{server_command(server_start(site))}"
         for line in _training_lines(plan, name):
             yield f"# {line}"
+    for label in plan.server_blocks:
+        site = plan.machines[label]
+        provider, command = submission(site, run_dir)
+        yield f"\n# {'=' * 20} {shown_name(label)}: {site.machine}"
+        yield provider.render(command).rstrip()
 
 
 def submission(site: Site, run_dir: Path) -> tuple[Any, str]:

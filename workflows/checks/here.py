@@ -10,6 +10,8 @@ from data.records import canonical_split
 from data.tasks import EMBEDDED
 from site_configs.library.schedulers import absent
 from site_configs.library.site import Site
+from workflows.checks.places import place_problems
+from workflows.planning.labels import KEYS, key_of
 from workflows.planning.plan import Plan
 from workflows.runtime.executors import driver_address
 
@@ -24,7 +26,7 @@ def require_all(plan: Plan, source: Path) -> None:
     Raises:
         UserMistake: the first thing that is missing.
     """
-    for problem in missing_here(plan):
+    for problem in (*missing_here(plan), *place_problems(plan)):
         raise UserMistake(f"{source}: {problem}")
     if any("globus" in (site.route, site.carrier) for site in plan.sites.values()):
         from workflows.checks.login_status import login_problem  # loads the Globus SDK
@@ -37,7 +39,8 @@ def require_all(plan: Plan, source: Path) -> None:
 def missing_here(plan: Plan) -> list[str]:
     """Return a line for everything that the campaign needs and this machine lacks; such a run is not started."""
     here = [site for site in plan.sites.values() if site.route != "globus"]
-    return [*_data_problems(plan, here), *filter(None, map(place_problem, here))]
+    machines = [site for site in plan.machines.values() if site.route != "globus"]
+    return [*_data_problems(plan, here), *filter(None, map(reach_problem, machines))]
 
 
 def _data_problems(plan: Plan, here: list[Site]) -> list[str]:
@@ -63,7 +66,7 @@ def _data_problems(plan: Plan, here: list[Site]) -> list[str]:
     return problems
 
 
-def place_problem(site: Site) -> str | None:
+def reach_problem(site: Site) -> str | None:
     """Return why a site's jobs cannot be submitted from this host, or its workers could not connect to it, or None."""
     return command_problem(site) or address_problem(site)
 
@@ -75,9 +78,8 @@ def command_problem(site: Site) -> str | None:
     if not missing:
         return None
     verb = "is" if len(missing) == 1 else "are"
-    return (
-        f"sites.{site.name}: {', '.join(missing)} {verb} not on PATH: start on a login node of {site.machine},"
-        f" or reach it through Globus (sites.{site.name}.route=globus)"
+    return f"{key_of(site.name)}: {', '.join(missing)} {verb} not on PATH: start on a login node of {site.machine}" + (
+        f", or reach it through Globus (sites.{site.name}.route=globus)" if site.name not in KEYS else ""
     )
 
 

@@ -18,6 +18,7 @@ from site_configs.library.site import Block, Site
 from workflows.checks.batch_scripts import submission
 from workflows.checks.here import address_problem, command_problem
 from workflows.console.units import plural
+from workflows.planning.labels import shown_name
 from workflows.planning.plan import Plan
 from workflows.runtime.worker_start import worker_init
 
@@ -35,7 +36,8 @@ Finding = tuple[str, str | None]  # what was checked, and the problem or None
 def check_live(plan: Plan, say: Callable[[str], None]) -> bool:
     """Query the sites, say one line for each check, and return True if there is no problem."""
     fine = True
-    for name, site in plan.sites.items():
+    own = {shown_name(label): plan.machines[label] for label in plan.server_blocks}
+    for name, site in {**plan.sites, **own}.items():
         by_globus = "globus" in (site.route, site.carrier)
         for checked, problem in _globus_findings(plan, site) if by_globus else _findings(site, _run_dir(plan)):
             fine = fine and problem is None

@@ -8,6 +8,7 @@ from apps.base.errors import UserMistake
 from workflows.checks.batch_scripts import dry_run
 from workflows.checks.here import require_all
 from workflows.checks.live import check_live
+from workflows.checks.places import place_problems
 from workflows.checks.preview import describe, switched_off
 from workflows.checks.round_preview import first_round
 from workflows.console.command import DONE, MISTAKE, say
@@ -62,7 +63,7 @@ def check(options: argparse.Namespace) -> int:
     """Check a campaign without running it, and print what would run.
 
     Returns:
-        The exit code: MISTAKE if a site reports a problem (``--live``), else DONE.
+        The exit code: MISTAKE if a place lacks what it needs, or a site reports a problem (``--live``), else DONE.
 
     Raises:
         UserMistake: the first thing that cannot work.
@@ -78,4 +79,8 @@ def check(options: argparse.Namespace) -> int:
     if options.dry_run:
         for line in (*first_round(plan), *dry_run(plan, path.resolve())):
             say(line)
-    return MISTAKE if options.live and not check_live(plan, say) else DONE
+    problems = place_problems(plan)
+    for problem in problems:
+        say(f"PROBLEM  {problem}")
+    fine = check_live(plan, say) if options.live else True
+    return DONE if fine and not problems else MISTAKE

@@ -9,8 +9,10 @@ from site_configs.library.queues import HOUR, format_walltime
 from site_configs.library.resolve import takes
 from site_configs.library.site import Block, Site
 from workflows.checks.here import missing_here
+from workflows.checks.places import place_lines
 from workflows.console.units import plural, seconds_text
 from workflows.planning.campaign import Campaign
+from workflows.planning.labels import shown_name
 from workflows.planning.memory.campaign import idle_text, samples_per_s, training_setup
 from workflows.planning.memory.model import shape_of
 from workflows.planning.plan import Plan
@@ -32,6 +34,10 @@ def describe(plan: Plan, run_dir: Path) -> Iterator[str]:
                 yield _line(f"walltime of {name}", hint)
         if name in plan.memory and (idle := idle_text(plan.memory[name])):
             yield _line(f"training of {name}", idle)
+    for key, text in place_lines(plan):
+        yield _line(key, text) if key else f"{'':{WIDTH}s} {text}"
+    for label in plan.server_blocks:
+        yield _line(f"block of {shown_name(label)}", block_text(plan.machines[label].block))
     if hint := _quorum_hint(plan):
         yield _line("quorum", hint)
     yield _line("run directory", str(run_dir))
@@ -43,8 +49,9 @@ def _line(key: str, text: str) -> str:
     return f"{key + ':':{WIDTH}s} {text}"
 
 
-def block_text(block: Block) -> str:
+def block_text(block: Block | None) -> str:
     """Return the size, length, queue and use of a block, with the queue's rule."""
+    assert block is not None
     queue, nodes = block.queue, plural(block.nodes, "node")
     account = f", account {block.account}" if block.account else ""
     kept = "kept over rounds" if block.reuse == "pilot" else "given back after each round"

@@ -86,7 +86,8 @@ def test_printing_writes_no_file(parts: dict[str, str], run_dir: Path) -> None:
 
 def test_a_site_on_this_machine_is_a_command(tmp_path: Path) -> None:
     work = {"parallel": {"nodes": 1, "ranks_per_node": 1}}
-    plan: Any = SimpleNamespace(sites={"a": local_site("a", tmp_path)}, site_work={"a": work}, memory={})
+    sites = {"a": local_site("a", tmp_path)}
+    plan: Any = SimpleNamespace(sites=sites, site_work={"a": work}, memory={}, server_blocks=[])
     text = "\n".join(dry_run(plan, tmp_path / "run"))
     assert "# started on this machine\n" in text and "-m workflows.runtime.fork_server" in text
     assert "#SBATCH" not in text

@@ -20,7 +20,7 @@ from site_configs.library.resolve import resolve_site
 from site_configs.library.site import Site
 from site_configs.local import site as local_site
 from workflows.checks import live as live_checks
-from workflows.checks.here import place_problem
+from workflows.checks.here import reach_problem
 from workflows.checks.live import check_environment, check_live
 
 if TYPE_CHECKING:
@@ -121,7 +121,8 @@ Ask = Callable[[Site], tuple[bool, list[str]]]
 def live(site: Site) -> tuple[bool, list[str]]:
     """Return whether there is no problem, and the lines."""
     lines: list[str] = []
-    plan: Any = SimpleNamespace(sites={site.name: site}, server_work={"store": "runs/not_there/artifacts"})
+    store = {"store": "runs/not_there/artifacts"}
+    plan: Any = SimpleNamespace(sites={site.name: site}, server_work=store, server_blocks=[])
     return check_live(plan, lines.append), lines
 
 
@@ -150,13 +151,13 @@ def test_a_host_without_the_schedulers_commands(quick: Ask, tmp_path: Path, conf
     (tmp_path / "bin").mkdir()
     settings = {"storage_root": str(tmp_path), "command_environment": {"PATH": str(tmp_path / "bin")}}
     site = resolve_site("alpha", config, tmp_path / "run", settings | {"address": "127.0.0.1"})
-    assert place_problem(site) == (
+    assert reach_problem(site) == (
         f"sites.alpha: {missing} not on PATH: start on a login node of {site.machine},"
         " or reach it through Globus (sites.alpha.route=globus)"
     )
     fine, lines = quick(site)
     assert not fine and len(problems(lines)) == 1 and "the scheduler's commands are here: sites.alpha" in lines[0]
-    assert place_problem(local_site("alpha", tmp_path)) is None
+    assert reach_problem(local_site("alpha", tmp_path)) is None
 
 
 def with_limit(site: Site, jobs: int) -> Site:
