@@ -57,6 +57,7 @@ lint: setup  ## ruff and mypy
 bench: setup  ## measure aggregation and orchestration
 	$(BIN)/python tests/benchmarks/aggregation.py
 	$(BIN)/python tests/benchmarks/orchestration.py
+	$(BIN)/python tests/benchmarks/kept_ranks.py
 
 study: setup  ## compare all strategies in virtual time under bursty queues (minutes)
 	$(BIN)/python workflows/algorithm_study.py

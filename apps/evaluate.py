@@ -16,6 +16,7 @@ from apps.models.batches import Batch, DataSpec, by_length, collate, encode
 from apps.models.loss import counted_logits, loss_per_sample
 from apps.models.model import Model, ModelSpec, load_model, set_state
 from apps.ranks.launchers import unmask_devices
+from apps.ranks.processes import kept_ranks
 from data.records import load_records
 
 # Kinds of models whose forward pass is embedding, layers that all take the same arguments, norm and output layer,
@@ -76,6 +77,8 @@ def evaluate(
     with placed(**place):
         require_same_code(work["code_version"], place["site"])
         unmask_devices(os.environ)
+        if at["device"] != "cpu":
+            kept_ranks().end()  # their model is on the devices that this process needs
         torch.set_num_threads(at["threads"])
         path = verify(work["store"], candidate["artifact"])
         base = verify(work["store"], candidate["base"]) if "base" in candidate else None

@@ -14,7 +14,7 @@ from apps.base.files import cannot_write, inside, write_json
 from apps.base.identity import Place
 from apps.base.stop import StopRequest, stop_on_sigterm
 from apps.base.versions import library_versions, require_same_code
-from apps.ranks.launchers import unmask_devices
+from apps.ranks.launchers import make_cache_folders, unmask_devices
 from apps.ranks.parallel import fits_in_worker
 from apps.ranks.process_group import ProcessGroup
 from apps.training.attempt import attempt_task, records_found
@@ -124,6 +124,7 @@ def train_now(task: Task, stop: StopRequest) -> Manifest:
     if not fits_in_worker(task.work["parallel"]):
         return train_as_ranks(task, stop)
     unmask_devices(os.environ)
+    make_cache_folders(os.environ)
     manifest = attempt_task(task, ProcessGroup(task.request["training"]["device"]), stop)
     assert manifest is not None  # a group of one writes
     return manifest

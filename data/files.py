@@ -74,7 +74,7 @@ def gzip_bytes(content: bytes) -> bytes:
 
 
 def open_text(path: Path) -> IO[str]:
-    """Open a text file for reading; one whose name ends in .gz is unpacked."""
+    """Open a text file for reading; one whose name ends in .gz is unpacked, and a byte order mark is skipped."""
     if path.suffix == ".gz":
-        return io.TextIOWrapper(gzip.open(path, "rb"), encoding="utf-8")
-    return open(path, encoding="utf-8")
+        return io.TextIOWrapper(gzip.open(path, "rb"), encoding="utf-8-sig")
+    return open(path, encoding="utf-8-sig")

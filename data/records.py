@@ -6,6 +6,7 @@ equal content hashes on every machine.
 
 from __future__ import annotations
 
+import collections
 import gzip
 import itertools
 import json
@@ -27,7 +28,16 @@ from data.tasks import (
     in_canonical_order,
 )
 
-__all__ = ["FIELDS", "SPLITS", "Record", "canonical_line", "canonical_split", "iter_records", "load_records"]
+__all__ = [
+    "FIELDS",
+    "SPLITS",
+    "Record",
+    "canonical_line",
+    "canonical_split",
+    "count_records",
+    "iter_records",
+    "load_records",
+]
 
 # Accepted name of a split -> its name here.
 SPLITS = {
@@ -38,16 +48,13 @@ SPLITS = {
     "test": "test",
     "test_subset": "test_subset",
 }
-# Possible paths of the files of a split below a folder of complete records.
+# Possible homes of the files of a split below a folder of complete records; a split has one home.
 LAYOUTS = (
-    "{split}.jsonl",
-    "{split}.jsonl.gz",
-    "{split}/*.jsonl",
-    "{split}/*.jsonl.gz",
-    "{split}.parquet",
-    "{split}-*.parquet",
-    "{split}/*.parquet",
-    "data/{split}-*.parquet",
+    ("{split}.jsonl", "{split}.jsonl.gz"),
+    ("{split}/*.jsonl", "{split}/*.jsonl.gz"),
+    ("{split}.parquet", "{split}-*.parquet"),
+    ("{split}/*.parquet",),
+    ("data/{split}-*.parquet",),
 )
 NULLABLE_FIELDS = frozenset(name for name in FIELDS if "core_tag" in name) | {"target"}
 
@@ -85,6 +92,16 @@ def iter_records(
     else:
         found = _read_folder(root, split, wanted, per_task)
     yield from _refuse_absent(found, source, split, wanted)
+
+
+def count_records(source: str, split: str, tasks: Sequence[str] | None, per_task: int) -> dict[str, int]:
+    """Return task -> number of its records, counted up to ``per_task``; the records are checked as they are read.
+
+    Raises:
+        FileNotFoundError: as `load_records`.
+        ValueError: as `load_records`.
+    """
+    return dict(collections.Counter(record["task"] for record in iter_records(source, split, tasks, per_task)))
 
 
 def canonical_line(record: Record) -> str:
@@ -161,8 +178,37 @@ def _read_folder(root: Path, split: str, wanted: Sequence[str] | None, per_task:
 
 
 def _split_files(root: Path, split: str) -> list[Path]:
+    """Return the files of a split.
+
+    Hidden files are left out: macOS writes ``._train.jsonl`` beside each file.
+
+    Raises:
+        ValueError: the split is there twice, so that each record would count twice.
+    """
     names = [name for name, meaning in SPLITS.items() if meaning == split]
-    return [path for name in names for pattern in LAYOUTS for path in sorted(root.glob(pattern.format(split=name)))]
+    homes = [
+        [path for pattern in layout for path in sorted(root.glob(pattern.format(split=name))) if path.name[0] != "."]
+        for name in names
+        for layout in LAYOUTS
+    ]
+    found = [files for files in homes if files]
+    for one, other in itertools.pairwise(files[0] for files in found):
+        _refuse_twice(root, split, one, other)
+    files = found[0] if found else []
+    by_stem: dict[str, Path] = {}
+    for path in files:
+        if (other := by_stem.setdefault(_plain_name(path), path)) != path:
+            _refuse_twice(root, split, other, path)
+    return files
+
+
+def _refuse_twice(root: Path, split: str, one: Path, other: Path) -> None:
+    shown = " and ".join(str(path.relative_to(root)) for path in (one, other))
+    raise ValueError(f"{root}: the split {split} is there twice, as {shown}; keep one of them")
+
+
+def _plain_name(path: Path) -> str:
+    return path.name.removesuffix(".gz")
 
 
 def _grouped(records: Iterable[Record], per_task: int | None) -> Iterator[Record]:

@@ -38,6 +38,7 @@ QUEUES = (
     _prod("small", 256, 1024, 12 * HOUR),
     _prod("medium", 1025, 1999, 18 * HOUR),
     _prod("large", 2000, 10624, 24 * HOUR),
+    _queue("next-eval", 1, 2600, 24 * HOUR, on_request=True, note="before a new image; the guide gives no hours"),
     _queue("visualization", 1, 32, 8 * HOUR, on_request=True, note="for admitted projects"),
 )
 MOUNTS = {"home": ("/home",), "flare": ("/flare", "/lus/flare"), "daos_user": ()}
@@ -49,9 +50,21 @@ NODE = Node(
     device_variable="ZE_AFFINITY_MASK",
     device_names=tuple(map(str, range(12))),  # as FLAT numbers them
 )
-# eight cores per tile, close to it; cores 0 and 52 are left to the operating system
-CORES = "1-8:9-16:17-24:25-32:33-40:41-48:53-60:61-68:69-76:77-84:85-92:93-100"
+# Eight cores per tile, close to it: seven for the rank, and the first for the worker thread of oneCCL, which would take
+# one of the last cores of the node, and so of another rank. Cores 0 and 52 are left to the operating system.
+CCL_CORES = (1, 9, 17, 25, 33, 41, 53, 61, 69, 77, 85, 93)
+CORES = ":".join(f"{first + 1}-{first + 7}" for first in CCL_CORES)
 LAUNCH = ("mpiexec", "-n", "{ranks}", "--ppn", "{ranks_per_node}", "--cpu-bind", f"list:{CORES}")
+THREADS = 7
+# ALCF's page on oneCCL, the least that a training needs, and PALS_PMI for the MPI that oneCCL starts with
+ONECCL = {
+    "CCL_PROCESS_LAUNCHER": "pmix",
+    "CCL_ATL_TRANSPORT": "mpi",
+    "CCL_KVS_MODE": "mpi",
+    "FI_MR_CACHE_MONITOR": "userfaultfd",
+    "PALS_PMI": "pmix",
+    "CCL_WORKER_COUNT": "1",
+}
 
 
 def site(
@@ -85,13 +98,15 @@ def site(
         storage_root=site_storage(settings["storage_root"], run_dir, name, chosen_mounts(filesystems, MOUNTS)),
         provider=block_provider(block, directives, site=name, cores=208),
         device="xpu",
-        threads=8,
+        threads=THREADS,
         address=settings.get("address", ""),
         driver_interface="hsn0",
         heartbeat_s=HEARTBEAT_S,
         environment={
-            **thread_environment(8),
+            **thread_environment(THREADS),
             **ALCF_PROXY,
+            **ONECCL,
+            "CCL_WORKER_AFFINITY": ",".join(map(str, CCL_CORES[:ranks_per_node])),
             "TMPDIR": "/tmp",  # short, in the node's memory: PBS's default is too long a path for sockets
             "ZE_FLAT_DEVICE_HIERARCHY": "FLAT",  # a tile is a device; names such as 0.1 need COMPOSITE
         },

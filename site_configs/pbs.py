@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Unpack
 
 from site_configs.library.cluster import ClusterSettings, cluster_block, cluster_site, with_defaults
-from site_configs.library.machine import block_provider
+from site_configs.library.machine import Name, block_provider
 from site_configs.library.site import Site
 
 MPIEXEC = ("mpiexec", "-n", "{ranks}", "-ppn", "{ranks_per_node}")  # of PALS, MPICH, Intel MPI
 
 
-def site(name: str, run_dir: Path, *, queue: str = "", select: str = "", **settings: Unpack[ClusterSettings]) -> Site:
+def site(name: str, run_dir: Path, *, queue: Name = "", select: str = "", **settings: Unpack[ClusterSettings]) -> Site:
     """Return the site of a campaign on a PBS cluster whose commands are on this machine's PATH.
 
     Args:

@@ -1,7 +1,7 @@
 """Perlmutter at NERSC: 1,536 nodes with four A100 of 40 GB each and 256 with four of 80 GB, under Slurm.
 
 The queue table comes from public code that encodes NERSC's, read in August 2026: to be verified. Left out are
-realtime, whose limits each project has agreed on (``options: [--qos=realtime]``), and shared, which gives half a node.
+shared, which gives half a node, and the QOS of single projects, such as realtime: ``options: [--qos=realtime]``.
 """
 
 from __future__ import annotations

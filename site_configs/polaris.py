@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Unpack
+from typing import Annotated, Literal, Unpack
 
 from pydantic import Field, PositiveInt
 
@@ -56,6 +56,18 @@ NODE = Node(
 )
 # rank 0 with GPU 0 and so on, each on the cores next to its GPU
 LAUNCH = ("mpiexec", "-n", "{ranks}", "--ppn", "{ranks_per_node}", "--cpu-bind", "list:24-31:16-23:8-15:0-7")
+# How NCCL reaches other nodes: ALCF's page on NCCL. With its plugin for libfabric it is 2 to 3 times faster, and hangs
+# with some programs; ALCF's conda modules set these variables since October 2024.
+Nccl = Literal["module", "ofi", "tcp"]
+OFI = """\
+export NCCL_NET="AWS Libfabric" NCCL_NET_GDR_LEVEL=PHB NCCL_CROSS_NIC=1 NCCL_COLLNET_ENABLE=1
+export FI_CXI_DISABLE_HOST_REGISTER=1 FI_MR_CACHE_MONITOR=userfaultfd FI_CXI_DEFAULT_CQ_SIZE=131072
+export LD_LIBRARY_PATH="/soft/libraries/aws-ofi-nccl/v1.9.1-aws/lib:/soft/libraries/hwloc/lib:$LD_LIBRARY_PATH\""""
+NCCL_LINES: dict[Nccl, str] = {
+    "module": "",
+    "ofi": OFI,
+    "tcp": "unset NCCL_NET NCCL_NET_GDR_LEVEL NCCL_CROSS_NIC NCCL_COLLNET_ENABLE",
+}
 
 
 def site(
@@ -66,6 +78,7 @@ def site(
     ranks_per_node: Annotated[PositiveInt, Field(le=4)] = 4,
     modules: Sequence[str] = ("conda",),
     setup: str = "conda activate",
+    nccl: Nccl = "module",
     **settings: Unpack[FacilitySettings],
 ) -> Site:
     """Return the site of a campaign on whole nodes of Polaris; ``capacity`` gives up to 4 nodes for up to a week.
@@ -79,6 +92,8 @@ def site(
         ranks_per_node: GPUs of each node that train.
         modules: modules that are loaded before the workers start.
         setup: shell lines after the modules.
+        nccl: network of NCCL between nodes: ``ofi`` is libfabric, ``tcp`` slower and without its hangs, ``module`` what
+            the modules set.
         **settings: account, storage_root, nodes, walltime, queue and others, see ``FacilitySettings``.
     """
     block = facility_block("pbs", QUEUES, settings)
@@ -98,10 +113,9 @@ def site(
             **thread_environment(8),
             **ALCF_PROXY,
             "TMPDIR": "/local/scratch",  # short, on the node: PBS's default is too long a path for sockets
-            # NCCL over TCP. ALCF's libfabric plugin is 2 to 3 times faster and sometimes hangs: see its guide, "setup"
             "NCCL_SOCKET_IFNAME": "hsn0",
         },
-        setup="\n".join(["module use /soft/modulefiles", setup_lines(modules, setup)]),
+        setup="\n".join(["module use /soft/modulefiles", setup_lines(modules, setup, NCCL_LINES[nccl])]),
         python_env=settings.get("python_env"),
         block=block,
         node=NODE,

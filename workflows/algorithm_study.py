@@ -212,4 +212,4 @@ def queue_check(trace: Path) -> QueueCheck | None:
 
 
 if __name__ == "__main__":
-    leave(main())
+    leave(main)

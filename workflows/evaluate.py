@@ -26,7 +26,7 @@ from apps.models.batches import by_length, collate, encode
 from data.metrics import extract_answer, question_of, right_answers, score
 from data.records import iter_records, load_records
 from data.tasks import Record, expand_tasks, families_of
-from workflows.console.command import EXIT_CODES, carry_out, positive
+from workflows.console.command import EXIT_CODES, carry_out, leave, positive
 from workflows.console.units import plural
 from workflows.evaluation.scores import CUT, LOSS, Score, as_csv, as_table, kind_of, remarks
 
@@ -183,4 +183,4 @@ def task_scores(model: str, task: str, pairs: Sequence[tuple[Record, str]], gold
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -151,4 +151,4 @@ def run_campaign(plan: Plan, run: RunDirectory) -> int:
 if __name__ == "__main__":
     from workflows.console.command import leave
 
-    leave(main())
+    leave(main)

@@ -20,7 +20,7 @@ if __name__ == "__main__":  # before the first import of ours: the project root 
     put_project_first()
 
 from apps.base.errors import UserMistake
-from workflows.console.command import EXIT_CODES, carry_out, positive
+from workflows.console.command import EXIT_CODES, carry_out, leave, positive
 
 if TYPE_CHECKING:
     from workflows.evaluation.generation import Completion
@@ -94,4 +94,4 @@ def show(question: str, answers: dict[str, Completion], first: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -21,7 +21,7 @@ if __name__ == "__main__":  # before the first import of ours: the project root 
 
 from apps.base.errors import CrossfedError, UserMistake
 from site_configs.library.resolve import SiteConfigError, resolve_site
-from workflows.console.command import EXIT_CODES, carry_out, say
+from workflows.console.command import EXIT_CODES, carry_out, leave, say
 from workflows.planning.campaign import machine_settings
 from workflows.planning.yaml_file import read_yaml
 
@@ -177,4 +177,4 @@ def collections_of(campaign: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -22,7 +22,7 @@ if __name__ == "__main__":  # before the first import of ours: the project root 
 
 from apps.base.files import write_text
 from site_configs.library.queues import parse_walltime
-from workflows.console.command import EXIT_CODES, carry_out, positive, say
+from workflows.console.command import EXIT_CODES, carry_out, leave, positive, say
 from workflows.console.units import plural, seconds_text
 from workflows.studies.queues.sources import read_sources
 from workflows.studies.queues.table import as_csv, as_table, quantile, summarise
@@ -194,4 +194,4 @@ def remarks(readings: Sequence[Reading], waits: DataFrame) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

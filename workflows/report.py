@@ -14,7 +14,7 @@ if __name__ == "__main__":  # before the first import of ours: the project root 
     put_project_first()
 
 from apps.base.errors import CrossfedError
-from workflows.console.command import DONE, MISTAKE, complain, say
+from workflows.console.command import DONE, MISTAKE, complain, leave, say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,4 +33,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

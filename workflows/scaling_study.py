@@ -202,4 +202,4 @@ def draw(folder: Path) -> None:
 if __name__ == "__main__":
     from workflows.console.command import leave
 
-    leave(main())
+    leave(main)

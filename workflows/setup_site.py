@@ -25,7 +25,7 @@ from apps.base.files import write_text
 from site_configs.library.queues import parse_duration
 from site_configs.library.resolve import SiteConfigError, resolve_site
 from site_configs.library.site import Collection, Site
-from workflows.console.command import EXIT_CODES, carry_out, say
+from workflows.console.command import EXIT_CODES, carry_out, leave, say
 from workflows.globus.setup.checklist import endpoints_folder, needs_collection
 from workflows.globus.setup.endpoint_files import endpoint_files
 from workflows.globus.setup.template import EndpointOptions, default_agent
@@ -192,4 +192,4 @@ def write(path: Path, text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

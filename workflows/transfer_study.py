@@ -193,4 +193,4 @@ def show(plan: TransferStudy, dtype: str) -> None:
 
 
 if __name__ == "__main__":
-    leave(main())
+    leave(main)

@@ -30,7 +30,11 @@ class Manifest(TypedDict):
     loss_last: float
     train_s: float  # like steps, tokens and losses, over all attempts
     attempts: int  # how often the task was started: 1 without interruptions
-    load_s: float
+    load_s: float  # of this attempt, like the next ones: model and base, before the first step
+    verify_s: float  # part of it: hash of the base
+    data_s: float  # part of it: samples
+    save_s: float  # checkpoints
+    update_s: float  # gather, hash and write the update, and the moments if they are kept
     tokens_per_s: float
     padding: float  # fraction of positions that were padding
     optimizer: str  # "fresh", "carried" from the last round, or "lost" if requested and not found

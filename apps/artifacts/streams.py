@@ -66,12 +66,22 @@ def _fill(buffer: memoryview, path: str | Path, offset: int) -> None:
         os.close(descriptor)
 
 
-def read_tensor(path: str | Path, spec: TensorSpec) -> torch.Tensor:
-    """Read one whole tensor into memory."""
+def read_tensor(path: str | Path, spec: TensorSpec, rows: tuple[int, int] | None = None) -> torch.Tensor:
+    """Read one whole tensor into memory, or a range of its rows.
+
+    Args:
+        path: of the file.
+        spec: of the tensor in it.
+        rows: first row, and the one after the last; None: all.
+    """
     import torch
 
-    tensor = torch.empty(spec.shape, dtype=getattr(torch, DTYPES[spec.dtype][0]))
+    shape, skipped = spec.shape, 0
+    if rows is not None:
+        row = spec.numel // max(1, spec.shape[0])
+        shape, skipped = (rows[1] - rows[0], *spec.shape[1:]), rows[0] * row
+    tensor = torch.empty(shape, dtype=getattr(torch, DTYPES[spec.dtype][0]))
     flat, reader = tensor.reshape(-1), PieceReader()
-    for start, stop in piece_ranges(spec.numel):
-        flat[start:stop] = reader.read(path, spec, start, stop)
+    for start, stop in piece_ranges(flat.numel()):
+        flat[start:stop] = reader.read(path, spec, skipped + start, skipped + stop)
     return tensor

@@ -7,13 +7,23 @@ Each error says what is wrong, where (site, round, file) and what to do about it
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
 logger = logging.getLogger(__name__)
 REASON_LENGTH = 300  # characters that are kept of a library's error message
+# full, over a quota, read-only, or a file server that does not answer: the same request may succeed later
+PASSING = frozenset(
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENODEV),
+        *(errno.ENXIO, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.EREMOTEIO, errno.ESHUTDOWN),
+    }
+)
 
 
 class CrossfedError(Exception):
@@ -87,6 +97,8 @@ def placed(site: str | None, round: int | None = None) -> Iterator[None]:
         raise error from None
     except Exception as error:  # the outermost edge of a task
         logger.exception("unexpected error")
+        if isinstance(error, OSError) and error.errno in PASSING:
+            raise storage_error(error, error.filename, "storage fails").at(site=site, round=round) from None
         reason = (str(error).strip() or "no details").splitlines()[0][:REASON_LENGTH]
         raise TaskError(f"{type(error).__name__}: {reason}", site=site, round=round) from None
 
@@ -113,6 +125,36 @@ class VersionMismatch(CrossfedError):
 
 class StorageError(CrossfedError):
     """A file cannot be written: disk full, no permission, or outside the site's storage root."""
+
+
+class StorageUnavailable(StorageError):
+    """Storage that is full or read-only, or does not answer now; the same request may succeed later."""
+
+
+def storage_error(error: Exception, path: object, what: str) -> StorageError:
+    """Return the error to raise for an error of the system, or of a library, about a file.
+
+    Args:
+        error: an ``OSError``, or a library's error with the system's text in it.
+        path: of the file, if known.
+        what: what cannot be done.
+    """
+    file = None if path is None else str(path)
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:REASON_LENGTH]
+    if _error_number(error) in PASSING:
+        return StorageUnavailable(f"{what}: {reason}", file=file, remedy="Free space or repair the folder")
+    return StorageError(f"{what}: {reason}", file=file, remedy="Free space or repair the folder, then resume")
+
+
+def _error_number(error: Exception) -> int | None:
+    """Return the system's number of an error; libraries in Rust and C++ have it, or its name, in their text only."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    text = str(error)
+    numbered = re.search(r"\b(?:os error|Errno|errno) (\d+)", text)
+    if numbered:
+        return int(numbered[1])
+    return next((number for number in PASSING if os.strerror(number) in text), None)
 
 
 class TrainingError(CrossfedError):

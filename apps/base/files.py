@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from apps.base.errors import StorageError
+from apps.base.errors import StorageError, storage_error
 from data import files
 from data.files import UNFINISHED
 
@@ -40,10 +40,7 @@ def remove_unfinished(folder: str | Path) -> None:
 
 def cannot_write(path: str | Path, error: Exception) -> StorageError:
     """Return the error to raise for an error of the system, or of a library that writes files."""
-    reason = getattr(error, "strerror", None) or error
-    return StorageError(
-        f"cannot write: {reason}", file=str(path), remedy="Free space or repair the folder, then resume"
-    )
+    return storage_error(error, path, "cannot write")
 
 
 def write_text(path: str | Path, text: str) -> None:

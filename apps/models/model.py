@@ -15,6 +15,7 @@ from apps.artifacts.lora import fresh_pair, is_trained, merged_product
 from apps.artifacts.store import Artifact, raw_bytes, read_header, save_tensors
 from apps.artifacts.streams import read_tensor
 from apps.base.errors import ArtifactError
+from apps.models.sharding import copy_from_file, placed_like
 from apps.models.sources import TINY, model_folder
 from apps.models.tiny import MAX_TOKENS, tiny_config
 from data.tokenizer import tiny_tokenizer_path
@@ -58,6 +59,7 @@ class Model:
     fingerprint: str = ""  # of the frozen weights, which are not sent: they must be the same everywhere
     originals: dict[str, torch.Tensor] = field(default_factory=dict)  # module -> its W0, once something is merged
     warm: dict[str, Any] = field(default_factory=dict)  # kept between tasks: samples, test set
+    parallel: dict[str, Any] = field(default_factory=dict)  # how it was prepared for ranks: what that gave, by its key
 
     @property
     def method(self) -> str:
@@ -250,7 +252,7 @@ def set_state(model: Model, path: Path, base: Path | None = None) -> None:
         raise ArtifactError(f"artifact belongs to another model: tensor {differs!r} differs", file=str(path))
     with torch.no_grad():
         for name, tensor in model.state.items():
-            tensor.copy_(read_tensor(*found[name]))
+            copy_from_file(tensor, *found[name])
         _set_merged(model, {name: read_tensor(*place) for name, place in merged.items()})
 
 
@@ -272,7 +274,7 @@ def _set_merged(model: Model, merged: Mapping[str, torch.Tensor]) -> None:
             weight.copy_(original)
         else:
             oriented = product.T if layer.fan_in_fan_out else product  # GPT-2's layers hold W transposed
-            weight.copy_(original.float() + scale * oriented.to(weight.device))
+            weight.copy_(original.float() + scale * placed_like(oriented, weight))
 
 
 def save_state(model: Model, store: str | Path, kind: str, *, trained_only: bool = False) -> Artifact:

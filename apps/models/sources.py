@@ -22,8 +22,8 @@ TINY = "tiny"
 
 def cache_folder() -> Path:
     """Return the folder of converted models: ``$CROSSFED_CACHE``, else ``~/.cache/crossfed``."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "crossfed"
-    return Path(os.environ.get("CROSSFED_CACHE", default))
+    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "crossfed"  # set but empty counts as not set
+    return Path(os.environ.get("CROSSFED_CACHE") or default).expanduser()
 
 
 def check_source(source: str) -> None:
@@ -87,7 +87,10 @@ def _converted(source: str) -> Path:
 def _lock(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        except OSError as error:  # a file system without locks: two processes may then do the same work
+            logger.info("%s: no file lock (%s)", path, error.strerror)
         yield
 
 
@@ -111,8 +114,9 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
         work.mkdir()  # with the account's default permissions, so that members of a project can share a cache
         clean.to(torch.bfloat16).save_pretrained(work)  # type: ignore[arg-type]
         tokenizer.save_pretrained(work)
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(work, target)
+        if not _is_complete(target):  # another process may have been first, where there are no locks
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(work, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

@@ -1,7 +1,9 @@
-"""Control line between a worker and its ranks: ranks report errors over it, and are stopped and ended over it.
+"""Control line between a worker and its ranks: they are given jobs, report results and errors, and are stopped over it.
 
 A closed connection means that the process is gone, whatever ended it and on whichever node. A rank that loses the
-worker ends at once; a worker that loses a rank closes the lines to all others.
+worker ends at once, also while it waits for a job; a worker that loses a rank closes the lines to all others. Messages
+are lines of JSON: ``job``, ``go``, ``stop``, ``ping`` and ``end`` to a rank; ``rank``, ``ready``, ``done``, ``error``
+and ``pong`` to the worker. A job begins when all ranks are ready for it: a rank that is gone meanwhile costs nothing.
 """
 
 from __future__ import annotations
@@ -12,18 +14,20 @@ import os
 import selectors
 import socket
 import threading
+import time
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Any
 
 from apps.base.error_records import error_from, error_record
-from apps.base.errors import CrossfedError
+from apps.base.errors import CrossfedError, TaskError
 from apps.base.stop import StopRequest
 
 logger = logging.getLogger(__name__)
-STOP = b"s"
 WORKER_LOST = 70  # exit code of a rank that has lost its worker
 CONNECT_S = 60.0
 KEEP_ALIVE = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))  # s, s, probes
+PING_S = 15.0
 
 
 def _keep_alive(line: socket.socket) -> None:
@@ -33,50 +37,99 @@ def _keep_alive(line: socket.socket) -> None:
         line.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
+def _line_of(message: dict[str, Any]) -> bytes:
+    return json.dumps(message).encode() + b"\n"
+
+
 class RankEnd:
     """A rank's end of the control line.
 
     Args:
         address: host and port of the worker's end.
         rank: number of this rank.
-        stop: set when the worker requests a stop.
+        stop: of the first job; each later one has a request of its own.
     """
 
     def __init__(self, address: tuple[str, int], rank: int, stop: StopRequest) -> None:
         self.line = socket.create_connection(address, CONNECT_S)
         self.line.settimeout(None)
         _keep_alive(self.line)
+        self.stop, self.sending = stop, threading.Lock()
+        self.jobs: SimpleQueue[tuple[dict[str, Any], StopRequest]] = SimpleQueue()
+        self.go: SimpleQueue[None] = SimpleQueue()
         self._send({"rank": rank, "pid": os.getpid(), "host": os.uname().nodename})
-        threading.Thread(target=self._receive, args=(stop,), name="control line", daemon=True).start()
+        threading.Thread(target=self._receive, name="control line", daemon=True).start()
 
-    def _receive(self, stop: StopRequest) -> None:
+    def _receive(self) -> None:
+        first = True
         try:
-            while self.line.recv(1):
-                stop()
-        except OSError:
+            with self.line.makefile("rb") as lines:
+                for text in lines:
+                    message = json.loads(text)
+                    if "job" in message:
+                        self.stop = self.stop if first else StopRequest()
+                        self.jobs.put((message["job"], self.stop))
+                        first = False
+                    elif "go" in message:
+                        self.go.put(None)
+                    elif "stop" in message:
+                        self.stop()
+                    elif "ping" in message:
+                        self._send({"pong": True})
+                    elif "end" in message:
+                        os._exit(0)
+        except (OSError, ValueError):
             pass
         os._exit(WORKER_LOST)  # the main thread may be waiting for another rank, for ever
 
     def _send(self, message: dict[str, Any]) -> None:
-        self.line.sendall(json.dumps(message).encode() + b"\n")
+        with self.sending:
+            self.line.sendall(_line_of(message))
+
+    def next_job(self) -> tuple[dict[str, Any], StopRequest]:
+        """Wait for a job, and until all ranks are ready for it; without using the processor.
+
+        Returns:
+            The job as ``WorkerEnd.give`` got it, and the request to stop it.
+        """
+        job = self.jobs.get()
+        self._send({"ready": True})
+        self.go.get()
+        return job
 
     def send_error(self, error: CrossfedError) -> None:
         """Report that this rank has failed."""
         self._send({"error": error_record(error)})
 
-    def send_done(self) -> None:
-        """Report that this rank has finished."""
-        self._send({"done": True})
+    def send_done(self, result: Any = None) -> None:
+        """Report that this rank has finished its job, with a result in plain values."""
+        self._send({"done": True, "result": result})
 
 
 @dataclass
 class Peer:
-    """State of one rank as the worker sees it."""
+    """State of one rank as the worker sees it.
+
+    Attributes:
+        line: the connection.
+        rank: its number.
+        where: its host and process, for messages.
+        ready: it is ready for the present job.
+        reported: it has reported the end of the present job, or an error.
+        result: of the present job.
+        gone: its connection is closed.
+        heard: time of its last message, of the monotonic clock.
+        unread: beginning of its next message.
+    """
 
     line: socket.socket
     rank: int = -1
     where: str = "?"
-    reported: bool = False  # that it has finished, or an error
+    ready: bool = False
+    reported: bool = False
+    result: Any = None
+    gone: bool = False
+    heard: float = field(default_factory=time.monotonic)
     unread: bytes = b""
 
 
@@ -87,13 +140,17 @@ class WorkerEnd:
     Attributes:
         peers: connected ranks by number.
         errors: of the ranks, in the order in which they were received.
-        lost: ranks that were disconnected before they reported anything.
+        lost: ranks that were disconnected before they reported the end of their job.
+        pinged: time of the last ping, of the monotonic clock.
+        looked: time at which the ranks' silence was last looked at, of the same clock.
     """
 
     host: str
     peers: dict[int, Peer] = field(default_factory=dict)
     errors: list[CrossfedError] = field(default_factory=list)
     lost: list[Peer] = field(default_factory=list)
+    pinged: float = 0.0
+    looked: float = 0.0
 
     def __post_init__(self) -> None:
         self.server = socket.create_server((self.host, 0), backlog=4096)
@@ -129,6 +186,7 @@ class WorkerEnd:
             self._disconnect(peer)
             return
         *lines, peer.unread = (peer.unread + data).split(b"\n")
+        peer.heard = time.monotonic()
         try:
             for line in lines:
                 self._handle(peer, json.loads(line))
@@ -139,28 +197,83 @@ class WorkerEnd:
     def _handle(self, peer: Peer, message: dict[str, Any]) -> None:
         if peer.rank < 0:
             peer.rank, peer.where = int(message["rank"]), f"{message['host']}, process {message['pid']}"
-            self.peers[peer.rank] = peer
+            self._enter(peer)
         elif "error" in message:
             self.errors.append(error_from(message["error"]))
             peer.reported = True
-        elif message["done"]:
-            peer.reported = True
+        elif "ready" in message:
+            peer.ready = True
+        elif "pong" not in message and message["done"]:
+            peer.reported, peer.result = True, message["result"]
+
+    def _enter(self, peer: Peer) -> None:
+        other = self.peers.setdefault(peer.rank, peer)
+        if other is not peer:
+            self.errors.append(
+                TaskError(
+                    f"two processes were started as rank {peer.rank}: {other.where}, and {peer.where}",
+                    remedy="Check the site's launch command",
+                )
+            )
 
     def _disconnect(self, peer: Peer) -> None:
         self.selector.unregister(peer.line)
         peer.line.close()
+        peer.gone = True
         if peer.rank >= 0 and not peer.reported:
             self.lost.append(peer)
 
+    def all_connected(self) -> bool:
+        """Return whether every rank that has connected still is."""
+        return not any(peer.gone for peer in self.peers.values())
+
+    def give(self, job: dict[str, Any]) -> None:
+        """Give all connected ranks their next job; they wait for ``go``."""
+        for peer in self.peers.values():
+            peer.ready = peer.reported = False
+            peer.result, peer.heard = None, time.monotonic()
+        self._send_all({"job": job})
+
+    def all_ready(self, ranks: int) -> bool:
+        """Return whether each of ``ranks`` ranks is ready for the present job."""
+        return sum(peer.ready for peer in self.peers.values()) >= ranks
+
+    def go(self) -> None:
+        """Let the ranks begin their job."""
+        self._send_all({"go": True})
+
     def all_ended(self, ranks: int) -> bool:
-        """Return whether each of ``ranks`` ranks has reported its end or is lost."""
+        """Return whether each of ``ranks`` ranks has reported the end of its job or is lost."""
         return sum(peer.reported for peer in self.peers.values()) + len(self.lost) >= ranks
+
+    def silent(self, seconds: float) -> list[Peer]:
+        """Ping all ranks from time to time; return those that have not answered for so long.
+
+        Time during which this process itself was stopped, and could not ask, does not count.
+        """
+        now = time.monotonic()
+        if now - self.looked > seconds / 2:
+            for peer in self.peers.values():
+                peer.heard = now
+        self.looked = now
+        if now - self.pinged >= PING_S:
+            self.pinged = now
+            self._send_all({"ping": True})
+        return [peer for peer in self.peers.values() if not peer.reported and now - peer.heard > seconds]
 
     def request_stop(self) -> None:
         """Ask all ranks to save and stop."""
+        self._send_all({"stop": True})
+
+    def end(self) -> None:
+        """Let all ranks end, and close the lines."""
+        self._send_all({"end": True})
+        self.close()
+
+    def _send_all(self, message: dict[str, Any]) -> None:
         for peer in self.peers.values():
             try:
-                peer.line.sendall(STOP)
+                peer.line.sendall(_line_of(message))
             except OSError:
                 continue  # gone; ``receive`` notices it
 

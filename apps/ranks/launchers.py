@@ -1,59 +1,23 @@
-"""Start the ranks of a training, find the rank of a process, and choose its device."""
+"""Start the ranks of a site, choose the device of each, and join them to a process group."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
-from apps.base.errors import TaskError, UserMistake
+from apps.base.errors import UserMistake
 from apps.base.own_packages import ROOT
 from apps.ranks.parallel import Parallel, ranks_of
 from apps.ranks.process_group import ProcessGroup
+from apps.ranks.rank_info import RankInfo, without_ranks
 
+PALS = Path("/opt/cray/pals")  # HPE's launcher, at ALCF and elsewhere
 COLLECTIVE_TIMEOUT = timedelta(hours=1)  # long: a rank that has died is noticed by the control line at once
-# rank, rank on its node, number of ranks; Slurm last, because its own are set inside every Slurm job
-VARIABLES = (
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE"),
-    ("PALS_RANKID", "PALS_LOCAL_RANKID", "PMI_SIZE"),
-    ("PMI_RANK", "PMI_LOCAL_RANK", "PMI_SIZE"),
-    ("RANK", "LOCAL_RANK", "WORLD_SIZE"),
-    ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS"),
-)
-
-
-@dataclass(frozen=True)
-class RankInfo:
-    """Rank of a process over all nodes, and on its own node."""
-
-    rank: int
-    local_rank: int
-
-
-def find_rank(environment: Mapping[str, str], ranks: int) -> RankInfo:
-    """Find the rank of this process in the variables that its launcher has set.
-
-    Args:
-        environment: variables of this process.
-        ranks: number of ranks that were to be started.
-
-    Raises:
-        TaskError: no launcher has started as many ranks.
-    """
-    for rank, local_rank, size in VARIABLES:
-        values = [environment.get(name, "") for name in (rank, local_rank, size)]
-        if all(value.isdecimal() for value in values) and int(values[2]) == ranks:
-            return RankInfo(int(values[0]), int(values[1]))
-    names = [name for triple in VARIABLES for name in triple]
-    found = ", ".join(f"{name}={environment[name]}" for name in dict.fromkeys(names) if name in environment)
-    raise TaskError(
-        f"cannot find this process among {ranks} ranks: {found or 'its launcher has set no variable'}",
-        remedy="Check the site's launch command",
-    )
 
 
 def launch_command(parallel: Parallel, program: Sequence[str]) -> list[str]:
@@ -63,14 +27,42 @@ def launch_command(parallel: Parallel, program: Sequence[str]) -> list[str]:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python"]
         return [*torchrun, f"--nproc-per-node={ranks}", *program]
     values = {"nodes": parallel["nodes"], "ranks_per_node": parallel["ranks_per_node"], "ranks": ranks}
-    arguments = list(parallel["launch"])
+    arguments = [system_launcher(parallel["launch"][0]), *parallel["launch"][1:]]
     for name, value in values.items():
         arguments = [argument.replace(f"{{{name}}}", str(value)) for argument in arguments]
     return [*arguments, *program]
 
 
+def system_launcher(program: str, pals: Path = PALS) -> str:
+    """Return the program to start for the first word of a launch command.
+
+    A Python environment may hold an ``mpiexec`` of its own (conda's do) that starts ranks on this node only. Where the
+    machine has PALS, ``mpiexec`` is the one of PALS: the first in PATH, else the newest.
+
+    Args:
+        program: first word of the launch command.
+        pals: folder in which PALS is installed.
+    """
+    if program != "mpiexec" or not pals.is_dir():
+        return program
+    in_path = [Path(folder) / program for folder in os.environ.get("PATH", "").split(os.pathsep) if folder]
+    found = [path for path in in_path if path.resolve().is_relative_to(pals.resolve()) and os.access(path, os.X_OK)]
+    newest = sorted(pals.glob(f"*/bin/{program}"), key=lambda path: _version(path.parts[-3]))
+    return str([*found, *reversed(newest), program][0])
+
+
+def _version(text: str) -> tuple[int, ...]:
+    """Return a version as numbers; a name such as ``default`` comes after all of them."""
+    parts = text.split(".")
+    return tuple(map(int, parts)) if all(part.isdecimal() for part in parts) else (sys.maxsize,)
+
+
 def launch_environment(environment: Mapping[str, str], parallel: Parallel, threads: int) -> dict[str, str]:
-    """Return the environment of the ranks: this project's code, their threads, and the network interface they use."""
+    """Return the environment of the ranks: this project's code, their threads, and the network interface they use.
+
+    The worker may itself be a rank of another launcher; its variables are left out, so that what a rank finds was set
+    by its own launcher.
+    """
     paths = [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
     interface = parallel["interface"] or ("lo" if parallel["nodes"] == 1 else "")
     network = {"GLOO_SOCKET_IFNAME": interface} if interface else {}
@@ -78,7 +70,7 @@ def launch_environment(environment: Mapping[str, str], parallel: Parallel, threa
         network["NCCL_SOCKET_IFNAME"] = interface
     return {
         **network,  # the site's own settings take precedence
-        **environment,
+        **without_ranks(environment),
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONSAFEPATH": "1",  # "python -m" would look in the current folder first
         "OMP_NUM_THREADS": str(threads),
@@ -122,6 +114,14 @@ def unmask_devices(environment: dict[str, str] | os._Environ[str]) -> None:
 
     if torch.version.hip and "ROCR_VISIBLE_DEVICES" in environment:
         environment.pop("CUDA_VISIBLE_DEVICES", None)
+
+
+def make_cache_folders(environment: Mapping[str, str]) -> None:
+    """Make the folders for MIOpen's caches on this node, where a site's set-up names some: MIOpen does not."""
+    for name in ("MIOPEN_USER_DB_PATH", "MIOPEN_CUSTOM_CACHE_DIR"):
+        if environment.get(name):
+            with suppress(OSError):  # MIOpen then computes what it would have read
+                Path(environment[name]).mkdir(parents=True, exist_ok=True)
 
 
 def own_device(kind: str, local_rank: int) -> str:

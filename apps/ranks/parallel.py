@@ -21,7 +21,7 @@ SHARDED = ("shard_grad_op", "full_shard")
 class Parallel(TypedDict):
     """Layout of the ranks in plain values.
 
-    One rank that is not sharded trains in the warm worker; others are started for each task.
+    One rank that is not sharded trains in the warm worker; others are processes of their own, which stay between jobs.
     """
 
     nodes: int
@@ -82,6 +82,8 @@ def load_device(parallel: Parallel, group: ProcessGroup) -> str:
 def parallelize(model: Model, parallel: Parallel, precision: str, group: ProcessGroup) -> ParallelNetwork:
     """Prepare a loaded model for its ranks; a sharded model's tensors become DTensors, also in ``model.state``.
 
+    A model that has been prepared already stays as it is.
+
     Args:
         model: whole, on ``load_device``.
         parallel: layout of the ranks.
@@ -94,19 +96,35 @@ def parallelize(model: Model, parallel: Parallel, precision: str, group: Process
         base.activation_checkpointing_enable({"use_reentrant": False})
     else:
         base.activation_checkpointing_disable()
+    if group.size == 1 and not is_sharded_over_ranks(parallel):
+        return ParallelNetwork(model.network, nullcontext, autocast=precision == "bf16")
+    key = f"{parallel['sharding']}, offload {parallel['offload']}, {precision}, {group.size} ranks"
+    if key not in model.parallel:
+        assert not model.parallel, "a process prepares its model for one kind of ranks"
+        model.parallel[key] = _over_ranks(model, base, parallel, precision, group)
+    return model.parallel[key]
+
+
+def _over_ranks(model: Model, base: Any, parallel: Parallel, precision: str, group: ProcessGroup) -> ParallelNetwork:
     if is_sharded_over_ranks(parallel):
         _shard(model, base, parallel, precision, group)
         return ParallelNetwork(model.network, nullcontext, autocast=False)
-    if group.size == 1:
-        return ParallelNetwork(model.network, nullcontext, autocast=precision == "bf16")
     return _replicated(model, precision, group)
 
 
 def _replicated(model: Model, precision: str, group: ProcessGroup) -> ParallelNetwork:
+    """Replicate a network with DDP.
+
+    ``find_unused_parameters`` keeps the first layout of its buckets. Another one after the first step would add up the
+    gradients of three ranks and more in another order, and so give a resumed training, or one on ranks that were kept,
+    other bits.
+    """
     import torch
 
     devices = None if group.device == "cpu" else [torch.device(group.device)]
-    network: Any = torch.nn.parallel.DistributedDataParallel(model.network, device_ids=devices, broadcast_buffers=False)
+    network: Any = torch.nn.parallel.DistributedDataParallel(
+        model.network, device_ids=devices, broadcast_buffers=False, find_unused_parameters=True
+    )
     return ParallelNetwork(network, network.no_sync, autocast=precision == "bf16")
 
 

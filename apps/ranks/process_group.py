@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.artifacts.store import Artifact, layout, raw_bytes, shapes_of, write_artifact
+from apps.models.sharding import is_sharded
 
 if TYPE_CHECKING:
     import torch
@@ -76,38 +77,28 @@ class ProcessGroup:
             StorageError: the store cannot be written.
         """
         shapes = shapes_of(tensors)
-        content = _whole((name, tensors[name]) for name in layout(shapes)[1])
+        content = self._whole((name, tensors[name]) for name in layout(shapes)[1])
         if self.writes:
             return write_artifact(store, shapes, ((name, [raw_bytes(tensor)]) for name, tensor in content), kind)
         for _ in content:
             pass  # takes part in the gathering
         return None
 
+    def _whole(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield whole tensors at the rank that writes; the others give it their rows and yield what they have."""
+        for name, tensor in tensors:
+            value = tensor.detach()
+            yield name, self._gather_rows(value) if is_sharded(value) else value
 
-def _whole(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, tensor in tensors:
-        value: Any = tensor.detach()
-        yield name, value.full_tensor() if is_sharded(value) else value
+    def _gather_rows(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a sharded tensor whole at the rank that writes; to the others nothing is sent."""
+        import torch
 
-
-def is_sharded(tensor: torch.Tensor) -> bool:
-    """Return True for a tensor of which each rank holds a part."""
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(tensor, DTensor)
-
-
-def placed_like(whole: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Put a whole tensor on the device of another one, sharded in the same way; without communication.
-
-    Args:
-        whole: a tensor that every rank has.
-        like: the tensor whose device and sharding are used.
-    """
-    value: Any = like
-    if not is_sharded(like):
-        return whole.to(like.device)
-    from torch.distributed.tensor import distribute_tensor
-
-    local = whole.to(value.to_local().device)
-    return distribute_tensor(local, value.device_mesh, value.placements, src_data_rank=None)
+        sharded: Any = tensor
+        local, rows = sharded.to_local(), sharded.shape[0]
+        chunk = -(-rows // self.size)  # the last ranks may have fewer rows, or none
+        own = local.new_zeros((chunk, *local.shape[1:]))
+        own[: local.shape[0]] = local
+        parts = [torch.empty_like(own) for _ in range(self.size)] if self.writes else None
+        torch.distributed.gather(own, parts, dst=0)
+        return torch.cat(parts)[:rows] if parts else local

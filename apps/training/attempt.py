@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -25,8 +26,11 @@ from apps.training.deadline import Deadline, block_end
 from apps.training.loop import AttemptContext, TrainingResult, train
 from apps.training.optimization import optimizer_tensors
 from apps.training.progress import ProgressFile
+from apps.training.save_rate import record_save, save_price_s
 from apps.training.shard import open_shard, read_shard
 from apps.training.task import Task
+
+CHECKPOINT_SIZE = 3  # a checkpoint in sizes of the trained tensors: these and two moments of AdamW
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,16 @@ class Loaded:
     moments: dict[str, Any] | None
     optimizer: str  # for the manifest: fresh, carried or lost
     load_s: float
+    verify_s: float  # part of it
+    data_s: float  # part of it
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds of this attempt for checkpoints, and for the update."""
+
+    save_s: float
+    update_s: float
 
 
 def attempt_task(task: Task, group: ProcessGroup, stop: StopRequest) -> Manifest | None:
@@ -68,7 +82,7 @@ def attempt_task(task: Task, group: ProcessGroup, stop: StopRequest) -> Manifest
     network = parallelize(loaded.model, parallel, spec["precision"], group)
     attempt = AttemptContext(
         group=group,
-        deadline=_deadline(task, record, stop),
+        deadline=_deadline(task, record, stop, loaded.model),
         checkpoints=checkpoints,
         report=progress.step if group.writes else _no_report,
         forward=network.forward,
@@ -81,9 +95,11 @@ def attempt_task(task: Task, group: ProcessGroup, stop: StopRequest) -> Manifest
     _require_complete(result, task)
     if group.writes:
         progress.phase("saving", result.state.steps)
+    began = time.time()
     artifact, manifest = _save(task, group, loaded.model, result), None
     if artifact and record:
-        manifest = _manifest(task, result, loaded, artifact, record, started)
+        costs = Costs(save_s=checkpoints.spent_s, update_s=time.time() - began)
+        manifest = _manifest(task, result, loaded, artifact, record, costs, started)
         write_manifest(root, manifest)
         checkpoints.discard()
     group.barrier()  # some launchers end the others when the first rank ends
@@ -100,24 +116,29 @@ def _begin(checkpoints: Checkpoints, progress: ProgressFile, root: Path) -> Atte
     return checkpoints.begin()
 
 
-def _deadline(task: Task, record: AttemptRecord | None, stop: StopRequest) -> Deadline:
-    """Return the deadline of a rank; only the rank that writes files reads the end of the block and of the request."""
+def _deadline(task: Task, record: AttemptRecord | None, stop: StopRequest, model: Model) -> Deadline:
+    """Return the deadline of a rank; the rank that writes files decides when to save and when the time is over."""
     spec = task.request["training"]
     if record is None:
-        return Deadline(spec["checkpoint_s"], None, stop)
-    return Deadline(spec["checkpoint_s"], block_end(), stop, record["step_s"], record["save_s"], until=spec["until"])
+        return Deadline(math.inf, None, stop, save_s=math.inf)
+    trained = sum(tensor.numel() * tensor.element_size() for tensor in model.trained.values())
+    save_s = record["save_s"] or save_price_s(task.root, CHECKPOINT_SIZE * trained)
+    return Deadline(spec["checkpoint_s"], block_end(), stop, record["step_s"], save_s, until=spec["until"])
 
 
 def _load(task: Task, group: ProcessGroup, started: float) -> Loaded:
     store = task.root / "artifacts"
     model = load_model(task.work["model"], load_device(task.work["parallel"], group))
     require_same_base(model, task.base)
+    began = time.time()
     samples = shard_samples(model, task.root, task.shard["shard_sha256"], task.work["data"])
+    data_s, began = time.time() - began, time.time()
     if group.writes:  # if it is damaged, this rank's error ends all ranks
         verify(store, task.base["artifact"])
+    verify_s = time.time() - began
     set_state(model, artifact_path(store, task.base["artifact"]))
     moments, optimizer = _load_moments(task.root, task.request["optimizer_from"])
-    return Loaded(model, samples, moments, optimizer, time.time() - started)
+    return Loaded(model, samples, moments, optimizer, time.time() - started, verify_s, data_s)
 
 
 def _require_complete(result: TrainingResult, task: Task) -> None:
@@ -143,11 +164,21 @@ def _save(task: Task, group: ProcessGroup, model: Model, result: TrainingResult)
     """Write the update to the site's store, and the moments if the campaign keeps them; all ranks take part."""
     if task.request["training"]["keep_optimizer"]:
         _keep_optimizer(task, group, model, result)
-    return group.write(task.root / "artifacts", model.trained, "update")
+    began = time.monotonic()
+    artifact = group.write(task.root / "artifacts", model.trained, "update")
+    if artifact:
+        record_save(task.root, artifact["nbytes"], time.monotonic() - began)
+    return artifact
 
 
 def _manifest(
-    task: Task, result: TrainingResult, loaded: Loaded, artifact: Artifact, record: AttemptRecord, started: float
+    task: Task,
+    result: TrainingResult,
+    loaded: Loaded,
+    artifact: Artifact,
+    record: AttemptRecord,
+    costs: Costs,
+    started: float,
 ) -> Manifest:
     done = result.state
     return Manifest(
@@ -168,6 +199,10 @@ def _manifest(
         train_s=done.seconds,
         attempts=record["attempts"],
         load_s=loaded.load_s,
+        verify_s=loaded.verify_s,
+        data_s=loaded.data_s,
+        save_s=costs.save_s,
+        update_s=costs.update_s,
         tokens_per_s=done.tokens / max(done.seconds, 1e-9),
         padding=result.padding,
         optimizer=loaded.optimizer,

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -19,7 +20,9 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from apps.artifacts.store import artifact_path, read_header, sha256_file
 from apps.artifacts.streams import read_tensor
 from apps.base.files import inside, write_json
-from apps.ranks.process_group import ProcessGroup, placed_like
+from apps.models.sharding import copy_from_file, placed_like
+from apps.ranks.process_group import ProcessGroup
+from apps.training.save_rate import record_save
 
 if TYPE_CHECKING:
     import torch
@@ -50,10 +53,10 @@ class AttemptRecord(TypedDict):
 
 
 class Checkpoints:
-    """The checkpoints of one task at a site."""
+    """The checkpoints of one task at a site; ``spent_s`` is the time of those that this attempt has written."""
 
     def __init__(self, root: Path, task_id: str, round: int) -> None:
-        self.folder, self.round = inside(root, FOLDER, task_id), round
+        self.folder, self.round, self.spent_s = inside(root, FOLDER, task_id), round, 0.0
 
     def begin(self) -> AttemptRecord:
         """Count a new attempt and return the record."""
@@ -86,9 +89,12 @@ class Checkpoints:
         import torch
 
         text = torch.frombuffer(bytearray(json.dumps(asdict(state)).encode()), dtype=torch.uint8)
+        began = time.monotonic()
         artifact = group.write(self.folder, {**tensors, STATE: text, **_random_states(group)}, "checkpoint")
         if artifact is None:
             return
+        self.spent_s += time.monotonic() - began
+        record_save(self.folder.parent.parent, artifact["nbytes"], time.monotonic() - began)
         path = self.folder / f"step-{state.steps:09d}.{artifact['sha256']}.safetensors"
         os.replace(artifact_path(self.folder, artifact), path)
         for other in self.folder.glob("*.safetensors"):
@@ -144,7 +150,7 @@ def restore(path: Path, group: ProcessGroup, trained: Mapping[str, torch.Tensor]
     header = read_header(path)
     with torch.no_grad():
         for name, parameter in trained.items():
-            parameter.copy_(placed_like(read_tensor(path, header[name]), parameter))
+            copy_from_file(parameter, path, header[name])
             if f"{name}/step" in header:
                 found = {key: read_tensor(path, header[f"{name}/{key}"]) for key in ("step", "exp_avg", "exp_avg_sq")}
                 set_moments(optimizer, parameter, found)

@@ -17,18 +17,26 @@ from apps.base.stop import StopRequest
 logger = logging.getLogger(__name__)
 BLOCK_END_VARIABLE = "CROSSFED_BLOCK_END"  # set by our batch scripts: UNIX time of the end of the block
 END_VARIABLES = ("SLURM_JOB_END_TIME", BLOCK_END_VARIABLE)
+PAST_S = 60.0  # a job may outlive its end for a moment, but not for longer
 MARGIN_S = 15.0  # least time between the last save and the end of the block: to report to the driver, and for clocks
-FIRST_SAVE_S = 30.0  # the first save comes this early, so that the time of a save is known
+FIRST_SAVE_S = 30.0  # where nothing was saved before, the first save comes this early, so that its price is known
 FORGETTING = 0.1  # weight of the newest step in the estimate of the slowest one
 
 
-def block_end(environment: Mapping[str, str] | None = None) -> float | None:
-    """Return the UNIX time at which this process's batch job ends, or None outside a batch job.
+def block_end(environment: Mapping[str, str] | None = None, now: float | None = None) -> float | None:
+    """Return the UNIX time at which this process's batch job ends, or None outside a batch job of ours.
+
+    A shell keeps the variables of an allocation that is over. So they count only beside the one that our batch scripts
+    set, and an end in the past is none.
 
     Args:
         environment: variables to read; None: those of this process.
+        now: UNIX time; None: the present.
     """
     values = os.environ if environment is None else environment
+    if BLOCK_END_VARIABLE not in values:
+        return None
+    earliest = (time.time() if now is None else now) - PAST_S
     ends = []
     for name in END_VARIABLES:
         try:
@@ -37,7 +45,7 @@ def block_end(environment: Mapping[str, str] | None = None) -> float | None:
             continue
         except ValueError:
             logger.warning("%s is %r, not a time", name, values[name])
-    return min((end for end in ends if math.isfinite(end) and end > 0), default=None)
+    return min((end for end in ends if math.isfinite(end) and end > earliest), default=None)
 
 
 class Deadline:
@@ -48,7 +56,7 @@ class Deadline:
         end: UNIX time of the end of the block, or None.
         stop: a request to stop.
         step_s: seconds of a step in an earlier attempt; 0 if unknown.
-        save_s: seconds of a save in an earlier attempt; 0 if unknown.
+        save_s: price of a save in seconds, from an earlier attempt or round; 0 if unknown.
         clock: returns the UNIX time.
         until: UNIX time at which the request itself ends, or None.
     """
@@ -85,7 +93,15 @@ class Deadline:
         """Return True if the request's time is over; the steps done so far are the result then."""
         return self.until is not None and self.clock() >= self.until
 
-    def save_is_due(self) -> bool:
-        """Return True if it is time for a checkpoint."""
+    def save_is_due(self, steps_left: int | None = None) -> bool:
+        """Return True if it is time for a checkpoint.
+
+        A checkpoint that costs more than what it could save is left out: the rest of the training.
+
+        Args:
+            steps_left: steps to the end of the training; None: unknown.
+        """
+        if steps_left is not None and steps_left * self.step_s <= self.save_s:
+            return False
         period = self.checkpoint_s if self.save_s else min(self.checkpoint_s, FIRST_SAVE_S)
         return self.clock() - self.last_save >= period

@@ -120,7 +120,8 @@ def train(
         part = _gradients(model, batches, attempt)
         update_parameters(optimizer, list(model.trained.values()), start, spec, _rate(spec, state.steps))
         deadline.stepped(time.monotonic() - began)
-        loss, due, stop, cut = group.total(part, deadline.save_is_due(), deadline.must_stop(), deadline.is_over())
+        save = deadline.save_is_due(spec["steps"] - state.steps - 1)
+        loss, due, stop, cut = group.total(part, save, deadline.must_stop(), deadline.is_over())
         _count(state, loss, batches, time.monotonic() - began)
         attempt.report(state.steps, loss, state.tokens / max(1e-9, state.seconds))
         if (due or stop) and state.steps < spec["steps"] and not cut:

@@ -13,8 +13,8 @@ from site_configs.library.machine import (
     BACKENDS,
     GB,
     HEARTBEAT_S,
-    AnyAccount,
     BlockSettings,
+    Name,
     StorageRoot,
     Walltime,
     batch_block,
@@ -52,7 +52,7 @@ class ClusterOptions(BlockSettings, total=False):
         heartbeat_s: after twice this time without a message a block counts as lost.
     """
 
-    account: AnyAccount
+    account: Name
     max_nodes: PositiveInt | None
     max_walltime: Walltime
     cores: PositiveInt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +12,7 @@ from pydantic import BeforeValidator, Field, PositiveInt
 from typing_extensions import TypedDict  # before Python 3.12 pydantic reads only this one
 
 from site_configs.library.errors import SiteConfigError
-from site_configs.library.options import checked_options
+from site_configs.library.options import checked_options, own_queue
 from site_configs.library.queues import (
     HOUR,
     choose_queue,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 GB = 10**9
 ROUND_S = HOUR  # walltime of a block for one round, if none is set
-HEARTBEAT_S = 30
+HEARTBEAT_S = 600  # a block costs hours in a queue: a login node that hangs for minutes may not end it
 BACKENDS: Mapping[Device, Backend] = {"cpu": "gloo", "cuda": "nccl", "xpu": "xccl"}
 # The proxy of ALCF's compute nodes (ALCF guides of 2026-08-19)
 ALCF_PROXY = {
@@ -37,9 +38,10 @@ ALCF_PROXY = {
 }
 
 # Accounts may be numbers; nothing in a name may end the line of a batch script that it stands in
-Name = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
-AnyAccount = Annotated[Name, Field(pattern=r"^[\w.@:+/-]*$")]
-Account = Annotated[Name, Field(pattern=r"^[\w.-]+$", description="the project that pays")]
+_text = BeforeValidator(lambda value: str(value) if type(value) is int else value)
+Name = Annotated[str, _text, Field(pattern=r"^[\w.@:+/,-]*$")]
+Options = Annotated[Sequence[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+Account = Annotated[str, _text, Field(pattern=r"^[\w.-]+$", description="the project that pays")]
 StorageRoot = Annotated[Path, Field(description="a folder at the site, seen by its compute nodes, for data and models")]
 Walltime = Annotated[int | None, BeforeValidator(lambda value: None if value is None else parse_walltime(value))]
 
@@ -62,7 +64,7 @@ class BlockSettings(TypedDict, total=False):
     walltime: Walltime
     blocks: Blocks
     reservation: Name
-    options: Sequence[str]
+    options: Options
     python_env: Path | None
     address: str
 
@@ -82,7 +84,7 @@ class FacilitySettings(_FacilityRequired, BlockSettings, total=False):
             that fits best; under PBS also the id of a reservation, such as ``R123456``.
     """
 
-    queue: Annotated[str | None, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
+    queue: Annotated[str | None, _text]
 
 
 def facility_block(scheduler: SchedulerKind, queues: Sequence[Queue], settings: FacilitySettings) -> Block:
@@ -121,6 +123,9 @@ def batch_block(
     Raises:
         SiteConfigError: no queue takes the request; the message gives the rule and the nearest request that is taken.
     """
+    own, options = own_queue(scheduler, options)
+    if own:
+        queues, queue = [_unlisted(own, nodes, walltime_s)], None
     if scheduler == "pbs" and is_reservation(queue) and not any(row.name == queue for row in queues):
         reservation, queue = reservation or str(queue), None
     if reservation and walltime_s is None:
@@ -143,6 +148,13 @@ def batch_block(
         options=checked_options(scheduler, options),
         reservation=reservation,
     )
+
+
+def _unlisted(name: str, nodes: int, walltime_s: int | None) -> Queue:
+    """Return the row of a queue that is not in the machine's table."""
+    if walltime_s is None:
+        raise SiteConfigError(f"walltime: name one for the queue {name}, whose limits are not known here")
+    return Queue(name, 1, nodes, walltime_s, date.today(), "your own options")
 
 
 def site_storage(storage_root: Path, run_dir: Path, name: str, mounts: Mapping[str, Sequence[str]]) -> Path:
@@ -214,6 +226,9 @@ def block_provider(
     once = "--no-requeue" if block.scheduler == "slurm" else "-r n"
     reserved = [f"--reservation={block.reservation}"] if block.reservation and block.scheduler == "slurm" else []
     lines = (once, *directives, *reserved, *checked_options(block.scheduler, block.options, written=directives))
+    for line in lines:
+        if "\n" in line:
+            raise SiteConfigError(f"{line!r} has a line break, which would end the line of a batch script")
     settings: dict[str, Any] = {"directives": lines, "job_prefix": f"cf-{site}", "poll_s": poll_s}
     if block.scheduler == "pbs":
         return partial(_pbs_provider, block, **settings, cores=cores, select=select)

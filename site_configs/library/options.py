@@ -52,11 +52,10 @@ SLURM: dict[str, str] = {
 _SLURM_LETTERS = {
     **{"a": "array", "A": "account", "d": "dependency", "e": "error", "H": "hold", "h": "help", "i": "input"},
     **{"J": "job-name", "M": "clusters", "N": "nodes", "n": "ntasks", "o": "output", "Q": "quiet", "t": "time"},
-    **{"V": "version", "W": "wait", "c": "cpus-per-task", "p": "partition", "q": "qos"},
+    **{"V": "version", "W": "wait", "c": "cpus-per-task"},
 }
 _SLURM_FLAGS = "HQWOskhvV"  # letters without a value, which may stand together
 _SLURM_OTHERS = ("nodelist", "nodefile", "extra", "exclude", "exclusive", "comment", "time-limit")
-_WRITTEN = {"partition": "set queue or partition", "qos": "set queue or qos"}  # refused where the machine writes them
 PBS: dict[str, str] = {
     "J": _ONE_JOB,
     "N": _FOUND_BY_NAME,
@@ -71,7 +70,7 @@ PBS: dict[str, str] = {
     "f": _WAITS,
     "z": _WAITS,
     "h": "the job would never start by itself",
-    "q": "set queue",
+    "q": "set queue; a queue that is not in the machine's table stands alone in its item: -q NAME",
     "A": "set account",
     "C": "the job's own lines begin with #PBS",
     "S": "the script is written for bash",
@@ -91,6 +90,18 @@ _PBS_ATTRIBUTES = {
     "block": _WAITS,
 }
 _PBS_FLAGS = "IXVzhfG"
+OWN_QUEUE = re.compile(r"(?:#PBS\s+)?-q\s*([\w.@-]+)")
+
+
+def own_queue(scheduler: SchedulerKind, options: Sequence[str]) -> tuple[str | None, tuple[str, ...]]:
+    """Return the queue of PBS that a user's options name, and the other options.
+
+    qsub is told the queue on its command line, so that a line of the script would have no effect. Of two lines of
+    sbatch about partition or QOS the last one counts, which is the user's.
+    """
+    named = [line for line in options if scheduler == "pbs" and OWN_QUEUE.fullmatch(line.strip())]
+    found = OWN_QUEUE.fullmatch(named[-1].strip()) if named else None
+    return found[1] if found else None, tuple(line for line in options if line not in named)
 
 
 def checked_options(scheduler: SchedulerKind, options: Sequence[str], written: Sequence[str] = ()) -> tuple[str, ...]:
@@ -125,9 +136,8 @@ def _broken(scheduler: SchedulerKind, line: str, written: Sequence[str]) -> Iter
     if scheduler == "pbs":
         yield from _broken_pbs(line, written)
         return
-    ours = {name for own in written for name, _ in _slurm_options(own)}
     for name, shown in _slurm_options(line):
-        if reason := SLURM.get(name) or (_WRITTEN.get(name) if name in ours else None):
+        if reason := SLURM.get(name):
             yield shown, reason
 
 
@@ -145,10 +155,9 @@ def _slurm_options(line: str) -> Iterator[tuple[str, str]]:
 
 def _full_name(name: str) -> str:
     """Return the refused option that a long name is short for, or the name itself."""
-    known = (*SLURM, *_WRITTEN)
-    if name in known or name in _SLURM_OTHERS or len(name) < 2:
+    if name in SLURM or name in _SLURM_OTHERS or len(name) < 2:
         return name
-    meant = [full for full in known if full.startswith(name)]
+    meant = [full for full in SLURM if full.startswith(name)]
     return meant[0] if meant and not any(full.startswith(name) for full in _SLURM_OTHERS) else name
 
 

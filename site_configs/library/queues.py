@@ -81,7 +81,8 @@ def _candidates(queues: Sequence[Queue], name: str | None) -> list[Queue]:
     names = list(dict.fromkeys(known for q in queues for known in (q.submit_to, q.name) if known))
     if name is None:
         raise SiteConfigError(f"queue: name one of {', '.join(names)}")
-    hint = did_you_mean(name, names, f"known: {', '.join(names)}")
+    unlisted = "any other goes into options: -q NAME or --qos=NAME"
+    hint = did_you_mean(name, names, f"known: {', '.join(names)}; {unlisted}")
     raise SiteConfigError(f"queue: {name!r} is unknown{hint}")
 
 

@@ -19,6 +19,11 @@ from site_configs.library.globus_settings import KEYS, apply_settings, split_set
 from site_configs.library.site import Site
 
 SiteFunction = Callable[..., Site]
+POSITIONAL = (
+    inspect.Parameter.POSITIONAL_ONLY,
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    inspect.Parameter.VAR_POSITIONAL,
+)
 MACHINES = Path(__file__).resolve().parent.parent
 
 
@@ -40,6 +45,14 @@ def site_function(config: str) -> SiteFunction:
     function = getattr(module, "site", None)
     if not callable(function):
         raise SiteConfigError(f"{config} has no function 'site'")
+    places = [p for p in inspect.signature(function).parameters.values() if p.kind in POSITIONAL]
+    if len([p for p in places if p.default is p.empty]) > 2 or (
+        len(places) < 2 and not any(p.kind is p.VAR_POSITIONAL for p in places)
+    ):
+        raise SiteConfigError(
+            f"{config}: 'site' takes the site's name and the run directory, and settings by keyword:"
+            " def site(name: str, run_dir: Path, *, account: str) -> Site"
+        )
     return function
 
 

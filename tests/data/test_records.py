@@ -11,7 +11,7 @@ from typing import IO
 import pytest
 
 from data import records as module
-from data.records import FIELDS, canonical_line, load_records
+from data.records import FIELDS, canonical_line, count_records, load_records
 from data.tasks import EMBEDDED_FAMILIES, EMBEDDED_TASKS, Record
 
 NAMES = EMBEDDED_FAMILIES["name_conversion"]
@@ -143,6 +143,50 @@ def test_missing_task(tmp_path: Path, sample_records: list[Record]) -> None:
     write_lines(tmp_path / "test.jsonl", sample_records)
     with pytest.raises(ValueError, match="no record of the task 'colour'"):
         load_records(str(tmp_path), "test", ["colour"])
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (("train.jsonl", "train.jsonl.gz"), "train.jsonl and train.jsonl.gz"),
+        (("train.jsonl", "train/part-0.jsonl"), "train.jsonl and train/part-0.jsonl"),
+        (("train/a.jsonl", "train/a.jsonl.gz"), "train/a.jsonl and train/a.jsonl.gz"),
+        (("dev.jsonl", "validation.jsonl"), "dev.jsonl and validation.jsonl"),
+        (("dev/a.jsonl", "valid.jsonl.gz"), "dev/a.jsonl and valid.jsonl.gz"),
+    ],
+)
+def test_a_split_that_is_there_twice_is_refused(
+    tmp_path: Path, sample_records: list[Record], names: tuple[str, str], shown: str
+) -> None:
+    """Each record would count twice, and with ``weights: samples`` the site would."""
+    for name in names:
+        write_lines(tmp_path / name, sample_records)
+    split = "train" if names[0].startswith("train") else "dev"
+    with pytest.raises(ValueError, match=f"the split {split} is there twice, as {shown}; keep one"):
+        load_records(str(tmp_path), split)
+
+
+def test_files_of_parts_and_hidden_files_beside_them(tmp_path: Path, sample_records: list[Record]) -> None:
+    """A folder may have several files, packed or not; what macOS writes beside each is no part of it."""
+    half = len(sample_records) // 2
+    write_lines(tmp_path / "train" / "a.jsonl", sample_records[:half])
+    write_lines(tmp_path / "train" / "b.jsonl.gz", sample_records[half:])
+    (tmp_path / "train" / "._a.jsonl").write_bytes(b"\x00\x05\x16\x07\xb0\xff")
+    found = load_records(str(tmp_path), "train")
+    assert sorted(r["sample_id"] for r in found) == sorted(r["sample_id"] for r in sample_records)
+
+
+def test_a_byte_order_mark_is_skipped(tmp_path: Path, sample_records: list[Record]) -> None:
+    write_lines(tmp_path / "train.jsonl", sample_records)
+    before = load_records(str(tmp_path), "train")
+    plain = (tmp_path / "train.jsonl").read_bytes()
+    (tmp_path / "train.jsonl").write_bytes(b"\xef\xbb\xbf" + plain)
+    assert load_records(str(tmp_path), "train") == before
+
+
+def test_records_are_counted_up_to_a_limit() -> None:
+    assert count_records("embedded", "test", ["retrosynthesis"], 1000) == {"retrosynthesis": 40}
+    assert count_records("embedded", "train", ["name_conversion"], 7) == dict.fromkeys(NAMES, 7)
 
 
 def test_malformed_line_names_file_and_line(tmp_path: Path, sample_records: list[Record]) -> None:

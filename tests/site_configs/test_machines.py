@@ -97,7 +97,7 @@ def test_every_batch_machine_has_a_script() -> None:
 @pytest.mark.parametrize("machine", MACHINES)
 def test_a_site_is_complete(machine: str) -> None:
     site = made(machine)
-    assert site.route == "batch" and site.block and site.node and site.heartbeat_s == 30
+    assert site.route == "batch" and site.block and site.node and site.heartbeat_s == 600
     assert site.storage_root == Path(SETTINGS[machine]["storage_root"]) / "demo" / machine
     assert site.block.nodes == 2 and site.block.walltime_s in (6 * 3600, 90 * 60)
     assert site.ranks.per_node == site.node.devices
@@ -138,8 +138,27 @@ def test_a_tile_of_aurora_is_a_device() -> None:
     assert site.environment["ZE_FLAT_DEVICE_HIERARCHY"] == "FLAT" and "ZE_AFFINITY_MASK" not in site.environment
     (cores,) = [word.removeprefix("list:") for word in site.ranks.launch if word.startswith("list:")]
     parts = [tuple(map(int, part.split("-"))) for part in cores.split(":")]
-    assert len(parts) == 12 and all(last - first == 7 for first, last in parts)
+    assert len(parts) == 12 and all(last - first + 1 == site.threads == 7 for first, last in parts)
     assert not [part for part in parts for system in (0, 52) if part[0] <= system <= part[1]]
+    workers = [int(core) for core in site.environment["CCL_WORKER_AFFINITY"].split(",")]
+    assert not set(workers) & {core for first, last in parts for core in range(first, last + 1)}
+    few = made("aurora", ranks_per_node=2).environment
+    assert few["CCL_WORKER_AFFINITY"] == "1,9"  # one worker of oneCCL a rank
+    assert (few["CCL_PROCESS_LAUNCHER"], few["PALS_PMI"]) == ("pmix", "pmix")
+
+
+@pytest.mark.parametrize(
+    ("nccl", "net", "plugin"),
+    [("module", "set by the module", ""), ("ofi", "AWS Libfabric", "aws-ofi-nccl"), ("tcp", "", "")],
+)
+def test_the_network_of_nccl_on_polaris(nccl: str, net: str, plugin: str) -> None:
+    lines = made("polaris", nccl=nccl).setup.splitlines()
+    shell = "\n".join(line for line in lines if not line.startswith(("module", "conda")))
+    environment = {"NCCL_NET": "set by the module", "PATH": os.environ["PATH"]}
+    show = f'{shell}\necho "$NCCL_NET|$LD_LIBRARY_PATH"'
+    done = subprocess.run(["bash", "-c", show], env=environment, capture_output=True, text=True, check=True)
+    found, libraries = done.stdout.strip().split("|")
+    assert found == net and plugin in libraries
 
 
 @pytest.mark.parametrize(
@@ -243,13 +262,15 @@ def test_a_reservation(machine: str, reservation: dict, line: str) -> None:
         ("frontier", ["-C nvme", "--mail-type=END"], ["#SBATCH -C nvme", "#SBATCH --mail-type=END"]),
         ("frontier", ["#SBATCH --qos=special"], ["#SBATCH --qos=special"]),
         ("perlmutter", ["--licenses=cfs,scratch"], ["#SBATCH --licenses=cfs,scratch"]),
+        ("perlmutter", ["--qos=express"], ["#SBATCH --qos=express"]),
         ("aurora", ["-l daos=daos_user", "-M ada@example.org"], ["#PBS -l daos=daos_user", "#PBS -M ada@example.org"]),
         ("polaris", ["-k doe"], ["#PBS -k doe"]),
+        ("polaris", "-k doe", ["#PBS -k doe"]),
         ("slurm", ["--gres=gpu:a100:2"], ["#SBATCH --gres=gpu:a100:2"]),
         ("pbs", ["-l filesystems=home", "-W umask=022"], ["#PBS -l filesystems=home", "#PBS -W umask=022"]),
     ],
 )
-def test_further_options_of_the_batch_script(machine: str, options: list[str], lines: list[str]) -> None:
+def test_further_options_of_the_batch_script(machine: str, options: list[str] | str, lines: list[str]) -> None:
     script = rendered(machine, options=options).splitlines()
     assert [line for line in script if line in lines] == lines
 
@@ -277,10 +298,7 @@ def test_further_options_of_the_batch_script(machine: str, options: list[str], l
         ("slurm", "--parsable", "driver would wait"),
         ("slurm", "--account=x", "set account"),
         ("slurm", "--export=NONE", "need the variables"),
-        ("slurm", "--partition=x", "set queue or partition"),
         ("slurm", "--reservation=x", "set reservation"),
-        ("perlmutter", "--qos=debug", "set queue or qos"),
-        ("perlmutter", "-q debug", "set queue or qos"),
         ("slurm", "nvme", "is no option"),
         ("slurm", "--mail-type=END\n#SBATCH --array=0-3", "has a line break"),
         ("slurm", "--comment='a", "cannot be read"),
@@ -298,7 +316,7 @@ def test_further_options_of_the_batch_script(machine: str, options: list[str], l
         ("pbs", "-lselect=4", "set nodes"),
         ("pbs", "-W depend=afterok:1", "each block would wait"),
         ("pbs", "-W umask=022,block=true", "driver would wait"),
-        ("pbs", "-q debug", "set queue"),
+        ("pbs", "-q debug -V", "set queue"),
         ("pbs", "-A x", "set account"),
         ("pbs", "-z", "driver would wait"),
         ("polaris", "-l filesystems=home", "set filesystems"),
@@ -311,11 +329,22 @@ def test_options_that_would_break_a_pilot_job_are_refused(machine: str, option: 
         made(machine, options=[option]).provider("")
 
 
+def test_a_queue_that_is_not_in_the_table() -> None:
+    assert "qsub  -q run_next -A ABC" in rendered("aurora", options=["-q run_next"], nodes=300, walltime="20h")
+    assert "qsub  -q next-eval -A ABC" in rendered("aurora", queue="next-eval")
+    with pytest.raises(SiteConfigError, match="walltime: name one for the queue run_next"):
+        made("aurora", options=["-q run_next"], walltime=None)
+    script = rendered("perlmutter", options=["--qos=express"])
+    assert script.index("--qos=regular") < script.index("--qos=express")  # sbatch takes the last one
+
+
 def test_accounts_and_queues_may_be_numbers() -> None:
     block = made("slurm", account=465000123, partition=7).block
     assert block and (block.account, block.queue.name) == ("465000123", "7")
     with pytest.raises(SiteConfigError, match="account"):
         made("slurm", account="abc\n#SBATCH --array=0-3")
+    with pytest.raises(SiteConfigError, match="has a line break"):
+        made("perlmutter", constraint="gpu\n#SBATCH --array=0-3").provider("")
 
 
 @pytest.mark.parametrize("walltime", [12, "12", 59])

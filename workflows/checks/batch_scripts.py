@@ -10,7 +10,7 @@ from apps.ranks.launchers import launch_command as ranks_command
 from site_configs.library.site import Site
 from workflows.checks.preview import WIDTH
 from workflows.planning.labels import shown_name
-from workflows.planning.memory.campaign import describe_site, training_setup
+from workflows.planning.memory.campaign import describe_rounds, describe_site, training_setup
 from workflows.planning.memory.model import shape_of
 from workflows.planning.plan import Plan
 from workflows.runtime.executors import job_prefix, launch_command
@@ -63,7 +63,7 @@ def _training_lines(plan: Plan, name: str) -> Iterator[str]:
     """Yield how a site's training is spread over ranks, and how much memory it needs."""
     work = plan.site_work[name]
     if work["parallel"]["nodes"] * work["parallel"]["ranks_per_node"] > 1:
-        program = ["python", "-m", "apps.training.trainer", "JOB"]
+        program = ["python", "-m", "apps.rank", "START"]
         yield f"training: {' '.join(ranks_command(work['parallel'], program))}"
     else:
         yield "training: in the worker itself, one rank"
@@ -71,3 +71,5 @@ def _training_lines(plan: Plan, name: str) -> Iterator[str]:
         shape, setup = shape_of(work["model"]), training_setup(plan.campaign)
         for key, text in describe_site(plan.sites[name], plan.memory[name], shape, setup):
             yield f"{key:{WIDTH}s} {text}"
+        for text in describe_rounds(plan.sites[name], plan.memory[name], shape, setup, plan.campaign):
+            yield f"{'':{WIDTH}s} {text}"

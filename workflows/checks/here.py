@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from apps.base.errors import UserMistake
@@ -11,9 +12,11 @@ from data.tasks import EMBEDDED
 from site_configs.library.schedulers import absent
 from site_configs.library.site import Site
 from workflows.checks.places import place_problems
+from workflows.checks.records import require_records
 from workflows.planning.labels import KEYS, key_of
 from workflows.planning.plan import Plan
 from workflows.runtime.executors import driver_address
+from workflows.runtime.limits import files_problem
 
 
 def require_all(plan: Plan, source: Path) -> None:
@@ -24,10 +27,15 @@ def require_all(plan: Plan, source: Path) -> None:
         source: its file, for errors.
 
     Raises:
-        UserMistake: the first thing that is missing.
+        UserMistake: what is missing, or the first record that cannot be read.
     """
-    for problem in (*missing_here(plan), *place_problems(plan)):
-        raise UserMistake(f"{source}: {problem}")
+    problems = [*missing_here(plan), *place_problems(plan)]
+    if problems:
+        raise UserMistake("\n".join(f"{source}: {problem}" for problem in problems))
+    try:
+        require_records(plan)
+    except UserMistake as error:
+        raise UserMistake(f"{source}: {error.what}", remedy=error.remedy) from None
     if any("globus" in (site.route, site.carrier) for site in plan.sites.values()):
         from workflows.checks.login_status import login_problem  # loads the Globus SDK
 
@@ -40,7 +48,8 @@ def missing_here(plan: Plan) -> list[str]:
     """Return a line for everything that the campaign needs and this machine lacks; such a run is not started."""
     here = [site for site in plan.sites.values() if site.route != "globus"]
     machines = [site for site in plan.machines.values() if site.route != "globus"]
-    return [*_data_problems(plan, here), *filter(None, map(reach_problem, machines))]
+    own = [files_problem(plan), path_problem(plan)]
+    return [*_data_problems(plan, here), *filter(None, [*map(reach_problem, machines), *own])]
 
 
 def _data_problems(plan: Plan, here: list[Site]) -> list[str]:
@@ -90,3 +99,20 @@ def address_problem(site: Site) -> str | None:
     except UserMistake as error:
         return str(error)
     return None
+
+
+def path_problem(plan: Plan) -> str | None:
+    """Return why batch scripts could not name the run directory, or None.
+
+    Parsl writes the paths of its files into shell lines and directives of a job's script as they are. The workers of
+    local sites have no such script.
+    """
+    folder = Path(plan.server_work["store"]).parent
+    odd = sorted(set(re.sub(r"[\w@+=,./-]", "", str(folder))))
+    if not odd or not any(site.own_block for site in plan.machines.values()):
+        return None
+    shown = " ".join(repr(character) for character in odd)
+    return (
+        f"the path of the run directory, {folder}, has {shown}, which batch scripts cannot name."
+        " Start in a folder whose path has letters, digits and @ + = , . _ - only"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from apps.base.errors import UserMistake
 from workflows.checks.batch_scripts import dry_run
@@ -16,7 +17,7 @@ from workflows.console.paths import DEFAULT_CAMPAIGN
 from workflows.planning.campaign_file import load_campaign
 from workflows.planning.plan import Plan, make_plan
 from workflows.records.changes import keep_campaign, resumed_campaign
-from workflows.records.run_directory import RunDirectory, choose_path, open_existing, open_new, resume_hint
+from workflows.records.run_directory import RunDirectory, choose_path, open_existing, open_new, unfinished_text
 
 
 def start(options: argparse.Namespace) -> tuple[Plan, RunDirectory]:
@@ -31,7 +32,7 @@ def start(options: argparse.Namespace) -> tuple[Plan, RunDirectory]:
     plan = make_plan(campaign, path.resolve(), source)
     require_all(plan, source)
     if unfinished:
-        say(f"{unfinished} is unfinished; {resume_hint(unfinished)}\nThis is a new run: {path}\n")
+        say(f"{unfinished} is {unfinished_text(unfinished)}\nThis is a new run: {path}\n")
     run = open_new(path, campaign, source, options.sets, options.sites)
     say(f"{campaign.name}: {campaign.extent} at {', '.join(plan.sites)}; all files go to {path}")
     for line in switched_off(campaign):
@@ -45,6 +46,8 @@ def resume(options: argparse.Namespace) -> tuple[Plan, RunDirectory]:
     Raises:
         UserMistake: something cannot work; no file is changed.
     """
+    if options.name:
+        raise UserMistake("--name: a resumed run keeps its name; leave out --name, or leave out --resume")
     run = open_existing(options.resume)
     try:
         campaign = resumed_campaign(run, options.campaign, options.sets, options.sites)
@@ -59,6 +62,24 @@ def resume(options: argparse.Namespace) -> tuple[Plan, RunDirectory]:
     return plan, run
 
 
+def _new_plan(options: argparse.Namespace) -> tuple[Plan, Path]:
+    """Return the plan of a campaign and the run directory that it would get."""
+    source = options.campaign or DEFAULT_CAMPAIGN
+    campaign = load_campaign(source, options.sets, options.sites)
+    path, _ = choose_path(campaign, options.name)
+    return make_plan(campaign, path.resolve(), source), path
+
+
+def _resumed_plan(options: argparse.Namespace) -> tuple[Plan, Path]:
+    """Return the plan that a run would be resumed with, and its directory; nothing in it is changed."""
+    run = open_existing(options.resume)
+    try:
+        campaign = resumed_campaign(run, options.campaign, options.sets, options.sites)
+        return make_plan(campaign, run.path, run.path / "campaign.yaml"), options.resume
+    finally:
+        run.close()
+
+
 def check(options: argparse.Namespace) -> int:
     """Check a campaign without running it, and print what would run.
 
@@ -68,12 +89,7 @@ def check(options: argparse.Namespace) -> int:
     Raises:
         UserMistake: the first thing that cannot work.
     """
-    if options.resume:
-        raise UserMistake("--check and --dry-run look at a campaign, not at a run: leave out --resume")
-    source = options.campaign or DEFAULT_CAMPAIGN
-    campaign = load_campaign(source, options.sets, options.sites)
-    path, _ = choose_path(campaign, options.name)
-    plan = make_plan(campaign, path.resolve(), source)
+    plan, path = _resumed_plan(options) if options.resume else _new_plan(options)
     for line in describe(plan, path):
         say(line)
     if options.dry_run:

@@ -10,6 +10,8 @@ from site_configs.library.resolve import takes
 from site_configs.library.site import Block, Site
 from workflows.checks.here import missing_here
 from workflows.checks.places import place_lines
+from workflows.checks.records import count_lines
+from workflows.checks.space import space_text
 from workflows.console.units import plural, seconds_text
 from workflows.planning.campaign import Campaign
 from workflows.planning.labels import shown_name
@@ -25,24 +27,32 @@ SHORTER = (("4h", 4 * HOUR), ("2h", 2 * HOUR), ("1h", HOUR))  # walltimes that a
 
 def describe(plan: Plan, run_dir: Path) -> Iterator[str]:
     """Yield the lines that describe a plan."""
-    for key, text in plan_items(plan):
+    for key, text in (*plan_items(plan), *count_lines(plan)):
         yield _line(key, text)
-    for name, site in plan.sites.items():
-        if site.block:
-            yield _line(f"block of {name}", block_text(site.block))
-            if hint := _walltime_hint(plan, name, site.block):
-                yield _line(f"walltime of {name}", hint)
-        if name in plan.memory and (idle := idle_text(plan.memory[name])):
-            yield _line(f"training of {name}", idle)
+    for name in plan.sites:
+        yield from _block_lines(plan, name)
     for key, text in place_lines(plan):
         yield _line(key, text) if key else f"{'':{WIDTH}s} {text}"
     for label in plan.server_blocks:
         yield _line(f"block of {shown_name(label)}", block_text(plan.machines[label].block))
     if hint := _quorum_hint(plan):
         yield _line("quorum", hint)
+    if space := space_text(plan, run_dir):
+        yield _line("disk space", space)
     yield _line("run directory", str(run_dir))
     for problem in missing_here(plan):
         yield _line("not on this machine", problem)
+
+
+def _block_lines(plan: Plan, name: str) -> Iterator[str]:
+    """Yield the lines about a site's batch job."""
+    block = plan.sites[name].block
+    if block:
+        yield _line(f"block of {name}", block_text(block))
+        if hint := _walltime_hint(plan, name, block):
+            yield _line(f"walltime of {name}", hint)
+    if name in plan.memory and (idle := idle_text(plan.memory[name])):
+        yield _line(f"training of {name}", idle)
 
 
 def _line(key: str, text: str) -> str:
@@ -54,6 +64,7 @@ def block_text(block: Block | None) -> str:
     assert block is not None
     queue, nodes = block.queue, plural(block.nodes, "node")
     account = f", account {block.account}" if block.account else ""
+    account += f", {' '.join(block.options)}" if block.options else ""
     kept = "kept over rounds" if block.reuse == "pilot" else "given back after each round"
     rule = f" (rule of {queue.as_of}, {queue.source})"
     note = f"; {queue.note}" if queue.on_request and queue.note else ""

@@ -10,10 +10,11 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TextIO, cast
 
 from apps.base.errors import CrossfedError, UserMistake
 
+logger = logging.getLogger(__name__)
 DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 a mistake in the request, 130 interrupted."
 
@@ -54,13 +55,56 @@ def complain(text: str, code: int) -> int:
     return code
 
 
-def leave(code: int) -> NoReturn:
-    """End the process, even if a thread of a library still waits for a dead process."""
+def leave(main: Callable[[], int]) -> NoReturn:
+    """Run a command and end the process, even if a thread of a library still waits for a dead process."""
+    sys.stdout, sys.stderr = lasting(sys.stdout), lasting(sys.stderr)
+    code = main()
     if any(t is not threading.main_thread() and t.is_alive() and not t.daemon for t in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+class LastingOutput:
+    """An output stream whose reader may end (``| head``, ``less``, a lost terminal, a full disk): the work goes on.
+
+    Args:
+        stream: the process's own output.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a text, or nothing any more once that has failed."""
+        try:
+            return self.stream.write(text)
+        except OSError as error:
+            self._give_up(error)
+            return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        try:
+            self.stream.flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        """Send everything from now on, with what is still buffered, to nowhere."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.stream.fileno())
+        os.close(nowhere)
+        logger.warning("the output of this command is not read any more (%s); its work goes on", error.strerror)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def lasting(stream: TextIO) -> TextIO:
+    """Return an output stream that does not end the command when its reader ends; a closed one stays closed."""
+    return cast(TextIO, LastingOutput(stream)) if stream is not None else stream
 
 
 def log_to(path: Path, verbose: bool) -> None:

@@ -42,6 +42,7 @@ def activity_of(
     enrolled: bool,
     asking: bool,
     begun: bool,
+    waits: str | None = None,
 ) -> SiteActivity:
     """Return what a site is doing.
 
@@ -53,14 +54,17 @@ def activity_of(
         enrolled: the site has answered its enrolment.
         asking: a block was requested and has not started.
         begun: the strategy has received its first event.
+        waits: why the site is asked again later, if it is.
     """
-    phase, progress = _phase(site, kernel, newest, number, enrolled=enrolled, asking=asking)
     watch = kernel.watches.get(site)
+    if waits:
+        return SiteActivity(waits, watch=watch)
+    phase, progress = _phase(site, kernel, newest, number, enrolled=enrolled, asking=asking)
     if watch and phase in AT_WORKER and not watch.running():
         phase, progress = watch.state(), None
     if phase == "ready" and not begun:
         phase = "gathering"
-    return SiteActivity(phase, progress, kernel.globus.seen_at(site), watch)
+    return SiteActivity(phase, progress, kernel.seen_at(site), watch)
 
 
 def block_activity(label: str, kernel: Kernel) -> SiteActivity:

@@ -38,6 +38,7 @@ from workflows.dataflow.train_spec import (
     train_request,
     update_event,
 )
+from workflows.dataflow.waiting import WaitingSites
 from workflows.planning.labels import EVALUATOR
 from workflows.planning.plan import Plan
 from workflows.records.changes import rounds_asked
@@ -87,6 +88,7 @@ class Engine:
         self.inbox: queue.SimpleQueue[Handler] = queue.SimpleQueue()
         self.clock = Clock(run.journal, run.opened["time"])
         self.blocks = BlockEvents(plan.sites, kernel, run.journal, self.clock, self.inbox.put)
+        self.waiting = WaitingSites(plan, run)
         self.timers: list[tuple[float, str]] = []
         self.models: dict[int, AppFuture] = {}  # by version
         self.shards: dict[str, AppFuture] = {}  # by site
@@ -97,6 +99,7 @@ class Engine:
         self.evaluations: dict[AppFuture, int] = {}
         self.metrics_due = False  # metrics.csv lacks a finished evaluation
         self.settled: set[int] = set()  # tasks whose end the strategy has received
+        self.arrived: set[int] = set()  # those of them that ended with an update
         self.counted: set[int] = set()  # tasks that are part of a model
         self.event_s = 0.0  # when the event happened that the strategy received last
         self.aggregated = {record["version"]: record for record in run.journal.events("aggregated")}
@@ -206,7 +209,7 @@ class Engine:
 
     def _started(self) -> CampaignStarted:
         self._wait(self.models[0])
-        facts = enrolled(self.plan, self.shards, self._until, self.run.journal)
+        facts = enrolled(self.plan, self.shards, self._until, self.run.journal, self.waiting, self._shard)
         return CampaignStarted(self.clock.now(), facts)
 
     def _record(self, event: Event) -> Event:
@@ -219,6 +222,7 @@ class Engine:
         if isinstance(event, UpdateArrived | SiteFailed):
             self.settled.add(event.task)
         if isinstance(event, UpdateArrived):
+            self.arrived |= {event.task} if event.steps_done else set()
             self.last_task[event.site] = event.task_id
         if isinstance(event, TimerFired):
             self.timers = [timer for timer in self.timers if timer[1] != event.name]
@@ -230,7 +234,8 @@ class Engine:
         self.kernel.check_health()
         if self.timers and self.timers[0][0] <= self.clock.now():
             return TimerFired(self.clock.now(), self.timers[0][1])
-        ended = self.blocks.look()
+        self.waiting.ask_again()
+        ended = self.blocks.look() or self._left_out()
         if ended is not None:
             return ended
         try:
@@ -247,16 +252,27 @@ class Engine:
             return None
         error = root_cause(future)
         if error is None:
+            self.waiting.succeeded(action.site)
             return update_event(self.clock.now(), action, future.result(), self.shards[action.site].result())
         if isinstance(error, ArtifactError) and attempt <= self.plan.campaign.retries:
             logger.warning("%s; the site is asked again", error)
             self._train(action, attempt + 1)
+            return None
+        if self.waiting.hold(action.site, action.round, error, lambda: self._train(action, attempt)):
+            logger.warning("%s; the site waits", error)
             return None
         kind = "update_refused" if isinstance(error, UpdateRefused) else "task_failed"
         reason = f"{error}{storage_hint(self.plan.sites[action.site], error)}"
         self.run.journal.write(kind, app="local_train", site=action.site, round=action.round, reason=reason)
         logger.error("%s", reason)
         return SiteFailed(self.clock.now(), action.site, action.task, reason)
+
+    def _left_out(self) -> SiteFailed | None:
+        """Return the failure of a waiting site whose round can close without it, or None."""
+        action = self.waiting.left_out([r.action for r in self.rounds.values()], self.settled, self.arrived)
+        if action is None:
+            return None
+        return SiteFailed(self.clock.now(), action.site, action.task, self.waiting.leave_out(action))
 
     def _evaluated(self, number: int, future: AppFuture) -> None:
         """Take an evaluation's result; one that its place has lost stops no training, and fails at the end."""
@@ -317,4 +333,5 @@ class Engine:
             enrolled=shard is not None and shard.done(),
             asking=site in self.blocks.asked_s,
             begun=bool(self.event_s),
+            waits=self.waiting.text(site),
         )

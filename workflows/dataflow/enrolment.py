@@ -1,9 +1,9 @@
 """Enrolment of the sites before the first round.
 
-A wrong path, other code or a full disk at a site is reported before anything trains, and ends the campaign. A site
-whose workers or blocks are lost is treated as in later rounds: the others begin if they are enough for the strategy,
-and each training request enrols it again. A site whose first job still waits in the queue when others have started is
-not waited for, because their blocks would idle: it enrols when its job starts.
+A site that cannot enrol is treated as in later rounds: the others begin if they are enough for the strategy, and each
+training request enrols it again. If they are not enough, a full disk at a site is waited for, and anything else, such
+as a wrong path or other code, ends the campaign before anything trains. A site whose first job still waits in the
+queue when others have started is not waited for, because their blocks would idle: it enrols when its job starts.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from parsl.dataflow.futures import AppFuture
 
-from apps.base.errors import REASON_LENGTH, CrossfedError
+from apps.base.errors import REASON_LENGTH, CrossfedError, UserMistake
 from workflows.dataflow.block_events import facts_of
+from workflows.dataflow.waiting import WaitingSites, may_pass
 from workflows.records.journal import Journal
 from workflows.runtime.block_failures import BlocksFailed
 from workflows.runtime.kernel import root_cause
@@ -32,7 +34,12 @@ logger = logging.getLogger(__name__)
 
 
 def enrolled(
-    plan: Plan, shards: Mapping[str, AppFuture], until: Callable[[Callable[[], bool]], None], journal: Journal
+    plan: Plan,
+    shards: Mapping[str, AppFuture],
+    until: Callable[[Callable[[], bool]], None],
+    journal: Journal,
+    waiting: WaitingSites,
+    again: Callable[[str], object],
 ) -> tuple[SiteFacts, ...]:
     """Return the facts of all sites; a lost or queued site has 0 samples so far.
 
@@ -41,48 +48,83 @@ def enrolled(
         shards: futures of the enrolments, in the order of the campaign.
         until: returns when a condition holds.
         journal: receives a record of each lost site.
+        waiting: keeps the sites that are asked again.
+        again: submits a site's enrolment again.
 
     Raises:
-        CrossfedError: a site's mistake; or the first loss, where too few sites are left.
+        UserMistake: the request is wrong, whatever the quorum.
+        CrossfedError: what is wrong at a site, or its loss, where too few sites are left.
     """
-    gather(shards.values(), until)
-    answered = {site: shard for site, shard in shards.items() if shard.done()}
-    for mistake in filter(None, map(_mistake, answered.values())):
-        raise mistake
-    answers = {site: root_cause(shard) for site, shard in answered.items()}
-    lost = {site: error for site, error in answers.items() if error is not None}
-    left, needed = len(shards) - len(lost), _needed(plan)
+    needed = _needed(plan)
+    while True:
+        gather(shards.values(), until, len(shards) - needed)
+        lost = {site: error for site, shard in shards.items() if shard.done() and (error := root_cause(shard))}
+        for error in lost.values():
+            if isinstance(error, UserMistake):
+                raise error
+        left = len(shards) - len(lost)
+        held = [site for site, error in lost.items() if waiting.hold(site, 0, error, partial(again, site))]
+        if left >= needed:
+            break
+        _require_waiting(lost, held, left, needed, len(shards))
+        until(waiting.ask_again)
     for site, error in lost.items():
-        if left < needed:
-            raise CrossfedError(
-                f"{_message(error)}; {left} of {len(shards)} sites are available and {needed} are needed",
-                site=site,
-                remedy="Resume when it is available again",
-            ) from error
+        waiting.waits.pop(site, None)  # from now on its training request is what is submitted again
         reason = f"site {site}: {_message(error)}; the others begin without it, and it is asked again"
         journal.write("task_failed", app="enrol", site=site, round=0, reason=reason)
         logger.warning("%s", reason)
-    for site in shards.keys() - answers.keys():
-        logger.info("site %s has not started yet; the others begin", site)
-    samples = {site: shards[site].result()["samples"] for site in answers.keys() - lost.keys()}
+    for site, shard in shards.items():
+        if not shard.done():
+            logger.info("site %s has not started yet; the others begin", site)
+    samples = {site: shard.result()["samples"] for site, shard in shards.items() if shard.done() and site not in lost}
+    for site in samples:
+        waiting.succeeded(site)
     return tuple(facts_of(plan.sites[site], samples.get(site, 0)) for site in shards)
 
 
-def gather(shards: Collection[AppFuture], until: Callable[[Callable[[], bool]], None]) -> None:
-    """Wait for the first site, then up to ``GATHER_S`` for the others; return at once at a mistake."""
+def _require_waiting(
+    lost: Mapping[str, BaseException], held: Collection[str], left: int, needed: int, count: int
+) -> None:
+    """Raise a failure that will not pass, if the sites that wait would not be enough either."""
+    final = {site: error for site, error in lost.items() if site not in held}
+    if count - len(final) >= needed:
+        return
+    for error in filter(_is_mistake, final.values()):
+        raise error
+    site, error = next(iter(final.items()))
+    raise CrossfedError(
+        f"{_message(error)}; {left} of {count} sites are available and {needed} are needed",
+        site=site,
+        remedy="Resume when it is available again",
+    ) from error
+
+
+def gather(shards: Collection[AppFuture], until: Callable[[Callable[[], bool]], None], spare: int = 0) -> None:
+    """Wait for the first site, then up to ``GATHER_S`` for the others.
+
+    Args:
+        shards: futures of the enrolments.
+        until: returns when a condition holds.
+        spare: number of sites that the strategy can do without; more mistakes than that end the wait at once.
+    """
 
     def settled() -> bool:
-        return all(shard.done() for shard in shards) or any(_mistake(shard) for shard in shards)
+        errors = [root_cause(shard) for shard in shards if shard.done()]
+        mistakes = [error for error in errors if error is not None and _is_mistake(error)]
+        return (
+            len(errors) == len(shards)
+            or len(mistakes) > spare
+            or any(isinstance(error, UserMistake) for error in mistakes)
+        )
 
     until(lambda: settled() or any(shard.done() and root_cause(shard) is None for shard in shards))
     closes = time.monotonic() + GATHER_S
     until(lambda: settled() or time.monotonic() > closes)
 
 
-def _mistake(shard: AppFuture) -> BaseException | None:
-    """Return the error of a site that asking again would not change, or None."""
-    error = root_cause(shard) if shard.done() else None
-    return None if isinstance(error, (*losses(), BlocksFailed)) else error
+def _is_mistake(error: BaseException) -> bool:
+    """Return True for an error of a site that asking again would not change."""
+    return not isinstance(error, (*losses(), BlocksFailed)) and not may_pass(error)
 
 
 def _needed(plan: Plan) -> int:

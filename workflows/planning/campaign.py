@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -31,6 +32,7 @@ from workflows.strategies.scaffold import ScaffoldSection
 UUID = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,59}$"
 AUTO = "auto"
+PLACE = re.compile(r"\{\s*([A-Za-z_]\w+|0?)\s*\}")  # what a template of Python or Jinja would fill in
 LINEAR_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -93,6 +95,19 @@ class DataSection(Section):
     max_tokens: int = Field(default=128, ge=16)
     prompt: str = "Q: {input}\nA:"
     loss_on: Literal["answer", "all"] = "answer"
+
+    @field_validator("prompt")
+    @classmethod
+    def _one_place(cls, prompt: str) -> str:
+        """Check that the question has one place; braces around anything but a name are text of the template."""
+        if "{{input}}" in prompt:
+            raise ValueError("write {input} with single braces, the place of the question")
+        for name in PLACE.findall(prompt):
+            if name != "input":
+                raise ValueError(f"{{{name}}} is no place, it would be trained on as text; the only one is {{input}}")
+        if prompt.count("{input}") != 1:
+            raise ValueError("must contain {input}, the place of the question, once")
+        return prompt
 
 
 class TrainingSection(Section):
@@ -234,8 +249,6 @@ class Campaign(Section):
             raise ValueError("model.tiny: only goes with 'source: tiny'")
         if self.training.keep_optimizer and self.model.adapter and self.model.adapter.method == "flora":
             raise ValueError("training.keep_optimizer: flora begins every round with new adapters, no moments fit")
-        if "{input}" not in self.data.prompt:
-            raise ValueError("data.prompt: must contain {input}, the place of the question")
         return self
 
     @model_validator(mode="after")

@@ -12,19 +12,21 @@ from pydantic import ValidationError
 from apps.base.errors import UserMistake
 from apps.models.sources import TINY
 from data.names import did_you_mean
+from workflows.planning.absolute_paths import with_absolute_paths
 from workflows.planning.campaign import Campaign
 from workflows.planning.overrides import apply_set, choose_sites
-from workflows.planning.schema_errors import first_problem
+from workflows.planning.schema_errors import problems_of
+from workflows.planning.shares import without_absent_tasks
 from workflows.planning.yaml_file import read_yaml
 
 
 def load_campaign(path: Path, sets: Sequence[str] = (), sites: str | None = None) -> Campaign:
-    """Return a checked campaign in which ``model.dtype: auto`` is decided for this host; see ``read_campaign``."""
+    """Return a checked campaign in which ``model.dtype: auto`` is decided; see ``read_campaign``."""
     return settle_dtype(read_campaign(path, sets, sites))
 
 
 def read_campaign(path: Path, sets: Sequence[str] = (), sites: str | None = None) -> Campaign:
-    """Return a checked campaign, with ``model.dtype`` as it is written.
+    """Return a checked campaign with absolute paths, and with ``model.dtype`` as it is written.
 
     Args:
         path: the YAML file.
@@ -40,9 +42,9 @@ def read_campaign(path: Path, sets: Sequence[str] = (), sites: str | None = None
         apply_set(raw, text)
     if sites:
         chosen = choose_sites(raw.get("sites") or {}, sites)
-        _refuse_unknown(set(raw.get("sites") or {}) - known - set(chosen), known | set(chosen))
-        raw["sites"] = chosen
-    return check_campaign(raw, path)
+        _refuse_unknown(set(raw.get("sites") or {}) - known, known)
+        raw["sites"] = without_absent_tasks(check_campaign(raw, path), chosen)
+    return with_absolute_paths(check_campaign(raw, path))
 
 
 def settle_dtype(campaign: Campaign) -> Campaign:
@@ -71,12 +73,12 @@ def check_campaign(raw: dict[str, Any], path: Path) -> Campaign:
     """Return the campaign of these keys.
 
     Raises:
-        UserMistake: one does not fit the schema; names the file and the key.
+        UserMistake: some do not fit the schema; a line for each names the file and the key.
     """
     try:
         return Campaign.model_validate(raw)
     except ValidationError as error:
-        raise UserMistake(f"{path}: {first_problem(error)}") from None
+        raise UserMistake("\n".join(f"{path}: {problem}" for problem in problems_of(error))) from None
 
 
 def as_plain(campaign: Campaign) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -18,8 +17,6 @@ from apps.models.sources import PACKAGED, TINY, check_source, config_of, is_conv
 from apps.ranks.parallel import Parallel
 from apps.server import ServerWork
 from apps.train import SiteWork
-from data.partition import deal_tasks
-from data.tasks import expand_tasks, families_of
 from site_configs.library.resolve import SiteConfigError, resolve_site
 from site_configs.library.site import Site
 from workflows.console.units import plural
@@ -28,10 +25,10 @@ from workflows.planning.labels import EVALUATOR, SERVER, SERVER_BLOCK, TRANSFERS
 from workflows.planning.memory.campaign import plan_memory
 from workflows.planning.memory.plan import MemoryPlan
 from workflows.planning.places import ServerPlace, server_places
+from workflows.planning.shares import Tasks, expanded, share_tasks
 from workflows.planning.storage import check_collections, check_space, check_storage
 
 RESERVED_NAMES = (SERVER, SERVER_BLOCK, EVALUATOR, TRANSFERS, "global")
-Tasks = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -74,16 +71,17 @@ def make_plan(campaign: Campaign, run_dir: Path, source: Path) -> Plan:
     try:
         return _make_plan(campaign, run_dir)
     except UserMistake as error:
-        raise UserMistake(f"{source}: {error.what}", remedy=error.remedy) from None
+        lines = "\n".join(f"{source}: {line}" for line in error.what.splitlines())
+        raise UserMistake(lines, remedy=error.remedy) from None
 
 
 def _make_plan(campaign: Campaign, run_dir: Path) -> Plan:
     _check_names(campaign)
     check_source(campaign.model.source)
     _check_layers(campaign)
-    all_tasks = _expand("data.tasks", campaign.data.tasks, campaign.data.source)
+    all_tasks = expanded("data.tasks", campaign.data.tasks, campaign.data.source)
     tasks = share_tasks(campaign, all_tasks)
-    sites = {name: _site(name, campaign, run_dir) for name in campaign.sites}
+    sites = _sites(campaign, run_dir)
     check_storage(sites)
     check_collections(campaign, sites, run_dir)
     check_space(run_dir)
@@ -140,49 +138,17 @@ def _check_layers(campaign: Campaign) -> None:
         )
 
 
-def share_tasks(campaign: Campaign, all_tasks: Tasks) -> dict[str, Tasks]:
-    """Return the tasks of each site.
-
-    Args:
-        campaign: with its sites.
-        all_tasks: ids of the campaign's tasks.
-
-    Raises:
-        UserMistake: an unknown task, a task of the common source at two sites, or a site without any.
-    """
-    named = {
-        name: _expand(f"sites.{name}.tasks", entry.tasks, entry.data or campaign.data.source) if entry.tasks else None
-        for name, entry in campaign.sites.items()
-    }
-    _refuse_two_owners({name: tasks for name, tasks in named.items() if tasks and campaign.sites[name].data is None})
-    try:
-        return deal_tasks(named, all_tasks)
-    except ValueError as error:
-        raise UserMistake(f"sites.*.tasks: {error}") from None
-
-
-def _expand(key: str, names: list[str] | None, source: str) -> Tasks:
-    """Return the task ids of a list of tasks and families under a key; None: all tasks of the source."""
-    try:
-        return expand_tasks(names or families_of(source), source)
-    except ValueError as error:
-        raise UserMistake(f"{key}: {error}") from None
-
-
-def _refuse_two_owners(named: Mapping[str, Tasks]) -> None:
-    owner: dict[str, str] = {}
-    for name, tasks in named.items():
-        for task in tasks:
-            if owner.setdefault(task, name) != name:
-                raise UserMistake(f"sites.{name}.tasks: {task} already belongs to {owner[task]}; sites share no data")
-
-
-def _site(name: str, campaign: Campaign, run_dir: Path) -> Site:
-    entry = campaign.sites[name]
-    try:
-        return resolve_site(name, entry.config or name, run_dir, entry.settings)
-    except SiteConfigError as error:
-        raise UserMistake(f"sites.{name}: {error}") from None
+def _sites(campaign: Campaign, run_dir: Path) -> dict[str, Site]:
+    """Resolve all sites; raise UserMistake with a line for each that cannot be."""
+    sites, problems = {}, []
+    for name, entry in campaign.sites.items():
+        try:
+            sites[name] = resolve_site(name, entry.config or name, run_dir, entry.settings)
+        except SiteConfigError as error:
+            problems.append(f"sites.{name}: {error}")
+    if problems:
+        raise UserMistake("\n".join(problems))
+    return sites
 
 
 def model_spec(campaign: Campaign) -> ModelSpec:

@@ -13,26 +13,33 @@ from workflows.strategies import SECTIONS
 from workflows.strategies.base import StrategySection
 
 
-def first_problem(error: ValidationError) -> str:
-    """Return the most helpful of the errors in one line: an unknown key explains a missing one."""
-    errors = error.errors()
-    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    place = [str(p) for p in first["loc"] if not str(p).startswith("function-")]
-    if first["type"] == "union_tag_invalid":
-        name = first["ctx"]["tag"]
+def problems_of(error: ValidationError) -> list[str]:
+    """Return a line for each error, the unknown keys first: an unknown key explains a missing one."""
+    errors = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    return list(dict.fromkeys(_problem(e) for e in errors))
+
+
+def _problem(error: Any) -> str:
+    place = [str(p) for p in error["loc"] if not str(p).startswith("function-")]
+    if error["type"] == "union_tag_invalid":
+        name = error["ctx"]["tag"]
         return f"strategy.name: there is no strategy {name!r}{did_you_mean(name, SECTIONS)}"
-    known = _keys_at(Campaign, place[:-1]) if first["type"] == "extra_forbidden" else []
+    known = _keys_at(Campaign, place[:-1]) if error["type"] == "extra_forbidden" else []
     if place[:1] == ["strategy"]:
         del place[1:2]  # the name of the strategy, by which its keys were chosen
-    if first["type"] == "extra_forbidden":
-        return f"{'.'.join(place)}: unknown key{did_you_mean(place[-1], known)}"
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "missing":
-        return f"{'.'.join(place)}: missing"
+    key = ".".join(place)
+    if error["type"] == "extra_forbidden":
+        return f"{key}: unknown key{did_you_mean(place[-1], known)}"
+    if error["type"] == "missing":
+        return f"{key}: missing"
+    if error["type"] == "model_type":
+        keys = ", ".join(list(_keys_at(Campaign, place))[:4])
+        return f"{key}: a section with keys ({keys}, ...), got {error['input']!r}"
+    message = error["msg"].removeprefix("Value error, ")
     if not place:
         return message
-    given = "" if isinstance(first["input"], dict) else f", got {first['input']!r}"
-    return f"{'.'.join(place)}: {message[0].lower()}{message[1:]}{given}"
+    given = "" if isinstance(error["input"], dict) else f", got {error['input']!r}"
+    return f"{key}: {message[0].lower()}{message[1:]}{given}"
 
 
 def _keys_at(model: type[BaseModel], place: Sequence[str]) -> list[str]:

@@ -72,7 +72,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserMistake: there is no such file, it is not YAML, or it is not a mapping.
     """
     try:
-        raw = yaml.load(path.read_text(), Loader)
+        raw = yaml.load(path.read_text(encoding="utf-8-sig"), Loader)
     except FileNotFoundError:
         raise UserMistake(f"there is no campaign file {path}") from None
     except (OSError, UnicodeDecodeError) as error:

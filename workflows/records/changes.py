@@ -9,6 +9,7 @@ from typing import Any
 
 from apps.base.errors import UserMistake
 from apps.base.files import write_text
+from workflows.planning.absolute_paths import with_absolute_paths
 from workflows.planning.campaign import Campaign
 from workflows.planning.campaign_file import as_plain, as_yaml, check_campaign, differences, read_campaign
 from workflows.planning.overrides import apply_set, choose_sites
@@ -60,9 +61,9 @@ def _candidates(
     """Yield the campaign from each place that a user may have edited: the run's file, the source file, options."""
     opened, kept = run.opened, run.path / "campaign.yaml"
     if kept.exists():
-        yield as_plain(check_campaign(read_yaml(kept), kept))
+        yield as_plain(with_absolute_paths(check_campaign(read_yaml(kept), kept)))
     origin = Path(opened["source"])
-    if source is None and origin.is_file() and origin.read_text() != opened["source_text"]:
+    if source is None and origin.is_file() and origin.read_text(encoding="utf-8") != opened["source_text"]:
         source = origin
     if source is not None:
         plain = as_plain(read_campaign(source, [*opened["sets"], *sets], sites or opened["sites"]))
@@ -74,7 +75,7 @@ def _candidates(
         for text in sets:
             apply_set(raw, text)
         raw["sites"] = choose_sites(raw["sites"], sites) if sites else raw["sites"]
-        yield as_plain(check_campaign(raw, Path("--set, --sites")))
+        yield as_plain(with_absolute_paths(check_campaign(raw, Path("--set, --sites"))))
 
 
 def accepted_changes(recorded: dict[str, Any], candidate: dict[str, Any]) -> Changes:
@@ -83,6 +84,12 @@ def accepted_changes(recorded: dict[str, Any], candidate: dict[str, Any]) -> Cha
     Raises:
         UserMistake: a key has changed that may not change.
     """
+    left_out = recorded["sites"].keys() - candidate["sites"].keys()
+    if left_out:
+        raise UserMistake(
+            f"a run keeps its sites, {', '.join(sorted(left_out))} would be missing: its rounds are replayed with them",
+            remedy="A site that cannot work now is waited for; --set strategy.quorum=N lets rounds close without it",
+        )
     changes = differences(recorded, candidate)
     refused = {key: pair for key, pair in changes.items() if not _may_change(key, *pair)}
     if refused:

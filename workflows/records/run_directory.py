@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import platform
 import re
 import secrets
@@ -11,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from apps.base.errors import UserMistake
 from apps.base.files import write_json, write_text
@@ -21,6 +19,7 @@ from workflows.console.paths import command_line
 from workflows.planning.campaign import NAME, Campaign
 from workflows.planning.campaign_file import as_plain, as_yaml
 from workflows.records.campaign_code import campaign_code
+from workflows.records.driver_lock import DriverLock, holder
 from workflows.records.journal import Journal
 
 RUNS = Path("runs")
@@ -32,7 +31,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
         self.path.mkdir(parents=True, exist_ok=True)
-        self.lock = _take_lock(self.path)
+        self.lock = DriverLock(self.path)
         self.journal = Journal(self.path / "journal.jsonl")
 
     @property
@@ -53,31 +52,17 @@ class RunDirectory:
         return max((r["rounds"] for r in self.journal.events("campaign_finished")), default=0)
 
     def begin(self) -> None:
-        """Write this process into the lock file, for the message to a second driver."""
-        self.lock.seek(0)
-        self.lock.truncate()
-        self.lock.write(f"{os.getpid()} on {platform.node()}\n")
-        self.lock.flush()
+        """Hold the run for good, and write this process into the lock file, for the message to a second driver.
+
+        Raises:
+            UserMistake: a driver on another host holds it.
+        """
+        self.lock.begin()
 
     def close(self) -> None:
         """Close the journal and release the lock."""
         self.journal.close()
         self.lock.close()
-
-
-def _take_lock(path: Path) -> IO[str]:
-    """Lock the run directory for this process; the kernel releases the lock when the process ends."""
-    lock = open(path / "driver.lock", "a+")  # noqa: SIM115 - held as long as the driver lives
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.seek(0)
-        holder = lock.read().strip() or "unknown"
-        lock.close()
-        raise UserMistake(
-            f"{path} is in use by another driver (process {holder})", remedy="Wait for it or stop it"
-        ) from None
-    return lock
 
 
 def choose_path(campaign: Campaign, name: str | None) -> tuple[Path, Path | None]:
@@ -92,7 +77,7 @@ def choose_path(campaign: Campaign, name: str | None) -> tuple[Path, Path | None
     if not _taken(wanted):
         return wanted, None
     if name:
-        state = "finished; choose another name" if is_finished(wanted) else f"unfinished; {resume_hint(wanted)}"
+        state = "finished; choose another name" if is_finished(wanted) else unfinished_text(wanted)
         raise UserMistake(f"{wanted} exists and is {state}")
     taken = [wanted]
     while _taken(path := RUNS / f"{campaign.name}-{len(taken) + 1}"):
@@ -111,6 +96,12 @@ def is_finished(path: Path) -> bool:
     return journal.exists() and b'"event":"campaign_finished"' in journal.read_bytes()
 
 
+def unfinished_text(path: Path) -> str:
+    """Return the state of an unfinished run: which process runs it, or how to resume it."""
+    process = holder(path)
+    return f"running (process {process})" if process else f"unfinished; {resume_hint(path)}"
+
+
 def resume_hint(path: Path) -> str:
     """Return the hint to resume a run, with its command."""
     return f"resume it: {command_line('fl_round.py')} --resume {path}"
@@ -126,7 +117,7 @@ def open_new(path: Path, campaign: Campaign, source: Path, sets: list[str], site
             token=secrets.token_hex(16),
             campaign=as_plain(campaign),
             source=str(source.resolve()),
-            source_text=source.read_text(),
+            source_text=source.read_text(encoding="utf-8"),
             sets=sets,
             sites=sites,
             code_version=code_version(),

@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 REFRESH_S = 0.25
 PLAIN_EVERY_S = 30.0
 OLD_S = 5.0  # progress that is older is shown with its age
-PROBLEMS = ("update_refused", "task_failed", "block_replaced", "block_failed", "blocks_left")
+PROBLEMS = (
+    *("update_refused", "task_failed", "block_replaced", "block_failed", "blocks_left"),
+    *("executor_replaced", "site_held", "start_slow"),
+)
 GLOBUS_PROBLEMS = (
     "compute_unreachable",
     "compute_back",
@@ -152,11 +155,16 @@ def problem_text(record: Record) -> str | None:
         return f"{shown_name(record['site'])}: {jobs} of an earlier driver cancelled: {', '.join(record['job_ids'])}"
     if record["event"] in GLOBUS_PROBLEMS:
         return globus_problem(record)
+    if record["event"] == "site_waits":
+        what = f"round {record['round']}" if record["round"] else "the start"
+        return f"{what} waits for {shown_name(record['site'])}: {record['reason']}"
+    if record["event"] == "site_back":
+        return f"{shown_name(record['site'])}: works again"
     if record["event"] not in PROBLEMS:
         return None
     reason: str = failure_text(record) if record["event"] == "block_failed" else record["reason"]
     name = shown_name(record["site"])
-    return reason if name in reason else f"{name}: {reason}"
+    return reason if reason.startswith((f"site {name}", f"{name}: ", f"{name}, ")) else f"{name}: {reason}"
 
 
 def block_problem(record: Record) -> str | None:
@@ -165,9 +173,12 @@ def block_problem(record: Record) -> str | None:
     reason = f" ({record['reason']})" if record["reason"] else ""
     if record["state"] in LOST_ENDINGS:
         return f"{block} has ended: {record['state'].replace('_', ' ')}{reason}"
-    if record["state"] not in ("cancelled", "unknown") or record.get("asked") is not False:
+    worthy = record["state"] in ("cancelled", "unknown") or record.get("busy")
+    if not worthy or record.get("asked") is not False:
         return None
-    end = f"was cancelled, not by this campaign{reason}" if record["state"] == "cancelled" else f"has ended{reason}"
+    end = "was cancelled, not by this campaign" if record["state"] == "cancelled" else "has ended"
+    end += f", {record['state']}, with work on it" if record["state"] == "completed" else ""
+    end += reason
     follow_up = (
         "its work continues in the next block" if record["started"] else "it was still queued; a new one follows"
     )

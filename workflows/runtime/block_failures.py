@@ -80,7 +80,7 @@ class BlockFailureHandler:
             history.reported = "", 0.0
             return
         failure = block_failure(job, submitted)
-        refusal = classify(failure.reason) if failure.kind == REFUSED else Refusal("", "")
+        refusal = classify(job.message or failure.reason) if failure.kind == REFUSED else Refusal("", "")
         failure = replace(failure, meaning=refusal.meaning)
         history.waits += 1
         history.failures += refusal.cause not in PASSING

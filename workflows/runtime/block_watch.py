@@ -18,10 +18,14 @@ from apps.base.errors import CrossfedError
 from site_configs.library.schedulers import GONE, LIVE, UNKNOWN, JobFacts, Scheduler, scheduler_for
 from site_configs.library.site import Block, Site
 from site_configs.library.status_provider import SETTLE_S, StatusAwareProvider
+from workflows.console.units import seconds_text
 from workflows.records.journal import Journal
 from workflows.records.queue_history import BlockRecord, append, machine_of
+from workflows.runtime.block_workers import UNMANAGED_S, BlockWorkers
 from workflows.runtime.executors import job_prefix
+from workflows.runtime.leftovers import leftover_problem
 from workflows.runtime.queued import queued_text
+from workflows.runtime.site_executor import SiteExecutor
 
 if TYPE_CHECKING:
     from workflows.planning.plan import Plan
@@ -41,6 +45,7 @@ class WatchedJob:
     facts: JobFacts | None = None
     start_recorded: bool = False
     ended: bool = False
+    hung: str = ""  # why it was cancelled here though its scheduler says that it runs
 
 
 @dataclass
@@ -72,6 +77,8 @@ class BlockWatch:
         provider = getattr(self.executor, "provider", None)
         shared = provider.scheduler if isinstance(provider, StatusAwareProvider) else None
         self.scheduler: Scheduler = shared or self._own_scheduler()
+        shortest_s = max(2.0 * self.site.heartbeat_s, 3 * self.period_s)
+        self.workers = BlockWorkers(min(UNMANAGED_S, shortest_s))
         self.thread = threading.Thread(target=self._follow, name=f"blocks-{self.site.name}", daemon=True)
 
     def _own_scheduler(self) -> Scheduler:
@@ -93,10 +100,19 @@ class BlockWatch:
     def look(self) -> None:
         """Ask the scheduler once and record what is new."""
         with self.looking:
+            self._let_go()
             self._note_submissions()
             open_jobs = [job.job_id for job in self.jobs.values() if not job.ended]
             for job_id, answer in self.scheduler.jobs(open_jobs).items() if open_jobs else ():
                 self._note(self.jobs[job_id], answer)
+
+    def _let_go(self) -> None:
+        """End the hold on a site whose scheduler could not be asked, once it answers and nothing is left there."""
+        if not isinstance(self.executor, SiteExecutor) or not self.executor.held or self.closing.is_set():
+            return
+        if leftover_problem(self.site, self.prefix, self.journal) is None:
+            self.executor.held = ""
+            self.journal.write("site_back", site=self.site.name)
 
     def _note_submissions(self) -> None:
         for block, job_id in list(self.executor.blocks_to_job_id.items()):
@@ -130,7 +146,25 @@ class BlockWatch:
                 wait_s=max(0.0, answer.started - (answer.submitted or job.submitted)),
             )
         if answer.state not in LIVE:
-            self._ended(job, answer.state, answer.reason)
+            state, reason = ("node_fail", job.hung) if job.hung else (answer.state, answer.reason)
+            self._ended(job, state, reason)
+        elif answer.state == "running" and isinstance(self.executor, SiteExecutor):
+            self._check_workers(job, self.executor)
+
+    def _check_workers(self, job: WatchedJob, executor: SiteExecutor) -> None:
+        """Replace a block whose workers have fallen silent, and report one whose workers do not come."""
+        slow = self.workers.slow_start(executor, job.job_id)
+        if slow:
+            self.journal.write("start_slow", site=self.site.name, reason=slow)
+        silent_s = self.workers.silent_s(executor, job.job_id)
+        if silent_s is None:
+            return
+        if not job.hung:
+            job.hung = f"its workers have not answered for {seconds_text(silent_s + 2 * self.site.heartbeat_s)}"
+            reason = f"block {job.job_id} runs, but {job.hung}: it is cancelled, its work continues in the next block"
+            self.journal.write("block_replaced", site=self.site.name, reason=reason)
+        if executor.provider is not None:
+            executor.provider.cancel([job.job_id])  # Parsl then asks for another
 
     def _ended(self, job: WatchedJob, state: str, reason: str) -> None:
         job.ended = True
@@ -142,6 +176,7 @@ class BlockWatch:
             state=state,
             reason=reason,
             asked=self._asked_for(job),
+            busy=isinstance(self.executor, SiteExecutor) and self.executor.outstanding() > 0,
             started=facts.started if facts else None,
             ended=facts.ended if facts else time.time(),
         )
@@ -175,7 +210,8 @@ class BlockWatch:
         """Return the state of the newest block as text for the user."""
         live = [job for job in list(self.jobs.values()) if not job.ended]
         if not live:
-            return getattr(self.executor.provider, "holding", "") or "requesting a block"
+            held = self.executor.held if isinstance(self.executor, SiteExecutor) else ""
+            return held or getattr(self.executor.provider, "holding", "") or "requesting a block"
         job = live[-1]
         facts = job.facts
         if facts is None or facts.state == "pending":
@@ -217,31 +253,6 @@ class BlockWatch:
         if left is None:
             return "the scheduler does not answer"
         return ", ".join([job.job_id for job in left] or without_end)
-
-
-def cancel_leftovers(site: Site, prefix: str, journal: Journal) -> None:
-    """Cancel the jobs that an earlier driver of this run has left in a site's queue.
-
-    Raises:
-        CrossfedError: the scheduler does not answer, or refuses the request: such a job would work in the same storage
-            as the next one.
-    """
-    assert site.block is not None
-    scheduler = scheduler_for(site.block.scheduler, site.block.command_environment)
-    left = scheduler.find(prefix)
-    if left is None:
-        raise CrossfedError("the scheduler does not answer", site=site.name, remedy="Try again when it does")
-    ids = [job.job_id for job in left]
-    kept = scheduler.cancel(ids) if ids else []
-    ended = [job_id for job_id in ids if job_id not in kept]
-    if ended:
-        journal.write("blocks_cancelled", site=site.name, job_ids=ended, reason="left by an earlier driver")
-    if kept:
-        raise CrossfedError(
-            f"jobs of an earlier driver could not be cancelled: {', '.join(kept)}",
-            site=site.name,
-            remedy="Cancel them by hand, or try again later",
-        )
 
 
 def watch_blocks(plan: Plan, executors: Mapping[str, Any], run: RunDirectory) -> dict[str, BlockWatch]:

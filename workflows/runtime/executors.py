@@ -24,13 +24,17 @@ from workflows.runtime.worker_start import worker_init
 if TYPE_CHECKING:
     from parsl.config import Config
     from parsl.dataflow.memoization import Memoizer
-    from parsl.executors import HighThroughputExecutor
     from parsl.executors.base import ParslExecutor
 
     from workflows.planning.plan import Plan
+    from workflows.runtime.site_executor import SiteExecutor
 
 IDLE_S = 7 * 24 * 3600.0  # blocks are kept between rounds: to queue again costs more than to wait
 STRATEGY_PERIOD_S = 1.0
+HEARTBEAT_PERIOD_S = 30  # the longest time between two messages; how many may be missing is the site's setting
+POLL_MS = 1000  # between two looks at whether to end: messages wake each process at once, and idle looks cost CPU time
+WORKER_PORTS = (54_000, 56_000)  # of which an interchange takes one: what worker pools connect to
+DRIVER_PORTS = (20_000, 32_000)  # three for each interchange, on this host alone; below those that Linux gives away
 
 RetryHandler = Callable[[Exception, Any], float]
 BlockErrorHandler = Callable[[Any, Mapping[str, Any]], None]
@@ -42,7 +46,7 @@ def make_config(
     memoizer: Memoizer,
     retry_handler: RetryHandler,
     patience: BlockErrorHandler,
-    on_loss: Callable[[str, str], None],
+    on_loss: Callable[..., None],
     elsewhere: Sequence[ParslExecutor] = (),
 ) -> Config:
     """Make the Parsl configuration of a run.
@@ -53,7 +57,7 @@ def make_config(
         memoizer: returns the results of tasks that were done before.
         retry_handler: the cost of a failed task, out of the campaign's retries.
         patience: handles the blocks of batch sites that fail.
-        on_loss: called with a local site's name and the reason when its worker is lost.
+        on_loss: see ``LocalExecutor``.
         elsewhere: the executors of the sites that are reached through Globus, and what serves them.
     """
     from parsl.config import Config
@@ -78,23 +82,26 @@ def make_config(
     )
 
 
-def make_executor(site: Site, run_dir: Path, patience: BlockErrorHandler) -> HighThroughputExecutor:
+def make_executor(site: Site, run_dir: Path, patience: BlockErrorHandler) -> SiteExecutor:
     """Make the executor of a batch site: one worker in each of its blocks, one block at a time, messages encrypted.
 
     Raises:
         UserMistake: this host has no network address that the site's compute nodes reach.
     """
-    from workflows.runtime.block_executor import BlockExecutor
+    from workflows.runtime.site_executor import SiteExecutor
 
     assert site.block is not None
     provider = site.provider(worker_init(site))
     provider.job_prefix = job_prefix(os.environ.get(TOKEN_VARIABLE, ""))  # type: ignore[attr-defined]
-    return BlockExecutor(
+    return SiteExecutor(
         label=site.name,
         address=driver_address(site),
         max_workers_per_node=1,
         provider=provider,
-        heartbeat_period=site.heartbeat_s,
+        worker_port_range=WORKER_PORTS,
+        interchange_port_range=DRIVER_PORTS,
+        poll_period=POLL_MS,
+        heartbeat_period=min(HEARTBEAT_PERIOD_S, site.heartbeat_s),
         heartbeat_threshold=2 * site.heartbeat_s,
         drain_period=drain_s(site.block.walltime_s),
         block_error_handler=patience,
@@ -104,9 +111,7 @@ def make_executor(site: Site, run_dir: Path, patience: BlockErrorHandler) -> Hig
             str(ROOT / "workflows" / "runtime" / "die_with_parent.py"),
             str(run_dir / "logs" / f"interchange-{site.name}.log"),
             sys.executable,
-            "-P",  # without the current folder on sys.path: a user's own files there have common names
-            "-m",
-            "parsl.executors.high_throughput.interchange",
+            str(ROOT / "workflows" / "runtime" / "interchange.py"),
         ],
         working_dir=str(run_dir / "parsl"),
     )

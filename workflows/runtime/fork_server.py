@@ -19,6 +19,7 @@ import importlib
 import json
 import logging
 import os
+import select
 import signal
 import socket
 import sys
@@ -64,6 +65,13 @@ def _read_exactly(stream: BufferedIOBase, size: int) -> bytes:
     if len(found) < size:
         raise EOFError
     return found
+
+
+def readable(channel: socket.socket, seconds: float) -> bool:
+    """Wait for a message or the end of a channel; ``select`` itself takes no descriptor from 1,024 on."""
+    waiting = select.poll()
+    waiting.register(channel, select.POLLIN)
+    return bool(waiting.poll(1000 * seconds))
 
 
 def preload(modules: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -21,7 +21,6 @@ from parsl.dataflow.futures import AppFuture
 from parsl.executors.errors import BadStateException
 from parsl.executors.status_handling import BlockProviderExecutor
 
-from apps.base.errors import CrossfedError
 from apps.base.files import remove_unfinished
 from apps.base.identity import Place
 from apps.training.progress import Progress, read_progress
@@ -31,35 +30,53 @@ from workflows.planning.storage import unseen_stores
 from workflows.records.failed_blocks import BlockFailure
 from workflows.records.run_directory import RunDirectory
 from workflows.runtime.block_failures import BlockFailureHandler
-from workflows.runtime.block_watch import cancel_leftovers, watch_blocks
-from workflows.runtime.executors import job_prefix, make_config
+from workflows.runtime.block_watch import watch_blocks
+from workflows.runtime.executors import job_prefix, make_config, make_executor
+from workflows.runtime.leftovers import leftover_problems
+from workflows.runtime.limits import provide_files
 from workflows.runtime.local_workers import LocalExecutor
 from workflows.runtime.memoizer import JournalMemoizer
 from workflows.runtime.moved_site_jobs import settle_moved_sites
 from workflows.runtime.orphans import TOKEN_VARIABLE, end_orphans
 from workflows.runtime.retry_policy import RetryPolicy, newest_checkpoint
+from workflows.runtime.site_executor import OtherVersions, SiteExecutor, task_error
 
 logger = logging.getLogger(__name__)
 CLEANUP_S = 60.0  # to cancel all blocks
 CLOCKS_S = 5.0
+DEATH_S = 2.0  # from the end of an interchange to its replacement
 IDLE_S = 5.0  # after so long without a task a block that serves one round only is given back
 
 
 class Kernel:
     """Submits apps to the executors of a run and checks the health of these."""
 
-    def __init__(self, kernel: DataFlowKernel, run: RunDirectory, plan: Plan, route: GlobusRoute) -> None:
-        self.kernel, self.run, self.plan, self.globus = kernel, run, plan, route
+    def __init__(
+        self, kernel: DataFlowKernel, run: RunDirectory, plan: Plan, route: GlobusRoute, patience: BlockFailureHandler
+    ) -> None:
+        self.kernel, self.run, self.plan, self.globus, self.patience = kernel, run, plan, route, patience
         self.began = time.time()
         self.watches = watch_blocks(plan, kernel.executors, run)
         self.busy_until = dict.fromkeys(self.watches, time.monotonic())
-        started = {label: getattr(executor, "interchange_proc", None) for label, executor in kernel.executors.items()}
-        self.interchanges = {label: process for label, process in started.items() if process is not None}
-        for label, process in self.interchanges.items():
-            run.journal.write("executor_started", site=label, interchange_pid=process.pid)
+        self.ailing: dict[str, float] = {}  # executors that seem dead -> monotonic time since when
+        self.progress_seen: dict[str, tuple[Progress, float]] = {}  # by site: the newest, and when it was new
         for label, executor in kernel.executors.items():
-            if isinstance(executor, LocalExecutor):
-                run.journal.write("executor_started", site=label, fork_server_pid=executor.server.pid)
+            self._record_start(label, executor)
+
+    def _record_start(self, label: str, executor: Any) -> None:
+        process = getattr(executor, "interchange_proc", None)
+        if process is not None:
+            self.run.journal.write("executor_started", site=label, interchange_pid=process.pid)
+        if isinstance(executor, LocalExecutor):
+            self.run.journal.write("executor_started", site=label, fork_server_pid=executor.server.pid)
+
+    def hold(self, problems: Mapping[str, str]) -> None:
+        """Submit no block at these sites until what an earlier driver has left there is settled; the others begin."""
+        for site, problem in problems.items():
+            executor: Any = self.kernel.executors[site]
+            executor.held = f"waits: {problem}"
+            reason = f"{problem}; no job is submitted there until an earlier driver's jobs are cancelled, others go on"
+            self.run.journal.write("site_held", site=site, reason=reason)
 
     def submit(
         self, function: Callable[..., Any], place: Place, *args: Any, on: str, remember: bool = True
@@ -96,9 +113,22 @@ class Kernel:
         remote = self.globus.sites.get(site)
         if remote:
             return remote.last_look.get("progress")
-        found = read_progress(self.plan.sites[site].storage_root)
+        try:
+            found = read_progress(self.plan.sites[site].storage_root)
+        except OSError:  # the site's storage does not answer: its tasks will say so
+            return None
         # what the workers of an earlier driver wrote does not count; clocks of a facility differ a little
-        return found if found and found["time"] > self.began - CLOCKS_S else None
+        if not found or found["time"] <= self.began - CLOCKS_S:
+            return None
+        if site not in self.progress_seen or self.progress_seen[site][0] != found:
+            self.progress_seen[site] = found, time.time()
+        return found
+
+    def seen_at(self, site: str) -> float | None:
+        """Return the UNIX time, on this host's clock, at which a site's progress was new; None if it is not known."""
+        if site in self.globus.sites:
+            return self.globus.seen_at(site)
+        return self.progress_seen[site][1] if site in self.progress_seen else None
 
     def block_end(self, label: str, block: str) -> str | None:
         """Return how a block has ended; None while it runs, and where its blocks are not this driver's.
@@ -127,17 +157,32 @@ class Kernel:
         return True
 
     def check_health(self) -> None:
-        """Check the executors, and end blocks for one round that have nothing to do.
-
-        Raises:
-            CrossfedError: an interchange has ended; Parsl cannot continue without it, a new driver can.
-        """
-        dead = self.dead_executors()
-        if dead:
-            raise CrossfedError("Parsl's interchange or its results have ended", site=dead[0])
+        """Replace executors that have died, each alone, and end blocks for one round that have nothing to do."""
+        for label, executor in list(self.kernel.executors.items()):
+            if isinstance(executor, SiteExecutor):
+                self._replace_dead(label, executor)
         for label, watch in self.watches.items():
             if watch.block.reuse == "per_round":
                 self._give_back_idle(label)
+
+    def _replace_dead(self, label: str, executor: SiteExecutor) -> None:
+        """Start another executor for a site whose own can never answer again; its open tasks are tried again there."""
+        reason = executor.ailment()
+        if reason is None:
+            self.ailing.pop(label, None)
+            return
+        since = self.ailing.setdefault(label, time.monotonic())
+        if not isinstance(reason, OtherVersions) and time.monotonic() - since < DEATH_S:
+            return  # why it has ended may still be on its way
+        self.ailing.pop(label)
+        self.run.journal.write("executor_replaced", site=label, reason=f"{reason.what}; another is started")
+        successor = make_executor(self.plan.machines[label], self.run.path, self.patience)
+        successor.take_over(executor)
+        self.kernel.job_status_poller._executors.remove(executor)
+        self.kernel.add_executors([successor])
+        self.watches[label].executor = successor
+        self._record_start(label, successor)
+        executor.retire(reason)
 
     def _give_back_idle(self, label: str) -> None:
         """End the block of a site that has had nothing to do for some seconds."""
@@ -150,15 +195,14 @@ class Kernel:
             executor.scale_in_facade(1)
 
     def dead_executors(self) -> list[str]:
-        """Return the executors that can never answer: their interchange, or the thread that reads results, has ended.
+        """Return the executors that can never answer.
 
-        An executor that was given up after its blocks failed reads no results either, but its tasks have the reason.
+        One that was given up after its blocks failed reads no results either, but its tasks have the reason.
         """
-        executors: dict[str, Any] = self.kernel.executors
         return [
             label
-            for label, process in self.interchanges.items()
-            if process.poll() is not None or not _reads_results(executors[label])
+            for label, executor in self.kernel.executors.items()
+            if isinstance(executor, SiteExecutor) and not executor.bad_state_is_set and executor.ailment()
         ]
 
     def close(self) -> None:
@@ -181,13 +225,13 @@ class Kernel:
 @contextmanager
 def parsl_for(plan: Plan, run: RunDirectory) -> Iterator[Kernel]:
     """Run Parsl with all executors of a plan; processes and jobs that an earlier driver has left are ended first."""
+    provide_files(plan)
     token = run.opened["token"]
     resumed = any(run.journal.events("driver_started"))
     ended = end_orphans(token)
-    for site in plan.machines.values() if resumed else ():
-        if site.own_block:
-            cancel_leftovers(site, job_prefix(token), run.journal)
+    held: dict[str, str] = {}
     if resumed:
+        held = leftover_problems([s for s in plan.machines.values() if s.own_block], job_prefix(token), run.journal)
         settle_moved_sites(plan, run)
     remove_unfinished(run.path)
     os.environ[TOKEN_VARIABLE] = token
@@ -195,7 +239,9 @@ def parsl_for(plan: Plan, run: RunDirectory) -> Iterator[Kernel]:
     kernel: Kernel | None = None
     try:
         route = globus_route(plan, run)
-        kernel = Kernel(parsl.load(_config(plan, run, route)), run, plan, route)
+        patience = BlockFailureHandler(partial(_record_failure, run))
+        kernel = Kernel(parsl.load(_config(plan, run, route, patience)), run, plan, route, patience)
+        kernel.hold(held)
         yield kernel
     finally:
         try:
@@ -211,18 +257,19 @@ def is_batch(plan: Plan, label: str) -> bool:
     return label in plan.machines and plan.machines[label].own_block is not None
 
 
-def _config(plan: Plan, run: RunDirectory, route: GlobusRoute) -> Config:
+def _record_failure(run: RunDirectory, site: str, failure: BlockFailure) -> None:
+    run.journal.write("block_failed", site=site, **asdict(failure))
+
+
+def _config(plan: Plan, run: RunDirectory, route: GlobusRoute, patience: BlockFailureHandler) -> Config:
     def give_back(label: str) -> None:
         """End a block whose time is up: it takes no more tasks and would still be paid for."""
         if is_batch(plan, label):
             executor: Any = parsl.dfk().executors[label]
             executor.scale_in_facade(1)
 
-    def record_failure(site: str, failure: BlockFailure) -> None:
-        run.journal.write("block_failed", site=site, **asdict(failure))
-
-    def record_loss(site: str, reason: str) -> None:
-        run.journal.write("block_replaced", site=site, reason=reason)
+    def record_loss(site: str, reason: str, event: str = "block_replaced") -> None:
+        run.journal.write(event, site=site, reason=reason)
 
     newest: dict[str, Callable[[], str | None]] = {
         name: partial(newest_checkpoint, site.storage_root) for name, site in plan.sites.items()
@@ -230,9 +277,7 @@ def _config(plan: Plan, run: RunDirectory, route: GlobusRoute) -> Config:
     newest |= {name: executor.newest_checkpoint for name, executor in route.sites.items()}
     memoizer = JournalMemoizer(run.journal, unseen_stores(plan.sites))
     retry = RetryPolicy(newest, give_back)
-    return make_config(
-        plan, run.path, memoizer, retry, BlockFailureHandler(record_failure), record_loss, route.executors()
-    )
+    return make_config(plan, run.path, memoizer, retry, patience, record_loss, route.executors())
 
 
 def root_cause(future: Future[Any]) -> BaseException | None:
@@ -241,10 +286,5 @@ def root_cause(future: Future[Any]) -> BaseException | None:
     while isinstance(error, PropagatedException):
         error = error.dependent_exceptions_tids[0][0]
     if isinstance(error, BadStateException):
-        given_up: Any = error.executor
-        return given_up.executor_exception if isinstance(given_up.executor_exception, CrossfedError) else error
+        return task_error(error, error.executor.label)
     return error
-
-
-def _reads_results(executor: Any) -> bool:
-    return bool(executor.bad_state_is_set or executor._result_queue_thread.is_alive())

@@ -11,10 +11,10 @@ import itertools
 import json
 import logging
 import queue
-import select
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
@@ -25,15 +25,17 @@ from typing import Any, NamedTuple
 from parsl.executors.base import ParslExecutor
 
 from apps.base.error_records import error_from, error_record
-from apps.base.errors import REASON_LENGTH, CrossfedError, TaskError, WorkersLost
+from apps.base.errors import CrossfedError, TaskError, WorkersLost
 from site_configs.library.site import Site
-from workflows.runtime.fork_server import ForkRequest, read_message, write_message
+from workflows.runtime.fork_server import ForkRequest, read_message, readable, write_message
+from workflows.runtime.output import last_line
 from workflows.runtime.task_order import task_order
 from workflows.runtime.worker_start import ServerStart, server_command, server_start
 
 logger = logging.getLogger(__name__)
 CHECK_S = 0.5  # between two looks at a server that has not answered yet
 CLOSE_S = 3.0
+SLOW_START_S = 120.0  # until a start without an answer is reported
 LOST = "its worker process has ended without an answer: killed, or out of memory?"
 
 
@@ -81,8 +83,12 @@ class ForkServer:
                 )
             )
 
-    def fork(self, request: ForkRequest) -> socket.socket:
+    def fork(self, request: ForkRequest, on_slow: Callable[[str], None]) -> socket.socket:
         """Start a worker.
+
+        Args:
+            request: which worker.
+            on_slow: called once with the reason if the server does not answer for a while.
 
         Returns:
             The socket that it takes its calls from.
@@ -93,22 +99,28 @@ class ForkServer:
         ours, theirs = socket.socketpair()
         with self.lock, theirs:
             self.start()
-            if self._forked(json.dumps(request).encode(), theirs):
+            if self._forked(json.dumps(request).encode(), theirs, on_slow):
                 return ours
         ours.close()
         reason = f"its workers cannot be started: {last_line(self.log)}"
         raise WorkersLost(reason, file=str(self.log))
 
-    def _forked(self, request: bytes, channel: socket.socket) -> bool:
+    def _forked(self, request: bytes, channel: socket.socket, on_slow: Callable[[str], None]) -> bool:
         """Send a request and wait for its answer; False if the server ends without one."""
         control = self.control
         if control is None:
             return False
         try:
             socket.send_fds(control, [request], [channel.fileno()])
-            while not select.select([control], [], [], CHECK_S)[0]:
+            slow_at: float | None = time.monotonic() + SLOW_START_S
+            while not readable(control, CHECK_S):
                 if not self.alive:  # and a program that the start lines have left running keeps its socket open
                     return False
+                if slow_at is not None and time.monotonic() > slow_at:
+                    slow_at = None
+                    on_slow(
+                        f"its workers have not started for {SLOW_START_S:.0f} s; last output: {last_line(self.log)}"
+                    )
             return bool(control.recv(64))
         except OSError:
             return False
@@ -140,13 +152,14 @@ class LocalExecutor(ParslExecutor):
         site: whose worker it is.
         server: forks the worker.
         log: file for the worker's output.
-        on_loss: called with the site's name and the reason when the worker has ended without an answer.
+        on_loss: called with the site's name and the reason when the worker has ended without an answer; with the event
+            ``start_slow`` as a third argument when it takes long to start.
     """
 
     bad_state_is_set = False  # a worker that is lost is started again for the next call
     executor_exception: Exception | None = None
 
-    def __init__(self, site: Site, server: ForkServer, log: Path, on_loss: Callable[[str, str], None]) -> None:
+    def __init__(self, site: Site, server: ForkServer, log: Path, on_loss: Callable[..., None]) -> None:
         super().__init__()
         self.label, self.server, self.on_loss = site.name, server, on_loss
         self.request = ForkRequest(name=site.name, environment=dict(site.environment), log=str(log))
@@ -240,19 +253,22 @@ class LocalExecutor(ParslExecutor):
 
     def _loss(self) -> WorkersLost:
         if not self.server.closed:
-            try:
-                self.on_loss(self.label, LOST)
-            except CrossfedError:  # the disk is full, say; the driver meets it as well and stops
-                logger.exception("the loss of the worker of %s could not be recorded", self.label)
+            self._note(LOST, "block_replaced")
         return WorkersLost(LOST, file=self.request["log"])
+
+    def _note(self, reason: str, event: str) -> None:
+        try:
+            self.on_loss(self.label, reason, event)
+        except CrossfedError:  # the disk is full, say; the driver meets it as well and stops
+            logger.exception("%s at %s could not be recorded: %s", event, self.label, reason)
 
     def _has_ended(self) -> bool:
         """Return True if the worker, which has nothing to do, has ended or is about to because its server is gone."""
         assert self.channel is not None
-        return not self.server.alive or bool(select.select([self.channel], [], [], 0)[0])
+        return not self.server.alive or readable(self.channel, 0)
 
     def _connect(self) -> BufferedIOBase:
-        self.channel = self.server.fork(self.request)
+        self.channel = self.server.fork(self.request, lambda reason: self._note(reason, "start_slow"))
         self.stream = self.channel.makefile("rwb")
         return self.stream
 
@@ -264,9 +280,7 @@ class LocalExecutor(ParslExecutor):
         self.channel = self.stream = None
 
 
-def local_executors(
-    sites: Mapping[str, Site], logs: Path, on_loss: Callable[[str, str], None]
-) -> dict[str, LocalExecutor]:
+def local_executors(sites: Mapping[str, Site], logs: Path, on_loss: Callable[..., None]) -> dict[str, LocalExecutor]:
     """Make the executors of local sites; sites that start in the same way share a server.
 
     Args:
@@ -281,11 +295,3 @@ def local_executors(
         server = servers.setdefault(start, ForkServer(start, log))
         executors[name] = LocalExecutor(site, server, log, on_loss)
     return executors
-
-
-def last_line(log: Path) -> str:
-    """Return the last line of a log, to explain why a program has ended."""
-    with suppress(OSError):
-        lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
-        return next((line for line in reversed(lines) if line), "no output")[:REASON_LENGTH]
-    return "no output"

@@ -65,5 +65,8 @@ class RetryPolicy:
 
 def newest_checkpoint(root: Path) -> str | None:
     """Return the path of the last checkpoint of a site's tasks; it contains the task and the step."""
-    path = newest_file(root / FOLDER, "*/step-*.safetensors")
+    try:
+        path = newest_file(root / FOLDER, "*/step-*.safetensors")
+    except OSError:  # the storage does not answer: nothing is known
+        return None
     return str(path) if path else None

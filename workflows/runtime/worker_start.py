@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from apps.base.own_packages import ROOT
-from apps.training.deadline import BLOCK_END_VARIABLE
+from apps.training.deadline import BLOCK_END_VARIABLE, END_VARIABLES
 from site_configs.library.machine import thread_environment
 from site_configs.library.site import Site
 from workflows.runtime.orphans import TOKEN_VARIABLE
@@ -32,7 +32,10 @@ class ServerStart(NamedTuple):
 def worker_init(site: Site) -> str:
     """Return the shell lines before the workers of a site start: its set-up, its environment, this project's code."""
     values = {**site.environment, TOKEN_VARIABLE: os.environ.get(TOKEN_VARIABLE, ""), "HF_HUB_DISABLE_TELEMETRY": "1"}
-    lines = [f"export {BLOCK_END_VARIABLE}=$(($(date +%s) + {site.block.walltime_s}))"] if site.block else []
+    if site.block:
+        lines = [f"export {BLOCK_END_VARIABLE}=$(($(date +%s) + {site.block.walltime_s}))"]
+    else:  # the driver's shell may have been inside an allocation
+        lines = [f"unset {' '.join(END_VARIABLES)}"]
     lines += [site.setup] if site.setup else []
     lines += [f"export {name}={shlex.quote(value)}" for name, value in values.items()]
     programs = site.python_env / "bin" if site.python_env else Path(sys.executable).parent

@@ -101,8 +101,8 @@ class Pbs:
 
     def mine(self, *queues: str) -> list[JobFacts] | None:
         """Return this user's pending and running jobs in a queue, or in a queue that it routes to."""
-        names = set(queues)
-        for queue in queues:
+        names = {queue.split("@")[0] for queue in queues}
+        for queue in list(names):
             attributes = self._queue(queue)[0] or {}
             names |= set(str(attributes.get("route_destinations", "")).split(","))
         records = self._mine() if names else None
@@ -154,7 +154,7 @@ class Pbs:
 
     def _queue(self, queue: str) -> tuple[dict[str, Any] | None, Reply]:
         reply = self._run("qstat", "-Q", "-f", "-F", "json", queue)
-        return read_json(reply.out).get("Queue", {}).get(queue), reply
+        return read_json(reply.out).get("Queue", {}).get(queue.split("@")[0]), reply
 
     def account_problem(self, account: str) -> str | None:
         """Return None: accounts are known to a facility's own tools, not to PBS."""
@@ -209,7 +209,7 @@ def facts_of(job_id: str, attributes: Mapping[str, Any], state: JobState) -> Job
         nodes=whole(resources.get("nodect")) or 1,
         queue=str(attributes.get("queue", "")),
         exit_code=shell_code(status) if finished and status is not None else None,
-        reason=str(attributes.get("comment", "")),
+        reason=str(attributes.get("comment") or ("Job held" if attributes.get("job_state") == "H" else "")),
         walltime_s=duration_s(str(resources.get("walltime", ""))),
         expected_start=moment(expected.get("start_time")) if state == "pending" else None,
     )

@@ -72,7 +72,8 @@ _RULES: tuple[tuple[Cause, str, str], ...] = (
         "the project cannot pay for the job",
         rf"{_SPENT}\W+(?:\w+\W+){{0,4}}{_BALANCE}|{_BALANCE}\W+(?:\w+\W+){{0,8}}{_SPENT}"
         rf"|no (?:active|valid|current|remaining) {_BALANCE}|(?:project|account)\W+(?:\S+\W+){{0,4}}{_SPENT}"
-        rf"|(?:project|account)\W+(?:\S+\W+){{0,3}}(?:suspended|inactive|not active|closed|ended)",
+        rf"|(?:project|account)\W+(?:\S+\W+){{0,3}}(?:suspended|inactive|not active|closed|ended)"
+        r"|remaining balance|out of (?:hours|time|allocation)|no (?:node.)?(?:hours|time) (?:left|remain\w*)",
     ),
     (
         REQUEST,

@@ -87,8 +87,9 @@ class Slurm:
         rows = self._rows()
         if rows is None:
             return None
+        names = {name for queue in queues for name in queue.split(",")}  # sbatch takes several partitions
         known = [(row.facts, row.qos) for row in rows if row.facts and row.facts.live]
-        return [facts for facts, qos in known if not {facts.queue, qos}.isdisjoint(queues)]
+        return [facts for facts, qos in known if not names.isdisjoint({qos, *facts.queue.split(",")})]
 
     def _rows(self) -> list[QueueRow] | None:
         reply = self._run("squeue", "--noheader", "--me", f"--Format={QUEUE_FORMAT}")
@@ -117,6 +118,9 @@ class Slurm:
             queues: the name that sbatch is given, and others under which Slurm may keep it.
         """
         queue = queues[0]
+        if "," in queue:
+            problems = [self.queue_problem(name) for name in queue.split(",")]
+            return None if None in problems else problems[0]
         reply = self._run("scontrol", "--oneliner", "show", "partition", queue)
         if reply.ok:
             return partition_problem(queue, reply.out)

@@ -30,7 +30,8 @@ _RULES: tuple[tuple[str, Wait], ...] = (
         Wait("the account's running jobs hold as many hours as they may at a time; it starts when some have ended"),
     ),
     (
-        r"(?:Assoc|QOS)(?:Grp|Max)\w*(?:Minutes|Billing)\w*|QOSUsageThreshold",
+        r"(?:Assoc|QOS)(?:Grp|Max)\w*(?:Minutes|Billing)\w*|QOSUsageThreshold"
+        r"|(?:insufficient|negative|exhausted)\W+(?:\w+\W+){0,3}(?:balance|allocation|hours)",
         Wait("the allocation has too few hours left for it: ask for more hours, or for a shorter block", lasting=True),
     ),
     (

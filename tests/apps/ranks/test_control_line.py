@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
+import psutil
 import pytest
 from training_site import wait_until
 
@@ -16,7 +19,7 @@ from apps.ranks.control_line import WORKER_LOST, WorkerEnd
 
 RANK = """
 import json, sys, time
-from apps.training.deadline import StopRequest
+from apps.base.stop import StopRequest
 from apps.base.errors import StorageError
 from apps.ranks.control_line import RankEnd
 host, port, rank, what = sys.argv[1:]
@@ -32,6 +35,12 @@ elif what == "until stopped":
     line.send_done()
 elif what == "wait":
     time.sleep(60)
+elif what == "jobs":
+    while True:
+        job, stop = line.next_job()
+        while job["until_stopped"] and not stop.requested:
+            time.sleep(0.01)
+        line.send_done({"job": job["n"], "stopped": stop.requested})
 """
 
 
@@ -108,9 +117,68 @@ def test_ranks_that_were_not_accepted_yet_end_too():
     assert process.wait(20) == WORKER_LOST
 
 
-def _connections(pid: int) -> list:
-    import psutil
+def test_jobs_come_one_after_the_other_each_with_its_own_stop(worker):
+    process = rank(worker, 0, "jobs")
+    wait_for(worker, lambda: worker.peers)
+    found = []
+    for number in range(4):
+        worker.give({"n": number, "until_stopped": number % 2})
+        wait_for(worker, lambda: worker.all_ready(1))
+        worker.go()
+        if number % 2:
+            worker.request_stop()
+        wait_for(worker, lambda: worker.all_ended(1))
+        found.append(worker.peers[0].result)
+    assert found == [{"job": n, "stopped": bool(n % 2)} for n in range(4)]
+    worker.end()
+    assert process.wait(20) == 0
+    worker.selector = WorkerEnd("127.0.0.1").selector
 
+
+def test_a_rank_that_waits_uses_no_processor_and_ends_with_the_worker(worker):
+    process = rank(worker, 0, "jobs")
+    wait_for(worker, lambda: worker.peers)
+    worker.give({"n": 0, "until_stopped": False})
+    worker.go()
+    wait_for(worker, lambda: worker.all_ended(1))
+    before = psutil.Process(process.pid).cpu_times()
+    time.sleep(1)
+    after = psutil.Process(process.pid).cpu_times()
+    assert after.user + after.system - before.user - before.system < 0.05
+    worker.close()
+    assert process.wait(20) == WORKER_LOST
+    worker.selector = WorkerEnd("127.0.0.1").selector
+
+
+def test_a_frozen_rank_does_not_answer(worker):
+    process = rank(worker, 0, "jobs")
+    wait_for(worker, lambda: worker.peers)
+    worker.give({"n": 0, "until_stopped": True})
+    wait_for(worker, lambda: worker.all_ready(1))
+    process.send_signal(signal.SIGSTOP)
+    wait_for(worker, lambda: worker.silent(0.5))
+    assert [peer.rank for peer in worker.silent(0.5)] == [0]
+    process.send_signal(signal.SIGCONT)
+    wait_for(worker, lambda: not worker.silent(0.5))
+
+
+def test_a_worker_that_was_stopped_itself_takes_no_rank_for_frozen(worker):
+    rank(worker, 0, "wait")
+    wait_for(worker, lambda: worker.peers)
+    worker.silent(0.5)
+    time.sleep(0.7)
+    assert worker.silent(0.5) == []
+
+
+def test_two_processes_of_one_rank_are_an_error(worker):
+    for _ in range(2):
+        rank(worker, 0, "wait")
+    wait_for(worker, lambda: worker.errors)
+    assert "two processes were started as rank 0: " in str(worker.errors[0])
+    assert "launch command" in str(worker.errors[0])
+
+
+def _connections(pid: int) -> list:
     return [c for c in psutil.Process(pid).net_connections() if c.status == "ESTABLISHED"]
 
 

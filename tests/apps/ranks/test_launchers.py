@@ -1,4 +1,4 @@
-"""The rank of a process from the variables of each launcher, and how ranks are started."""
+"""How ranks are started, and which device each gets."""
 
 from __future__ import annotations
 
@@ -8,49 +8,17 @@ import pytest
 import torch
 from training_site import PARALLEL
 
-from apps.base.errors import TaskError, UserMistake
+from apps.base.errors import UserMistake
 from apps.base.own_packages import ROOT
 from apps.ranks.launchers import (
-    RankInfo,
-    find_rank,
     launch_command,
     launch_environment,
+    make_cache_folders,
     own_device,
     rendezvous_address,
+    system_launcher,
     unmask_devices,
 )
-
-TORCHRUN = {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}
-SRUN = {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NTASKS": "8"}
-PALS = {"PALS_RANKID": "5", "PALS_LOCAL_RANKID": "1", "PMI_SIZE": "8", "PMI_RANK": "5"}
-PMI = {"PMI_RANK": "5", "PMI_LOCAL_RANK": "1", "PMI_SIZE": "8"}
-OPEN_MPI = {"OMPI_COMM_WORLD_RANK": "5", "OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_SIZE": "8"}
-BATCH_SCRIPT = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "8"}  # Slurm sets these in every job
-
-
-@pytest.mark.parametrize("variables", [TORCHRUN, SRUN, PALS, PMI, OPEN_MPI])
-def test_every_launcher_is_understood(variables):
-    assert find_rank(variables, 8) == RankInfo(5, 1)
-
-
-@pytest.mark.parametrize("variables", [TORCHRUN, PMI, OPEN_MPI, PALS])
-def test_the_batch_script_s_own_variables_do_not_count(variables):
-    assert find_rank(BATCH_SCRIPT | variables, 8) == RankInfo(5, 1)
-
-
-def test_srun_with_pmi2_has_no_local_rank_of_pmi():
-    assert find_rank({**SRUN, "PMI_RANK": "5", "PMI_SIZE": "8"}, 8) == RankInfo(5, 1)
-
-
-@pytest.mark.parametrize("variables", [{}, TORCHRUN, {**SRUN, "SLURM_NTASKS": "x"}, {"RANK": "0", "WORLD_SIZE": "4"}])
-def test_another_number_of_ranks_is_an_error(variables):
-    with pytest.raises(TaskError, match=r"among 4 ranks.*launch command"):
-        find_rank(variables, 4)
-
-
-def test_the_error_names_what_was_found():
-    with pytest.raises(TaskError, match="RANK=5, LOCAL_RANK=1, WORLD_SIZE=8"):
-        find_rank(TORCHRUN, 4)
 
 
 def test_numbers_of_the_template_are_filled_in():
@@ -68,6 +36,33 @@ def test_numbers_of_the_template_are_filled_in():
     ]
 
 
+def test_mpiexec_is_that_of_pals_where_the_machine_has_it(tmp_path, monkeypatch):
+    """A conda environment has an mpiexec too, and comes first in PATH."""
+    pals = tmp_path / "pals"
+    for folder in (pals / "1.4/bin", pals / "1.10/bin", pals / "1.9/bin", tmp_path / "conda/bin"):
+        folder.mkdir(parents=True)
+        (folder / "mpiexec").write_text("#!/bin/sh\n")
+        (folder / "mpiexec").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/conda/bin::{pals}/1.9/bin")
+    assert system_launcher("mpiexec", pals) == f"{pals}/1.9/bin/mpiexec"
+    monkeypatch.setenv("PATH", f"{tmp_path}/conda/bin")
+    assert system_launcher("mpiexec", pals) == f"{pals}/1.10/bin/mpiexec"
+    (pals / "default").symlink_to("1.4")
+    assert system_launcher("mpiexec", pals) == f"{pals}/default/bin/mpiexec"
+    assert system_launcher("/mine/mpiexec", pals) == "/mine/mpiexec"
+    assert system_launcher("mpiexec", tmp_path / "none") == "mpiexec"
+    assert system_launcher("srun", pals) == "srun"
+
+
+def test_folders_of_caches_are_made_on_the_node(tmp_path):
+    folder = tmp_path / "a" / "miopen"
+    make_cache_folders({"MIOPEN_USER_DB_PATH": str(folder), "MIOPEN_CUSTOM_CACHE_DIR": ""})
+    make_cache_folders({"MIOPEN_USER_DB_PATH": str(folder)})
+    assert folder.is_dir()
+    make_cache_folders({"MIOPEN_USER_DB_PATH": "/proc/none"})
+    make_cache_folders({})
+
+
 def test_without_a_template_it_is_torchs_own_launcher():
     command = launch_command(PARALLEL | {"ranks_per_node": 4}, ["program"])
     assert command[:3] == [sys.executable, "-m", "torch.distributed.run"]
@@ -78,6 +73,7 @@ def test_ranks_find_the_code_and_the_network():
     made = launch_environment({"PYTHONPATH": "/x", "A": "1"}, PARALLEL | {"interface": "hsn0", "nodes": 2}, 7)
     assert made["PYTHONPATH"] == f"{ROOT}:/x"
     assert (made["A"], made["OMP_NUM_THREADS"]) == ("1", "7")
+    assert "PMI_RANK" not in launch_environment({"PMI_RANK": "0", "PMI_SIZE": "1"}, PARALLEL, 1)
     assert made["GLOO_SOCKET_IFNAME"] == made["NCCL_SOCKET_IFNAME"] == "hsn0"
     site = launch_environment({"NCCL_SOCKET_IFNAME": "hsn0,hsn1"}, PARALLEL | {"interface": "hsn0", "nodes": 2}, 1)
     assert site["NCCL_SOCKET_IFNAME"] == "hsn0,hsn1"

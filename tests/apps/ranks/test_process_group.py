@@ -14,8 +14,9 @@ from apps.artifacts.store import artifact_path, load_tensors, save_tensors
 from apps.base.errors import ArtifactError
 from apps.models import model as models
 from apps.models.model import Model
+from apps.models.sharding import is_sharded, placed_like
 from apps.ranks.parallel import parallelize
-from apps.ranks.process_group import ProcessGroup, is_sharded, placed_like
+from apps.ranks.process_group import ProcessGroup
 from apps.training.checkpoints import Checkpoints, TrainingState, restore
 from apps.training.optimization import make_optimizer, optimizer_tensors
 

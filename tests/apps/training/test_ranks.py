@@ -14,6 +14,7 @@ from training_site import PROJECT, Site, ranks_at, wait_until
 
 from apps.artifacts.store import read_header
 from apps.base.errors import RanksLost, TrainingError, UserMistake
+from apps.ranks.processes import kept_ranks
 from apps.training.progress import read_progress
 
 pytestmark = pytest.mark.campaign
@@ -30,13 +31,17 @@ LAYOUTS = [
 ]
 
 
-def toy(slow_s: float) -> list[str]:
-    return [sys.executable, str(PROJECT / "tests" / "toy_mpiexec.py"), "{ranks}", str(slow_s)]
+def toy(slow_s: float, kind: str = "polaris") -> list[str]:
+    program = str(PROJECT / "tests" / "toy_mpiexec.py")
+    return [sys.executable, program, kind, "{ranks}", "{ranks_per_node}", str(slow_s)]
 
 
 @pytest.fixture(autouse=True)
 def paths(monkeypatch):
+    """Let ranks find the project, and end those that a test leaves waiting for their next job."""
     monkeypatch.setenv("PYTHONPATH", f"{PROJECT}:{PROJECT / 'tests'}")
+    yield
+    kept_ranks().end()
 
 
 def one_of(site: Site, rank: int) -> psutil.Process:
@@ -71,6 +76,7 @@ def test_ranks_give_the_losses_of_one(method, layout, tmp_path, alone):
     assert shapes(site.update(found)) == shapes_wanted
     assert site.train(**TRAINING) == found | {"reused": True}
     assert read_progress(site.root)["phase"] == "saving"
+    kept_ranks().end()
     assert ranks_at(site) == []
 
 

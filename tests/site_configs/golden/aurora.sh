@@ -13,11 +13,18 @@
 
 module use /soft/modulefiles
 module load frameworks
-export OMP_NUM_THREADS=8
-export MKL_NUM_THREADS=8
+export OMP_NUM_THREADS=7
+export MKL_NUM_THREADS=7
 export http_proxy=http://proxy.alcf.anl.gov:3128
 export https_proxy=http://proxy.alcf.anl.gov:3128
 export no_proxy=localhost,127.0.0.1,.alcf.anl.gov
+export CCL_PROCESS_LAUNCHER=pmix
+export CCL_ATL_TRANSPORT=mpi
+export CCL_KVS_MODE=mpi
+export FI_MR_CACHE_MONITOR=userfaultfd
+export PALS_PMI=pmix
+export CCL_WORKER_COUNT=1
+export CCL_WORKER_AFFINITY=1,9,17,25,33,41,53,61,69,77,85,93
 export TMPDIR=/tmp
 export ZE_FLAT_DEVICE_HIERARCHY=FLAT
 

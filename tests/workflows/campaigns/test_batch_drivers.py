@@ -45,6 +45,22 @@ def test_a_driver_killed_while_its_job_runs(on_slurm: Case, slurm_site: SlurmClu
     assert on_slurm.attempts()[0] == 2 or any(m["reused"] for m in done if m["site"] == "alpha")
 
 
+def test_a_scheduler_that_is_silent_at_a_resume(tmp_path: Path, slurm_site: SlurmCluster, undisturbed: str) -> None:
+    """The driver starts, holds that site alone, and lets it go once its leftovers are cancelled."""
+    case, waiting, blocker = killed_while_waiting(tmp_path, slurm_site)
+    slurm_site.stop_controller()
+    try:
+        case.driver = start(case.folder, "--resume", case.run_dir)
+        case.wait("the site was held", lambda: events(case.run_dir, "site_held"))
+    finally:
+        slurm_site.start_controller()
+    case.wait("the site was let go", lambda: events(case.run_dir, "site_back"))
+    slurm_site.run("scancel", blocker)
+    output = case.ended(undisturbed)
+    assert "! alpha: the scheduler does not answer; no job is submitted there until" in output
+    assert slurm_site.jobs()[waiting].state == "CANCELLED"
+
+
 def test_a_driver_killed_while_its_job_waits_beside_jobs_that_cannot_be_read(
     tmp_path: Path, pbs_site: PbsFacility, undisturbed: str
 ) -> None:

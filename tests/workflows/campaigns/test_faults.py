@@ -131,12 +131,7 @@ def test_a_full_disk_stops_it_in_order_and_space_brings_it_back(finished: Path, 
         text=True,
     )
     wait_until(lambda: list(run_dir.glob("sites/*/progress.json")), 60, unless=driver.poll)
-    with open(small_disk / "filler", "wb", buffering=0) as filler:
-        while True:
-            try:
-                filler.write(bytes(1 << 16))
-            except OSError:
-                break
+    fill(small_disk)
     output, _ = driver.communicate(timeout=patience(120))
     assert driver.returncode == 1, output
     assert "No space left on device" in output and "Traceback" not in output and "--resume" in output
@@ -145,6 +140,46 @@ def test_a_full_disk_stops_it_in_order_and_space_brings_it_back(finished: Path, 
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert final_hash(run_dir) == final_hash(finished)
     assert find_orphans(journal(run_dir, "campaign_opened")[0]["token"]) == []
+
+
+def fill(disk: Path) -> Path:
+    """Fill a file system to its last byte, and return the file that does it."""
+    with open(disk / "filler", "wb", buffering=0) as filler:
+        while True:
+            try:
+                filler.write(bytes(1 << 16))
+            except OSError:
+                return disk / "filler"
+
+
+FAR = """
+from dataclasses import replace
+from pathlib import Path
+from site_configs.library.site import Site
+from site_configs.local import site as local
+
+def site(name: str, run_dir: Path) -> Site:
+    return replace(local(name, run_dir), storage_root=Path({disk!r}) / name)
+"""
+
+
+def test_a_site_whose_own_disk_is_full_waits_and_comes_back(tmp_path: Path, finished: Path, small_disk: Path) -> None:
+    (tmp_path / "far.py").write_text(FAR.format(disk=str(small_disk)))
+    filler, run_dir = fill(small_disk), tmp_path / "runs" / "nano"
+    driver = subprocess.Popen(
+        command(write_campaign(tmp_path), "--sites", f"aurora={tmp_path / 'far.py'},frontier"),
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    wait_until(lambda: journal(run_dir, "site_waits"), 60, unless=driver.poll)
+    filler.unlink()
+    output, _ = driver.communicate(timeout=patience(120))
+    assert driver.returncode == 0, output
+    assert "waits for aurora: cannot write: No space left on device at " in output and "! aurora: works again" in output
+    assert final_hash(run_dir) == final_hash(finished)
 
 
 def test_a_lost_and_an_altered_update_are_made_again_on_resume(finished: Path) -> None:
@@ -159,8 +194,8 @@ def test_a_lost_and_an_altered_update_are_made_again_on_resume(finished: Path) -
     assert versions[3] == before and set(versions) == {1, 2, 3, 4}
 
 
-def test_a_killed_interchange_ends_the_driver_with_a_message_and_a_resume_goes_on(tmp_path: Path) -> None:
-    """Parsl's executor of a batch site does not work without this process; a new driver starts another."""
+def test_a_killed_interchange_is_replaced_for_that_site_alone(tmp_path: Path, finished: Path) -> None:
+    """Parsl's executor of a batch site does not work without this process; the others notice nothing."""
     campaign, run_dir = write_campaign(tmp_path), tmp_path / "runs" / "nano"
     arguments = (campaign, "--sites", f"aurora={pilot_site(tmp_path)},frontier")
     driver = subprocess.Popen(
@@ -172,13 +207,15 @@ def test_a_killed_interchange_ends_the_driver_with_a_message_and_a_resume_goes_o
         text=True,
     )
     wait_until(lambda: list(run_dir.glob("sites/*/progress.json")), 60, unless=driver.poll)
+    token = journal(run_dir, "campaign_opened")[0]["token"]
     (pid,) = [r["interchange_pid"] for r in journal(run_dir, "executor_started") if "interchange_pid" in r]
+    assert pid in {process.pid for process in find_orphans(token)}  # as a driver that resumes would see it
     os.kill(pid, signal.SIGKILL)
-    output, _ = driver.communicate(timeout=patience(60))
-    assert driver.returncode == 1, output
-    assert "site aurora: Parsl's interchange" in output and "--resume" in output and "Traceback" not in output
-    assert find_orphans(journal(run_dir, "campaign_opened")[0]["token"]) == []
-    assert run(tmp_path, "--resume", run_dir).returncode == 0
+    output, _ = driver.communicate(timeout=patience(120))
+    assert driver.returncode == 0, output
+    assert "! aurora: its interchange (a process on this host) has ended; another is started" in output
+    assert final_hash(run_dir) == final_hash(finished)
+    assert find_orphans(token) == []
 
 
 def test_a_damaged_global_model_is_made_again(finished: Path) -> None:
@@ -190,3 +227,33 @@ def test_a_damaged_global_model_is_made_again(finished: Path) -> None:
     assert first.returncode in (0, 1) and "Traceback" not in first.stderr
     assert first.returncode == 0 or run(finished, "--resume", finished).returncode == 0
     assert sha256_file(path) == path.stem
+
+
+def test_a_path_that_a_shell_would_take_apart_and_variables_of_an_old_allocation(
+    tmp_path: Path, finished: Path
+) -> None:
+    """A laptop's folder, and a terminal that was once inside a batch job: nothing of it matters at local sites."""
+    folder = tmp_path / 'Uni; it\'s & "mine" $HOME ~ (2)'
+    folder.mkdir()
+    stale = {"SLURM_JOB_END_TIME": "1700000000", "CROSSFED_BLOCK_END": "1700000000", "PBS_JOBID": "1.old"}
+    ended = subprocess.run(
+        command(write_campaign(folder)),
+        cwd=folder,
+        env={**environment(), **stale},
+        capture_output=True,
+        text=True,
+        timeout=patience(240),
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert final_hash(folder / "runs" / "nano") == final_hash(finished)
+
+
+def test_the_reader_of_the_output_ends_and_the_campaign_does_not(tmp_path: Path, finished: Path) -> None:
+    write_campaign(tmp_path)
+    line = f"{' '.join(command('nano.yaml'))} | head -1; exit ${{PIPESTATUS[0]}}"
+    ended = subprocess.run(
+        ["bash", "-c", line], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=patience(240)
+    )
+    assert ended.returncode == 0 and "Traceback" not in ended.stderr
+    assert final_hash(tmp_path / "runs" / "nano") == final_hash(finished)
+    assert "is not read any more" in (tmp_path / "runs" / "nano" / "logs" / "driver.log").read_text()

@@ -62,7 +62,7 @@ def test_the_requests_are_those_of_the_machines(parts: dict[str, str]) -> None:
 )
 def test_how_training_is_started(parts: dict[str, str], site: str, launch: str) -> None:
     (line,) = [line for line in parts[site].splitlines() if line.startswith("# training: ")]
-    assert line.startswith(f"# training: {launch} ") and line.endswith("python -m apps.training.trainer JOB")
+    assert line.startswith(f"# training: {launch} ") and line.endswith("python -m apps.rank START")
 
 
 def test_the_memory_plan_of_each_machine(parts: dict[str, str]) -> None:

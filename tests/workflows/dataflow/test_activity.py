@@ -17,7 +17,9 @@ PROGRESS = {"round": 2, "phase": "training", "step": 3, "steps": 6}
 
 def kernel(progress: Any = None, watch: Any = None) -> Any:
     watches = {} if watch is None else {"north": watch}
-    return SimpleNamespace(globus=GlobusRoute(), watches=watches, progress=lambda site: progress)
+    return SimpleNamespace(
+        globus=GlobusRoute(), watches=watches, progress=lambda site: progress, seen_at=lambda site: None
+    )
 
 
 def futures(done: int) -> LocalRound:

@@ -115,10 +115,25 @@ def test_without_the_quorum_nothing_begins_and_a_resume_does(run: RunDirectory) 
     assert len(trained(run)) == len(SITES) * ROUNDS
 
 
-@pytest.mark.parametrize("kind", [UserMistake, StorageError, VersionMismatch])
-def test_a_mistake_is_reported_before_anything_trains_whatever_the_quorum(run: RunDirectory, kind: Any) -> None:
-    with pytest.raises(kind, match="there are no records"):
-        drive(run, at_first(kind("there are no records", site="site02"), 1), quorum=1)
+def test_a_mistake_of_the_request_is_reported_before_anything_trains_whatever_the_quorum(run: RunDirectory) -> None:
+    with pytest.raises(UserMistake, match="there are no records"):
+        drive(run, at_first(UserMistake("there are no records", site="site02"), 1), quorum=1)
+    assert trained(run) == []
+
+
+@pytest.mark.parametrize("kind", [StorageError, VersionMismatch])
+def test_what_is_wrong_at_a_site_ends_that_site_alone_if_the_others_suffice(run: RunDirectory, kind: Any) -> None:
+    assert drive(run, lambda site: kind("other code", site=site) if site == "site02" else None, quorum=2) is None
+    assert {site for site, _ in trained(run)} == {"site00", "site01"} and len(weights(run)) == ROUNDS
+    assert {(r["site"], r["round"]) for r in run.journal.events("task_failed")} == {("site02", n) for n in range(4)}
+
+
+@pytest.mark.parametrize("kind", [StorageError, VersionMismatch])
+def test_what_is_wrong_at_a_site_that_is_needed_is_reported_before_anything_trains(
+    run: RunDirectory, kind: Any
+) -> None:
+    with pytest.raises(kind, match="other code"):
+        drive(run, lambda site: kind("other code", site=site) if site == "site02" else None)
     assert trained(run) == []
 
 

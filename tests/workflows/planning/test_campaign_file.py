@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from campaigns import PROJECT, nano, write_campaign
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from apps.base.errors import UserMistake
+from workflows.planning.absolute_paths import absolute_model
 from workflows.planning.campaign import Campaign
 from workflows.planning.campaign_file import as_plain, as_yaml, differences, load_campaign, read_campaign
 from workflows.planning.overrides import apply_set, choose_sites
+from workflows.planning.shares import expanded, share_tasks
 from workflows.strategies import SECTIONS
 
 READY_MADE = sorted((PROJECT / "workflows" / "campaigns").glob("*.yaml"))
@@ -149,16 +153,95 @@ def test_a_wrong_set_is_reported(text: str) -> None:
         apply_set({"rounds": 3}, text)
 
 
-def test_sites_can_be_chosen_replaced_and_added() -> None:
+def test_sites_can_be_chosen_and_replaced() -> None:
     known = {"a": {"config": "local", "tasks": ["t"]}, "b": {"config": "local"}}
     assert choose_sites(known, "b") == {"b": {"config": "local"}}
-    assert choose_sites(known, "a=polaris") == {"a": {"config": "polaris", "tasks": ["t"]}}
-    assert choose_sites(known, "local, my/cluster.py") == {
-        "local": {"config": "local"},
-        "cluster": {"config": "my/cluster.py"},
-    }
+    assert choose_sites(known, "a = polaris") == {"a": {"config": "polaris", "tasks": ["t"]}}
     with pytest.raises(UserMistake, match="at least one"):
         choose_sites(known, " , ")
+    with pytest.raises(UserMistake, match="no site 'local'"):
+        choose_sites(known, "local, my/cluster.py")
+
+
+def test_the_tasks_of_sites_that_are_left_out_go_to_no_other_site(tmp_path: Path) -> None:
+    entries = {
+        "names": {"config": "local", "tasks": ["name_conversion"]},
+        "reactions": {"config": "local", "tasks": ["chemical_reaction"]},
+        "one": {"config": "local"},
+        "other": {"config": "local"},
+    }
+    path = saved(tmp_path, nano(sites=entries, data={}))
+
+    def shares(sites: str | None) -> dict[str, tuple[str, ...]]:
+        campaign = read_campaign(path, sites=sites)
+        return share_tasks(campaign, expanded("data.tasks", None, "embedded"))
+
+    with_all, with_two = shares(None), shares("names,one")
+    assert set(with_two["one"]) == {*with_all["one"], *with_all["other"]}  # what the campaign gives to no named site
+    assert with_two["names"] == with_all["names"]
+    taken = {task for name in ("names", "reactions") for task in with_all[name]}
+    assert not taken & set(shares("one")["one"])
+
+
+def test_a_text_is_set_as_it_stands() -> None:
+    raw: dict[str, Any] = {}
+    for text in ("data.prompt=Q: {input} A:", "name=123", "model.source=0123", "rounds=3", 'data.source="a: b"'):
+        apply_set(raw, text)
+    assert raw == {
+        "data": {"prompt": "Q: {input} A:", "source": "a: b"},
+        "name": "123",
+        "model": {"source": "0123"},
+        "rounds": 3,
+    }
+    apply_set(raw, 'data.prompt="Q: {input}\\nA:"')
+    assert raw["data"]["prompt"] == "Q: {input}\nA:"
+
+
+def test_paths_do_not_depend_on_the_folder_of_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch job starts elsewhere; the records of a site behind Globus are not on this machine at all."""
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    entries = {
+        "here": {"config": "my/cluster.py", "data": "records", "model": "~/model"},
+        "there": {"config": "local", "route": "globus", "data": "~/records", "model": "./model"},
+    }
+    own_block = {"site": {"config": "my/cluster.py", "nodes": 2}}
+    changes = {"data": {"source": "../data.zip"}, "model": {"source": "models/mine"}, "server": own_block}
+    campaign = read_campaign(saved(tmp_path, nano(sites=entries, **changes)))
+    assert getattr(campaign.server.site, "config", "") == str(tmp_path / "my" / "cluster.py")
+    assert campaign.data.source == str(tmp_path.parent / "data.zip")
+    assert campaign.model.source == str(tmp_path / "models" / "mine")
+    here, there = campaign.sites["here"], campaign.sites["there"]
+    assert (here.data, here.model) == (str(tmp_path / "records"), "/home/me/model")
+    assert here.config == str(tmp_path / "my" / "cluster.py")
+    assert (there.data, there.model) == ("~/records", "./model")
+    for name in ("org/model", "gpt2", "tiny", "smollm2-135m-instruct"):
+        assert absolute_model(name) == name
+
+
+@pytest.mark.parametrize(
+    "prompt", ['{"question": "{input}"}', "\\frac{1}{2 x} {input}", "[INST] {input} [/INST]", "{ {input} }"]
+)
+def test_braces_in_a_prompt_are_text(prompt: str) -> None:
+    assert Campaign.model_validate(nano(data={"prompt": prompt})).data.prompt == prompt
+
+
+@pytest.mark.parametrize(
+    "prompt", ["{{input}}", "{ input }", "{input}{input}", "{Input}", "{}", "{0} {input}", "{output}", "no place"]
+)
+def test_a_prompt_that_would_be_trained_on_as_text_is_refused(prompt: str) -> None:
+    with pytest.raises(ValidationError, match="data.prompt"):
+        Campaign.model_validate(nano(data={"prompt": prompt}))
+
+
+def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
+    path = saved(tmp_path, nano(rounds=0, seed="x", evaluation=None, stepz=3))
+    with pytest.raises(UserMistake) as refused:
+        read_campaign(path)
+    lines = str(refused.value).splitlines()
+    assert [line.split(": ")[1] for line in lines] == ["stepz", "seed", "rounds", "evaluation"]
+    assert lines[-1].endswith("evaluation: a section with keys (site, split, per_task, batch_size, ...), got None")
 
 
 def test_a_campaign_written_and_read_is_the_same(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,11 @@ def test_an_edited_campaign_file_is_refused_with_the_difference(run: RunDirector
         resumed(run, None, [], None)
 
 
+def test_a_site_that_is_left_out_is_named_with_what_to_do_instead(run: RunDirectory) -> None:
+    with pytest.raises(UserMistake, match=r"keeps its sites, frontier would be missing.*strategy\.quorum=N"):
+        resumed(run, None, [], "aurora")
+
+
 def test_an_edited_campaign_file_may_raise_the_rounds(run: RunDirectory, source: Path) -> None:
     source.write_text(yaml.safe_dump(nano(rounds=4)))
     assert resumed(run, None, [], None).rounds == 4
@@ -70,8 +76,6 @@ def test_a_site_may_move_to_another_machine_but_keeps_its_tasks(run: RunDirector
     assert moved.sites["aurora"].settings == {"threads": 2}
     with pytest.raises(UserMistake, match=r"sites\.aurora\.tasks"):
         resumed(run, None, ["sites.aurora.tasks=[retrosynthesis]"], None)
-    with pytest.raises(UserMistake, match=r"sites\.frontier"):
-        resumed(run, None, [], "aurora")
 
 
 def test_a_deadline_helps_a_round_that_waits_for_a_queue(run: RunDirectory) -> None:
@@ -135,6 +139,9 @@ def test_names_are_numbered_and_unfinished_runs_named(
     campaign = load_campaign(source)
     assert choose_path(campaign, None) == (Path("runs/nano-2"), Path("runs/nano"))
     assert choose_path(campaign, "other") == (Path("runs/other"), None)
+    with pytest.raises(UserMistake, match=rf"runs/nano exists and is running \(process {os.getpid()} on "):
+        choose_path(campaign, "nano")
+    run.lock.close()
     with pytest.raises(UserMistake, match=r"unfinished; resume it: .* --resume runs/nano"):
         choose_path(campaign, "nano")
     run.journal.write("campaign_finished", rounds=3, seconds=1)

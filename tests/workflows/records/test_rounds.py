@@ -184,7 +184,7 @@ def test_the_work_of_a_site_belongs_to_the_next_version(versions: Journal) -> No
 class FakeEngine:
     def __init__(self, journal: Journal) -> None:
         self.run = SimpleNamespace(journal=journal)
-        self.plan = SimpleNamespace(campaign=SimpleNamespace(evaluation=SimpleNamespace(sites=True)))
+        self.plan = SimpleNamespace(campaign=SimpleNamespace(evaluation=SimpleNamespace(sites=True)), server_blocks=[])
 
     def activity(self, site: str) -> SiteActivity:
         progress: Any = {"round": 2, "step": 3, "steps": 6, "loss": 1.5, "tokens_per_s": 90.0}

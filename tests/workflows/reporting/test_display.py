@@ -27,7 +27,11 @@ def facts(state: Any, started: float | None, reason: str = "") -> JobFacts:
 
 def watch(*jobs: WatchedJob) -> Any:
     """Return a watch with these jobs and the real text about them."""
-    found: Any = SimpleNamespace(jobs={job.job_id: job for job in jobs}, block=SimpleNamespace(walltime_s=3600))
+    found: Any = SimpleNamespace(
+        jobs={job.job_id: job for job in jobs},
+        block=SimpleNamespace(walltime_s=3600),
+        executor=SimpleNamespace(provider=None),
+    )
     found.state = lambda: BlockWatch.state(found)
     found.running = lambda: BlockWatch.running(found)
     return found
@@ -150,6 +154,25 @@ def ended(state: str, reason: str = "", **more: Any) -> dict[str, Any]:
             "north: 2 jobs of an earlier driver cancelled: 14, 15",
         ),
         ({"event": "block_replaced", "site": "north", "reason": "it was broken"}, "north: it was broken"),
+        (
+            {"event": "block_failed", "site": "north", "kind": "failed", "reason": "/store/north/certificates: gone"},
+            "north: a block has failed: /store/north/certificates: gone",
+        ),
+        (
+            {"event": "site_waits", "site": "north", "round": 3, "reason": "No space left at /x; free space"},
+            "round 3 waits for north: No space left at /x; free space",
+        ),
+        (
+            {"event": "site_waits", "site": "north", "round": 0, "reason": "No space left at /x"},
+            "the start waits for north: No space left at /x",
+        ),
+        ({"event": "site_back", "site": "north"}, "north: works again"),
+        (
+            ended("completed") | {"asked": False, "busy": True},
+            "north: block 4711 has ended, completed, with work on it; its work continues in the next block",
+        ),
+        (ended("completed") | {"asked": False, "busy": False}, None),
+        (ended("completed") | {"asked": True, "busy": True}, None),
         ({"event": "update_refused", "site": "north", "reason": "site north: not finite"}, "site north: not finite"),
         (
             {"event": "compute_unreachable", "reason": "503 Service Unavailable"},

@@ -23,7 +23,10 @@ from site_configs.local import site as local_site
 from workflows.records.journal import Journal
 from workflows.records.queue_history import read_history
 from workflows.runtime import block_watch as blocks
-from workflows.runtime.block_watch import SETTLE_S, BlockWatch, cancel_leftovers, watch_blocks
+from workflows.runtime import leftovers
+from workflows.runtime.block_watch import SETTLE_S, BlockWatch, watch_blocks
+from workflows.runtime.leftovers import cancel_leftovers, leftover_problems
+from workflows.runtime.site_executor import SiteExecutor
 
 QUEUE = Queue("small", 1, 8, 7200, date(2026, 8, 19), "a guide")
 BLOCK = Block("slurm", QUEUE, 2, 5400, "ABC")
@@ -93,7 +96,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, clock: Any) -> Script:
     script = Script()
-    monkeypatch.setattr(blocks, "scheduler_for", lambda kind, environment: script)
+    for module in (blocks, leftovers):
+        monkeypatch.setattr(module, "scheduler_for", lambda kind, environment: script)
     monkeypatch.setattr(blocks, "END_STATES_S", 0.3)
     monkeypatch.setattr(blocks, "CLOSING_PERIOD_S", 0.01)
     monkeypatch.setenv("CROSSFED_HISTORY", str(tmp_path / "history.csv"))
@@ -410,3 +414,97 @@ def test_each_batch_site_has_its_watcher(script: Script, diary: Journal, tmp_pat
         for watch in watches.values():
             watch.close()
     assert not any(watch.thread.is_alive() for watch in watches.values())
+
+
+# -- what the scheduler says and what the workers say ------------------------------------------------------------
+
+
+@pytest.fixture
+def manned(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """The watcher with the executor of a batch site; its block runs and its worker pool is connected."""
+    executor = object.__new__(SiteExecutor)
+    executor.blocks_to_job_id, executor.job_ids_to_block = world.submitted, {"7": "0"}
+    executor._provider, executor._tasks = provider, _ = SlurmBlocks(BLOCK), dict[Any, Any]()
+    monkeypatch.setattr(provider, "scheduler", world.script)
+    provider.resources["7"] = {"job_stderr_path": str(world.folder / "err"), "job_stdout_path": "nowhere", "status": 0}
+    monkeypatch.setattr(provider, "_set", lambda job_id, state, message=None: None)
+    now = [0.0]
+    world.watch.executor, world.watch.workers.clock = executor, lambda: now[0]
+    world.watch.workers.unmanaged_s = 180.0
+    executor.registered, executor.managers = ("0",), ({"block_id": "0"},)
+    world.script.found, world.pass_s = [], lambda seconds: now.__setitem__(0, now[0] + seconds)  # type: ignore[attr-defined]
+    world.tell(RUNNING)
+    return world
+
+
+def after(world: World, seconds: float) -> None:
+    """Let time pass for the watcher, with a look every minute."""
+    for _ in range(int(seconds // 60)):
+        world.pass_s(60)  # type: ignore[attr-defined]
+        world.watch.look()
+
+
+def test_a_block_whose_node_hangs_is_cancelled_and_told(manned: World) -> None:
+    manned.watch.executor.managers = ()  # dropped by the interchange; the scheduler says that it runs
+    after(manned, 180)
+    assert manned.script.cancelled == []
+    after(manned, 60)
+    assert manned.script.cancelled == ["7"]
+    (told,) = manned.told("block_replaced")
+    assert told["site"] == "alpha" and told["reason"].startswith("block 7 runs, but its workers have not answered for ")
+    manned.tell(facts("cancelled", started=NOW - 20, ended=NOW))
+    (ended,) = manned.told("block_ended")
+    assert ended["state"] == "node_fail" and ended["reason"].startswith("its workers have not answered for ")
+
+
+def test_a_block_whose_workers_are_connected_is_kept_however_long(manned: World) -> None:
+    after(manned, 3600)
+    assert manned.script.cancelled == [] and not manned.told("block_replaced", "start_slow")
+
+
+def test_nothing_is_taken_from_an_interchange_that_does_not_answer(manned: World) -> None:
+    manned.watch.executor.managers, manned.watch.executor.silent_since = (), 1.0
+    after(manned, 3600)
+    assert manned.script.cancelled == []
+
+
+def test_a_block_whose_workers_do_not_come_is_told_once_with_its_last_output(manned: World) -> None:
+    manned.watch.executor.registered, manned.watch.executor.managers = (), ()
+    manned.watch.workers.sights.clear()
+    (manned.folder / "err").write_text("Loading modules\n\nwaiting for the container registry\n\n")
+    after(manned, 540)
+    assert not manned.told("start_slow")
+    after(manned, 3600)
+    (told,) = manned.told("start_slow")
+    assert told["reason"] == (
+        "block 7 has run for 11 min and its worker has not connected; last output: waiting for the container registry"
+    )
+    assert manned.script.cancelled == []
+
+
+def test_the_drop_and_the_wait_follow_the_sites_heartbeats(script: Script, tmp_path: Path) -> None:
+    def wait_of(heartbeat_s: int, period_s: float) -> float:
+        site = dataclasses.replace(batch_site(), heartbeat_s=heartbeat_s)
+        return BlockWatch(site, "m", object(), Journal(tmp_path / "j"), "c", "cf", period_s).workers.unmanaged_s
+
+    assert wait_of(600, 60) == 180 and wait_of(3, 1) == 6 and wait_of(1, 10) == 30
+
+
+# -- a scheduler that is silent at a resume ----------------------------------------------------------------------
+
+
+def test_a_silent_scheduler_holds_its_site_alone(script: Script, tmp_path: Path) -> None:
+    script.found = [None]
+    found = leftover_problems([batch_site("alpha")], "cf-12", Journal(tmp_path / "journal.jsonl"))
+    assert found == {"alpha": "the scheduler does not answer"}
+    assert leftover_problems([batch_site("alpha"), batch_site("beta")], "cf", Journal(tmp_path / "journal.jsonl")) == {}
+
+
+def test_a_held_site_is_let_go_once_its_leftovers_are_cancelled(manned: World) -> None:
+    executor = manned.watch.executor
+    executor.held, manned.script.found = "waits: the scheduler does not answer", [None, [facts("pending", "5")]]
+    manned.watch.look()
+    assert executor.held and executor.scale_out_facade(1) == []
+    manned.watch.look()
+    assert executor.held == "" and manned.script.cancelled == ["5"]
+    assert [r["job_ids"] for r in manned.told("blocks_cancelled")] == [["5"]] and manned.told("site_back")

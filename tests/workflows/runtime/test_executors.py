@@ -26,7 +26,7 @@ from parsl.executors.errors import BadStateException
 from parsl.jobs.states import JobState, JobStatus
 from parsl.launchers.base import Launcher
 
-from apps.base.errors import CrossfedError, UserMistake
+from apps.base.errors import UserMistake
 from apps.base.own_packages import ROOT
 from site_configs.library import status_provider
 from site_configs.library.machine import block_provider
@@ -89,7 +89,10 @@ def test_the_end_of_the_block_is_set_before_the_setup_takes_its_time(tmp_path: P
 
 
 def test_a_site_without_blocks_has_no_end(tmp_path: Path) -> None:
-    assert "CROSSFED_BLOCK_END" not in worker_init(local_site("alpha", tmp_path))
+    site = local_site("alpha", tmp_path)
+    stale = {"CROSSFED_BLOCK_END": "1900000000", "SLURM_JOB_END_TIME": "1900000000", "PATH": os.environ["PATH"]}
+    script = f"{worker_init(site)}\necho ${{CROSSFED_BLOCK_END-none}} ${{SLURM_JOB_END_TIME-none}}"
+    assert subprocess.run(["bash", "-c", script], env=stale, capture_output=True, text=True).stdout == "none none\n"
 
 
 def test_token_and_environment_reach_the_worker_word_for_word(tmp_path: Path, token: str) -> None:
@@ -202,7 +205,7 @@ def test_the_configuration_of_a_run(tmp_path: Path) -> None:
     config = make_config(plan, tmp_path / "run", BasicMemoizer(), *ways)
     executors: list[Any] = list(config.executors)
     assert [executor.label for executor in executors] == [*("alpha", "server-block", "beta", "evaluator", "server")]
-    assert [type(executor).__name__ for executor in executors] == [*["BlockExecutor"] * 2, *["LocalExecutor"] * 3]
+    assert [type(executor).__name__ for executor in executors] == [*["SiteExecutor"] * 2, *["LocalExecutor"] * 3]
     assert len({executor.server for executor in executors[2:]}) == 1  # one process loads the libraries
     assert config.max_idletime == executors_module.IDLE_S and config.retries == 2
     assert config.usage_tracking == 0 and config.run_dir == str(tmp_path / "run" / "parsl")
@@ -299,7 +302,7 @@ def make_rig(monkeypatch: pytest.MonkeyPatch, reuse: str) -> Rig:
     kernel = object.__new__(Kernel)
     kernel.kernel = SimpleNamespace(executors={"alpha": executor})  # type: ignore[assignment]
     kernel.watches = {"alpha": SimpleNamespace(block=dataclasses.replace(BLOCK, reuse=reuse))}  # type: ignore[dict-item]
-    kernel.busy_until, kernel.interchanges = {"alpha": clock.now}, {"alpha": process}
+    kernel.busy_until, kernel.ailing = {"alpha": clock.now}, {}
     return Rig(kernel, executor, clock, process)
 
 
@@ -342,24 +345,6 @@ def test_a_pilot_block_is_kept_without_work(monkeypatch: pytest.MonkeyPatch) -> 
     assert make_rig(monkeypatch, "pilot").after(1e6) == 0
 
 
-def test_a_dead_interchange_and_lost_results_end_the_driver(rig: Rig) -> None:
-    rig.process.poll = lambda: -9
-    with pytest.raises(CrossfedError, match="site alpha: Parsl's interchange or its results have ended"):
-        rig.kernel.check_health()
-    rig.process.poll = lambda: None
-    rig.executor._result_queue_thread = SimpleNamespace(is_alive=lambda: False)
-    assert rig.kernel.dead_executors() == ["alpha"]
-
-
-def test_a_site_that_was_given_up_does_not_end_the_driver(rig: Rig) -> None:
-    """Parsl stops to read results there; the site's tasks fail with the reason, and the round goes by its quorum."""
-    rig.executor.bad_state_is_set = True
-    rig.executor._result_queue_thread = SimpleNamespace(is_alive=lambda: False)
-    assert rig.kernel.dead_executors() == []
-    rig.process.poll = lambda: 0
-    assert rig.kernel.dead_executors() == ["alpha"]
-
-
 def failed(error: Exception) -> Future[Any]:
     future: Future[Any] = Future()
     future.set_exception(error)
@@ -400,7 +385,6 @@ def test_with_real_parsl_a_site_that_refuses_every_block_is_given_up(
     )
     kernel = object.__new__(Kernel)
     with DataFlowKernel(config) as kernel.kernel:
-        kernel.interchanges = {"alpha": executor.interchange_proc}  # type: ignore[dict-item]
         future = python_app(abs, data_flow_kernel=kernel.kernel, executors=["alpha"])(-1)
         assert future.exception(timeout=60) is not None
         error = root_cause(future)

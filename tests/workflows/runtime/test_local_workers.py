@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -22,12 +23,13 @@ from patience import patience, wait_until
 
 from apps.base.errors import BlockTooShort, TaskError, WorkersLost
 from site_configs.local import site as local_site
-from workflows.runtime import worker_start
-from workflows.runtime.local_workers import LOST, LocalExecutor, last_line, local_executors
+from workflows.runtime import local_workers, worker_start
+from workflows.runtime.local_workers import LOST, LocalExecutor, local_executors
 from workflows.runtime.orphans import TOKEN_VARIABLE, end_orphans, find_orphans
+from workflows.runtime.output import last_line
 from workflows.runtime.worker_start import PRELOADED, server_start
 
-TOKEN = "of-this-test"
+TOKEN = secrets.token_hex(8)  # another run of these tests may be under way
 
 
 @dataclass
@@ -61,7 +63,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
         sites = {name: local_site(name, tmp_path) for name in names or ("aurora",)}
         first = next(iter(sites))
         sites[first] = replace(sites[first], **changes)
-        executors = local_executors(sites, tmp_path, lambda site, reason: losses.append((site, reason)))
+        executors = local_executors(sites, tmp_path, lambda site, reason, event: losses.append((site, reason)))
         for executor in executors.values():
             executor.start()
             started.append(executor)
@@ -255,3 +257,26 @@ def test_the_last_line_of_a_log(tmp_path: Path) -> None:
     assert last_line(log) == "no output"
     log.write_bytes(b"\xff first\n\n")
     assert last_line(log).endswith("first")
+
+
+def test_a_worker_that_does_not_start_is_reported_once_with_its_last_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Start lines that hang: nothing fails, and the site would stand still without a word."""
+    monkeypatch.setattr(local_workers, "SLOW_START_S", 0.5)
+    site = replace(local_site("aurora", tmp_path), setup="echo waiting for a licence >&2\nwhile true; do sleep 1; done")
+    notes: list[tuple[str, str, str]] = []
+    (executor,) = local_executors({"aurora": site}, tmp_path, lambda *note: notes.append(note)).values()
+    executor.start()
+    try:
+        executor.submit(os.getpid, {})
+        wait_until(lambda: notes)
+        time.sleep(2)
+    finally:
+        process = executor.server.process
+        executor.shutdown()
+        if process is not None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert notes == [
+        ("aurora", "its workers have not started for 0 s; last output: waiting for a licence", "start_slow"),
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
 import sys
 from pathlib import Path
@@ -45,13 +46,14 @@ def test_orphans_are_found_by_their_token_and_ended() -> None:
         assert started.stdout is not None and started.stdout.readline() == b"ready\n"
         return started
 
+    one, two = secrets.token_hex(8), secrets.token_hex(8)
     stubborn = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);" + SLEEPER
-    mine, deaf, other = sleeper("one"), sleeper("one", stubborn), sleeper("two")
+    mine, deaf, other = sleeper(one), sleeper(one, stubborn), sleeper(two)
     try:
-        assert {p.pid for p in find_orphans("one")} == {mine.pid, deaf.pid}
-        assert set(end_orphans("one")) == {mine.pid, deaf.pid}
+        assert {p.pid for p in find_orphans(one)} == {mine.pid, deaf.pid}
+        assert set(end_orphans(one)) == {mine.pid, deaf.pid}
         assert not psutil.pid_exists(mine.pid) and not psutil.pid_exists(deaf.pid)
-        assert other.poll() is None and find_orphans("one") == []
+        assert other.poll() is None and find_orphans(one) == []
     finally:
         other.kill()
         other.wait()

@@ -75,6 +75,8 @@ def test_a_waiting_job(reason: str, expected: float | None, shown: str) -> None:
         ("JobHeldAdmin", "held", True),
         ("launch failed requeued held", "held", True),
         ("DependencyNeverSatisfied", "has failed", True),
+        ("Job held", "held", True),
+        ("Not Running: project ABC has a negative balance", "too few hours", True),
         ("Licenses", "licence", False),
         ("Not Running: User has reached queue debug running job limit.", "a limit", False),
         ("Not Running: Queue prod is not started", "stopped by the facility", False),

@@ -11,6 +11,7 @@ from workflows.console.units import bytes_text, plural
 from workflows.planning.memory.estimate import BFLOAT16, FLOAT32, Need, TrainingSetup
 from workflows.planning.memory.model import ModelShape, shape_of
 from workflows.planning.memory.plan import MemoryPlan, plan_site
+from workflows.planning.memory.round_time import describe_round, round_time
 from workflows.planning.memory.speed import estimate, rates_of
 
 if TYPE_CHECKING:
@@ -60,6 +61,18 @@ def samples_per_s(site: Site, plan: MemoryPlan, shape: ModelShape | None, setup:
     if not (plan.need and shape and rates):
         return None
     return estimate(shape, setup, plan.machine, plan.choice, rates).samples_per_s * plan.occupancy
+
+
+def describe_rounds(
+    site: Site, plan: MemoryPlan, shape: ModelShape | None, setup: TrainingSetup, campaign: Campaign
+) -> list[str]:
+    """Return the lines about how a block's time divides in a round; none if the site's speed is unknown."""
+    rate, training = samples_per_s(site, plan, shape, setup), campaign.training
+    if not (rate and shape) or campaign.period != "round":
+        return []
+    samples = training.steps * training.accumulate * training.batch_size
+    time = round_time(shape, setup, samples, rate, plan.machine.nodes, training.checkpoint_s)
+    return describe_round(time, training.steps)
 
 
 def idle_text(plan: MemoryPlan) -> str:

@@ -279,6 +279,20 @@ def test_output_that_is_no_utf8(squeue: Callable[..., Slurm]) -> None:
     ]
 
 
+def test_several_partitions_and_a_queue_with_its_server(squeue: Callable[..., Slurm], tmp_path: Path) -> None:
+    slurm = squeue(f"{row().replace('|debug|', '|a,debug|')}\n")
+    assert [job.job_id for job in slurm.mine("debug,b") or ()] == ["7"] and slurm.mine("b") == []
+    (tmp_path / "scontrol").write_text(
+        "#!/bin/sh\n[ $4 = a ] && echo PartitionName=a State=UP && exit 0\n"
+        "[ $4 = b ] && echo PartitionName=b State=DOWN && exit 0\necho Partition $4 not found; exit 1\n"
+    )
+    (tmp_path / "scontrol").chmod(0o755)
+    assert slurm.queue_problem("a,b") is None and "partition b is down" in str(slurm.queue_problem("b,c"))
+    (tmp_path / "qstat").write_text('#!/bin/sh\necho \'{"Queue": {"workq": {"enabled": "True"}}}\'\n')
+    (tmp_path / "qstat").chmod(0o755)
+    assert Pbs(slurm.environment).queue_problem("workq@srv") is None
+
+
 def test_numbers_of_nodes() -> None:
     assert [count(text) for text in ("4", "9K", "1.5K", "2-4", "N/A", "")] == [4, 9216, 1536, 2, 1, 1]
 

@@ -229,6 +229,12 @@ def test_live_states_of_a_pbs_job(letter: str, state: str) -> None:
     assert isinstance(job, JobFacts) and (job.state, job.ended, job.exit_code) == (state, None, None)
 
 
+def test_a_held_pbs_job_says_so() -> None:
+    attributes = {k: v for k, v in PBS_JOB.items() if k not in ("Exit_status", "stime", "comment")}
+    job = job_facts("7", {**attributes, "job_state": "H"})
+    assert isinstance(job, JobFacts) and job.reason == "Job held"
+
+
 def test_a_job_that_moved_to_another_server_is_unknown() -> None:
     assert job_facts("7.pbs-01", {**PBS_JOB, "job_state": "M"}) is UNKNOWN
 

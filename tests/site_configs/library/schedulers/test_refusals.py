@@ -58,6 +58,9 @@ SENTENCES = {
         "sbatch: error: Allocation of account abc123 has expired",
         "sbatch: error: Account abc123 is expired",
         "sbatch: error: Not enough node-hours left",
+        "sbatch: error: Job cost estimated at 384.00 node hours exceeds the remaining balance of 12.00",
+        "qsub: project ABC has no node-hours left",
+        "sbatch: error: The account abc123_g has ended on 2026-09-30",
     ],
     "request": [
         "qsub: Unknown queue",

@@ -186,6 +186,11 @@ def test_the_sentences_of_slurm_about_wrong_requests(slurm_site: SlurmCluster, o
     assert classify(str(refused.value)).cause == cause, refused.value
 
 
+def test_of_two_lines_about_one_option_the_last_counts(slurm_site: SlurmCluster) -> None:
+    job_id = slurm_site.submit("#SBATCH --partition=debug\n#SBATCH --partition=regular\nsleep 60", "--hold")
+    assert facts(slurm_site, job_id).queue == "regular"
+
+
 def test_slurm_refuses_a_job_beyond_a_limit_and_says_so(slurm_site: SlurmCluster) -> None:
     for _ in range(4):
         slurm_site.submit("sleep 60", "--partition=regular", "--hold")
