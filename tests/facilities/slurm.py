@@ -202,6 +202,8 @@ def slurm_cluster(
     refuse_beyond_limits: bool = True,
     hosts: Sequence[NodeHost] = (),
     address: str = "127.0.0.1",
+    mpi: str = "pmi2",
+    task_prolog: str = "",
 ) -> Iterator[SlurmCluster]:
     """Yield a cluster with all nodes idle; no process of it is left afterwards.
 
@@ -222,6 +224,8 @@ def slurm_cluster(
         refuse_beyond_limits: sbatch refuses a job that no partition allows; else such a job waits for ever.
         hosts: nodes with host names and addresses of their own, in place of ``nodes`` on this host.
         address: of the controller.
+        mpi: plugin of srun.
+        task_prolog: program that prints variables of each task as ``export NAME=VALUE``.
     """
     home = root / name
     make_folders(home)
@@ -235,7 +239,7 @@ def slurm_cluster(
             munge_socket = accounting.munge_socket
         plan = ClusterPlan(name, base, nodes, cpus, gpus, tuple(partitions), munge_socket, tuple(features))
         plan = plan.with_limits(licenses or {}, kill_wait_s, remember_s, refuse_beyond_limits)
-        plan = replace(plan, hosts=tuple(hosts), address=address)
+        plan = replace(plan, hosts=tuple(hosts), address=address, mpi=mpi, task_prolog=task_prolog)
         write_configuration(plan, home, accounting.port if accounting else None)
         cluster = SlurmCluster(plan, home)
         if accounting is not None:

@@ -32,7 +32,7 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
 SwitchType=switch/none
-MpiDefault=pmi2
+MpiDefault={mpi}
 # believe the declared hardware, not the real one
 SlurmdParameters=config_overrides
 SelectType=select/cons_tres
@@ -113,6 +113,8 @@ class ClusterPlan:
     refuse_beyond_limits: bool = True
     hosts: tuple[NodeHost, ...] = ()  # empty: all nodes are on this host
     address: str = "127.0.0.1"  # of the controller
+    mpi: str = "pmi2"
+    task_prolog: str = ""  # program that prints variables of each task
 
     def with_limits(
         self, licenses: Mapping[str, int], kill_wait_s: int, remember_s: int, refuse_beyond_limits: bool
@@ -143,6 +145,8 @@ def write_configuration(plan: ClusterPlan, root: Path, accounting_port: int | No
         lines += ACCOUNTED.format(port=accounting_port, munge_socket=plan.munge_socket)
     if plan.licenses:
         lines += "Licenses=" + ",".join(f"{name}:{count}" for name, count in plan.licenses.items()) + "\n"
+    if plan.task_prolog:
+        lines += f"TaskProlog={plan.task_prolog}\n"
     if plan.preempts:
         lines += "PreemptType=preempt/partition_prio\nPreemptMode=CANCEL\n"
     (root / "etc" / "slurm.conf").write_text(lines + node_line(plan) + partition_lines(plan))
@@ -161,6 +165,7 @@ def common_lines(plan: ClusterPlan, root: Path) -> str:
         first_srun_port=plan.base + 50,
         last_srun_port=plan.base + 97,
         munge_socket=plan.munge_socket,
+        mpi=plan.mpi,
         kill_wait_s=plan.kill_wait_s,
         remember_s=plan.remember_s,
         enforce="ALL" if plan.refuse_beyond_limits else "NO",

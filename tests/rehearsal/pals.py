@@ -2,9 +2,8 @@
 
 ``pals.py KIND POLICY_FILE ARGUMENTS...`` is the launcher, ``pals.py --rank KIND ... PROGRAM...`` a rank.
 
-Sources of the variables. Aurora: the environment of a user's job 8824786 (public note "Fix 23, PALS provides no global
-size"): PALS runs with PALS_PMI=pmix and sets no size over all nodes. Polaris: ALCF's guide of 2026-08-19, which uses
-PMI_RANK, PMI_LOCAL_RANK and PMI_SIZE.
+The tables of variables and their sources are those of ``launcher_variables``; a test compares. This file is run by
+nodes and imports nothing of the project.
 """
 
 from __future__ import annotations
@@ -34,12 +33,13 @@ FOREIGN = ("SLURM", "SRUN", "PMI", "PALS", "MPI", "OMPI", "LAUNCH_NODE")  # what
 
 def variables(kind: str, rank: int, local_rank: int, node: int, ranks: int, per_node: int, app: str) -> dict[str, str]:
     """Return the variables of one rank at ``aurora`` or ``polaris``."""
-    common = {"PALS_RANKID": rank, "PALS_LOCAL_RANKID": local_rank, "PALS_NODEID": node, "PALS_DEPTH": 1}
-    found: dict[str, object] = {**common, "PALS_APID": app}
+    found: dict[str, object] = {"PALS_RANKID": rank, "PALS_LOCAL_RANKID": local_rank, "PALS_NODEID": node}
+    found |= {"PALS_LOCAL_SIZE": per_node, "PALS_DEPTH": 1, "PALS_APID": app}
     if kind == "aurora":
-        found |= {"PALS_LOCAL_SIZE": per_node, "PALS_PMI": "pmix"}
+        found |= {"PALS_PMI": "pmix", "PMIX_RANK": rank, "PMIX_NAMESPACE": app}
     else:
         found |= {"PMI_RANK": rank, "PMI_LOCAL_RANK": local_rank, "PMI_SIZE": ranks, "PMI_LOCAL_SIZE": per_node}
+        found |= {"PMI_UNIVERSE_SIZE": ranks, "PMI_JOBID": app, "PMI_CONTROL_PORT": 28000 + node}
     return {name: str(value) for name, value in found.items()}
 
 

@@ -23,6 +23,17 @@ from rehearsal.facility import Facility
 ROOT = Path("/var/spool")
 ODD = (("function", "Q"), ("zeros", "M"), ("control", "B"))  # other jobs of the same user, see facilities.pbs_odd
 
+# what the plugin cray_shasta adds to the variables of srun, see launcher_variables; nothing in the batch script
+CRAY_PROLOG = Path("/run/task_prolog")
+CRAY = """\
+#!/bin/sh
+[ "$SLURM_STEP_ID" -lt 1000000 ] || exit 0
+echo "export PALS_APID=$SLURM_JOB_ID.$SLURM_STEP_ID"
+echo "export PALS_RANKID=$SLURM_PROCID"
+echo "export PALS_NODEID=$SLURM_NODEID"
+echo "export PALS_SPOOL_DIR=/var/spool"
+"""
+
 
 @dataclass
 class Running:
@@ -63,6 +74,8 @@ def slurm_controller(facility: Facility, nodes: dict[str, int]) -> Iterator[Runn
         "perlmutter": (Partition("gpu_ss11", max_time="2-00:00:00"),),
     }[facility.name]
     hosts = node_hosts(facility, nodes)
+    CRAY_PROLOG.write_text(CRAY)
+    CRAY_PROLOG.chmod(0o755)
     made = slurm_cluster(
         ROOT,
         facility.name,
@@ -72,6 +85,8 @@ def slurm_controller(facility: Facility, nodes: dict[str, int]) -> Iterator[Runn
         features=facility.system,
         hosts=hosts,
         address=facility.login_address,
+        mpi="none",
+        task_prolog=str(CRAY_PROLOG),
     )
     with made as cluster:
         yield Running(cluster, "/usr/bin", dict(cluster.environment))

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from launcher_variables import APID, LAUNCHERS
 from patience import patience
 
 from rehearsal.facility import FACILITIES
@@ -20,18 +21,10 @@ from rehearsal.separation import needs_user_namespace
 RUN = Path(__file__).resolve().parent / "run.py"
 
 
-def test_the_ranks_of_aurora_are_not_told_how_many_they_are() -> None:
-    own = variables("aurora", rank=3, local_rank=1, node=1, ranks=4, per_node=2, app="a1")
-    assert own == {
-        "PALS_RANKID": "3",
-        "PALS_LOCAL_RANKID": "1",
-        "PALS_LOCAL_SIZE": "2",
-        "PALS_NODEID": "1",
-        "PALS_DEPTH": "1",
-        "PALS_APID": "a1",
-        "PALS_PMI": "pmix",
-    }
-    assert not any("SIZE" in name for name in own if name != "PALS_LOCAL_SIZE")
+@pytest.mark.parametrize("kind", ["aurora", "polaris"])
+def test_ranks_get_the_variables_of_the_facility(kind: str) -> None:
+    own = variables(kind, rank=3, local_rank=1, node=1, ranks=4, per_node=2, app=APID)
+    assert own == LAUNCHERS[kind](3, 4, 2)
 
 
 def test_ranks_have_no_variable_of_the_launcher_below() -> None:
