@@ -54,9 +54,10 @@ lint: setup  ## ruff and mypy
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
-bench: setup  ## measure aggregation and orchestration
+bench: setup  ## measure aggregation, orchestration and the data of a round
 	$(BIN)/python tests/benchmarks/aggregation.py
 	$(BIN)/python tests/benchmarks/orchestration.py
+	$(BIN)/python tests/benchmarks/shard.py
 	$(BIN)/python tests/benchmarks/kept_ranks.py
 
 study: setup  ## compare all strategies in virtual time under bursty queues (minutes)

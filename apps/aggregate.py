@@ -10,10 +10,12 @@ from typing import Any
 from apps.artifacts.lora import aggregate_adapters
 from apps.artifacts.server_optimizer import ServerRuleSpec, optimizer_step
 from apps.artifacts.store import Artifact, verify
+from apps.artifacts.traffic import model_terms, rounded_copy
 from apps.artifacts.weighted_sum import Term, affine_combination, weighted_sum
 from apps.base.errors import UserMistake, placed
 from apps.base.identity import Place
 from apps.base.versions import require_same_code
+from apps.models.model import sends_bfloat16
 from apps.server import ServerWork
 
 LINEAR_METHODS = ("fedit", "ffa")  # adapter methods that sum tensor by tensor
@@ -42,8 +44,9 @@ def aggregate(
         terms: stage-in results (updates), and results of this app or of ``prepare`` (models).
 
     Returns:
-        The new ``artifact``, ``state`` of the rule (None without one), ``store``, ``version``, ``frozen`` fingerprint
-        of the base weights, ``started`` and ``ended`` (UNIX seconds).
+        The new ``artifact``, ``sent``: the copy of it that travels (None: itself), ``state`` of the rule (None without
+        one), ``store``, ``version``, ``frozen`` fingerprint of the base weights, ``started`` and ``ended`` (UNIX
+        seconds).
 
     Raises:
         ArtifactError: a file is incomplete, altered, or does not fit the others.
@@ -55,14 +58,17 @@ def aggregate(
     with placed(**place):
         require_same_code(work["code_version"], place["site"])
         torch.set_num_threads(work["threads"])
-        files = [(verify(work["store"], term["artifact"]), float(w)) for term, w in zip(terms, weights, strict=True)]
+        weighted = [(term, float(weight)) for term, weight in zip(terms, weights, strict=True)]
         before = verify(work["store"], base["artifact"])
         if rule is None and all(term["artifact"]["kind"] == "update" for term in terms):
+            files = [(verify(work["store"], term["artifact"]), weight) for term, weight in weighted]
             artifact = _mean(work, files, before, version)
         else:
-            artifact, state = _combination(work, files, before, base, rule)
+            artifact, state = _combination(work, model_terms(work["store"], weighted), before, base, rule)
+        sent = rounded_copy(work["store"], artifact) if sends_bfloat16(work["model"]) else None
     return {
         "artifact": artifact,
+        "sent": sent,
         "state": state,
         "store": work["store"],
         "version": version,

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from apps.artifacts.store import verify
+from apps.artifacts.traffic import is_delta
 from apps.base.errors import UserMistake, placed
 from apps.base.identity import Place, identity
 from apps.base.versions import require_same_code
-from apps.models.batches import Batch, DataSpec, by_length, collate, encode
+from apps.models.batches import Batch, DataSpec, by_length, collate
+from apps.models.encoding import encode
 from apps.models.loss import counted_logits, loss_per_sample
 from apps.models.model import Model, ModelSpec, load_model, set_state
 from apps.ranks.launchers import unmask_devices
@@ -59,7 +61,7 @@ def evaluate(
         place: the evaluator, and the round of the artifact.
         work: settings of the evaluation.
         candidate: a task result with ``artifact``, which is in the server's store, and for an update ``base``, the
-            model that it was trained from.
+            model that it was trained from, and ``master``, the float32 model that changes belong to.
         who: ``global`` or the name of a site.
         at: how it runs at its place.
 
@@ -82,8 +84,9 @@ def evaluate(
         torch.set_num_threads(at["threads"])
         path = verify(work["store"], candidate["artifact"])
         base = verify(work["store"], candidate["base"]) if "base" in candidate else None
+        master = verify(work["store"], candidate["master"]) if is_delta(candidate) else None
         model = load_model(work["model"], at["device"])
-        set_state(model, path, base)
+        set_state(model, path, base) if master is None else set_state(model, master, change=path)
         tasks = task_losses(model, test_set(model, work, at["batch_size"]))
     return {
         "who": who,

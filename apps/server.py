@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from apps.artifacts.store import verify
+from apps.artifacts.traffic import rounded_copy
 from apps.base.errors import placed
 from apps.base.files import cannot_write
 from apps.base.identity import Place
 from apps.base.versions import require_same_code
-from apps.models.model import ModelSpec
+from apps.models.model import ModelSpec, sends_bfloat16
 from apps.models.streamed import write_final_model, write_first_model
 
 
@@ -31,8 +32,9 @@ def prepare(place: Place, work: ServerWork) -> dict[str, Any]:
     """Make the model that round 1 starts from, and count its parameters.
 
     Returns:
-        ``artifact`` and ``store`` of the model, ``full_nbytes`` of all weights, ``frozen`` fingerprint of the base
-        weights, ``parameters``, ``trainable``, ``started`` and ``ended`` (UNIX seconds).
+        ``artifact`` and ``store`` of the model, ``sent``: the copy of it that travels (None: itself), ``full_nbytes``
+        of all weights, ``frozen`` fingerprint of the base weights, ``parameters``, ``trainable``, ``started`` and
+        ``ended`` (UNIX seconds).
     """
     import torch
 
@@ -41,8 +43,10 @@ def prepare(place: Place, work: ServerWork) -> dict[str, Any]:
         require_same_code(work["code_version"], place["site"])
         torch.set_num_threads(work["threads"])
         first = write_first_model(work["model"], work["store"])
+        sent = rounded_copy(work["store"], first.artifact) if sends_bfloat16(work["model"]) else None
     return {
         "artifact": first.artifact,
+        "sent": sent,
         "store": work["store"],
         "full_nbytes": first.full_nbytes,
         "frozen": first.frozen,

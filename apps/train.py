@@ -14,18 +14,20 @@ from apps.base.files import cannot_write, inside, write_json
 from apps.base.identity import Place
 from apps.base.stop import StopRequest, stop_on_sigterm
 from apps.base.versions import library_versions, require_same_code
+from apps.models.model import load_tokenizer
 from apps.ranks.launchers import make_cache_folders, unmask_devices
 from apps.ranks.parallel import fits_in_worker
 from apps.ranks.process_group import ProcessGroup
-from apps.training.attempt import attempt_task, records_found
+from apps.training.attempt import attempt_task
 from apps.training.launch import train_as_ranks
 from apps.training.leases import FOLDER as LEASES
 from apps.training.leases import acquire
-from apps.training.shard import open_shard
+from apps.training.samples import shard_cuts, written_shard
 from apps.training.task import SiteWork, Task, TrainRequest, found_manifest
+from apps.training.update import LEFT_OVER, OPTIMIZER
 from apps.transfer import move
 
-STORAGE = ("artifacts", "manifests", "optimizer", "checkpoints", "logs", LEASES)
+STORAGE = ("artifacts", "manifests", OPTIMIZER, LEFT_OVER, "checkpoints", "logs", LEASES)
 
 
 def enrol(place: Place, work: SiteWork) -> dict[str, Any]:
@@ -36,7 +38,9 @@ def enrol(place: Place, work: SiteWork) -> dict[str, Any]:
         work: what stays the same for the site.
 
     Returns:
-        The shard (``shard_sha256``, ``samples``, ``per_task``), ``libraries``, ``host``, ``free_bytes`` of the storage.
+        The shard (``shard_sha256``, ``samples``, ``per_task``), ``cut``: for each task with samples over
+        ``data.max_tokens`` how many of them lose a part of their ``question`` or ``answer``; ``libraries``, ``host``,
+        ``free_bytes`` of the storage.
 
     Raises:
         VersionMismatch: the site runs another code version.
@@ -50,15 +54,17 @@ def enrol(place: Place, work: SiteWork) -> dict[str, Any]:
         require_same_code(work["code_version"], place["site"])
         try:
             root.mkdir(parents=True, exist_ok=True)
-            with records_found():
-                shard = open_shard(root, data["source"], data["tasks"], data["per_task"])
         except OSError as error:
             raise cannot_write(root, error) from error
+        shard = written_shard(root, data)
+        threads = work["threads"] * work["parallel"]["ranks_per_node"]
+        cuts = shard_cuts(shard, lambda: load_tokenizer(work["model"]), data, threads)
         write_json(root / "site.json", {"site": place["site"], "libraries": library_versions()})
     return {
         "shard_sha256": shard.sha256,
         "samples": shard.samples,
         "per_task": shard.per_task,
+        "cut": cuts,
         "libraries": library_versions(),
         "host": os.uname().nodename,
         "free_bytes": shutil.disk_usage(root).free,

@@ -107,6 +107,11 @@ def verify_or_set_aside(store: str, artifact: Artifact) -> None:
         raise
 
 
+def sent_artifact(model: dict[str, Any]) -> Artifact:
+    """Return what of a model travels: a copy in bfloat16 if there is one, else the model."""
+    return model.get("sent") or model["artifact"]
+
+
 def stage_out(place: Place, model: dict[str, Any], source: str, destination: str, link: bool = False) -> dict[str, Any]:
     """Move the global model to a site.
 
@@ -121,11 +126,12 @@ def stage_out(place: Place, model: dict[str, Any], source: str, destination: str
         ArtifactError: the model is damaged.
         StorageError: the site's storage cannot be written.
     """
-    started = time.time()
+    started, sent = time.time(), sent_artifact(model)
     with placed(**place):
-        moved = move(model["artifact"], source, destination, link)
+        moved = move(sent, source, destination, link)
     return {
-        "artifact": model["artifact"],
+        "artifact": sent,
+        "master": model["artifact"],
         "frozen": model.get("frozen", ""),
         "store": destination,
         "nbytes_moved": moved,
@@ -167,6 +173,7 @@ def stage_in(
     return {
         "artifact": manifest["artifact"],
         "base": base["artifact"],
+        "master": base.get("master"),
         "store": destination,
         "nbytes_moved": moved,
         "update_norm": norm,

@@ -94,6 +94,7 @@ def site(
     return Site(
         name=name,
         machine="Aurora (ALCF)",
+        login_host="Aurora",
         route="batch",
         storage_root=site_storage(settings["storage_root"], run_dir, name, chosen_mounts(filesystems, MOUNTS)),
         provider=block_provider(block, directives, site=name, cores=208),

@@ -110,6 +110,7 @@ def site(
     return Site(
         name=name,
         machine="Frontier (OLCF)",
+        login_host="Frontier",
         route="batch",
         storage_root=site_storage(settings["storage_root"], run_dir, name, MOUNTS),
         provider=block_provider(block, directives, site=name, ranks_per_node=ranks_per_node),

@@ -109,6 +109,7 @@ def site(
     return Site(
         name=name,
         machine=f"Perlmutter{' 80 GB' if large else ''} (NERSC)",
+        login_host="Perlmutter",
         route="batch",
         storage_root=site_storage(settings["storage_root"], run_dir, name, MOUNTS),
         provider=block_provider(block, directives, site=name, ranks_per_node=ranks_per_node),

@@ -101,6 +101,7 @@ def site(
     return Site(
         name=name,
         machine="Polaris (ALCF)",
+        login_host="Polaris",
         route="batch",
         storage_root=site_storage(settings["storage_root"], run_dir, name, chosen_mounts(filesystems, MOUNTS)),
         provider=block_provider(block, directives, site=name, cores=64, select="ngpus=4:system=polaris"),

@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 from campaigns import nano
 
-from apps.models.batches import DataSpec, collate, encode
+from apps.models.batches import DataSpec, collate
+from apps.models.encoding import encode
 from apps.models.loss import mean_loss
 from apps.models.model import Model, load_first_model, save_for_users
 from data.records import load_records

@@ -22,7 +22,8 @@ if __name__ == "__main__":  # before the first import of ours: the project root 
 from apps.base.errors import UserMistake
 from apps.base.files import write_text
 from apps.evaluate import TestSet, task_losses
-from apps.models.batches import by_length, collate, encode
+from apps.models.batches import by_length, collate
+from apps.models.encoding import encode
 from data.metrics import extract_answer, question_of, right_answers, score
 from data.records import iter_records, load_records
 from data.tasks import Record, expand_tasks, families_of

@@ -25,6 +25,7 @@ class Manifest(TypedDict):
     steps_asked: int
     samples: int  # samples used in these steps
     shard_samples: int  # all samples of the site: its weight in a mean by samples
+    shard_cut: dict[str, dict[str, int]]  # task -> how many of them lose a part of their "question" or "answer"
     tokens: int
     loss_first: float
     loss_last: float

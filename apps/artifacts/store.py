@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from apps.base.errors import ArtifactError
-from apps.base.files import atomic_file
+from apps.base.files import atomic_file, cannot_read
 
 if TYPE_CHECKING:
     import torch
@@ -122,7 +122,7 @@ def read_header(path: str | Path) -> Header:
                 raise ArtifactError("not a safetensors file", file=str(path))
             raw = stream.read(length)
     except OSError as error:
-        raise ArtifactError(f"cannot read: {error.strerror or error}", file=str(path)) from error
+        raise cannot_read(path, error) from error
     try:
         entries = json.loads(raw)
         entries.pop("__metadata__", None)

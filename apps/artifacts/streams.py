@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from apps.artifacts.store import DTYPES, TensorSpec
 from apps.base.errors import ArtifactError
+from apps.base.files import cannot_read
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +49,7 @@ class PieceReader:
         try:
             _fill(raw, path, spec.begin + start * width)
         except OSError as error:  # here, so that it is not taken for a result that cannot be written
-            raise ArtifactError(f"cannot read: {error.strerror or error}", file=str(path)) from error
+            raise cannot_read(path, error) from error
         return piece
 
 

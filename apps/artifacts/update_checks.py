@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from apps.artifacts.lora import is_trained
 from apps.artifacts.manifests import Manifest
 from apps.artifacts.store import Artifact, Header, TensorSpec, artifact_path, read_header
 from apps.artifacts.streams import PieceReader, piece_ranges
+from apps.artifacts.traffic import DELTA
 from apps.base.errors import ArtifactError, UpdateRefused
 
 
@@ -18,6 +19,7 @@ class UpdateRules(TypedDict):
 
     method: str  # adapter method, or "full"
     max_update_norm: float | None  # bound on the L2 norm of (update - base) over all floating tensors
+    changes: NotRequired[bool]  # sites send changes in bfloat16; left out: whole tensors
 
 
 def check_update(manifest: Manifest, base: Artifact, store: str | Path, rules: UpdateRules) -> float:
@@ -39,8 +41,13 @@ def check_update(manifest: Manifest, base: Artifact, store: str | Path, rules: U
         found = read_header(path)
         expected = read_header(artifact_path(store, base))
         wanted = {n: s for n, s in expected.items() if is_trained(n, rules["method"])}
+        delta = manifest["artifact"]["kind"] == DELTA
+        if delta != rules.get("changes", False):
+            raise ArtifactError("it is not what the campaign sends: changes of a model or whole tensors")
+        if delta:
+            wanted = {n: s for n, s in wanted.items() if s.floating}
         check_layout(found, wanted)
-        norm = change_norm(path, found, artifact_path(store, base), wanted)
+        norm = change_norm(path, found, None if delta else artifact_path(store, base), wanted)
         check_norm(norm, rules["max_update_norm"])
     except ArtifactError as error:
         raise UpdateRefused(
@@ -68,13 +75,13 @@ def check_layout(found: Header, wanted: Header) -> None:
             )
 
 
-def change_norm(path: Path, found: Header, base: Path, wanted: Header) -> float:
+def change_norm(path: Path, found: Header, base: Path | None, wanted: Header) -> float:
     """Return the L2 norm of (update - base) over all floating-point tensors.
 
     Args:
         path: of the update.
         found: header of the update.
-        base: path of the base model.
+        base: path of the base model; None: the file holds the changes themselves.
         wanted: header of the tensors to compare in the base model.
 
     Raises:
@@ -87,14 +94,14 @@ def change_norm(path: Path, found: Header, base: Path, wanted: Header) -> float:
     return math.sqrt(total)
 
 
-def _tensor_change(name: str, path: Path, spec: TensorSpec, base: Path, base_spec: TensorSpec) -> float:
+def _tensor_change(name: str, path: Path, spec: TensorSpec, base: Path | None, base_spec: TensorSpec) -> float:
     import torch
 
     new, old, total = PieceReader(), PieceReader(), 0.0
     for start, stop in piece_ranges(spec.numel):
         value = new.read(path, spec, start, stop)
         exact = value if spec.dtype == "F64" else value.float()
-        change = exact - old.read(base, base_spec, start, stop)
+        change = exact - old.read(base, base_spec, start, stop) if base else exact
         square = float(torch.dot(change, change))
         if not math.isfinite(square):
             bad = int((~torch.isfinite(value)).sum())

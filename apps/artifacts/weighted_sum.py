@@ -124,7 +124,7 @@ def open_inputs(terms: Sequence[Term], base: Path) -> Inputs:
     header, headers = read_header(base), [read_header(path) for path, _ in terms]
     for (path, _), other in zip(terms, headers, strict=True):
         for name, spec in other.items():
-            if name not in header or not spec.like(header[name]):
+            if name not in header or not _addable(spec, header[name]):
                 raise ArtifactError(
                     f"tensor {name!r} is not in {base.name}, or has another shape there", file=str(path)
                 )
@@ -132,6 +132,11 @@ def open_inputs(terms: Sequence[Term], base: Path) -> Inputs:
     if not combined:
         raise ArtifactError(f"no tensor of {base.name} is in all of the {len(terms)} files to combine", file=str(base))
     return Inputs(terms, headers, base, header, combined)
+
+
+def _addable(term: TensorSpec, base: TensorSpec) -> bool:
+    """Return whether a term's tensor can be added: of the same type, or a bfloat16 change of a float32 model."""
+    return term.like(base) or (term.shape == base.shape and (term.dtype, base.dtype) == ("BF16", "F32"))
 
 
 def affine_combination(terms: Sequence[Term], base: Path, store: str | Path, kind: str = "model") -> Artifact:

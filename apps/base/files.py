@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from apps.base.errors import StorageError, storage_error
+from apps.base.errors import PASSING, ArtifactError, StorageError, StorageUnavailable, storage_error
 from data import files
 from data.files import UNFINISHED
 
@@ -41,6 +42,18 @@ def remove_unfinished(folder: str | Path) -> None:
 def cannot_write(path: str | Path, error: Exception) -> StorageError:
     """Return the error to raise for an error of the system, or of a library that writes files."""
     return storage_error(error, path, "cannot write")
+
+
+def cannot_read(path: str | Path, error: OSError) -> StorageUnavailable | ArtifactError:
+    """Return the error for an artifact that the system cannot read.
+
+    A file server that does not answer says nothing about the file. One bad file on a disk that works (EIO) is made
+    again.
+    """
+    reason = f"cannot read: {error.strerror or error}"
+    if error.errno in PASSING - {errno.EIO}:
+        return StorageUnavailable(reason, file=str(path), remedy="Repair the folder")
+    return ArtifactError(reason, file=str(path))
 
 
 def write_text(path: str | Path, text: str) -> None:

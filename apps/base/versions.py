@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +18,8 @@ from apps.base.own_packages import ROOT, foreign_package
 WORKER_PACKAGES = ("apps", "data")  # what a task at a site imports of the project
 GENERATOR = (ROOT / "data" / "build_chemistry.py", ROOT / "data" / "chemistry_build")  # no campaign runs it
 LIBRARIES = ("torch", "transformers", "peft", "safetensors", "parsl", "dill")
+ONLY_PARSL = ("parsl", "dill")  # libraries that only the connection between driver and batch jobs uses
+LOWEST = {"python": "3.11", "torch": "2.8", "transformers": "5.0", "peft": "0.18", "safetensors": "0.6"}
 
 
 @cache
@@ -72,29 +76,68 @@ def require_same_code(expected: str, site: str) -> None:
         )
 
 
-def versions_problem(reported: str) -> str | None:
+@dataclass(frozen=True)
+class Comparison:
+    """What a site's versions say beside the driver's: a reason why tasks cannot run there, and what only differs."""
+
+    problem: str | None
+    note: str = ""
+
+    @property
+    def ending(self) -> str:
+        """Return what only differs, as the end of a line."""
+        return f"; other versions: {self.note}" if self.note and self.problem is None else ""
+
+
+def compare_versions(reported: str, by_parsl: bool) -> Comparison:
     """Compare the versions that a site reports with the driver's.
+
+    Facilities build torch for their own devices, so the versions of four of them are never the same: another torch or
+    transformers is a note, one below `LOWEST` a problem. Parsl refuses workers with another Parsl or another minor
+    version of Python.
 
     Args:
         reported: JSON object with ``python``, ``crossfed`` and the libraries.
-
-    Returns:
-        What differs, or None.
+        by_parsl: True if Parsl's interchange connects driver and site (the route ``batch``).
     """
     try:
         theirs = dict(json.loads(reported))
     except (ValueError, TypeError):
-        return f"its python printed no versions, but {reported[:REASON_LENGTH]!r}"
+        return Comparison(f"its python printed no versions, but {reported[:REASON_LENGTH]!r}")
     ours = {"python": platform.python_version(), "crossfed": code_version(), **library_versions()}
-    differ = [
-        f"{key} {theirs.get(key)} instead of {value}"
-        for key, value in ours.items()
-        if _compared_part(key, theirs.get(key)) != _compared_part(key, value)
+    problems = [reason for key in ours if (reason := _problem(key, str(theirs.get(key)), ours[key], by_parsl))]
+    notes = [
+        f"{key} {theirs.get(key)} (here {ours[key]})"
+        for key in ours
+        if key not in ONLY_PARSL and str(theirs.get(key)) != ours[key]
     ]
-    return ", ".join(differ) or None
+    return Comparison("; ".join(problems) or None, ", ".join(notes))
 
 
-def _compared_part(key: str, version: object) -> str:
-    """Return the part that has to be equal: a site's torch may be built for other devices (2.13.0+rocm7)."""
-    plain = str(version).partition("+")[0]
-    return ".".join(plain.split(".")[:2]) if key == "python" else plain
+def _problem(key: str, theirs: str, ours: str, by_parsl: bool) -> str | None:
+    """Return why a version at a site does not fit, or None."""
+    if key == "crossfed":
+        return None if theirs == ours else f"its crossfed code is {theirs}, the driver's {ours}: use one commit"
+    if key in (*ONLY_PARSL, "python") and by_parsl:
+        same = _minor(theirs) == _minor(ours) if key == "python" else theirs == ours
+        return None if same else f"{key} {theirs}; jobs that this driver submits need {key} {_needed(key, ours)}"
+    lowest = LOWEST.get(key)
+    if lowest is None:
+        return None
+    if theirs in ("absent", "None"):
+        return f"no {key}; {lowest} or later is needed"
+    return f"{key} {theirs} is older than {lowest}" if _numbers(theirs) < _numbers(lowest) else None
+
+
+def _needed(key: str, version: str) -> str:
+    return _minor(version) if key == "python" else version
+
+
+def _minor(version: str) -> str:
+    return ".".join(version.split(".")[:2])
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Return major and minor version; a pre-release such as 2.10.0a0 counts as its release."""
+    found = re.match(r"(\d+)(?:\.(\d+))?", version)
+    return tuple(int(part or 0) for part in found.groups()) if found else (0, 0)

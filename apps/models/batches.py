@@ -1,12 +1,13 @@
-"""Batches from records: prompt and answer as tokens, batches of similar length, the same for the same seed."""
+"""Samples and batches: batches of similar length, the same for the same seed, padded for the model."""
 
 from __future__ import annotations
 
 import hashlib
 import random
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 if TYPE_CHECKING:
     import torch
@@ -27,11 +28,43 @@ class DataSpec(TypedDict):
 
 @dataclass(frozen=True)
 class Sample:
-    """One record as tokens; ``answer_from`` is the index of the first token that counts for the loss."""
+    """One record as tokens.
+
+    Attributes:
+        tokens: of prompt, answer and end mark.
+        answer_from: index of the first token that counts for the loss.
+        task: of the record.
+        question_cut: True if tokens of the question were left out to keep the limit.
+        answer_cut: True if tokens at the end of the answer were left out, the end mark with them.
+    """
 
     tokens: tuple[int, ...]
     answer_from: int
     task: str
+    question_cut: bool = False
+    answer_cut: bool = False
+
+
+class Samples(Protocol):
+    """Samples by number, read and tokenised when they are taken."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, numbers: Sequence[int], /) -> list[Sample]:
+        """Return the samples with these numbers, in this order."""
+
+
+class SampleList:
+    """Samples that are in memory."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def take(self, numbers: Sequence[int], /) -> list[Sample]:
+        return [self.samples[number] for number in numbers]
 
 
 @dataclass(frozen=True)
@@ -51,33 +84,6 @@ class Batch:
     def to(self, device: Any) -> Batch:
         """Return the batch on another device."""
         return Batch(self.tokens.to(device), self.attention.to(device), self.counted.to(device), self.tasks)
-
-
-def encode(records: Sequence[Any], tokenizer: Any, spec: DataSpec) -> list[Sample]:
-    """Return the tokens of prompt, answer and end mark; a long sample loses the start of its prompt, never its answer.
-
-    Args:
-        records: with ``input``, ``output`` and ``task``.
-        tokenizer: of the model.
-        spec: with the prompt and the limit of tokens.
-    """
-    prompts = [spec["prompt"].format(input=r["input"]) for r in records]
-    answers = [f" {r['output']}" for r in records]
-    encoded = tokenizer(prompts + answers, add_special_tokens=False)["input_ids"]
-    start = [tokenizer.bos_token_id] if _wants_bos(tokenizer) else []
-    samples = []
-    for record, prompt, answer in zip(records, encoded[: len(records)], encoded[len(records) :], strict=True):
-        answer = [*answer, tokenizer.eos_token_id][: spec["max_tokens"] - 1]
-        prompt = [*start, *prompt][-(spec["max_tokens"] - len(answer)) :]
-        counted_from = len(prompt) if spec["loss_on"] == "answer" else 1
-        samples.append(Sample((*prompt, *answer), counted_from, record["task"]))
-    return samples
-
-
-def _wants_bos(tokenizer: Any) -> bool:
-    """Return True for Llama-like tokenizers, which put a start mark before every text; GPT-like ones do not."""
-    with_marks = tokenizer("a")["input_ids"]
-    return tokenizer.bos_token_id is not None and with_marks[:1] == [tokenizer.bos_token_id]
 
 
 def collate(samples: Sequence[Sample], pad: int) -> Batch:
@@ -102,12 +108,71 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(digest[:7], "big")
 
 
-def plan_batches(lengths: Sequence[int], size: int, count: int, seed: int) -> list[list[int]]:
-    """Return ``count`` batches of ``size`` sample indices.
+def draw(total: int, size: int, count: int, seed: int) -> Iterator[tuple[list[int], list[int]]]:
+    """Yield windows of drawn samples: their numbers, and the order of the batches that they make.
 
-    Samples are drawn without replacement until all were drawn, then again. Within a window of batches they are grouped
-    by length, and the batches are shuffled. A window ends where all samples were drawn: otherwise copies of one
-    sample, equal in length, would be in the same batch.
+    Samples are drawn without replacement until all were drawn, then again. A window ends where all samples were drawn:
+    otherwise copies of one sample, equal in length, would be in the same batch. What is drawn does not depend on the
+    samples, so that only drawn ones have to be read.
+
+    Args:
+        total: number of samples.
+        size: samples in a batch.
+        count: number of batches.
+        seed: of the order.
+    """
+    rng = random.Random(seed)
+    drawn, done = _endless(total, rng), 0
+    while done < count:
+        unseen = total - done * size % total
+        window = max(1, min(WINDOW, count - done, unseen // size))
+        numbers, order = [next(drawn) for _ in range(window * size)], list(range(window))
+        rng.shuffle(order)
+        yield numbers, order
+        done += window
+
+
+def _endless(total: int, rng: random.Random) -> Iterator[int]:
+    while True:
+        order = array("q", range(total))  # 8 bytes for each sample of the shard, the only memory that grows with it
+        rng.shuffle(order)
+        yield from order
+
+
+def grouped(lengths: Sequence[int], size: int, order: Sequence[int]) -> list[list[int]]:
+    """Return a window's batches as positions in the window: grouped by length, in the given order.
+
+    Args:
+        lengths: tokens of each drawn sample.
+        size: samples in a batch.
+        order: of the batches, as ``draw`` yields it.
+    """
+    ordered = sorted(range(len(lengths)), key=lambda position: lengths[position])
+    return [ordered[number * size : (number + 1) * size] for number in order]
+
+
+def iter_batches(samples: Samples, size: int, count: int, seed: int, skip: int = 0) -> Iterator[list[Sample]]:
+    """Yield ``count`` batches of ``size`` samples; within a window of batches they are grouped by length.
+
+    Args:
+        samples: to draw from; only drawn ones are taken, window by window.
+        size: samples in a batch.
+        count: number of batches.
+        seed: of the order.
+        skip: number of batches at the start that are not yielded.
+    """
+    done = 0
+    for numbers, order in draw(len(samples), size, count, seed):
+        if done + len(order) > skip:
+            taken = samples.take(numbers)
+            batches = grouped([len(s.tokens) for s in taken], size, order)
+            for batch in batches[max(0, skip - done) :]:
+                yield [taken[position] for position in batch]
+        done += len(order)
+
+
+def plan_batches(lengths: Sequence[int], size: int, count: int, seed: int) -> list[list[int]]:
+    """Return ``count`` batches of ``size`` sample numbers, as ``iter_batches`` makes them, from known lengths.
 
     Args:
         lengths: tokens of each sample.
@@ -115,24 +180,11 @@ def plan_batches(lengths: Sequence[int], size: int, count: int, seed: int) -> li
         count: number of batches.
         seed: of the order.
     """
-    rng = random.Random(seed)
-    drawn = _endless(len(lengths), rng)
-    batches: list[list[int]] = []
-    while len(batches) < count:
-        unseen = len(lengths) - len(batches) * size % len(lengths)
-        window = max(1, min(WINDOW, count - len(batches), unseen // size))
-        ordered = sorted((next(drawn) for _ in range(window * size)), key=lambda i: lengths[i])
-        groups = [ordered[i : i + size] for i in range(0, len(ordered), size)]
-        rng.shuffle(groups)
-        batches += groups
-    return batches
-
-
-def _endless(total: int, rng: random.Random) -> Iterator[int]:
-    while True:
-        order = list(range(total))
-        rng.shuffle(order)
-        yield from order
+    return [
+        [numbers[position] for position in batch]
+        for numbers, order in draw(len(lengths), size, count, seed)
+        for batch in grouped([lengths[number] for number in numbers], size, order)
+    ]
 
 
 def by_length(samples: Sequence[Sample], size: int) -> list[list[Sample]]:
@@ -141,8 +193,6 @@ def by_length(samples: Sequence[Sample], size: int) -> list[list[Sample]]:
     return [ordered[i : i + size] for i in range(0, len(ordered), size)]
 
 
-def padding_share(batches: Sequence[Sequence[int]], lengths: Sequence[int]) -> float:
-    """Return the fraction of positions that are padding over these batches."""
-    real = sum(lengths[i] for batch in batches for i in batch)
-    total = sum(max(lengths[i] for i in batch) * len(batch) for batch in batches)
-    return 1 - real / total if total else 0.0
+def padded_positions(batch: Sequence[Sample]) -> int:
+    """Return the number of positions of a batch whose samples are padded to one length."""
+    return max(len(sample.tokens) for sample in batch) * len(batch)

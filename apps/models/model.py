@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from apps.artifacts.lora import fresh_pair, is_trained, merged_product
 from apps.artifacts.store import Artifact, raw_bytes, read_header, save_tensors
@@ -42,10 +42,16 @@ class ModelSpec(TypedDict):
     """The model that a campaign trains, in plain values."""
 
     source: str
-    dtype: str
+    dtype: str  # of the weights
     seed: int
     adapter: AdapterSpec | None
     tiny: dict[str, int] | None  # width and layers of a model from scratch
+    traffic: NotRequired[str]  # type of what travels: float32 (also if it is left out) or bfloat16
+
+
+def sends_bfloat16(spec: ModelSpec) -> bool:
+    """Return whether models and changes travel in bfloat16, while server and sites keep float32."""
+    return spec.get("traffic") == "bfloat16"
 
 
 @dataclass
@@ -139,9 +145,13 @@ def _pretrained(spec: ModelSpec) -> tuple[Any, Any]:
 
 
 def load_tokenizer(spec: ModelSpec) -> Any:
-    """Return the tokenizer of a pretrained model, with a token to pad with."""
-    from transformers import AutoTokenizer
+    """Return the tokenizer of a model, without its weights, with a token to pad with."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    if spec["source"] == TINY:
+        return PreTrainedTokenizerFast(
+            tokenizer_file=str(tiny_tokenizer_path()), pad_token="<pad>", eos_token="<eos>", model_max_length=MAX_TOKENS
+        )
     tokenizer = AutoTokenizer.from_pretrained(model_folder(spec["source"]))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -151,11 +161,9 @@ def load_tokenizer(spec: ModelSpec) -> Any:
 def _tiny(spec: ModelSpec) -> tuple[Any, Any]:
     """Build a Llama-style model from scratch, the same for the same seed."""
     import torch
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaForCausalLM
 
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(tiny_tokenizer_path()), pad_token="<pad>", eos_token="<eos>", model_max_length=MAX_TOKENS
-    )
+    tokenizer = load_tokenizer(spec)
     marks = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
     config = tiny_config(spec["tiny"] or {}, len(tokenizer), **marks)
     with torch.random.fork_rng(devices=[]):
@@ -229,13 +237,14 @@ def _restart_adapters(model: Model) -> None:
             model.state[name].copy_(tensor)
 
 
-def set_state(model: Model, path: Path, base: Path | None = None) -> None:
+def set_state(model: Model, path: Path, base: Path | None = None, change: Path | None = None) -> None:
     """Copy an artifact's tensors into the network, and add what is merged into W0 to the base weights.
 
     Args:
         model: the network whose tensors are overwritten.
         path: of a whole model artifact, or of a site's update.
         base: path of the model that an update was trained from; it has the tensors that are not trained.
+        change: path of an artifact of changes to add.
 
     Raises:
         ArtifactError: the artifact is of another model.
@@ -253,6 +262,9 @@ def set_state(model: Model, path: Path, base: Path | None = None) -> None:
     with torch.no_grad():
         for name, tensor in model.state.items():
             copy_from_file(tensor, *found[name])
+        if change:
+            for name, spec in read_header(change).items():
+                model.state[name].add_(read_tensor(change, spec).to(model.state[name].device))
         _set_merged(model, {name: read_tensor(*place) for name, place in merged.items()})
 
 

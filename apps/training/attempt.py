@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import math
-import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from apps.artifacts.manifests import Manifest, write_manifest
 from apps.artifacts.store import Artifact, artifact_path, load_tensors, verify
-from apps.base.errors import ArtifactError, BlockTooShort, Unfinished, UserMistake, VersionMismatch
+from apps.base.errors import ArtifactError, BlockTooShort, Unfinished, VersionMismatch
 from apps.base.files import inside, remove_unfinished
-from apps.base.identity import identity
 from apps.base.stop import StopRequest
-from apps.models.batches import DataSpec, Sample, encode, seed_of
+from apps.models.batches import Samples, seed_of
 from apps.models.model import Model, load_model, set_state
 from apps.ranks.parallel import load_device, parallelize
 from apps.ranks.process_group import ProcessGroup
@@ -26,9 +22,10 @@ from apps.training.deadline import Deadline, block_end
 from apps.training.loop import AttemptContext, TrainingResult, train
 from apps.training.optimization import optimizer_tensors
 from apps.training.progress import ProgressFile
+from apps.training.samples import ShardSamples
 from apps.training.save_rate import record_save, save_price_s
-from apps.training.shard import open_shard, read_shard
 from apps.training.task import Task
+from apps.training.update import OPTIMIZER, keep, write_update
 
 CHECKPOINT_SIZE = 3  # a checkpoint in sizes of the trained tensors: these and two moments of AdamW
 
@@ -38,7 +35,7 @@ class Loaded:
     """Everything a training needs before its first step."""
 
     model: Model
-    samples: Sequence[Sample]
+    samples: Samples
     moments: dict[str, Any] | None
     optimizer: str  # for the manifest: fresh, carried or lost
     load_s: float
@@ -131,7 +128,7 @@ def _load(task: Task, group: ProcessGroup, started: float) -> Loaded:
     model = load_model(task.work["model"], load_device(task.work["parallel"], group))
     require_same_base(model, task.base)
     began = time.time()
-    samples = shard_samples(model, task.root, task.shard["shard_sha256"], task.work["data"])
+    samples = ShardSamples(task.root, task.shard["shard_sha256"], model.tokenizer, task.work["data"])
     data_s, began = time.time() - began, time.time()
     if group.writes:  # if it is damaged, this rank's error ends all ranks
         verify(store, task.base["artifact"])
@@ -163,9 +160,10 @@ def _require_complete(result: TrainingResult, task: Task) -> None:
 def _save(task: Task, group: ProcessGroup, model: Model, result: TrainingResult) -> Artifact | None:
     """Write the update to the site's store, and the moments if the campaign keeps them; all ranks take part."""
     if task.request["training"]["keep_optimizer"]:
-        _keep_optimizer(task, group, model, result)
+        moments = optimizer_tensors(model.trained, result.optimizer)
+        keep(task, group, OPTIMIZER, moments, task.request["optimizer_from"])
     began = time.monotonic()
-    artifact = group.write(task.root / "artifacts", model.trained, "update")
+    artifact = write_update(task, group, model)
     if artifact:
         record_save(task.root, artifact["nbytes"], time.monotonic() - began)
     return artifact
@@ -193,6 +191,7 @@ def _manifest(
         steps_asked=task.request["training"]["steps"],
         samples=result.samples,
         shard_samples=task.shard["samples"],
+        shard_cut=task.shard["cut"],
         tokens=done.tokens,
         loss_first=done.losses[0],
         loss_last=done.losses[-1],
@@ -229,55 +228,11 @@ def require_same_base(model: Model, base: dict[str, Any]) -> None:
         )
 
 
-def shard_samples(model: Model, root: Path, sha256: str, data: DataSpec) -> Sequence[Sample]:
-    """Return the site's shard as tokens; a worker keeps the last one beside its model.
-
-    Args:
-        model: with the tokenizer, and the samples kept.
-        root: the site's storage.
-        sha256: of the shard that the site has enrolled with.
-        data: selection of records.
-
-    Raises:
-        UserMistake: the site's records are no longer those it has enrolled with.
-    """
-    key = identity({"root": str(root), "shard": sha256, "data": data})
-    if model.warm.get("shard") != key:
-        with records_found():
-            found = open_shard(root, data["source"], data["tasks"], data["per_task"]).sha256
-            records = read_shard(root, sha256) if found == sha256 else None
-        if records is None:
-            raise UserMistake("the site's records have changed since it enrolled", file=str(root / "shard"))
-        model.warm = {"shard": key, "samples": encode(records, model.tokenizer, data)}
-    return model.warm["samples"]
-
-
-@contextmanager
-def records_found() -> Iterator[None]:
-    """Turn errors about records that are missing or cannot be read into ``UserMistake``."""
-    try:
-        yield
-    except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
-        raise UserMistake(str(error)) from None
-
-
 def _load_moments(root: Path, task_id: str | None) -> tuple[dict | None, str]:
     """Load the moments that a task has kept; also return what the manifest says about them."""
     if task_id is None:
         return None, "fresh"
     try:
-        return load_tensors(inside(root, "optimizer", f"{task_id}.safetensors")), "carried"
+        return load_tensors(inside(root, OPTIMIZER, f"{task_id}.safetensors")), "carried"
     except ArtifactError:  # missing or truncated
         return None, "lost"
-
-
-def _keep_optimizer(task: Task, group: ProcessGroup, model: Model, result: TrainingResult) -> None:
-    """Save the moments under this task's id; of the older ones only those it started with are kept."""
-    folder, before = inside(task.root, "optimizer"), task.request["optimizer_from"]
-    artifact = group.write(folder, optimizer_tensors(model.trained, result.optimizer), "optimizer")
-    if artifact is None:
-        return
-    os.replace(artifact_path(folder, artifact), folder / f"{task.id}.safetensors")
-    for path in folder.glob("*.safetensors") if before else ():
-        if path.stem not in (task.id, before):
-            path.unlink()

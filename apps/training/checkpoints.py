@@ -35,10 +35,14 @@ STATE = "standing"  # name of the JSON among the tensors
 
 @dataclass
 class TrainingState:
-    """State of a training over all its attempts; losses in nats, ``seconds`` of training alone."""
+    """State of a training over all its attempts; losses in nats, ``seconds`` of training alone.
+
+    ``positions`` are the tokens with the padding.
+    """
 
     steps: int = 0
     tokens: int = 0
+    positions: int = 0
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
 

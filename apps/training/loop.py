@@ -1,8 +1,8 @@
 """Local training: steps of AdamW on a site's samples; equal for equal seeds, and for any number of attempts.
 
-A batch belongs to the site: its samples are distributed over the ranks, each rank computes its share in micro batches,
-and loss and gradient are divided by the counted tokens of the whole batch. So the number of ranks changes rounding
-only.
+The samples of a step belong to the site: they are distributed over the ranks, each rank computes its share in micro
+batches, and loss and gradient are divided by the counted tokens of the whole step, over all its accumulated batches. So
+the number of ranks, micro batches and accumulated batches changes rounding only.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from apps.base.errors import TrainingError
-from apps.models.batches import Sample, collate, padding_share, plan_batches
+from apps.models.batches import Sample, Samples, collate, iter_batches, padded_positions
 from apps.models.loss import summed_loss
 from apps.models.model import Model
 from apps.ranks.process_group import ProcessGroup
@@ -78,7 +79,7 @@ class AttemptContext:
 
 def train(
     model: Model,
-    samples: Sequence[Sample],
+    samples: Samples,
     spec: TrainingSpec,
     seed: int,
     moments: dict | None,
@@ -88,7 +89,7 @@ def train(
 
     Args:
         model: with the state to start from; its trained tensors change.
-        samples: the site's tokenised shard.
+        samples: of the site; only those that are drawn are taken.
         spec: settings of the training.
         seed: of the order of samples and of dropout.
         moments: by tensor name from the site's last round, or None to start without.
@@ -100,7 +101,7 @@ def train(
     """
     import torch
 
-    if not samples:
+    if not len(samples):
         raise TrainingError("there are no samples to train on")
     group, deadline = attempt.group, attempt.deadline
     torch.manual_seed(seed + group.rank)
@@ -108,15 +109,14 @@ def train(
     optimizer.zero_grad(set_to_none=True)  # the model may hold gradients of an interrupted step
     start = [p.detach().clone() for p in model.trained.values()] if spec["proximal_mu"] else []
     state = _resumed(model, optimizer, attempt)
-    lengths = [len(s.tokens) for s in samples]
-    plan = plan_batches(lengths, spec["batch_size"], spec["steps"] * spec["accumulate"], seed)
+    size, accumulate = spec["batch_size"], spec["accumulate"]
+    drawn = iter_batches(samples, size, spec["steps"] * accumulate, seed, skip=state.steps * accumulate)
     model.network.train()
     first = saved = state.steps
     stop, cut = group.total(deadline.must_stop(), state.steps > 0 and deadline.is_over())
     while state.steps < spec["steps"] and not stop and not cut:
         began = time.monotonic()
-        rows = plan[state.steps * spec["accumulate"] : (state.steps + 1) * spec["accumulate"]]
-        batches = [[samples[i] for i in row] for row in rows]
+        batches = list(islice(drawn, accumulate))
         part = _gradients(model, batches, attempt)
         update_parameters(optimizer, list(model.trained.values()), start, spec, _rate(spec, state.steps))
         deadline.stepped(time.monotonic() - began)
@@ -127,11 +127,9 @@ def train(
         if (due or stop) and state.steps < spec["steps"] and not cut:
             _save(model, optimizer, state, attempt)
             saved = state.steps
-    done = plan[: state.steps * spec["accumulate"]]
     assert cut or state.steps in (saved, spec["steps"])
-    return TrainingResult(
-        state, state.steps - first, bool(cut), sum(map(len, done)), padding_share(done, lengths), optimizer
-    )
+    padding = 1 - state.tokens / state.positions if state.positions else 0.0
+    return TrainingResult(state, state.steps - first, bool(cut), state.steps * accumulate * size, padding, optimizer)
 
 
 def _rate(spec: TrainingSpec, step: int) -> float:
@@ -151,6 +149,7 @@ def _count(state: TrainingState, loss: float, batches: Sequence[Sequence[Sample]
     state.steps += 1
     state.losses.append(loss)
     state.tokens += sum(len(s.tokens) for batch in batches for s in batch)
+    state.positions += sum(map(padded_positions, batches))
     state.seconds += seconds
 
 
@@ -198,12 +197,13 @@ def micro_batches(
 
 
 def _gradients(model: Model, batches: Sequence[Sequence[Sample]], attempt: AttemptContext) -> float:
-    """Compute the gradients of one step over its batches; return this rank's part of the mean of their losses."""
+    """Compute the gradients of one step over its batches; return this rank's part of the mean over counted tokens."""
     import torch
 
     group, total = attempt.group, 0.0
+    counted = max(1, sum(map(counted_tokens, batches)))  # of the whole step: batches of few counted tokens weigh less
     pieces = [
-        (piece, factor / (max(1, counted_tokens(batch)) * len(batches)))
+        (piece, factor / counted)
         for batch in batches
         for piece, factor in micro_batches(batch, group.rank, group.size, attempt.micro_batch)
     ]

@@ -41,7 +41,8 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Return AdamW over the trained tensors, with the moments of the site's last round if they are given.
 
-    A tensor that never had a gradient has no moments.
+    A tensor that never had a gradient has no moments. Weight decay acts on matrices, embeddings and adapters; norms and
+    biases, which have one dimension, are left out, as in the Trainer of transformers.
 
     Args:
         trained: tensors by artifact name.
@@ -50,9 +51,12 @@ def make_optimizer(
     """
     import torch
 
-    optimizer = torch.optim.AdamW(
-        list(trained.values()), lr=spec["learning_rate"], betas=BETAS, eps=EPSILON, weight_decay=spec["weight_decay"]
-    )
+    decay = {True: spec["weight_decay"], False: 0.0}  # whether a tensor is a matrix -> its weight decay
+    groups = [
+        {"params": [p for p in trained.values() if (p.ndim >= 2) == matrices], "weight_decay": decay[matrices]}
+        for matrices in (True, False)
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=spec["learning_rate"], betas=BETAS, eps=EPSILON)
     carried = moments or {}
     for name, parameter in trained.items():
         if f"{name}/step" in carried:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from apps.artifacts.manifests import Manifest, find_manifest
 from apps.base.identity import Place, identity
@@ -36,6 +36,7 @@ class TrainRequest(TypedDict):
 
     training: TrainingSpec
     optimizer_from: str | None  # task whose optimiser state is continued, if the campaign carries it over
+    left_over_from: NotRequired[str | None]  # task whose rounding error is added, if changes travel in bfloat16
     attempt: int  # distinguishes a repeated request from the first; no part of the task's identity
 
 
@@ -86,6 +87,7 @@ def task_identity(
             "training": _without(request["training"], *TRAINING_EXCLUDED),
             "parallel": _without(work["parallel"], *PARALLEL_EXCLUDED),
             "optimizer_from": request["optimizer_from"],
+            "left_over_from": request.get("left_over_from"),
             "seed": work["seed"],
             "round": place["round"],
             "site": place["site"],

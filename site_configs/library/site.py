@@ -169,6 +169,8 @@ class Site:
     Attributes:
         name: name of the site in the campaign.
         machine: description of the machine, for people.
+        login_host: the machine on whose login nodes jobs are submitted, if it is one of the known ones: jobs of two of
+            them cannot be submitted from one host. Empty: not known.
         route: how work reaches the site.
         storage_root: folder of the site's shard, models, updates and manifests for this campaign.
         provider: makes the Parsl provider that starts its blocks; called when the campaign starts, not before.
@@ -209,6 +211,7 @@ class Site:
     collection: Collection | None = None
     carrier: Carrier = "copy"
     endpoint: Endpoint | None = None
+    login_host: str = ""
 
     @property
     def own_block(self) -> Block | None:

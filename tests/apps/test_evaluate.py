@@ -17,7 +17,7 @@ from apps.base.errors import ArtifactError, UserMistake, VersionMismatch
 from apps.base.identity import Place
 from apps.base.versions import code_version
 from apps.models import model as models
-from apps.models.batches import encode
+from apps.models.encoding import encode
 from data.records import load_records
 from data.tokenizer import tiny_tokenizer_path
 

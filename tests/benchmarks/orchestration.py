@@ -40,7 +40,8 @@ def prepare(_place: dict, work: dict) -> dict[str, Any]:
 
 
 def enrol(_place: dict, _work: dict) -> dict[str, Any]:
-    return {"shard_sha256": "none", "samples": 1, "started": time.time(), "ended": time.time()}
+    shard = {"shard_sha256": "none", "samples": 1, "per_task": {}, "cut": {}}
+    return {**shard, "started": time.time(), "ended": time.time()}
 
 
 def local_train(place: dict, work: dict, _request: dict, base: dict, _shard: dict) -> dict[str, Any]:

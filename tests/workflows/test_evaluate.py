@@ -16,7 +16,7 @@ from nano_run import TASK, write_base, write_run
 from patience import patience
 from rich.console import Console
 
-from apps.models.batches import encode
+from apps.models.encoding import encode
 from data.records import Record, load_records
 from workflows import evaluate
 from workflows.evaluate import losses, main, metrics, task_scores

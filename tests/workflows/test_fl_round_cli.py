@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from campaigns import PROJECT, run, write_campaign
 
 HEAVY = ("torch", "transformers", "globus_sdk", "globus_compute_sdk", "parsl", "matplotlib", "pandas")
@@ -102,22 +103,64 @@ def test_a_mistake_ends_with_one_line_and_code_2(tmp_path: Path, arguments: list
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_campaign_for_other_machines_is_valid_and_lists_what_is_missing(tmp_path: Path) -> None:
-    reference = PROJECT / "workflows" / "campaigns" / "smolinstruct_llama2_7b.yaml"
+ROOTS = {"perlmutter": "/pscratch/a", "polaris": "/eagle/a", "aurora": "/flare/a", "frontier": "/lustre/orion/a"}
+ID = "00000000-0000-0000-0000-00000000000"
+
+
+def filled_in(folder: Path, campaign: Path) -> Path:
+    """Write a copy of a shipped campaign with everything that is a user's own."""
+    raw = yaml.safe_load(campaign.read_text())
+    raw["globus"] = {"collection": f"{ID}0", "folder": str(folder)}
+    for number, (name, root) in enumerate(ROOTS.items()):
+        entry = raw["sites"][name]
+        entry |= {"account": "abc", "storage_root": f"{root}/store"}
+        if entry.get("route") == "globus":
+            ends = {"endpoint": f"{ID}{number}", "collection": f"{ID}{number}", "collection_folder": f"{root}/store"}
+            entry |= {**ends, "python_env": f"{root}/env", "data": f"{root}/data.zip"}
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump(raw, sort_keys=False))
+    return path
+
+
+@pytest.mark.parametrize("name", ["smolinstruct_llama2_7b", "smolinstruct_llama2_7b_globus"])
+def test_the_campaign_of_four_machines_lists_what_is_missing(tmp_path: Path, name: str) -> None:
+    reference = PROJECT / "workflows" / "campaigns" / f"{name}.yaml"
     nameless = run(tmp_path, reference, "--check")
-    assert nameless.returncode == 2 and "sites.perlmutter: perlmutter needs account" in nameless.stderr
-    roots = {"perlmutter": "/pscratch/a", "polaris": "/eagle/a", "aurora": "/flare/a", "frontier": "/lustre/orion/a"}
-    mine = [
-        word
-        for site, root in roots.items()
-        for word in ("--set", f"sites.{site}.account=abc", "--set", f"sites.{site}.storage_root={root}")
-    ]
-    checked = run(tmp_path, reference, "--check", *mine, "--set", "evaluation.site=polaris")
-    assert checked.returncode == 0 and "smolinstruct/data.zip does not exist" in checked.stdout
+    assert nameless.returncode == 2
+    for site in ROOTS:
+        assert f"sites.{site}: {site} needs account" in nameless.stderr
+    checked = run(tmp_path, filled_in(tmp_path, reference), "--check")
+    assert "smolinstruct/data.zip does not exist" in checked.stdout
     assert "block of frontier:   2 nodes for 24:00:00 in queue extended" in checked.stdout
-    assert "sites.polaris: qsub, qstat, qselect, qdel are not on PATH: start on a login" in checked.stdout
-    started = run(tmp_path, reference, *mine)
+    submitting = "sites.polaris: qsub, qstat, qselect, qdel are not on PATH: start on a login" in checked.stdout
+    assert submitting == (name == "smolinstruct_llama2_7b")
+    assert checked.returncode == (0 if submitting else 2)  # evaluation on a GPU that this machine does not have
+    started = run(tmp_path, tmp_path / "mine.yaml")
     assert started.returncode == 2 and "/smolinstruct/data.zip does not exist" in started.stderr
+
+
+def test_two_machines_cannot_be_reached_from_one_host(tmp_path: Path) -> None:
+    path = filled_in(tmp_path, PROJECT / "workflows" / "campaigns" / "smolinstruct_llama2_7b.yaml")
+    ends = [word for key in ("route", "endpoint") for word in ("--set", f"sites.aurora.{key}=null")]
+    checked = run(tmp_path, path, "--check", *ends)
+    assert checked.returncode == 2
+    assert (
+        "PROBLEM  jobs of Polaris and Aurora cannot be submitted from one host: start on a login node of Polaris"
+        " (sites.polaris), and reach the others through Globus: sites.aurora.route=globus (docs/globus.md)"
+    ) in checked.stdout
+
+
+def test_the_paths_of_a_site_behind_globus_are_those_at_the_site(tmp_path: Path) -> None:
+    path = filled_in(tmp_path, PROJECT / "workflows" / "campaigns" / "smolinstruct_llama2_7b.yaml")
+    sets = ("sites.aurora.data=null", "sites.frontier.data=data.zip", "sites.perlmutter.model=./model")
+    checked = run(tmp_path, path, "--check", *(word for text in sets for word in ("--set", text)))
+    assert checked.returncode == 2
+    for words in (
+        "sites.aurora.data: missing; data.source is a path of this machine, and Aurora (ALCF) keeps its records itself",
+        "sites.frontier.data: data.zip is relative; jobs there start in another folder",
+        "sites.perlmutter.model: ./model is relative",
+    ):
+        assert f"PROBLEM  {words}" in checked.stdout
 
 
 def test_a_site_is_one_new_file(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.base.errors import REASON_LENGTH, CrossfedError
-from apps.base.versions import versions_problem
+from apps.base.versions import compare_versions
 from apps.site import MARK
 from site_configs.library.site import Collection, Site
 from workflows.checks.login_status import CheckResult, login_status
@@ -161,7 +161,7 @@ def _round_trip(check: TransferCheck, folder: str) -> CheckResult:
 
 def _project(site: Site, ask: Ask | None) -> Generator[CheckResult, None, bool]:
     """Check the project's Python at the site; return True if it has left its mark in the storage."""
-    what = f"Python, packages and code in {site.python_env} are those of the driver"
+    what = f"Python, packages and code in {site.python_env} fit those of the driver"
     assert site.endpoint is not None
     if ask is None or not site.endpoint.files:
         yield f"{what}: checked by the first task (there is no files_endpoint)", None
@@ -171,7 +171,8 @@ def _project(site: Site, ask: Ask | None) -> Generator[CheckResult, None, bool]:
     except CrossfedError as error:
         yield what, str(error)
         return False
-    yield what, versions_problem(json.dumps(answer.get("versions")))
+    found = compare_versions(json.dumps(answer.get("versions")), by_parsl=False)
+    yield f"{what}{found.ending}", found.problem
     yield f"storage {site.storage_root} can be written at the site", answer.get("storage")
     return answer.get("storage") is None
 

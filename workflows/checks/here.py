@@ -12,6 +12,7 @@ from data.tasks import EMBEDDED
 from site_configs.library.schedulers import absent
 from site_configs.library.site import Site
 from workflows.checks.places import place_problems
+from workflows.checks.reach import reach_mistakes
 from workflows.checks.records import require_records
 from workflows.planning.labels import KEYS, key_of
 from workflows.planning.plan import Plan
@@ -29,7 +30,7 @@ def require_all(plan: Plan, source: Path) -> None:
     Raises:
         UserMistake: what is missing, or the first record that cannot be read.
     """
-    problems = [*missing_here(plan), *place_problems(plan)]
+    problems = [*reach_mistakes(plan), *missing_here(plan), *place_problems(plan)]
     if problems:
         raise UserMistake("\n".join(f"{source}: {problem}" for problem in problems))
     try:

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from apps.base.errors import REASON_LENGTH
-from apps.base.versions import versions_problem
+from apps.base.versions import Comparison, compare_versions
 from apps.site import storage_problem
 from site_configs.library.schedulers import scheduler_for
 from site_configs.library.schedulers.refusals import classify
@@ -70,9 +70,9 @@ def _findings(site: Site, run_dir: Path) -> Iterator[Finding]:
     """Check a site that is reached from here."""
     yield from _queue_findings(site, run_dir)
     yield f"storage {site.storage_root} can be written", storage_problem(site.storage_root)
-    problem, output = check_environment(site)
+    found, output = check_environment(site)
     quoted = f" (its set-up prints: {output})" if output else ""
-    yield f"Python, packages and code in its jobs are those of the driver{quoted}", problem
+    yield f"Python, packages and code in its jobs fit those of the driver{quoted}{found.ending}", found.problem
     if site.own_block:
         yield "its compute nodes can connect to an address of this host", address_problem(site)
 
@@ -121,15 +121,15 @@ def _submission_finding(site: Site, run_dir: Path) -> Iterator[Finding]:
         yield f"Slurm would take its job{', ' * bool(verdict.promise)}{verdict.promise}", problem
 
 
-def check_environment(site: Site) -> tuple[str | None, str]:
+def check_environment(site: Site) -> tuple[Comparison, str]:
     """Compare the environment that a site's jobs set up with the driver's.
 
     Returns:
-        What differs, or None; and the last line that the set-up writes to stderr, such as a missing module that does
+        The comparison; and the last line that the set-up writes to stderr, such as a missing module that does
         not end it.
     """
     if site.python_env and not (site.python_env / "bin" / "python").exists():
-        return f"python_env: there is no {site.python_env / 'bin' / 'python'}", ""
+        return Comparison(f"python_env: there is no {site.python_env / 'bin' / 'python'}"), ""
     script = "\n".join(
         [worker_init(site), f"command -v {POOL} > /dev/null || exit {NO_POOL}", f"python -c {shlex.quote(VERSIONS)}"]
     )
@@ -144,14 +144,14 @@ def check_environment(site: Site) -> tuple[str | None, str]:
             env=job_environment(site),
         )
     except subprocess.TimeoutExpired:
-        return f"its set-up takes more than {SETUP_S} s", ""
+        return Comparison(f"its set-up takes more than {SETUP_S} s"), ""
     output = (ended.stderr.strip().splitlines() or [""])[-1][:REASON_LENGTH]
     if ended.returncode == NO_POOL:
-        return f"no {POOL} on PATH: this environment has no Parsl", output
+        return Comparison(f"no {POOL} on PATH: this environment has no Parsl"), output
     lines = ended.stdout.strip().splitlines()
     if ended.returncode or not lines:
-        return output or "its set-up ends without any output", ""
-    return versions_problem(lines[-1]), output
+        return Comparison(output or "its set-up ends without any output"), ""
+    return compare_versions(lines[-1], by_parsl=site.route == "batch"), output
 
 
 def job_environment(site: Site) -> dict[str, str]:

@@ -11,6 +11,7 @@ from workflows.checks.here import require_all
 from workflows.checks.live import check_live
 from workflows.checks.places import place_problems
 from workflows.checks.preview import describe, switched_off
+from workflows.checks.reach import reach_mistakes
 from workflows.checks.round_preview import first_round
 from workflows.console.command import DONE, MISTAKE, say
 from workflows.console.paths import DEFAULT_CAMPAIGN
@@ -95,7 +96,7 @@ def check(options: argparse.Namespace) -> int:
     if options.dry_run:
         for line in (*first_round(plan), *dry_run(plan, path.resolve())):
             say(line)
-    problems = place_problems(plan)
+    problems = [*reach_mistakes(plan), *place_problems(plan)]
     for problem in problems:
         say(f"PROBLEM  {problem}")
     fine = check_live(plan, say) if options.live else True

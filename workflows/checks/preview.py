@@ -17,6 +17,7 @@ from workflows.planning.campaign import Campaign
 from workflows.planning.labels import shown_name
 from workflows.planning.memory.campaign import idle_text, samples_per_s, training_setup
 from workflows.planning.memory.model import shape_of
+from workflows.planning.number_types import types_text
 from workflows.planning.plan import Plan
 from workflows.strategies.fedavg import SynchronousSection
 from workflows.strategies.fedecho import FedEchoSection
@@ -120,7 +121,7 @@ def plan_items(plan: Plan) -> list[tuple[str, str]]:
     tasks = plural(len(plan.evaluation_work["data"]["tasks"]), "task")
     return [
         ("campaign", f"{campaign.name}, seed {campaign.seed}, {length} of {campaign.strategy.name}"),
-        ("model", f"{campaign.model.source} ({campaign.model.dtype}), {how}"),
+        ("model", f"{campaign.model.source} ({types_text(campaign)}), {how}"),
         ("training", f"{steps}, learning rate {training.learning_rate:g} ({training.schedule})"),
         ("data", f"{campaign.data.source}, {tasks}"),
         *((f"site {name}", _site_text(site, plan.tasks[name])) for name, site in plan.sites.items()),

@@ -42,6 +42,7 @@ from workflows.dataflow.waiting import WaitingSites
 from workflows.planning.labels import EVALUATOR
 from workflows.planning.plan import Plan
 from workflows.records.changes import rounds_asked
+from workflows.records.enrolments import record_enrolment
 from workflows.records.metrics import write_metrics
 from workflows.records.run_directory import RunDirectory
 from workflows.runtime.block_failures import BlocksFailed
@@ -137,7 +138,8 @@ class Engine:
         """Return the future of a site's data; a failed enrolment is submitted again."""
         shard = self.shards.get(site)
         if shard is None or (shard.done() and root_cause(shard) is not None):
-            self.shards[site] = self.graph.shard(site)
+            asked = self.shards[site] = self.graph.shard(site)
+            asked.add_done_callback(lambda done: self.inbox.put((self._enrolled, (site, done))))
         return self.shards[site]
 
     def _forget_earlier(self, action: Train, futures: LocalRound) -> None:
@@ -266,6 +268,10 @@ class Engine:
         self.run.journal.write(kind, app="local_train", site=action.site, round=action.round, reason=reason)
         logger.error("%s", reason)
         return SiteFailed(self.clock.now(), action.site, action.task, reason)
+
+    def _enrolled(self, site: str, future: AppFuture) -> None:
+        if root_cause(future) is None:
+            record_enrolment(self.run.journal, site, future.result(), self.plan.campaign.data.max_tokens)
 
     def _left_out(self) -> SiteFailed | None:
         """Return the failure of a waiting site whose round can close without it, or None."""

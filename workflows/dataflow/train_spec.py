@@ -25,7 +25,7 @@ def train_request(
         action: what the strategy wants; what it leaves open comes from the campaign.
         asked: the numbers of rounds that users asked for, for the learning rate's schedule.
         attempt: number of this request for the same work.
-        keep: task whose optimizer state continues, if the campaign carries it over.
+        keep: last task of the site, whose optimizer state and rounding error continue, if the campaign carries them.
         until: UNIX time of ``action.until_s``.
     """
     training = plan.campaign.training
@@ -41,7 +41,10 @@ def train_request(
         "until": until,
     }
     return TrainRequest(
-        training=cast(TrainingSpec, spec), optimizer_from=keep if training.keep_optimizer else None, attempt=attempt
+        training=cast(TrainingSpec, spec),
+        optimizer_from=keep if training.keep_optimizer else None,
+        left_over_from=keep if plan.rules.get("changes") else None,
+        attempt=attempt,
     )
 
 

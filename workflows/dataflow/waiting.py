@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from workflows.records.run_directory import RunDirectory
 
 FIRST_RETRY_S, LONGEST_RETRY_S = 10.0, 300.0
+BLOCK_RETRY_S = 300.0  # where each try takes a place in a queue
 
 
 @dataclass
@@ -86,6 +87,7 @@ class WaitingSites:
             return True  # it is not its turn yet
         tries = self.tries[site] = self.tries.get(site, 0) + 1
         wait_s = min(LONGEST_RETRY_S, FIRST_RETRY_S * 2 ** (tries - 1))
+        wait_s = BLOCK_RETRY_S if isinstance(error, OtherVersions) else wait_s
         self.waits[site] = Wait(number, error.what, self.clock() + wait_s, again)
         self._tell(site, number, error)
         return True

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from apps.base.errors import UserMistake
-from apps.models.batches import DataSpec, encode
+from apps.models.batches import DataSpec
+from apps.models.encoding import encode
 from apps.models.model import Model
 from workflows.evaluation.loading import LoadedModel
 

@@ -78,7 +78,8 @@ class ModelSection(Section):
     """
 
     source: str
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the weights
+    traffic: Literal["float32", "bfloat16"] = "float32"  # of what travels, where all parameters are trained
     adapter: Adapter | None = None
     tiny: Tiny | None = None
 
@@ -124,7 +125,7 @@ class TrainingSection(Section):
     clip_norm: PositiveFloat | None = 1.0
     proximal_mu: NonNegativeFloat = 0.0
     keep_optimizer: bool = False
-    precision: Literal["no", "bf16"] = "no"
+    precision: Literal["auto", "no", "bf16"] = "auto"
     checkpoint_s: PositiveFloat = 300  # seconds between two checkpoints of a running training
     on_walltime: Literal["finish", "return"] = "finish"  # finish in the next block, or return the steps done so far
 

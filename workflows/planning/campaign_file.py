@@ -21,12 +21,12 @@ from workflows.planning.yaml_file import read_yaml
 
 
 def load_campaign(path: Path, sets: Sequence[str] = (), sites: str | None = None) -> Campaign:
-    """Return a checked campaign in which ``model.dtype: auto`` is decided; see ``read_campaign``."""
+    """Return a checked campaign in which the types of numbers are decided; see ``read_campaign``, ``settle_dtype``."""
     return settle_dtype(read_campaign(path, sets, sites))
 
 
 def read_campaign(path: Path, sets: Sequence[str] = (), sites: str | None = None) -> Campaign:
-    """Return a checked campaign with absolute paths, and with ``model.dtype`` as it is written.
+    """Return a checked campaign with absolute paths; types of numbers that are ``auto`` stay so.
 
     Args:
         path: the YAML file.
@@ -48,19 +48,26 @@ def read_campaign(path: Path, sets: Sequence[str] = (), sites: str | None = None
 
 
 def settle_dtype(campaign: Campaign) -> Campaign:
-    """Replace ``model.dtype: auto`` by bfloat16 if this processor computes in it, else by float32."""
-    if campaign.model.dtype != "auto":
-        return campaign
-    dtype = "bfloat16" if campaign.model.source != TINY and _computes_bfloat16() else "float32"
-    return campaign.model_copy(update={"model": campaign.model.model_copy(update={"dtype": dtype})})
+    """Replace ``auto`` in ``model.dtype`` and ``training.precision`` by what suits the campaign, the same on all hosts.
 
-
-def _computes_bfloat16() -> bool:
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    With an adapter the base is frozen: bfloat16 loses nothing, and adapters are float32. Where all parameters are
+    trained, weights are float32, since a step at a usual learning rate is smaller than half of a bfloat16 weight's last
+    place; the forward and backward pass compute in bfloat16. The model from scratch is small and stays in float32.
+    """
+    model, training = campaign.model, campaign.training
+    pretrained, frozen = model.source != TINY, model.adapter is not None
+    dtype: Any = model.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if pretrained and frozen else "float32"
+    precision: Any = training.precision
+    if precision == "auto":
+        precision = "bf16" if model.dtype == "auto" and pretrained and not frozen else "no"
+    return campaign.model_copy(
+        update={
+            "model": model.model_copy(update={"dtype": dtype}),
+            "training": training.model_copy(update={"precision": precision}),
+        }
+    )
 
 
 def _refuse_unknown(unknown: set[str], known: set[str]) -> None:

@@ -12,7 +12,7 @@ from apps.base.errors import UserMistake
 from apps.base.versions import code_version
 from apps.evaluate import EvaluationSettings, EvaluationWork
 from apps.models.batches import DataSpec
-from apps.models.model import AdapterSpec, ModelSpec
+from apps.models.model import AdapterSpec, ModelSpec, sends_bfloat16
 from apps.models.sources import PACKAGED, TINY, check_source, config_of, is_converted
 from apps.ranks.parallel import Parallel
 from apps.server import ServerWork
@@ -24,6 +24,7 @@ from workflows.planning.campaign import Campaign
 from workflows.planning.labels import EVALUATOR, SERVER, SERVER_BLOCK, TRANSFERS
 from workflows.planning.memory.campaign import plan_memory
 from workflows.planning.memory.plan import MemoryPlan
+from workflows.planning.number_types import check_types
 from workflows.planning.places import ServerPlace, server_places
 from workflows.planning.shares import Tasks, expanded, share_tasks
 from workflows.planning.storage import check_collections, check_space, check_storage
@@ -78,6 +79,7 @@ def make_plan(campaign: Campaign, run_dir: Path, source: Path) -> Plan:
 def _make_plan(campaign: Campaign, run_dir: Path) -> Plan:
     _check_names(campaign)
     check_source(campaign.model.source)
+    check_types(campaign)
     _check_layers(campaign)
     all_tasks = expanded("data.tasks", campaign.data.tasks, campaign.data.source)
     tasks = share_tasks(campaign, all_tasks)
@@ -101,7 +103,9 @@ def _make_plan(campaign: Campaign, run_dir: Path) -> Plan:
         server_at=server_at,
         evaluation_at=evaluation_at,
         rules=UpdateRules(
-            method=adapter.method if adapter else "full", max_update_norm=campaign.checks.max_update_norm
+            method=adapter.method if adapter else "full",
+            max_update_norm=campaign.checks.max_update_norm,
+            changes=sends_bfloat16(model),
         ),
         memory=memory,
     )
@@ -156,7 +160,14 @@ def model_spec(campaign: Campaign) -> ModelSpec:
     section = campaign.model
     adapter: AdapterSpec | None = section.adapter.model_dump() if section.adapter else None  # type: ignore[assignment]
     tiny = section.tiny.model_dump() if section.tiny else None
-    return ModelSpec(source=section.source, dtype=section.dtype, seed=campaign.seed, adapter=adapter, tiny=tiny)
+    return ModelSpec(
+        source=section.source,
+        dtype=section.dtype,
+        seed=campaign.seed,
+        adapter=adapter,
+        tiny=tiny,
+        traffic=section.traffic,
+    )
 
 
 def _data_spec(campaign: Campaign, source: str, tasks: Tasks, per_task: int | None) -> DataSpec:

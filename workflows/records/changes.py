@@ -67,8 +67,9 @@ def _candidates(
         source = origin
     if source is not None:
         plain = as_plain(read_campaign(source, [*opened["sets"], *sets], sites or opened["sites"]))
-        if plain["model"]["dtype"] == "auto":
-            plain["model"]["dtype"] = recorded["model"]["dtype"]
+        for section, key in (("model", "dtype"), ("training", "precision")):
+            if plain[section][key] == "auto":
+                plain[section][key] = recorded[section][key]
         yield plain
     if sets or sites:
         raw = copy.deepcopy(recorded)

@@ -14,6 +14,7 @@ from rich.text import Text
 from workflows.console.units import bytes_text, plural, seconds_text
 from workflows.planning.labels import shown_name
 from workflows.records.batch_jobs import LOST_ENDINGS
+from workflows.records.enrolments import cut_text
 from workflows.records.failed_blocks import failure_text
 from workflows.records.journal import Record
 from workflows.records.late_updates import LateUpdateFinder
@@ -29,7 +30,7 @@ REFRESH_S = 0.25
 PLAIN_EVERY_S = 30.0
 OLD_S = 5.0  # progress that is older is shown with its age
 PROBLEMS = (
-    *("update_refused", "task_failed", "block_replaced", "block_failed", "blocks_left"),
+    *("update_refused", "task_failed", "block_replaced", "block_failed", "block_waits", "blocks_left"),
     *("executor_replaced", "site_held", "start_slow"),
 )
 GLOBUS_PROBLEMS = (
@@ -150,6 +151,8 @@ def problem_text(record: Record) -> str | None:
     """Return one line about a record of a problem; None for other records."""
     if record["event"] == "block_ended":
         return block_problem(record)
+    if record["event"] == "enrolled":
+        return cut_text(record)
     if record["event"] == "blocks_cancelled":
         jobs = plural(len(record["job_ids"]), "job")
         return f"{shown_name(record['site'])}: {jobs} of an earlier driver cancelled: {', '.join(record['job_ids'])}"

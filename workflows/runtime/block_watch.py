@@ -24,7 +24,7 @@ from workflows.records.queue_history import BlockRecord, append, machine_of
 from workflows.runtime.block_workers import UNMANAGED_S, BlockWorkers
 from workflows.runtime.executors import job_prefix
 from workflows.runtime.leftovers import leftover_problem
-from workflows.runtime.queued import queued_text
+from workflows.runtime.queued import queued_text, wait_hint
 from workflows.runtime.site_executor import SiteExecutor
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class WatchedJob:
     submitted: float
     facts: JobFacts | None = None
     start_recorded: bool = False
+    hint: str = ""  # why it waits, as it was recorded
     ended: bool = False
     hung: str = ""  # why it was cancelled here though its scheduler says that it runs
 
@@ -136,6 +137,7 @@ class BlockWatch:
             self._ended(job, "unknown", "the scheduler no longer knows the job")
             return
         job.facts = answer
+        self._explain(job, wait_hint(answer) if answer.state == "pending" else "")
         if answer.started and not job.start_recorded:
             job.start_recorded = True
             self.journal.write(
@@ -165,6 +167,12 @@ class BlockWatch:
             self.journal.write("block_replaced", site=self.site.name, reason=reason)
         if executor.provider is not None:
             executor.provider.cancel([job.job_id])  # Parsl then asks for another
+
+    def _explain(self, job: WatchedJob, hint: str) -> None:
+        """Record why a job waits, once for each reason that is not an ordinary wait behind others."""
+        if hint and hint != job.hint:
+            self.journal.write("block_waits", site=self.site.name, job_id=job.job_id, reason=hint)
+        job.hint = hint or job.hint
 
     def _ended(self, job: WatchedJob, state: str, reason: str) -> None:
         job.ended = True

@@ -117,7 +117,7 @@ def still_there(result: Any, unseen: Collection[str] = (), gone: Collection[tupl
         return True
     if result["store"] in unseen:
         return True
-    artifacts = [result["artifact"], *filter(None, [result.get("state")])]
+    artifacts = [result["artifact"], *filter(None, [result.get("state"), result.get("sent")])]
     store = result["store"]
     wanted = [artifact for artifact in artifacts if (store, artifact["sha256"]) not in gone]
     found = [(artifact_path(store, artifact), artifact["nbytes"]) for artifact in wanted]

@@ -29,6 +29,16 @@ def queued_text(job_id: str, facts: JobFacts | None, waited_s: float, now: float
     return ", ".join(filter(None, [f"queued for {waited_s / 60:.0f} min ({why})", starts]))
 
 
+def wait_hint(facts: JobFacts) -> str:
+    """Return a sentence on a wait that is not an ordinary one behind other jobs; empty for that."""
+    wait = meaning_of(facts.reason)
+    if wait is None:
+        return ""
+    verb = "does not start by itself" if wait.lasting else "waits"
+    reason = facts.reason.removeprefix("Not Running:").strip()[:REASON_LENGTH]
+    return f"job {facts.job_id} {verb} ({reason}): {wait.meaning}"
+
+
 def start_text(expected: float | None, now: float) -> str:
     """Return when a job is expected to start, in this host's time; empty if it is unknown or past."""
     if expected is None or expected <= now:

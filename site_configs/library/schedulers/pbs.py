@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 UNKNOWN_JOB = 153
 UNKNOWN_QUEUE = 170
+NO_SERVER = ("cannot connect to server", "Connection refused", "Connection timed out", "End of File", "pbs_iff")
 NOTHING_TO_CANCEL = ("Unknown Job Id", "Job has finished", "invalid for state of job")
 
 LIVE_STATES: dict[str, JobState] = {
@@ -114,7 +115,7 @@ class Pbs:
     def _mine(self) -> dict[str, Record] | None:
         """Return the attributes of this user's jobs that have not ended; empty ones for a job that cannot be read."""
         reply = self._run("qselect", "-u", user_name())
-        if not reply.ok:
+        if not reply.ok or is_silent(reply):
             logger.warning("qselect: %s", reply.message)
             return None
         ids = job_ids(reply.out)
@@ -164,7 +165,17 @@ class Pbs:
 
 def has_ended(reply: Reply) -> bool:
     """Return True if qstat has answered that the job does not exist, or not any more."""
-    return reply.code == UNKNOWN_JOB or "Unknown Job Id" in reply.error or "Job has finished" in reply.error
+    return is_unknown(reply) or ("Job has finished" in reply.error and not is_silent(reply))
+
+
+def is_unknown(reply: Reply) -> bool:
+    """Return True if PBS has answered that it does not know the job."""
+    return (reply.code == UNKNOWN_JOB or "Unknown Job Id" in reply.error) and not is_silent(reply)
+
+
+def is_silent(reply: Reply) -> bool:
+    """Return True if a command has not reached its server; wrappers of qselect and qstat may end with the code 0."""
+    return any(sign in reply.error for sign in NO_SERVER)
 
 
 def read_job(job_id: str, reply: Reply) -> Answer:
@@ -172,7 +183,7 @@ def read_job(job_id: str, reply: Reply) -> Answer:
     record = read_records(reply.out).get(job_number(job_id))
     if record is not None:
         return job_facts(job_id, record)
-    if reply.code == UNKNOWN_JOB or "Unknown Job Id" in reply.error:
+    if is_unknown(reply):
         return GONE
     return UNKNOWN
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from apps.base.errors import StorageError
-from apps.base.files import atomic_file, inside, remove_unfinished, write_json, write_text
+from apps.base.errors import ArtifactError, StorageError, StorageUnavailable, placed
+from apps.base.files import atomic_file, cannot_read, inside, remove_unfinished, write_json, write_text
 
 
 def test_file_appears_only_when_the_block_ends(tmp_path):
@@ -121,3 +121,25 @@ def test_unfinished_files_are_removed_and_nothing_else(tmp_path: Path) -> None:
     remove_unfinished(tmp_path)
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["whole"]
     remove_unfinished(tmp_path / "not there")
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.ESTALE, StorageUnavailable),  # the file server was restarted: the file is as good as before
+        (errno.ETIMEDOUT, StorageUnavailable),
+        (errno.EIO, ArtifactError),  # a bad sector: the file is made again
+        (errno.ENOENT, ArtifactError),
+        (errno.EACCES, ArtifactError),
+    ],
+)
+def test_a_server_that_does_not_answer_says_nothing_about_a_file(number: int, kind: type[Exception]) -> None:
+    error = cannot_read("/far/x", OSError(number, os.strerror(number)))
+    assert type(error) is kind and str(error).startswith(f"cannot read: {os.strerror(number)} (/far/x)")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE])
+def test_an_error_of_the_disk_anywhere_in_a_task_is_the_storages(number: int) -> None:
+    with pytest.raises(StorageUnavailable) as raised, placed("aurora", 3):
+        raise OSError(number, os.strerror(number), "/far/tmp/x")
+    assert str(raised.value).startswith(f"site aurora, round 3: storage fails: {os.strerror(number)} (/far/tmp/x)")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import json
+import platform
 import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +17,7 @@ import pytest
 
 from apps.base.errors import VersionMismatch
 from apps.base.own_packages import PACKAGES, ROOT
-from apps.base.versions import code_version, library_versions, require_same_code
+from apps.base.versions import LOWEST, Comparison, code_version, compare_versions, library_versions, require_same_code
 from workflows.records.campaign_code import campaign_code, campaign_files
 
 WORKER = {
@@ -133,3 +136,61 @@ def test_library_versions():
     found = library_versions()
     assert found["python"].split(".")[:2] == [str(n) for n in sys.version_info[:2]]
     assert all(found[name] != "absent" for name in ("torch", "transformers", "safetensors"))
+
+
+def reported(**changes: str) -> str:
+    return json.dumps(
+        {"python": platform.python_version(), "crossfed": code_version(), **library_versions(), **changes}
+    )
+
+
+def test_the_same_versions_have_nothing_to_say() -> None:
+    for by_parsl in (True, False):
+        assert compare_versions(reported(), by_parsl) == Comparison(None)
+
+
+@pytest.mark.parametrize("by_parsl", [True, False])
+def test_the_torch_of_a_facility_is_a_note(by_parsl: bool) -> None:
+    """Aurora's module had 2.10.0a0, Frontier's guide recommends 2.10.0 for ROCm 7.1: four never have one version."""
+    for torch in ("2.10.0a0+git3c3f53a", "2.10.0+rocm7.1", "2.8.0"):
+        found = compare_versions(reported(torch=torch), by_parsl)
+        assert found.problem is None
+        assert found.ending == f"; other versions: torch {torch} (here {library_versions()['torch']})"
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"torch": "2.7.1"}, "torch 2.7.1 is older than 2.8"),
+        ({"torch": "absent"}, "no torch; 2.8 or later is needed"),
+        ({"transformers": "4.57.1"}, "transformers 4.57.1 is older than 5.0"),
+        ({"python": "3.10.13"}, "python 3.10.13 is older than 3.11"),
+        ({"crossfed": "0123"}, f"its crossfed code is 0123, the driver's {code_version()}: use one commit"),
+    ],
+)
+def test_what_cannot_work_is_a_problem(changes: dict[str, str], problem: str) -> None:
+    assert compare_versions(reported(**changes), by_parsl=False).problem == problem
+
+
+def test_parsl_and_the_minor_version_of_python_must_be_equal_only_where_parsl_connects_both() -> None:
+    """Parsl's interchange refuses a manager with another of either; behind Globus only JSON crosses."""
+    ours = library_versions()
+    minor = ".".join(platform.python_version().split(".")[:2])
+    other = reported(python="3.14.2", parsl="2025.01.01")
+    found = compare_versions(other, by_parsl=True).problem
+    assert found == (
+        f"python 3.14.2; jobs that this driver submits need python {minor};"
+        f" parsl 2025.01.01; jobs that this driver submits need parsl {ours['parsl']}"
+    )
+    elsewhere = compare_versions(other, by_parsl=False)
+    assert elsewhere.problem is None and elsewhere.note == f"python 3.14.2 (here {platform.python_version()})"
+    assert compare_versions(reported(python=f"{minor}.0"), by_parsl=True).problem is None
+
+
+def test_the_lowest_versions_are_those_of_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = "\n".join(project["dependencies"])
+    asked = dict(re.findall(r"^([a-z]+)>=([\d.]+)", lines, re.MULTILINE))
+    for name in LOWEST.keys() - {"python"}:
+        assert asked[name] == LOWEST[name]
+    assert project["requires-python"].startswith(f">={LOWEST['python']}")

@@ -10,7 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from apps.models.batches import WINDOW, Sample, by_length, collate, encode, padding_share, plan_batches, seed_of
+from apps.base.errors import UserMistake
+from apps.models.batches import (
+    WINDOW,
+    Sample,
+    SampleList,
+    by_length,
+    collate,
+    iter_batches,
+    padded_positions,
+    plan_batches,
+    seed_of,
+)
+from apps.models.encoding import encode
 from data.records import load_records
 from data.tokenizer import tiny_tokenizer_path
 
@@ -48,20 +60,37 @@ def test_braces_in_a_question_are_only_text(tokenizer):
     assert "Q: {x} {0} {input}\n" in tokenizer.decode(sample.tokens)
 
 
-def test_too_long_loses_the_start_of_the_prompt_never_the_answer(tokenizer):
+def test_a_long_question_loses_its_end_and_neither_template_nor_answer(tokenizer):
     (whole,) = encode([record("C" * 300)], tokenizer, data_spec(max_tokens=1000))
     answer = whole.tokens[whole.answer_from :]
-    for max_tokens in (len(answer) + 1, 16, 40, len(whole.tokens) - 1):
-        (cut,) = encode([record("C" * 300)], tokenizer, data_spec(max_tokens=max_tokens))
-        assert len(cut.tokens) == max_tokens
-        assert cut.tokens == whole.tokens[-max_tokens:]
-        assert cut.tokens[cut.answer_from :] == answer
+    (cut,) = encode([record("C" * 300)], tokenizer, data_spec(max_tokens=40))
+    assert len(cut.tokens) == 40
+    assert cut.tokens[cut.answer_from :] == answer
+    text = tokenizer.decode(cut.tokens)
+    assert text.startswith("Q: CCCC") and text.endswith("C\nA: carbon<eos>")
+    assert (cut.question_cut, cut.answer_cut) == (True, False)
+    assert (whole.question_cut, whole.answer_cut) == (False, False)
 
 
-def test_answer_that_alone_is_too_long_keeps_one_token_of_the_prompt(tokenizer):
-    (sample,) = encode([record(answer="N" * 300)], tokenizer, data_spec(max_tokens=16))
-    assert len(sample.tokens) == 16
-    assert sample.answer_from == 1
+def test_a_long_answer_loses_its_end_and_its_end_mark(tokenizer):
+    (sample,) = encode([record("What?", "N" * 300)], tokenizer, data_spec(max_tokens=32))
+    assert len(sample.tokens) == 32
+    text = tokenizer.decode(sample.tokens)
+    assert text.startswith("Q: What?\nA: NN") and text.endswith("N")
+    assert (sample.question_cut, sample.answer_cut) == (False, True)
+
+
+def test_question_and_answer_that_are_both_too_long_share_the_room(tokenizer):
+    (sample,) = encode([record("C" * 300, "N" * 300)], tokenizer, data_spec(max_tokens=64))
+    assert (sample.question_cut, sample.answer_cut) == (True, True)
+    answer = len(sample.tokens) - sample.answer_from
+    assert len(sample.tokens) == 64 and abs(2 * answer - 64) < 12
+    assert tokenizer.decode(sample.tokens[: sample.answer_from]).endswith("C\nA:")
+
+
+def test_a_limit_below_the_template_is_refused(tokenizer):
+    with pytest.raises(UserMistake, match=r"data.max_tokens: 16 leaves no room .* \d+ tokens of data.prompt"):
+        encode([record()], tokenizer, data_spec(max_tokens=16, prompt="Answer this question of chemistry: {input} so:"))
 
 
 @settings(max_examples=50, deadline=None)
@@ -168,14 +197,54 @@ def test_like_lengths_together_save_padding(tokenizer):
     at_random = [order[i : i + size] for i in range(0, len(order), size)]
     planned = plan_batches(lengths, size, count, 0)
     assert count > WINDOW
-    assert padding_share(planned, lengths) < 0.3 * padding_share(at_random, lengths)
+    assert padding(planned, lengths) < 0.3 * padding(at_random, lengths)
     means = [sum(lengths[i] for i in batch) / size for batch in planned]
     assert means != sorted(means)  # the batches themselves are shuffled
 
 
-def test_padding_share_is_counted_over_positions():
-    assert padding_share([[0, 1], [2]], [4, 2, 3]) == pytest.approx(1 - 9 / 11)
-    assert padding_share([], []) == 0.0
+def padding(batches, lengths):
+    real = sum(lengths[i] for batch in batches for i in batch)
+    return 1 - real / sum(max(lengths[i] for i in batch) * len(batch) for batch in batches)
+
+
+def test_padded_positions():
+    assert padded_positions([Sample((1, 2, 3, 4), 1, "a"), Sample((1, 2), 1, "a")]) == 8
+
+
+class Counted(SampleList):
+    """Samples that record which of them were taken."""
+
+    def __init__(self, samples):
+        super().__init__(samples)
+        self.taken = []
+
+    def take(self, numbers, /):
+        self.taken += numbers
+        return super().take(numbers)
+
+
+@settings(max_examples=100, deadline=None)
+@given(plan=plans, skip=st.integers(0, 60))
+def test_only_drawn_samples_are_taken_and_skipped_windows_are_not(plan, skip):
+    total, size, count, seed = plan
+    samples = Counted([Sample(tuple(range(random.Random(i).randrange(1, 50))), 1, str(i)) for i in range(total)])
+    planned = plan_batches([len(s.tokens) for s in samples.samples], size, count, seed)
+    found = [[int(s.task) for s in batch] for batch in iter_batches(samples, size, count, seed, skip)]
+    assert found == planned[skip:]
+    assert len(samples.taken) <= size * min(count, max(0, count - skip) + WINDOW)
+
+
+def shuffled_first(total: int, size: int, count: int, seed: int) -> list[int]:
+    """Draw as every run before did: a list of all numbers, shuffled."""
+    order = list(range(total))
+    random.Random(seed).shuffle(order)
+    return order[: size * count]
+
+
+def test_the_drawn_samples_are_those_of_earlier_runs():
+    batches = plan_batches([1] * 1000, 8, 16, 7)
+    assert sorted(i for batch in batches for i in batch) == sorted(shuffled_first(1000, 8, 16, 7))
+    assert batches[0] == [487, 139, 314, 359, 10, 653, 415, 334]
 
 
 def test_by_length_has_every_sample_once():

@@ -123,4 +123,4 @@ def test_the_training_state_is_readable_json(checkpoints):
 
     checkpoints.save(ALONE, STATE, trained())
     text = bytes(load_file(checkpoints.newest())["standing"].tolist())
-    assert json.loads(text) == {"steps": 7, "tokens": 123, "seconds": 4.25, "losses": [2.5, 1.0 / 3.0]}
+    assert json.loads(text) == {"steps": 7, "tokens": 123, "positions": 0, "seconds": 4.25, "losses": [2.5, 1.0 / 3.0]}

@@ -15,7 +15,7 @@ from apps.artifacts.store import artifact_path, load_tensors, save_tensors
 from apps.base.errors import TrainingError
 from apps.base.stop import StopRequest
 from apps.models import model as models
-from apps.models.batches import Sample, plan_batches
+from apps.models.batches import Sample, SampleList, plan_batches
 from apps.models.model import Model
 from apps.ranks.process_group import ProcessGroup
 from apps.training import loop as training
@@ -93,7 +93,8 @@ def attempt(model: Model, report: training.Report = silent, micro_batch: int = 9
 def run(
     model: Model, seed: int = 1, state: dict | None = None, samples: list[Sample] | None = None, **changes
 ) -> training.TrainingResult:
-    return train(model, samples or some_samples(), training_spec(**changes), seed, state, attempt(model))
+    taken = SampleList(samples or some_samples())
+    return train(model, taken, training_spec(**changes), seed, state, attempt(model))
 
 
 def values(model: Model) -> dict[str, torch.Tensor]:
@@ -166,7 +167,9 @@ def test_dropout_is_seeded():
 def test_the_result_counts_what_was_done():
     told, model = [], new_model()
     around = attempt(model, lambda *a: told.append(a))
-    outcome = train(model, some_samples(12, length=8), training_spec(steps=2, accumulate=3), 1, None, around)
+    outcome = train(
+        model, SampleList(some_samples(12, length=8)), training_spec(steps=2, accumulate=3), 1, None, around
+    )
     done = outcome.state
     assert (done.steps, outcome.steps_here, outcome.samples, done.tokens) == (2, 2, 2 * 3 * 4, 2 * 3 * 4 * 8)
     assert outcome.padding == 0.0
@@ -316,4 +319,4 @@ def test_loss_that_is_not_finite_ends_training():
 
 def test_no_samples_is_an_error_not_an_endless_loop():
     with pytest.raises(TrainingError, match="no samples"):
-        train(new_model(), [], training_spec(), 1, None, attempt(new_model()))
+        train(new_model(), SampleList([]), training_spec(), 1, None, attempt(new_model()))

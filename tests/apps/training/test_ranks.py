@@ -9,10 +9,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from patience import patience
 from training_site import PROJECT, Site, ranks_at, wait_until
 
-from apps.artifacts.store import read_header
+from apps.artifacts.store import load_tensors, read_header
 from apps.base.errors import RanksLost, TrainingError, UserMistake
 from apps.ranks.processes import kept_ranks
 from apps.training.progress import read_progress
@@ -94,6 +95,21 @@ def test_adapters_in_float32_on_a_base_in_bfloat16_can_be_sharded(tmp_path):
     site = Site(tmp_path, "ffa", TWO | {"sharding": "full_shard"}, dtype="bfloat16")
     update = shapes(site.update(site.train(**TRAINING)))
     assert {dtype for dtype, _ in update.values()} == {"F32"}
+
+
+def test_ranks_send_the_changes_of_their_parts_in_bfloat16(tmp_path):
+    whole = Site(tmp_path / "one", None)
+    whole.work["model"] = whole.work["model"] | {"traffic": "bfloat16"}
+    alone = whole.train(**TRAINING)
+    site = Site(tmp_path / "two", None, TWO | {"sharding": "full_shard"})
+    site.work["model"] = site.work["model"] | {"traffic": "bfloat16"}
+    found = site.train(**TRAINING)
+    assert found["artifact"]["kind"] == "delta"
+    expected, changes = load_tensors(whole.update(alone)), load_tensors(site.update(found))
+    assert {tensor.dtype for tensor in changes.values()} == {torch.bfloat16}
+    for name, change in changes.items():
+        torch.testing.assert_close(change.float(), expected[name].float(), rtol=0.02, atol=1e-4)
+    assert len(list((site.root / "left_over").glob("*.safetensors"))) == 1
 
 
 @pytest.mark.parametrize("sharding", ["ddp", "full_shard"])

@@ -21,8 +21,9 @@ STORAGE = {
 
 @pytest.fixture(scope="module")
 def machines() -> list[str]:
-    """Settings that the machines need."""
-    return [f"sites.{name}.{key}" for name, root in STORAGE.items() for key in ("account=ABC", f"storage_root={root}")]
+    """Settings that the machines need; each is asked for the script of its own batch system."""
+    keys = ("account=ABC", "route=null", "data=smolinstruct/data.zip")
+    return [f"sites.{name}.{key}" for name, root in STORAGE.items() for key in (*keys, f"storage_root={root}")]
 
 
 @pytest.fixture(scope="module")

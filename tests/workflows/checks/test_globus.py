@@ -16,7 +16,7 @@ from facilities.globus.transfer_fixtures import TransferFacility, transfer_facil
 
 from apps.base.errors import WorkersLost
 from apps.base.identity import Place
-from apps.base.versions import code_version, library_versions
+from apps.base.versions import LOWEST, code_version, library_versions
 from apps.site import MARK, examine_site
 from site_configs.library.site import Collection, Endpoint, Site
 from workflows.checks.globus import check_endpoint, check_globus_site, version_of
@@ -205,7 +205,7 @@ def test_the_project_at_the_site(scene: Scene) -> None:
     assert set(scene.answers(site, ask=ask).values()) == {None} and asked == ["polaris"]
     answer |= {"versions": {**ours, "torch": "1.0"}, "storage": "Permission denied (/eagle)"}
     found = [problem for problem in scene.answers(site, ask=ask).values() if problem]
-    assert found == [f"torch 1.0 instead of {ours['torch']}", "Permission denied (/eagle)"]
+    assert found == [f"torch 1.0 is older than {LOWEST['torch']}", "Permission denied (/eagle)"]
 
     def lost(_: Site) -> dict[str, Any]:
         raise WorkersLost("/eagle/env/bin/python cannot run crossfed: no module named apps")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from batch_sites import pbs_entry, slurm_entry
 
+from apps.base.versions import Comparison, code_version
 from apps.site import storage_problem
 from site_configs.library.resolve import resolve_site
 from site_configs.library.site import Site
@@ -42,8 +43,12 @@ def here(tmp_path: Path, **changes: Any) -> Site:
     return dataclasses.replace(local_site("alpha", tmp_path), **changes)
 
 
+def problem_of(site: Site) -> str | None:
+    return check_environment(site)[0].problem
+
+
 def test_the_drivers_own_environment_has_no_problem(tmp_path: Path) -> None:
-    assert check_environment(here(tmp_path))[0] is None
+    assert problem_of(here(tmp_path)) is None
 
 
 def fake_python(folder: Path, body: str) -> Path:
@@ -57,28 +62,25 @@ def fake_python(folder: Path, body: str) -> Path:
 
 
 def test_a_missing_environment_or_one_without_parsl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    nowhere = check_environment(here(tmp_path, python_env=tmp_path / "nowhere"))
-    assert nowhere[0] == f"python_env: there is no {tmp_path}/nowhere/bin/python"
+    nowhere = problem_of(here(tmp_path, python_env=tmp_path / "nowhere"))
+    assert nowhere == f"python_env: there is no {tmp_path}/nowhere/bin/python"
     bare = fake_python(tmp_path, "true")
     (bare / "bin" / "process_worker_pool.py").unlink()
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
-    found = check_environment(here(tmp_path, python_env=bare))[0]
+    found = problem_of(here(tmp_path, python_env=bare))
     assert found == "no process_worker_pool.py on PATH: this environment has no Parsl"
 
 
 def test_the_last_line_of_the_setup_is_reported(tmp_path: Path) -> None:
-    problem, lines = check_environment(here(tmp_path, setup="module_that_is_not_there"))
-    assert problem is None and lines.endswith("module_that_is_not_there: command not found")
+    found, lines = check_environment(here(tmp_path, setup="module_that_is_not_there"))
+    assert found.problem is None and lines.endswith("module_that_is_not_there: command not found")
 
 
 def test_other_versions_at_the_site_are_reported(tmp_path: Path) -> None:
-    edits = """s/"parsl": "[^"]*"/"parsl": "2020.1"/; s/"crossfed": "[^"]*"/"crossfed": "0"/"""
+    edits = """s/"torch": "[^"]*"/"torch": "2.9"/; s/"crossfed": "[^"]*"/"crossfed": "0"/"""
     changed = f"{sys.executable} \"$@\" | sed '{edits}'"
-    problem = check_environment(here(tmp_path, python_env=fake_python(tmp_path, changed)))[0]
-    assert problem is not None
-    differ = problem.split(", ")
-    assert len(differ) == 2 and differ[0].startswith("crossfed 0 instead of ")
-    assert differ[1].startswith("parsl 2020.1 instead of ")
+    problem = problem_of(here(tmp_path, python_env=fake_python(tmp_path, changed)))
+    assert problem == f"its crossfed code is 0, the driver's {code_version()}: use one commit"
 
 
 @pytest.mark.parametrize(
@@ -92,17 +94,17 @@ def test_other_versions_at_the_site_are_reported(tmp_path: Path) -> None:
     ],
 )
 def test_a_setup_that_breaks_python(tmp_path: Path, setup: str, problem: str) -> None:
-    assert problem in (check_environment(here(tmp_path, setup=setup))[0] or "")
+    assert problem in (problem_of(here(tmp_path, setup=setup)) or "")
 
 
 def test_an_environment_without_the_project(tmp_path: Path) -> None:
     alone = fake_python(tmp_path, f'exec {sys.executable} -I -S "$@"')  # with the standard library alone
-    assert check_environment(here(tmp_path, python_env=alone))[0] == "ModuleNotFoundError: No module named 'apps'"
+    assert problem_of(here(tmp_path, python_env=alone)) == "ModuleNotFoundError: No module named 'apps'"
 
 
 def test_a_setup_may_print_and_fail_in_parts(tmp_path: Path) -> None:
     """A job continues after such lines as well."""
-    assert check_environment(here(tmp_path, setup="echo hello; false\nmodule_that_is_not_there"))[0] is None
+    assert problem_of(here(tmp_path, setup="echo hello; false\nmodule_that_is_not_there")) is None
 
 
 def test_a_setup_that_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +112,7 @@ def test_a_setup_that_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise subprocess.TimeoutExpired(words, options["timeout"])
 
     monkeypatch.setattr(live_checks.subprocess, "run", slow)
-    assert check_environment(here(tmp_path))[0] == "its set-up takes more than 300 s"
+    assert problem_of(here(tmp_path)) == "its set-up takes more than 300 s"
 
 
 # -- the live check ---------------------------------------------------------------------------------------------
@@ -129,7 +131,7 @@ def live(site: Site) -> tuple[bool, list[str]]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> Ask:
     """Return the live check without the environment, which has its own tests."""
-    monkeypatch.setattr(live_checks, "check_environment", lambda _: (None, ""))
+    monkeypatch.setattr(live_checks, "check_environment", lambda _: (Comparison(None), ""))
     return live
 
 
@@ -194,7 +196,7 @@ def test_slurm_without_problems(tmp_path: Path, slurm_site: SlurmCluster) -> Non
         "my jobs in regular: 0",
         f"Slurm would take its job, to start at {date.today()}",
         f"storage {tmp_path / 'storage' / 'run' / 'alpha'} can be written",
-        "Python, packages and code in its jobs are those of the driver",
+        "Python, packages and code in its jobs fit those of the driver",
         "its compute nodes can connect to an address of this host",
     ]
 

@@ -39,6 +39,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunDirector
     source = tmp_path / "campaign.yaml"
     source.write_text("")
     monkeypatch.setattr(waiting_module, "FIRST_RETRY_S", 0.2)
+    monkeypatch.setattr(waiting_module, "BLOCK_RETRY_S", 0.2)
     monkeypatch.setattr(waiting_module, "shares_disk", lambda root, other: False)  # the site has a disk of its own
     with (
         mock.patch.multiple(round_module, **{name: getattr(trainer, name) for name in NAMES}),

@@ -22,6 +22,7 @@ from site_configs.library.site import Block, Queue, Site
 from site_configs.local import site as local_site
 from workflows.records.journal import Journal
 from workflows.records.queue_history import read_history
+from workflows.reporting.display import problem_text
 from workflows.runtime import block_watch as blocks
 from workflows.runtime import leftovers
 from workflows.runtime.block_watch import SETTLE_S, BlockWatch, watch_blocks
@@ -257,6 +258,22 @@ def test_the_words_for_the_user(world: World, clock: Any) -> None:
     world.submitted["1"] = "8"
     world.tell(facts("pending", "8", submitted=NOW + 240), "8")
     assert world.watch.state() == "queued for 0 min (job 8)"
+
+
+def test_a_wait_that_is_no_ordinary_one_is_told_once_for_each_reason(world: World) -> None:
+    for reason in (
+        "Priority",
+        "QOSMaxJobsPerUserLimit",
+        "QOSMaxJobsPerUserLimit",
+        "AssocGrpBillingMinutes",
+        "Resources",
+    ):
+        world.tell(facts("pending", reason=reason))
+    limit, hours = world.told("block_waits")
+    assert limit["reason"].startswith("job 7 waits (QOSMaxJobsPerUserLimit): a limit on running jobs of one user")
+    assert hours["reason"].startswith("job 7 does not start by itself (AssocGrpBillingMinutes): the allocation has too")
+    assert problem_text(hours) == f"alpha: {hours['reason']}"
+    assert "AssocGrp" not in world.watch.state()
 
 
 def test_a_requeued_job_waits_again_and_has_begun_once(world: World) -> None:

@@ -9,13 +9,14 @@ from typing import Any
 
 import yaml
 
+from apps.base.versions import LOWEST
 from site_configs.library.site import Site
 from workflows.globus.remedies import LOGIN
 from workflows.globus.setup.render import render
 from workflows.globus.setup.template import EndpointOptions, user_endpoint_config
 
 TRAINING, FILES = "train", "files"
-LEAST_TORCH, TORCH_BEFORE = "2.13", "3"  # as in pyproject.toml; a test compares
+LEAST_TORCH, TORCH_BEFORE = LOWEST["torch"], "3"  # as in pyproject.toml; a test compares
 # version strings alone: a login node has no devices to ask about
 TORCH_FACTS = (
     "import torch; v = torch.version;"

@@ -19,7 +19,7 @@ from apps.artifacts.store import Artifact, artifact_path, verify
 from apps.base.errors import ArtifactError, UpdateRefused, placed
 from apps.base.files import cannot_write
 from apps.base.identity import Place, identity
-from apps.transfer import verify_or_set_aside
+from apps.transfer import sent_artifact, verify_or_set_aside
 from site_configs.library.site import Collection, Site
 from workflows.globus.transfer.calls import Backoff, RetryingClient
 from workflows.globus.transfer.errors import TransferRefused
@@ -96,7 +96,7 @@ class GlobusStaging:
             TransferDetached: the driver stops.
         """
         with placed(**place):
-            collection, artifact = self._collection(place["site"]), model["artifact"]
+            collection, artifact = self._collection(place["site"]), sent_artifact(model)
             there = collection.path_of(artifact_path(store_there, artifact))
             own = {"for": place["site"], "attempt": attempt} if attempt > 1 else {}
             key = identity({"collection": collection.id, "path": there, **own})
@@ -104,6 +104,7 @@ class GlobusStaging:
             state = self.in_flight.once(transfer, lambda progress: self._send(transfer, store_here, there, progress))
         return {
             "artifact": artifact,
+            "master": model["artifact"],
             "frozen": model.get("frozen", ""),
             "store": store_there,
             "nbytes_moved": artifact["nbytes"] if state.site == place["site"] else 0,

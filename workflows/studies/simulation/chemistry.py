@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from apps.evaluate import TestSet, task_losses
-from apps.models.batches import Batch, Sample, by_length, collate, encode, plan_batches
+from apps.models.batches import Batch, Sample, by_length, collate, plan_batches
+from apps.models.encoding import encode
 from apps.models.loss import mean_loss
 from apps.models.model import load_first_model
 from apps.training.optimization import make_optimizer, update_parameters

@@ -195,6 +195,19 @@ def test_a_job_that_ends_between_two_queries_is_left_out(server: Server) -> None
     assert pbs.jobs(["98.srv", "101.srv"])["98.srv"] is GONE
 
 
+@pytest.mark.parametrize("code", [0, 111, 255])
+def test_a_server_that_is_not_reached_is_no_answer_whatever_the_exit_code(tmp_path: Path, code: int) -> None:
+    for name in ("qselect", "qstat"):
+        (tmp_path / name).write_text(
+            "#!/bin/sh\necho 'pbs_iff: cannot connect to host' >&2\n"
+            f"echo '{name}: cannot connect to server srv (errno=15031)' >&2\nexit {code}\n"
+        )
+        (tmp_path / name).chmod(0o755)
+    pbs = Pbs({"PATH": f"{tmp_path}:/usr/bin:/bin"})
+    assert pbs.find(TOKEN) is None and pbs.mine("workq") is None
+    assert pbs.jobs(["101.srv"]) == {"101.srv": UNKNOWN}
+
+
 def test_lines_of_a_banner_are_no_jobs(server: Server) -> None:
     assert job_ids("*** Maintenance on Monday ***\n\n12.srv\n13[].srv\n14\nsee https://srv\n") == [
         "12.srv",
