@@ -97,7 +97,7 @@ def remote_values(facility: Facility, collection: str, endpoints: Mapping[str, s
 
 def local_values(sites: Sequence[str], records: str) -> dict[str, Any]:
     """Return the settings of the same sites as processes of the driver's host, with as many ranks."""
-    entry = {"config": "local", "ranks": NODES * RANKS_A_NODE, "data": records}
+    entry = {"config": "local", "route": "local", "ranks": NODES * RANKS_A_NODE, "data": records}
     places = {"server.site": "null", "evaluation.site": "null"}
     return places | {f"sites.{site}.{key}": value for site in sites for key, value in entry.items()}
 

@@ -11,7 +11,7 @@ from rehearsal.campaign import local_values, records_file
 from rehearsal.commands import RehearsalError
 from rehearsal.faults import FAULTS
 from rehearsal.scene import Scene
-from rehearsal.separation import MemoryCap, memory_cap
+from rehearsal.separation import NO_CAP, MemoryCap, memory_cap
 from rehearsal.stage import Size, Stage, stage
 
 WHERE = {"local": "as processes of one host, with as many ranks", "places": "at the same places"}
@@ -86,7 +86,9 @@ def references(
         if kind == "local":
             campaign.sets = size.of_everything(driver.facility, len(sites))
             campaign.sets |= local_values(sites, records_file(driver.facility))
-        found[kind] = undisturbed(Scene(campaign, made.places, cap, root / f"{name}.log"), sites, say)
+        found[kind] = undisturbed(
+            Scene(campaign, made.places, NO_CAP if kind == "local" else cap, root / f"{name}.log"), sites, say
+        )
     return found
 
 

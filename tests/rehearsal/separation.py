@@ -56,7 +56,7 @@ class MemoryCap:
     """A limit of the memory of the driver and of all that it starts.
 
     Attributes:
-        nbytes: the limit.
+        nbytes: the limit; 0: none.
         group: the control group; None: a limit of each process instead.
         peak: file of the group with the most that was used.
     """
@@ -67,6 +67,8 @@ class MemoryCap:
 
     def command(self, words: list[str]) -> list[str]:
         """Return a command under the limit."""
+        if not self.nbytes:
+            return words
         if self.group is None:
             return [program("prlimit"), f"--data={self.nbytes}", "--", *words]
         joined = f'echo $$ > {self.group / "cgroup.procs"} && exec "$@"'
@@ -86,6 +88,9 @@ class MemoryCap:
         if self.group:
             with suppress(OSError):
                 self.group.rmdir()
+
+
+NO_CAP = MemoryCap(0)
 
 
 def memory_cap(nbytes: int) -> MemoryCap:
