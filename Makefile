@@ -57,6 +57,7 @@ lint: setup  ## ruff and mypy
 bench: setup  ## measure aggregation, orchestration and the data of a round
 	$(BIN)/python tests/benchmarks/aggregation.py
 	$(BIN)/python tests/benchmarks/orchestration.py
+	$(BIN)/python tests/benchmarks/driver_rounds.py
 	$(BIN)/python tests/benchmarks/shard.py
 	$(BIN)/python tests/benchmarks/kept_ranks.py
 

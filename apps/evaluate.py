@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -45,11 +46,12 @@ class EvaluationSettings(TypedDict):
 
 
 class TaskLoss(TypedDict):
-    """Mean cross entropy (nats) of the counted tokens of one task."""
+    """Mean cross entropy (nats) of the counted tokens of one task, with its standard error over the samples."""
 
     loss: float
     samples: int
     tokens: int
+    standard_error: float | None  # None for a single sample
 
 
 def evaluate(
@@ -66,7 +68,8 @@ def evaluate(
         at: how it runs at its place.
 
     Returns:
-        Losses by task under ``tasks``, and their unweighted mean as ``mean_loss``.
+        Losses by task under ``tasks``, their unweighted mean as ``mean_loss``, and under ``uniform_loss`` the loss of a
+        model that gives every token the same probability.
 
     Raises:
         VersionMismatch: the evaluator runs another code version.
@@ -88,12 +91,14 @@ def evaluate(
         model = load_model(work["model"], at["device"])
         set_state(model, path, base) if master is None else set_state(model, master, change=path)
         tasks = task_losses(model, test_set(model, work, at["batch_size"]))
+        uniform_loss = math.log(model.network.get_output_embeddings().weight.shape[0])
     return {
         "who": who,
         "round": place["round"],
         "artifact": candidate["artifact"],
         "tasks": tasks,
         "mean_loss": sum(t["loss"] for t in tasks.values()) / len(tasks),
+        "uniform_loss": uniform_loss,
         "started": started,
         "ended": time.time(),
     }
@@ -108,18 +113,32 @@ def task_losses(model: Model, tests: TestSet) -> dict[str, TaskLoss]:
     """
     import torch
 
-    totals: dict[str, list[float]] = {}
+    found: dict[str, list[tuple[float, int]]] = {}
     model.network.eval()
     with torch.inference_mode():
         for batch, logits in _logits(model, tests):
             sums, counts = loss_per_sample(logits, batch)
             for task, total, count in zip(batch.tasks, sums.tolist(), counts.tolist(), strict=True):
-                entry = totals.setdefault(task, [0.0, 0, 0])
-                entry[0], entry[1], entry[2] = entry[0] + total, entry[1] + 1, entry[2] + count
-    return {
-        task: TaskLoss(loss=total / tokens, samples=int(samples), tokens=int(tokens))
-        for task, (total, samples, tokens) in sorted(totals.items())
-    }
+                found.setdefault(task, []).append((total, int(count)))
+    return {task: task_loss(samples) for task, samples in sorted(found.items())}
+
+
+def task_loss(samples: Sequence[tuple[float, int]]) -> TaskLoss:
+    """Return the mean loss of a task and its standard error.
+
+    The mean over the tokens is a ratio of two sums over the samples; its standard error is the linearised one for
+    samples drawn independently (Cochran, Sampling Techniques, 3rd ed. 1977, section 2.11).
+
+    Args:
+        samples: sum of the cross entropy (nats) and number of counted tokens of each.
+    """
+    count, tokens = len(samples), sum(n for _, n in samples)
+    loss = sum(total for total, _ in samples) / tokens
+    error = None
+    if count > 1:
+        residuals = [total - loss * n for total, n in samples]
+        error = math.sqrt(count / (count - 1) * sum(r * r for r in residuals)) / tokens
+    return TaskLoss(loss=loss, samples=count, tokens=tokens, standard_error=error)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ Job = Callable[[dict[str, Any], ProcessGroup, StopRequest], Any]
 
 def train(work: dict[str, Any], group: ProcessGroup, stop: StopRequest) -> Any:
     """Do one rank's part of a training; return the manifest, at the rank that writes files."""
-    return attempt_task(Task(**work), group, stop)
+    return attempt_task(Task(**work["task"]), group, stop, work["verify_s"])
 
 
 JOBS: dict[str, Job] = {"train": train}

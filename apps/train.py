@@ -126,11 +126,13 @@ def train_now(task: Task, stop: StopRequest) -> Manifest:
         task: to be trained.
         stop: a request to stop.
     """
+    began = time.monotonic()
     move(task.base["artifact"], task.base["store"], str(task.root / "artifacts"), link=True)
+    verify_s = time.monotonic() - began
     if not fits_in_worker(task.work["parallel"]):
-        return train_as_ranks(task, stop)
+        return train_as_ranks(task, stop, verify_s)
     unmask_devices(os.environ)
     make_cache_folders(os.environ)
-    manifest = attempt_task(task, ProcessGroup(task.request["training"]["device"]), stop)
+    manifest = attempt_task(task, ProcessGroup(task.request["training"]["device"]), stop, verify_s)
     assert manifest is not None  # a group of one writes
     return manifest

@@ -11,7 +11,7 @@ import gzip
 import itertools
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -56,6 +56,7 @@ LAYOUTS = (
     ("{split}/*.parquet",),
     ("data/{split}-*.parquet",),
 )
+HELD_RECORDS = 100_000  # of a file that mixes tasks: some 200 MB
 NULLABLE_FIELDS = frozenset(name for name in FIELDS if "core_tag" in name) | {"target"}
 
 
@@ -170,7 +171,9 @@ def _read_folder(root: Path, split: str, wanted: Sequence[str] | None, per_task:
     names = [name for name in by_task if wanted is None or name in wanted]
     if mixed:
         files = mixed + [path for name in names for path in by_task[name]]
-        yield from _grouped((r for path in files for r in _read_file(path, split, wanted)), per_task)
+        yield from _grouped(
+            lambda tasks: (r for path in files for r in _read_file(path, split, tasks)), wanted, per_task
+        )
     else:
         for name in in_canonical_order(names):
             rows = (r for path in by_task[name] for r in _read_file(path, split, (name,)))
@@ -211,15 +214,30 @@ def _plain_name(path: Path) -> str:
     return path.name.removesuffix(".gz")
 
 
-def _grouped(records: Iterable[Record], per_task: int | None) -> Iterator[Record]:
-    """Yield at most `per_task` records of each task, in canonical task order."""
+def _grouped(
+    read: Callable[[Sequence[str] | None], Iterator[Record]], wanted: Sequence[str] | None, per_task: int | None
+) -> Iterator[Record]:
+    """Yield at most `per_task` records of each task, in canonical task order.
+
+    More than `HELD_RECORDS` are not held in memory: the files are then read once more for each task.
+
+    Args:
+        read: yields the records of these tasks.
+        wanted: the requested tasks; None: all.
+        per_task: see `load_records`.
+    """
     groups: dict[str, list[Record]] = {}
-    for record in records:
+    held = 0
+    for record in read(wanted):
         group = groups.setdefault(record["task"], [])
-        if per_task is None or len(group) < per_task:
+        if held <= HELD_RECORDS and (per_task is None or len(group) < per_task):
             group.append(record)
-    for task in in_canonical_order(groups):
-        yield from groups[task]
+            held += 1
+    names = in_canonical_order(groups)
+    if held > HELD_RECORDS:
+        groups.clear()
+    for task in names:
+        yield from groups[task] if groups else itertools.islice(read((task,)), per_task)
 
 
 def _read_file(path: Path, split: str, wanted: Sequence[str] | None) -> Iterator[Record]:

@@ -1,7 +1,7 @@
-"""Evaluate the model of a finished run and the model it started from, by loss and by the tasks' metrics.
+"""Evaluate the model of a run, finished or not, and the model it started from, by loss and by the tasks' metrics.
 
 python workflows/evaluate.py RUN_DIR [--split test] [--per-task 5] [--tasks A,B] [--tokens N] [--threads 1]
-                             [--no-base]
+                             [--round N | --best] [--no-base]
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ from data.metrics import extract_answer, question_of, right_answers, score
 from data.records import iter_records, load_records
 from data.tasks import Record, expand_tasks, families_of
 from workflows.console.command import EXIT_CODES, carry_out, leave, positive
+from workflows.console.options import add_model_choice
 from workflows.console.units import plural
 from workflows.evaluation.scores import CUT, LOSS, Score, as_csv, as_table, kind_of, remarks
 
 if TYPE_CHECKING:
-    from workflows.evaluation.loading import FinishedRun, LoadedModel
+    from workflows.evaluation.choice import OpenedRun
+    from workflows.evaluation.loading import LoadedModel
 
 Golds = Mapping[Hashable, Sequence[str]]  # question -> its right answers
 
@@ -40,12 +42,13 @@ Golds = Mapping[Hashable, Sequence[str]]  # question -> its right answers
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="evaluate.py",
-        description="Evaluate the model of a finished run and the model it started from: the loss, and the tasks' "
-        "metrics of generated answers. Writes RUN_DIR/evaluation.csv. Generating answers is slow on CPUs: five samples "
-        "of each of the demo's 14 tasks take about three minutes on one core.",
+        description="Evaluate the model of a run, of an unfinished one the newest, and the model it started from: the "
+        "loss, and the tasks' metrics of generated answers. Writes RUN_DIR/evaluation.csv. Generating answers is slow "
+        "on CPUs: five samples of each of the demo's 14 tasks take about three minutes on one core.",
         epilog=EXIT_CODES,
     )
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a finished run: runs/NAME")
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a run, finished or not: runs/NAME")
+    add_model_choice(parser)
     parser.add_argument("--split", default="test", help="split of the data (default: test)")
     parser.add_argument("--per-task", type=positive, default=5, metavar="N", help="samples of each task (default: 5)")
     parser.add_argument("--tasks", metavar="A,B,...", help="tasks or families (default: all of the campaign)")
@@ -68,23 +71,25 @@ def evaluate(options: argparse.Namespace) -> None:
     """Read the samples, load the models, score them, print and write the scores."""
     from rich.console import Console
 
-    from workflows.evaluation.loading import configure_libraries, load_models, open_finished  # loads pydantic
+    from workflows.evaluation.choice import open_run
+    from workflows.evaluation.loading import configure_libraries, load_models  # loads pydantic
 
-    run = open_finished(options.run_dir)
+    run = open_run(options.run_dir, options.round, options.best)
     records, golds = read_records(run, options)
     configure_libraries(run, options.threads)
     with Console(stderr=True).status("loading the model"):
         models = load_models(run, options.base)
     scores = score_all(run, models, records, golds, options)
-    target = run.path / "evaluation.csv"
+    target = run.path / f"evaluation{run.suffix}.csv"
     write_text(target, as_csv(scores))
     out = Console(highlight=False)
     out.print(as_table(scores))
-    for line in (sample_text(run, scores, options.split), *remarks(scores), f"Written: {target}"):
+    chosen = [f"trained: {run.text}."] if run.text else []
+    for line in (*chosen, sample_text(run, scores, options.split), *remarks(scores), f"Written: {target}"):
         out.print(line, soft_wrap=True, markup=False)
 
 
-def read_records(run: FinishedRun, options: argparse.Namespace) -> tuple[list[Record], Golds]:
+def read_records(run: OpenedRun, options: argparse.Namespace) -> tuple[list[Record], Golds]:
     """Read the samples to evaluate on, and all right answers to their questions in the whole split.
 
     Raises:
@@ -102,7 +107,7 @@ def read_records(run: FinishedRun, options: argparse.Namespace) -> tuple[list[Re
 
 
 def score_all(
-    run: FinishedRun,
+    run: OpenedRun,
     models: Sequence[LoadedModel],
     records: Sequence[Record],
     golds: Golds,
@@ -124,13 +129,13 @@ def score_all(
     return scores
 
 
-def sample_text(run: FinishedRun, scores: Sequence[Score], split: str) -> str:
+def sample_text(run: OpenedRun, scores: Sequence[Score], split: str) -> str:
     """Return the line about the samples behind the scores."""
     most, own = max(s.samples for s in scores), run.campaign.evaluation.per_task or "all"
     return f"Split {split}, {plural(most, 'sample')} of a task (the campaign's own losses use {own} of a task)."
 
 
-def losses(run: FinishedRun, loaded: LoadedModel, records: Sequence[Record]) -> list[Score]:
+def losses(run: OpenedRun, loaded: LoadedModel, records: Sequence[Record]) -> list[Score]:
     """Return the loss on each task, computed as in the campaign."""
     from workflows.evaluation.loading import data_spec
 
@@ -145,7 +150,7 @@ def losses(run: FinishedRun, loaded: LoadedModel, records: Sequence[Record]) -> 
 
 
 def metrics(
-    run: FinishedRun,
+    run: OpenedRun,
     loaded: LoadedModel,
     records: Sequence[Record],
     tokens: int | None,

@@ -11,6 +11,7 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ if __name__ == "__main__":  # before the first import of ours: the project root 
 
     put_project_first()
 
-from apps.base.errors import CrossfedError, UserMistake
+from apps.base.errors import CrossfedError, UserMistake, main_line
 from workflows.console.command import DONE, FAILED, INTERRUPTED, MISTAKE, complain, log_to, say, stop_in_order
 from workflows.console.options import add_campaign_options
 from workflows.console.paths import command_line, short
@@ -67,7 +68,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="fl_round.py",
         description="Fine-tune one model together across sites, each keeping its data.",
-        epilog="Exit codes: 0 done, 1 failed (resumable), 2 a mistake in the request, 130 interrupted (resumable).",
+        epilog="Exit codes: 0 done, 1 failed (resumable) or no usable model (diverged), 2 a mistake in the request, "
+        "130 interrupted (resumable).",
     )
     add_campaign_options(parser, default=None)  # a resume takes its own
     parser.add_argument("--name", help="the run goes to runs/NAME; default: the campaign's name, numbered if taken")
@@ -86,6 +88,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     stop_in_order()
+    from workflows.records.scores import Diverged
     from workflows.runtime.stopping import interruption, stopped
 
     plan, run = None, None
@@ -101,14 +104,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return complain(str(error), MISTAKE)
     except KeyboardInterrupt:
         return stopped(run, f"\n{interruption(plan)}", INTERRUPTED)
+    except Diverged as error:
+        return stopped(run, str(error), FAILED, resumable=False)
     except (CrossfedError, OSError) as error:
         return stopped(run, str(error), FAILED)
     except Exception as error:  # the outermost edge: one line for the user, the rest goes to the log
-        logger.exception("unforeseen")
-        return stopped(run, f"Unforeseen {type(error).__name__}: {error} (logs/driver.log has more)", FAILED)
+        if run or options.verbose:  # without a log Python would print the traceback
+            logger.exception("unforeseen")
+        more = " (logs/driver.log has more)" if run else " (-v shows more)"
+        return stopped(run, f"Unforeseen {type(error).__name__}: {main_line(error)}{more}", FAILED)
     finally:
         if run:
-            run.close()
+            end(run)
+
+
+def end(run: RunDirectory) -> None:
+    """Leave a report of what is done, and release the run directory."""
+    from workflows.reporting.live_report import leave_report
+
+    try:
+        leave_report(run)
+    finally:
+        run.close()
 
 
 def run_campaign(plan: Plan, run: RunDirectory) -> int:
@@ -116,9 +133,8 @@ def run_campaign(plan: Plan, run: RunDirectory) -> int:
     from rich.console import Console
 
     from workflows.dataflow.engine import Engine
-    from workflows.evaluation.example import example_question
     from workflows.reporting.display import Display
-    from workflows.reporting.report import write_report
+    from workflows.reporting.live_report import LiveReport
     from workflows.runtime.kernel import parsl_for
     from workflows.runtime.stopping import stopped
     from workflows.strategies import make_strategy
@@ -126,24 +142,47 @@ def run_campaign(plan: Plan, run: RunDirectory) -> int:
     campaign, began, console = plan.campaign, time.time(), Console(highlight=False)
     if run.finished_rounds == campaign.rounds:
         whole = f"The {campaign.extent} is" if campaign.rounds == 1 else f"All {campaign.extent} are"
-        say(f"{whole} done already; the report is {short(write_report(run.path))}")
-        return DONE
+        say(f"{whole} done already.")
+        return conclude(plan, run)
     strategy = partial(make_strategy, campaign.strategy, campaign.rounds, campaign.training.steps)
     with (
+        closing(LiveReport(run.path)) as report,
         Display(console, list(plan.sites), campaign.rounds, campaign.period) as display,
         parsl_for(plan, run) as kernel,
     ):
-        engine = Engine(plan, run, kernel, display.tick)
+
+        def tick(engine: Engine) -> None:
+            display.tick(engine)
+            report.tick(display.complete)
+
+        engine = Engine(plan, run, kernel, tick)
         failure = federate(strategy(), engine)
         if failure and engine.ended_by_earlier_failure():  # what failed is asked for once more by this driver
-            engine = Engine(plan, run, kernel, display.tick)
+            engine = Engine(plan, run, kernel, tick)
             failure = federate(strategy(), engine)
         display.show_all(engine)
     if failure:
         return stopped(run, failure, FAILED)
     run.journal.write("campaign_finished", rounds=campaign.rounds, seconds=time.time() - began)
-    report = write_report(run.path)
-    say(f"\nDone. The model is in {short(run.path / 'model')}, the report is {short(report)}")
+    say("")
+    return conclude(plan, run)
+
+
+def conclude(plan: Plan, run: RunDirectory) -> int:
+    """Write the report of a finished campaign, judge its model by its test losses, and return the exit code."""
+    from workflows.evaluation.example import example_question
+    from workflows.records.scores import model_scores, verdict
+    from workflows.reporting.model_card import write_model_card
+    from workflows.reporting.report import write_report
+
+    write_model_card(run.path)
+    found = verdict(model_scores(run.journal.records), plan.campaign.period)
+    where = f"The model is in {short(run.path / 'model')}, the report is {short(write_report(run.path))}"
+    if found.failed:
+        return complain(f"Finished without success. {found.text} {where}", FAILED)
+    say(f"Done. {where}")
+    if found.text:
+        say(found.text)
     say(f"Ask it: {command_line('generate.py')} {short(run.path)} {example_question(plan.evaluation_work)}")
     return DONE
 

@@ -1,6 +1,6 @@
-"""Ask the model of a finished run and the model it started from.
+"""Ask the model of a run, finished or not, and the model it started from.
 
-python workflows/generate.py RUN_DIR "QUESTION" ["QUESTION" ...] [--tokens 64] [--no-base]
+python workflows/generate.py RUN_DIR "QUESTION" ["QUESTION" ...] [--round N | --best] [--tokens 64] [--no-base]
 python workflows/generate.py RUN_DIR < questions.txt
 """
 
@@ -21,6 +21,7 @@ if __name__ == "__main__":  # before the first import of ours: the project root 
 
 from apps.base.errors import UserMistake
 from workflows.console.command import EXIT_CODES, carry_out, leave, positive
+from workflows.console.options import add_model_choice
 
 if TYPE_CHECKING:
     from workflows.evaluation.generation import Completion
@@ -29,16 +30,18 @@ if TYPE_CHECKING:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="generate.py",
-        description="Ask the model of a finished run and the model it started from. Answers are decoded greedily, with "
-        "the campaign's prompt template. One CPU core needs about 15 seconds for a question to the demo's model.",
+        description="Ask the model of a run and the model it started from; of an unfinished run the newest. Answers "
+        "are decoded greedily, with the campaign's prompt template. One CPU core needs about 15 seconds for a question "
+        "to the demo's model.",
         epilog=EXIT_CODES,
     )
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a finished run: runs/NAME")
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a run, finished or not: runs/NAME")
+    add_model_choice(parser)
     parser.add_argument("questions", nargs="*", metavar="QUESTION", help="default: the lines of the standard input")
     parser.add_argument("--tokens", type=positive, default=64, metavar="N", help="limit for an answer (default: 64)")
     parser.add_argument("--threads", type=positive, metavar="N", help="processor threads (default: the campaign's)")
     parser.add_argument("--no-base", action="store_false", dest="base", help="leave the base model out")
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)  # a question may follow an option
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,14 +53,17 @@ def generate(options: argparse.Namespace) -> None:
     """Load the models, generate all answers, print them side by side."""
     from rich.console import Console
 
+    from workflows.evaluation.choice import open_run
     from workflows.evaluation.generation import generate_answers  # loads pydantic
-    from workflows.evaluation.loading import configure_libraries, data_spec, load_models, open_finished
+    from workflows.evaluation.loading import configure_libraries, data_spec, load_models
 
-    run = open_finished(options.run_dir)
+    run = open_run(options.run_dir, options.round, options.best)
     questions = options.questions or questions_from_input()
     configure_libraries(run, options.threads)
     with Console(stderr=True).status("loading the model"):
         models = load_models(run, options.base)
+    if run.text:
+        Console(stderr=True).print(f"trained: {run.text}", highlight=False)
     with Console(stderr=True).status("answering"):
         answers = {m.name: generate_answers(m, questions, data_spec(run), options.tokens) for m in reversed(models)}
     for number, question in enumerate(questions):

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 logger = logging.getLogger(__name__)
+UNFINISHED = (":", ",", ";", "(", " or", " and", " of", " the")  # ends of a line that goes on in the next
 REASON_LENGTH = 300  # characters that are kept of a library's error message
 # full, over a quota, read-only, or a file server that does not answer: the same request may succeed later
 PASSING = frozenset(
@@ -99,8 +100,24 @@ def placed(site: str | None, round: int | None = None) -> Iterator[None]:
         logger.exception("unexpected error")
         if isinstance(error, OSError) and error.errno in PASSING:
             raise storage_error(error, error.filename, "storage fails").at(site=site, round=round) from None
-        reason = (str(error).strip() or "no details").splitlines()[0][:REASON_LENGTH]
-        raise TaskError(f"{type(error).__name__}: {reason}", site=site, round=round) from None
+        raise TaskError(f"{type(error).__name__}: {main_line(error)}", site=site, round=round) from None
+
+
+def main_line(error: BaseException) -> str:
+    """Return what a library's error of many lines says, in one line.
+
+    That is its first line; where this is no end of a sentence, such as the head of a list, the next ones too.
+    """
+    lines = [" ".join(line.split()) for line in str(error).splitlines()]
+    lines = [line for line in lines if line]
+    text = lines[0] if lines else "no details"
+    for line in lines[1:]:
+        if not text.endswith(UNFINISHED):
+            break
+        text = f"{text} {line}"
+    if len(text) > REASON_LENGTH:
+        text = f"{text[:REASON_LENGTH].rsplit(' ', 1)[0]} ..."
+    return text.rstrip(":")
 
 
 class TaskError(CrossfedError):

@@ -15,6 +15,9 @@ from apps.artifacts.lora import fresh_pair, is_trained, merged_product
 from apps.artifacts.store import Artifact, raw_bytes, read_header, save_tensors
 from apps.artifacts.streams import read_tensor
 from apps.base.errors import ArtifactError
+from apps.models import loading
+from apps.models.adapter import AdapterSpec, with_adapter
+from apps.models.loading import load_network
 from apps.models.sharding import copy_from_file, placed_like
 from apps.models.sources import TINY, model_folder
 from apps.models.tiny import MAX_TOKENS, tiny_config
@@ -25,17 +28,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SAMPLED = 64  # values of each weight that a fingerprint reads
-
-
-class AdapterSpec(TypedDict):
-    """LoRA settings in plain values; ``method`` is one of ``apps.artifacts.lora.METHODS``."""
-
-    method: str
-    rank: int
-    alpha: float
-    dropout: float
-    targets: list[str] | str
-    last_layers: int | None
 
 
 class ModelSpec(TypedDict):
@@ -138,24 +130,21 @@ def quiet() -> None:
 
 def _pretrained(spec: ModelSpec) -> tuple[Any, Any]:
     import torch
-    from transformers import AutoModelForCausalLM
 
     folder = model_folder(spec["source"])
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, spec["dtype"])), load_tokenizer(spec)
+    tokenizer = load_tokenizer(spec)
+    return load_network(folder, getattr(torch, spec["dtype"]))[0], tokenizer
 
 
 def load_tokenizer(spec: ModelSpec) -> Any:
     """Return the tokenizer of a model, without its weights, with a token to pad with."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     if spec["source"] == TINY:
         return PreTrainedTokenizerFast(
             tokenizer_file=str(tiny_tokenizer_path()), pad_token="<pad>", eos_token="<eos>", model_max_length=MAX_TOKENS
         )
-    tokenizer = AutoTokenizer.from_pretrained(model_folder(spec["source"]))
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    return loading.load_tokenizer(model_folder(spec["source"]))
 
 
 def _tiny(spec: ModelSpec) -> tuple[Any, Any]:
@@ -169,37 +158,6 @@ def _tiny(spec: ModelSpec) -> tuple[Any, Any]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec["seed"])
         return LlamaForCausalLM(config).to(getattr(torch, spec["dtype"])), tokenizer
-
-
-def with_adapter(network: PreTrainedModel, adapter: AdapterSpec) -> Any:
-    """Return a network with adapters; on the meta device they have no values either."""
-    from peft import LoraConfig, get_peft_model
-
-    alpha: Any = adapter["alpha"]  # peft's annotation says int, its arithmetic takes any number
-    layers = network.config.num_hidden_layers
-    last = adapter["last_layers"]
-    config = LoraConfig(
-        r=adapter["rank"],
-        lora_alpha=alpha,
-        lora_dropout=adapter["dropout"],
-        task_type="CAUSAL_LM",
-        target_modules=_linear_modules(network) if adapter["targets"] == "all-linear" else adapter["targets"],
-        layers_to_transform=list(range(layers - last, layers)) if last else None,
-    )
-    return get_peft_model(network, config)
-
-
-def _linear_modules(network: PreTrainedModel) -> list[str]:
-    """Return the last parts of the names of all linear layers but the output layer, which peft does not adapt either.
-
-    peft's own "all-linear" cannot be combined with a choice of layers.
-    """
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
-    head = network.get_output_embeddings()
-    found = [n for n, m in network.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D)) and m is not head]
-    return sorted({name.rsplit(".", 1)[-1] for name in found})
 
 
 def named_state(network: Any, adapted: bool) -> dict[str, torch.Tensor]:

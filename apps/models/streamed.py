@@ -27,6 +27,7 @@ from apps.artifacts.store import (
 )
 from apps.artifacts.streams import PieceReader, piece_ranges, read_tensor
 from apps.base.errors import ArtifactError
+from apps.models.adapter import with_adapter
 from apps.models.checkpoint import (
     Checkpoint,
     NotStreamable,
@@ -36,6 +37,7 @@ from apps.models.checkpoint import (
     pieces,
     sampled_at,
 )
+from apps.models.loading import load_tokenizer
 from apps.models.model import (
     SAMPLED,
     ModelSpec,
@@ -44,16 +46,14 @@ from apps.models.model import (
     full_nbytes,
     load_first_model,
     load_model,
-    load_tokenizer,
     make_readable,
     named_state,
     quiet,
     save_for_users,
     save_state,
     set_state,
-    with_adapter,
 )
-from apps.models.sources import TINY
+from apps.models.sources import TINY, model_folder
 
 if TYPE_CHECKING:
     import torch
@@ -151,7 +151,7 @@ def write_final_model(spec: ModelSpec, path: Path, folder: Path) -> None:
             _save_adapter(spec, network, path, header, folder)
         else:
             _save_network(network, path, header, folder)
-        load_tokenizer(spec).save_pretrained(folder)
+        load_tokenizer(model_folder(spec["source"])).save_pretrained(folder)
     except NotStreamable as reason:
         if spec["source"] != TINY:
             logger.warning("%s is loaded whole: %s", spec["source"], reason)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from apps.ranks.parallel import Parallel, ranks_of
 from apps.ranks.process_group import ProcessGroup
 from apps.ranks.rank_info import RankInfo, without_ranks
 
+logger = logging.getLogger(__name__)
 PALS = Path("/opt/cray/pals")  # HPE's launcher, at ALCF and elsewhere
 COLLECTIVE_TIMEOUT = timedelta(hours=1)  # long: a rank that has died is noticed by the control line at once
 
@@ -146,6 +149,18 @@ def own_device(kind: str, local_rank: int) -> str:
     return f"{kind}:{local_rank % count}"
 
 
+def initialise_mpi(kind: str, environment: Mapping[str, str]) -> None:
+    """Initialise MPI where oneCCL exchanges its addresses over it, and leaves that to the program.
+
+    ALCF's release notes of Aurora's ``frameworks/2026.1.0``: with ``CCL_KVS_MODE=mpi`` an import of mpi4py is needed.
+    """
+    if kind == "xpu" and environment.get("CCL_KVS_MODE") == "mpi":
+        try:
+            import_module("mpi4py.MPI")
+        except (ImportError, RuntimeError) as error:  # it is not there, or finds no MPI
+            logger.warning("MPI is not initialised for oneCCL: %s", error)
+
+
 @contextmanager
 def join_process_group(
     rank_info: RankInfo, parallel: Parallel, kind: str, rendezvous: tuple[str, int]
@@ -164,6 +179,7 @@ def join_process_group(
     device, ranks = own_device(kind, rank_info.local_rank), ranks_of(parallel)
     if kind != "cpu":
         torch.get_device_module(kind).set_device(device)
+    initialise_mpi(kind, os.environ)
     backend = "gloo" if kind == "cpu" else f"cpu:gloo,{kind}:{parallel['backend']}"
     store: Any = distributed.TCPStore(*rendezvous, is_master=False, timeout=COLLECTIVE_TIMEOUT)
     rank = rank_info.rank

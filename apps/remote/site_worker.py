@@ -14,7 +14,7 @@ import sys
 from typing import IO, Any
 
 from apps.base.error_records import error_record
-from apps.base.errors import REASON_LENGTH, TaskError, VersionMismatch
+from apps.base.errors import TaskError, VersionMismatch, main_line
 from apps.base.processes import end_with_parent
 from apps.remote.calls import answer
 
@@ -49,7 +49,7 @@ def answer_line(line: str) -> dict[str, Any]:
         json.dumps(result)  # a result that is not plain values is reported here
     except Exception as error:  # the outermost edge of this process: the endpoint's worker waits for a line
         logger.exception("unexpected error")
-        reason = f"{type(error).__name__}: {str(error)[:REASON_LENGTH]}"
+        reason = f"{type(error).__name__}: {main_line(error)}"
         result = {"error": error_record(TaskError(f"the site could not answer: {reason}"))}
     return {**result, "worker": {"pid": os.getpid(), "host": os.uname().nodename}}
 

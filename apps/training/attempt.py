@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from apps.artifacts.manifests import Manifest, write_manifest
-from apps.artifacts.store import Artifact, artifact_path, load_tensors, verify
+from apps.artifacts.store import Artifact, artifact_path, load_tensors
 from apps.base.errors import ArtifactError, BlockTooShort, Unfinished, VersionMismatch
 from apps.base.files import inside, remove_unfinished
 from apps.base.stop import StopRequest
@@ -51,13 +51,14 @@ class Costs:
     update_s: float
 
 
-def attempt_task(task: Task, group: ProcessGroup, stop: StopRequest) -> Manifest | None:
+def attempt_task(task: Task, group: ProcessGroup, stop: StopRequest, verify_s: float) -> Manifest | None:
     """Train, from the last checkpoint if there is one, and write the update and its manifest at the site.
 
     Args:
-        task: to be trained.
+        task: to be trained; its base model is in the site's store and has been verified there.
         group: the ranks.
         stop: a request to stop.
+        verify_s: seconds that the verification took.
 
     Returns:
         The manifest; None at the ranks that do not write.
@@ -75,7 +76,7 @@ def attempt_task(task: Task, group: ProcessGroup, stop: StopRequest) -> Manifest
     progress = ProgressFile(root, task.id, task.place["round"], spec["steps"])
     record = _begin(checkpoints, progress, root) if group.writes else None
     group.barrier()
-    loaded = _load(task, group, started)
+    loaded = _load(task, group, started, verify_s)
     network = parallelize(loaded.model, parallel, spec["precision"], group)
     attempt = AttemptContext(
         group=group,
@@ -123,19 +124,16 @@ def _deadline(task: Task, record: AttemptRecord | None, stop: StopRequest, model
     return Deadline(spec["checkpoint_s"], block_end(), stop, record["step_s"], save_s, until=spec["until"])
 
 
-def _load(task: Task, group: ProcessGroup, started: float) -> Loaded:
+def _load(task: Task, group: ProcessGroup, started: float, verify_s: float) -> Loaded:
     store = task.root / "artifacts"
     model = load_model(task.work["model"], load_device(task.work["parallel"], group))
     require_same_base(model, task.base)
     began = time.time()
     samples = ShardSamples(task.root, task.shard["shard_sha256"], model.tokenizer, task.work["data"])
-    data_s, began = time.time() - began, time.time()
-    if group.writes:  # if it is damaged, this rank's error ends all ranks
-        verify(store, task.base["artifact"])
-    verify_s = time.time() - began
+    data_s = time.time() - began
     set_state(model, artifact_path(store, task.base["artifact"]))
     moments, optimizer = _load_moments(task.root, task.request["optimizer_from"])
-    return Loaded(model, samples, moments, optimizer, time.time() - started, verify_s, data_s)
+    return Loaded(model, samples, moments, optimizer, time.time() - started + verify_s, verify_s, data_s)
 
 
 def _require_complete(result: TrainingResult, task: Task) -> None:

@@ -12,18 +12,19 @@ from apps.ranks.processes import RankJob, RankPlan, run_as_ranks
 from apps.training.task import Task, found_manifest
 
 
-def train_as_ranks(task: Task, stop: StopRequest) -> Manifest:
+def train_as_ranks(task: Task, stop: StopRequest, verify_s: float) -> Manifest:
     """Train on the ranks of this worker.
 
     Args:
         task: to be trained.
         stop: a request to stop, which is passed on to the ranks.
+        verify_s: seconds that the verification of its base model took.
 
     Raises:
         CrossfedError: see ``run_as_ranks``.
     """
     logs = inside(task.root, "logs", f"round-{task.place['round']:04d}")
-    job = RankJob(kind="train", place=task.place, logs=str(logs), work=asdict(task))
+    job = RankJob(kind="train", place=task.place, logs=str(logs), work={"task": asdict(task), "verify_s": verify_s})
     try:
         return run_as_ranks(rank_plan(task), job, stop)
     except RanksLost:

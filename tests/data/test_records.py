@@ -83,6 +83,21 @@ def test_folder_of_mixed_files(tmp_path: Path, sample_records: list[Record], nam
     assert load_records(str(tmp_path), "test", ["retrosynthesis"], per_task=1) == [sample_records[-1]]
 
 
+@pytest.mark.parametrize(("wanted", "per_task"), [(None, None), (None, 1), (["retrosynthesis"], None), (NAMES, 2)])
+def test_large_mixed_files_are_not_held_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: list[str] | None, per_task: int | None
+) -> None:
+    rows = [
+        row
+        for group in zip(*[load_records("embedded", "train", [t], 6) for t in EMBEDDED_TASKS], strict=True)
+        for row in group
+    ]
+    write_lines(tmp_path / "train.jsonl", rows)
+    expected = load_records(str(tmp_path), "train", wanted, per_task)
+    monkeypatch.setattr(module, "HELD_RECORDS", 3)
+    assert load_records(str(tmp_path), "train", wanted, per_task) == expected
+
+
 def test_folder_of_task_files(tmp_path: Path, sample_records: list[Record]) -> None:
     for task in EMBEDDED_TASKS:
         write_lines(tmp_path / "test" / f"{task}.jsonl", [r for r in sample_records if r["task"] == task])

@@ -20,8 +20,9 @@ from apps.models.encoding import encode
 from data.records import Record, load_records
 from workflows import evaluate
 from workflows.evaluate import losses, main, metrics, task_scores
+from workflows.evaluation.choice import OpenedRun, open_run
 from workflows.evaluation.generation import answer_limit
-from workflows.evaluation.loading import FinishedRun, LoadedModel, data_spec, load_models, open_finished
+from workflows.evaluation.loading import LoadedModel, data_spec, load_models
 from workflows.evaluation.scores import Score, as_csv, as_table, mean_losses, remarks, values_text
 
 
@@ -58,7 +59,7 @@ def test_the_file_has_the_share_of_right_answers(run_dir: Path, capsys: pytest.C
     assert sorted(path.name for path in run_dir.iterdir()) == ["campaign.yaml", "evaluation.csv", "model"]
 
 
-def loss_by_hand(run: FinishedRun, loaded: LoadedModel, records: list[Record]) -> float:
+def loss_by_hand(run: OpenedRun, loaded: LoadedModel, records: list[Record]) -> float:
     """Mean cross entropy of the tokens of the answers, one sample after the other, without batches."""
     network: Any = loaded.model.network
     total, count = 0.0, 0
@@ -76,7 +77,7 @@ def test_the_loss_is_the_mean_over_the_tokens_of_the_answers(run_dir: Path, tmp_
     folder = run_dir
     if adapted:  # on the last of two layers, so that the first is gone through once for both models
         folder = write_run(tmp_path / "run", steps=30, model=write_base(tmp_path / "base", layers=2))
-    run, records = open_finished(folder), load_records("embedded", "test", [TASK], 3)
+    run, records = open_run(folder), load_records("embedded", "test", [TASK], 3)
     found = {}
     for loaded in load_models(run):
         (score,) = losses(run, loaded, records)
@@ -133,7 +134,7 @@ def test_a_file_that_cannot_be_written_is_a_failure(run_dir: Path, capsys: pytes
 
 
 def test_an_answer_may_be_as_long_as_the_longest_right_one(run_dir: Path) -> None:
-    run = open_finished(run_dir)
+    run = open_run(run_dir)
     (loaded,) = load_models(run, with_base=False)
     (record,) = load_records("embedded", "test", [TASK], 1)
     long = " ".join(["word"] * 150)
@@ -196,7 +197,7 @@ def test_a_missing_rdkit_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_users_task_has_a_loss_and_no_metric(run_dir: Path) -> None:
-    run = open_finished(run_dir)
+    run = open_run(run_dir)
     (loaded,) = load_models(run, with_base=False)
     own = cast(Record, {**sample("my_task", "What?", "That"), "output": "That"})
     assert metrics(run, loaded, [own], 4) == []

@@ -23,8 +23,9 @@ from apps.models.model import save_state
 from data.records import load_records
 from workflows import generate
 from workflows.console.command import carry_out
+from workflows.evaluation.choice import open_run
 from workflows.evaluation.generation import generate_answers, left_padded, prompt_tokens
-from workflows.evaluation.loading import data_spec, load_models, open_finished
+from workflows.evaluation.loading import data_spec, load_models
 from workflows.generate import main
 
 QUESTION = "At room temperature, would <SMILES> CCO </SMILES> be liquid?"
@@ -91,7 +92,7 @@ def test_no_question_is_a_mistake(
 
 
 def test_answers_do_not_depend_on_the_rest_of_the_batch(run_dir: Path) -> None:
-    run = open_finished(run_dir)
+    run = open_run(run_dir)
     several = questions(5)
     for loaded in load_models(run):
         together = generate_answers(loaded, several, data_spec(run), 16)
@@ -100,7 +101,7 @@ def test_answers_do_not_depend_on_the_rest_of_the_batch(run_dir: Path) -> None:
 
 
 def test_decoding_is_greedy_up_to_the_end_token(run_dir: Path) -> None:
-    run = open_finished(run_dir)
+    run = open_run(run_dir)
     (loaded,) = load_models(run, with_base=False)
     network: Any = loaded.model.network
     tokenizer: Any = loaded.model.tokenizer
@@ -117,7 +118,7 @@ def test_decoding_is_greedy_up_to_the_end_token(run_dir: Path) -> None:
 
 
 def test_an_answer_without_an_end_is_marked_as_cut(run_dir: Path) -> None:
-    run = open_finished(run_dir)
+    run = open_run(run_dir)
     (loaded,) = load_models(run, with_base=False)
     (answer,) = generate_answers(loaded, [QUESTION], data_spec(run), 3)
     assert answer.cut
@@ -125,7 +126,7 @@ def test_an_answer_without_an_end_is_marked_as_cut(run_dir: Path) -> None:
 
 
 def test_more_questions_than_a_batch_are_all_answered_and_counted(run_dir: Path) -> None:
-    run = open_finished(run_dir)
+    run = open_run(run_dir)
     (loaded,) = load_models(run, with_base=False)
     done: list[int] = []
     answers = generate_answers(loaded, questions(20), data_spec(run), 2, done.append)
@@ -139,7 +140,7 @@ def test_prompts_end_where_answers_begin() -> None:
 
 
 def test_a_question_longer_than_the_context_loses_its_start(run_dir: Path) -> None:
-    run = open_finished(run_dir)
+    run = open_run(run_dir)
     (loaded,) = load_models(run, with_base=False)
     (prompt,) = prompt_tokens(loaded.model, ["C" * 5000], data_spec(run), 64)
     assert 440 <= len(prompt) <= 512 - 64
@@ -148,7 +149,7 @@ def test_a_question_longer_than_the_context_loses_its_start(run_dir: Path) -> No
 
 
 def test_the_base_of_an_adapter_is_its_network_without_it(adapter_run: Path) -> None:
-    run = open_finished(adapter_run)
+    run = open_run(adapter_run)
     base, trained = load_models(run)
     assert base.model is trained.model
     plain = first_model(nano_campaign()).network.eval()
@@ -166,7 +167,7 @@ def test_an_adapter_finds_its_base_by_the_campaign_not_by_its_own_record(adapter
     folder = shutil.copytree(adapter_run, tmp_path / "run")
     record = folder / "model" / "adapter_config.json"
     record.write_text(json.dumps({**json.loads(record.read_text()), "base_model_name_or_path": "/elsewhere"}))
-    run, moved = open_finished(adapter_run), open_finished(folder)
+    run, moved = open_run(adapter_run), open_run(folder)
     there = generate_answers(load_models(run, with_base=False)[0], [QUESTION], data_spec(run), 8)
     assert generate_answers(load_models(moved, with_base=False)[0], [QUESTION], data_spec(moved), 8) == there
 
@@ -174,7 +175,7 @@ def test_an_adapter_finds_its_base_by_the_campaign_not_by_its_own_record(adapter
 def test_a_model_that_an_adapter_was_merged_into_has_the_base_without_it(tmp_path: Path) -> None:
     adapter = {"method": "fedit", "rank": 4, "alpha": 16}
     section = {"source": "tiny", "tiny": {"width": 32, "layers": 1}, "adapter": adapter}
-    run = open_finished(write_run(tmp_path / "run", steps=5, model=section))
+    run = open_run(write_run(tmp_path / "run", steps=5, model=section))
     base, trained = load_models(run)
     plain = first_model(nano_campaign())
     assert all(torch.equal(tensor, plain.state[name]) for name, tensor in base.model.state.items())
@@ -188,10 +189,10 @@ def test_the_base_of_a_model_from_scratch_is_that_of_round_0(run_dir: Path, tmp_
     other = first_model(nano_campaign(seed=99))
     artifact = save_state(other, folder / "artifacts", "model")
     write_journal(folder, {"event": "task_done", "app": "prepare", "result": {"artifact": artifact}})
-    base = load_models(open_finished(folder))[0].model
+    base = load_models(open_run(folder))[0].model
     assert all(torch.equal(tensor, other.state[name]) for name, tensor in base.state.items())
     (folder / "artifacts" / f"{artifact['sha256']}.safetensors").unlink()
-    drawn = load_models(open_finished(folder))[0].model
+    drawn = load_models(open_run(folder))[0].model
     again = first_model(nano_campaign())
     assert all(torch.equal(tensor, again.state[name]) for name, tensor in drawn.state.items())
 
@@ -211,10 +212,9 @@ def test_an_unfinished_run_is_refused_with_the_command_to_resume(
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "campaign.yaml").write_text(yaml.safe_dump(nano_campaign()))
-    assert "is unfinished (0 of 3 rounds done)" in refused(capsys, folder, QUESTION)
-    write_journal(folder, {"event": "campaign_opened"}, {"event": "aggregated", "round": 1})
+    write_journal(folder, {"event": "campaign_opened"})
     captured = refused(capsys, folder, QUESTION)
-    assert "is unfinished (1 of 3 rounds done) and has no model yet" in captured
+    assert "has no model yet (0 of 3 rounds done)" in captured
     assert f"python workflows/fl_round.py --resume {folder}" in captured
 
 

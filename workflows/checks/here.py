@@ -11,6 +11,7 @@ from data.records import canonical_split
 from data.tasks import EMBEDDED
 from site_configs.library.schedulers import absent
 from site_configs.library.site import Site
+from workflows.checks.model import missing_model
 from workflows.checks.places import place_problems
 from workflows.checks.reach import reach_mistakes
 from workflows.checks.records import require_records
@@ -49,7 +50,7 @@ def missing_here(plan: Plan) -> list[str]:
     """Return a line for everything that the campaign needs and this machine lacks; such a run is not started."""
     here = [site for site in plan.sites.values() if site.route != "globus"]
     machines = [site for site in plan.machines.values() if site.route != "globus"]
-    own = [files_problem(plan), path_problem(plan)]
+    own = [files_problem(plan), path_problem(plan), missing_model(plan)]
     return [*_data_problems(plan, here), *filter(None, [*map(reach_problem, machines), *own])]
 
 

@@ -9,8 +9,9 @@ from apps.base.errors import UserMistake
 from workflows.checks.batch_scripts import dry_run
 from workflows.checks.here import require_all
 from workflows.checks.live import check_live
+from workflows.checks.model import model_remarks, require_models
 from workflows.checks.places import place_problems
-from workflows.checks.preview import describe, switched_off
+from workflows.checks.preview import describe, switched_off, unusual_rate
 from workflows.checks.reach import reach_mistakes
 from workflows.checks.round_preview import first_round
 from workflows.console.command import DONE, MISTAKE, say
@@ -31,12 +32,13 @@ def start(options: argparse.Namespace) -> tuple[Plan, RunDirectory]:
     campaign = load_campaign(source, options.sets, options.sites)
     path, unfinished = choose_path(campaign, options.name)
     plan = make_plan(campaign, path.resolve(), source)
+    require_models(plan, source)
     require_all(plan, source)
     if unfinished:
         say(f"{unfinished} is {unfinished_text(unfinished)}\nThis is a new run: {path}\n")
     run = open_new(path, campaign, source, options.sets, options.sites)
     say(f"{campaign.name}: {campaign.extent} at {', '.join(plan.sites)}; all files go to {path}")
-    for line in switched_off(campaign):
+    for line in (*unusual_rate(campaign), *switched_off(campaign)):
         say(line)
     return plan, run
 
@@ -53,13 +55,16 @@ def resume(options: argparse.Namespace) -> tuple[Plan, RunDirectory]:
     try:
         campaign = resumed_campaign(run, options.campaign, options.sets, options.sites)
         plan = make_plan(campaign, run.path, run.path / "campaign.yaml")
+        require_models(plan, run.path / "campaign.yaml")
         require_all(plan, run.path / "campaign.yaml")
         run.begin()
         keep_campaign(run, campaign)
     except BaseException:
         run.close()
         raise
-    say(f"Resuming {options.resume}: {campaign.extent} at {', '.join(plan.sites)}")
+    done = max((record["version"] for record in run.journal.events("aggregated")), default=0)
+    verb = "is" if done == 1 else "are"
+    say(f"Resuming {options.resume}: {done} of {campaign.extent} {verb} done; sites {', '.join(plan.sites)}")
     return plan, run
 
 
@@ -91,7 +96,8 @@ def check(options: argparse.Namespace) -> int:
         UserMistake: the first thing that cannot work.
     """
     plan, path = _resumed_plan(options) if options.resume else _new_plan(options)
-    for line in describe(plan, path):
+    source = path / "campaign.yaml" if options.resume else options.campaign or DEFAULT_CAMPAIGN
+    for line in describe(plan, path, model_remarks(plan, source)):
         say(line)
     if options.dry_run:
         for line in (*first_round(plan), *dry_run(plan, path.resolve())):

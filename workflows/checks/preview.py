@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from site_configs.library.queues import HOUR, format_walltime
@@ -23,12 +23,19 @@ from workflows.strategies.fedavg import SynchronousSection
 from workflows.strategies.fedecho import FedEchoSection
 
 WIDTH = 20
+LARGE_RATE = 0.1
 SHORTER = (("4h", 4 * HOUR), ("2h", 2 * HOUR), ("1h", HOUR))  # walltimes that are worth a hint
 
 
-def describe(plan: Plan, run_dir: Path) -> Iterator[str]:
-    """Yield the lines that describe a plan."""
-    for key, text in (*plan_items(plan), *count_lines(plan)):
+def describe(plan: Plan, run_dir: Path, remarks: Sequence[tuple[str, str]] = ()) -> Iterator[str]:
+    """Yield the lines that describe a plan.
+
+    Args:
+        plan: the checked campaign.
+        run_dir: where its files go.
+        remarks: on the models, as pairs of key and text.
+    """
+    for key, text in (*plan_items(plan), *remarks, *count_lines(plan)):
         yield _line(key, text)
     for name in plan.sites:
         yield from _block_lines(plan, name)
@@ -125,6 +132,7 @@ def plan_items(plan: Plan) -> list[tuple[str, str]]:
         ("training", f"{steps}, learning rate {training.learning_rate:g} ({training.schedule})"),
         ("data", f"{campaign.data.source}, {tasks}"),
         *((f"site {name}", _site_text(site, plan.tasks[name])) for name, site in plan.sites.items()),
+        *(("learning rate", text) for text in unusual_rate(campaign)),
         *(("switched off", text) for text in switched_off(campaign)),
     ]
 
@@ -132,6 +140,13 @@ def plan_items(plan: Plan) -> list[tuple[str, str]]:
 def _site_text(site: Site, tasks: tuple[str, ...]) -> str:
     route = f", through endpoint {site.endpoint.training}" if site.endpoint else ""
     return f"{site.machine}{route}; {plural(len(tasks), 'task')}: {', '.join(tasks)}"
+
+
+def unusual_rate(campaign: Campaign) -> list[str]:
+    """Return a remark on a learning rate with which AdamW destroys a model: a step moves each weight by about it."""
+    rate = campaign.training.learning_rate
+    text = f"{rate:g} moves each weight by about as much in a step of AdamW; 1e-6 to 1e-2 are usual"
+    return [text] if rate > LARGE_RATE else []
 
 
 def switched_off(campaign: Campaign) -> list[str]:

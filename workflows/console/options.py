@@ -42,3 +42,10 @@ def positive_number(text: str) -> float:
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above zero")
     return number
+
+
+def add_model_choice(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose a global model of a run."""
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--round", type=int, metavar="N", help="the global model of this round, or version")
+    choice.add_argument("--best", action="store_true", help="the global model with the lowest mean test loss")

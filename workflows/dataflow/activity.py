@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -99,3 +100,18 @@ def _phase(
             return progress["phase"], progress
         return globus.task_text(site, newest.base) or "queued", None
     return (globus.transfer_text(site) or "staging") if newest.model.done() else "idle", None
+
+
+def server_activity(models: Sequence[Any], updates: Sequence[Any], evaluations: Sequence[Any]) -> str:
+    """Return what the server and the evaluator are doing; empty if they wait for the sites.
+
+    Args:
+        models: futures of the global models, the newest last.
+        updates: futures of each site's newest update.
+        evaluations: futures of all evaluations.
+    """
+    if not models or (len(models) == 1 and not models[0].done()):
+        return "making the first model"
+    if not models[-1].done():
+        return "aggregating" if all(update.done() for update in updates) else ""
+    return "evaluating" if any(not future.done() for future in evaluations[-len(updates) - 1 :]) else ""

@@ -11,13 +11,13 @@ import logging
 import queue
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from parsl.dataflow.futures import AppFuture
 
 from apps.base.errors import ArtifactError, UpdateRefused
-from workflows.dataflow.activity import SiteActivity, activity_of, block_activity
+from workflows.dataflow.activity import SiteActivity, activity_of, block_activity, server_activity
 from workflows.dataflow.block_events import BlockEvents, Handler
 from workflows.dataflow.enrolment import enrolled
 from workflows.dataflow.located import located
@@ -43,8 +43,9 @@ from workflows.planning.labels import EVALUATOR
 from workflows.planning.plan import Plan
 from workflows.records.changes import rounds_asked
 from workflows.records.enrolments import record_enrolment
-from workflows.records.metrics import write_metrics
+from workflows.records.metrics import MetricsFile
 from workflows.records.run_directory import RunDirectory
+from workflows.records.scores import require_finite
 from workflows.runtime.block_failures import BlocksFailed
 from workflows.runtime.kernel import Kernel, root_cause
 from workflows.runtime.retry_policy import losses
@@ -98,6 +99,7 @@ class Engine:
         self.actions: dict[int, Train] = {}  # by task
         self.last_task: dict[str, str] = {}  # site -> identity of its last finished task
         self.evaluations: dict[AppFuture, int] = {}
+        self.metrics = MetricsFile(run.path / "metrics.csv", run.journal)
         self.metrics_due = False  # metrics.csv lacks a finished evaluation
         self.settled: set[int] = set()  # tasks whose end the strategy has received
         self.arrived: set[int] = set()  # those of them that ended with an update
@@ -243,9 +245,8 @@ class Engine:
         try:
             handle, args = self.inbox.get(timeout=TICK_S)
         except queue.Empty:
-            if self.metrics_due:
+            if self.metrics_due and self.metrics.write_if_due():
                 self.metrics_due = False
-                write_metrics(self.run)
             return None
         return handle(*args)
 
@@ -285,6 +286,7 @@ class Engine:
         error = root_cause(future)
         if error is None:
             self.metrics_due = True
+            require_finite(future.result(), self.plan.campaign.period)
         elif isinstance(error, (*losses(), BlocksFailed)):
             reason = str(located(error, self.plan.evaluation_at, number))
             self.run.journal.write("task_failed", app="evaluate", site=EVALUATOR, round=number, reason=reason)
@@ -298,7 +300,9 @@ class Engine:
         saved = self.graph.final_model(self.models[max(self.models)], str(self.run.path / "model"))
         for future in (saved, *self.evaluations):
             self._wait(future)
-        write_metrics(self.run)
+        self.metrics.write()
+        for evaluation in self.evaluations:
+            require_finite(evaluation.result(), self.plan.campaign.period)
 
     def give_up(self) -> None:
         """End a campaign that cannot continue now; a resume asks the sites again that have failed since."""
@@ -331,7 +335,7 @@ class Engine:
         if site not in self.plan.sites:
             return block_activity(site, self.kernel)
         newest, shard = self.rounds.get(site), self.shards.get(site)
-        return activity_of(
+        found = activity_of(
             site,
             self.kernel,
             newest.futures if newest else None,
@@ -341,3 +345,10 @@ class Engine:
             begun=bool(self.event_s),
             waits=self.waiting.text(site),
         )
+        preparing = found.phase == "gathering" and not self.models[0].done()
+        return replace(found, phase="preparing") if preparing else found
+
+    def server_activity(self) -> str:
+        """Return what the server and the evaluator are doing, for the display; empty if they wait for the sites."""
+        updates = [site_round.futures.update for site_round in self.rounds.values()]
+        return server_activity(list(self.models.values()), updates, list(self.evaluations))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from parsl.dataflow.futures import AppFuture
 
-from apps.base.errors import REASON_LENGTH, CrossfedError, UserMistake
+from apps.base.errors import CrossfedError, UserMistake, main_line
 from workflows.dataflow.block_events import facts_of
 from workflows.dataflow.waiting import WaitingSites, may_pass
 from workflows.records.journal import Journal
@@ -135,4 +135,4 @@ def _needed(plan: Plan) -> int:
 
 def _message(error: BaseException) -> str:
     """Return an error as one line, without its site and round."""
-    return error.what if isinstance(error, CrossfedError) else f"{type(error).__name__}: {error}"[:REASON_LENGTH]
+    return error.what if isinstance(error, CrossfedError) else f"{type(error).__name__}: {main_line(error)}"

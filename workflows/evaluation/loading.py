@@ -1,4 +1,4 @@
-"""Open a finished run and load its trained model and its base model."""
+"""Load a chosen model of a run and its base model."""
 
 from __future__ import annotations
 
@@ -6,34 +6,18 @@ import logging
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from apps.artifacts.store import artifact_path
 from apps.base.errors import UserMistake
 from apps.models.batches import DataSpec
+from apps.models.loading import load_network, load_tokenizer
 from apps.models.model import Model, ModelSpec, load_first_model, quiet, set_state
 from apps.models.sources import TINY
-from workflows.console.units import plural
-from workflows.planning.campaign import Campaign
-from workflows.planning.campaign_file import load_campaign
+from workflows.evaluation.choice import OpenedRun, run_records
 from workflows.planning.plan import model_spec
-from workflows.records.journal import read_journal
-from workflows.records.run_directory import is_finished, resume_hint
 
 TRAINED, BASE = "trained", "base"
-
-
-@dataclass(frozen=True)
-class FinishedRun:
-    """A run directory with its final model."""
-
-    path: Path
-    campaign: Campaign
-
-    @property
-    def model_folder(self) -> Path:
-        return self.path / "model"
 
 
 @dataclass(frozen=True)
@@ -50,37 +34,7 @@ class LoadedModel:
         return network.disable_adapter() if self.adapter_off else nullcontext()
 
 
-def open_finished(path: Path) -> FinishedRun:
-    """Open a run that has its final model.
-
-    Raises:
-        UserMistake: not a run directory, or one without its final model; with the remedy.
-    """
-    if not (path / "campaign.yaml").is_file():
-        raise UserMistake(f"{path} is no run directory: it has no campaign.yaml")
-    run = FinishedRun(path, load_campaign(path / "campaign.yaml"))
-    if not any((run.model_folder / name).is_file() for name in ("config.json", "adapter_config.json")):
-        raise _without_model(run)
-    return run
-
-
-def _without_model(run: FinishedRun) -> UserMistake:
-    if is_finished(run.path):
-        return UserMistake(f"{run.path} is finished, but its folder model/ is missing", remedy="Restore it from a copy")
-    done = len({record["round"] for record in _records(run.path) if record["event"] == "aggregated"})
-    planned = plural(run.campaign.rounds, run.campaign.period)
-    return UserMistake(
-        f"{run.path} is unfinished ({done} of {planned} done) and has no model yet",
-        remedy=f"Wait while its driver works, or {resume_hint(run.path)}",
-    )
-
-
-def _records(path: Path) -> list[dict[str, Any]]:
-    journal = path / "journal.jsonl"
-    return list(read_journal(journal)) if journal.exists() else []
-
-
-def configure_libraries(run: FinishedRun, threads: int | None) -> None:
+def configure_libraries(run: OpenedRun, threads: int | None) -> None:
     """Set the number of threads and silence warnings of libraries, so that only our output reaches the terminal.
 
     Args:
@@ -96,7 +50,7 @@ def configure_libraries(run: FinishedRun, threads: int | None) -> None:
     quiet()
 
 
-def load_models(run: FinishedRun, with_base: bool = True) -> list[LoadedModel]:
+def load_models(run: OpenedRun, with_base: bool = True) -> list[LoadedModel]:
     """Load the base model, if wanted, and the trained model, on the best available device.
 
     Raises:
@@ -106,12 +60,14 @@ def load_models(run: FinishedRun, with_base: bool = True) -> list[LoadedModel]:
 
     spec, device = model_spec(run.campaign), best_device()
     try:
+        if run.chosen.file is not None:
+            return _load_artifact(run, spec, device, with_base)
         if (run.model_folder / "adapter_config.json").is_file():
             return _load_adapted(run, spec, device, with_base)
         return _load_full(run, {**spec, "adapter": None}, device, with_base)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserMistake(f"{run.model_folder} cannot be loaded: {reason}") from error
+        raise UserMistake(f"{run.chosen.file or run.model_folder} cannot be loaded: {reason}") from error
 
 
 def best_device() -> str:
@@ -121,28 +77,44 @@ def best_device() -> str:
     return found.type if found else "cpu"
 
 
-def _load_adapted(run: FinishedRun, spec: ModelSpec, device: str, with_base: bool) -> list[LoadedModel]:
+def _load_adapted(run: OpenedRun, spec: ModelSpec, device: str, with_base: bool) -> list[LoadedModel]:
     """Load one network for both; its base is the campaign's, since the path in the adapter's file may be outdated."""
     model = load_first_model(spec, device)
     network: Any = model.network
-    network.load_adapter(run.model_folder, "default")
+    missing = sorted(network.load_adapter(run.model_folder, "default").missing_keys)
+    if missing:
+        raise UserMistake(f"{run.model_folder} lacks {len(missing)} tensors of the adapter, such as {missing[0]}")
     return [LoadedModel(BASE, model, adapter_off=True)] * with_base + [LoadedModel(TRAINED, model)]
 
 
-def _load_full(run: FinishedRun, spec: ModelSpec, device: str, with_base: bool) -> list[LoadedModel]:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def _load_artifact(run: OpenedRun, spec: ModelSpec, device: str, with_base: bool) -> list[LoadedModel]:
+    """Load a global model from the artifact that the server made."""
+    model = load_first_model(spec, device)
+    assert run.chosen.file is not None
+    set_state(model, run.chosen.file)
+    trained = LoadedModel(TRAINED, model)
+    if not with_base:
+        return [trained]
+    adapter_off = bool(spec["adapter"]) and not model.originals
+    base = (
+        LoadedModel(BASE, model, adapter_off=True) if adapter_off else LoadedModel(BASE, _base_model(run, spec, device))
+    )
+    return [base, trained]
 
-    network: Any = AutoModelForCausalLM.from_pretrained(run.model_folder, dtype=getattr(torch, spec["dtype"]))
-    tokenizer = AutoTokenizer.from_pretrained(run.model_folder)
+
+def _load_full(run: OpenedRun, spec: ModelSpec, device: str, with_base: bool) -> list[LoadedModel]:
+    import torch
+
+    tokenizer = load_tokenizer(run.model_folder, str(run.path))
+    network, _ = load_network(run.model_folder, getattr(torch, spec["dtype"]), str(run.path))
     trained = LoadedModel(TRAINED, Model(spec, network.to(device), tokenizer, {}))
     return [LoadedModel(BASE, _base_model(run, spec, device)), trained] if with_base else [trained]
 
 
-def _base_model(run: FinishedRun, spec: ModelSpec, device: str) -> Model:
+def _base_model(run: OpenedRun, spec: ModelSpec, device: str) -> Model:
     """Load the model before the campaign; one from scratch is that of round 0, or is made again from its seed."""
     model = load_first_model(spec, device)
-    first = next((r for r in _records(run.path) if r["event"] == "task_done" and r["app"] == "prepare"), None)
+    first = next((r for r in run_records(run.path) if r["event"] == "task_done" and r["app"] == "prepare"), None)
     if spec["source"] == TINY and first and not run.campaign.model.adapter:
         path = artifact_path(run.path / "artifacts", first["result"]["artifact"])
         if path.is_file():
@@ -150,7 +122,7 @@ def _base_model(run: FinishedRun, spec: ModelSpec, device: str) -> Model:
     return model
 
 
-def data_spec(run: FinishedRun) -> DataSpec:
+def data_spec(run: OpenedRun) -> DataSpec:
     """Return the campaign's settings for encoding samples."""
     data = run.campaign.data
     return DataSpec(

@@ -33,7 +33,6 @@ UUID = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,59}$"
 AUTO = "auto"
 PLACE = re.compile(r"\{\s*([A-Za-z_]\w+|0?)\s*\}")  # what a template of Python or Jinja would fill in
-LINEAR_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 class Section(BaseModel):
@@ -52,7 +51,7 @@ class Adapter(Section):
     rank: PositiveInt = 16
     alpha: PositiveFloat = 16
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    targets: list[str] | Literal["all-linear"] = LINEAR_MODULES
+    targets: list[str] | Literal["all-linear"] = "all-linear"  # or the last parts of modules' names
     last_layers: PositiveInt | None = None  # adapt only this many layers at the end; None: all
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -11,8 +13,9 @@ from apps.artifacts.update_checks import UpdateRules
 from apps.base.errors import UserMistake
 from apps.base.versions import code_version
 from apps.evaluate import EvaluationSettings, EvaluationWork
+from apps.models.adapter import AdapterSpec
 from apps.models.batches import DataSpec
-from apps.models.model import AdapterSpec, ModelSpec, sends_bfloat16
+from apps.models.model import ModelSpec, sends_bfloat16
 from apps.models.sources import PACKAGED, TINY, check_source, config_of, is_converted
 from apps.ranks.parallel import Parallel
 from apps.server import ServerWork
@@ -84,6 +87,7 @@ def _make_plan(campaign: Campaign, run_dir: Path) -> Plan:
     all_tasks = expanded("data.tasks", campaign.data.tasks, campaign.data.source)
     tasks = share_tasks(campaign, all_tasks)
     sites = _sites(campaign, run_dir)
+    _check_threads(campaign, sites)
     check_storage(sites)
     check_collections(campaign, sites, run_dir)
     check_space(run_dir)
@@ -122,20 +126,33 @@ def _check_names(campaign: Campaign) -> None:
             raise UserMistake(f"sites.{name}: choose another name: letters, digits, - and _, none of {RESERVED_NAMES}")
 
 
+def _check_threads(campaign: Campaign, sites: Mapping[str, Site]) -> None:
+    """Raise UserMistake for more threads of one process than this machine has cores: it would be many times slower."""
+    cores = os.cpu_count() or 1
+    asked = {f"sites.{name}.threads": site.threads for name, site in sites.items() if site.route == "local"}
+    for key, threads in {**asked, "evaluation.threads": campaign.evaluation.threads}.items():
+        if threads != "auto" and threads > cores:
+            raise UserMistake(
+                f"{key}: {threads}, but this machine has {plural(cores, 'core')}",
+                remedy=f"Use at most {cores}, divided by the number of processes that train here at a time",
+            )
+
+
 def _check_layers(campaign: Campaign) -> None:
-    """Raise UserMistake if the adapter is for more layers than the model has, where that is known on this machine."""
+    """Raise UserMistake if the adapter is for more layers than a model has that comes with the project.
+
+    Others are checked with their network (``workflows/checks/model.py``).
+    """
     adapter, source = campaign.model.adapter, campaign.model.source
     if not adapter or not adapter.last_layers:
         return
     assert adapter.method in METHODS
     if source == TINY:
         layers = campaign.model.tiny.layers if campaign.model.tiny else 0
-    elif source in PACKAGED and not is_converted(source):
-        return  # not unpacked yet; the first task checks it
-    elif source.startswith((".", "/", "~")) or source in PACKAGED:
+    elif source in PACKAGED and is_converted(source):
         layers = config_of(source)["num_hidden_layers"]
     else:
-        return  # on the hub, which a check does not contact
+        return
     if adapter.last_layers > layers:
         raise UserMistake(
             f"model.adapter.last_layers: {adapter.last_layers}, but {source} has {plural(layers, 'layer')}"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from workflows.records.event_log import EventLog, Span, down_spans, first_number
+from workflows.records.event_log import EventLog, down_spans, first_number
+from workflows.records.spans import Span
 
 # how a job ends, besides the states of schedulers
 GIVEN_BACK, LEFT_BEHIND, UNRECORDED = "given back", "left behind", "unrecorded"
@@ -74,6 +76,12 @@ class BatchJob:
         started = None if self.started is None else self.started - seconds
         return replace(self, submitted=self.submitted - seconds, started=started, until=self.until - seconds)
 
+    def within(self, length_s: float) -> BatchJob:
+        """Return the same job with its times cut to those from 0 to ``length_s``: schedulers have other clocks."""
+        submitted, until = (min(max(time_s, 0.0), length_s) for time_s in (self.submitted, self.until))
+        started = None if self.started is None else min(max(self.started, submitted), length_s)
+        return replace(self, submitted=submitted, started=started, until=max(until, started or submitted))
+
 
 def batch_jobs(journal: EventLog, per_round: Collection[str] = ()) -> tuple[BatchJob, ...]:
     """Return the batch jobs of a run in the order of their submission.
@@ -82,8 +90,53 @@ def batch_jobs(journal: EventLog, per_round: Collection[str] = ()) -> tuple[Batc
         journal: of the campaign.
         per_round: sites that give their block back after every round, so that a cancelled job is expected there.
     """
-    down = down_spans(journal)
-    return tuple(_job(events, journal, down, per_round) for events in _events_by_job(journal))
+    drivers = _Drivers.of(journal)
+    return tuple(_job(events, drivers, per_round) for events in _events_by_job(journal))
+
+
+@dataclass(frozen=True)
+class _Drivers:
+    """What the journal says about its drivers.
+
+    Attributes:
+        down: times without one.
+        over: the last one has stopped, or has finished the campaign.
+        last: time of the last record.
+        starts: positions of the records of their starts.
+        works: positions of the records of work at sites, or of its requests.
+    """
+
+    down: Sequence[Span]
+    over: bool
+    last: float
+    starts: Sequence[int]
+    works: Sequence[int]
+
+    @classmethod
+    def of(cls, journal: EventLog) -> _Drivers:
+        drivers = [event["event"] for event in journal.events if event["event"] in ("driver_started", "driver_stopped")]
+        return cls(
+            down=down_spans(journal),
+            over=bool(journal.named("campaign_finished")) or drivers[-1:] == ["driver_stopped"],
+            last=float(journal.events[-1]["time"]) if journal.events else 0.0,
+            starts=[n for n, event in enumerate(journal.events) if event["event"] == "driver_started"],
+            works=[n for n, event in enumerate(journal.events) if _is_work(event)],
+        )
+
+    def no_work_after(self, position: int) -> bool:
+        """Return whether nothing was trained or submitted after this position, up to the next driver if any."""
+        work, start = (_first_after(found, position) for found in (self.works, self.starts))
+        return work is None or (start is not None and start < work)
+
+
+def _is_work(event: dict[str, Any]) -> bool:
+    at_a_site = event["event"] == "task_done" and event.get("app") in ("enrol", "local_train")
+    return at_a_site or event["event"] in ("block_submitted", "aggregated", "strategy_event")
+
+
+def _first_after(positions: Sequence[int], position: int) -> int | None:
+    index = bisect_right(positions, position)
+    return positions[index] if index < len(positions) else None
 
 
 def _events_by_job(journal: EventLog) -> list[JobEvents]:
@@ -102,7 +155,7 @@ def _events_by_job(journal: EventLog) -> list[JobEvents]:
     return found
 
 
-def _job(events: JobEvents, journal: EventLog, down: Sequence[Span], per_round: Collection[str]) -> BatchJob:
+def _job(events: JobEvents, drivers: _Drivers, per_round: Collection[str]) -> BatchJob:
     request = events["block_submitted"][1]
     begun, ended = (events.get(name, (0, {}))[1] for name in ("block_started", "block_ended"))
     first, started = (
@@ -112,7 +165,7 @@ def _job(events: JobEvents, journal: EventLog, down: Sequence[Span], per_round: 
     if first is not None:  # the scheduler's times are better than the driver's, which only polls now and then
         wait_s = first_number(begun.get("wait_s"))
         submitted = min(submitted, first) if wait_s is None else first - wait_s
-    until, ending = _end(events, journal, down, per_round, started is not None)
+    until, ending = _end(events, drivers, per_round, started is not None)
     return BatchJob(
         site=str(request.get("site")),
         job_id=str(request.get("job_id")),
@@ -128,34 +181,19 @@ def _job(events: JobEvents, journal: EventLog, down: Sequence[Span], per_round: 
     )
 
 
-def _end(
-    events: JobEvents, journal: EventLog, down: Sequence[Span], per_round: Collection[str], started: bool
-) -> tuple[float, str]:
+def _end(events: JobEvents, drivers: _Drivers, per_round: Collection[str], started: bool) -> tuple[float, str]:
     """Return when a job ended or was last seen, and how it ended."""
     if "block_ended" in events:
         position, event = events["block_ended"]
         state, ended = str(event.get("state")), first_number(event.get("ended"), event["time"])
         requested = event.get("asked")
         if requested is None:  # not recorded: the driver cancelled it if no work followed
-            requested = event.get("site") in per_round or _no_work_after(journal, position)
+            requested = event.get("site") in per_round or drivers.no_work_after(position)
         return ended or 0.0, GIVEN_BACK if state == "cancelled" and requested else state
     if "blocks_cancelled" in events:
         return float(events["blocks_cancelled"][1]["time"]), LEFT_BEHIND
     submitted = events["block_submitted"][1]["time"]
-    driver_lost = next((start for start, end in down if end > submitted), None)
+    driver_lost = next((start for start, end in drivers.down if end > submitted), None)
     if driver_lost is not None:
         return driver_lost, UNRECORDED
-    drivers = [event["event"] for event in journal.events if event["event"] in ("driver_started", "driver_stopped")]
-    over = bool(journal.named("campaign_finished")) or drivers[-1:] == ["driver_stopped"]
-    return float(journal.events[-1]["time"]), UNRECORDED if over else RUNNING if started else QUEUED
-
-
-def _no_work_after(journal: EventLog, position: int) -> bool:
-    """Return whether nothing was trained or submitted after this position, up to the next driver if there is one."""
-    for event in journal.events[position + 1 :]:
-        if event["event"] == "driver_started":
-            return True
-        at_a_site = event["event"] == "task_done" and event.get("app") in ("enrol", "local_train")
-        if at_a_site or event["event"] in ("block_submitted", "aggregated", "strategy_event"):
-            return False
-    return True
+    return drivers.last, UNRECORDED if drivers.over else RUNNING if started else QUEUED

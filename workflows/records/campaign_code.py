@@ -16,6 +16,7 @@ ROOMS = ("workflows/strategies", "workflows/dataflow", "workflows/planning")
 FILES = (
     "workflows/fl_round.py",  # its loop gives the events to the strategy
     "workflows/records/journal.py",
+    "workflows/records/driver_times.py",
     "workflows/records/event_log.py",
     "workflows/records/changes.py",
     "workflows/runtime/memoizer.py",  # finds finished tasks in the journal

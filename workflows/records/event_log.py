@@ -8,13 +8,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from workflows.console.units import seconds_text
+from workflows.records.driver_times import DownSpans, OneClock
 from workflows.records.journal import ends_unfinished, read_lines
+from workflows.records.spans import Span
 from workflows.strategies import has_rounds
 
 OUT_APPS, IN_APPS = ("stage_out", "send"), ("stage_in", "fetch")  # move artifacts to a site, and from it
-
-BEFORE_DRIVER = ("campaign_changed", "blocks_cancelled", "blocks_left")  # a driver writes these before it starts
-Span = tuple[float, float]  # start, end
+MIN_NOTED_S = 1.0  # smaller steps of a clock get no note
 AT_SITES = (*OUT_APPS, "local_train", *IN_APPS)
 
 
@@ -75,12 +76,17 @@ def read_events(path: Path) -> EventLog:
     """
     if not path.exists():
         return EventLog()
-    lines = list(read_lines(path))
-    events = tuple(record for _, record in lines if record is not None and _is_event(record))
+    lines, clock = list(read_lines(path)), OneClock()
+    events = tuple(clock.correct(record) for _, record in lines if record is not None and _is_event(record))
     damaged = [number for number, record in lines if record is None or not _is_event(record)]
     notes = [f"Line {number} of {path.name} could not be read and was left out." for number in damaged]
     if ends_unfinished(path):
         notes.append(f"The last line of {path.name} is unfinished and was left out.")
+    if clock.back_s >= MIN_NOTED_S:
+        notes.append(
+            f"The driver's clock went back by {seconds_text(clock.back_s)}, as on a resume on a host with another "
+            "time; what follows is shown from there on."
+        )
     if lines and not events:
         raise ValueError("no line is an event with a time")
     return EventLog(events, tuple(notes))
@@ -117,14 +123,22 @@ def _runs_by_version(journal: EventLog, last: int) -> Iterator[TaskRun]:
 
 
 def as_task_run(event: Mapping[str, Any]) -> TaskRun:
-    """Return a ``task_done`` event as a task."""
-    ended = _time(event, "ended", default=event["time"])
+    """Return a ``task_done`` event as a task, placed between its submission and its record by the driver's clock.
+
+    Its start and end come from its worker's clock, so a task may seem to end after it was recorded, or before it was
+    submitted: then it keeps its length and ends when it was recorded.
+    """
+    recorded = float(event["time"])
+    ended = _time(event, "ended", default=recorded)
     started = min(_time(event, "started", "submitted", default=ended), ended)
+    submitted = min(_time(event, "submitted", default=started), recorded)
+    if ended > recorded or ended < submitted:
+        started, ended = max(submitted, recorded - (ended - started)), recorded
     return TaskRun(
         app=str(event.get("app", "")),
         round=int(event.get("round") or 0),
         site=str(event.get("site") or "server"),
-        submitted=min(_time(event, "submitted", default=started), started),
+        submitted=min(submitted, started),
         started=started,
         ended=ended,
         result=event.get("result") or {},
@@ -143,52 +157,10 @@ def first_number(*values: Any) -> float | None:
 
 def down_spans(journal: EventLog) -> list[Span]:
     """Return the times without a driver: from the last record of one to the first of the next, in unix seconds."""
-    spans: list[Span] = []
-    last: float | None = None
-    driven = False
+    found = DownSpans()
     for event in journal.events:
-        if event["event"] in BEFORE_DRIVER:
-            continue
-        if event["event"] == "driver_started":
-            if driven and last is not None and event["time"] > last:
-                spans.append((last, event["time"]))
-            driven = True
-        last = event["time"] if last is None else max(last, event["time"])
-    return spans
-
-
-def covered_s(spans: Iterable[Span], length_s: float) -> float:
-    """Return the seconds of [0, length_s] that lie in at least one span."""
-    total = reached = 0.0
-    for start, end in sorted(spans):
-        start, end = max(start, reached), min(end, length_s)
-        if end > start:
-            total, reached = total + end - start, end
-    return total
-
-
-def without(spans: Iterable[Span], taken: Iterable[Span]) -> list[Span]:
-    """Return the parts of the spans that are in none of ``taken``, in order."""
-    holes = sorted(taken)
-    left: list[Span] = []
-    for start, end in joined(spans):
-        for hole_start, hole_end in holes:
-            if hole_start < end and hole_end > start:
-                left += [(start, hole_start)] if hole_start > start else []
-                start = max(start, hole_end)
-        left += [(start, end)] if end > start else []
-    return left
-
-
-def joined(spans: Iterable[Span]) -> list[Span]:
-    """Return the union of the spans as disjoint spans, in order."""
-    found: list[Span] = []
-    for start, end in sorted(spans):
-        if found and start <= found[-1][1]:
-            found[-1] = found[-1][0], max(found[-1][1], end)
-        elif end > start:
-            found.append((start, end))
-    return found
+        found.read(event)
+    return found.spans
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from workflows.records.batch_jobs import BatchJob
-from workflows.records.event_log import EventLog, TaskRun, covered_s, first_number, task_runs, trainings
+from workflows.records.event_log import EventLog, TaskRun, first_number, task_runs, trainings
 from workflows.records.failed_blocks import REFUSED, STILLBORN, failure_text
+from workflows.records.spans import covered_s
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,9 @@ def _nodes(training: TaskRun, jobs: Sequence[BatchJob]) -> int:
 
 def _was_continued(training: TaskRun, tasks: Sequence[TaskRun], jobs: Sequence[BatchJob]) -> bool:
     """Return whether a training was begun in a job that ended, and finished in a later one."""
+    if int(training.result.get("attempts") or 1) < 2:
+        return False
     finished = [task for task in tasks if task.app in ("enrol", "local_train") and task.ended <= training.started]
     since = max((task.ended for task in finished), default=0.0)
     ends = [job.started if job.requeued else job.until for job in jobs if job.started is not None]
-    return int(training.result.get("attempts") or 1) > 1 and any(since < end <= training.started for end in ends)
+    return any(since < end <= training.started for end in ends)

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from workflows.console.units import plural, seconds_text
 from workflows.records.batch_jobs import GIVEN_BACK, LEFT_BEHIND, QUEUED, RUNNING, UNRECORDED, BatchJob
 from workflows.records.site_jobs import SiteJobs
-from workflows.reporting.captions import NONE, hours_text
-from workflows.reporting.run_summary import RunRecord
+from workflows.reporting.captions import hours_text
+from workflows.reporting.loss_captions import NONE
+from workflows.reporting.run_record import RunRecord
 from workflows.reporting.tables import Table
 
 MIN_WAIT_SHARE, MIN_WAIT_S = 0.1, 60.0  # queue waits shorter than this share of the campaign get no sentence

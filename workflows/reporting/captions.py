@@ -18,20 +18,16 @@ from workflows.records.timeline import (
     round_at,
     round_lengths,
 )
-from workflows.reporting.figure_style import GLOBAL
-from workflows.reporting.run_summary import RunRecord, RunSummary
-
-NONE = "–"
+from workflows.reporting.gantt import MOST_ROWS, SHARE_PARTS, is_dense
+from workflows.reporting.loss_captions import change_text, loss_text, site_model_text, within
+from workflows.reporting.run_record import RunRecord
+from workflows.reporting.run_summary import RunSummary
 
 
 def hours_text(node_s: float) -> str:
     """Return node-seconds as node-hours, with three digits or as a whole number."""
     hours = node_s / HOUR_S
     return f"{hours:,.0f}" if hours >= 99.5 else f"{hours:.3g}"
-
-
-def loss_text(value: float | None) -> str:
-    return NONE if value is None or value != value else f"{value:.3f}"
 
 
 def _section(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -65,25 +61,26 @@ def lead_text(run: RunRecord, summary: RunSummary) -> str:
         return f"{size}; no model has been scored yet."
     if summary.rounds == 0:
         return f"{size}. Only the untrained model is scored; its mean test loss is {summary.loss_first:.3f}."
-    verb = "fell" if summary.loss_last < summary.loss_first else "did not fall: it went"
-    text = f"{size}. In {rounds} the mean test loss of the global model {verb} "
-    text += f"from {summary.loss_first:.3f} to {summary.loss_last:.3f}."
+    text = f"{size}. In {rounds} the mean test loss of the global model {change_text(summary)}."
     if summary.best_site:
-        text += f" The best model of a single site ({summary.best_site}) ends at "
-        text += f"{summary.site_losses[summary.best_site]:.3f}."
+        best = summary.best_site
+        text += f" The best of the sites' models, {site_model_text(run, summary, best)}, "
+        text += f"is at {summary.site_losses[best]:.3f}."
     return text
 
 
 def big_numbers(run: RunRecord, summary: RunSummary) -> list[tuple[str, str]]:
     """Return the big numbers at the top, each with its label."""
     planned = run.campaign.get("rounds")
-    noun = run.period if (planned or summary.rounds) == 1 else f"{run.period}s"
-    numbers = [(f"{summary.rounds} of {planned}" if planned else str(summary.rounds), f"{noun} scored")]
-    numbers.append(
-        (f"{loss_text(summary.loss_first)} → {loss_text(summary.loss_last)}", "mean test loss, global model")
-    )
+    noun = run.period if (planned or summary.done) == 1 else f"{run.period}s"
+    done = f"{summary.done} of {planned}" if planned else str(summary.done)
+    numbers = [(done, f"{noun} done, {summary.scored} of them scored")]
+    ends = f"{loss_text(summary.loss_first)} → {within(summary.loss_last, summary.error_last)}"
+    numbers.append((ends, "mean test loss of the global model, nats per token"))
     if summary.best_site:
-        numbers.append((loss_text(summary.site_losses[summary.best_site]), f"best single site ({summary.best_site})"))
+        best = summary.best_site
+        label = f"best site's model: {site_model_text(run, summary, best)}"
+        numbers.append((loss_text(summary.site_losses[best]), label))
     numbers.append((f"{summary.tokens:,}", "tokens trained"))
     numbers.append((bytes_text(summary.nbytes_moved), f"moved; full model: {_full_text(summary)}"))
     held_node_s = sum(site.held_node_s for site in run.site_jobs)
@@ -99,35 +96,6 @@ def _full_text(summary: RunSummary) -> str:
     return "unknown" if summary.nbytes_full is None else bytes_text(summary.nbytes_full)
 
 
-def loss_caption(run: RunRecord, summary: RunSummary) -> str:
-    if summary.loss_last is None or summary.rounds == 0:
-        return "No trained global model has been scored yet."
-    means = run.mean_losses[GLOBAL].dropna()
-    risen = [str(number) for number in means.index[1:][means.diff().iloc[1:] > 0]]
-    above = sum(loss > summary.loss_last for loss in summary.site_losses.values())
-    text = f"Mean test loss over the tasks: after {run.period} {summary.rounds} the global model is at "
-    sites = plural(len(summary.site_losses), "site")
-    text += f"{summary.loss_last:.3f}, below the models of {above} of {sites}."
-    return text + (f" It rose in {run.period} {', '.join(risen)}." if risen else f" It fell in every {run.period}.")
-
-
-def task_caption(summary: RunSummary) -> str:
-    if not summary.compared:
-        return "No site's model has been scored yet, so there is nothing to compare the global model with."
-    return (
-        f"At its last score the global model is below every site on {len(summary.global_wins)} of "
-        f"{plural(summary.compared, 'task')}; on {len(summary.owner_wins)} of {summary.compared} a site that trains "
-        "on the task is better. Solid: global and the owner; thin: the others."
-    )
-
-
-def heatmap_caption(summary: RunSummary) -> str:
-    text = "Final loss on each task; blue is better and red worse than the global model, bold is the best of "
-    text += "the row, a frame marks a site that trains on the task."
-    named = ", ".join(summary.owner_wins[:6]) + (" and others" if len(summary.owner_wins) > 6 else "")
-    return text + (f" Owners beat the global model on {named}." if named else "")
-
-
 def timeline_caption(run: RunRecord) -> str:
     timeline = run.timeline
     text = f"Phases of each site over time; dotted lines mark where {run.period}s begin."
@@ -139,6 +107,10 @@ def timeline_caption(run: RunRecord) -> str:
     most = max(idle, key=idle.__getitem__, default=None)
     text += f" {most} was idle most, {idle[most]:.0%} of the time." if most else ""
     text += " The band under a site shows its batch jobs." if timeline.jobs else ""
+    if len(run.sites) > MOST_ROWS:
+        text += f" Of {len(run.sites)} sites those {MOST_ROWS} are drawn that waited longest."
+    if is_dense(timeline):
+        text += f" Each of {SHARE_PARTS} parts of the time shows which share of it the phases took."
     if timeline.down:
         gaps = plural(len(timeline.down), "gap")
         text += f" The driver was down for at most {seconds_text(timeline.down_s)} in {gaps}."

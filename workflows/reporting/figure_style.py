@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GLOBAL = "global"
+MOST_LINES = 12  # sites with a line of their own; of more, their range is drawn
+MOST_MARKS = 40  # rounds that are marked one by one
+MOST_PIXELS = 50_000_000  # of a picture; a larger one is a mistake, and takes gigabytes to draw
+DPI = 150
 # Okabe and Ito's colours without yellow, which is too light for a line, then six of Paul Tol's muted ones:
 # both sets stay apart for colour-blind readers, and the dashes change where the second set begins.
 SITE_COLOURS = (
@@ -69,14 +73,21 @@ def save(path: Path, draw: Callable[..., Figure], *inputs: Any) -> Path:
 
     Raises:
         StorageError: the file cannot be written.
+        ValueError: the picture would have more than ``MOST_PIXELS``.
     """
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    with rc_context(STYLE), atomic_file(path.parent, path.name) as stream:
+    with rc_context(STYLE):
         figure = draw(*inputs)
-        FigureCanvasAgg(figure)
-        figure.savefig(stream, format="png", dpi=150, bbox_inches="tight", pad_inches=0.15)
+        canvas = FigureCanvasAgg(figure)
+        figure.draw_without_rendering()
+        box = figure.get_tightbbox(canvas.get_renderer()).padded(0.15)  # in inches
+        pixels = box.width * box.height * DPI**2
+        if not pixels <= MOST_PIXELS:
+            raise ValueError(f"{box.width:.0f} x {box.height:.0f} inches are too large")
+        with atomic_file(path.parent, path.name) as stream:
+            figure.savefig(stream, format="png", dpi=DPI, bbox_inches=box)
     return path
 
 
@@ -120,8 +131,8 @@ def new_figure(width: float, height: float, **grid: Any) -> tuple[Figure, Any]:
     return figure, figure.subplots(**grid)
 
 
-def whole_rounds(axes: Axes, last: int, first: int = 0) -> None:
+def whole_rounds(axes: Axes, last: int, first: int = 0, ticks: int = 10) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=ticks, integer=True))
     axes.set_xlim(first - 0.25, max(last, first + 1) + 0.25)

@@ -9,19 +9,23 @@ from pathlib import Path
 
 from workflows.reporting.batch_jobs import block_text, job_table, sum_table
 from workflows.reporting.captions import big_numbers, lead_text, subtitle
-from workflows.reporting.run_summary import RunRecord, RunSummary
+from workflows.reporting.run_record import RunRecord
+from workflows.reporting.run_summary import RunSummary
 from workflows.reporting.tables import problem_table, round_table, site_table, task_table, update_table
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 
 
-def page(run: RunRecord, summary: RunSummary, pictures: Sequence[tuple[str, str, Path]]) -> str:
+def page(
+    run: RunRecord, summary: RunSummary, pictures: Sequence[tuple[str, str, Path]], notes: Sequence[str] = ()
+) -> str:
     """Return the whole page with its pictures inside; every value from the run is escaped.
 
     Args:
         run: as read from its directory.
         summary: of the run.
         pictures: title, caption and PNG file of each picture.
+        notes: about pictures that could not be drawn.
     """
     import jinja2
 
@@ -40,7 +44,7 @@ def page(run: RunRecord, summary: RunSummary, pictures: Sequence[tuple[str, str,
         numbers=big_numbers(run, summary),
         pictures=images,
         tables=[table for table in tables if table is not None and table.rows],
-        notes=run.notes,
+        notes=(*run.notes, *notes),
         campaign=run.campaign_text,
         environment=json.dumps(run.environment, indent=2, ensure_ascii=False),
     )

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workflows.console.units import bytes_text, seconds_text
 from workflows.records.event_log import moved_nbytes, task_runs, trainings
 from workflows.records.failed_blocks import failure_text
 from workflows.records.late_updates import late_updates
 from workflows.records.timeline import STAGING_IN, STAGING_OUT, TRAINING, WAITING, idle_share, round_lengths
-from workflows.reporting.captions import NONE, loss_text
 from workflows.reporting.figure_style import GLOBAL
-from workflows.reporting.run_summary import RunRecord
+from workflows.reporting.loss_captions import NONE, loss_text, samples_text, unit_text, within
+from workflows.reporting.run_record import RunRecord
+
+if TYPE_CHECKING:
+    from pandas import Series
+
+
+MOST_ROWS, FEW_ROWS = 24, 12  # of a longer table than the first only as many as the second are shown at once
+MOST_SITES = 8  # with a column each
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,18 @@ class Table:
     rows: Sequence[Sequence[str]]
     note: str = ""
     look: str = ""  # "text": all columns are text, aligned left; "remarks": only the last one is; else numbers
+    spaced: bool = False  # of a long table, rows at equal distances are shown instead of the first ones
+
+    @property
+    def shown(self) -> Sequence[Sequence[str]]:
+        """The rows that are shown at once: all of a short table."""
+        count = len(self.rows)
+        if count <= MOST_ROWS:
+            return self.rows
+        if not self.spaced:
+            return self.rows[:FEW_ROWS]
+        picks = sorted({round(step * (count - 1) / (FEW_ROWS - 1)) for step in range(FEW_ROWS)})
+        return [self.rows[index] for index in picks]
 
 
 def round_table(run: RunRecord) -> Table:
@@ -42,19 +61,25 @@ def round_table(run: RunRecord) -> Table:
         losses = means.loc[number].dropna() if number in means.index else {}
         sites = {site: losses[site] for site in run.sites if site in losses}
         best = min(sites, key=sites.__getitem__, default=None)
-        cells = [str(number), loss_text(losses.get(GLOBAL)), f"{loss_text(sites[best])} {best}" if best else NONE]
+        cells = [str(number), within(losses.get(GLOBAL), _error(run, number))]
+        cells += [f"{loss_text(sites[best])} {best}" if best else NONE]
         cells += [used.get(number, NONE) + (f", {late[number]} too late" if late[number] else "")]
         cells += [f"{tokens[number]:,}"]
         cells += [bytes_text(nbytes[number, out]) for out in (True, False)]
         rows.append([*cells, seconds_text(lengths[number]) if number in lengths else NONE])
-    columns = (run.period, "global loss", "best site", "updates used", "tokens", "bytes out", "bytes in")
-    note = f"Losses are unweighted means over the tasks; {run.period} 0 is untrained."
+    columns = (run.period, "global loss", "best site's model", "updates used", "tokens", "bytes out", "bytes in")
+    note = f"Losses are unweighted means over the tasks, {unit_text(run)}; {run.period} 0 is untrained."
     if run.period == "version":
         note += " Tokens, bytes and length are those since the version before."
         note += " Transfers after the last version of a finished campaign are in no row."
     if late:
         note += " Too late: an update that arrived after its round had ended; only its tokens and bytes are in the row."
-    return Table(f"{run.period.capitalize()}s", (*columns, "length"), rows, note)
+    return Table(f"{run.period.capitalize()}s", (*columns, "length"), rows, note, spaced=True)
+
+
+def _error(run: RunRecord, number: int) -> float | None:
+    scored = GLOBAL in run.models and number in run.mean_errors.index
+    return float(run.mean_errors.loc[number, GLOBAL]) if scored else None
 
 
 def _used_text(event: Mapping[str, Any]) -> str:
@@ -89,20 +114,40 @@ def update_table(run: RunRecord) -> Table | None:
 
 def task_table(run: RunRecord) -> Table:
     """Return the table of final losses by task; the owner is the site whose data hold the task."""
-    final = run.final_losses
-    rows = [
-        [task, ", ".join(run.owners[task]) or NONE, *(loss_text(value) for value in losses)]
-        for task, losses in final.iterrows()
-    ]
-    return Table("Final loss by task", ("task", "owner", *run.models), rows, "The last score of each model.")
+    final, errors = run.final_losses, run.final_errors
+    sites = [model for model in run.models if model != GLOBAL]
+    rows = []
+    for task, losses in final.iterrows():
+        name = str(task)
+        cells = [name, ", ".join(run.owners[name][:MOST_SITES]) or NONE]
+        cells += [f"{run.samples[name]:,}" if name in run.samples else NONE]
+        cells += [within(losses[GLOBAL], errors.loc[task, GLOBAL])] if GLOBAL in final else []
+        rows.append(
+            cells + (_site_cells(losses, sites) if len(sites) > MOST_SITES else [loss_text(losses[s]) for s in sites])
+        )
+    columns = ["task", "owner", "samples", *([GLOBAL] if GLOBAL in final else [])]
+    columns += ["lowest site", "median of the sites", "highest site"] if len(sites) > MOST_SITES else sites
+    note = f"The last score of each model, {unit_text(run)}; of a site the global model after the site's own steps. "
+    return Table("Final loss by task", columns, rows, note + samples_text(run))
+
+
+def _site_cells(losses: Series, sites: Sequence[str]) -> list[str]:
+    """Return the lowest loss of the sites, their median, and the highest."""
+    found = losses[list(sites)].dropna()
+    if not len(found):
+        return [NONE] * 3
+    low, high = found.idxmin(), found.idxmax()
+    return [f"{loss_text(found[low])} {low}", loss_text(float(found.median())), f"{loss_text(found[high])} {high}"]
 
 
 def site_table(run: RunRecord) -> Table:
     """Return the table of sites: data, work and times of each."""
-    tasks, timeline, rows = task_runs(run.journal), run.timeline, []
+    timeline, rows = run.timeline, []
+    trained_at: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for task in trainings(task_runs(run.journal)):
+        trained_at[task.site].append(task.result)
     for site in run.sites:
-        entry = run.campaign["sites"][site] or {}
-        trained = [task.result for task in trainings(tasks) if task.site == site]
+        entry, trained = run.campaign["sites"][site] or {}, trained_at[site]
         counted = ("samples", "tokens", "steps_done")
         sums = [sum(int(result.get(key) or 0) for result in trained) for key in counted]
         spent = [timeline.seconds(site, p) for p in (TRAINING, WAITING)]

@@ -29,7 +29,7 @@ from io import BufferedIOBase
 from typing import NoReturn, TypedDict
 
 from apps.base.error_records import error_record
-from apps.base.errors import REASON_LENGTH, CrossfedError, TaskError
+from apps.base.errors import CrossfedError, TaskError, main_line
 from apps.base.processes import end_with_parent, redirect_output
 
 logger = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ def answer(request: bytes) -> bytes:
         record = error_record(error)
     except Exception as error:  # the edge of a worker: the driver decides what follows
         logger.exception("a task has failed")
-        record = error_record(TaskError(f"{type(error).__name__}: {error}"[:REASON_LENGTH]))
+        record = error_record(TaskError(f"{type(error).__name__}: {main_line(error)}"))
     return json.dumps({"error": record}).encode()
 
 

@@ -10,8 +10,15 @@ from workflows.planning.plan import Plan
 from workflows.records.run_directory import RunDirectory
 
 
-def stopped(run: RunDirectory | None, reason: str, code: int) -> int:
-    """Print why a campaign has stopped and how to continue it; return the exit code."""
+def stopped(run: RunDirectory | None, reason: str, code: int, resumable: bool = True) -> int:
+    """Print why a campaign has stopped and how to continue it; return the exit code.
+
+    Args:
+        run: its run directory, if it had one.
+        reason: for the user.
+        code: the exit code.
+        resumable: False if a resume would end in the same way.
+    """
     complain(reason, code)
     if run is None:
         return code
@@ -24,6 +31,8 @@ def stopped(run: RunDirectory | None, reason: str, code: int) -> int:
         if record["seq"] > stopped_at:
             site = record["site"]
             complain(f"What runs at {site} continues, what queues there keeps its place: a resume uses both.", code)
+    if not resumable:
+        return complain(f"The models before are kept: {command_line('generate.py')} {short(run.path)} --best", code)
     return complain(f"What is done is kept. Go on with: {command_line('fl_round.py')} --resume {short(run.path)}", code)
 
 

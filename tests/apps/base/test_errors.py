@@ -121,3 +121,27 @@ def test_errors_of_libraries_do_not_prevent_ours_from_reaching_the_driver(raised
         deserialize(bytes.fromhex(worker.stdout)).reraise()
     assert str(caught.value) == f"site polaris, round 3: {text}"
     assert "because of a bad file" in worker.stderr  # all of it is in the worker's log
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("one line", "one line"),
+        ("  first\n\n second ", "first"),
+        ("", "no details"),
+        (
+            "Couldn't instantiate the backend tokenizer from one of: \n(1) a serialization file, \n(2) a slow tokenizer"
+            " to convert or \n(3) an equivalent class. \nYou need to have sentencepiece installed.",
+            "Couldn't instantiate the backend tokenizer from one of: (1) a serialization file, (2) a slow tokenizer to"
+            " convert or (3) an equivalent class.",
+        ),
+        (
+            "Error(s) in loading state_dict for Net:\n\tsize mismatch for w",
+            "Error(s) in loading state_dict for Net: size mismatch for w",
+        ),
+        ("ends with a colon:\n", "ends with a colon"),
+        ("word " * 100, "word " * 60 + "..."),
+    ],
+)
+def test_the_main_line_of_an_error_of_many_lines(text: str, line: str) -> None:
+    assert errors.main_line(ValueError(text)) == line

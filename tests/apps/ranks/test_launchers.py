@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from training_site import PARALLEL
 
 from apps.base.errors import UserMistake
 from apps.base.own_packages import ROOT
+from apps.ranks import launchers
 from apps.ranks.launchers import (
+    initialise_mpi,
     launch_command,
     launch_environment,
     make_cache_folders,
@@ -52,6 +55,18 @@ def test_mpiexec_is_that_of_pals_where_the_machine_has_it(tmp_path, monkeypatch)
     assert system_launcher("/mine/mpiexec", pals) == "/mine/mpiexec"
     assert system_launcher("mpiexec", tmp_path / "none") == "mpiexec"
     assert system_launcher("srun", pals) == "srun"
+
+
+def test_mpi_is_initialised_for_oneccl_alone(monkeypatch, caplog):
+    imported = []
+    monkeypatch.setattr(launchers, "import_module", imported.append)
+    for kind, mode in (("cpu", "mpi"), ("cuda", "mpi"), ("xpu", "pmi"), ("xpu", "mpi")):
+        initialise_mpi(kind, {"CCL_KVS_MODE": mode})
+    initialise_mpi("xpu", {})
+    assert imported == ["mpi4py.MPI"]
+    monkeypatch.setattr(launchers, "import_module", lambda _name: import_module("crossfed_without_mpi4py"))
+    initialise_mpi("xpu", {"CCL_KVS_MODE": "mpi"})
+    assert "MPI is not initialised for oneCCL" in caplog.text
 
 
 def test_folders_of_caches_are_made_on_the_node(tmp_path):

@@ -65,7 +65,10 @@ def test_the_model_loads_with_transformers_alone(undisturbed: Path) -> None:
 
 def test_metrics_have_a_row_for_each_round_model_and_task(undisturbed: Path) -> None:
     with open(undisturbed / "metrics.csv") as stream:
-        rows = [(int(r["round"]), r["model"], r["task"]) for r in csv.DictReader(stream)]
+        table = list(csv.DictReader(stream))
+    rows = [(int(r["round"]), r["model"], r["task"]) for r in table if r["split"] != "train"]
+    trained = [(int(r["round"]), r["model"]) for r in table if r["split"] == "train"]
+    assert sorted(trained) == [(n, site) for n in (1, 2, 3) for site in ("aurora", "frontier")]
     assert len(rows) == len(set(rows)) == 4 * (1 + 3 * 3)  # tasks x (round 0 + 3 rounds x 3 models)
     assert {model for number, model, _ in rows if number == 2} == {"global", "aurora", "frontier"}
 

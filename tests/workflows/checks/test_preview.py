@@ -109,6 +109,26 @@ def test_settings_without_effect_are_listed(tmp_path: Path, strategy: dict[str, 
     assert ("switched off" in items(tmp_path, strategy)) == bool(off)
 
 
+def test_a_learning_rate_that_destroys_a_model_gets_a_remark(tmp_path: Path) -> None:
+    def remarks(rate: float) -> list[str]:
+        training = {"steps": 1, "learning_rate": rate}
+        plan = make_plan(settle_dtype(check_campaign(nano(training=training), tmp_path)), tmp_path, tmp_path)
+        return [text for key, text in plan_items(plan) if key == "learning rate"]
+
+    assert remarks(0.003) == [] and remarks(0.1) == []
+    assert remarks(1000) == ["1000 moves each weight by about as much in a step of AdamW; 1e-6 to 1e-2 are usual"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [({"evaluation": {"threads": 100_000}}, "evaluation.threads"), ({}, "sites.here.threads")],
+)
+def test_more_threads_than_cores_are_a_mistake(tmp_path: Path, changes: dict[str, Any], key: str) -> None:
+    sites = {"here": {"config": "local", "threads": 100_000 if not changes else 1}}
+    with pytest.raises(UserMistake, match=f"{key}: 100000, but this machine has [0-9]+ core"):
+        make_plan(settle_dtype(check_campaign(nano(sites=sites, **changes), tmp_path)), tmp_path, tmp_path)
+
+
 def test_the_extent_of_a_campaign(tmp_path: Path) -> None:
     extents = [check_campaign(nano(strategy=name), tmp_path).extent for name in ("fedavg", "fedprox", "fedasync")]
     assert extents == ["3 rounds", "3 rounds of fedprox", "3 versions of fedasync"]

@@ -17,7 +17,7 @@ from workflows.records.event_log import EventLog
 from workflows.records.journal import Journal
 from workflows.records.late_updates import LateUpdate, late_updates
 from workflows.reporting.display import Display
-from workflows.reporting.run_summary import load_run
+from workflows.reporting.run_record import load_run
 from workflows.reporting.tables import problem_table, round_table
 
 REASON = "its update of round 1 arrived after the round had ended; it does not count"

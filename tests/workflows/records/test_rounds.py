@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,9 +16,10 @@ from rich.console import Console
 from workflows.dataflow.activity import SiteActivity
 from workflows.records.event_log import EventLog, moved_nbytes, moves, task_runs
 from workflows.records.journal import Journal
-from workflows.records.metrics import metric_rows, write_metrics
-from workflows.records.rounds import summaries
-from workflows.records.timeline import build_timeline, round_lengths
+from workflows.records.metrics import MetricRows, MetricsFile
+from workflows.records.rounds import RoundReader, RoundSummary
+from workflows.records.timeline import round_lengths
+from workflows.records.timeline_building import build_timeline
 from workflows.reporting.display import Display
 from workflows.reporting.tables import update_table
 
@@ -37,6 +39,12 @@ def move(journal: Journal, app: str, number: int, nbytes: int, started: float = 
     journal.write("task_done", app=app, round=number, site="a", result={"nbytes_moved": nbytes}, **times)
 
 
+def summaries(records: list[dict[str, Any]], with_sites: bool, **settings: Any) -> list[RoundSummary]:
+    """Return the complete rounds, read one record at a time."""
+    reader = RoundReader(with_sites, **settings)
+    return [summary for record in records for summary in reader.read([record])]
+
+
 @pytest.fixture
 def journal(tmp_path: Path) -> Journal:
     journal = Journal(tmp_path / "journal.jsonl")
@@ -53,10 +61,10 @@ def journal(tmp_path: Path) -> Journal:
 
 
 def test_a_round_is_shown_once_all_its_models_are_scored(journal: Journal) -> None:
-    assert [s.number for s in summaries(journal, with_sites=True)] == [0]
-    assert [s.number for s in summaries(journal, with_sites=False)] == [0, 1]
+    assert [s.number for s in summaries(journal.records, with_sites=True)] == [0]
+    assert [s.number for s in summaries(journal.records, with_sites=False)] == [0, 1]
     score(journal, 1, "b", 2.75)
-    first, second = summaries(journal, with_sites=True)
+    first, second = summaries(journal.records, with_sites=True)
     assert (first.global_loss, first.site_losses, first.nbytes, first.seconds) == (3.0, {}, 0, 0.0)
     assert (second.global_loss, second.site_losses) == (2.0, {"a": 2.5, "b": 2.75})
     assert (second.nbytes, second.seconds) == (300, 15.0)
@@ -64,11 +72,12 @@ def test_a_round_is_shown_once_all_its_models_are_scored(journal: Journal) -> No
 
 def test_metrics_are_sorted_and_without_duplicates(journal: Journal, tmp_path: Path) -> None:
     score(journal, 1, "a", 2.5)  # scored again by a resumed driver
-    run: Any = SimpleNamespace(journal=journal, path=tmp_path)
-    rows = metric_rows(journal)
+    table = MetricRows()
+    table.read(journal.records)
+    rows = table.sorted()
     models = [(0, "global"), (1, "global"), (1, "a")]
     assert [row[:3] for row in rows] == [(*m, t) for m in models for t in ("t1", "t2")]
-    write_metrics(run)
+    MetricsFile(tmp_path / "metrics.csv", journal).write()
     read = list(csv.DictReader(io.StringIO((tmp_path / "metrics.csv").read_text())))
     assert list(read[0])[:5] == ["round", "model", "task", "loss", "samples"] and read[0]["loss"] == "2.000000"
 
@@ -91,11 +100,9 @@ def test_neither_the_terminal_nor_the_report_counts_the_absence_of_a_driver() ->
         done("evaluate", "evaluator", 1, 99.0, who="global", mean_loss=2.0),
         done("stage_in", "late", 1, 120.0, nbytes_moved=9),
     ]
-    journal: Any = SimpleNamespace(records=records)
-    shown = {row.number: row.seconds for row in summaries(journal, with_sites=False)}
+    shown = {row.number: row.seconds for row in summaries(records, with_sites=False)}
     assert shown == {0: 0.0, 1: 35.0}  # from 20 to 90 without a driver from 25 to 60
     assert round_lengths(build_timeline(EventLog(tuple(records)), ["a"])) == {1: 35.0}
-    assert [row.number for row in summaries(journal, with_sites=False, shown={0})] == [1]
 
 
 @pytest.fixture
@@ -126,7 +133,7 @@ def versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Journal:
 
 
 def test_a_version_is_shown_with_the_sites_that_are_new_in_it(versions: Journal) -> None:
-    rows = summaries(versions, with_sites=True)
+    rows = summaries(versions.records, with_sites=True)
     assert [(row.number, row.site_losses) for row in rows] == [(0, {}), (1, {"a": 2.6}), (2, {"b": 2.75})]
     assert [row.nbytes for row in rows] == [0, 200, 7]  # what has moved since the version before
     assert [row.seconds for row in rows] == [0.0, 3.0, 5.0]
@@ -139,7 +146,7 @@ def test_the_report_counts_the_bytes_of_a_version_as_the_terminal_does(versions:
     log = EventLog(tuple(versions.records))
     nbytes = moved_nbytes(log)
     assert nbytes == {(1, False): 200, (2, True): 7, (3, True): 40, (3, False): 2}
-    shown = {row.number: row.nbytes for row in summaries(versions, with_sites=True)}
+    shown = {row.number: row.nbytes for row in summaries(versions.records, with_sites=True)}
     assert shown == {number: nbytes[number, True] + nbytes[number, False] for number in range(3)}
     assert sum(move.nbytes for move in moves(task_runs(log))) == sum(nbytes.values())
     assert {run.round for run in task_runs(log) if run.app in ("send", "fetch")} == {2}
@@ -149,7 +156,7 @@ def test_a_version_in_which_no_site_moved_has_a_length(versions: Journal) -> Non
     versions.write("aggregated", version=3, round=3, weights={"a": 1.0}, updates=[], models={})
     last = versions.write("aggregated", version=4, round=4, weights={"a": 1.0}, updates=[], models={})
     score(versions, 4, "global", 1.0)
-    (row,) = summaries(versions, with_sites=True, shown=range(4))
+    row = summaries(versions.records, with_sites=True)[-1]
     assert (row.number, row.nbytes, row.seconds) == (4, 0, 1.0)
     assert build_timeline(EventLog(tuple(versions.records)), ["a"]).round_ends[4] == last["time"] - 1000.0
 
@@ -184,7 +191,11 @@ def test_the_work_of_a_site_belongs_to_the_next_version(versions: Journal) -> No
 class FakeEngine:
     def __init__(self, journal: Journal) -> None:
         self.run = SimpleNamespace(journal=journal)
-        self.plan = SimpleNamespace(campaign=SimpleNamespace(evaluation=SimpleNamespace(sites=True)), server_blocks=[])
+        evaluation = SimpleNamespace(sites=True, every=1)
+        self.plan = SimpleNamespace(campaign=SimpleNamespace(evaluation=evaluation), server_blocks=[])
+
+    def server_activity(self) -> str:
+        return "evaluating"
 
     def activity(self, site: str) -> SiteActivity:
         progress: Any = {"round": 2, "step": 3, "steps": 6, "loss": 1.5, "tokens_per_s": 90.0}
@@ -209,7 +220,8 @@ def test_plain_lines_without_a_terminal(journal: Journal) -> None:
     assert text.count("a: round 2: step 3 of 6, loss 1.500, 90 tokens/s  b: idle, waiting for the others") == 1
     assert text.count("  ! site a, round 2: [3] values are not finite") == 1
     (row,) = [line for line in text.splitlines() if line.strip().startswith("1/8")]
-    assert row.split() == ["1/8", "2.000", "2.500", "2.750", "300", "B", "15.0"]
+    *cells, moment = row.split()
+    assert cells == ["1/8", "2.000", "2.500", "2.750", "300", "B", "15.0"] and re.fullmatch(r"\d\d:\d\d:\d\d", moment)
 
 
 def test_versions_are_called_versions(versions: Journal) -> None:
@@ -219,7 +231,7 @@ def test_versions_are_called_versions(versions: Journal) -> None:
         display.tick(engine)  # type: ignore[arg-type]
     lines = text.getvalue().splitlines()
     assert lines[0].split()[:3] == ["version", "global", "loss"]
-    assert lines[2].split() == ["1/8", "2.500", "2.600", "-", "200", "B", "3.0"]
+    assert lines[2].split()[:-1] == ["1/8", "2.500", "2.600", "-", "200", "B", "3.0"]
     assert "a: request 2: step 3 of 6, loss 1.500, 90 tokens/s" in text.getvalue()
 
 

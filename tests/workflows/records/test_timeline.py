@@ -14,15 +14,14 @@ from synthetic_run import OPENED, batch_run, finished_run, start_run
 
 from workflows.records.event_log import (
     EventLog,
-    covered_s,
     down_spans,
     full_model_nbytes,
     moves,
     read_events,
     task_runs,
     trainings,
-    without,
 )
+from workflows.records.spans import covered_s, without
 from workflows.records.timeline import (
     AGGREGATION,
     STAGING_IN,
@@ -31,11 +30,11 @@ from workflows.records.timeline import (
     WAITING,
     Interval,
     Timeline,
-    build_timeline,
     idle_share,
     phase_seconds,
     round_lengths,
 )
+from workflows.records.timeline_building import build_timeline
 
 
 def task(app: str, site: str, *times: float, round: int = 1, **result: Any) -> dict[str, Any]:

@@ -26,7 +26,8 @@ from workflows.reporting.batch_jobs import (
 )
 from workflows.reporting.captions import big_numbers, hours_text, timeline_caption
 from workflows.reporting.report import write_report
-from workflows.reporting.run_summary import RunRecord, load_run, summarize
+from workflows.reporting.run_record import RunRecord, load_run
+from workflows.reporting.run_summary import summarize
 from workflows.reporting.tables import problem_table, site_table
 
 JOB = BatchJob("north", "7", "debug", 2, 3600.0, 100.0, 400.0, 1000.0, "timeout")

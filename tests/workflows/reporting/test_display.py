@@ -45,8 +45,11 @@ def activity(watch: Any = None, phase: str = "training", progress: Any = None) -
 def engine(journal: Journal, now: SiteActivity) -> Any:
     return SimpleNamespace(
         activity=lambda site: now,
+        server_activity=lambda: "",
         run=SimpleNamespace(journal=journal),
-        plan=SimpleNamespace(campaign=SimpleNamespace(evaluation=SimpleNamespace(sites=True)), server_blocks=[]),
+        plan=SimpleNamespace(
+            campaign=SimpleNamespace(evaluation=SimpleNamespace(sites=True, every=1)), server_blocks=[]
+        ),
     )
 
 

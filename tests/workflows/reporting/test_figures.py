@@ -16,10 +16,12 @@ from synthetic_run import batch_run, finished_run
 from workflows.console.units import bytes_text, seconds_text, time_unit
 from workflows.records.event_log import Move, moves, read_events, task_runs
 from workflows.records.round_graph import GraphTask, RoundGraph
-from workflows.records.timeline import PHASES, Timeline, build_timeline
+from workflows.records.timeline import PHASES, Timeline
+from workflows.records.timeline_building import build_timeline
+from workflows.reporting.cost_figures import cost_figure
 from workflows.reporting.figure_style import JOB_COLOUR, PHASE_COLOURS, SITE_COLOURS, line_style, save, spread
-from workflows.reporting.figures import cost_figure, heatmap_figure, loss_figure, task_figure
 from workflows.reporting.gantt import timeline_figure
+from workflows.reporting.loss_figures import heatmap_figure, loss_figure, task_figure
 from workflows.reporting.round_graph import round_graph_figure
 
 SITES = ["north", "south"]
@@ -28,6 +30,11 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 def mean_table(**columns: list[float]) -> pandas.DataFrame:
     return pandas.DataFrame(columns, index=range(len(next(iter(columns.values())))))
+
+
+def unknown(losses: pandas.DataFrame) -> pandas.DataFrame:
+    """Return standard errors that are not known."""
+    return losses * float("nan")
 
 
 def texts(axes: Any) -> list[str]:
@@ -103,7 +110,7 @@ def test_twelve_sites_look_different_and_none_looks_like_the_global_model() -> N
 
 def test_a_site_keeps_its_colour_whoever_else_is_shown() -> None:
     means = mean_table(**{"global": [1.0, 0.5], "south": [float("nan"), 0.7]})
-    figure = loss_figure(means, SITES, 3)
+    figure = loss_figure(means, unknown(means), SITES, 3)
     lines = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
     assert {to_hex(line.get_color()).upper() for line in lines} == {"#000000", SITE_COLOURS[1].upper()}
 
@@ -115,19 +122,19 @@ def test_every_phase_has_a_colour_of_its_own() -> None:
 
 def test_the_loss_picture_draws_the_given_means_and_labels_the_ends() -> None:
     means = mean_table(**{"global": [1.4, 0.6, 0.4], "north": [float("nan"), 0.8, 0.55]})
-    axes = loss_figure(means, SITES, 14).axes[0]
+    axes = loss_figure(means, unknown(means), SITES, 14).axes[0]
     drawn = [line for line in axes.lines if line.get_marker() == "o"]
     points: list[Any] = [line.get_xydata() for line in drawn]
     assert [line.tolist() for line in points] == [[[1, 0.8], [2, 0.55]], [[0, 1.4], [1, 0.6], [2, 0.4]]]
     assert texts(axes) == ["north  0.550", "global  0.400"]
-    assert axes.get_ylabel() == "test loss, mean over 14 tasks"
+    assert axes.get_ylabel() == "test loss [nats per token], mean over 14 tasks"
 
 
 def test_end_labels_never_overlap() -> None:
     sites = [f"site-{n:02d}" for n in range(12)]
     close = {site: [1.0, 0.5 + 0.001 * n] for n, site in enumerate(sites)}
     means = mean_table(**{"global": [1.0, 0.3]}, **close)
-    figure = loss_figure(means, sites, 2)
+    figure = loss_figure(means, unknown(means), sites, 2)
     figure.canvas.draw()  # type: ignore[attr-defined]
     boxes = sorted((t.get_window_extent() for t in figure.axes[0].texts), key=lambda box: box.y0)
     assert len(boxes) == 13
@@ -142,7 +149,8 @@ def losses_table(models: list[str], tasks: list[str], rounds: int = 3) -> pandas
 
 def test_a_panel_per_task_names_the_owner_and_thins_the_others() -> None:
     owners = {"t1": ["north"], "t2": SITES, "t3": []}
-    figure = task_figure(losses_table(["global", *SITES], list(owners)), owners, SITES)
+    table = losses_table(["global", *SITES], list(owners))
+    figure = task_figure(table, unknown(table), owners, SITES)
     panels = [axes for axes in figure.axes if axes.get_visible()]
     assert [axes.get_title(loc="left") for axes in panels] == ["t1", "t2", "t3"]
     assert [texts(axes) for axes in panels] == [["data at north"], ["data at all sites"], ["data at no site"]]
@@ -154,7 +162,7 @@ def test_a_panel_per_task_names_the_owner_and_thins_the_others() -> None:
 
 def test_a_task_that_a_model_was_not_scored_on_leaves_its_line_out() -> None:
     losses = losses_table(["global", *SITES], ["t1"]).drop(columns=[("south", "t1")])
-    figure = task_figure(losses, {"t1": ["north"]}, SITES)
+    figure = task_figure(losses, unknown(losses), {"t1": ["north"]}, SITES)
     assert len(figure.axes[0].lines) == 2
 
 
@@ -162,11 +170,11 @@ def test_the_heatmap_writes_every_number_and_frames_the_owner() -> None:
     final = pandas.DataFrame(
         {"global": [0.4, 0.5], "north": [0.3, float("nan")], "south": [0.9, 0.45]}, index=["t1", "t2"]
     )
-    figure = heatmap_figure(final, {"t1": ["north"], "t2": ["south"]})
+    figure = heatmap_figure(final, {"t1": ["north"], "t2": ["south"]}, {"t1": "north"})
     axes = figure.axes[0]
     assert texts(axes) == ["0.400", "0.300", "0.900", "0.500", "–", "0.450"]
     bold = [text.get_text() for text in axes.texts if text.get_fontweight() == "bold"]
-    assert bold == ["0.300", "0.450"]
+    assert bold == ["0.300"]  # 0.450 is too close to 0.500
     patches: list[Any] = list(axes.patches)
     frames = [(round(patch.get_x() + 0.47), round(patch.get_y() + 0.46)) for patch in patches]
     assert frames == [(1, 0), (2, 1)]

@@ -21,9 +21,10 @@ from synthetic_run import MODEL, OPENED, SAMPLES, SyntheticRun, batch_run, finis
 from apps.base.errors import UserMistake
 from workflows import report
 from workflows.report import main
-from workflows.reporting import captions, tables
+from workflows.reporting import captions, loss_captions, tables
 from workflows.reporting.report import write_report
-from workflows.reporting.run_summary import load_run, summarize
+from workflows.reporting.run_record import load_run
+from workflows.reporting.run_summary import summarize
 
 REPORT = Path(report.__file__)
 ALL_PICTURES = ["bytes_seconds.png", "final_heatmap.png", "loss.png", "loss_per_task.png", "timeline.png"]
@@ -180,8 +181,8 @@ def test_the_page_of_a_finished_run(finished: SyntheticRun, written: Path) -> No
     assert written.name == "report.html"
     assert sorted(path.name for path in (written.parent / "figures").iterdir()) == ALL_PICTURES
     assert "unfinished" not in page.text
-    assert f"below every site on {len(summary.global_wins)} of 14 tasks" in page.text
-    assert f"on {len(summary.owner_wins)} of 14 a site that trains on the task is better" in page.text
+    assert f"below every site's model on {len(summary.global_wins)} of 14 tasks" in page.text
+    assert f"on {len(summary.owner_wins)} of 14 the model of a site that trains on the task is below it" in page.text
     assert f"fell from {summary.loss_first:.3f} to {summary.loss_last:.3f}" in page.text
     assert "55 times as much" in page.text
     assert "Refused" not in page.text
@@ -219,7 +220,7 @@ def test_the_site_table_has_the_sums_of_each_site(finished: SyntheticRun) -> Non
 
 def test_the_task_table_names_the_owner(finished: SyntheticRun) -> None:
     table = tables.task_table(load_run(finished.directory))
-    assert list(table.columns) == ["task", "owner", "global", *finished.tasks]
+    assert list(table.columns) == ["task", "owner", "samples", "global", *finished.tasks]
     assert {row[0]: row[1] for row in table.rows}["retrosynthesis"] == "aurora"
     assert len(table.rows) == 14
 
@@ -311,7 +312,9 @@ def test_a_loss_that_does_not_fall_is_reported_so(tmp_path: Path) -> None:
     run = load_run(tiny_run(tmp_path / "run", losses, north=["t1"], south=["t2"]))
     summary = summarize(run)
     assert "did not fall: it went from 3.000 to 5.500" in captions.lead_text(run, summary)
-    assert captions.loss_caption(run, summary).endswith("below the models of 0 of 2 sites. It rose in round 1.")
+    caption = loss_captions.loss_caption(run, summary)
+    assert "The last scores of 0 of 2 site models are above it. It rose in round 1." in caption
+    assert "worse than the first one: the mean test loss rose from 3.000 to 5.500" in summary.verdict.text
 
 
 def test_a_campaign_of_the_full_model_claims_no_saving(tmp_path: Path) -> None:

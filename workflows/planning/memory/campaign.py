@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from site_configs.library.site import Site
 from workflows.console.units import bytes_text, plural
 from workflows.planning.memory.estimate import BFLOAT16, FLOAT32, Need, TrainingSetup
+from workflows.planning.memory.measure import NotMeasured
 from workflows.planning.memory.model import ModelShape, shape_of
 from workflows.planning.memory.plan import MemoryPlan, plan_site
 from workflows.planning.memory.round_time import describe_round, round_time
@@ -34,8 +35,13 @@ def plan_memory(campaign: Campaign, spec: ModelSpec, sites: Mapping[str, Site]) 
     """
     if not sites:
         return {}
-    shape, setup, batch = shape_of(spec), training_setup(campaign), campaign.training.batch_size
-    return {name: plan_site(site, shape, setup, batch, campaign.parallel) for name, site in sites.items()}
+    setup, batch = training_setup(campaign), campaign.training.batch_size
+    try:
+        shape = shape_of(spec)
+        return {name: plan_site(site, shape, setup, batch, campaign.parallel) for name, site in sites.items()}
+    except NotMeasured as reason:
+        why = f"memory is not planned for {reason}"
+        return {name: plan_site(site, None, setup, batch, campaign.parallel, why) for name, site in sites.items()}
 
 
 def training_setup(campaign: Campaign) -> TrainingSetup:

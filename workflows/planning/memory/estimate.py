@@ -5,8 +5,7 @@ where it shards. ZeRO-1 and -2 (Rajbhandari et al., arXiv 1910.02054) have no ex
 as many bytes a step as they do (weights once, gradients once) and keeps gradients sharded as ZeRO-2 does, but shards
 the float32 weights too and holds all of them gathered in the compute type from the forward to the backward pass.
 
-What a layer keeps for the backward pass was measured with torch's saved-tensor hooks on transformers' Llama, OPT and
-GPT-2 (torch 2.13, fused attention); the numbers are exact there, and are the rules used for families like them.
+What the layers keep for the backward pass is measured on the network itself, without memory (``measure``).
 """
 
 from __future__ import annotations
@@ -14,24 +13,13 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from workflows.planning.memory.measure import Computes, kept_by_layers
 from workflows.planning.memory.model import ModelShape
 
 Sharding = Literal["none", "ddp", "shard_grad_op", "full_shard"]
 SHARDED = ("shard_grad_op", "full_shard")
 FLOAT32, BFLOAT16 = 4, 2
 SLACK = 1.08  # the allocator's fragments and short-lived buffers
-# bytes per token that a layer keeps, for each unit of its width, of its keys' width, and of its inner width
-LAYER_BYTES = {
-    "gated": {"float32": (32, 8, 16), "autocast": (32, 2, 8), "bfloat16": (20, 4, 8)},
-    "opt": {"float32": (40, 0, 4), "autocast": (28, 0, 2), "bfloat16": (20, 0, 2)},
-    "other": {"float32": (40, 0, 20), "autocast": (30, 0, 10), "bfloat16": (26, 0, 10)},  # GPT-2, and an upper bound
-}
-FROZEN_BYTES = {  # the same for frozen layers, without what adapters keep
-    "gated": {"float32": (24, 8, 16), "autocast": (12, 4, 6), "bfloat16": (12, 4, 6)},
-    "opt": {"float32": (32, 0, 4), "autocast": (16, 0, 2), "bfloat16": (16, 0, 2)},
-    "other": LAYER_BYTES["other"],
-}
-ADAPTER_INPUT_BYTES = {"float32": 0, "autocast": 2, "bfloat16": 4}  # an adapted module's own copy of its input
 CONTEXT_BYTES = {
     True: 2e9,
     False: 0.7e9,
@@ -159,22 +147,21 @@ def activation_bytes(shape: ModelShape, setup: TrainingSetup, choice: Choice) ->
     """Return the bytes that the forward pass keeps for the backward pass, with samples of the full length."""
     tokens = choice.micro_batch * setup.length
     autocast = setup.mixed and choice.sharding not in SHARDED
-    layer = layer_bytes(shape, setup, autocast)
+    kept = kept_by_layers(shape.config, shape.adapter, computes_of(setup, autocast), setup.length)
     residual = (FLOAT32 if autocast else setup.compute_bytes) * shape.width
-    layers = residual * shape.layers + layer if choice.checkpoint else layer * shape.adapted_layers
+    layers = residual * shape.layers + max(kept) if choice.checkpoint else sum(kept)
     # logits in the compute type, their logarithms in float32 and the gradients of these
     logits = (2 * FLOAT32 + setup.compute_bytes) * shape.vocabulary
     return tokens * (layers + logits)
 
 
-def layer_bytes(shape: ModelShape, setup: TrainingSetup, autocast: bool) -> float:
-    """Return the bytes per token that one layer keeps for the backward pass.
+def computes_of(setup: TrainingSetup, autocast: bool) -> Computes:
+    """Return the type in which a training computes."""
+    return "autocast" if autocast else "float32" if setup.compute_bytes == FLOAT32 else "bfloat16"
 
-    Frozen layers keep fewer inputs, but peft converts the input of each adapted module to the adapters' float32; under
-    autocast that copy is converted back, and the smaller one is kept.
-    """
-    computes = "autocast" if autocast else "float32" if setup.compute_bytes == FLOAT32 else "bfloat16"
-    kind = "gated" if shape.gated else "opt" if shape.family == "opt" else "other"
-    per_width, per_key, per_inner = (FROZEN_BYTES if shape.adapted else LAYER_BYTES)[kind][computes]
-    copies = ADAPTER_INPUT_BYTES[computes] * shape.adapter_inputs
-    return per_width * shape.width + per_key * shape.key_width + per_inner * shape.inner + copies
+
+def layer_bytes(shape: ModelShape, setup: TrainingSetup, autocast: bool) -> float:
+    """Return the bytes per token that a layer keeps for the backward pass, the mean of those that gradients reach."""
+    return sum(kept_by_layers(shape.config, shape.adapter, computes_of(setup, autocast), setup.length)) / (
+        shape.adapted_layers
+    )

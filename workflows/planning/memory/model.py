@@ -6,10 +6,12 @@ this machine come from a small dated table. If that has none either, the shape i
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from apps.models.model import AdapterSpec, ModelSpec
+from apps.models.adapter import AdapterSpec, layer_count, with_adapter
+from apps.models.model import ModelSpec
 from apps.models.sources import PACKAGED, TINY, is_converted, model_folder
 from apps.models.tiny import tiny_config
 
@@ -18,6 +20,17 @@ if TYPE_CHECKING:
 
 TINY_VOCABULARY = 768  # of the tokenizer that comes with models from scratch
 LLAMA_2 = {"vocab_size": 32000, "max_position_embeddings": 4096, "tie_word_embeddings": False}
+SMOLLM2 = {
+    "model_type": "llama",
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+}
 OPT = {"vocab_size": 50272, "max_position_embeddings": 2048}
 
 
@@ -38,8 +51,9 @@ def _opt(width: int, layers: int, heads: int, embedding: int | None = None) -> d
 
 
 def known_config(source: str) -> dict[str, Any] | None:
-    """Return the ``config.json`` values of the reference paper's models, as published on the hub in October 2026."""
+    """Return the ``config.json`` values of the packaged model and of the reference paper's, as of October 2026."""
     return {
+        "smollm2-135m-instruct": SMOLLM2,
         "meta-llama/Llama-2-7b-hf": _llama_2(4096, 11008, 32, 32),
         "meta-llama/Llama-2-13b-hf": _llama_2(5120, 13824, 40, 40),
         "facebook/opt-125m": _opt(768, 12, 12),
@@ -56,7 +70,7 @@ class ModelShape:
     """Properties of a model that its memory depends on.
 
     Attributes:
-        family: of the configuration, such as ``llama``; decides what a layer keeps for the backward pass.
+        family: of the configuration, such as ``llama``.
         parameters: number of parameters of the base model.
         trained: number of trained parameters: all of them, or those of the adapters.
         layer: number of parameters of the largest decoder layer, the unit that sharding gathers.
@@ -66,6 +80,8 @@ class ModelShape:
         adapted: True if adapters are trained instead of the model.
         adapted_layers: number of layers from the first adapted one on; gradients flow back to that one.
         adapter_inputs: sum of the input widths of one layer's adapted modules.
+        config: the configuration, as JSON.
+        adapter: the settings of LoRA, as JSON; ``null`` without.
     """
 
     family: str
@@ -82,6 +98,8 @@ class ModelShape:
     adapted: bool
     adapted_layers: int
     adapter_inputs: int
+    config: str
+    adapter: str
 
 
 def shape_of(spec: ModelSpec) -> ModelShape | None:
@@ -98,7 +116,7 @@ def config_of_spec(spec: ModelSpec) -> PreTrainedConfig | None:
     if source == TINY:
         return _tiny_config(spec)
     if source in PACKAGED and not is_converted(source):
-        return None  # the first task unpacks it
+        return AutoConfig.for_model(**(known_config(source) or {}))  # the first task unpacks it
     try:
         return AutoConfig.from_pretrained(model_folder(source), local_files_only=True)
     except (OSError, ValueError):  # not in the hub's cache on this machine, or no configuration of a known kind
@@ -112,57 +130,71 @@ def _tiny_config(spec: ModelSpec) -> PreTrainedConfig:
 
 
 def count(config: PreTrainedConfig, adapter: AdapterSpec | None) -> ModelShape:
-    """Return the shape of a configuration's model, built on the meta device, where tensors need no memory."""
+    """Return the shape of a configuration's model, built on the meta device, where tensors need no memory.
+
+    Raises:
+        UserMistake: the adapter does not fit the model.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
         network = AutoModelForCausalLM.from_config(config)
-    layers = decoder_layers(network)
+    layers, text = decoder_layers(network), config.get_text_config(decoder=True)
     sizes = [sum(p.numel() for p in layer.parameters()) for layer in layers]
-    total = network.num_parameters()
-    named = (getattr(config, name, None) for name in ("intermediate_size", "ffn_dim", "n_inner"))
-    inner = next(filter(None, named), 4 * config.hidden_size)
-    width, heads = config.hidden_size, config.num_attention_heads
-    key_heads = getattr(config, "num_key_value_heads", None) or heads
-    adapted = _adapted(layers, adapter) if adapter else (total, len(layers), 0)
+    total, embedding = network.num_parameters(), network.get_input_embeddings().weight
+    gated = any(name.endswith("gate_proj") for name, _ in layers[0].named_modules())
+    adapted = _adapted(network, layers, adapter) if adapter else (total, len(layers), 0)
     return ModelShape(
-        family=config.model_type,
+        family=text.model_type,
         parameters=total,
         trained=adapted[0],
         layer=max(sizes),
         outside=total - sum(sizes),
         layers=len(layers),
-        width=width,
-        key_width=width * key_heads // heads,
-        inner=inner,
-        vocabulary=config.vocab_size,
-        gated=any(name.endswith("gate_proj") for name, _ in layers[0].named_modules()),
+        width=text.hidden_size,
+        key_width=_key_width(text),
+        inner=_inner_width(text),
+        vocabulary=embedding.shape[0],
+        gated=gated,
         adapted=adapter is not None,
         adapted_layers=adapted[1],
         adapter_inputs=adapted[2],
+        config=config.to_json_string(use_diff=False),
+        adapter=json.dumps(adapter),
     )
 
 
+def _inner_width(config: PreTrainedConfig) -> int:
+    named = (getattr(config, name, None) for name in ("intermediate_size", "ffn_dim", "n_inner"))
+    return int(next((width for width in named if isinstance(width, int) and width), 4 * config.hidden_size))
+
+
+def _key_width(config: PreTrainedConfig) -> int:
+    """Return the width of a layer's keys; that of the layer for a kind without attention heads."""
+    heads = getattr(config, "num_attention_heads", None)
+    if not isinstance(heads, int) or not heads:
+        return int(config.hidden_size)
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    return int(key_heads * (getattr(config, "head_dim", None) or config.hidden_size // heads))
+
+
 def decoder_layers(network: Any) -> list[Any]:
-    """Return the repeated layers of a causal language model: its longest list of modules."""
+    """Return the repeated layers of a causal language model: as many as the configuration says, else the longest list.
+
+    Experts may be a longer list than the layers.
+    """
     import torch
 
-    lists = [module for module in network.modules() if isinstance(module, torch.nn.ModuleList)]
-    return max((list(found) for found in lists), key=len)
+    lists = [list(module) for module in network.modules() if isinstance(module, torch.nn.ModuleList)]
+    wanted = layer_count(network)
+    return next((found for found in lists if len(found) == wanted), max(lists, key=len))
 
 
-def _adapted(layers: list[Any], adapter: AdapterSpec) -> tuple[int, int, int]:
+def _adapted(network: Any, layers: list[Any], adapter: AdapterSpec) -> tuple[int, int, int]:
     """Return the number of adapter parameters, of layers that gradients reach, and of adapted inputs of a layer."""
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
-    chosen = layers[-adapter["last_layers"] :] if adapter["last_layers"] else layers
-    shapes: list[tuple[int, int]] = []
-    for name, module in chosen[-1].named_modules():
-        linear = isinstance(module, torch.nn.Linear | Conv1D)
-        if linear and (adapter["targets"] == "all-linear" or name.rsplit(".", 1)[-1] in adapter["targets"]):
-            rows, columns = module.weight.shape
-            shapes.append((rows, columns) if isinstance(module, Conv1D) else (columns, rows))
-    each = adapter["rank"] * sum(inputs + outputs for inputs, outputs in shapes)
-    return each * len(chosen), len(chosen), sum(inputs for inputs, _ in shapes)
+    adapted = with_adapter(network, adapter)
+    trained = sum(p.numel() for name, p in adapted.named_parameters() if ".lora_" in name)
+    inputs = [sum(m.in_features for m in layer.modules() if hasattr(m, "lora_A")) for layer in layers]
+    first = next((number for number, width in enumerate(inputs) if width), 0)
+    return trained, len(layers) - first, max(inputs)

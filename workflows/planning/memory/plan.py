@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from apps.base.errors import UserMistake
+from apps.models.adapter import AdapterSpec
 from site_configs.library.site import Site
 from workflows.console.units import bytes_text, plural
 from workflows.planning.campaign import AUTO, ParallelSection
@@ -96,7 +98,12 @@ def _memory_here() -> int:
 
 
 def plan_site(
-    site: Site, shape: ModelShape | None, setup: TrainingSetup, batch: int, section: ParallelSection
+    site: Site,
+    shape: ModelShape | None,
+    setup: TrainingSetup,
+    batch: int,
+    section: ParallelSection,
+    unknown: str = "the model's configuration is unknown on this machine",
 ) -> MemoryPlan:
     """Return the memory plan of one site.
 
@@ -106,6 +113,7 @@ def plan_site(
         setup: types and length.
         batch: samples that the site's ranks share.
         section: the campaign's settings.
+        unknown: why there is no shape.
 
     Raises:
         UserMistake: nothing fits; the message has changes that would.
@@ -119,9 +127,9 @@ def plan_site(
             remedy="Set parallel.sharding and parallel.offload to auto",
         )
     if shape is None or not machine.device_bytes:
-        unknown = "the model's configuration is" if shape is None else "the device's memory is"
+        why = unknown if shape is None else "the device's memory is unknown on this machine"
         cautious = choices[0] if machine.ranks == 1 or not machine.accelerator else _last_without_offload(choices)
-        return MemoryPlan(site.name, machine, batch, cautious, None, f"not checked: {unknown} unknown on this machine")
+        return MemoryPlan(site.name, machine, batch, cautious, None, f"not checked: {why}")
     found = first_fit(shape, setup, machine, choices)
     if found is None:
         raise _refusal(site, shape, setup, machine, choices)
@@ -245,4 +253,5 @@ def with_adapter(shape: ModelShape) -> ModelShape:
     inputs = 6 * shape.width + shape.inner if shape.gated else 5 * shape.width + shape.inner
     outputs = 2 * shape.width + 2 * shape.key_width + 2 * shape.inner
     trained = 16 * shape.layers * (inputs + outputs)
-    return replace(shape, trained=trained, adapted=True, adapter_inputs=inputs)
+    lora = AdapterSpec(method="fedit", rank=16, alpha=16.0, dropout=0.0, targets="all-linear", last_layers=None)
+    return replace(shape, trained=trained, adapted=True, adapter_inputs=inputs, adapter=json.dumps(lora))

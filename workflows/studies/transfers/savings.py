@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from apps.models.model import AdapterSpec
+from apps.models.adapter import AdapterSpec
 from workflows.console.units import bytes_text, seconds_text
 from workflows.planning.memory.model import count, known_config
 from workflows.studies.tables import terminal_table

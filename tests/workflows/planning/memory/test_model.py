@@ -10,10 +10,11 @@ import pytest
 from workflows.planning.memory.model import ModelShape, known_config, shape_of
 
 LORA = {"method": "fedit", "rank": 16, "alpha": 16.0, "dropout": 0.0, "targets": "all-linear", "last_layers": None}
-# The published configuration of OPT-350m has norms after the layers and a narrow embedding with two projections.
+# The published configuration of OPT-350m has norms after the layers and a narrow embedding with two projections,
+# which LoRA adapts too.
 COUNTS = {
     "facebook/opt-125m": (125_239_296, 2_654_208),
-    "facebook/opt-350m": (331_196_416, 7_077_888),
+    "facebook/opt-350m": (331_196_416, 7_127_040),
     "facebook/opt-1.3b": (1_315_758_080, 14_155_776),
     "facebook/opt-2.7b": (2_651_596_800, 23_592_960),
     "facebook/opt-6.7b": (6_658_473_984, 37_748_736),
@@ -45,6 +46,12 @@ def test_parameters_of_the_papers_models_and_of_their_adapters(source):
     assert whole.trained == whole.parameters
     assert adapted.parameters == whole.parameters
     assert whole.outside + whole.layers * whole.layer == whole.parameters
+
+
+def test_the_packaged_model_is_known_before_it_is_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setenv("CROSSFED_CACHE", str(tmp_path))
+    found = shape_of(spec("smollm2-135m-instruct", LORA | {"rank": 8, "last_layers": 10}))
+    assert (found.parameters, found.trained, found.adapted_layers) == (134_515_008, 814_080, 10)
 
 
 def test_the_shape_of_llama_2():
