@@ -18,6 +18,7 @@ from typing import Any
 from apps.base.errors import CrossfedError, placed
 from apps.base.processes import redirect_output
 from apps.base.stop import StopRequest
+from apps.evaluation.on_ranks import rank_losses
 from apps.ranks.control_line import RankEnd
 from apps.ranks.launchers import join_process_group, make_cache_folders, unmask_devices
 from apps.ranks.parallel import ranks_of
@@ -34,7 +35,12 @@ def train(work: dict[str, Any], group: ProcessGroup, stop: StopRequest) -> Any:
     return attempt_task(Task(**work["task"]), group, stop, work["verify_s"])
 
 
-JOBS: dict[str, Job] = {"train": train}
+def evaluate(work: dict[str, Any], group: ProcessGroup, _stop: StopRequest) -> Any:
+    """Do one rank's part of an evaluation; return the losses by task."""
+    return rank_losses(**work, group=group)
+
+
+JOBS: dict[str, Job] = {"train": train, "evaluate": evaluate}
 
 
 def main() -> None:

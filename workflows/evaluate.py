@@ -21,7 +21,7 @@ if __name__ == "__main__":  # before the first import of ours: the project root 
 
 from apps.base.errors import UserMistake
 from apps.base.files import write_text
-from apps.evaluate import TestSet, task_losses
+from apps.evaluation.losses import TestSet, task_losses
 from apps.models.batches import by_length, collate
 from apps.models.encoding import encode
 from data.metrics import extract_answer, question_of, right_answers, score

@@ -16,6 +16,7 @@ from apps.artifacts.store import artifact_path, save_tensors
 from apps.base.errors import ArtifactError, UserMistake, VersionMismatch
 from apps.base.identity import Place
 from apps.base.versions import code_version
+from apps.evaluation import losses
 from apps.models import model as models
 from apps.models.encoding import encode
 from data.records import load_records
@@ -78,7 +79,9 @@ def spec(**changes) -> models.ModelSpec:
     } | changes
 
 
-AT = subject.EvaluationSettings(batch_size=4, threads=1, device="cpu")
+AT = subject.EvaluationSettings(
+    batch_size=4, threads=1, device="cpu", precision="no", parallel=None, root="", source=""
+)
 
 
 def work(store: Path, **changes) -> subject.EvaluationWork:
@@ -126,7 +129,7 @@ def scored(model: models.Model, shortcut: bool) -> dict:
     model.warm = {}
     with pytest.MonkeyPatch.context() as patch:
         if not shortcut:
-            patch.setattr(subject, "frozen_layers", lambda _: 0)
+            patch.setattr(losses, "frozen_layers", lambda _: 0)
         return subject.task_losses(model, subject.test_set(model, work(Path()), 4))
 
 
@@ -168,32 +171,32 @@ def test_batch_size_does_not_matter(tmp_path):
 
 
 @pytest.mark.parametrize("last", [1, 2])
-@pytest.mark.parametrize("kind", ["tiny", *subject.PLAIN_KINDS])
+@pytest.mark.parametrize("kind", ["tiny", *losses.PLAIN_KINDS])
 def test_shortcut_gives_the_scores_of_the_whole_network(kind, last, base_folder, tmp_path):
     source = {} if kind == "tiny" else {"source": base_folder(kind), "tiny": None}
     model = new_model(**source, adapter=adapter(last_layers=last))
     models.set_state(model, artifact_path(tmp_path, put(tmp_path, model.state)["artifact"]))
-    assert subject.frozen_layers(model) == 3 - last
+    assert losses.frozen_layers(model) == 3 - last
     assert close(scored(model, shortcut=True), scored(model, shortcut=False))
 
 
 @pytest.mark.parametrize("kind", OTHERS)
 def test_other_kinds_take_no_shortcut(kind, base_folder):
     model = new_model(source=base_folder(kind, **OTHERS[kind]), tiny=None, adapter=adapter())
-    assert subject.frozen_layers(model) == 0
+    assert losses.frozen_layers(model) == 0
     assert close(scored(model, shortcut=True), scored(model, shortcut=False))
 
 
 def test_layers_of_different_kinds_take_no_shortcut(base_folder):
     types = ["full_attention", "sliding_attention", "full_attention"]
     source = base_folder("qwen2", layer_types=types, sliding_window=4, use_sliding_window=True)
-    assert subject.frozen_layers(new_model(source=source, tiny=None, adapter=adapter())) == 0
+    assert losses.frozen_layers(new_model(source=source, tiny=None, adapter=adapter())) == 0
 
 
 @pytest.mark.parametrize(("last", "frozen"), [(None, 0), (1, 2), (3, 0)])
 def test_frozen_layers(last, frozen):
-    assert subject.frozen_layers(new_model(adapter=adapter(last_layers=last))) == frozen
-    assert subject.frozen_layers(new_model()) == 0
+    assert losses.frozen_layers(new_model(adapter=adapter(last_layers=last))) == frozen
+    assert losses.frozen_layers(new_model()) == 0
 
 
 def test_second_artifact_is_not_evaluated_with_the_outputs_of_the_first(tmp_path):

@@ -19,6 +19,7 @@ from typing import Any
 
 from facilities.pbs_state import Home, hms
 from facilities.slurm import Partition, SlurmCluster, slurm_cluster
+from facilities.slurm_conf import NodeHost
 
 COMMANDS = ("qsub", "qstat", "qdel", "qselect", "mpiexec")
 
@@ -59,6 +60,7 @@ class PbsRules:
         require: required settings: any of account, filesystems, walltime.
         exclusive: whole nodes, as on large machines.
         history: without it ``qstat -x`` finds nothing.
+        login_shell: a job's script is run by a login shell, as PBS does; its start files print what they print.
     """
 
     server: str = "pbs-01.example.org"
@@ -68,6 +70,7 @@ class PbsRules:
     require: tuple[str, ...] = ()
     exclusive: bool = True
     history: bool = True
+    login_shell: bool = False
 
 
 @dataclass
@@ -168,6 +171,8 @@ def pbs_facility(
     cpus: int = 4,
     gpus: int = 0,
     rules: PbsRules | None = None,
+    hosts: Sequence[NodeHost] = (),
+    address: str = "127.0.0.1",
 ) -> Iterator[PbsFacility]:
     """Yield a PBS machine with its own Slurm cluster below ``root/name``.
 
@@ -179,11 +184,24 @@ def pbs_facility(
         cpus: declared cores of each node.
         gpus: declared GPUs of each node.
         rules: rules of the server.
+        hosts: nodes with host names and addresses of their own, in place of ``nodes`` on this host.
+        address: of the server.
     """
     rules = rules or PbsRules()
     partitions = [Partition(q.name, max_time=partition_limit(q)) for q in queues]
     licenses = {f"run_{q.name}": q.running_per_user for q in queues if q.running_per_user is not None}
-    below = slurm_cluster(root, name, nodes, cpus, partitions, gpus=gpus, features=rules.systems, licenses=licenses)
+    below = slurm_cluster(
+        root,
+        name,
+        nodes,
+        cpus,
+        partitions,
+        gpus=gpus,
+        features=rules.systems,
+        licenses=licenses,
+        hosts=hosts,
+        address=address,
+    )
     with below as cluster:
         home = Home(cluster.root / "pbs")
         install(home)

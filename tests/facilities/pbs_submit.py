@@ -185,7 +185,7 @@ def submit(home: Home, request: Request, policy: dict[str, Any]) -> str:
     options = [f"--output={output_path(request, 'o')}", *batch_options(request, policy)]
     if request.options["j"] not in ("oe", "eo"):
         options.append(f"--error={output_path(request, 'e')}")
-    wrapper = wrapper_text(home, request, policy["server"], variables)
+    wrapper = wrapper_text(home, request, policy, variables)
     done = slurm(home, "sbatch", *options, stdin=wrapper)
     if done.returncode:
         raise refusal(home, done)
@@ -240,15 +240,16 @@ def job_variables(home: Home, request: Request) -> dict[str, str]:
     return variables
 
 
-def wrapper_text(home: Home, request: Request, server: str, variables: dict[str, str]) -> str:
-    wall = request.walltime_s
+def wrapper_text(home: Home, request: Request, policy: dict[str, Any], variables: dict[str, str]) -> str:
+    wall, server = request.walltime_s, policy["server"]
+    shell = request.options["S"] or "/bin/bash"
     return WRAPPER.format(
         base=shlex.quote(f"{home.root}/jobs") + "/$SLURM_JOB_ID",
         home=shlex.quote(str(Path.home())),
         limit=f"timeout -s TERM -k 10 {wall} " if wall else "",
         variables=" ".join(shlex.quote(f"{key}={value}") for key, value in variables.items()),
         server=server,
-        shell=request.options["S"] or "/bin/bash",
+        shell=f"{shell} -l" if policy["login_shell"] else shell,
         walltime_s=wall or 2**31,
     )
 

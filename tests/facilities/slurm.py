@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -18,12 +18,13 @@ from facilities.daemons import (
     kill_processes,
     make_folders,
     processes_of,
+    program,
     start,
     start_munge,
     stop,
     wait_until,
 )
-from facilities.slurm_conf import URGENT, ClusterPlan, Partition, write_configuration
+from facilities.slurm_conf import URGENT, ClusterPlan, NodeHost, Partition, write_configuration
 
 __all__ = ["Partition", "Qos", "SlurmCluster", "slurm_cluster"]
 
@@ -135,7 +136,8 @@ class SlurmCluster:
         wait_until(f"node {node}", ready, self.root / "log")
 
     def _start_node(self, node: str) -> None:
-        command = ["slurmd", "-D", "-f", self.environment["SLURM_CONF"], "-N", node]
+        within = next((host.within for host in self.plan.hosts if host.name == node), ())
+        command = [*within, program("slurmd"), "-D", "-f", self.environment["SLURM_CONF"], "-N", node]
         self._nodes[node] = start(command, self.root / "log" / f"{node}.out")
 
     def start_controller(self) -> None:
@@ -198,6 +200,10 @@ def slurm_cluster(
     kill_wait_s: int = 2,
     remember_s: int = 86_400,
     refuse_beyond_limits: bool = True,
+    hosts: Sequence[NodeHost] = (),
+    address: str = "127.0.0.1",
+    mpi: str = "pmi2",
+    task_prolog: str = "",
 ) -> Iterator[SlurmCluster]:
     """Yield a cluster with all nodes idle; no process of it is left afterwards.
 
@@ -216,6 +222,10 @@ def slurm_cluster(
         kill_wait_s: time between SIGTERM and SIGKILL when a job is cancelled.
         remember_s: time for which the controller knows ended jobs.
         refuse_beyond_limits: sbatch refuses a job that no partition allows; else such a job waits for ever.
+        hosts: nodes with host names and addresses of their own, in place of ``nodes`` on this host.
+        address: of the controller.
+        mpi: plugin of srun.
+        task_prolog: program that prints variables of each task as ``export NAME=VALUE``.
     """
     home = root / name
     make_folders(home)
@@ -229,6 +239,7 @@ def slurm_cluster(
             munge_socket = accounting.munge_socket
         plan = ClusterPlan(name, base, nodes, cpus, gpus, tuple(partitions), munge_socket, tuple(features))
         plan = plan.with_limits(licenses or {}, kill_wait_s, remember_s, refuse_beyond_limits)
+        plan = replace(plan, hosts=tuple(hosts), address=address, mpi=mpi, task_prolog=task_prolog)
         write_configuration(plan, home, accounting.port if accounting else None)
         cluster = SlurmCluster(plan, home)
         if accounting is not None:

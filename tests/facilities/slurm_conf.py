@@ -13,7 +13,7 @@ MEMORY_A_NODE_MB = 4000
 
 CONFIGURATION = """\
 ClusterName={name}
-SlurmctldHost={host}(127.0.0.1)
+SlurmctldHost={host}({address})
 SlurmctldPort={base}
 SrunPortRange={first_srun_port}-{last_srun_port}
 AuthType=auth/munge
@@ -32,7 +32,7 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
 SwitchType=switch/none
-MpiDefault=pmi2
+MpiDefault={mpi}
 # believe the declared hardware, not the real one
 SlurmdParameters=config_overrides
 SelectType=select/cons_tres
@@ -81,6 +81,21 @@ class Partition:
 
 
 @dataclass(frozen=True)
+class NodeHost:
+    """A node with a host name and an address of its own.
+
+    Attributes:
+        name: of the node, and its host name.
+        address: that the other nodes reach.
+        within: prefix that starts a program there.
+    """
+
+    name: str
+    address: str
+    within: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class ClusterPlan:
     """Parameters of the configuration of a cluster."""
 
@@ -96,6 +111,10 @@ class ClusterPlan:
     kill_wait_s: int = 2
     remember_s: int = 86_400
     refuse_beyond_limits: bool = True
+    hosts: tuple[NodeHost, ...] = ()  # empty: all nodes are on this host
+    address: str = "127.0.0.1"  # of the controller
+    mpi: str = "pmi2"
+    task_prolog: str = ""  # program that prints variables of each task
 
     def with_limits(
         self, licenses: Mapping[str, int], kill_wait_s: int, remember_s: int, refuse_beyond_limits: bool
@@ -110,6 +129,8 @@ class ClusterPlan:
 
     @property
     def node_names(self) -> list[str]:
+        if self.hosts:
+            return [host.name for host in self.hosts]
         return [f"{self.name}{i + 1}" for i in range(self.node_count)]
 
     @property
@@ -124,6 +145,8 @@ def write_configuration(plan: ClusterPlan, root: Path, accounting_port: int | No
         lines += ACCOUNTED.format(port=accounting_port, munge_socket=plan.munge_socket)
     if plan.licenses:
         lines += "Licenses=" + ",".join(f"{name}:{count}" for name, count in plan.licenses.items()) + "\n"
+    if plan.task_prolog:
+        lines += f"TaskProlog={plan.task_prolog}\n"
     if plan.preempts:
         lines += "PreemptType=preempt/partition_prio\nPreemptMode=CANCEL\n"
     (root / "etc" / "slurm.conf").write_text(lines + node_line(plan) + partition_lines(plan))
@@ -136,11 +159,13 @@ def common_lines(plan: ClusterPlan, root: Path) -> str:
         name=plan.name,
         root=root,
         host=host_name(),
+        address=plan.address,
         user=getpass.getuser(),
         base=plan.base,
         first_srun_port=plan.base + 50,
         last_srun_port=plan.base + 97,
         munge_socket=plan.munge_socket,
+        mpi=plan.mpi,
         kill_wait_s=plan.kill_wait_s,
         remember_s=plan.remember_s,
         enforce="ALL" if plan.refuse_beyond_limits else "NO",
@@ -154,14 +179,19 @@ def host_name() -> str:
 def node_line(plan: ClusterPlan) -> str:
     extra = f" Gres=gpu:{plan.gpus}" if plan.gpus else ""
     extra += f" Features={','.join(plan.features)}" if plan.features else ""
+    hardware = f"CPUs={plan.cpus} RealMemory={MEMORY_A_NODE_MB}{extra} State=UNKNOWN\n"
+    if plan.hosts:
+        return "".join(
+            f"NodeName={host.name} NodeHostname={host.name} NodeAddr={host.address} Port={plan.base + 1} {hardware}"
+            for host in plan.hosts
+        )
     ports = f"[{plan.base + 1}-{plan.base + plan.node_count}]" if plan.node_count > 1 else str(plan.base + 1)
-    return (
-        f"NodeName={node_range(plan)} NodeHostname={host_name()} NodeAddr=127.0.0.1 Port={ports} "
-        f"CPUs={plan.cpus} RealMemory={MEMORY_A_NODE_MB}{extra} State=UNKNOWN\n"
-    )
+    return f"NodeName={node_range(plan)} NodeHostname={host_name()} NodeAddr=127.0.0.1 Port={ports} {hardware}"
 
 
 def node_range(plan: ClusterPlan) -> str:
+    if plan.hosts:
+        return ",".join(plan.node_names)
     return f"{plan.name}[1-{plan.node_count}]" if plan.node_count > 1 else f"{plan.name}1"
 
 

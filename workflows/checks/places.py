@@ -98,11 +98,12 @@ def _memory_there(plan: Plan, found: EvaluationSum) -> Iterator[str]:
     node, place = plan.evaluation_at.site.node, plan.evaluation_at
     on_device = evaluation_settings(plan)["device"] != "cpu"
     room = 0 if node is None else node.device_memory_bytes if on_device else node.memory_bytes
-    if room and found.weights_bytes > room:
+    if room and found.weights_bytes / found.shards > room:
         what = "a device" if on_device else "a node"
+        over = f" over {plural(found.shards, 'rank')}" if found.shards > 1 else ""
         yield (
-            f"{place}: the model's weights are {_weights_text(found)}, and {what} there has {bytes_text(room)}."
-            " Use a larger one, or model.dtype: bfloat16"
+            f"{place}: the model's weights are {_weights_text(found)}{over}, and {what} there has {bytes_text(room)}."
+            " Use more ranks (nodes, ranks_per_node), or model.dtype: bfloat16"
         )
 
 

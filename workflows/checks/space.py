@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from workflows.console.units import bytes_text, plural
@@ -12,25 +13,41 @@ from workflows.planning.plan import Plan
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 
 
-def model_bytes(plan: Plan) -> int | None:
-    """Return the bytes of one model or update of a campaign; None if the model's configuration is not known here."""
-    spec = plan.server_work["model"]
+@dataclass(frozen=True)
+class ServerFiles:
+    """Bytes that the server keeps: the first model, and a period's files."""
+
+    model: int
+    period: int
+
+
+def server_files(plan: Plan) -> ServerFiles | None:
+    """Return what the server keeps; None if the model's configuration is not known here."""
+    spec, updates = plan.server_work["model"], len(plan.sites)
     shape = shape_of(spec)
     if shape is None:
         return None
-    return shape.trained * (DTYPE_BYTES["float32"] if spec["adapter"] else DTYPE_BYTES[spec["dtype"]])
+    if spec["adapter"]:
+        model = sent = shape.trained * DTYPE_BYTES["float32"]
+    else:
+        model, sent = shape.trained * DTYPE_BYTES[spec["dtype"]], shape.trained * DTYPE_BYTES[spec["traffic"]]
+    copy = sent if sent < model else 0  # what is sent is a rounded copy
+    return ServerFiles(model, model + copy + updates * sent)
 
 
 def space_text(plan: Plan, run_dir: Path) -> str | None:
     """Return what the server keeps over all rounds, and the free space if it is less; None if the size is unknown."""
-    each = model_bytes(plan)
-    if each is None:
+    files = server_files(plan)
+    if files is None:
         return None
     place = next(p for p in (run_dir.resolve(), *run_dir.resolve().parents) if p.exists())
-    free, files, period = shutil.disk_usage(place).free, len(plan.sites) + 1, plan.campaign.period
-    total = each * (1 + files * plan.campaign.rounds)
-    text = f"{bytes_text(each)} a model, {files} of them a {period}: {bytes_text(total)} are kept over all {period}s"
+    free, period = shutil.disk_usage(place).free, plan.campaign.period
+    total = files.model + files.period * plan.campaign.rounds
+    text = (
+        f"{bytes_text(files.model)} a model, {bytes_text(files.period)} of models and updates a {period}:"
+        f" {bytes_text(total)} are kept over all {period}s"
+    )
     if total < free:
         return text
-    rounds = max(0, (free - each) // (each * files))
+    rounds = max(0, (free - files.model) // files.period)
     return f"{text}, but {place} has {bytes_text(free)} of free space: enough for {plural(rounds, period)}"

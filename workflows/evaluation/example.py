@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from apps.evaluate import EvaluationWork
+from apps.evaluation.losses import EvaluationWork
 from data.records import iter_records
 
 

@@ -13,12 +13,13 @@ from apps.artifacts.store import read_header
 from apps.base.errors import ArtifactError
 from apps.models.model import ModelSpec
 from apps.models.sources import PACKAGED, TINY, is_converted, model_folder
+from apps.ranks.parallel import is_sharded_over_ranks, ranks_of
 from data.records import load_records
 from data.tasks import EMBEDDED
 from workflows.planning.memory.speed import ARITHMETIC, rates_of
 from workflows.planning.plan import Plan, evaluation_settings
 
-CORE_FLOPS = 50e9  # of one core of a server's processor in products of float32 matrices; measured here: 30e9 to 90e9
+CORE_FLOPS = 50e9  # of one core of a server's processor in products of float32 matrices: an estimate
 WIDTHS = {"float32": 4, "bfloat16": 2}
 LIBRARIES_BYTES = 0.7e9  # of a process with torch and transformers
 
@@ -34,6 +35,7 @@ class EvaluationSum:
         parameters: of the model.
         width: bytes of a parameter.
         flops: operations a second at its place; None: unknown.
+        shards: parts into which ranks divide the weights.
     """
 
     models: int
@@ -42,6 +44,7 @@ class EvaluationSum:
     parameters: int
     width: int
     flops: float | None
+    shards: int = 1
 
     @property
     def operations(self) -> float | None:
@@ -72,7 +75,13 @@ def evaluation_sum(plan: Plan) -> EvaluationSum | None:
         parameters=parameters,
         width=WIDTHS[work["model"]["dtype"]],
         flops=_flops(plan),
+        shards=_shards(plan),
     )
+
+
+def _shards(plan: Plan) -> int:
+    parallel = evaluation_settings(plan)["parallel"]
+    return ranks_of(parallel) if parallel and is_sharded_over_ranks(parallel) else 1
 
 
 def _samples(plan: Plan) -> int | None:
@@ -88,10 +97,11 @@ def _samples(plan: Plan) -> int | None:
 
 def _flops(plan: Plan) -> float | None:
     settings, site = evaluation_settings(plan), plan.evaluation_at.site
+    ranks = ranks_of(settings["parallel"]) if settings["parallel"] else 1
     if settings["device"] == "cpu":
-        return CORE_FLOPS * settings["threads"]
+        return CORE_FLOPS * settings["threads"] * ranks
     rates = rates_of(site)
-    return None if rates is None else ARITHMETIC * rates.flops
+    return None if rates is None else ARITHMETIC * rates.flops * ranks
 
 
 def parameters_of(spec: ModelSpec) -> int | None:

@@ -12,12 +12,12 @@ from apps.artifacts.lora import METHODS
 from apps.artifacts.update_checks import UpdateRules
 from apps.base.errors import UserMistake
 from apps.base.versions import code_version
-from apps.evaluate import EvaluationSettings, EvaluationWork
+from apps.evaluation.losses import EvaluationSettings, EvaluationWork
 from apps.models.adapter import AdapterSpec
 from apps.models.batches import DataSpec
 from apps.models.model import ModelSpec, sends_bfloat16
 from apps.models.sources import PACKAGED, TINY, check_source, config_of, is_converted
-from apps.ranks.parallel import Parallel
+from apps.ranks.parallel import Parallel, ranks_of
 from apps.server import ServerWork
 from apps.train import SiteWork
 from site_configs.library.resolve import SiteConfigError, resolve_site
@@ -130,8 +130,10 @@ def _check_threads(campaign: Campaign, sites: Mapping[str, Site]) -> None:
     """Raise UserMistake for more threads of one process than this machine has cores: it would be many times slower."""
     cores = os.cpu_count() or 1
     asked = {f"sites.{name}.threads": site.threads for name, site in sites.items() if site.route == "local"}
-    for key, threads in {**asked, "evaluation.threads": campaign.evaluation.threads}.items():
-        if threads != "auto" and threads > cores:
+    if campaign.evaluation.site is None:  # elsewhere they are another machine's cores
+        asked["evaluation.threads"] = 0 if campaign.evaluation.threads == "auto" else campaign.evaluation.threads
+    for key, threads in asked.items():
+        if threads > cores:
             raise UserMistake(
                 f"{key}: {threads}, but this machine has {plural(cores, 'core')}",
                 remedy=f"Use at most {cores}, divided by the number of processes that train here at a time",
@@ -244,8 +246,34 @@ def _evaluation_work(campaign: Campaign, store: str, model: ModelSpec, tasks: Ta
 def evaluation_settings(plan: Plan) -> EvaluationSettings:
     """Return how evaluation runs at its place."""
     section, site = plan.campaign.evaluation, plan.evaluation_at.site
+    there = plan.site_work.get(site.name)
+    device = site.device if section.device == "auto" else section.device
     return EvaluationSettings(
         batch_size=section.batch_size,
+        precision=plan.campaign.training.precision,
+        parallel=ranks_for_evaluation(plan, site, there) if device == site.device else None,
+        root=there["root"] if there else str(site.storage_root),
+        source=(plan.campaign.sites[site.name].model if there else None) or "",
         threads=site.threads if section.threads == "auto" else section.threads,
-        device=site.device if section.device == "auto" else section.device,
+        device=device,
+    )
+
+
+def ranks_for_evaluation(plan: Plan, site: Site, there: SiteWork | None) -> Parallel | None:
+    """Return the ranks that evaluate: those that train at a site, all of a block of its own; None: its worker."""
+    if there:
+        return there["parallel"] if ranks_of(there["parallel"]) > 1 else None
+    nodes = site.block.nodes if site.block else 1
+    if nodes * site.ranks.per_node == 1:
+        return None
+    return Parallel(
+        nodes=nodes,
+        ranks_per_node=site.ranks.per_node,
+        sharding="full_shard",
+        offload=False,
+        checkpoint_activations=False,
+        micro_batch=plan.campaign.evaluation.batch_size,
+        backend=site.ranks.backend,
+        launch=list(site.ranks.launch),
+        interface=site.ranks.interface,
     )

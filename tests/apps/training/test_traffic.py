@@ -82,7 +82,8 @@ class Federation:
             "split": "test",
             "code_version": code_version(),
         }
-        at = {"batch_size": 6, "threads": 1, "device": "cpu"}
+        at: Any = {"batch_size": 6, "threads": 1, "device": "cpu", "precision": "no", "parallel": None}
+        at |= {"root": "", "source": ""}
         place = Place(site="evaluator", round=0)
         return evaluate(place, work, candidate or self.global_model, "global", at=at)["mean_loss"]
 

@@ -40,15 +40,15 @@ Route = Callable[
 
 
 class HttpService:
-    """A service on a port of 127.0.0.1; a context manager that can be stopped and started again on its port.
+    """A service on a port of an address; a context manager that can be stopped and started again on its port.
 
     Attributes:
         calls: all calls answered since the start or the last ``clear``, except those to ``/_ctl/``.
         port: 0 until the first start if none was given.
     """
 
-    def __init__(self, port: int = 0) -> None:
-        self.port = port
+    def __init__(self, port: int = 0, host: str = "127.0.0.1") -> None:
+        self.port, self.host = port, host
         self.calls: list[Call] = []
         self._routes: dict[tuple[str, re.Pattern[str]], Route] = {}
         self._faults: list[tuple[Fault, list[int]]] = []
@@ -60,7 +60,7 @@ class HttpService:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     def route(self, method: str, pattern: str, handler: Route) -> None:
         """Let ``handler(request, *groups)`` answer a method on paths that match a whole regular expression.
@@ -92,7 +92,7 @@ class HttpService:
             return self._changed.wait_for(lambda: self.count_calls(path, method) >= count, patience(limit_s))
 
     def start(self) -> None:
-        self._server = _Server(("127.0.0.1", self.port), self)
+        self._server = _Server((self.host, self.port), self)
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True, name="loopback http").start()
 
@@ -113,7 +113,7 @@ class HttpService:
 
     def answer(self, request: Request, host: str) -> Answer:
         """Return the answer of the routes and faults to a request; raise DroppedError to reset the connection."""
-        if host not in ("", *STANDS_FOR, f"127.0.0.1:{self.port}", f"localhost:{self.port}"):
+        if host not in ("", *STANDS_FOR, f"{self.host}:{self.port}", f"localhost:{self.port}"):
             return Answer({"code": "NotAProxy", "message": f"a test service was asked for {host}"}, 502)
         fault = None if request.path.startswith(CONTROL) else self._next_fault(request)
         struck = fault.strike() if fault and not fault.after else None

@@ -47,8 +47,8 @@ class RabbitBroker:
         root: folder of all its files.
     """
 
-    def __init__(self, root: Path, first_port: int) -> None:
-        self.root, self.port = root, first_port
+    def __init__(self, root: Path, first_port: int, host: str = "127.0.0.1", port: int | None = None) -> None:
+        self.root, self.host, self.port = root, host, port or first_port
         self._distribution_port, self._epmd_port = first_port + 1, first_port + 2
         self._password = secrets.token_hex(8)
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -62,7 +62,7 @@ class RabbitBroker:
 
     @property
     def url(self) -> str:
-        return f"amqp://{USER}:{self._password}@127.0.0.1:{self.port}/%2F"
+        return f"amqp://{USER}:{self._password}@{self.host}:{self.port}/%2F"
 
     def start(self, limit_s: float = 120) -> None:
         """Start the node and wait until it accepts connections."""
@@ -79,7 +79,7 @@ class RabbitBroker:
             if node.poll() is not None:
                 raise ProcessLookupError(f"RabbitMQ ended with {node.returncode}: see {log}")
             with socket.socket() as client:
-                return client.connect_ex(("127.0.0.1", self.port)) == 0
+                return client.connect_ex((self.host, self.port)) == 0
 
         try:
             wait_until("RabbitMQ", listens, log, limit_s)
@@ -104,7 +104,7 @@ class RabbitBroker:
 
     def _configuration(self) -> str:
         return (
-            f"listeners.tcp.1 = 127.0.0.1:{self.port}\nloopback_users = none\n"
+            f"listeners.tcp.1 = {self.host}:{self.port}\nloopback_users = none\n"
             f"default_user = {USER}\ndefault_pass = {self._password}\nlog.console.level = warning\n"
             "vm_memory_high_watermark.absolute = 1GB\ndisk_free_limit.absolute = 50MB\n"
         )
@@ -134,11 +134,11 @@ class RabbitBroker:
 
 
 @contextmanager
-def rabbit_broker(root: Path) -> Iterator[RabbitBroker]:
-    """Yield a node in a folder, which must have a short path."""
+def rabbit_broker(root: Path, host: str = "127.0.0.1", port: int | None = None) -> Iterator[RabbitBroker]:
+    """Yield a node in a folder, which must have a short path, at an address; without a port at a free one."""
     claim, first_port = claim_ports(3)
     with claim:
-        broker = RabbitBroker(root, first_port)
+        broker = RabbitBroker(root, first_port, host, port)
         try:
             broker.start()
             yield broker

@@ -56,8 +56,8 @@ class Stack:
         agents: agents by their names.
     """
 
-    def __init__(self, root: Path, broker: RabbitBroker) -> None:
-        self.root, self.broker, self.service = root, broker, HttpService()
+    def __init__(self, root: Path, broker: RabbitBroker, host: str = "127.0.0.1") -> None:
+        self.root, self.broker, self.service = root, broker, HttpService(host=host)
         self.auth, self.agents = Auth(self.service), dict[str, Agent]()
         self.account = self.auth.add_service_account()
         root.mkdir(parents=True, exist_ok=True)
@@ -130,10 +130,10 @@ class Stack:
 
 
 @contextmanager
-def globus_stack(root: Path, broker: RabbitBroker | None = None) -> Iterator[Stack]:
+def globus_stack(root: Path, broker: RabbitBroker | None = None, host: str = "127.0.0.1") -> Iterator[Stack]:
     """Yield a stack in a folder, whose name separates it from others on one broker; default a broker of its own."""
     with ExitStack() as exits:
-        stack = Stack(root, broker or exits.enter_context(rabbit_broker(root / "mq")))
+        stack = Stack(root, broker or exits.enter_context(rabbit_broker(root / "mq")), host)
         exits.callback(stack.stop)
         stack.start()
         yield stack

@@ -25,12 +25,34 @@ def write(folder: Path, **changes: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The final model of the campaign on this machine alone."""
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of the campaign on this machine alone."""
     folder = tmp_path_factory.mktemp("here")
     ended = run(folder, write(folder))
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    return final_hash(folder / "runs" / "nano")
+    return folder / "runs" / "nano"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(here: Path) -> str:
+    """The final model of that campaign."""
+    return final_hash(here)
+
+
+def first_loss(run_dir: Path) -> float:
+    """Return the loss of the first model."""
+    (found,) = [r["result"]["mean_loss"] for r in tasks_done(run_dir, "evaluate") if r["round"] == 0]
+    return float(found)
+
+
+def test_by_the_ranks_of_a_site(tmp_path: Path, here: Path) -> None:
+    ranks = {"config": "local", "ranks": 2, "tasks": ["molecule_description"]}
+    changes = {"sites": nano()["sites"] | {"frontier": ranks}, "evaluation": {"site": "frontier", "per_task": 1}}
+    ended, run_dir = run(tmp_path, write(tmp_path, rounds=1, **changes)), tmp_path / "runs" / "nano"
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert len(tasks_done(run_dir, "evaluate")) == 4
+    assert first_loss(run_dir) == pytest.approx(first_loss(here), rel=1e-5)
+    assert (run_dir / "sites" / "frontier" / "logs" / "evaluation-0001" / "rank-1.log").exists()
 
 
 def check_end(run_dir: Path, expected: str) -> None:

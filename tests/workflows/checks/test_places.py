@@ -89,6 +89,8 @@ def test_a_site_has_the_device_and_the_memory_of_its_file(tmp_path: Path) -> Non
     (small,) = place_problems(plan(tmp_path, evaluation=own))
     assert "6.74 G parameters x 4 bytes = 27 GB, and a device there has 16 GB" in small
     assert small.startswith("evaluation (in its own block, ")
+    shared = {"site": {**own["site"], "gpus": 4, "ranks_per_node": 4}}
+    assert place_problems(plan(tmp_path, evaluation=shared)) == []
 
 
 def test_an_evaluation_has_to_fit_into_its_block(tmp_path: Path) -> None:

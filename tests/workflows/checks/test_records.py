@@ -84,7 +84,7 @@ def test_the_disk_space_of_all_rounds_is_compared_with_what_is_free(
     usage = namedtuple("usage", "total used free")
     plan = plan_of(tmp_path, sites=sites(), data={"tasks": TASKS}, rounds=3)
     text = space_text(plan, tmp_path / "runs" / "x")
-    assert text is not None and " 2 of them a round: " in text and "free" not in text
+    assert text is not None and " of models and updates a round: " in text and "free" not in text
     monkeypatch.setattr("shutil.disk_usage", lambda _path: usage(0, 0, 10))
     text = space_text(plan, tmp_path / "runs" / "x")
     assert text is not None and text.endswith("of free space: enough for 0 rounds")

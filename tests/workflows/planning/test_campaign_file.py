@@ -44,6 +44,12 @@ def test_the_reference_campaign_has_the_settings_of_the_paper() -> None:
     assert list(campaign.sites) == ["perlmutter", "polaris", "aurora", "frontier"]
 
 
+def test_the_two_campaigns_of_four_machines_train_the_same() -> None:
+    one, other = (as_plain(load_campaign(path)) for path in READY_MADE if path.stem.startswith("smolinstruct"))
+    assert {key.split(".")[0] for key in differences(one, other)} == {"name", "server", "evaluation", "sites"}
+    assert differences(one["sites"], other["sites"]) == {"polaris.route": (None, "globus")}
+
+
 MISTAKES = [
     ({"trainning": {}}, "trainning: unknown key, did you mean 'training'?"),
     ({"training": {"steps": 1, "learning_rate": 1, "stepz": 2}}, "training.stepz: unknown key, did you mean 'steps'?"),

@@ -24,6 +24,12 @@ def plan(tmp_path: Path, **changes: Any) -> Plan:
     return make_plan(check_campaign(nano(**{"sites": sites, **changes}), source), tmp_path / "r", source)
 
 
+def how(made: Plan) -> dict[str, Any]:
+    """Return the settings of evaluation that a user may choose."""
+    settings: dict[str, Any] = {**evaluation_settings(made)}
+    return {key: settings[key] for key in ("batch_size", "threads", "device")}
+
+
 def test_by_default_everything_is_on_this_machine(tmp_path: Path) -> None:
     made = plan(tmp_path)
     assert (str(made.server_at), str(made.evaluation_at)) == (
@@ -31,14 +37,14 @@ def test_by_default_everything_is_on_this_machine(tmp_path: Path) -> None:
         "evaluation (on this machine)",
     )
     assert list(made.machines) == ["near", "far", "server", "evaluator"] and made.server_blocks == []
-    assert evaluation_settings(made) == {"batch_size": 16, "threads": 1, "device": "cpu"}
+    assert how(made) == {"batch_size": 16, "threads": 1, "device": "cpu"}
 
 
 def test_a_site_of_the_campaign_lends_its_worker(tmp_path: Path) -> None:
     made = plan(tmp_path, server={"site": "far"}, evaluation={"site": "far"})
     assert (made.server_at.label, str(made.evaluation_at)) == ("far", "evaluation (at far)")
     assert list(made.machines) == ["near", "far"]
-    assert evaluation_settings(made) == {"batch_size": 16, "threads": 6, "device": "cpu"}
+    assert how(made) == {"batch_size": 16, "threads": 6, "device": "cpu"}
 
 
 def test_a_block_of_its_own_keeps_its_files_in_the_run_directory(tmp_path: Path) -> None:
@@ -47,13 +53,13 @@ def test_a_block_of_its_own_keeps_its_files_in_the_run_directory(tmp_path: Path)
     assert made.server_blocks == ["server-block", "evaluator"]
     assert made.evaluation_at.site.block and made.evaluation_at.site.storage_root.is_relative_to(tmp_path)
     assert str(made.evaluation_at).startswith("evaluation (in its own block, ")
-    assert evaluation_settings(made) == {"batch_size": 4, "threads": 8, "device": "cuda"}
+    assert how(made) == {"batch_size": 4, "threads": 8, "device": "cuda"}
     assert made.campaign.config_of("evaluator") == "slurm" and made.campaign.config_of("near") == "local"
 
 
 def test_device_and_threads_of_the_campaign_come_first(tmp_path: Path) -> None:
     made = plan(tmp_path, evaluation={"site": CLUSTER, "device": "cpu", "threads": 3})
-    assert evaluation_settings(made) == {"batch_size": 16, "threads": 3, "device": "cpu"}
+    assert how(made) == {"batch_size": 16, "threads": 3, "device": "cpu"}
 
 
 REMOTE = {
@@ -108,3 +114,23 @@ def test_a_place_is_kept_in_the_campaign_file(tmp_path: Path) -> None:
     made = plan(tmp_path, evaluation={"site": CLUSTER}).campaign
     again = check_campaign(yaml.safe_load(as_yaml(made)), tmp_path)
     assert again == made and again.evaluation.site.settings["threads"] == 8
+
+
+def test_ranks_evaluate_where_there_are_any(tmp_path: Path) -> None:
+    two = {"config": "local", "ranks": 2}
+    shared = plan(tmp_path, sites={"near": two, "far": BATCH}, evaluation={"site": "near"})
+    settings = evaluation_settings(shared)
+    assert settings["parallel"] == shared.site_work["near"]["parallel"]  # so that those that train are kept
+    assert settings["root"] == shared.site_work["near"]["root"]
+    own = evaluation_settings(plan(tmp_path, evaluation={"site": {**CLUSTER, "nodes": 2, "ranks_per_node": 4}}))
+    parallel = own["parallel"]
+    assert parallel and (parallel["nodes"], parallel["ranks_per_node"]) == (2, 4)
+    assert (parallel["sharding"], parallel["backend"], parallel["launch"][0]) == ("full_shard", "nccl", "srun")
+    assert evaluation_settings(plan(tmp_path, evaluation={"site": CLUSTER, "device": "cpu"}))["parallel"] is None
+    assert evaluation_settings(plan(tmp_path))["parallel"] is None
+
+
+def test_the_base_model_of_a_site_is_where_the_site_has_it(tmp_path: Path) -> None:
+    sites = {"near": {"config": "local"}, "far": {**BATCH, "model": "/scratch/weights"}}
+    assert evaluation_settings(plan(tmp_path, sites=sites, evaluation={"site": "far"}))["source"] == "/scratch/weights"
+    assert evaluation_settings(plan(tmp_path, sites=sites, evaluation={"site": "near"}))["source"] == ""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from apps.evaluate import task_loss
+from apps.evaluation.losses import task_loss
 from workflows.records.scores import Diverged, ModelScore, TaskScore, model_scores, require_finite, verdict
 
 UNIFORM = math.log(600)

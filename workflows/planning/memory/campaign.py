@@ -77,7 +77,8 @@ def describe_rounds(
     if not (rate and shape) or campaign.period != "round":
         return []
     samples = training.steps * training.accumulate * training.batch_size
-    time = round_time(shape, setup, samples, rate, plan.machine.nodes, training.checkpoint_s)
+    sent = BFLOAT16 if campaign.model.traffic == "bfloat16" else FLOAT32
+    time = round_time(shape, setup, samples, rate, plan.machine.nodes, training.checkpoint_s, sent)
     return describe_round(time, training.steps)
 
 

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 from workflows.console.units import seconds_text
-from workflows.planning.memory.estimate import FLOAT32, TrainingSetup
+from workflows.planning.memory.estimate import BFLOAT16, FLOAT32, TrainingSetup
 from workflows.planning.memory.model import ModelShape
 
 HASH_S, READ_S, WRITE_S = 0.67, 0.61, 2.66  # per GB
@@ -53,7 +53,13 @@ class RoundTime:
 
 
 def round_time(
-    shape: ModelShape, setup: TrainingSetup, samples: int, samples_per_s: float, nodes: int, checkpoint_s: float
+    shape: ModelShape,
+    setup: TrainingSetup,
+    samples: int,
+    samples_per_s: float,
+    nodes: int,
+    checkpoint_s: float,
+    sent_bytes: int = FLOAT32,
 ) -> RoundTime:
     """Return the estimate for a round of so many samples.
 
@@ -64,17 +70,20 @@ def round_time(
         samples_per_s: speed of the site.
         nodes: of the block; each reads the file once.
         checkpoint_s: seconds between checkpoints.
+        sent_bytes: bytes of a number of the models and updates that travel. In bfloat16 a site reads its base and
+            writes the change and what rounding leaves over, together as much as a float32 model.
     """
+    sent_gb = shape.trained * sent_bytes / 1e9
     trained_gb = shape.trained * (FLOAT32 if shape.adapted else setup.weight_bytes) / 1e9
     base_gb = shape.parameters * setup.weight_bytes / 1e9
     train, price = samples / samples_per_s, CHECKPOINT_SIZE * WRITE_S * trained_gb
     saves = max(0, math.floor((train - price) / checkpoint_s))  # none where the end is nearer than its price
     return RoundTime(
-        load=(HASH_S + READ_S) * trained_gb,
+        load=(HASH_S + READ_S) * sent_gb,
         data=DATA_S,
         train=train,
         save=saves * price,
-        update=WRITE_S * trained_gb,
+        update=WRITE_S * trained_gb + (READ_S * 2 * sent_gb if sent_bytes == BFLOAT16 else 0),
         once=START_S + READ_S * base_gb * (1 if nodes == 1 else 2),
     )
 

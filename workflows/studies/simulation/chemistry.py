@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from apps.evaluate import TestSet, task_losses
+from apps.evaluation.losses import TestSet, task_losses
 from apps.models.batches import Batch, Sample, by_length, collate, plan_batches
 from apps.models.encoding import encode
 from apps.models.loss import mean_loss

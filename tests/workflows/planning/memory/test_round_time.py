@@ -23,6 +23,8 @@ LLAMA = ModelShape(
     adapted=False,
     adapted_layers=32,
     adapter_inputs=0,
+    config="{}",
+    adapter="null",
 )
 SETUP = TrainingSetup(weight_bytes=FLOAT32, mixed=True, length=512)
 
@@ -52,6 +54,12 @@ def test_the_steps_that_are_named_reach_the_goal():
 def test_checkpoints_count_in_long_rounds():
     found = a_round(1000)
     assert found.save == pytest.approx(4 * 3 * 2.66 * 26.95, rel=1e-3)  # 1,600 s of training, one each 300 s
+
+
+def test_bfloat16_traffic_halves_what_is_loaded_but_not_what_is_written():
+    found = round_time(LLAMA, SETUP, 1440, 30.0, 2, 300.0, sent_bytes=2)
+    assert found.load == pytest.approx(a_round(30).load / 2)
+    assert found.update == pytest.approx(2.66 * 26.95 + 0.61 * 26.95, rel=1e-3)
 
 
 def test_adapters_cost_next_to_nothing():
