@@ -92,7 +92,7 @@ def local_train(
         VersionMismatch: the site runs another code version.
         StorageError: the storage cannot be written, or leads outside the site's root.
         ArtifactError: the base model is damaged.
-        TrainingError: the loss is not finite.
+        LossNotFinite: the training has diverged.
         UserMistake: the site's records have changed.
         Unfinished: the training stopped before the end of its block and has saved; a repeated request continues it.
         BlockTooShort: the remaining time of the block was too short for one step.

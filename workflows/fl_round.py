@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log_to(run.path / "logs" / "driver.log", options.verbose)
         return run_campaign(plan, run)
     except UserMistake as error:
-        return complain(str(error), MISTAKE)
+        return stopped(run, str(error), MISTAKE)
     except KeyboardInterrupt:
         return stopped(run, f"\n{interruption(plan)}", INTERRUPTED)
     except Diverged as error:
@@ -136,7 +136,7 @@ def run_campaign(plan: Plan, run: RunDirectory) -> int:
     from workflows.reporting.display import Display
     from workflows.reporting.live_report import LiveReport
     from workflows.runtime.kernel import parsl_for
-    from workflows.runtime.stopping import stopped
+    from workflows.runtime.stopping import stopped_by_trainings
     from workflows.strategies import make_strategy
 
     campaign, began, console = plan.campaign, time.time(), Console(highlight=False)
@@ -162,7 +162,7 @@ def run_campaign(plan: Plan, run: RunDirectory) -> int:
             failure = federate(strategy(), engine)
         display.show_all(engine)
     if failure:
-        return stopped(run, failure, FAILED)
+        return stopped_by_trainings(run, failure)
     run.journal.write("campaign_finished", rounds=campaign.rounds, seconds=time.time() - began)
     say("")
     return conclude(plan, run)

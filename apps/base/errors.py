@@ -125,7 +125,7 @@ class TaskError(CrossfedError):
 
 
 class UserMistake(CrossfedError):
-    """An invalid request or setting: exit code 2, nothing was run."""
+    """An invalid request or setting: exit code 2, whenever it is found."""
 
 
 class ArtifactError(CrossfedError):
@@ -175,7 +175,11 @@ def _error_number(error: Exception) -> int | None:
 
 
 class TrainingError(CrossfedError):
-    """Local training cannot continue, for example because the loss is not finite."""
+    """Local training cannot continue, for example because there are no samples."""
+
+
+class LossNotFinite(TrainingError):
+    """Local training has diverged; the same training would diverge again."""
 
 
 class Unfinished(CrossfedError):

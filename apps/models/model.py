@@ -274,7 +274,16 @@ def save_for_users(model: Model, folder: Path) -> None:
 
 
 def make_readable(folder: Path) -> None:
-    """Let colleagues read the files of a saved model, and remove peft's empty form of a model card."""
-    (folder / "README.md").unlink(missing_ok=True)
+    """Let colleagues read the files of a saved model, and remove what would mislead them.
+
+    That is peft's empty form of a model card, and the base model's chat template: no campaign trains with it, but
+    programs that find it would put it around every question.
+    """
+    for name in ("README.md", "chat_template.jinja"):
+        (folder / name).unlink(missing_ok=True)
+    settings = folder / "tokenizer_config.json"  # older versions of the library keep the template here
+    if settings.is_file() and "chat_template" in (found := json.loads(settings.read_text(encoding="utf-8"))):
+        del found["chat_template"]
+        settings.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     for path in folder.iterdir():
         path.chmod(0o644)  # the library makes weights readable to their owner only, but colleagues should load them

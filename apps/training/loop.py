@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from apps.base.errors import TrainingError
+from apps.base.errors import LossNotFinite, TrainingError
 from apps.models.batches import Sample, Samples, collate, iter_batches, padded_positions
 from apps.models.loss import summed_loss
 from apps.models.model import Model
@@ -96,7 +96,8 @@ def train(
         attempt: the environment of this attempt.
 
     Raises:
-        TrainingError: the loss is not finite, or there are no samples.
+        LossNotFinite: the training has diverged.
+        TrainingError: there are no samples.
         StorageError: a checkpoint cannot be written.
     """
     import torch
@@ -142,10 +143,10 @@ def _count(state: TrainingState, loss: float, batches: Sequence[Sequence[Sample]
     """Add a step to the training state.
 
     Raises:
-        TrainingError: the loss is not finite.
+        LossNotFinite: the training has diverged.
     """
     if not math.isfinite(loss):
-        raise TrainingError(f"loss is {loss} at step {state.steps + 1}", remedy="Lower training.learning_rate")
+        raise LossNotFinite(f"loss is {loss} at step {state.steps + 1}", remedy="Lower training.learning_rate")
     state.steps += 1
     state.losses.append(loss)
     state.tokens += sum(len(s.tokens) for batch in batches for s in batch)

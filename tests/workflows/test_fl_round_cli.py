@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 from campaigns import PROJECT, run, write_campaign
+
+from apps.base.errors import UserMistake
+from workflows import fl_round
+from workflows.planning.plan import Plan
+from workflows.records.run_directory import RunDirectory
 
 HEAVY = ("torch", "transformers", "globus_sdk", "globus_compute_sdk", "parsl", "matplotlib", "pandas")
 
@@ -188,3 +194,19 @@ def site(name: str, run_dir: Path, *, account: str) -> Site:
     assert "site aurora:         my cluster, account ABC" in checked.stdout
     lacking = run(tmp_path, write_campaign(tmp_path), "--sites", "aurora=cluster.py,frontier", "--check")
     assert lacking.returncode == 2 and "account" in lacking.stderr
+
+
+def test_a_mistake_found_while_a_run_is_open_is_recorded_and_advises_no_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(plan: Plan, run: RunDirectory) -> int:
+        raise UserMistake("site polaris has no tokenizer", remedy="Copy it there")
+
+    monkeypatch.setattr(fl_round, "run_campaign", refused)
+    monkeypatch.setattr(fl_round, "stop_in_order", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    assert fl_round.main(["--name", "wrong"]) == 2
+    told = capsys.readouterr().err
+    assert "site polaris has no tokenizer. Copy it there" in told and "--resume" not in told
+    last = json.loads((tmp_path / "runs" / "wrong" / "journal.jsonl").read_text().splitlines()[-1])
+    assert last["event"] == "driver_stopped" and last["reason"] == "site polaris has no tokenizer. Copy it there"

@@ -43,6 +43,7 @@ from workflows.planning.labels import EVALUATOR
 from workflows.planning.plan import Plan
 from workflows.records.changes import rounds_asked
 from workflows.records.enrolments import record_enrolment
+from workflows.records.failed_trainings import cause_of
 from workflows.records.metrics import MetricsFile
 from workflows.records.run_directory import RunDirectory
 from workflows.records.scores import require_finite
@@ -266,7 +267,8 @@ class Engine:
             return None
         kind = "update_refused" if isinstance(error, UpdateRefused) else "task_failed"
         reason = f"{error}{storage_hint(self.plan.sites[action.site], error)}"
-        self.run.journal.write(kind, app="local_train", site=action.site, round=action.round, reason=reason)
+        place = {"app": "local_train", "site": action.site, "round": action.round}
+        self.run.journal.write(kind, **place, reason=reason, **cause_of(error))
         logger.error("%s", reason)
         return SiteFailed(self.clock.now(), action.site, action.task, reason)
 

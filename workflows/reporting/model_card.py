@@ -44,6 +44,7 @@ def model_card(run_dir: Path) -> str:
         base=model.get("source"),
         adapter=model.get("adapter"),
         is_adapter=(run_dir / "model" / "adapter_config.json").is_file(),
+        base_path=_base_path(run_dir / "model" / "adapter_config.json"),
         settings=json.dumps({key: value for key, value in training.items() if value is not None}),
         strategy=_section(run.campaign, "strategy").get("name"),
         sites=list(run.sites),
@@ -58,6 +59,15 @@ def model_card(run_dir: Path) -> str:
         tasks=tasks,
         environment=run.environment,
     )
+
+
+def _base_path(config: Path) -> str | None:
+    """Return the folder that an adapter's file names as its base model; None for a name of a hub, or no adapter."""
+    try:
+        base = str(json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path") or "")
+    except (OSError, ValueError):
+        return None
+    return base if Path(base).is_absolute() else None
 
 
 def _section(campaign: Any, name: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from workflows.reporting.captions import big_numbers, lead_text, subtitle
 from workflows.reporting.run_record import RunRecord
 from workflows.reporting.run_summary import RunSummary
 from workflows.reporting.tables import problem_table, round_table, site_table, task_table, update_table
+from workflows.reporting.work_tables import block_time_table, cut_table
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 
@@ -31,7 +32,7 @@ def page(
 
     images = [(t, c, base64.b64encode(path.read_bytes()).decode("ascii")) for t, c, path in pictures]
     tables = [problem_table(run), round_table(run), update_table(run), task_table(run), site_table(run)]
-    tables += [sum_table(run), job_table(run)]
+    tables += [block_time_table(run), cut_table(run), sum_table(run), job_table(run)]
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
     )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from apps.base.errors import StorageError
-from workflows.console.command import complain
+from workflows.console.command import FAILED, MISTAKE, complain
 from workflows.console.paths import command_line, short
 from workflows.planning.labels import shown_name
 from workflows.planning.plan import Plan
+from workflows.records import failed_trainings
+from workflows.records.failed_trainings import common_cause
 from workflows.records.run_directory import RunDirectory
 
 
@@ -16,7 +18,7 @@ def stopped(run: RunDirectory | None, reason: str, code: int, resumable: bool = 
     Args:
         run: its run directory, if it had one.
         reason: for the user.
-        code: the exit code.
+        code: the exit code; after a mistake of the request no resume is advised.
         resumable: False if a resume would end in the same way.
     """
     complain(reason, code)
@@ -26,14 +28,32 @@ def stopped(run: RunDirectory | None, reason: str, code: int, resumable: bool = 
         run.journal.write("driver_stopped", reason=reason.strip())
     except StorageError as error:
         complain(f"(this could not be written to the journal: {error})", code)
+    if code == MISTAKE:
+        return complain(f"What is done is kept in {short(run.path)}", code)
+    if not resumable:
+        return complain(f"The models before are kept: {command_line('generate.py')} {short(run.path)} --best", code)
     stopped_at = max((r["seq"] for r in run.journal.events("driver_started")), default=0)
     for record in run.journal.events("tasks_left"):
         if record["seq"] > stopped_at:
             site = record["site"]
             complain(f"What runs at {site} continues, what queues there keeps its place: a resume uses both.", code)
-    if not resumable:
-        return complain(f"The models before are kept: {command_line('generate.py')} {short(run.path)} --best", code)
     return complain(f"What is done is kept. Go on with: {command_line('fl_round.py')} --resume {short(run.path)}", code)
+
+
+def stopped_by_trainings(run: RunDirectory, failure: str) -> int:
+    """Print why too few trainings of a campaign succeeded and what can be done; return the exit code.
+
+    Args:
+        run: its run directory.
+        failure: the strategy's reason.
+    """
+    match common_cause(run.journal):
+        case failed_trainings.NOT_FINITE:
+            advice = "A resume would end here again: start a new run with a lower training.learning_rate"
+            return stopped(run, f"{failure}. {advice}", FAILED, resumable=False)
+        case failed_trainings.MISTAKE:
+            return stopped(run, failure, MISTAKE)
+    return stopped(run, failure, FAILED)
 
 
 def interruption(plan: Plan | None) -> str:

@@ -215,6 +215,16 @@ def test_final_adapters_are_the_files_of_peft(no_loading: None, tmp_path: Path) 
     assert texts[0] == texts[1]
 
 
+def test_the_chat_template_of_the_base_model_is_left_out(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "base", "qwen2")
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    given = spec(folder, "bfloat16", "fedit")
+    assert models.load_tokenizer(given).chat_template
+    first = streamed.write_first_model(given, str(tmp_path / "store"))
+    streamed.write_final_model(given, artifact_path(tmp_path / "store", first.artifact), tmp_path / "model")
+    assert AutoTokenizer.from_pretrained(tmp_path / "model").chat_template is None
+
+
 # -- memory -----------------------------------------------------------------------------------------------------
 
 PROGRAM = """

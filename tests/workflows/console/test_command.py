@@ -17,7 +17,7 @@ def plan(**routes: str) -> Any:
         name: SimpleNamespace(name=name, route=route, own_block=object() if route == "batch" else None)
         for name, route in routes.items()
     }
-    return SimpleNamespace(machines=sites)
+    return SimpleNamespace(sites=sites, machines=sites)
 
 
 @pytest.mark.parametrize(

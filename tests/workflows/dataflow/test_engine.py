@@ -13,7 +13,7 @@ import pytest
 from benchmarks import orchestration as trainer
 
 from apps import transfer
-from apps.base.errors import CrossfedError, StorageError
+from apps.base.errors import CrossfedError, LossNotFinite, StorageError, UserMistake
 from apps.base.identity import Place
 from workflows.dataflow import round as round_module
 from workflows.dataflow import staging as staging_module
@@ -23,6 +23,7 @@ from workflows.fl_round import federate
 from workflows.planning.plan import make_plan
 from workflows.records.run_directory import RunDirectory, open_existing, open_new
 from workflows.runtime import kernel as kernel_module
+from workflows.runtime.stopping import stopped_by_trainings
 from workflows.strategies import SECTIONS, make_strategy
 from workflows.strategies.base import (
     Aggregate,
@@ -337,3 +338,26 @@ def test_events_survive_the_journal(event: Any) -> None:
     from dataclasses import asdict
 
     assert decode_event(type(event).__name__, json.loads(json.dumps(asdict(event)))) == event
+
+
+@pytest.mark.parametrize(
+    ("errors", "code", "advice"),
+    [
+        ([LossNotFinite, LossNotFinite], 1, "start a new run with a lower training.learning_rate"),
+        ([UserMistake, UserMistake], 2, "What is done is kept in"),
+        ([LossNotFinite, CrossfedError], 1, "--resume"),
+        ([UserMistake, CrossfedError], 1, "--resume"),
+    ],
+)
+def test_a_resume_is_advised_only_where_it_may_succeed(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str], errors: list[type[CrossfedError]], code: int, advice: str
+) -> None:
+    def broken(place: dict, work: dict, order: dict, base: dict, shard: dict) -> dict[str, Any]:
+        raise errors[place["site"] == "site01"]("it went wrong", **place)
+
+    with mock.patch.object(round_module, "local_train", broken):
+        failure = drive(run, FedAvg(3, 1, "equal", None))
+    assert failure and stopped_by_trainings(run, failure) == code
+    told = capsys.readouterr().err
+    assert advice in told and ("--resume" in told) == (advice == "--resume")
+    assert failure in run.journal.records[-1]["reason"] and run.journal.records[-1]["event"] == "driver_stopped"

@@ -19,7 +19,8 @@ from workflows.dataflow.engine import Engine
 from workflows.fl_round import federate
 from workflows.planning.plan import make_plan
 from workflows.records.run_directory import RunDirectory, open_new
-from workflows.reporting.display import problem_text, site_text
+from workflows.reporting.display import site_text
+from workflows.reporting.problem_lines import problem_text
 from workflows.runtime import kernel as kernel_module
 from workflows.runtime.site_executor import OtherVersions
 from workflows.strategies import SECTIONS, make_strategy

@@ -14,7 +14,8 @@ from rich.console import Console
 from site_configs.library.schedulers import JobFacts
 from workflows.dataflow.activity import SiteActivity
 from workflows.records.journal import Journal
-from workflows.reporting.display import Display, block_text, phase_text, problem_text, site_text
+from workflows.reporting.display import Display, block_text, phase_text, site_text
+from workflows.reporting.problem_lines import problem_text
 from workflows.runtime.block_watch import BlockWatch, WatchedJob
 
 NOW = 10_000.0

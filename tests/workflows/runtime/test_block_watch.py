@@ -22,7 +22,7 @@ from site_configs.library.site import Block, Queue, Site
 from site_configs.local import site as local_site
 from workflows.records.journal import Journal
 from workflows.records.queue_history import read_history
-from workflows.reporting.display import problem_text
+from workflows.reporting.problem_lines import problem_text
 from workflows.runtime import block_watch as blocks
 from workflows.runtime import leftovers
 from workflows.runtime.block_watch import SETTLE_S, BlockWatch, watch_blocks
