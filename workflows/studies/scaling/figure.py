@@ -18,30 +18,43 @@ IDEAL: dict[str, Any] = {"color": "#999999", "linewidth": 1.0, "linestyle": (0, 
 
 
 def scaling_figure(rows: Sequence[ScalingRow]) -> Figure:
-    """Draw two panels with a line for each site.
+    """Draw two panels with a line for each site: nodes and devices; one where they would be the same.
 
     Marks show the sharding: half filled with checkpointing of activations, empty with offloading. Dotted lines start at
     a site's smallest size and grow in proportion: measured points below them show lost time.
     """
     sites = list(dict.fromkeys(row.site for row in rows))
-    figure, (left, right) = new_figure(12, 6.2, ncols=2, sharey=True)
+    sizes = {(row.nodes, row.devices) for row in rows}
+    if len(sizes) == 1 or all(nodes == devices for nodes, devices in sizes):
+        figure, right = new_figure(7.5, 6.2)
+        left = None
+    else:
+        figure, (left, right) = new_figure(12, 6.2, ncols=2, sharey=True)
+    panels = [
+        (axes, label, size) for axes, label, size in ((left, "nodes", _nodes), (right, "devices", _devices)) if axes
+    ]
     for site in sites:
         own = sorted((row for row in rows if row.site == site), key=lambda row: row.devices)
-        _line(left, _largest_at(own, lambda row: row.nodes), lambda row: row.nodes, sites)
-        _line(right, own, lambda row: row.devices, sites)
+        for axes, _, size in panels:
+            _line(axes, own if axes is right else _largest_at(own, size), size, sites)
     fastest, slowest = max(row.high for row in rows), min(row.low for row in rows)
-    for axes, label, sizes in (
-        (left, "nodes", [row.nodes for row in rows]),
-        (right, "devices", [row.devices for row in rows]),
-    ):
-        _finish(axes, label, sizes, fastest > WIDE * slowest)
-    left.set_ylabel("samples a second")
+    for axes, label, size in panels:
+        _finish(axes, label, [size(row) for row in rows], fastest > WIDE * slowest)
+    panels[0][0].set_ylabel("samples a second")
     micro_batches = sorted({row.micro_batch for row in rows})
     each = " or ".join(map(str, micro_batches))
     samples = "sample" if micro_batches == [1] else "samples"
     figure.suptitle(f"training throughput, {each} {samples} a device and pass", x=0.02, ha="left")
     _legend(figure, right, rows)
     return figure
+
+
+def _nodes(row: ScalingRow) -> int:
+    return row.nodes
+
+
+def _devices(row: ScalingRow) -> int:
+    return row.devices
 
 
 def _largest_at(own: Sequence[ScalingRow], size: Callable[[ScalingRow], int]) -> list[ScalingRow]:

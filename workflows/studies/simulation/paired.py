@@ -19,13 +19,16 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class ConfidenceInterval:
-    """A value and its 95 % bootstrap interval."""
+    """A value and its 95 % bootstrap interval; a single seed has no interval."""
 
     value: float
     low: float
     high: float
+    seeds: int = 2
 
     def __str__(self) -> str:
+        if self.seeds == 1:
+            return f"{self.value:.3g}"
         return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 
@@ -69,4 +72,4 @@ def _interval(statistic: Callable[[np.ndarray], float], columns: Sequence[Sequen
     draw = np.random.default_rng(0)
     found = sorted(statistic(rows[draw.integers(0, len(rows), len(rows))]) for _ in range(RESAMPLES))
     cut = int((1 - LEVEL) / 2 * RESAMPLES)
-    return ConfidenceInterval(statistic(rows), found[cut], found[-1 - cut])
+    return ConfidenceInterval(statistic(rows), found[cut], found[-1 - cut], len(rows))

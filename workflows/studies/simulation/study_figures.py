@@ -14,6 +14,7 @@ from workflows.studies.simulation.study_tables import Result, by_strategy, stale
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 PANELS = ("fedavg", "fedasync", "fedbuff", "fedcompass")  # Figure 3 of arXiv 2603.19544
@@ -33,6 +34,16 @@ def on_grid(curve: Sequence[Sequence[float]], grid_s: np.ndarray) -> np.ndarray:
     return points[np.clip(np.searchsorted(points[:, 0], grid_s, "right") - 1, 0, None), 1]
 
 
+def plain_ticks(axis: Axis) -> None:
+    """Label a logarithmic axis with plain numbers that do not overlap."""
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,)))
+    axis.set_major_formatter(ScalarFormatter())
+    axis.set_minor_formatter(NullFormatter())
+
+
 def paint_curves(results: Sequence[Result], target: float) -> Figure:
     """Draw the median over seeds of the global loss against virtual time."""
     import numpy as np
@@ -49,6 +60,7 @@ def paint_curves(results: Sequence[Result], target: float) -> Figure:
             axes.fill_between(grid / HOUR_S, low, high, alpha=0.08, color=style_of(number)["color"], linewidth=0)
     axes.axhline(target, color="#888888", linewidth=1)
     axes.set(xlabel="virtual time (hours)", ylabel="loss on the common test set", yscale="log")
+    plain_ticks(axes.yaxis)
     axes.legend(ncols=2)
     return figure
 
@@ -99,20 +111,26 @@ def paint_times(results: Sequence[Result], target: float) -> Figure:
 
 
 def paint_staleness(results: Sequence[Result]) -> Figure:
-    """Draw the share of the counted updates by their staleness."""
+    """Draw the share of the counted updates by their staleness; lines that coincide get narrower one by one."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 5))
     axes = figure.add_subplot()
-    for number, (name, runs) in enumerate(by_strategy(results).items()):
+    grouped = by_strategy(results)
+    for number, (name, runs) in enumerate(grouped.items()):
         counts = dict(staleness_counts(runs))
         total, left, line = sum(counts.values()) or 1, 1.0, []
         for staleness in counts:
             line.append((staleness, left))
             left -= counts[staleness] / total
-        axes.step([s + 1 for s, _ in line], [share for _, share in line], where="post", label=name, **style_of(number))
+        line.append((max(counts, default=0) + 1, 1e-9))  # below the axis: nothing is as stale as that
+        width = 1.5 + 5 * (1 - (number + 1) / len(grouped))
+        look = {**style_of(number), "linewidth": width, "where": "post"}
+        axes.step([s + 1 for s, _ in line], [share for _, share in line], label=name, **look)
     axes.set(xscale="log", yscale="log", ylim=(1e-3, 1.2), ylabel="share of updates at least so stale")
     axes.set_xlabel("staleness in versions + 1")
+    plain_ticks(axes.xaxis)
+    plain_ticks(axes.yaxis)
     axes.legend(ncols=2)
     return figure
 
@@ -133,6 +151,7 @@ def paint_fairness(results: Sequence[Result]) -> Figure:
     left.set(xscale="log", xlabel="final loss: mean (dot), worst task (triangle)", yticks=range(len(grouped)))
     left.set_yticklabels(list(grouped))
     left.invert_yaxis()
+    plain_ticks(left.xaxis)
     right.axvline(1 / results[0]["run"]["sites"], color="#888888", linewidth=1)
     right.set_xlabel("share of a site in the last model: least to most")
     return figure
@@ -144,7 +163,7 @@ def paint_node_hours(results: Sequence[Result]) -> Figure:
     from matplotlib.figure import Figure
 
     grouped = by_strategy(results)
-    figure = Figure(figsize=(10, 0.5 * len(grouped) + 1.5))
+    figure = Figure(figsize=(10, 0.5 * len(grouped) + 2.2), layout="constrained")
     axes = figure.add_subplot()
     whole = [np.median([r["node_hours"] for r in runs]) for runs in grouped.values()]
     wasted = [np.median([r["wasted_node_hours"] for r in runs]) for runs in grouped.values()]
@@ -153,5 +172,5 @@ def paint_node_hours(results: Sequence[Result]) -> Figure:
     axes.set(xlabel="node-hours", yticks=range(len(grouped)))
     axes.set_yticklabels(list(grouped))
     axes.invert_yaxis()
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=2)  # not on the bars
     return figure

@@ -135,6 +135,7 @@ def savings_figure(name: str, ways: Sequence[Saving]) -> Figure:
     left.set_xscale("log")
     left.set_xlim(ways[-1].nbytes / 2, ways[0].nbytes * 4)
     left.set_xlabel("bytes of the file")
+    _label_ticks(left.xaxis, "B")
     _expected(right, ways, places)
     figure.suptitle(f"{name}: what is sent, and how long a trip there and back would take", x=0.02, ha="left")
     if ways[0].seconds:
@@ -164,17 +165,17 @@ def _log_axes(axes: Axes, across: str, up: str) -> None:
     axes.set_yscale("log")
     axes.set_xlabel(across)
     axes.set_ylabel(up)
-    for axis in (axes.xaxis, axes.yaxis):
-        _label_ticks(axis)
+    for axis, label in ((axes.xaxis, across), (axes.yaxis, up)):
+        _label_ticks(axis, "B" if label.startswith("bytes") else "")
 
 
-def _label_ticks(axis: Axis) -> None:
+def _label_ticks(axis: Axis, unit: str) -> None:
     """Label each power of ten of a logarithmic axis, and numbers between if there are few of these."""
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
     low, high = axis.get_view_interval()
-    axis.set_major_formatter(EngFormatter())
+    axis.set_major_formatter(EngFormatter(unit))
     axis.set_minor_formatter(NullFormatter())
     if high < FEW_DECADES * low:
         axis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
-        axis.set_minor_formatter(EngFormatter())
+        axis.set_minor_formatter(EngFormatter(unit))

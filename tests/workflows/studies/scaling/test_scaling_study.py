@@ -290,6 +290,12 @@ def test_rates_close_together_stand_on_plain_axes_from_zero():
     assert found.axes[0].get_ylim()[0] == 0
 
 
+def test_sizes_that_give_equal_panels_are_drawn_once():
+    for rows in (some_rows(1), [replace(ROW, nodes=n, devices=n) for n in (1, 2)]):
+        (panel,) = scaling_figure(rows).axes
+        assert (panel.get_xlabel(), panel.get_ylabel()) == ("devices", "samples a second")
+
+
 def test_the_panel_of_nodes_takes_the_most_devices_of_a_size():
     one, two = replace(ROW, nodes=1, devices=1, samples_per_s=12.0), replace(ROW, nodes=1, devices=2)
     left, right = scaling_figure([one, two]).axes

@@ -49,3 +49,8 @@ def test_the_same_numbers_give_the_same_interval() -> None:
     values = [3.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0, 6.0]
     assert median_interval(values) == median_interval(values)
     assert str(median_interval([2.0, 2.0])) == "2 [2, 2]"
+
+
+def test_a_single_seed_has_no_interval() -> None:
+    assert str(median_interval([1.54])) == "1.54"
+    assert str(ratio_of_medians([1.0], [2.0])) == "0.5"
