@@ -72,7 +72,7 @@ MISTAKES = [
     (["--set", "data.prompt={input} {output}"], "data.prompt: {output} is no place"),
     (["--set", "data.prompt={0}"], "data.prompt: {0} is no place"),
     (["--set", "data.prompt={input} or {input}"], "data.prompt: must contain {input}, the place of the question, once"),
-    (["--set", "model=tiny"], "model: a section with keys (source, dtype, adapter, tiny, ...), got 'tiny'"),
+    (["--set", "model=tiny"], "model: a section with keys (source, dtype, traffic, adapter, ...), got 'tiny'"),
     (["--resume", "runs/x", "--name", "y"], "--name: a resumed run keeps its name"),
     (["--sites", "aurora=locla"], "sites.aurora: unknown site config 'locla', did you mean 'local'?"),
     (["--sites", "aurora=none.py"], "none.py"),

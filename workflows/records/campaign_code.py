@@ -18,6 +18,7 @@ FILES = (
     "workflows/records/journal.py",
     "workflows/records/driver_times.py",
     "workflows/records/event_log.py",
+    "workflows/records/spans.py",
     "workflows/records/changes.py",
     "workflows/runtime/memoizer.py",  # finds finished tasks in the journal
 )

@@ -24,6 +24,7 @@ WORKER = {
     "apps/train.py",
     "apps/artifacts/store.py",
     "apps/base/errors.py",
+    "apps/evaluation/losses.py",
     "apps/models/model.py",
     "apps/ranks/parallel.py",
     "apps/remote/calls.py",

@@ -16,7 +16,7 @@ from workflows.globus.route import GlobusRoute
 from workflows.planning.campaign_file import check_campaign, settle_dtype
 from workflows.planning.plan import make_plan
 from workflows.records.event_log import read_events, task_runs, trainings
-from workflows.records.rounds import summaries
+from workflows.records.rounds import RoundReader
 from workflows.records.run_directory import RunDirectory, open_new
 from workflows.reporting.report import write_report
 from workflows.runtime.kernel import Kernel, parsl_for
@@ -133,7 +133,7 @@ def test_a_strategy_runs_to_its_end(workers: Any, tmp_path: Path, strategy: dict
         assert sum(weights) == pytest.approx(1.0)
         assert all(u["staleness"] >= 0 for u in record["updates"] if u["new"])
     assert_made_as_asked(engine, recording.made)
-    shown = summaries(journal, with_sites=True)
+    shown = RoundReader(with_sites=True).read(journal.records)
     assert [row.number for row in shown] == list(range(rounds + 1))
     assert shown[-1].global_loss < shown[0].global_loss - 0.02
     done = [(r["site"], r["round"]) for r in journal.events("task_done") if r["app"] == "local_train"]

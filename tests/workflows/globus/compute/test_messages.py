@@ -85,7 +85,7 @@ def test_a_state_that_is_read_remotely_shows_its_age() -> None:
     assert phase_text("training", TRAINING) == "round 2: step 40 of 100"
     assert phase_text("training", TRAINING, seen_at=now - 2) == "round 2: step 40 of 100"
     assert phase_text("training", TRAINING, seen_at=now - 45) == "round 2: step 40 of 100, 45 s ago"
-    assert phase_text("loading", TRAINING, seen_at=now - 1500) == "loading model and data, 25 min ago"
+    assert phase_text("loading", TRAINING, seen_at=now - 1500) == "round 2: loading model and data, 25 min ago"
     assert phase_text("idle", None, seen_at=now - 45) == "idle, waiting for the others"  # known here
 
 
