@@ -42,10 +42,10 @@ def block_time_table(run: RunRecord) -> Table | None:
             measured[task.site].append(parts)
     rows = [_time_row(site, measured[site]) for site in run.sites if measured[site]]
     what = "round" if run.period == "round" else "request"
-    note = f"Mean over the {what}s as the site measured it. Load: check and read the model. Data: draw and encode the "
-    note += "samples. Update: gather and write it. The start of ranks, queues, transfers and the wait for other sites "
-    note += f"come before or after and are in no column. For a {what} with several attempts all columns but training "
-    note += "are of the last one."
+    note = f"Mean over the {what}s as the site measured it. Load: check and read the model. Data: open its shard. "
+    note += "Training: all steps, with the encoding of their samples. Update: gather and write it. The start "
+    note += "of ranks, queues, transfers and the wait for other sites come before or after and are in no column. For a "
+    note += f"{what} with several attempts all columns but training are of the last one."
     columns = ("site", f"{what}s", *PARTS, "sum", "training share")
     return Table(f"Where the time of a {what} went", columns, rows, note) if rows else None
 
