@@ -19,7 +19,7 @@ WORKER_PACKAGES = ("apps", "data")  # what a task at a site imports of the proje
 GENERATOR = (ROOT / "data" / "build_chemistry.py", ROOT / "data" / "chemistry_build")  # no campaign runs it
 LIBRARIES = ("torch", "transformers", "peft", "safetensors", "parsl", "dill")
 ONLY_PARSL = ("parsl", "dill")  # libraries that only the connection between driver and batch jobs uses
-LOWEST = {"python": "3.11", "torch": "2.8", "transformers": "5.0", "peft": "0.18", "safetensors": "0.6"}
+LOWEST = {"python": "3.11", "torch": "2.8", "transformers": "5.23", "peft": "0.18", "safetensors": "0.6"}
 
 
 @cache
