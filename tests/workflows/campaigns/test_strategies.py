@@ -29,12 +29,12 @@ from apps.training import attempt as local_training
 
 honest = local_training.attempt_task
 
-def waiting(task, group, stop):
+def waiting(task, *arguments):
     while task.place["round"] == {round} and not any(
         all(word in line for word in {words!r}) for line in Path({journal!r}).read_text().splitlines()
     ):
         time.sleep(0.05)
-    return honest(task, group, stop)
+    return honest(task, *arguments)
 
 local_training.attempt_task = waiting
 """
@@ -137,7 +137,8 @@ def test_killed_at_random_instants_an_asynchronous_campaign_goes_on_with_its_own
     assert_nothing_twice(run_dir, finished)
     assert find_orphans(journal(run_dir, "campaign_opened")[0]["token"]) == []
     if strategy["name"] == "fedbuff":
-        assert "12 versions of fedbuff at aurora, frontier" in ended.stdout and "version  global loss" in ended.stdout
+        assert " of 12 versions of fedbuff are done; sites aurora, frontier" in ended.stdout
+        assert "version  global loss" in ended.stdout
         assert_it_takes_more_versions(tmp_path, run_dir)
 
 

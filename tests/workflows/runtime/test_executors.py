@@ -391,7 +391,7 @@ def test_with_real_parsl_a_site_that_refuses_every_block_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its task fails with the scheduler's words, the driver goes on, and Parsl still ends in order."""
-    command(tmp_path, "sbatch", "echo 'sbatch: error: Invalid account' >&2; exit 1")
+    command(tmp_path, "sbatch", "echo 'sbatch: error: no reason is known' >&2; exit 1")
     command(tmp_path, "squeue", "exit 0")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -418,6 +418,6 @@ def test_with_real_parsl_a_site_that_refuses_every_block_is_given_up(
         assert not thread.is_alive() and kernel.dead_executors() == []
     assert str(error) == (
         f"site alpha: {MOST_FAILURES} blocks in a row have failed, the last:"
-        " a block could not be submitted: sbatch: error: Invalid account"
+        " a block could not be submitted: sbatch: error: no reason is known"
     )
-    assert failures == [BlockFailure("refused", "sbatch: error: Invalid account", 0.0)] * 9
+    assert failures == [BlockFailure("refused", "sbatch: error: no reason is known", 0.0)] * 9
