@@ -33,7 +33,11 @@ from workflows.runtime.orphans import TOKEN_VARIABLE, find_orphans
 from workflows.runtime.retry_policy import RetryPolicy
 from workflows.runtime.site_executor import OtherVersions, SiteExecutor, other_versions
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the environment of processes is read from /proc")
+# with the Slurm tests: in a test process that has loaded every library, Parsl's fork of a block's shell crashes
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.skipif(sys.platform != "linux", reason="the environment of processes is read from /proc"),
+]
 QUEUE = Queue("small", 1, 8, 7200, date(2026, 8, 19), "a guide")
 BLOCK = Block("slurm", QUEUE, 1, 3600)
 OLDER = """

@@ -72,7 +72,7 @@ def test_calls_and_answers(tmp_path, agent, site):
             run.train(site, learning_rate=1e30, steps=9).result(patience(20))
         assert json.loads(agent.calls[0])["environment"] == {"THIS": "that"}
     assert agent.service.count_calls("/functions$", "POST") == 1
-    assert [r["state"] for r in run.events("compute_ended")] == ["success", "success", "TrainingError"]
+    assert [r["state"] for r in run.events("compute_ended")] == ["success", "success", "LossNotFinite"]
     assert "learning_rate" not in (tmp_path / "run" / "journal.jsonl").read_text()  # no arguments
 
 
