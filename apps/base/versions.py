@@ -78,14 +78,14 @@ def require_same_code(expected: str, site: str) -> None:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a site's versions say beside the driver's: a reason why tasks cannot run there, and what only differs."""
+    """Comparison of a site's versions with the driver's: why tasks cannot run there, and harmless differences."""
 
     problem: str | None
     note: str = ""
 
     @property
     def ending(self) -> str:
-        """Return what only differs, as the end of a line."""
+        """Return the harmless differences as the end of a line; empty if there is a problem or no difference."""
         return f"; other versions: {self.note}" if self.note and self.problem is None else ""
 
 

@@ -33,7 +33,7 @@ class EvaluationWork(TypedDict):
 
 
 class EvaluationSettings(TypedDict):
-    """How an evaluation runs at its place; may change in a campaign, and is no part of a task's identity."""
+    """Settings of an evaluation at its place; no part of a task's identity, so they may change in a campaign."""
 
     batch_size: int
     threads: int

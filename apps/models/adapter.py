@@ -37,7 +37,7 @@ class AdapterSpec(TypedDict):
 
 @dataclass(frozen=True)
 class AdaptedModules:
-    """What LoRA adapts in a network.
+    """Modules of a network that LoRA adapts, by kind.
 
     Attributes:
         kinds: last part of the modules' names -> number of modules.

@@ -20,7 +20,7 @@ PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with a model and what to do, as parts of a message."""
+    """Fault of a model and its remedy, as parts of a message."""
 
     what: str
     remedy: str

@@ -39,7 +39,7 @@ GRACE_S = 5.0
 
 
 class RankPlan(TypedDict):
-    """What ranks are started with. Ranks are kept for the next job if all of it is equal."""
+    """Settings that ranks are started with; ranks are kept for the next job if all settings are equal."""
 
     root: str  # the site's storage
     parallel: Parallel

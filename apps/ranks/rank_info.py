@@ -124,7 +124,7 @@ def find_rank(environment: Mapping[str, str], ranks: int, ranks_per_node: int | 
 
 
 def without_ranks(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment without the variables in which any launcher tells a process its rank."""
+    """Return an environment without the rank variables of all known launchers."""
     ranks = {name for launcher in LAUNCHERS for name in launcher.variables}
     left_out = (ranks | set(OTHERS)) - {"SLURM_NTASKS"}
     return {name: value for name, value in environment.items() if name not in left_out}

@@ -1,4 +1,4 @@
-"""How fast a site's storage takes checkpoints and updates, kept there from round to round."""
+"""Record of the time that saving takes at a site, kept in its storage over the rounds."""
 
 from __future__ import annotations
 

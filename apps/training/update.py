@@ -1,4 +1,4 @@
-"""What a site writes after a training: the update, and what its next training continues with."""
+"""Write the result of a training at a site: the update, and the files that the next training continues with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How often a piece of work is repeated: seldom enough to cost a small share of the time."""
+"""Limit how often a piece of work is repeated, so that it costs a small share of the time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SHARE = 0.02
 
 
 class Pace:
-    """Says when a repeated piece of work is due again, so that it takes at most a share of the time.
+    """Limit on a repeated piece of work: it takes at most a share of the time.
 
     Args:
         share: of the time.

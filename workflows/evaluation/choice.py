@@ -44,12 +44,12 @@ class OpenedRun:
 
     @property
     def suffix(self) -> str:
-        """For the name of a file about the chosen model; empty for the final model."""
+        """Return the end of the name of a file about the chosen model; empty for the final model."""
         return f"-{self.campaign.period}-{self.chosen.number}" if self.chosen.file else ""
 
     @property
     def text(self) -> str:
-        """What was chosen, for the user; empty for the final model."""
+        """Return the name of the chosen model for the user; empty for the final model."""
         if self.chosen.file is None:
             return ""
         return f"the global model of {self.campaign.period} {self.chosen.number} of {self.campaign.rounds}"

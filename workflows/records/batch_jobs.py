@@ -96,7 +96,7 @@ def batch_jobs(journal: EventLog, per_round: Collection[str] = ()) -> tuple[Batc
 
 @dataclass(frozen=True)
 class _Drivers:
-    """What the journal says about its drivers.
+    """Times of a run's drivers and of work at sites, from the journal.
 
     Attributes:
         down: times without one.

@@ -108,7 +108,7 @@ def differs(difference: float, *errors: float | None, scale: float = 1.0) -> boo
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the test losses say about the last global model.
+    """Verdict on the last global model by its test losses.
 
     Attributes:
         failed: it is no success: not finite, without anything learnt, or worse than the first model.
