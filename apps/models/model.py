@@ -222,7 +222,7 @@ def set_state(model: Model, path: Path, base: Path | None = None, change: Path |
             copy_from_file(tensor, *found[name])
         if change:
             for name, spec in read_header(change).items():
-                model.state[name].add_(read_tensor(change, spec).to(model.state[name].device))
+                model.state[name].add_(placed_like(read_tensor(change, spec), model.state[name]))
         _set_merged(model, {name: read_tensor(*place) for name, place in merged.items()})
 
 
