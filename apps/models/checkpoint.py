@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,16 +214,6 @@ def _same(one: StoredTensor, other: StoredTensor) -> bool:
         bool((mine.read(one.path, one.spec, *part) == theirs.read(other.path, other.spec, *part)).all())
         for part in piece_ranges(one.spec.numel)
     )
-
-
-def pieces(stored: StoredTensor, dtype: torch.dtype) -> Iterator[memoryview]:
-    """Yield the raw bytes of a stored tensor in another type, piece by piece."""
-    import torch
-
-    reader = PieceReader()
-    for start, stop in piece_ranges(stored.spec.numel):
-        piece = reader.read(stored.path, stored.spec, start, stop)
-        yield (piece.to(dtype) if piece.is_floating_point() else piece).view(torch.uint8).numpy().data
 
 
 def sampled_at(stored: StoredTensor, dtype: torch.dtype, step: int, count: int) -> torch.Tensor:

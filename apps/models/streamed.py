@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +19,12 @@ from apps.artifacts.store import (
     Header,
     Shapes,
     layout,
-    raw_bytes,
     read_header,
     save_tensors,
     shapes_of,
     write_artifact,
 )
-from apps.artifacts.streams import PieceReader, piece_ranges, read_tensor
+from apps.artifacts.streams import raw_pieces, read_tensor
 from apps.base.errors import ArtifactError
 from apps.models.adapter import with_adapter
 from apps.models.checkpoint import (
@@ -34,7 +33,6 @@ from apps.models.checkpoint import (
     converts,
     empty_network,
     open_checkpoint,
-    pieces,
     sampled_at,
 )
 from apps.models.loading import load_tokenizer
@@ -110,7 +108,10 @@ def _streamed_model(checkpoint: Checkpoint, store: str) -> FirstModel:
     network = checkpoint.network
     tensors: dict[str, torch.Tensor] = named_state(network, adapted=False)
     shapes = shapes_of(tensors)
-    content = ((name, pieces(checkpoint.stored[name], tensors[name].dtype)) for name in layout(shapes)[1])
+    content = (
+        (name, raw_pieces(checkpoint.stored[name].path, checkpoint.stored[name].spec, tensors[name].dtype))
+        for name in layout(shapes)[1]
+    )
     artifact = write_artifact(store, shapes, content, "model")
     numbers = sum(tensor.numel() for tensor in tensors.values())
     return FirstModel(artifact, full_nbytes(network), "", network.num_parameters(), numbers)
@@ -228,12 +229,4 @@ def write_shard(target: Path, source: Path, header: Header, names: list[str]) ->
     with open(target, "wb") as stream:
         stream.write(head)
         for name in positions:
-            for piece in raw_pieces(source, header, name):
-                stream.write(piece)
-
-
-def raw_pieces(path: Path, header: Header, name: str) -> Iterator[memoryview]:
-    """Yield the bytes of a tensor of a file, piece by piece."""
-    reader, spec = PieceReader(), header[name]
-    for start, stop in piece_ranges(spec.numel):
-        yield raw_bytes(reader.read(path, spec, start, stop))
+            stream.writelines(raw_pieces(source, header[name]))
