@@ -128,19 +128,13 @@ def _renaming(network: Any) -> Any:
     Raises:
         NotStreamable: from the function, if transformers would compute this weight from several of a file.
     """
-    try:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter, rename_source_key
-    except ImportError:  # an older release, which converts nothing
-        conversions: list[Any] = []
-    else:
-        conversions = list(get_model_conversion_mapping(network))
+    renamings, converters = _conversions(network)
     known, prefix = network.state_dict(), network.base_model_prefix
 
     def rename(name: str) -> str:
-        if conversions:
-            renamings = [c for c in conversions if not isinstance(c, WeightConverter)]
-            converters = [c for c in conversions if isinstance(c, WeightConverter)]
+        if renamings or converters:
+            from transformers.core_model_loading import rename_source_key
+
             new, converted = rename_source_key(name, renamings, converters)
             if converted is not None and name not in known:
                 raise NotStreamable(f"transformers converts {name}")
@@ -152,12 +146,22 @@ def _renaming(network: Any) -> Any:
 
 def converts(network: Any) -> bool:
     """Return True if transformers saves other tensors than the network has, such as each expert by itself."""
+    _, converters = _conversions(network)
+    return bool(converters)
+
+
+def _conversions(network: Any) -> tuple[list[Any], list[Any]]:
+    """Return what transformers does with a model's files: its renamings, and its conversions of weights."""
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter
-    except ImportError:
-        return False
-    return any(isinstance(conversion, WeightConverter) for conversion in get_model_conversion_mapping(network))
+    except ImportError:  # an older release, which converts nothing
+        return [], []
+    found = list(get_model_conversion_mapping(network))
+    return (
+        [c for c in found if not isinstance(c, WeightConverter)],
+        [c for c in found if isinstance(c, WeightConverter)],
+    )
 
 
 def _with_prefix(name: str, prefix: str, known: Mapping[str, Any]) -> str:
