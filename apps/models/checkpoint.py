@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Any
 from apps.artifacts.store import DTYPES, TensorSpec, read_header
 from apps.artifacts.streams import PieceReader, piece_ranges
 from apps.base.errors import ArtifactError, UserMistake
+from apps.models.folder import INDEX, SINGLE
 from apps.models.sources import TINY, model_folder
 
 if TYPE_CHECKING:
     import torch
 
     from apps.models.model import ModelSpec
-
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class NotStreamable(Exception):  # noqa: N818 - the model is fine, and has to be loaded whole
@@ -110,7 +109,7 @@ def weight_files(source: str) -> list[Path]:
     folder, quiet = model_folder(source), {"_raise_exceptions_for_missing_entries": False}
     index = cached_file(folder, INDEX, **quiet)
     if index is None:
-        single = cached_file(folder, WEIGHTS, **quiet)
+        single = cached_file(folder, SINGLE, **quiet)
         if single is None:
             raise NotStreamable("it has no safetensors files")
         return [Path(single)]
