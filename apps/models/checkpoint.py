@@ -99,7 +99,7 @@ def empty_network(spec: ModelSpec) -> Any:
 
 
 def weight_files(source: str) -> list[Path]:
-    """Return the safetensors files of a model.
+    """Return the safetensors files of a model: of one file and an index, transformers takes the file.
 
     Raises:
         NotStreamable: it has none.
@@ -107,12 +107,12 @@ def weight_files(source: str) -> list[Path]:
     from transformers.utils import cached_file
 
     folder, quiet = model_folder(source), {"_raise_exceptions_for_missing_entries": False}
+    single = cached_file(folder, SINGLE, **quiet)
+    if single is not None:
+        return [Path(single)]
     index = cached_file(folder, INDEX, **quiet)
     if index is None:
-        single = cached_file(folder, SINGLE, **quiet)
-        if single is None:
-            raise NotStreamable("it has no safetensors files")
-        return [Path(single)]
+        raise NotStreamable("it has no safetensors files")
     names = sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
     files = {name: cached_file(folder, name, **quiet) for name in names}
     missing = [name for name, path in files.items() if path is None]
