@@ -27,18 +27,12 @@ def smiles_scores(answers: Sequence[str | None], golds: Sequence[Sequence[str]])
 
     Without rdkit only `exact_match`, of the text with its parts in any order, and `answered` are returned.
     """
-    answered = {"answered": sum(a is not None for a in answers) / len(answers)}
-    pairs = list(zip(answers, golds, strict=True))
-    if not has_rdkit():
-        logger.warning("SMILES are compared as text only; for rdkit's checks: pip install 'crossfed[chemistry]'")
-        same = [a is not None and any(sorted(parts(a)) == sorted(parts(g)) for g in group) for a, group in pairs]
-        return {"exact_match": sum(same) / len(same), **answered}
-    with _quiet():
-        found = [(molecule(a), [m for m in map(molecule, group) if m]) for a, group in pairs]
-        same = [a is not None and any(a.inchis == g.inchis for g in group) for a, group in found]
-        nearest = [_nearest(a, group) for a, group in found if a is not None]
-    similar = {name: sum(s[name] for s in nearest) / len(nearest) for name in (nearest[0] if nearest else ())}
-    return {"exact_match": sum(same) / len(same), "validity": len(nearest) / len(found), **similar, **answered}
+    if has_rdkit():
+        return _scores(answers, _molecules(answers, golds))
+    logger.warning("SMILES are compared as text only; for rdkit's checks: pip install 'crossfed[chemistry]'")
+    pairs = zip(answers, golds, strict=True)
+    same = [a is not None and any(sorted(parts(a)) == sorted(parts(g)) for g in group) for a, group in pairs]
+    return {"exact_match": sum(same) / len(same), "answered": _answered(answers)}
 
 
 def reactant_scores(answers: Sequence[str | None], golds: Sequence[Sequence[str]]) -> dict[str, float]:
@@ -47,14 +41,33 @@ def reactant_scores(answers: Sequence[str | None], golds: Sequence[Sequence[str]
     `partial_match`: at least one molecule of the answer is in a right answer; `subset_match`: all of them are in the
     same one (LlaSMol's multiple match of a retrosynthesis). Both need rdkit.
     """
-    scores = smiles_scores(answers, golds)
     if not has_rdkit():
-        return scores
-    with _quiet():
-        found = [(molecule(a), [m for m in map(molecule, group) if m]) for a, group in zip(answers, golds, strict=True)]
+        return smiles_scores(answers, golds)
+    found = _molecules(answers, golds)
     some = [a is not None and any(a.inchis & g.inchis for g in group) for a, group in found]
     every = [a is not None and any(a.inchis <= g.inchis for g in group) for a, group in found]
-    return {**scores, "partial_match": sum(some) / len(some), "subset_match": sum(every) / len(every)}
+    partial = {"partial_match": sum(some) / len(some), "subset_match": sum(every) / len(every)}
+    return {**_scores(answers, found), **partial}
+
+
+def _molecules(
+    answers: Sequence[str | None], golds: Sequence[Sequence[str]]
+) -> list[tuple[Molecule | None, list[Molecule]]]:
+    """Return the molecule of each answer, None if it is not valid, and those of its right answers."""
+    with _quiet():
+        return [(molecule(a), [m for m in map(molecule, group) if m]) for a, group in zip(answers, golds, strict=True)]
+
+
+def _scores(answers: Sequence[str | None], found: Sequence[tuple[Molecule | None, list[Molecule]]]) -> dict[str, float]:
+    same = [a is not None and any(a.inchis == g.inchis for g in group) for a, group in found]
+    nearest = [_nearest(a, group) for a, group in found if a is not None]
+    similar = {name: sum(s[name] for s in nearest) / len(nearest) for name in (nearest[0] if nearest else ())}
+    valid = {"exact_match": sum(same) / len(same), "validity": len(nearest) / len(found)}
+    return {**valid, **similar, "answered": _answered(answers)}
+
+
+def _answered(answers: Sequence[str | None]) -> float:
+    return sum(a is not None for a in answers) / len(answers)
 
 
 @dataclass(frozen=True)

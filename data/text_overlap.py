@@ -10,7 +10,8 @@ import collections
 import importlib
 import itertools
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 
 
 def text_scores(answers: Sequence[str | None], golds: Sequence[Sequence[str]]) -> dict[str, float]:
@@ -94,11 +95,11 @@ def _bleu_and_meteor(pairs: Sequence[tuple[list[str], list[list[str]]]]) -> dict
     return {**overlap, "meteor_no_synonyms": sum(similar) / len(similar)}
 
 
-def _unsmoothed(bleu: object, right: object, given: object, order: int) -> float:
+def _unsmoothed(
+    bleu: Callable[..., float], right: Sequence[list[list[str]]], given: Sequence[list[str]], order: int
+) -> float:
     """Return BLEU up to word groups of a length; 0 where a length has no common group (nltk warns and gives ~1e-78)."""
-    import warnings
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        value = float(bleu(right, given, weights=(1 / order,) * order))  # type: ignore[operator]
+        value = float(bleu(right, given, weights=(1 / order,) * order))
     return value if value > 1e-9 else 0.0

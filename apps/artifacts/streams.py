@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from apps.artifacts.store import DTYPES, TensorSpec
+from apps.artifacts.store import DTYPES, TensorSpec, raw_bytes
 from apps.base.errors import ArtifactError
 from apps.base.files import cannot_read
 
@@ -65,6 +65,20 @@ def _fill(buffer: memoryview, path: str | Path, offset: int) -> None:
             filled += count
     finally:
         os.close(descriptor)
+
+
+def raw_pieces(path: str | Path, spec: TensorSpec, floating: torch.dtype | None = None) -> Iterator[memoryview]:
+    """Yield the bytes of one tensor, piece by piece; each is valid until the next is taken.
+
+    Args:
+        path: of the file.
+        spec: of the tensor in it.
+        floating: type that a floating-point tensor is converted to; None: that of the file.
+    """
+    reader, convert = PieceReader(), spec.floating and floating is not None
+    for start, stop in piece_ranges(spec.numel):
+        piece = reader.read(path, spec, start, stop)
+        yield raw_bytes(piece.to(floating) if convert else piece)
 
 
 def read_tensor(path: str | Path, spec: TensorSpec, rows: tuple[int, int] | None = None) -> torch.Tensor:

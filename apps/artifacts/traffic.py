@@ -10,22 +10,12 @@ A change has the kind ``DELTA``. Integer tensors are not in it: the server keeps
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apps.artifacts.store import (
-    Artifact,
-    Shapes,
-    TensorSpec,
-    artifact_path,
-    layout,
-    raw_bytes,
-    read_header,
-    verify,
-    write_artifact,
-)
-from apps.artifacts.streams import PieceReader, piece_ranges
+from apps.artifacts.store import Artifact, Shapes, artifact_path, layout, read_header, verify, write_artifact
+from apps.artifacts.streams import raw_pieces
 from apps.artifacts.weighted_sum import Term
 
 if TYPE_CHECKING:
@@ -45,20 +35,13 @@ def rounded_copy(store: str | Path, artifact: Artifact) -> Artifact:
         ArtifactError: the model cannot be read.
         StorageError: the store cannot be written.
     """
+    import torch
+
     path = artifact_path(store, artifact)
     header = read_header(path)
     shapes: Shapes = {n: ("BF16" if spec.floating else spec.dtype, spec.shape) for n, spec in header.items()}
-    content = ((name, _rounded_pieces(path, header[name])) for name in layout(shapes)[1])
+    content = ((name, raw_pieces(path, header[name], torch.bfloat16)) for name in layout(shapes)[1])
     return write_artifact(store, shapes, content, artifact["kind"])
-
-
-def _rounded_pieces(path: Path, spec: TensorSpec) -> Iterator[memoryview]:
-    import torch
-
-    reader = PieceReader()
-    for start, stop in piece_ranges(spec.numel):
-        piece = reader.read(path, spec, start, stop)
-        yield raw_bytes(piece.to(torch.bfloat16) if spec.floating else piece)
 
 
 def rounded_change(tensor: Tensor, base: Tensor, left_over: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -16,9 +16,9 @@ from apps.models.model import Model, ModelSpec
 from apps.ranks.parallel import Parallel
 from data.records import load_records
 
+SampleLosses = dict[str, list[tuple[float, int]]]  # task -> sum of the cross entropy and counted tokens of each sample
 # Kinds of models whose forward pass is embedding, layers that all take the same arguments, norm and output layer,
 # and nothing else after the layers; others scale or cap their logits.
-Samples = dict[str, list[tuple[float, int]]]  # task -> sum of the cross entropy and counted tokens of each sample
 PLAIN_KINDS = ("llama", "mistral", "qwen2", "qwen3")
 
 
@@ -62,7 +62,7 @@ def task_losses(model: Model, tests: TestSet) -> dict[str, TaskLoss]:
     """
     import torch
 
-    found: Samples = {}
+    found: SampleLosses = {}
     model.network.eval()
     with torch.inference_mode():
         for batch, logits in _logits(model, tests):
@@ -71,13 +71,13 @@ def task_losses(model: Model, tests: TestSet) -> dict[str, TaskLoss]:
     return by_task(found)
 
 
-def add_samples(found: Samples, batch: Batch, sums: Sequence[float], counts: Sequence[float]) -> None:
+def add_samples(found: SampleLosses, batch: Batch, sums: Sequence[float], counts: Sequence[float]) -> None:
     """Add the sums of the cross entropy and the counted tokens of a batch's samples to those of their tasks."""
     for task, total, count in zip(batch.tasks, sums, counts, strict=True):
         found.setdefault(task, []).append((total, int(count)))
 
 
-def by_task(found: Samples) -> dict[str, TaskLoss]:
+def by_task(found: SampleLosses) -> dict[str, TaskLoss]:
     """Return the losses by task, sorted by the names of the tasks."""
     return {task: task_loss(samples) for task, samples in sorted(found.items())}
 

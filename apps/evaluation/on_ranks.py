@@ -13,7 +13,7 @@ from apps.base.stop import StopRequest
 from apps.evaluation.losses import (
     EvaluationSettings,
     EvaluationWork,
-    Samples,
+    SampleLosses,
     TaskLoss,
     add_samples,
     by_task,
@@ -111,7 +111,7 @@ def rank_losses(
             if own < len(batches):
                 sums, counts = loss_per_sample(logits, batch)
                 table[own] = [*sums.tolist(), *map(float, counts.tolist())]
-    values, found = iter(group.total(*(value for row in table for value in row))), Samples()
+    values, found = iter(group.total(*(value for row in table for value in row))), SampleLosses()
     for batch in batches:
         number = len(batch.tasks)
         add_samples(found, batch, list(islice(values, number)), list(islice(values, number)))

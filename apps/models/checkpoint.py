@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Any
 from apps.artifacts.store import DTYPES, TensorSpec, read_header
 from apps.artifacts.streams import PieceReader, piece_ranges
 from apps.base.errors import ArtifactError, UserMistake
+from apps.models.folder import INDEX, SINGLE
 from apps.models.sources import TINY, model_folder
 
 if TYPE_CHECKING:
     import torch
 
     from apps.models.model import ModelSpec
-
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class NotStreamable(Exception):  # noqa: N818 - the model is fine, and has to be loaded whole
@@ -100,7 +99,7 @@ def empty_network(spec: ModelSpec) -> Any:
 
 
 def weight_files(source: str) -> list[Path]:
-    """Return the safetensors files of a model.
+    """Return the safetensors files of a model: of one file and an index, transformers takes the file.
 
     Raises:
         NotStreamable: it has none.
@@ -108,12 +107,12 @@ def weight_files(source: str) -> list[Path]:
     from transformers.utils import cached_file
 
     folder, quiet = model_folder(source), {"_raise_exceptions_for_missing_entries": False}
+    single = cached_file(folder, SINGLE, **quiet)
+    if single is not None:
+        return [Path(single)]
     index = cached_file(folder, INDEX, **quiet)
     if index is None:
-        single = cached_file(folder, WEIGHTS, **quiet)
-        if single is None:
-            raise NotStreamable("it has no safetensors files")
-        return [Path(single)]
+        raise NotStreamable("it has no safetensors files")
     names = sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
     files = {name: cached_file(folder, name, **quiet) for name in names}
     missing = [name for name, path in files.items() if path is None]
@@ -128,19 +127,13 @@ def _renaming(network: Any) -> Any:
     Raises:
         NotStreamable: from the function, if transformers would compute this weight from several of a file.
     """
-    try:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter, rename_source_key
-    except ImportError:  # an older release, which converts nothing
-        conversions: list[Any] = []
-    else:
-        conversions = list(get_model_conversion_mapping(network))
+    renamings, converters = _conversions(network)
     known, prefix = network.state_dict(), network.base_model_prefix
 
     def rename(name: str) -> str:
-        if conversions:
-            renamings = [c for c in conversions if not isinstance(c, WeightConverter)]
-            converters = [c for c in conversions if isinstance(c, WeightConverter)]
+        if renamings or converters:
+            from transformers.core_model_loading import rename_source_key
+
             new, converted = rename_source_key(name, renamings, converters)
             if converted is not None and name not in known:
                 raise NotStreamable(f"transformers converts {name}")
@@ -152,12 +145,22 @@ def _renaming(network: Any) -> Any:
 
 def converts(network: Any) -> bool:
     """Return True if transformers saves other tensors than the network has, such as each expert by itself."""
+    _, converters = _conversions(network)
+    return bool(converters)
+
+
+def _conversions(network: Any) -> tuple[list[Any], list[Any]]:
+    """Return what transformers does with a model's files: its renamings, and its conversions of weights."""
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter
-    except ImportError:
-        return False
-    return any(isinstance(conversion, WeightConverter) for conversion in get_model_conversion_mapping(network))
+    except ImportError:  # an older release, which converts nothing
+        return [], []
+    found = list(get_model_conversion_mapping(network))
+    return (
+        [c for c in found if not isinstance(c, WeightConverter)],
+        [c for c in found if isinstance(c, WeightConverter)],
+    )
 
 
 def _with_prefix(name: str, prefix: str, known: Mapping[str, Any]) -> str:
@@ -214,16 +217,6 @@ def _same(one: StoredTensor, other: StoredTensor) -> bool:
         bool((mine.read(one.path, one.spec, *part) == theirs.read(other.path, other.spec, *part)).all())
         for part in piece_ranges(one.spec.numel)
     )
-
-
-def pieces(stored: StoredTensor, dtype: torch.dtype) -> Iterator[memoryview]:
-    """Yield the raw bytes of a stored tensor in another type, piece by piece."""
-    import torch
-
-    reader = PieceReader()
-    for start, stop in piece_ranges(stored.spec.numel):
-        piece = reader.read(stored.path, stored.spec, start, stop)
-        yield (piece.to(dtype) if piece.is_floating_point() else piece).view(torch.uint8).numpy().data
 
 
 def sampled_at(stored: StoredTensor, dtype: torch.dtype, step: int, count: int) -> torch.Tensor:

@@ -56,7 +56,7 @@ class Model:
     state: dict[str, torch.Tensor]  # artifact name -> the tensor inside the network
     fingerprint: str = ""  # of the frozen weights, which are not sent: they must be the same everywhere
     originals: dict[str, torch.Tensor] = field(default_factory=dict)  # module -> its W0, once something is merged
-    warm: dict[str, Any] = field(default_factory=dict)  # kept between tasks: samples, test set
+    warm: dict[str, Any] = field(default_factory=dict)  # kept between tasks: the test set
     parallel: dict[str, Any] = field(default_factory=dict)  # how it was prepared for ranks: what that gave, by its key
 
     @property
@@ -222,7 +222,7 @@ def set_state(model: Model, path: Path, base: Path | None = None, change: Path |
             copy_from_file(tensor, *found[name])
         if change:
             for name, spec in read_header(change).items():
-                model.state[name].add_(read_tensor(change, spec).to(model.state[name].device))
+                model.state[name].add_(placed_like(read_tensor(change, spec), model.state[name]))
         _set_merged(model, {name: read_tensor(*place) for name, place in merged.items()})
 
 

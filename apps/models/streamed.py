@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +19,12 @@ from apps.artifacts.store import (
     Header,
     Shapes,
     layout,
-    raw_bytes,
     read_header,
     save_tensors,
     shapes_of,
     write_artifact,
 )
-from apps.artifacts.streams import PieceReader, piece_ranges, read_tensor
+from apps.artifacts.streams import raw_pieces, read_tensor
 from apps.base.errors import ArtifactError
 from apps.models.adapter import with_adapter
 from apps.models.checkpoint import (
@@ -34,10 +33,9 @@ from apps.models.checkpoint import (
     converts,
     empty_network,
     open_checkpoint,
-    pieces,
     sampled_at,
 )
-from apps.models.loading import load_tokenizer
+from apps.models.folder import INDEX, SINGLE
 from apps.models.model import (
     SAMPLED,
     ModelSpec,
@@ -46,6 +44,7 @@ from apps.models.model import (
     full_nbytes,
     load_first_model,
     load_model,
+    load_tokenizer,
     make_readable,
     named_state,
     quiet,
@@ -53,7 +52,7 @@ from apps.models.model import (
     save_state,
     set_state,
 )
-from apps.models.sources import TINY, model_folder
+from apps.models.sources import TINY
 
 if TYPE_CHECKING:
     import torch
@@ -110,7 +109,10 @@ def _streamed_model(checkpoint: Checkpoint, store: str) -> FirstModel:
     network = checkpoint.network
     tensors: dict[str, torch.Tensor] = named_state(network, adapted=False)
     shapes = shapes_of(tensors)
-    content = ((name, pieces(checkpoint.stored[name], tensors[name].dtype)) for name in layout(shapes)[1])
+    content = (
+        (name, raw_pieces(checkpoint.stored[name].path, checkpoint.stored[name].spec, tensors[name].dtype))
+        for name in layout(shapes)[1]
+    )
     artifact = write_artifact(store, shapes, content, "model")
     numbers = sum(tensor.numel() for tensor in tensors.values())
     return FirstModel(artifact, full_nbytes(network), "", network.num_parameters(), numbers)
@@ -151,14 +153,14 @@ def write_final_model(spec: ModelSpec, path: Path, folder: Path) -> None:
             _save_adapter(spec, network, path, header, folder)
         else:
             _save_network(network, path, header, folder)
-        load_tokenizer(model_folder(spec["source"])).save_pretrained(folder)
+        load_tokenizer(spec).save_pretrained(folder)
+        make_readable(folder)
     except NotStreamable as reason:
         if spec["source"] != TINY:
             logger.warning("%s is loaded whole: %s", spec["source"], reason)
         model = load_model(spec)
         set_state(model, path)
         save_for_users(model, folder)
-    make_readable(folder)
 
 
 def _save_adapter(spec: ModelSpec, network: Any, path: Path, header: Header, folder: Path) -> None:
@@ -186,7 +188,7 @@ def _save_network(network: Any, path: Path, header: Header, folder: Path) -> Non
         network.generation_config.save_pretrained(folder)
     groups = grouped(list(state), header)
     if len(groups) == 1:
-        write_shard(folder / "model.safetensors", path, header, groups[0])
+        write_shard(folder / SINGLE, path, header, groups[0])
         return
     names = [f"model-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
     for name, group in zip(names, groups, strict=True):
@@ -197,7 +199,7 @@ def _save_network(network: Any, path: Path, header: Header, folder: Path) -> Non
         "total_size": sum(spec.nbytes for spec in header.values()),
     }
     index = json.dumps({"metadata": total, "weight_map": dict(sorted(where.items()))}, indent=2)
-    (folder / "model.safetensors.index.json").write_text(f"{index}\n")
+    (folder / INDEX).write_text(f"{index}\n")
 
 
 def _require_same(state: Mapping[str, torch.Tensor], header: Header, path: Path) -> None:
@@ -207,15 +209,15 @@ def _require_same(state: Mapping[str, torch.Tensor], header: Header, path: Path)
         raise ArtifactError(f"artifact belongs to another model: tensor {differs!r} differs", file=str(path))
 
 
-def grouped(names: list[str], header: Header, limit: int | None = None) -> list[list[str]]:
-    """Return the names in groups of at most ``limit`` bytes, in their order; a larger tensor has one of its own."""
+def grouped(names: list[str], header: Header) -> list[list[str]]:
+    """Return the names in groups of at most ``SHARD_BYTES``, in their order; a larger tensor has one of its own."""
     groups: list[list[str]] = [[]]
-    room = limit = limit or SHARD_BYTES
+    room = SHARD_BYTES
     for name in names:
         nbytes = header[name].nbytes
         if groups[-1] and nbytes > room:
             groups.append([])
-            room = limit
+            room = SHARD_BYTES
         groups[-1].append(name)
         room -= nbytes
     return groups
@@ -228,12 +230,4 @@ def write_shard(target: Path, source: Path, header: Header, names: list[str]) ->
     with open(target, "wb") as stream:
         stream.write(head)
         for name in positions:
-            for piece in raw_pieces(source, header, name):
-                stream.write(piece)
-
-
-def raw_pieces(path: Path, header: Header, name: str) -> Iterator[memoryview]:
-    """Yield the bytes of a tensor of a file, piece by piece."""
-    reader, spec = PieceReader(), header[name]
-    for start, stop in piece_ranges(spec.numel):
-        yield raw_bytes(reader.read(path, spec, start, stop))
+            stream.writelines(raw_pieces(source, header[name]))

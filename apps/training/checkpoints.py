@@ -60,7 +60,8 @@ class Checkpoints:
     """The checkpoints of one task at a site; ``spent_s`` is the time of those that this attempt has written."""
 
     def __init__(self, root: Path, task_id: str, round: int) -> None:
-        self.folder, self.round, self.spent_s = inside(root, FOLDER, task_id), round, 0.0
+        self.root, self.folder = root, inside(root, FOLDER, task_id)
+        self.round, self.spent_s = round, 0.0
 
     def begin(self) -> AttemptRecord:
         """Count a new attempt and return the record."""
@@ -97,8 +98,9 @@ class Checkpoints:
         artifact = group.write(self.folder, {**tensors, STATE: text, **_random_states(group)}, "checkpoint")
         if artifact is None:
             return
-        self.spent_s += time.monotonic() - began
-        record_save(self.folder.parent.parent, artifact["nbytes"], time.monotonic() - began)
+        seconds = time.monotonic() - began
+        self.spent_s += seconds
+        record_save(self.root, artifact["nbytes"], seconds)
         path = self.folder / f"step-{state.steps:09d}.{artifact['sha256']}.safetensors"
         os.replace(artifact_path(self.folder, artifact), path)
         for other in self.folder.glob("*.safetensors"):

@@ -9,7 +9,7 @@ from apps.base.errors import UserMistake
 from data.definition import verify_embedded
 from data.records import canonical_split
 from data.tasks import EMBEDDED
-from site_configs.library.schedulers import absent
+from site_configs.library.schedulers import absent_commands
 from site_configs.library.site import Site
 from workflows.checks.model import missing_model
 from workflows.checks.places import place_problems
@@ -85,7 +85,7 @@ def reach_problem(site: Site) -> str | None:
 def command_problem(site: Site) -> str | None:
     """Return a message if the commands of a site's scheduler are not on this host, or None."""
     block = site.own_block
-    missing = absent(block.scheduler, block.command_environment) if block else []
+    missing = absent_commands(block.scheduler, block.command_environment) if block else []
     if not missing:
         return None
     verb = "is" if len(missing) == 1 else "are"

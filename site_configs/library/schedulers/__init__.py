@@ -19,7 +19,7 @@ __all__ = [
     "JobState",
     "NoFacts",
     "Scheduler",
-    "absent",
+    "absent_commands",
     "scheduler_for",
 ]
 
@@ -29,7 +29,7 @@ COMMANDS: Mapping[SchedulerKind, tuple[str, ...]] = {
 }
 
 
-def absent(kind: SchedulerKind, environment: Mapping[str, str]) -> list[str]:
+def absent_commands(kind: SchedulerKind, environment: Mapping[str, str]) -> list[str]:
     """Return the scheduler's commands that are not on PATH; arguments as for ``scheduler_for``."""
     return missing_commands(COMMANDS[kind], environment)
 

@@ -155,7 +155,19 @@ def live_jobs(rows: Iterable[QueueRow]) -> Iterable[JobFacts]:
     for row in rows:
         if row.facts is None:
             logger.warning("job %s (%s) is in state %s, which is unknown here", row.job_id, row.name, row.state)
-            yield JobFacts(row.job_id, row.name, "running", None, None, None, 1, "", None, row.state, None)
+            yield JobFacts(
+                job_id=row.job_id,
+                name=row.name,
+                state="running",
+                submitted=None,
+                started=None,
+                ended=None,
+                nodes=1,
+                queue="",
+                exit_code=None,
+                reason=row.state,
+                walltime_s=None,
+            )
         elif row.facts.live:
             yield row.facts
 

@@ -148,6 +148,13 @@ def test_missing_weights_are_refused(tmp_path: Path) -> None:
         streamed.write_first_model(spec(folder), str(tmp_path / "store"))
 
 
+def test_the_single_file_counts_beside_the_files_of_an_index(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "base", "llama", max_shard_size="40KB")
+    tensors = {name: tensor.detach() + 1 for name, tensor in loaded(spec(folder)).state.items()}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    assert equal(written(spec(folder), tmp_path / "store"), loaded(spec(folder)).state)
+
+
 def test_a_missing_file_of_weights_is_refused(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "base", "llama", max_shard_size="40KB")
     (

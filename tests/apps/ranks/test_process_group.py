@@ -11,6 +11,7 @@ from torch import distributed
 from training_site import PARALLEL, model_spec
 
 from apps.artifacts.store import artifact_path, load_tensors, save_tensors
+from apps.artifacts.traffic import DELTA
 from apps.base.errors import ArtifactError
 from apps.models import model as models
 from apps.models.model import Model
@@ -56,6 +57,17 @@ def test_whole_tensors_stay_whole():
     whole = torch.arange(4.0)
     assert placed_like(whole, torch.zeros(4)) is whole
     assert not is_sharded(whole)
+
+
+@pytest.mark.usefixtures("group")
+def test_a_change_is_added_to_a_sharded_model(tmp_path):
+    model = new_model(None)
+    path = artifact_path(tmp_path, save_tensors(tmp_path, model.state, "model"))
+    name, before = next((n, t.detach().clone()) for n, t in model.state.items() if t.is_floating_point())
+    change = save_tensors(tmp_path, {name: torch.full_like(before, 0.5, dtype=torch.bfloat16)}, DELTA)
+    parallelize(model, FULL_SHARD, "no", ALONE)
+    models.set_state(model, path, change=artifact_path(tmp_path, change))
+    assert torch.equal(model.state[name].full_tensor(), before + 0.5)
 
 
 @pytest.mark.usefixtures("group")
