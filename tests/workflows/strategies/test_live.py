@@ -110,7 +110,9 @@ def assert_made_as_asked(engine: Engine, made: list[Aggregate]) -> None:
     name = next(name for name, tensor in models[0].items() if tensor.ndim == 2)
     moments: dict[int, Any] = {}
     for action in made:
-        parts = [(tensors(engine, engine.updates[task].result()["artifact"])[name], w) for task, w in action.parts]
+        parts = [
+            (tensors(engine, engine.requests.updates[task].result()["artifact"])[name], w) for task, w in action.parts
+        ]
         parts += [(models[version][name], weight) for version, weight in action.models]
         target = sum(weight * tensor.double().numpy() for tensor, weight in parts)
         if action.server is not None:
