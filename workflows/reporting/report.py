@@ -12,9 +12,10 @@ from apps.base.errors import CrossfedError
 from apps.base.files import write_text
 from workflows.records.event_log import full_model_nbytes, moves, task_runs
 from workflows.records.round_graph import last_round
+from workflows.records.scores import GLOBAL
 from workflows.reporting.captions import cost_caption, graph_caption, timeline_caption
 from workflows.reporting.cost_figures import cost_figure
-from workflows.reporting.figure_style import GLOBAL, MOST_LINES, save
+from workflows.reporting.figure_style import MOST_LINES, save
 from workflows.reporting.gantt import timeline_figure
 from workflows.reporting.loss_captions import heatmap_caption, loss_caption, task_caption, unit_text
 from workflows.reporting.loss_figures import HIGH, LOW, MEDIAN, heatmap_figure, loss_figure, task_figure

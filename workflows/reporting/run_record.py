@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from apps.base.errors import UserMistake
 from workflows.records.batch_jobs import BatchJob, batch_jobs
 from workflows.records.event_log import EventLog, period_of, read_events
+from workflows.records.scores import GLOBAL
 from workflows.records.site_jobs import SiteJobs, site_jobs
 from workflows.records.timeline import Timeline
 from workflows.records.timeline_building import build_timeline
-from workflows.reporting.figure_style import GLOBAL
 from workflows.reporting.losses import LossTables, read_losses
 
 if TYPE_CHECKING:

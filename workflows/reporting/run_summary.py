@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from workflows.records.event_log import EventLog, full_model_nbytes, moves, task_runs, trainings
-from workflows.records.scores import Verdict, differs, verdict
-from workflows.reporting.figure_style import GLOBAL
+from workflows.records.scores import GLOBAL, Verdict, differs, verdict
 from workflows.reporting.run_record import RunRecord
 
 if TYPE_CHECKING:

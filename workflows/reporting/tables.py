@@ -11,8 +11,8 @@ from workflows.console.units import bytes_text, seconds_text
 from workflows.records.event_log import moved_nbytes, task_runs, trainings
 from workflows.records.failed_blocks import failure_text
 from workflows.records.late_updates import late_updates
+from workflows.records.scores import GLOBAL
 from workflows.records.timeline import STAGING_IN, STAGING_OUT, TRAINING, WAITING, idle_share, round_lengths
-from workflows.reporting.figure_style import GLOBAL
 from workflows.reporting.loss_captions import NONE, loss_text, samples_text, unit_text, within
 from workflows.reporting.run_record import RunRecord
 
