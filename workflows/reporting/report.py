@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from apps.base.errors import CrossfedError
 from apps.base.files import write_text
-from workflows.records.event_log import full_model_nbytes, moves, task_runs
+from workflows.records.event_log import full_model_nbytes, moves
 from workflows.records.round_graph import last_round
 from workflows.records.scores import GLOBAL
 from workflows.reporting.captions import cost_caption, graph_caption, timeline_caption
@@ -79,7 +79,6 @@ def figures_of(
     run: RunRecord, summary: RunSummary
 ) -> Iterator[tuple[str, Callable[[], str], str, Callable[[], Figure]]]:
     """Yield title, caption, file name and figure of each picture that the run has data for; the latter as functions."""
-    tasks = task_runs(run.journal)
     names: dict[str, Any] = {"period": run.period, "unit": unit_text(run)}
     if run.models:
         means = (run.mean_losses, run.mean_errors, run.sites, len(run.owners))
@@ -96,7 +95,7 @@ def figures_of(
         gantt = partial(timeline_figure, run.timeline, run.sites)
         yield "Time", partial(timeline_caption, run), "timeline.png", gantt
     if run.timeline.round_starts:
-        costs = partial(cost_figure, moves(tasks), run.timeline, full_model_nbytes(tasks), run.sites)
+        costs = partial(cost_figure, moves(run.tasks), run.timeline, full_model_nbytes(run.tasks), run.sites)
         yield "Bytes and seconds", partial(cost_caption, run, summary), "bytes_seconds.png", costs
     if graph := last_round(run.journal):
         picture = partial(round_graph_figure, graph, run.sites)
