@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workflows.console.units import bytes_text, plural
+from workflows.planning.evaluation import WIDTHS
 from workflows.planning.memory.model import shape_of
 from workflows.planning.plan import Plan
-
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
@@ -28,9 +27,9 @@ def server_files(plan: Plan) -> ServerFiles | None:
     if shape is None:
         return None
     if spec["adapter"]:
-        model = sent = shape.trained * DTYPE_BYTES["float32"]
+        model = sent = shape.trained * WIDTHS["float32"]
     else:
-        model, sent = shape.trained * DTYPE_BYTES[spec["dtype"]], shape.trained * DTYPE_BYTES[spec["traffic"]]
+        model, sent = shape.trained * WIDTHS[spec["dtype"]], shape.trained * WIDTHS[spec["traffic"]]
     copy = sent if sent < model else 0  # what is sent is a rounded copy
     return ServerFiles(model, model + copy + updates * sent)
 

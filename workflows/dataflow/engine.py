@@ -1,22 +1,21 @@
 """The live engine: turns a strategy's actions into Parsl apps, and their results into the strategy's events.
 
-The graph of a round is in ``round.py``; here are the events, the replay after a resume and the retries. A round's
-evaluation runs while the next round trains. On a resume the recorded events are given to the strategy again in their
-order, the same dataflow is submitted again, and Parsl finds in the journal which tasks are finished.
+The graph of a round is in ``round.py``, what follows a request to a site in ``site_requests.py``; here are the models,
+the events and the replay after a resume. A round's evaluation runs while the next round trains. On a resume the
+recorded events are given to the strategy again in their order, the same dataflow is submitted again, and Parsl finds in
+the journal which tasks are finished.
 """
 
 from __future__ import annotations
 
-import logging
 import queue
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from parsl.dataflow.futures import AppFuture
 
-from apps.base.errors import ArtifactError, UpdateRefused
 from workflows.dataflow.activity import SiteActivity, activity_of, block_activity, server_activity
 from workflows.dataflow.block_events import BlockEvents, Handler
 from workflows.dataflow.enrolment import enrolled
@@ -29,21 +28,11 @@ from workflows.dataflow.replay import (
     recorded_events,
     require_same_aggregation,
 )
-from workflows.dataflow.round import LocalRound, RoundGraph
-from workflows.dataflow.staging import storage_hint
-from workflows.dataflow.train_spec import (
-    counted_updates,
-    server_rule_spec,
-    site_weights,
-    train_request,
-    update_event,
-)
-from workflows.dataflow.waiting import WaitingSites
+from workflows.dataflow.round import RoundGraph
+from workflows.dataflow.site_requests import SiteRequests
+from workflows.dataflow.train_spec import counted_updates, server_rule_spec, site_weights
 from workflows.planning.labels import EVALUATOR
 from workflows.planning.plan import Plan
-from workflows.records.changes import rounds_asked
-from workflows.records.enrolments import record_enrolment
-from workflows.records.failed_trainings import cause_of
 from workflows.records.metrics import MetricsFile
 from workflows.records.run_directory import RunDirectory
 from workflows.records.scores import require_finite
@@ -57,22 +46,11 @@ from workflows.strategies.base import (
     ReleaseBlock,
     RequestBlock,
     SetTimer,
-    SiteFailed,
     TimerFired,
     Train,
-    UpdateArrived,
 )
 
-logger = logging.getLogger(__name__)
 TICK_S = 0.25
-
-
-@dataclass(frozen=True)
-class SiteRound:
-    """A site's part of a round: the strategy's action and its futures."""
-
-    action: Train
-    futures: LocalRound
 
 
 class Engine:
@@ -91,23 +69,15 @@ class Engine:
         self.inbox: queue.SimpleQueue[Handler] = queue.SimpleQueue()
         self.clock = Clock(run.journal, run.opened["time"])
         self.blocks = BlockEvents(plan.sites, kernel, run.journal, self.clock, self.inbox.put)
-        self.waiting = WaitingSites(plan, run)
         self.timers: list[tuple[float, str]] = []
         self.models: dict[int, AppFuture] = {}  # by version
-        self.shards: dict[str, AppFuture] = {}  # by site
-        self.updates: dict[int, AppFuture] = {}  # staged in, by task
-        self.rounds: dict[str, SiteRound] = {}  # the newest of each site
-        self.actions: dict[int, Train] = {}  # by task
-        self.last_task: dict[str, str] = {}  # site -> identity of its last finished task
+        self.requests = SiteRequests(plan, run, self.graph, self.models, self.clock, self.inbox.put)
         self.evaluations: dict[AppFuture, int] = {}
         self.metrics = MetricsFile(run.path / "metrics.csv", run.journal)
         self.metrics_due = False  # metrics.csv lacks a finished evaluation
-        self.settled: set[int] = set()  # tasks whose end the strategy has received
-        self.arrived: set[int] = set()  # those of them that ended with an update
         self.counted: set[int] = set()  # tasks that are part of a model
         self.event_s = 0.0  # when the event happened that the strategy received last
         self.aggregated = {record["version"]: record for record in run.journal.events("aggregated")}
-        self.asked = rounds_asked(run.journal)
         self.recorded = recorded_events(run.journal)
         # failed for good under an earlier driver; the strategy has continued without them
         self.failed = {r["fields"]["task"] for r in self.recorded if r["kind"] == "SiteFailed"}
@@ -118,46 +88,20 @@ class Engine:
         """Submit the first model, its evaluation, and the enrolment of every site."""
         self.models[0] = self.graph.first_model()
         for site in self.plan.sites:
-            self._shard(site)
+            self.requests.enrol(site)
         self._evaluate("global", 0, self.models[0])
 
     def train(self, action: Train) -> None:
         """Submit one site's part of a round: stage out, train, stage in."""
-        self.actions[action.task] = action
+        self.requests.actions[action.task] = action
         if action.task not in self.failed:
-            self._train(action, attempt=1)
-
-    def _train(self, action: Train, attempt: int) -> None:
-        site, number = action.site, action.round
-        until = None if action.until_s is None else self.clock.unix(action.until_s)
-        request = train_request(self.plan, action, self.asked, attempt, self.last_task.get(site), until)
-        futures = self.graph.train_at(site, number, request, self.models[action.version], self._shard(site), attempt)
-        self._forget_earlier(action, futures)
-        self.updates[action.task] = futures.update
-        self.rounds[site] = SiteRound(action, futures)
-        futures.update.add_done_callback(lambda done: self.inbox.put((self._arrived, (action, attempt, done))))
-
-    def _shard(self, site: str) -> AppFuture:
-        """Return the future of a site's data; a failed enrolment is submitted again."""
-        shard = self.shards.get(site)
-        if shard is None or (shard.done() and root_cause(shard) is not None):
-            asked = self.shards[site] = self.graph.shard(site)
-            asked.add_done_callback(lambda done: self.inbox.put((self._enrolled, (site, done))))
-        return self.shards[site]
-
-    def _forget_earlier(self, action: Train, futures: LocalRound) -> None:
-        """Delete what the site keeps of its last round, once its next model has arrived."""
-        before = self.rounds.get(action.site)
-        if before is None or before.action.task == action.task or not before.futures.update.done():
-            return
-        if root_cause(before.futures.update) is None:
-            self.graph.forget(action.site, action.round, futures.base, before.futures)
+            self.requests.train(action)
 
     def aggregate(self, action: Aggregate) -> None:
         """Submit the next model, and its evaluation if one is due."""
         weights = [weight for _, weight in (*action.parts, *action.models)]
-        terms = [self.updates[task] for task, _ in action.parts] + [self.models[v] for v, _ in action.models]
-        updates = counted_updates(action, self.actions, self.counted)
+        terms = [self.requests.updates[task] for task, _ in action.parts] + [self.models[v] for v, _ in action.models]
+        updates = counted_updates(action, self.requests.actions, self.counted)
         self._record_aggregation(action, updates)
         self.counted.update(updates)
         model = self.graph.next_model(
@@ -169,7 +113,7 @@ class Engine:
             self._evaluate("global", action.version, model)
             fresh = {update["site"]: task for task, update in updates.items() if update["new"]}
             for site, task in fresh.items() if evaluation.sites else ():
-                self._evaluate(site, action.version, self.updates[task])
+                self._evaluate(site, action.version, self.requests.updates[task])
 
     def _record_aggregation(self, action: Aggregate, updates: dict[int, Any]) -> None:
         """Record what a model is made of; at a resume compare it with the record that is there."""
@@ -214,7 +158,8 @@ class Engine:
 
     def _started(self) -> CampaignStarted:
         self._wait(self.models[0])
-        facts = enrolled(self.plan, self.shards, self._until, self.run.journal, self.waiting, self._shard)
+        asked = self.requests
+        facts = enrolled(self.plan, asked.shards, self._until, self.run.journal, asked.waiting, asked.enrol)
         return CampaignStarted(self.clock.now(), facts)
 
     def _record(self, event: Event) -> Event:
@@ -224,11 +169,7 @@ class Engine:
     def _remember(self, event: Event) -> Event:
         self.event_s = event.time_s
         self.blocks.remember(event)
-        if isinstance(event, UpdateArrived | SiteFailed):
-            self.settled.add(event.task)
-        if isinstance(event, UpdateArrived):
-            self.arrived |= {event.task} if event.steps_done else set()
-            self.last_task[event.site] = event.task_id
+        self.requests.remember(event)
         if isinstance(event, TimerFired):
             self.timers = [timer for timer in self.timers if timer[1] != event.name]
         return event
@@ -239,8 +180,8 @@ class Engine:
         self.kernel.check_health()
         if self.timers and self.timers[0][0] <= self.clock.now():
             return TimerFired(self.clock.now(), self.timers[0][1])
-        self.waiting.ask_again()
-        ended = self.blocks.look() or self._left_out()
+        self.requests.waiting.ask_again()
+        ended = self.blocks.look() or self.requests.left_out()
         if ended is not None:
             return ended
         try:
@@ -250,38 +191,6 @@ class Engine:
                 self.metrics_due = False
             return None
         return handle(*args)
-
-    def _arrived(self, action: Train, attempt: int, future: AppFuture) -> Event | None:
-        if action.task in self.settled:
-            return None
-        error = root_cause(future)
-        if error is None:
-            self.waiting.succeeded(action.site)
-            return update_event(self.clock.now(), action, future.result(), self.shards[action.site].result())
-        if isinstance(error, ArtifactError) and attempt <= self.plan.campaign.retries:
-            logger.warning("%s; the site is asked again", error)
-            self._train(action, attempt + 1)
-            return None
-        if self.waiting.hold(action.site, action.round, error, lambda: self._train(action, attempt)):
-            logger.warning("%s; the site waits", error)
-            return None
-        kind = "update_refused" if isinstance(error, UpdateRefused) else "task_failed"
-        reason = f"{error}{storage_hint(self.plan.sites[action.site], error)}"
-        place = {"app": "local_train", "site": action.site, "round": action.round}
-        self.run.journal.write(kind, **place, reason=reason, **cause_of(error))
-        logger.error("%s", reason)
-        return SiteFailed(self.clock.now(), action.site, action.task, reason)
-
-    def _enrolled(self, site: str, future: AppFuture) -> None:
-        if root_cause(future) is None:
-            record_enrolment(self.run.journal, site, future.result(), self.plan.campaign.data.max_tokens)
-
-    def _left_out(self) -> SiteFailed | None:
-        """Return the failure of a waiting site whose round can close without it, or None."""
-        action = self.waiting.left_out([r.action for r in self.rounds.values()], self.settled, self.arrived)
-        if action is None:
-            return None
-        return SiteFailed(self.clock.now(), action.site, action.task, self.waiting.leave_out(action))
 
     def _evaluated(self, number: int, future: AppFuture) -> None:
         """Take an evaluation's result; one that its place has lost stops no training, and fails at the end."""
@@ -336,7 +245,7 @@ class Engine:
         """Return what a site, or a block of the server's own work, is doing, for the display."""
         if site not in self.plan.sites:
             return block_activity(site, self.kernel)
-        newest, shard = self.rounds.get(site), self.shards.get(site)
+        newest, shard = self.requests.rounds.get(site), self.requests.shards.get(site)
         found = activity_of(
             site,
             self.kernel,
@@ -345,12 +254,12 @@ class Engine:
             enrolled=shard is not None and shard.done(),
             asking=site in self.blocks.asked_s,
             begun=bool(self.event_s),
-            waits=self.waiting.text(site),
+            waits=self.requests.waiting.text(site),
         )
         preparing = found.phase == "gathering" and not self.models[0].done()
         return replace(found, phase="preparing") if preparing else found
 
     def server_activity(self) -> str:
         """Return what the server and the evaluator are doing, for the display; empty if they wait for the sites."""
-        updates = [site_round.futures.update for site_round in self.rounds.values()]
+        updates = [site_round.futures.update for site_round in self.requests.rounds.values()]
         return server_activity(list(self.models.values()), updates, list(self.evaluations))

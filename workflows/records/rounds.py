@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from workflows.records.driver_times import DownSpans, OneClock
 from workflows.records.event_log import AT_SITES, as_task_run, moves, period_of
 from workflows.records.journal import Record
+from workflows.records.scores import GLOBAL
 from workflows.records.spans import covered_s
 
 
@@ -45,7 +46,7 @@ class RoundReader:
         self.last_rounds = {rounds}  # a resume may have raised their number; the earlier last one was scored too
         self.clock, self.down = OneClock(), DownSpans()
         self.losses: dict[int, dict[str, float]] = defaultdict(dict)
-        self.expected: dict[int, set[str]] = {0: {"global"}}
+        self.expected: dict[int, set[str]] = {0: {GLOBAL}}
         self.started: dict[int, float] = {}  # when the first task of a round began at a site
         self.made: dict[int, float] = {}  # when the model of a round was made
         self.nbytes: Counter[int] = Counter()
@@ -84,7 +85,7 @@ class RoundReader:
 
     def _aggregated(self, record: Record) -> None:
         number = record["round"]
-        self.expected[number] = {"global", *(_new_sites(record) if self.with_sites else ())}
+        self.expected[number] = {GLOBAL, *(_new_sites(record) if self.with_sites else ())}
         self.open.add(number)
         if self.period == "version":
             self.version, self.made[number] = number + 1, record["time"]
@@ -111,8 +112,8 @@ class RoundReader:
 
     def _summary(self, number: int) -> RoundSummary:
         losses = self.losses.pop(number, {})
-        sites = {model: loss for model, loss in losses.items() if model != "global"}
-        return RoundSummary(number, losses.get("global"), sites, self.nbytes[number], self._seconds(number))
+        sites = {model: loss for model, loss in losses.items() if model != GLOBAL}
+        return RoundSummary(number, losses.get(GLOBAL), sites, self.nbytes[number], self._seconds(number))
 
     def _seconds(self, number: int) -> float:
         """Return the seconds from the first task of a round to its model, without those without a driver."""

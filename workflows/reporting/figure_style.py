@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.base.files import atomic_file
+from workflows.records.scores import GLOBAL
 from workflows.records.timeline import AGGREGATION, EVALUATION, HOUSEKEEPING, STAGING_IN, STAGING_OUT, TRAINING, WAITING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-GLOBAL = "global"
 MOST_LINES = 12  # sites with a line of their own; of more, their range is drawn
 MOST_MARKS = 40  # rounds that are marked one by one
 MOST_PIXELS = 50_000_000  # of a picture; a larger one is a mistake, and takes gigabytes to draw

@@ -5,8 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 
 from workflows.console.units import plural
-from workflows.records.scores import CLOSE, SIGNIFICANT, differs
-from workflows.reporting.figure_style import GLOBAL, MOST_LINES
+from workflows.records.scores import CLOSE, GLOBAL, SIGNIFICANT, differs
+from workflows.reporting.figure_style import MOST_LINES
 from workflows.reporting.loss_figures import MOST_HEAT_ROWS, MOST_PANELS
 from workflows.reporting.run_record import RunRecord
 from workflows.reporting.run_summary import RunSummary, known

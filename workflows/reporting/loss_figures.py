@@ -12,8 +12,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from workflows.records.scores import GLOBAL
 from workflows.reporting.figure_style import (
-    GLOBAL,
     HEAT_COLOURS,
     MOST_LINES,
     MOST_MARKS,

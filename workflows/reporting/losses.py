@@ -11,7 +11,7 @@ from apps.base.errors import UserMistake
 from workflows.console.units import plural
 from workflows.records.event_log import EventLog
 from workflows.records.metrics import TRAIN
-from workflows.records.scores import ModelScore, TaskScore, model_scores
+from workflows.records.scores import GLOBAL, ModelScore, TaskScore, model_scores
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -49,7 +49,7 @@ def read_losses(metrics: Path, journal: EventLog) -> LossTables:
     rows = [(s.number, s.model, task, entry) for s in scores.values() for task, entry in s.tasks.items()]
     wide = {name: _wide(rows, name) for name in ("loss", "standard_error", "samples")}
     loss = wide["loss"].where(wide["loss"].abs() < float("inf"))
-    in_order = tuple(sorted(scores.values(), key=lambda score: (score.number, score.model != "global")))
+    in_order = tuple(sorted(scores.values(), key=lambda score: (score.number, score.model != GLOBAL)))
     return LossTables(loss, wide["standard_error"], wide["samples"], in_order, _divergence(rows))
 
 
@@ -102,7 +102,7 @@ def _wide(rows: list[tuple[int, str, str, TaskScore]], name: str) -> DataFrame:
 def _divergence(rows: list[tuple[int, str, str, TaskScore]]) -> tuple[str, ...]:
     """Return a warning about losses that are not finite; the figures then leave them out."""
     bad = sorted(
-        (number, model != "global", model, task) for number, model, task, e in rows if not abs(e.loss) < float("inf")
+        (number, model != GLOBAL, model, task) for number, model, task, e in rows if not abs(e.loss) < float("inf")
     )
     if not bad:
         return ()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from apps.base.files import write_text
+from workflows.records.scores import GLOBAL
 from workflows.reporting.loss_captions import change_text, samples_text, unit_text, within
 from workflows.reporting.run_record import load_run
 from workflows.reporting.run_summary import summarize
@@ -35,9 +36,9 @@ def model_card(run_dir: Path) -> str:
     model, training = (_section(run.campaign, name) for name in ("model", "training"))
     template = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
     tasks = [
-        (task, ", ".join(owners), within(run.final_losses["global"].get(task), run.final_errors["global"].get(task)))
+        (task, ", ".join(owners), within(run.final_losses[GLOBAL].get(task), run.final_errors[GLOBAL].get(task)))
         for task, owners in run.owners.items()
-        if "global" in run.models
+        if GLOBAL in run.models
     ]
     return template.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         name=run.campaign.get("name"),

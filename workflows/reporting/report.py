@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from apps.base.errors import CrossfedError
 from apps.base.files import write_text
-from workflows.records.event_log import full_model_nbytes, moves, task_runs
+from workflows.records.event_log import full_model_nbytes, moves
 from workflows.records.round_graph import last_round
+from workflows.records.scores import GLOBAL
 from workflows.reporting.captions import cost_caption, graph_caption, timeline_caption
 from workflows.reporting.cost_figures import cost_figure
-from workflows.reporting.figure_style import GLOBAL, MOST_LINES, save
+from workflows.reporting.figure_style import MOST_LINES, save
 from workflows.reporting.gantt import timeline_figure
 from workflows.reporting.loss_captions import heatmap_caption, loss_caption, task_caption, unit_text
 from workflows.reporting.loss_figures import HIGH, LOW, MEDIAN, heatmap_figure, loss_figure, task_figure
@@ -78,7 +79,6 @@ def figures_of(
     run: RunRecord, summary: RunSummary
 ) -> Iterator[tuple[str, Callable[[], str], str, Callable[[], Figure]]]:
     """Yield title, caption, file name and figure of each picture that the run has data for; the latter as functions."""
-    tasks = task_runs(run.journal)
     names: dict[str, Any] = {"period": run.period, "unit": unit_text(run)}
     if run.models:
         means = (run.mean_losses, run.mean_errors, run.sites, len(run.owners))
@@ -95,7 +95,7 @@ def figures_of(
         gantt = partial(timeline_figure, run.timeline, run.sites)
         yield "Time", partial(timeline_caption, run), "timeline.png", gantt
     if run.timeline.round_starts:
-        costs = partial(cost_figure, moves(tasks), run.timeline, full_model_nbytes(tasks), run.sites)
+        costs = partial(cost_figure, moves(run.tasks), run.timeline, full_model_nbytes(run.tasks), run.sites)
         yield "Bytes and seconds", partial(cost_caption, run, summary), "bytes_seconds.png", costs
     if graph := last_round(run.journal):
         picture = partial(round_graph_figure, graph, run.sites)

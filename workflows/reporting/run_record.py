@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from apps.base.errors import UserMistake
 from workflows.records.batch_jobs import BatchJob, batch_jobs
-from workflows.records.event_log import EventLog, period_of, read_events
+from workflows.records.event_log import EventLog, TaskRun, period_of, read_events, task_runs
+from workflows.records.scores import GLOBAL
 from workflows.records.site_jobs import SiteJobs, site_jobs
 from workflows.records.timeline import Timeline
 from workflows.records.timeline_building import build_timeline
-from workflows.reporting.figure_style import GLOBAL
 from workflows.reporting.losses import LossTables, read_losses
 
 if TYPE_CHECKING:
@@ -110,6 +110,11 @@ class RunRecord:
     def uniform_loss(self) -> float | None:
         """The loss of a model that gives every token the same probability, if recorded."""
         return next((score.uniform_loss for score in self.tables.scores if score.uniform_loss), None)
+
+    @cached_property
+    def tasks(self) -> list[TaskRun]:
+        """The finished tasks in the order of the journal."""
+        return task_runs(self.journal)
 
     @property
     def period(self) -> str:

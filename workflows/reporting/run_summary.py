@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from workflows.records.event_log import EventLog, full_model_nbytes, moves, task_runs, trainings
-from workflows.records.scores import Verdict, differs, verdict
-from workflows.reporting.figure_style import GLOBAL
+from workflows.records.event_log import EventLog, full_model_nbytes, moves, trainings
+from workflows.records.scores import GLOBAL, Verdict, differs, verdict
 from workflows.reporting.run_record import RunRecord
 
 if TYPE_CHECKING:
@@ -68,8 +67,7 @@ def summarize(run: RunRecord) -> RunSummary:
     scored = lines[GLOBAL] if GLOBAL in ends else None
     rounds = 0 if scored is None else int(scored.index[-1])
     wins, owner_wins, compared = _compare(run)
-    tasks = task_runs(run.journal)
-    moved, full = moves(tasks), full_model_nbytes(tasks)
+    moved, full = moves(run.tasks), full_model_nbytes(run.tasks)
     finished, state = _state(run.journal)
     return RunSummary(
         state=state,
@@ -86,7 +84,7 @@ def summarize(run: RunRecord) -> RunSummary:
         global_wins=wins,
         owner_wins=owner_wins,
         compared=compared,
-        tokens=sum(int(task.result.get("tokens") or 0) for task in trainings(tasks)),
+        tokens=sum(int(task.result.get("tokens") or 0) for task in trainings(run.tasks)),
         nbytes_moved=sum(move.nbytes for move in moved),
         nbytes_full=full * len(moved) if full is not None else None,
         wall_s=run.timeline.length_s,

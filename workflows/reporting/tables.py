@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from workflows.console.units import bytes_text, seconds_text
-from workflows.records.event_log import moved_nbytes, task_runs, trainings
+from workflows.records.event_log import moved_nbytes, trainings
 from workflows.records.failed_blocks import failure_text
 from workflows.records.late_updates import late_updates
+from workflows.records.scores import GLOBAL
 from workflows.records.timeline import STAGING_IN, STAGING_OUT, TRAINING, WAITING, idle_share, round_lengths
-from workflows.reporting.figure_style import GLOBAL
 from workflows.reporting.loss_captions import NONE, loss_text, samples_text, unit_text, within
 from workflows.reporting.run_record import RunRecord
 
@@ -49,12 +49,12 @@ class Table:
 
 def round_table(run: RunRecord) -> Table:
     """Return the table of rounds: one row per round that was scored or begun."""
-    tasks, lengths, means = task_runs(run.journal), round_lengths(run.timeline), run.mean_losses
+    lengths, means = round_lengths(run.timeline), run.mean_losses
     used = {e.get("version"): _used_text(e) for e in run.journal.named("aggregated")}
     late = Counter(update.round for update in late_updates(run.journal))
     tokens: Counter[int] = Counter()
     nbytes = moved_nbytes(run.journal)
-    for task in trainings(tasks):
+    for task in trainings(run.tasks):
         tokens[task.round] += int(task.result.get("tokens") or 0)
     rows = []
     for number in sorted({*map(int, means.index), *lengths}):
@@ -144,7 +144,7 @@ def site_table(run: RunRecord) -> Table:
     """Return the table of sites: data, work and times of each."""
     timeline, rows = run.timeline, []
     trained_at: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for task in trainings(task_runs(run.journal)):
+    for task in trainings(run.tasks):
         trained_at[task.site].append(task.result)
     for site in run.sites:
         entry, trained = run.campaign["sites"][site] or {}, trained_at[site]

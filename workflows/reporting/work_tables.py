@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from workflows.console.units import seconds_text
-from workflows.records.event_log import TaskRun, task_runs, trainings
+from workflows.records.event_log import TaskRun, trainings
 from workflows.reporting.run_record import RunRecord
 from workflows.reporting.tables import Table
 
@@ -37,7 +37,7 @@ def _parts_cut(parts: Mapping[str, Any]) -> tuple[int, int]:
 def block_time_table(run: RunRecord) -> Table | None:
     """Return the table of the mean time of a round at each site by its parts; None before the first training."""
     measured: dict[str, list[dict[str, float]]] = defaultdict(list)
-    for task in trainings(task_runs(run.journal)):
+    for task in trainings(run.tasks):
         if (parts := time_parts(task)) is not None:
             measured[task.site].append(parts)
     rows = [_time_row(site, measured[site]) for site in run.sites if measured[site]]

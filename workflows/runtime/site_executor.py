@@ -12,9 +12,9 @@ import re
 import subprocess
 import threading
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import zmq
 from parsl.executors.errors import BadStateException
 from parsl.executors.high_throughput.errors import CommandClientBadError, CommandClientTimeoutError, VersionMismatch
 from typing_extensions import override
@@ -51,6 +51,11 @@ class SiteExecutor(BlockExecutor):
     managers: tuple[dict[str, Any], ...] = ()
 
     @override
+    def start(self) -> None:
+        self.asking = threading.Lock()  # the socket of the questions is not for two threads at a time
+        super().start()
+
+    @override
     def scale_out_facade(self, n: int) -> list[str]:
         return [] if self.held else super().scale_out_facade(n)
 
@@ -67,27 +72,38 @@ class SiteExecutor(BlockExecutor):
         return list(self.managers)
 
     @override
+    def _hold_manager(self, manager_id: str) -> None:
+        self._ask(["HOLD_MANAGER", manager_id])
+
+    @override
     def status(self) -> dict[str, JobStatus]:
         found = super().status()
         self.connected_managers()  # for whoever compares the scheduler's word with the workers'
         return found
 
-    def _ask(self, question: str) -> Any:
+    def _ask(self, question: str | list[str]) -> Any:
         """Return the interchange's answer, or None if it does not answer in time."""
         if self.interchange_proc is not None and self.interchange_proc.poll() is not None:
             return None
-        try:
-            answer = self.command_client.run(question, timeout_s=ANSWER_S)
-        except (CommandClientTimeoutError, CommandClientBadError):
-            self.silent_since = self.silent_since or time.monotonic()
-            logger.warning("the interchange of %s does not answer", self.label)
-            with suppress(Exception):  # the socket of a question without an answer cannot be used again
-                self.command_client.zmq_socket.close()
-                self.command_client.create_socket_and_bind()
-                self.command_client.ok = True
-            return None
+        with self.asking:
+            try:
+                answer = self.command_client.run(question, timeout_s=ANSWER_S)
+            except (CommandClientTimeoutError, CommandClientBadError):
+                self.silent_since = self.silent_since or time.monotonic()
+                logger.warning("the interchange of %s does not answer", self.label)
+                self._replace_socket()
+                return None
         self.silent_since = None
         return answer
+
+    def _replace_socket(self) -> None:
+        """Open the socket of the questions anew: after one without an answer it cannot be used again."""
+        try:
+            self.command_client.zmq_socket.close()
+            self.command_client.create_socket_and_bind()
+            self.command_client.ok = True
+        except (zmq.ZMQError, OSError, ValueError):  # the next question tries again
+            logger.exception("the interchange of %s cannot be asked", self.label)
 
     def ailment(self) -> CrossfedError | None:
         """Return why this executor can never answer again; None while it works, and after its blocks were given up."""

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from datetime import date
@@ -182,6 +183,25 @@ def test_a_stopped_interchange_holds_no_other_site_up_and_loses_nothing(
     wait_until(lambda: first.silent_since is None)
     assert rig.wait(rig.nap("alpha", 0)).exception() is None
     assert rig.executor("alpha") is first and not rig.notes.named("executor_replaced")
+
+
+def test_the_block_of_a_stopped_interchange_is_given_back_in_bounded_time(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = rig.executor("alpha")
+    assert rig.wait(rig.nap("alpha", 0)).exception() is None
+    wait_until(lambda: bool(first.managers))
+    monkeypatch.setattr(module, "ANSWER_S", 0.2)
+    assert first.interchange_proc is not None
+    stopped = psutil.Process(first.interchange_proc.pid)
+    stopped.suspend()
+    try:
+        giving_back = threading.Thread(target=first.scale_in_facade, args=(1,), daemon=True)
+        giving_back.start()
+        giving_back.join(patience(10.0))
+        assert not giving_back.is_alive()
+    finally:
+        stopped.resume()
 
 
 def test_an_interchange_that_hangs_for_long_is_replaced(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from workflows.records.event_log import read_events, task_runs, trainings
 from workflows.records.rounds import RoundReader
 from workflows.records.run_directory import RunDirectory, open_new
 from workflows.reporting.report import write_report
+from workflows.runtime.block_failures import BlockFailureHandler
 from workflows.runtime.kernel import Kernel, parsl_for
 from workflows.strategies import SECTIONS, make_strategy
 from workflows.strategies.base import Action, Aggregate, BlockStarted, Event, ServerRule
@@ -91,7 +92,8 @@ def play(workers: Any, folder: Path, strategy: dict[str, Any], rounds: int, **ch
     plan, run = planned(folder, strategy, rounds, **changes)
     workers.wait_for_current_tasks()  # those that the campaign before had no use for any more
     workers.memoizer.journal, workers.memoizer.known, workers.memoizer.gone = run.journal, {}, set()
-    engine = Engine(plan, run, Kernel(workers, run, plan, GlobusRoute()), lambda _: None)
+    patience = BlockFailureHandler(lambda site, failure: None)
+    engine = Engine(plan, run, Kernel(workers, run, plan, GlobusRoute(), patience), lambda _: None)
     recording = Recording(make_strategy(plan.campaign.strategy, rounds, plan.campaign.training.steps))
     assert federate(recording, engine) is None
     run.journal.write("campaign_finished", rounds=rounds, seconds=0.0)
@@ -110,7 +112,9 @@ def assert_made_as_asked(engine: Engine, made: list[Aggregate]) -> None:
     name = next(name for name, tensor in models[0].items() if tensor.ndim == 2)
     moments: dict[int, Any] = {}
     for action in made:
-        parts = [(tensors(engine, engine.updates[task].result()["artifact"])[name], w) for task, w in action.parts]
+        parts = [
+            (tensors(engine, engine.requests.updates[task].result()["artifact"])[name], w) for task, w in action.parts
+        ]
         parts += [(models[version][name], weight) for version, weight in action.models]
         target = sum(weight * tensor.double().numpy() for tensor, weight in parts)
         if action.server is not None:

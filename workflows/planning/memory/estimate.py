@@ -158,10 +158,3 @@ def activation_bytes(shape: ModelShape, setup: TrainingSetup, choice: Choice) ->
 def computes_of(setup: TrainingSetup, autocast: bool) -> Computes:
     """Return the type in which a training computes."""
     return "autocast" if autocast else "float32" if setup.compute_bytes == FLOAT32 else "bfloat16"
-
-
-def layer_bytes(shape: ModelShape, setup: TrainingSetup, autocast: bool) -> float:
-    """Return the bytes per token that a layer keeps for the backward pass, the mean of those that gradients reach."""
-    return sum(kept_by_layers(shape.config, shape.adapter, computes_of(setup, autocast), setup.length)) / (
-        shape.adapted_layers
-    )

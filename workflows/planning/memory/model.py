@@ -70,7 +70,6 @@ class ModelShape:
     """Properties of a model that its memory depends on.
 
     Attributes:
-        family: of the configuration, such as ``llama``.
         parameters: number of parameters of the base model.
         trained: number of trained parameters: all of them, or those of the adapters.
         layer: number of parameters of the largest decoder layer, the unit that sharding gathers.
@@ -78,13 +77,10 @@ class ModelShape:
         layers, width, key_width, inner, vocabulary: dimensions of the network.
         gated: True if a layer has a gate beside its inner projection.
         adapted: True if adapters are trained instead of the model.
-        adapted_layers: number of layers from the first adapted one on; gradients flow back to that one.
-        adapter_inputs: sum of the input widths of one layer's adapted modules.
         config: the configuration, as JSON.
         adapter: the settings of LoRA, as JSON; ``null`` without.
     """
 
-    family: str
     parameters: int
     trained: int
     layer: int
@@ -96,8 +92,6 @@ class ModelShape:
     vocabulary: int
     gated: bool
     adapted: bool
-    adapted_layers: int
-    adapter_inputs: int
     config: str
     adapter: str
 
@@ -144,11 +138,10 @@ def count(config: PreTrainedConfig, adapter: AdapterSpec | None) -> ModelShape:
     sizes = [sum(p.numel() for p in layer.parameters()) for layer in layers]
     total, embedding = network.num_parameters(), network.get_input_embeddings().weight
     gated = any(name.endswith("gate_proj") for name, _ in layers[0].named_modules())
-    adapted = _adapted(network, layers, adapter) if adapter else (total, len(layers), 0)
+    trained = _adapter_parameters(network, adapter) if adapter else total
     return ModelShape(
-        family=text.model_type,
         parameters=total,
-        trained=adapted[0],
+        trained=trained,
         layer=max(sizes),
         outside=total - sum(sizes),
         layers=len(layers),
@@ -158,8 +151,6 @@ def count(config: PreTrainedConfig, adapter: AdapterSpec | None) -> ModelShape:
         vocabulary=embedding.shape[0],
         gated=gated,
         adapted=adapter is not None,
-        adapted_layers=adapted[1],
-        adapter_inputs=adapted[2],
         config=config.to_json_string(use_diff=False),
         adapter=json.dumps(adapter),
     )
@@ -191,10 +182,6 @@ def decoder_layers(network: Any) -> list[Any]:
     return next((found for found in lists if len(found) == wanted), max(lists, key=len))
 
 
-def _adapted(network: Any, layers: list[Any], adapter: AdapterSpec) -> tuple[int, int, int]:
-    """Return the number of adapter parameters, of layers that gradients reach, and of adapted inputs of a layer."""
+def _adapter_parameters(network: Any, adapter: AdapterSpec) -> int:
     adapted = with_adapter(network, adapter)
-    trained = sum(p.numel() for name, p in adapted.named_parameters() if ".lora_" in name)
-    inputs = [sum(m.in_features for m in layer.modules() if hasattr(m, "lora_A")) for layer in layers]
-    first = next((number for number, width in enumerate(inputs) if width), 0)
-    return trained, len(layers) - first, max(inputs)
+    return sum(p.numel() for name, p in adapted.named_parameters() if ".lora_" in name)

@@ -254,4 +254,4 @@ def with_adapter(shape: ModelShape) -> ModelShape:
     outputs = 2 * shape.width + 2 * shape.key_width + 2 * shape.inner
     trained = 16 * shape.layers * (inputs + outputs)
     lora = AdapterSpec(method="fedit", rank=16, alpha=16.0, dropout=0.0, targets="all-linear", last_layers=None)
-    return replace(shape, trained=trained, adapted=True, adapter_inputs=inputs, adapter=json.dumps(lora))
+    return replace(shape, trained=trained, adapted=True, adapter=json.dumps(lora))

@@ -20,7 +20,6 @@ from workflows.planning.memory.estimate import (
     TrainingSetup,
     activation_bytes,
     computes_of,
-    layer_bytes,
     need_of,
 )
 from workflows.planning.memory.model import ModelShape, count
@@ -144,6 +143,12 @@ def job_of(dtype: torch.dtype, autocast: bool) -> TrainingSetup:
 def shape_of_config(config, adapted: bool = False) -> ModelShape:
     adapter = {"method": "fedit", "rank": 1, "alpha": 1.0, "dropout": 0.0, "targets": TARGETS, "last_layers": None}
     return count(config, adapter if adapted else None)
+
+
+def layer_bytes(shape: ModelShape, setup: TrainingSetup, autocast: bool) -> float:
+    """The bytes per token that a plan counts for a layer, the mean of all."""
+    kept = measure.kept_by_layers(shape.config, shape.adapter, computes_of(setup, autocast), setup.length)
+    return sum(kept) / shape.layers
 
 
 @pytest.mark.parametrize("make", [llama, grouped, opt, gpt2, qwen3, gemma2])

@@ -9,7 +9,6 @@ from workflows.planning.memory.model import ModelShape
 from workflows.planning.memory.round_time import RoundTime, describe_round, round_time, steps_for_goal
 
 LLAMA = ModelShape(
-    family="llama",
     parameters=6_738_415_616,
     trained=6_738_415_616,
     layer=202_383_360,
@@ -21,8 +20,6 @@ LLAMA = ModelShape(
     vocabulary=32000,
     gated=True,
     adapted=False,
-    adapted_layers=32,
-    adapter_inputs=0,
     config="{}",
     adapter="null",
 )
