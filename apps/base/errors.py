@@ -62,7 +62,8 @@ class CrossfedError(Exception):
         text = f"{', '.join(place)}: {self.what}" if place else self.what
         if self.file and self.file not in text:
             text += f" ({self.file})"
-        return f"{text}. {self.remedy}" if self.remedy else text
+        end = "" if text.endswith("?") else "."
+        return f"{text}{end} {self.remedy}" if self.remedy else text
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.what, self.site, self.round, self.file, self.remedy)

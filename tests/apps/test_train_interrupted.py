@@ -151,8 +151,9 @@ def test_a_request_that_is_over_already_does_one_step(tmp_path):
 
 def test_the_walltime_stops_it(tmp_path, monkeypatch):
     monkeypatch.setattr(deadline, "MARGIN_S", 1.0)
-    monkeypatch.setenv("CROSSFED_BLOCK_END", str(time.time() + 6.0))
-    monkeypatch.setattr("apps.training.loop.update_parameters", lambda *_: time.sleep(0.3))
+    step_s = patience(0.3)
+    monkeypatch.setenv("CROSSFED_BLOCK_END", str(time.time() + 20 * step_s))
+    monkeypatch.setattr("apps.training.loop.update_parameters", lambda *_: time.sleep(step_s))
     site = Site(tmp_path)
     with pytest.raises(Unfinished, match="of 100 steps"):
         site.train(steps=100)

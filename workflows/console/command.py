@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
@@ -103,7 +104,12 @@ class LastingOutput:
 
 
 def lasting(stream: TextIO) -> TextIO:
-    """Return an output stream that does not end the command when its reader ends; a closed one stays closed."""
+    """Return an output stream that does not end the command when its reader ends; a closed one stays closed.
+
+    What a terminal without Unicode cannot show becomes a question mark.
+    """
+    if isinstance(stream, TextIOWrapper) and not stream.encoding.lower().startswith("utf"):
+        stream.reconfigure(errors="replace")
     return cast(TextIO, LastingOutput(stream)) if stream is not None else stream
 
 
@@ -111,7 +117,7 @@ def log_to(path: Path, verbose: bool) -> None:
     """Write the driver's log to a file, and to the terminal if ``verbose``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     logging.raiseExceptions = False  # no tracebacks if the log cannot be written because the disk is full
-    handlers: list[logging.Handler] = [logging.FileHandler(path)]
+    handlers: list[logging.Handler] = [logging.FileHandler(path, encoding="utf-8")]
     if verbose:
         handlers.append(logging.StreamHandler())
     logging.basicConfig(level=logging.INFO, handlers=handlers, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

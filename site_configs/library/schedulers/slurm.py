@@ -147,7 +147,8 @@ def has_answered(reply: Reply) -> bool:
     """Return True if a command has reached its daemon; some versions report a failure with the exit code 0."""
     text = f"{reply.error}\n{reply.out}".lower()
     nothing_but_errors = "error:" in reply.error.lower() and not reply.out.strip()
-    return reply.ok and not nothing_but_errors and not any(sign in text for sign in NO_CONTROLLER)
+    wrapped = "|" not in reply.out and re.search(r"^(squeue|sacct): error:", reply.out, re.MULTILINE)  # by "2>&1"
+    return reply.ok and not nothing_but_errors and not wrapped and not any(sign in text for sign in NO_CONTROLLER)
 
 
 def live_jobs(rows: Iterable[QueueRow]) -> Iterable[JobFacts]:

@@ -54,6 +54,10 @@ def test_round_trip_keeps_every_field(kind, travel):
 def test_text_has_place_file_and_remedy():
     error = ArtifactError("wrong size", site="aurora", round=0, file="/x/y", remedy="Fetch it again")
     assert str(error) == "site aurora, round 0: wrong size (/x/y). Fetch it again"
+    assert (
+        str(UserMistake("no site 'a', did you mean 'b'?", remedy="Name one"))
+        == "no site 'a', did you mean 'b'? Name one"
+    )
 
 
 def test_text_without_a_place():

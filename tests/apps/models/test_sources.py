@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from patience import patience
 
 from apps.base.errors import UserMistake
 from apps.models import sources
@@ -99,7 +100,7 @@ def test_processes_that_start_together_convert_once(cache, monkeypatch):
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(30)
+        worker.join(patience(30))
     assert [worker.exitcode for worker in workers] == [0] * 4
     assert len((cache / "conversions").read_text().split()) == 1
     assert sources.is_converted(PACKAGED)

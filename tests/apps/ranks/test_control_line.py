@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
+from patience import patience
 from training_site import wait_until
 
 from apps.base.errors import StorageError
@@ -98,14 +99,14 @@ def test_ranks_receive_a_stop_request(worker):
     wait_for(worker, lambda: len(worker.peers) == 2)
     worker.request_stop()
     worker.request_stop()
-    assert [process.wait(20) for process in processes] == [0, 0]
+    assert [process.wait(patience(20)) for process in processes] == [0, 0]
 
 
 def test_ranks_end_with_the_worker(worker):
     processes = [rank(worker, number, "wait") for number in range(2)]
     wait_for(worker, lambda: len(worker.peers) == 2)
     worker.close()
-    assert [process.wait(20) for process in processes] == [WORKER_LOST, WORKER_LOST]
+    assert [process.wait(patience(20)) for process in processes] == [WORKER_LOST, WORKER_LOST]
     worker.selector = WorkerEnd("127.0.0.1").selector
 
 
@@ -114,7 +115,7 @@ def test_ranks_that_were_not_accepted_yet_end_too():
     process = rank(worker, 0, "wait")
     wait_until(lambda: process.poll() is None and _connections(process.pid))
     worker.close()
-    assert process.wait(20) == WORKER_LOST
+    assert process.wait(patience(20)) == WORKER_LOST
 
 
 def test_jobs_come_one_after_the_other_each_with_its_own_stop(worker):
@@ -131,7 +132,7 @@ def test_jobs_come_one_after_the_other_each_with_its_own_stop(worker):
         found.append(worker.peers[0].result)
     assert found == [{"job": n, "stopped": bool(n % 2)} for n in range(4)]
     worker.end()
-    assert process.wait(20) == 0
+    assert process.wait(patience(20)) == 0
     worker.selector = WorkerEnd("127.0.0.1").selector
 
 
@@ -146,7 +147,7 @@ def test_a_rank_that_waits_uses_no_processor_and_ends_with_the_worker(worker):
     after = psutil.Process(process.pid).cpu_times()
     assert after.user + after.system - before.user - before.system < 0.05
     worker.close()
-    assert process.wait(20) == WORKER_LOST
+    assert process.wait(patience(20)) == WORKER_LOST
     worker.selector = WorkerEnd("127.0.0.1").selector
 
 

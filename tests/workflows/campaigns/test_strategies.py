@@ -6,12 +6,12 @@ import os
 import random
 import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from campaigns import command, environment, journal, run, tasks_done, write_campaign
+from patience import wait_until
 
 from workflows.dataflow.replay import decode_event
 from workflows.planning.campaign_file import load_campaign
@@ -85,11 +85,11 @@ def test_a_late_site_is_left_out_of_its_round_and_its_update_never_counts(tmp_pa
 
 def wait_for_events(driver: subprocess.Popen[bytes], run_dir: Path, count: int) -> None:
     """Until the strategy has been told of so many events."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and driver.poll() is None:
-        if (run_dir / "journal.jsonl").exists() and len(journal(run_dir, "strategy_event")) >= count:
-            return
-        time.sleep(0.01)
+
+    def told() -> bool:
+        return (run_dir / "journal.jsonl").exists() and len(journal(run_dir, "strategy_event")) >= count
+
+    wait_until(told, 120, unless=lambda: driver.poll() is not None)
 
 
 def replayed(run_dir: Path) -> list[Aggregate]:

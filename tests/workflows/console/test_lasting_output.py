@@ -52,6 +52,14 @@ def test_the_work_is_done_and_keeps_its_exit_code(line: str, tmp_path: Path) -> 
     assert "Traceback" not in ended.stderr and "BrokenPipe" not in ended.stderr
 
 
+def test_a_terminal_without_unicode_shows_what_it_can(tmp_path: Path) -> None:
+    text = WORK.replace("a line for the user", "0 \u2192 1 \u00fc")
+    (tmp_path / "work.py").write_text(text, encoding="utf-8")
+    own = {**environment(), "PYTHONPATH": str(PROJECT), "PYTHONIOENCODING": "latin-1"}
+    ended = subprocess.run([sys.executable, "work.py", "end"], cwd=tmp_path, env=own, capture_output=True)
+    assert ended.returncode == 7 and ended.stdout.startswith(b"0 ? 1 \xfc\n")
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_every_script_is_run_so(script: Path) -> None:
     last = ast.parse(script.read_text()).body[-1]

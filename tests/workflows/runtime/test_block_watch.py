@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 from campaigns import journal as records
+from patience import patience, wait_until
 
 from apps.base.errors import CrossfedError, StorageError
 from site_configs.library.providers import SlurmBlocks
@@ -285,13 +285,6 @@ def test_a_requeued_job_waits_again_and_has_begun_once(world: World) -> None:
 # -- the thread -------------------------------------------------------------------------------------------------
 
 
-def wait_until(happened: Callable[[], Any]) -> None:
-    until = time.monotonic() + 20
-    while not happened():
-        assert time.monotonic() < until
-        time.sleep(0.005)
-
-
 def test_it_looks_by_itself_and_survives_an_answer_that_nobody_foresaw(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -314,7 +307,7 @@ def test_it_looks_by_itself_and_survives_an_answer_that_nobody_foresaw(
 def test_it_ends_with_a_journal_that_cannot_be_written(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(world.watch.journal, "write", full_disk)
     world.watch.start()
-    world.watch.thread.join(20)
+    world.watch.thread.join(patience(20))
     assert not world.watch.thread.is_alive()
 
 

@@ -20,12 +20,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from parsl import python_app
-from parsl.config import Config
-from parsl.dataflow.dflow import DataFlowKernel
 from parsl.dataflow.memoization import BasicMemoizer
 from parsl.executors.errors import BadStateException
 from parsl.jobs.states import JobState, JobStatus
 from parsl.launchers.base import Launcher
+from parsl_kernel import genuine_kernel
+from patience import patience
 
 from apps.base.errors import UserMistake
 from apps.base.own_packages import ROOT
@@ -397,24 +397,15 @@ def test_with_real_parsl_a_site_that_refuses_every_block_is_given_up(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr(block_failures, "FIRST_WAIT_S", 0.0)
     failures: list[BlockFailure] = []
-    patience = BlockFailureHandler(lambda site, failure: failures.append(failure))
+    handler = BlockFailureHandler(lambda site, failure: failures.append(failure))
     (tmp_path / "logs").mkdir()
-    executor = make_executor(batch_site(tmp_path), tmp_path, patience)
-    config = Config(
-        executors=[executor],
-        strategy="simple",
-        strategy_period=0.05,
-        run_dir=str(tmp_path / "parsl"),
-        initialize_logging=False,
-        usage_tracking=0,
-    )
-    kernel = object.__new__(Kernel)
-    with DataFlowKernel(config) as kernel.kernel:
+    executor = make_executor(batch_site(tmp_path), tmp_path, handler)
+    with genuine_kernel([executor], tmp_path, strategy_period=0.05) as kernel:
         future = python_app(abs, data_flow_kernel=kernel.kernel, executors=["alpha"])(-1)
-        assert future.exception(timeout=60) is not None
+        assert future.exception(timeout=patience(60)) is not None
         error = root_cause(future)
         thread: Any = executor._result_queue_thread
-        thread.join(30)
+        thread.join(patience(30))
         assert not thread.is_alive() and kernel.dead_executors() == []
     assert str(error) == (
         f"site alpha: {MOST_FAILURES} blocks in a row have failed, the last:"

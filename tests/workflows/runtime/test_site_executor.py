@@ -17,10 +17,9 @@ from typing import Any
 
 import psutil
 import pytest
-from parsl.config import Config
-from parsl.dataflow.dflow import DataFlowKernel
 from parsl.executors.high_throughput.errors import VersionMismatch
 from parsl.providers import LocalProvider
+from parsl_kernel import genuine_kernel
 from patience import patience, wait_until
 
 from apps.base.errors import WorkersLost
@@ -105,18 +104,7 @@ def rig_of(folder: Path, sites: dict[str, Site]) -> Iterator[Rig]:
     patience = BlockFailureHandler(lambda site, failure: notes.write("block_failed", site=site))
     executors = [make_executor(site, run, patience) for site in sites.values()]
     retry = RetryPolicy({}, lambda label: None)
-    config = Config(
-        executors=executors,
-        retries=2,
-        retry_handler=retry,
-        strategy="simple",
-        strategy_period=0.1,
-        run_dir=str(run / "parsl"),
-        initialize_logging=False,
-        usage_tracking=0,
-    )
-    kernel = object.__new__(Kernel)
-    with DataFlowKernel(config) as kernel.kernel:
+    with genuine_kernel(executors, run, retries=2, retry_handler=retry, strategy_period=0.1) as kernel:
         kernel.run, kernel.patience = SimpleNamespace(journal=notes, path=run), patience  # type: ignore[assignment]
         kernel.plan = SimpleNamespace(sites=sites, machines=sites)  # type: ignore[assignment]
         kernel.watches = {name: SimpleNamespace(block=BLOCK, executor=None) for name in sites}  # type: ignore[misc]

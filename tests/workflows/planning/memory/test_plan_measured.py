@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from patience import patience
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import Gemma2Config, GPT2Config, LlamaConfig, MambaConfig, MixtralConfig, OPTConfig, Qwen3Config
 
@@ -269,7 +270,7 @@ def test_the_peak_of_fsdp2(sharding):
         [sys.executable, "-c", FSDP_PEAK, sharding],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=patience(120),
         check=False,
         cwd=Path(__file__).parents[4],
     )
