@@ -10,7 +10,6 @@ import errno
 import logging
 import os
 import secrets
-import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -18,8 +17,8 @@ from typing import Any, cast
 
 from apps.artifacts.manifests import Manifest
 from apps.artifacts.store import Artifact, artifact_path, verify
-from apps.artifacts.update_checks import UpdateRules, check_update
-from apps.base.errors import ArtifactError, placed
+from apps.artifacts.update_checks import UpdateRules, check_size, check_update
+from apps.base.errors import ArtifactError, UpdateRefused, placed
 from apps.base.files import atomic_file, cannot_write, inside
 from apps.base.identity import Place
 from data.files import UNFINISHED
@@ -55,7 +54,7 @@ def move(artifact: Artifact, source: str, destination: str, link: bool = False) 
         origin, target = artifact_path(source, artifact), artifact_path(destination, artifact)
         linked = link and _link(origin, target)
         if not linked:
-            _copy(origin, target)
+            _copy(origin, target, artifact["nbytes"])
         try:
             verify(destination, artifact)
             return 0 if linked else artifact["nbytes"]
@@ -66,9 +65,13 @@ def move(artifact: Artifact, source: str, destination: str, link: bool = False) 
     )
 
 
-def _copy(origin: Path, target: Path) -> None:
+def _copy(origin: Path, target: Path, nbytes: int) -> None:
+    """Copy a file, at most one byte more than it should have: it may still grow."""
+    left = nbytes + 1
     with open(origin, "rb") as reader, atomic_file(target.parent, target.name) as writer:
-        shutil.copyfileobj(reader, writer, 1 << 22)
+        while left and (piece := reader.read(min(1 << 22, left))):
+            writer.write(piece)
+            left -= len(piece)
 
 
 def _link(origin: Path, target: Path) -> bool:
@@ -168,8 +171,13 @@ def stage_in(
     started = time.time()
     site_manifest: Manifest = cast(dict[str, Any], manifest).get("manifest", manifest)
     with placed(**place):
+        check_size(manifest, base["artifact"], destination, rules)
         moved = move(manifest["artifact"], source, destination, link)
-        norm = check_update(manifest, base["artifact"], destination, rules)
+        try:
+            norm = check_update(manifest, base["artifact"], destination, rules)
+        except UpdateRefused:
+            _discard(manifest["artifact"], base["artifact"], destination)
+            raise
     return {
         "artifact": manifest["artifact"],
         "base": base["artifact"],
@@ -182,6 +190,13 @@ def stage_in(
         "started": started,
         "ended": time.time(),
     }
+
+
+def _discard(update: Artifact, base: Artifact, store: str) -> None:
+    """Delete a refused update at the server, unless it is the model itself."""
+    if update["sha256"] != base["sha256"]:
+        with suppress(OSError):
+            artifact_path(store, update).unlink()
 
 
 def forget(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,8 +13,9 @@ from typing import Any
 
 from facilities.globus.transfer_fixtures import TransferFacility
 from patience import patience
-from transfer_driver import QUICK, TASK_ID, Run, globus_site, make_artifact, place
+from transfer_driver import QUICK, TASK_ID, Run, globus_site, make_artifact, place, save_random
 
+from apps.artifacts.update_checks import UpdateRules
 from site_configs.library.site import Collection
 from workflows.globus.identity import globus_app, transfer_client
 from workflows.globus.transfer.calls import Backoff
@@ -48,7 +48,7 @@ class Scene:
         )
         self.run.path.mkdir(parents=True)
         self.stagings: list[GlobusStaging] = []
-        self.model = {"artifact": make_artifact(self.run.store, os.urandom(MIB)), "frozen": "abc"}
+        self.model = {"artifact": save_random(self.run.store, MIB), "frozen": "abc"}
 
     def staging(self, backoff: Backoff = QUICK, **settings: Any) -> GlobusStaging:
         """Close the earlier drivers and return the staging of another driver on the same run."""
@@ -80,7 +80,8 @@ class Scene:
         return manifest
 
     def fetch(self, staging: GlobusStaging, manifest: Any, attempt: int = 1) -> dict[str, Any]:
-        return staging.fetch(place(), manifest, str(self.run.store), attempt)
+        rules: UpdateRules = {"method": "full", "max_update_norm": None}
+        return staging.fetch(place(), manifest, self.model, str(self.run.store), rules, attempt)
 
     def has_record(self, event: str) -> bool:
         """Return True if the journal has a record of this event."""

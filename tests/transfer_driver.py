@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apps.artifacts.store import Artifact, sha256_file
+from apps.artifacts.store import Artifact, sha256_file, write_artifact
 from apps.base.identity import Place
 from site_configs.library.site import Collection, Site
 from workflows.globus.transfer.calls import Backoff
@@ -38,6 +39,12 @@ def make_artifact(store: Path, content: bytes) -> Artifact:
     sha256 = sha256_file(path)
     path.rename(store / f"{sha256}.safetensors")
     return Artifact(sha256=sha256, nbytes=len(content), kind="model")
+
+
+def save_random(store: Path, nbytes: int) -> Artifact:
+    """Write a model of one tensor with random content."""
+    shapes = {"w": ("U8", (nbytes,))}
+    return write_artifact(store, shapes, [("w", [os.urandom(nbytes)])], "model")
 
 
 @dataclass(frozen=True)

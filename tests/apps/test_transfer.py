@@ -84,12 +84,13 @@ def test_copy_that_goes_wrong_is_repeated(stores, monkeypatch):
     model = model_in(server)
     calls = []
 
-    def bad_at_first(reader, writer, _length):
-        content = reader.read()
+    def bad_at_first(origin, target, _nbytes):
+        content = origin.read_bytes()
         calls.append(len(content))
-        writer.write(content if len(calls) == 3 else content[:-1] + b"\7")
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(content if len(calls) == 3 else content[:-1] + b"\7")
 
-    monkeypatch.setattr(transfer.shutil, "copyfileobj", bad_at_first)
+    monkeypatch.setattr(transfer, "_copy", bad_at_first)
     assert move(model["artifact"], server, site) == model["artifact"]["nbytes"]
     assert len(calls) == 3
 
@@ -97,7 +98,8 @@ def test_copy_that_goes_wrong_is_repeated(stores, monkeypatch):
 def test_copy_that_always_goes_wrong_is_given_up(stores, monkeypatch):
     server, site = stores
     model = model_in(server)
-    monkeypatch.setattr(transfer.shutil, "copyfileobj", lambda _reader, writer, _length: writer.write(b"junk"))
+    copy = transfer._copy
+    monkeypatch.setattr(transfer, "_copy", lambda origin, target, _nbytes: copy(origin, target, 7))
     with pytest.raises(ArtifactError, match=r"site aurora, round 2: the copy was damaged 3 times.*Check the disk"):
         stage_out(PLACE, model, server, site)
 
@@ -164,8 +166,24 @@ def test_update_that_breaks_a_rule_is_refused_after_the_move(stores):
     with pytest.raises(UpdateRefused, match=r"values that are not finite in tensor 'w': 1,000") as caught:
         stage_in(PLACE, manifest, base, site, server, RULES)
     assert (caught.value.site, caught.value.round) == ("aurora", 2)
+    assert not artifact_path(server, manifest["artifact"]).exists()
     with pytest.raises(UpdateRefused, match="norm"):
         stage_in(PLACE, *staged(server, site), site, server, RULES | {"max_update_norm": 1.0})
+
+
+def test_an_update_larger_than_its_model_is_refused_before_it_moves(stores):
+    server, site = stores
+    manifest, base = staged(server, site)
+    large = save_tensors(site, {"w": torch.zeros(100_000)}, "update")
+    with pytest.raises(UpdateRefused, match=r"site aurora, round 2: .*it has 400,0.. bytes, one of this model has 4,0"):
+        stage_in(PLACE, manifest | {"artifact": large}, base, site, server, RULES)
+    assert not artifact_path(server, large).exists()
+
+
+def test_a_file_that_grows_while_it_is_copied_ends_with_its_size(tmp_path):
+    (tmp_path / "from").write_bytes(bytes(1000))
+    transfer._copy(tmp_path / "from", tmp_path / "to", 10)
+    assert (tmp_path / "to").stat().st_size == 11
 
 
 def test_a_link_moves_no_bytes_and_is_verified(stores):

@@ -71,7 +71,7 @@ class TransferStaging:
         return self.send(place, model, self.server, self.site, attempt)
 
     def stage_in(self, place: Place, manifest: Any, base: Any, attempt: int) -> Any:
-        fetched = self.fetch(place, manifest, self.server, attempt)
+        fetched = self.fetch(place, manifest, base, self.server, self.rules, attempt)
         return self.check(place, fetched, base, self.server, self.server, self.rules)
 
     def forget(self, place: Place, base: Any, earlier: Any, manifest: Any) -> Any:

@@ -83,7 +83,7 @@ def test_globus_transfers_and_the_server_checks_what_arrives() -> None:
     far.forget(place, "base", "earlier", "manifest")
     assert calls.calls == [
         ("send", "far", 3, ("model", HERE, "/p/far/artifacts", 2), "transfers"),
-        ("fetch", "far", 3, ("manifest", HERE, 2), "transfers"),
+        ("fetch", "far", 3, ("manifest", "base", HERE, "rules", 2), "transfers"),
         ("stage_in", "far", 3, ("fetch of far", "base", HERE, HERE, "rules"), "server"),
         ("forget_at_collection", "far", 3, ("base", "earlier", "manifest"), "transfers"),
     ]

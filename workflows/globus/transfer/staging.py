@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from apps.artifacts.manifests import Manifest, manifest_path
 from apps.artifacts.store import Artifact, artifact_path, verify
+from apps.artifacts.update_checks import UpdateRules, check_size
 from apps.base.errors import ArtifactError, UpdateRefused, placed
 from apps.base.files import cannot_write
 from apps.base.identity import Place, identity
@@ -112,20 +113,30 @@ class GlobusStaging:
             "ended": state.ended,
         }
 
-    def fetch(self, place: Place, manifest: Manifest, store_here: str, attempt: int) -> dict[str, Any]:
+    def fetch(
+        self,
+        place: Place,
+        manifest: Manifest,
+        base: dict[str, Any],
+        store_here: str,
+        rules: UpdateRules,
+        attempt: int,
+    ) -> dict[str, Any]:
         """Transfer a site's update to the server, and its manifest into the run directory's ``manifests/SITE``.
 
         Args:
             place: the site and the round.
             manifest: the site's record of the update.
-            store_here: the server's folder of artifacts, in the run directory.
+            base: the result of ``send`` that the training started from.
+            store_here: the server's folder of artifacts, in the run directory; it holds the base.
+            rules: of the campaign, for updates.
             attempt: each is a transfer of its own.
 
         Returns:
             The manifest, but with store, bytes and times of this transfer; ``manifest`` in it is the site's own.
 
         Raises:
-            UpdateRefused: the manifest has a malformed name.
+            UpdateRefused: the manifest has a malformed name, or an update of this model has fewer bytes.
             ArtifactError: the site does not have the update any more, or it is damaged; training again repairs that.
             TransferFailed: the transfer failed.
             TransferDetached: the driver stops.
@@ -133,6 +144,7 @@ class GlobusStaging:
         moved, started, ended = 0, time.time(), 0.0
         with placed(**place):
             _check_names(manifest)
+            check_size(manifest, base["artifact"], store_here, rules)
             if not _is_whole(store_here, manifest["artifact"]):
                 state = self._fetch(place, manifest, store_here, attempt)
                 moved, started, ended = manifest["artifact"]["nbytes"], state.began, state.ended
@@ -231,6 +243,8 @@ class GlobusStaging:
             if files[0][0] in result.missing:
                 raise ArtifactError("the update is not at the site any more", file=str(pairs[0][0]))
             # Globus compares with what it has read; this compares with what the site has written
+            if not _is_whole(store_here, artifact):
+                artifact_path(store_here, artifact).unlink(missing_ok=True)
             verify(store_here, artifact)
 
         return self.in_flight.once(

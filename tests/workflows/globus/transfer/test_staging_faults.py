@@ -201,6 +201,15 @@ def test_a_folder_that_the_collection_does_not_show_is_reported(scene: Scene):
         scene.send(scene.staging())
 
 
+def test_more_bytes_than_the_model_needs_are_not_fetched(scene: Scene):
+    said = scene.manifest(bytes(2 << 20))
+    with pytest.raises(
+        UpdateRefused, match=r"site polaris, round 1: .*it has 2,097,152 bytes, one of this model has 1,"
+    ):
+        scene.fetch(scene.staging(), said)
+    assert scene.transfer.tasks == []
+
+
 @pytest.mark.parametrize("bad", [{"task_id": "../x"}, {"artifact": {"sha256": "../../etc/passwd", "nbytes": 1}}])
 def test_a_site_cannot_name_our_files(scene: Scene, bad: dict[str, Any]):
     with pytest.raises(UpdateRefused, match="site polaris, round 1: the manifest names"):
