@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apps.artifacts.store import Artifact, sha256_file, write_artifact
+from apps.artifacts.store import Artifact, layout, sha256_file, write_artifact
 from apps.base.identity import Place
 from site_configs.library.site import Collection, Site
 from workflows.globus.transfer.calls import Backoff
@@ -42,9 +42,9 @@ def make_artifact(store: Path, content: bytes) -> Artifact:
 
 
 def save_random(store: Path, nbytes: int) -> Artifact:
-    """Write a model of one tensor with random content."""
-    shapes = {"w": ("U8", (nbytes,))}
-    return write_artifact(store, shapes, [("w", [os.urandom(nbytes)])], "model")
+    """Write a model of one tensor with random content, so many bytes with its header."""
+    count = nbytes - len(layout({"w": ("U8", (nbytes,))})[0])
+    return write_artifact(store, {"w": ("U8", (count,))}, [("w", [os.urandom(count)])], "model")
 
 
 @dataclass(frozen=True)

@@ -65,17 +65,13 @@ def check_size(manifest: Manifest, base: Artifact, store: str | Path, rules: Upd
         rules: of the campaign.
 
     Raises:
-        UpdateRefused: with the sizes, the site and the round.
+        UpdateRefused: with both sizes.
     """
     head, header = layout({name: (spec.dtype, spec.shape) for name, spec in _wanted(base, store, rules).items()})
     limit = max((spec.end for spec in header.values()), default=len(head))
     nbytes = manifest["artifact"]["nbytes"]
     if nbytes > limit:
-        raise UpdateRefused(
-            f"update refused: it has {nbytes:,} bytes, one of this model has {limit:,}",
-            site=manifest["site"],
-            round=manifest["round"],
-        )
+        raise UpdateRefused(f"update refused: it has {nbytes:,} bytes, one of this model has {limit:,}")
 
 
 def _wanted(base: Artifact, store: str | Path, rules: UpdateRules) -> Header:

@@ -243,9 +243,11 @@ class GlobusStaging:
             if files[0][0] in result.missing:
                 raise ArtifactError("the update is not at the site any more", file=str(pairs[0][0]))
             # Globus compares with what it has read; this compares with what the site has written
-            if not _is_whole(store_here, artifact):
+            try:
+                verify(store_here, artifact)
+            except ArtifactError:
                 artifact_path(store_here, artifact).unlink(missing_ok=True)
-            verify(store_here, artifact)
+                raise
 
         return self.in_flight.once(
             transfer, lambda progress: self.queue.run(transfer, request, check, progress, anew=True)

@@ -189,7 +189,7 @@ def test_both_are_apps_of_parsl(scene: Scene, tmp_path: Path):
         )
         store = str(scene.run.store)
         sent = send(place(), scene.model, store, str(scene.run.at("polaris")), 1)
-        fetched = fetch(place(), said, store, 1)
+        fetched = fetch(place(), said, sent, store, {"method": "full", "max_update_norm": None}, 1)
         assert (sent.result()["nbytes_moved"], fetched.result()["nbytes_moved"]) == (MIB, 600_000)
     parsl.clear()
 
