@@ -45,7 +45,8 @@ class GlobusWorld:
         self, name: str, config: str = "local", variables: dict[str, str] | None = None, **settings: Any
     ) -> dict[str, Any]:
         """Add a site, whose agent runs with the template that a user would get; return its entry of a campaign."""
-        collection = self.transfer.add_collection(self.root / name, name, https=True)
+        shared = self.root / f"{name}-exchange"
+        collection = self.transfer.add_collection(shared, name, https=True, rules={"in": "rw", "out": "r"})
         self.sites[name] = collection
         entry = {
             "config": config,
@@ -53,7 +54,7 @@ class GlobusWorld:
             "storage_root": str(self.root / name / "data"),
             "python_env": sys.prefix,
             "collection": collection.id,
-            "collection_folder": str(self.root / name),
+            "collection_folder": str(shared),
             **settings,
         }
         # the endpoint has no id before it is set up, and the template does not depend on it
