@@ -181,6 +181,6 @@ def _require_collection(site: Site) -> None:
     if site.collection.shares(site.storage_root):
         raise SiteConfigError(
             f"storage_root: {site.storage_root} and {site.collection.folder}, which the collection shares, overlap:"
-            " the driver could read the site's records. Set storage_root to a folder beside it; or mapped: true, if it is"
-            " no guest collection"
+            " the driver could read the site's records. Set storage_root to a folder beside it; or mapped: true if this"
+            " is no guest collection"
         )

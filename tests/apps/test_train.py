@@ -249,9 +249,7 @@ def test_base_of_another_model_is_refused(site):
 
 
 def test_loss_that_is_not_finite_names_the_place(site):
-    broken = {
-        n: t + float("nan") for n, t in load_tensors(artifact_path(site.incoming, site.base["artifact"])).items()
-    }
+    broken = {n: t + float("nan") for n, t in load_tensors(artifact_path(site.incoming, site.base["artifact"])).items()}
     site.base = site.base | {"artifact": save_tensors(site.incoming, broken, "model")}
     with pytest.raises(TrainingError, match=r"site aurora, round 1: loss is nan at step 1"):
         site.train()

@@ -35,7 +35,9 @@ def examine_site(app: GlobusApp, site: Site, limit_s: float = ANSWER_LIMIT_S) ->
     """
     assert site.endpoint is not None and site.python_env is not None
     target = CallTarget(site.name, site.endpoint.files, str(site.python_env / "bin" / "python"), {})
-    request = pack(EXAMINE, [Place(site=site.name, round=0), str(site.storage_root), str(site.outgoing)], dict(site.environment))
+    request = pack(
+        EXAMINE, [Place(site=site.name, round=0), str(site.storage_root), str(site.outgoing)], dict(site.environment)
+    )
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(Path(folder) / "journal.jsonl")
         service = ComputeService(partial(compute_client, app), journal)

@@ -122,7 +122,10 @@ def test_a_batch_site_may_use_globus_transfer(tmp_path: Path) -> None:
         ({"collection": "x"}, "collection: 'x' is not a UUID"),
         ({"collection_folder": None}, "collection needs collection_folder: the folder of the site's file system"),
         ({"collection_folder": "ABC"}, "collection_folder: ABC is relative"),
-        ({"storage_root": "/eagle/ABC/shown/x"}, "storage_root: /eagle/ABC/shown/x/run/there and /eagle/ABC/shown, .*overlap"),
+        (
+            {"storage_root": "/eagle/ABC/shown/x"},
+            "storage_root: /eagle/ABC/shown/x/run/there and /eagle/ABC/shown, .*overlap",
+        ),
         ({"collection_folder": "/"}, "storage_root: .* and /, which the collection shares, .*Set .*or mapped: true"),
         ({"collection_folder": "/eagle/ABC/crossfed/run/there/x"}, "storage_root: .* overlap"),
         ({"exchange": "/home/ada"}, "exchange: /home/ada/in/run/there is not below /eagle/ABC/shown, .*Set exchange"),

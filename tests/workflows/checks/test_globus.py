@@ -238,7 +238,10 @@ def test_a_collection_that_shows_another_folder(scene: Scene) -> None:
 
 def marked(site: Site, versions: dict[str, Any]) -> dict[str, Any]:
     """What the genuine ``examine_site`` does at a site."""
-    return {**examine_site(Place(site=site.name, round=0), str(site.storage_root), str(site.outgoing)), "versions": versions}
+    return {
+        **examine_site(Place(site=site.name, round=0), str(site.storage_root), str(site.outgoing)),
+        "versions": versions,
+    }
 
 
 def test_versions_of_agents() -> None:

@@ -286,7 +286,15 @@ def test_from_a_campaign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
             "local: --agent: /d-exchange/agent and /d-exchange, which .* Put it beside /d-exchange",
         ),
         (
-            ["local", *sets("storage_root=/d", "python_env=/e", f"collection={setup_site.NO_ENDPOINT_YET}", "collection_folder=/d")],
+            [
+                "local",
+                *sets(
+                    "storage_root=/d",
+                    "python_env=/e",
+                    f"collection={setup_site.NO_ENDPOINT_YET}",
+                    "collection_folder=/d",
+                ),
+            ],
             "local: storage_root: /d and /d, which .* Set storage_root to a folder beside it",
         ),
     ],

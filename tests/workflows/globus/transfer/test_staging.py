@@ -94,7 +94,7 @@ def test_what_is_larger_than_the_model_is_not_fetched(scene: Scene):
 
 
 def test_what_is_private_to_the_site_is_out_of_reach(scene: Scene):
-    """The driver's own client asks for a site's records: by their path, and through a link in the folder it may write."""
+    """The driver's own client asks for a site's records, by their path and through a link in the incoming folder."""
     private = scene.run.sites["polaris"].storage_root
     (private / "shard").mkdir(parents=True)
     (private / "shard" / "records.jsonl").write_text("secret")
