@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from apps.base.error_records import error_record
 from apps.base.errors import CrossfedError, TaskError
+from apps.remote.admission import carry_out
 
 FUNCTIONS = (
     "apps.train:enrol",
@@ -25,9 +27,14 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         ``{"result": ...}``, or ``{"error": ErrorRecord}``.
     """
     try:
-        return {"result": find_function(request["function"])(*request["args"])}
+        run = partial(_run_function, request["function"])
+        return {"result": carry_out(request, run, behind_endpoint=True)}
     except CrossfedError as error:
         return {"error": error_record(error)}
+
+
+def _run_function(name: str, *args: Any) -> Any:
+    return find_function(name)(*args)
 
 
 def find_function(name: str) -> Callable[..., Any]:

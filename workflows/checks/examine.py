@@ -27,15 +27,15 @@ JOIN_S = 30.0  # the journal is closed after the last request
 ANSWER_LIMIT_S = 300.0  # an idle endpoint takes half a minute to start a worker
 
 
-def examine_site(app: GlobusApp, site: Site, limit_s: float = ANSWER_LIMIT_S) -> Mapping[str, Any]:
+def examine_site(app: GlobusApp, site: Site, campaign: str, limit_s: float = ANSWER_LIMIT_S) -> Mapping[str, Any]:
     """Return the result of ``apps.site.examine_site`` at a site.
 
     Raises:
         CrossfedError: no answer, or the site's error.
     """
-    assert site.endpoint is not None and site.python_env is not None
-    target = CallTarget(site.name, site.endpoint.files, str(site.python_env / "bin" / "python"), {})
-    request = pack(EXAMINE, [Place(site=site.name, round=0), str(site.storage_root)], dict(site.environment))
+    assert site.endpoint is not None
+    target = CallTarget(site.name, site.endpoint.files)
+    request = pack(EXAMINE, [Place(site=site.name, round=0), str(site.storage_root)], campaign)
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(Path(folder) / "journal.jsonl")
         service = ComputeService(partial(compute_client, app), journal)
