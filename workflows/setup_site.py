@@ -59,7 +59,7 @@ class SetupRequest:
     name: str
     config: str
     settings: dict[str, Any]
-    offered: Offered = Offered()
+    offered: Offered
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -96,7 +96,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--function",
         type=UUID,
         metavar="UUID",
-        help="the function that the endpoints accept; default: the one that this login has registered, or registers now",
+        help="the only function that the endpoints accept; default: the one that this login registers",
     )
     parser.add_argument("--no-files", action="store_true", help="no endpoint on a login node")
     return parser.parse_args(arguments)

@@ -75,8 +75,8 @@ def _endpoint_policy() -> Path:
 
 
 def _require_interpreter(policy: Policy) -> None:
-    if policy.python is not None and os.path.abspath(sys.executable) != policy.python:
-        raise refuse("python", os.path.abspath(sys.executable), policy.python)
+    if policy.python is not None and sys.executable != policy.python:
+        raise refuse("python", sys.executable, policy.python)
 
 
 def _run(policy: Policy, request: SiteRequest, run: Run, entry: LogEntry) -> Any:

@@ -155,7 +155,7 @@ def filled(policy: Policy, request: SiteRequest) -> SiteRequest:
     if not data["source"]:
         data["source"] = _only("data", policy.data)
     if not model["source"]:
-        model["source"] = _only("models", policy.models and tuple(m.source for m in policy.models))
+        model["source"] = _only("models", None if policy.models is ANY else tuple(m.source for m in policy.models))
     if not parallel["launch"] and policy.launch:
         parallel["launch"] = list(policy.launch)
     own = {"data": data, "model": model, "parallel": parallel, "withheld": list(withheld(policy, request))}
@@ -194,7 +194,7 @@ def _at_most(rule: str, limit: float | None, asked: float) -> None:
 
 def _within(rule: str, folder: str, asked: str) -> None:
     """Check that a path is a folder or lies below it, with all links followed."""
-    plain = os.path.isabs(asked) and os.path.normpath(asked) == asked
+    plain = Path(asked).is_absolute() and os.path.normpath(asked) == asked
     if not plain or not Path(os.path.realpath(asked)).is_relative_to(os.path.realpath(folder)):
         raise refuse(rule, asked, folder)
 

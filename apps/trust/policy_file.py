@@ -73,7 +73,7 @@ def _own_text(path: Path) -> str:
         if not stat.S_ISREG(facts.st_mode):
             raise ValueError("it is no file")
         _require_own("it", facts)
-        _require_own(f"its folder {path.parent}", os.stat(path.parent))
+        _require_own(f"its folder {path.parent}", path.parent.stat())
         return stream.read(LARGEST_FILE).decode()
 
 
@@ -146,7 +146,7 @@ def overlap(one: str, other: str) -> bool:
 
 
 def _path(value: Any) -> str:
-    if not isinstance(value, str) or not os.path.isabs(value) or os.path.normpath(value) != value:
+    if not isinstance(value, str) or not Path(value).is_absolute() or os.path.normpath(value) != value:
         raise ValueError(f"{value!r} is no whole path without '..'")
     return value
 

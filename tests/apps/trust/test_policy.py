@@ -29,7 +29,7 @@ from apps.trust.usage import TaskUsage, counted, read_usage, usage_path
 TRAIN, ENROL = "apps.train:local_train", "apps.train:enrol"
 PRINT = "f" * 64
 STRICT: dict[str, Any] = {
-    "python": os.path.abspath(sys.executable),
+    "python": sys.executable,
     "data": ["embedded"],
     "models": ["tiny"],
     "learning_files": [],

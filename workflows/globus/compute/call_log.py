@@ -36,7 +36,7 @@ class CallLog:
         self.is_forgotten = False
 
     def forgotten(self) -> None:
-        """The service does not know the function any more."""
+        """Take note that the service does not know the function any more."""
         self.is_forgotten = True
 
     def adopt(self, call: Call) -> list[tuple[str, float]]:

@@ -29,7 +29,7 @@ def endpoint_files(
     settings: Mapping[str, Any],
     options: EndpointOptions,
     with_files: bool,
-    offered: Offered = Offered(),
+    offered: Offered,
 ) -> dict[str, str]:
     """Return the content of all files by their names in the folder.
 
