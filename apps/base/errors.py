@@ -159,6 +159,10 @@ class PolicyRefused(CrossfedError):
         return rebuild, fields, {"rule": self.rule, "asked": self.asked, "allowed": self.allowed}
 
 
+class AnswerRefused(UpdateRefused):
+    """An answer of a site that cannot be read, has values of a wrong kind, or contradicts what was asked."""
+
+
 class VersionMismatch(CrossfedError):
     """A site runs another code version than the driver."""
 

@@ -22,7 +22,7 @@ from training_site import PLACE, PROJECT, Site, bare_environment, wait_until
 from apps.base import errors
 from apps.base.error_records import error_from, error_record
 from apps.base.errors import CrossfedError, EndpointProblem, PolicyRefused, TaskError, VersionMismatch
-from apps.remote.calls import FUNCTIONS, answer, find_function
+from apps.remote.calls import FUNCTIONS, answer_text, find_function
 from apps.remote.site_worker import answer_line
 from apps.training.progress import read_progress
 from apps.trust.policy_file import POLICY_VARIABLE
@@ -129,9 +129,10 @@ def test_unknown_kinds_become_task_errors(kind):
 
 def test_an_error_is_an_answer(tmp_path, monkeypatch):
     monkeypatch.setenv(POLICY_VARIABLE, str(write_policy(tmp_path / "policy", tmp_path)))
-    found = answer({"function": "apps.site:site_status", "args": [PLACE, str(tmp_path)]})
-    assert found["result"]["claims"] == []
-    assert answer({"function": "os:system", "args": ["true"]})["error"]["kind"] == "PolicyRefused"
+    status = {"function": "apps.site:site_status", "args": [PLACE, str(tmp_path)]}
+    assert json.loads(answer_text(json.dumps(status), FUNCTIONS))["result"]["claims"] == []
+    other = json.dumps({"function": "os:system", "args": ["true"]})
+    assert json.loads(answer_text(other, FUNCTIONS))["error"]["kind"] == "PolicyRefused"
     for line in (
         "no json",
         "[]",

@@ -19,7 +19,7 @@ from apps.base.errors import PolicyRefused, StorageError
 from apps.models.batches import DataSpec
 from apps.models.model import ModelSpec
 from apps.remote.admission import POLICY_VARIABLE
-from apps.remote.calls import answer
+from apps.remote.calls import FUNCTIONS, answer_text
 from apps.training.task import SiteWork
 from apps.trust import site_request
 from apps.trust.policy_file import READERS, read_policy
@@ -76,7 +76,7 @@ class Door:
 
     def ask(self, request: Any) -> Any:
         """Return the result; raise the error that a driver would see."""
-        found = answer(json.loads(json.dumps(request)))
+        found = json.loads(answer_text(json.dumps(request), FUNCTIONS))
         if "error" in found:
             raise error_from(found["error"])
         return found["result"]
