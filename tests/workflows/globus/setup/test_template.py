@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import tomllib
+from datetime import UTC, date, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,13 @@ MORE: dict[str, list[str]] = {
     "pbs": ["queue=gpu", "nodes=2", "walltime=1h", "gpus=4", "cores=32", "select=system=x"],
     "local": ["threads=2", "carrier=shared"],
 }
+
+
+@pytest.fixture(autouse=True)
+def no_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep this machine's own login out of the tests."""
+    monkeypatch.setenv("GLOBUS_COMPUTE_USER_DIR", str(tmp_path / "login"))
+    monkeypatch.setattr("workflows.globus.setup.policy.VALID", date(2027, 6, 30) - datetime.now(UTC).date())
 
 
 def arguments(machine: str) -> list[str]:
@@ -523,7 +531,7 @@ def test_shell_lines_reach_the_worker_as_they_are(tmp_path: Path) -> None:
 
 
 def test_a_template_is_made_without_a_file(tmp_path: Path) -> None:
-    assert training_template(site_of("polaris"), EndpointOptions(Path("/agent"))).startswith(
+    assert training_template(site_of("polaris"), EndpointOptions(Path("/agent"), Path("/p"))).startswith(
         "{#- crossfed: blocks of Polaris"
     )
 
