@@ -20,11 +20,13 @@ from apps.models.batches import DataSpec
 from apps.models.model import ModelSpec
 from apps.remote.admission import POLICY_VARIABLE
 from apps.remote.calls import FUNCTIONS, answer_text
-from apps.training.task import SiteWork
+from apps.training.task import SiteWork, task_identity
 from apps.trust import site_request
-from apps.trust.policy_file import READERS, read_policy
+from apps.trust.policy import filled
+from apps.trust.policy_file import READERS, account_policy, read_policy
 from apps.trust.request_log import LARGEST, log_request
 from apps.trust.usage import TaskUsage, counted, read_usage, usage_path
+from workflows.globus.compute.messages import without_sites_own
 
 TRAIN, ENROL = "apps.train:local_train", "apps.train:enrol"
 PRINT = "f" * 64
@@ -277,6 +279,43 @@ def test_without_a_policy_an_endpoint_does_nothing(door: Door, monkeypatch: pyte
     monkeypatch.setenv(POLICY_VARIABLE, "/no/such/crossfed-site.yaml")
     with pytest.raises(PolicyRefused, match="no policy file"):
         door.ask(door.call(ENROL))
+
+
+def test_a_driver_of_the_same_account_is_held_to_the_accounts_own_policy(
+    door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here it guards against mistakes; without the file nothing is restricted, and it covers the site's work only."""
+    place = tmp_path / ".crossfed" / "site.yaml"
+    monkeypatch.setattr("apps.remote.admission.account_policy", lambda: place)
+    request = json.dumps({**door.call(), "kwargs": {}})
+    assert "result" in json.loads(answer_text(request))
+    write_policy(place.parent, door.private, max_steps_per_request=1).rename(place)
+    assert json.loads(answer_text(request))["error"]["rule"] == "max_steps_per_request"
+    own = {"function": "apps.base.versions:code_version", "args": [], "kwargs": {}}
+    assert "result" in json.loads(answer_text(json.dumps(own)))
+    place.chmod(0o666)
+    assert json.loads(answer_text(request))["error"]["rule"] == "policy"
+
+
+def test_the_place_of_the_accounts_policy_is_no_matter_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = account_policy()
+    monkeypatch.setenv("HOME", "/elsewhere")
+    monkeypatch.setenv(POLICY_VARIABLE, "/elsewhere/site.yaml")
+    assert account_policy() == before
+
+
+def test_a_request_leaves_out_what_is_the_sites_own_and_is_the_same_task_there(door: Door) -> None:
+    """Driver and site must name the task alike: the driver looks for it in the site's files."""
+    arguments = door.site.arguments()
+    sent = without_sites_own(arguments, ())
+    work = sent[1]
+    assert (work["data"]["source"], work["model"]["source"], work["parallel"]["launch"]) == ("", "", [])
+    named = without_sites_own(arguments, ("data",))[1]
+    assert (named["data"]["source"], named["model"]["source"]) == ("embedded", "")
+    policy = read_policy(door.policy)
+    there = filled(policy, site_request.site_request({"function": TRAIN, "args": sent, "campaign": "demo"}))
+    assert there.work is not None and there.work["model"] == arguments[1]["model"]
+    assert task_identity(*there.arguments.values()) == task_identity(*arguments)
 
 
 def test_the_policy_is_read_again_for_every_request(door: Door) -> None:

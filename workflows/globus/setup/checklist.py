@@ -45,6 +45,8 @@ def checklist(site: Site, config: str, settings: Mapping[str, Any], options: End
         storage_root=storage_root,
         records=records_folder(storage_root),
         agent=options.agent,
+        policy=options.policy,
+        function=options.function,
         agent_package="globus-compute-endpoint",
         agent_version=version("globus-compute-sdk"),  # both are released together
         least_torch=LEAST_TORCH,

@@ -276,6 +276,21 @@ def test_a_function_that_the_service_has_lost_is_registered_again(tmp_path, agen
     assert len(run.events("compute_function")) == 2
 
 
+def test_the_function_is_registered_once_for_an_account(tmp_path, agent):
+    """Operators let their endpoints accept it by its id, so another run must not bring another one."""
+    for number in range(2):
+        with driver(tmp_path / f"run{number}", site_config(tmp_path, agent.endpoint_id)) as run:
+            run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(patience(20))
+    assert agent.service.count_calls("/functions$", "POST") == 1
+
+
+def test_an_endpoint_that_accepts_another_function_is_told_with_the_remedy(tmp_path, agent):
+    agent.handle = lambda _: (_ for _ in ()).throw(RuntimeError("Function 1 not permitted on endpoint 2"))
+    with drive(tmp_path, agent) as run:
+        with pytest.raises(EndpointProblem, match=r"site aurora: .*operator of the site.*--function UUID"):
+            run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(patience(20))
+
+
 def test_the_next_driver_adopts_what_is_open(tmp_path, agent, site):
     agent.running.clear()
     with drive(tmp_path, agent, site) as first:
