@@ -38,7 +38,7 @@ def require_private(work: SiteWork) -> None:
 def private_paths(work: SiteWork) -> dict[str, Path]:
     """Return the folders of records, state and code of a site, by what they are."""
     paths = {"storage_root": Path(work["root"]), "Python": Path(sys.prefix), "project": PROJECT}
-    if work["data"]["source"] != EMBEDDED:
+    if work["data"]["source"] not in ("", EMBEDDED):
         paths["data"] = Path(work["data"]["source"]).expanduser()
     model = Path(work["model"]["source"]).expanduser()
     return paths | ({"model": model} if model.is_absolute() else {})

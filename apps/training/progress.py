@@ -37,12 +37,13 @@ class ProgressFile:
         round: of the task.
         steps: that were asked for.
         out: folder of what leaves the site; if it is not below ``root``, the progress is written there too.
+        with_loss: False if losses must not leave the site.
     """
 
-    def __init__(self, root: Path, task_id: str, round: int, steps: int, out: Path) -> None:
+    def __init__(self, root: Path, task_id: str, round: int, steps: int, out: Path, *, with_loss: bool = True) -> None:
         folders = [root] if out.is_relative_to(root) else [root, out]
         self.paths = [folder / FILE for folder in folders]
-        self.task_id, self.round, self.steps = task_id, round, steps
+        self.task_id, self.round, self.steps, self.with_loss = task_id, round, steps, with_loss
         self.written = 0.0
 
     def phase(self, phase: str, step: int = 0) -> None:
@@ -62,7 +63,7 @@ class ProgressFile:
             phase=phase,
             step=step,
             steps=self.steps,
-            loss=loss,
+            loss=loss if self.with_loss else None,
             tokens_per_s=tokens_per_s,
             time=time.time(),
         )

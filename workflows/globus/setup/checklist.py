@@ -14,7 +14,7 @@ from site_configs.library.globus_settings import exchange_beside
 from site_configs.library.site import IN, OUT, Site
 from workflows.globus.remedies import LOGIN
 from workflows.globus.setup.render import render
-from workflows.globus.setup.template import EndpointOptions, user_endpoint_config
+from workflows.globus.setup.template import EndpointOptions, endpoints_folder, records_folder, user_endpoint_config
 
 TRAINING, FILES = "train", "files"
 LEAST_TORCH, TORCH_BEFORE = LOWEST["torch"], "3"  # as in pyproject.toml; a test compares
@@ -49,6 +49,8 @@ def checklist(site: Site, config: str, settings: Mapping[str, Any], options: End
         outgoing=OUT,
         records=records_folder(storage_root),
         agent=options.agent,
+        policy=options.policy,
+        function=options.function,
         agent_package="globus-compute-endpoint",
         agent_version=version("globus-compute-sdk"),  # both are released together
         least_torch=LEAST_TORCH,
@@ -71,16 +73,6 @@ def shared_folder(settings: Mapping[str, Any]) -> Path:
     """Return the folder that the collection shows: beside the storage root, which is private."""
     folder = settings.get("collection_folder")
     return Path(str(folder)) if folder else exchange_beside(Path(str(settings["storage_root"])))
-
-
-def endpoints_folder(storage_root: Path, name: str) -> Path:
-    """Return a folder for a site's endpoints: writable for compute nodes, and outside the collection."""
-    return storage_root.parent / "crossfed-endpoints" / name
-
-
-def records_folder(storage_root: Path) -> Path:
-    """Return a folder for the site's records: outside the folder that the collection shows."""
-    return storage_root.parent / f"{storage_root.name}-records"
 
 
 def needs_collection(settings: Mapping[str, Any]) -> bool:
