@@ -10,8 +10,8 @@ import errno
 import logging
 import os
 import secrets
-import shutil
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +20,7 @@ from apps.artifacts.manifests import Manifest, remove_update, require_acceptable
 from apps.artifacts.store import Artifact, artifact_path, verify
 from apps.artifacts.update_checks import UpdateRules, check_update
 from apps.base.errors import ArtifactError, UpdateRefused, placed
-from apps.base.files import atomic_file, cannot_write, inside
+from apps.base.files import atomic_file, cannot_read, cannot_write, inside
 from apps.base.identity import Place
 from data.files import UNFINISHED
 
@@ -30,7 +30,7 @@ NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS,
 
 
 def move(artifact: Artifact, source: str, destination: str, link: bool = False) -> int:
-    """Copy an artifact between stores and verify the copy.
+    """Copy an artifact between stores and verify the copy; it is read for its hash once if it is whole.
 
     Args:
         artifact: to be moved.
@@ -50,9 +50,10 @@ def move(artifact: Artifact, source: str, destination: str, link: bool = False) 
         return 0
     except ArtifactError:
         pass  # not there yet, or damaged: copied below
-    verify_or_delete(source, artifact)
+    origin, target = artifact_path(source, artifact), artifact_path(destination, artifact)
     for attempt in range(ATTEMPTS):
-        origin, target = artifact_path(source, artifact), artifact_path(destination, artifact)
+        if not origin.is_file() or origin.stat().st_size != artifact["nbytes"]:
+            verify_or_delete(source, artifact)
         linked = link and _link(origin, target)
         if not linked:
             _copy(origin, target)
@@ -60,16 +61,30 @@ def move(artifact: Artifact, source: str, destination: str, link: bool = False) 
             verify(destination, artifact)
             return 0 if linked else artifact["nbytes"]
         except ArtifactError as error:
-            target.unlink(missing_ok=True)
             logger.warning("attempt %d of %d: %s", attempt + 1, ATTEMPTS, error)
+            try:
+                verify_or_delete(source, artifact)
+            finally:
+                target.unlink(missing_ok=True)
     raise ArtifactError(
         f"the copy was damaged {ATTEMPTS} times", file=str(target), remedy="Check the disk, then resume"
     )
 
 
 def _copy(origin: Path, target: Path) -> None:
-    with open(origin, "rb") as reader, atomic_file(target.parent, target.name) as writer:
-        shutil.copyfileobj(reader, writer, 1 << 22)
+    with atomic_file(target.parent, target.name) as writer:
+        for piece in _pieces(origin):
+            writer.write(piece)
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    """Yield the content of a file; an error of reading is told as one of this file, not of its copy."""
+    try:
+        with open(path, "rb") as reader:
+            while piece := reader.read(1 << 22):
+                yield piece
+    except OSError as error:
+        raise cannot_read(path, error) from error
 
 
 def _link(origin: Path, target: Path) -> bool:

@@ -84,12 +84,12 @@ def test_copy_that_goes_wrong_is_repeated(stores, monkeypatch):
     model = model_in(server)
     calls = []
 
-    def bad_at_first(reader, writer, _length):
-        content = reader.read()
+    def bad_at_first(path):
+        content = path.read_bytes()
         calls.append(len(content))
-        writer.write(content if len(calls) == 3 else content[:-1] + b"\7")
+        return [content if len(calls) == 3 else content[:-1] + b"\7"]
 
-    monkeypatch.setattr(transfer.shutil, "copyfileobj", bad_at_first)
+    monkeypatch.setattr(transfer, "_pieces", bad_at_first)
     assert move(model["artifact"], server, site) == model["artifact"]["nbytes"]
     assert len(calls) == 3
 
@@ -97,7 +97,7 @@ def test_copy_that_goes_wrong_is_repeated(stores, monkeypatch):
 def test_copy_that_always_goes_wrong_is_given_up(stores, monkeypatch):
     server, site = stores
     model = model_in(server)
-    monkeypatch.setattr(transfer.shutil, "copyfileobj", lambda _reader, writer, _length: writer.write(b"junk"))
+    monkeypatch.setattr(transfer, "_pieces", lambda _path: [b"junk"])
     with pytest.raises(ArtifactError, match=r"site aurora, round 2: the copy was damaged 3 times.*Check the disk"):
         stage_out(PLACE, model, server, site)
 
