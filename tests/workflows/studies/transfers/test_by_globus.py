@@ -40,7 +40,8 @@ class World:
         self.out = root / "here" / "out"
 
     def site(self, name: str, **switches: Any) -> CollectionFolder:
-        self.sites[name] = self.facility.transfer.add_collection(self.root / name, name, rules={"in": "rw", "out": "r"}, **switches)
+        switches = {"rules": {"in": "rw", "out": "r"}, **switches}
+        self.sites[name] = self.facility.transfer.add_collection(self.root / name, name, **switches)
         return self.sites[name]
 
     def environment(self) -> dict[str, str]:
