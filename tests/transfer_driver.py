@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apps.artifacts.store import Artifact, layout, sha256_file, write_artifact
+from apps.artifacts.store import Artifact, sha256_file
 from apps.base.identity import Place
-from site_configs.library.site import Collection, Site
+from site_configs.library.site import Collection, Exchange, Site
 from workflows.globus.transfer.calls import Backoff
 from workflows.globus.transfer.staging import GlobusStaging
 from workflows.records.journal import Journal
@@ -27,7 +26,8 @@ def no_provider(_: str) -> Any:
 
 def globus_site(name: str, collection: str, folder: Path, root: Path) -> Site:
     """Return a site whose artifacts are staged by Globus Transfer."""
-    ends = {"collection": Collection(collection, folder), "carrier": "globus"}
+    exchange = Exchange(folder / "in" / "demo" / name, folder / "out" / "demo" / name)
+    ends = {"collection": Collection(collection, folder), "carrier": "globus", "exchange": exchange}
     return Site(name=name, machine="test", route="globus", storage_root=root, provider=no_provider, **ends)
 
 
@@ -39,12 +39,6 @@ def make_artifact(store: Path, content: bytes) -> Artifact:
     sha256 = sha256_file(path)
     path.rename(store / f"{sha256}.safetensors")
     return Artifact(sha256=sha256, nbytes=len(content), kind="model")
-
-
-def save_random(store: Path, nbytes: int) -> Artifact:
-    """Write a model of one tensor with random content, so many bytes with its header."""
-    count = nbytes - len(layout({"w": ("U8", (nbytes,))})[0])
-    return write_artifact(store, {"w": ("U8", (count,))}, [("w", [os.urandom(count)])], "model")
 
 
 @dataclass(frozen=True)
@@ -60,7 +54,12 @@ class Run:
         return self.path / "artifacts"
 
     def at(self, site: str) -> Path:
-        return self.sites[site].storage_root / "artifacts"
+        """Folder of the models that are sent to a site."""
+        return self.sites[site].incoming
+
+    def leaving(self, site: str) -> Path:
+        """Folder of the updates of a site."""
+        return self.sites[site].outgoing
 
     def records(self, *events: str) -> list[dict[str, Any]]:
         lines = (self.path / "journal.jsonl").read_text().splitlines()
@@ -85,7 +84,7 @@ def main() -> None:
         {"polaris": site},
         backoff=QUICK,
     )
-    staging.send(place(), {"artifact": json.loads(text)}, f"{run}/artifacts", f"{root}/artifacts", 1)
+    staging.send(place(), {"artifact": json.loads(text)}, f"{run}/artifacts", str(site.incoming), 1)
 
 
 if __name__ == "__main__":

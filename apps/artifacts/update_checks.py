@@ -8,7 +8,7 @@ from typing import NotRequired, TypedDict
 
 from apps.artifacts.lora import is_trained
 from apps.artifacts.manifests import Manifest
-from apps.artifacts.store import Artifact, Header, TensorSpec, artifact_path, layout, read_header
+from apps.artifacts.store import Artifact, Header, TensorSpec, artifact_path, read_header
 from apps.artifacts.streams import PieceReader, piece_ranges
 from apps.artifacts.traffic import DELTA
 from apps.base.errors import ArtifactError, UpdateRefused
@@ -53,25 +53,6 @@ def check_update(manifest: Manifest, base: Artifact, store: str | Path, rules: U
             f"update refused: {error.what}", site=manifest["site"], round=manifest["round"], file=path.name
         ) from None
     return norm
-
-
-def check_size(manifest: Manifest, base: Artifact, store: str | Path, rules: UpdateRules) -> None:
-    """Refuse an update with more bytes than the tensors that it must hold, before it is fetched.
-
-    Args:
-        manifest: of the update.
-        base: the model that the site was sent.
-        store: folder of artifacts that holds the base.
-        rules: of the campaign.
-
-    Raises:
-        UpdateRefused: with both sizes.
-    """
-    head, header = layout({name: (spec.dtype, spec.shape) for name, spec in _wanted(base, store, rules).items()})
-    limit = max((spec.end for spec in header.values()), default=len(head))
-    nbytes = manifest["artifact"]["nbytes"]
-    if nbytes > limit:
-        raise UpdateRefused(f"update refused: it has {nbytes:,} bytes, one of this model has {limit:,}")
 
 
 def _wanted(base: Artifact, store: str | Path, rules: UpdateRules) -> Header:
