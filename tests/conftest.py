@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import tempfile
@@ -27,8 +28,19 @@ pytest_plugins = ("batch_cases", "facilities.globus.fixtures", "facilities.globu
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the long tests first: two processes then end at about the same time."""
-    items.sort(key=lambda item: item.get_closest_marker("campaign") is None)
+    """Put files with long tests first, by turns one that mostly waits and one that mostly computes.
+
+    The processes of pytest then keep all cores busy and end at about the same time.
+    """
+    waits = {item.path: None for item in items if _has(item, "globus", "slurm")}
+    computes = {item.path: None for item in items if _has(item, "campaign") and item.path not in waits}
+    turns = itertools.zip_longest(waits, computes)
+    order = {path: place for place, path in enumerate(itertools.chain.from_iterable(turns))}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
+def _has(item: pytest.Item, *markers: str) -> bool:
+    return any(item.get_closest_marker(name) for name in markers)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
