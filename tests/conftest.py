@@ -5,13 +5,16 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+from patience import wait_until
 
 if TYPE_CHECKING:
     from facilities.accounting import Accounting
@@ -86,6 +89,22 @@ def short_root() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="cf", dir="/tmp") as folder:
         Path(folder).chmod(0o755)  # munge requires that all users can reach its socket
         yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def forked(short_root: Path) -> Iterator[Callable[..., list[str]]]:
+    """Yield what makes a launch command whose ranks are forks of one process: ``forked(kind, slow_s)``."""
+    from training_site import ENVIRONMENT, PROJECT
+
+    program, path = str(PROJECT / "tests" / "rank_server.py"), short_root / "ranks.socket"
+    server = subprocess.Popen([sys.executable, program, "serve", str(path)], env={**os.environ, **ENVIRONMENT})
+    wait_until(path.exists, unless=lambda: server.poll() is not None)
+    yield lambda kind="polaris", slow_s=0.0: [
+        *(sys.executable, program, str(path)),
+        *(kind, "{ranks}", "{ranks_per_node}", str(slow_s)),
+    ]
+    server.kill()
+    server.wait()
 
 
 @pytest.fixture(scope="session")
