@@ -37,6 +37,9 @@ def ask(path: str, words: list[str]) -> int:
 
 def serve(path: str) -> None:
     """Fork a launcher for each request, until this process is ended."""
+    import setproctitle
+
+    setproctitle.getproctitle()  # finds the memory of the title, as long as no variable was set
     import_for_ranks()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as listener:
@@ -57,7 +60,7 @@ def import_for_ranks() -> None:
 
     import transformers
 
-    for name in ("peft", "setproctitle", "toy_mpiexec", "torch.distributed.fsdp", "torch.distributed.tensor"):
+    for name in ("peft", "toy_mpiexec", "torch.distributed.fsdp", "torch.distributed.tensor"):
         import_module(name)
     for name in ("AutoModelForCausalLM", "AutoTokenizer", "LlamaForCausalLM", "PreTrainedTokenizerFast"):
         getattr(transformers, name)
@@ -99,13 +102,13 @@ def start_ranks(environment: dict[str, str], kind: str, ranks: str, per_node: st
 
 def become(rank: int, environment: dict[str, str], *program: str) -> NoReturn:
     """Turn this process into a rank of a program, with ``rank-NUMBER`` as the first word of its command line."""
-    from setproctitle import setproctitle
+    import setproctitle
     from toy_mpiexec import be_rank
 
     try:
         os.environ.clear()
         os.environ.update(environment)
-        setproctitle(" ".join((f"rank-{rank}", *program)))
+        setproctitle.setproctitle(" ".join((f"rank-{rank}", *program)))
         be_rank(*program)
     except BaseException:  # noqa: BLE001 - the outermost edge of this process
         traceback.print_exc()

@@ -171,7 +171,7 @@ def ranks_at(site: Site) -> list[psutil.Process]:
 
 def rank_at(site: Site, number: int) -> psutil.Process:
     """Return the process of one of the site's ranks, where ``rank_server.py`` has forked them."""
-    return next(process for process in ranks_at(site) if process.cmdline()[0].startswith(f"rank-{number} "))
+    return next(process for process in ranks_at(site) if process.cmdline()[0].split()[0] == f"rank-{number}")
 
 
 def slow_down(seconds: float) -> None:

@@ -128,7 +128,7 @@ def test_ranks_stop_on_request_and_continue_with_the_same_bits(sharding, tmp_pat
 
 def test_the_walltime_stops_all_ranks(tmp_path, forked):
     site = Site(tmp_path, None, TWO | {"sharding": "ddp", "launch": forked(slow_s=0.3)})
-    process = site.start(environment={"CROSSFED_BLOCK_END": str(time.time() + patience(15) + 35)}, steps=1000)
+    process = site.start(environment={"CROSSFED_BLOCK_END": str(time.time() + patience(6) + 35)}, steps=1000)
     assert process.wait(patience(60)) == 0
     assert site.outcome()["error"] == "Unfinished"
     assert ranks_at(site) == []
