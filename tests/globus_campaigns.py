@@ -16,6 +16,7 @@ from facilities.globus.agents import Agent, endpoint_environment
 from facilities.globus.collection_folders import CollectionFolder
 from facilities.globus.stack import Stack
 from facilities.globus.transfer import Transfer
+from site_policy import write_policy
 
 from site_configs.library.resolve import resolve_site
 from site_configs.library.site import Site
@@ -42,10 +43,24 @@ class GlobusWorld:
         self.entry: dict[str, Any] = {}
 
     def site(
-        self, name: str, config: str = "local", variables: dict[str, str] | None = None, **settings: Any
+        self,
+        name: str,
+        config: str = "local",
+        variables: dict[str, str] | None = None,
+        policy: dict[str, Any] | None = None,
+        **settings: Any,
     ) -> dict[str, Any]:
-        """Add a site, whose agent runs with the template that a user would get; return its entry of a campaign."""
-        collection = self.transfer.add_collection(self.root / name, name, https=True)
+        """Add a site, whose agent runs with the template that a user would get; return its entry of a campaign.
+
+        Args:
+            name: of the site.
+            config: its machine.
+            variables: that its workers inherit.
+            policy: rules of its policy.
+            settings: of the machine.
+        """
+        shared = self.root / f"{name}-exchange"
+        collection = self.transfer.add_collection(shared, name, https=True, rules={"in": "rw", "out": "r"})
         self.sites[name] = collection
         entry = {
             "config": config,
@@ -53,12 +68,15 @@ class GlobusWorld:
             "storage_root": str(self.root / name / "data"),
             "python_env": sys.prefix,
             "collection": collection.id,
-            "collection_folder": str(self.root / name),
+            "collection_folder": str(shared),
             **settings,
         }
         # the endpoint has no id before it is set up, and the template does not depend on it
         made = resolve_site(name, config, Path("/nowhere"), {**_own(entry), "endpoint": collection.id})
-        template = training_template(made, EndpointOptions(agent=endpoint_environment()))
+        rules = {"python": f"{sys.prefix}/bin/python", "device": made.device, "launch": list(made.ranks.launch)}
+        rules |= {"data": ["embedded"], "models": ["tiny"], "exchange": str(shared), **(policy or {})}
+        path = write_policy(self.root / f"policy-{name}", self.root / name, **rules)
+        template = training_template(made, EndpointOptions(endpoint_environment(), path))
         for slow, quick in HEARTBEATS.items():
             template = template.replace(slow, quick)
         own = {"PYTHONPATH": f"{self.root / name}:{PROJECT}", "OMP_NUM_THREADS": "1", **(variables or {})}

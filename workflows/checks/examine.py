@@ -18,6 +18,8 @@ from workflows.globus.compute.messages import pack
 from workflows.globus.compute.service import ComputeService
 from workflows.globus.identity import compute_client
 from workflows.records.journal import Journal
+from workflows.trust.answers import checked_result
+from workflows.trust.calls import SiteCall
 
 if TYPE_CHECKING:
     from globus_sdk import GlobusApp
@@ -27,22 +29,25 @@ JOIN_S = 30.0  # the journal is closed after the last request
 ANSWER_LIMIT_S = 300.0  # an idle endpoint takes half a minute to start a worker
 
 
-def examine_site(app: GlobusApp, site: Site, limit_s: float = ANSWER_LIMIT_S) -> Mapping[str, Any]:
+def examine_site(app: GlobusApp, site: Site, campaign: str, limit_s: float = ANSWER_LIMIT_S) -> Mapping[str, Any]:
     """Return the result of ``apps.site.examine_site`` at a site.
 
     Raises:
         CrossfedError: no answer, or the site's error.
     """
-    assert site.endpoint is not None and site.python_env is not None
-    target = CallTarget(site.name, site.endpoint.files, str(site.python_env / "bin" / "python"), {})
-    request = pack(EXAMINE, [Place(site=site.name, round=0), str(site.storage_root)], dict(site.environment))
+    assert site.endpoint is not None
+    target = CallTarget(site.name, site.endpoint.files)
+    folders = str(site.storage_root), str(site.outgoing)
+    asked = SiteCall(site.name, EXAMINE, (Place(site=site.name, round=0), *folders))
+    request = pack(EXAMINE, asked.args, campaign)
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(Path(folder) / "journal.jsonl")
         service = ComputeService(partial(compute_client, app), journal)
         service.start()
         try:
             call = Call(f"ask-{uuid.uuid4()}", target, EXAMINE, request, journaled=False)
-            return service.submit(call).result(limit_s)
+            found: Mapping[str, Any] = checked_result(service.submit(call).result(limit_s), asked)
+            return found
         except concurrent.futures.TimeoutError:
             raise CrossfedError(f"no answer in {limit_s:.0f} s", remedy="See the log of the agent there") from None
         finally:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from apps.training.progress import FILE
 from site_configs.library.site import Site
 from workflows.console.units import bytes_text
 from workflows.globus.compute.service import ComputeService
@@ -16,6 +16,8 @@ from workflows.globus.transfer.https import FileReader
 from workflows.globus.transfer.staging import GlobusStaging
 from workflows.globus.transfer.transfers import AT_ONCE
 from workflows.planning.labels import TRANSFERS
+from workflows.trust.answers import parse_json
+from workflows.trust.schema import ProgressAnswer, problem_of
 
 if TYPE_CHECKING:
     from parsl.executors.base import ParslExecutor
@@ -105,6 +107,8 @@ def globus_route(plan: Plan, run: RunDirectory) -> GlobusRoute:
             site,
             service,
             user_endpoint_config=user_endpoint_config(site),
+            campaign=run.path.name,
+            named=[key for key in ("data", "model") if getattr(plan.campaign.sites[name], key)],
             read_state=read_state if _is_read_over_https(site) else None,
         )
         for name, site in reached.items()
@@ -122,8 +126,12 @@ def state_over_https(reader: FileReader, sites: Mapping[str, Site], name: str) -
     """Read a site's progress file where its collection has a web server; None: it cannot be read."""
     site = sites[name]
     assert site.collection is not None
-    content = reader.read(site.collection, site.storage_root / "progress.json")
-    return {"progress": json.loads(content)} if content else None
+    content = reader.read(site.collection, site.outgoing / FILE)
+    try:
+        progress = parse_json(content.decode(errors="replace")) if content else None
+    except ValueError:
+        return None
+    return {"progress": progress} if problem_of(ProgressAnswer, progress) is None else None
 
 
 def progress_text(progress: Mapping[str, Any] | None) -> str | None:

@@ -40,7 +40,7 @@ def rounds(site: Site, numbers: range, *, kept: bool, **changes) -> list[Manifes
     for number in numbers:
         before = done[-1] if done else None
         if before:
-            site.base = site.base | {"artifact": before["artifact"], "store": site.artifacts}
+            site.base = site.base | {"artifact": before["artifact"], "store": site.outgoing}
         settings = TRAINING | changes
         done.append(site.train(Place(site="aurora", round=number), before and before["task_id"], **settings))
         if not kept:
@@ -68,7 +68,7 @@ def test_kept_ranks_give_the_bits_of_fresh_ones(method, layout, kind, launch, tm
     kept, fresh = (Site(tmp_path / name, method, layouts[name], **options) for name in "ab")
     found = rounds(kept, range(1, 3), kept=True)
     ranks = pids(kept)
-    kept.base = kept.base | {"artifact": found[-1]["artifact"], "store": kept.artifacts}
+    kept.base = kept.base | {"artifact": found[-1]["artifact"], "store": kept.outgoing}
     found.append(kept.train(Place(site="aurora", round=3), found[-1]["task_id"], **TRAINING))
     assert pids(kept) == ranks
     wanted = rounds(fresh, range(1, 4), kept=False)
@@ -94,7 +94,7 @@ def test_a_rank_that_is_gone_or_hangs_while_it_waits_costs_no_attempt(what, tmp_
     first = rounds(site, range(1, 2), kept=True)
     before = pids(site)
     rank_at(site, 1).send_signal(what)
-    site.base = site.base | {"artifact": first[0]["artifact"], "store": site.artifacts}
+    site.base = site.base | {"artifact": first[0]["artifact"], "store": site.outgoing}
     found = site.train(Place(site="aurora", round=2), first[0]["task_id"], **TRAINING)
     assert found["artifact"] == undisturbed["artifact"]
     assert found["attempts"] == 1

@@ -19,6 +19,8 @@ from apps.training.leases import STALE_S
 from workflows.globus.compute.calls import Call, CallTarget
 from workflows.globus.compute.messages import pack
 from workflows.globus.compute.service import ComputeService
+from workflows.trust.answers import checked_result
+from workflows.trust.calls import SiteCall, answered
 
 logger = logging.getLogger(__name__)
 LOOK_S = STALE_S  # between two looks
@@ -37,7 +39,7 @@ class Liveness:
         files: the endpoint for files, or None.
         read_state: another way to look: takes the site's name and returns the same as ``apps.site.site_status``, in
             whole or in part, or None where nothing can be read. It may be slow.
-        environment: variables for the project's Python there.
+        campaign: name of the run.
 
     Attributes:
         last: the last state that was read.
@@ -52,10 +54,10 @@ class Liveness:
         root: str,
         files: CallTarget | None = None,
         read_state: ReadState | None = None,
-        environment: Mapping[str, str] | None = None,
+        campaign: str = "",
     ) -> None:
         self.service, self.site, self.root, self.files, self.read_state = service, site, root, files, read_state
-        self.environment = dict(environment or {})
+        self.campaign = campaign
         self.last: dict[str, Any] = {}
         self.changed_at: float | None = None
         self.seen_at: float | None = None
@@ -83,8 +85,10 @@ class Liveness:
             return _in_thread(self.read_state, self.site)
         if self.files is None:
             return None
-        request = pack(LOOK, [Place(site=self.site, round=0), self.root], self.environment)
-        return self.service.submit(Call(f"look-{uuid.uuid4()}", self.files, LOOK, request, journaled=False))
+        call = SiteCall(self.site, LOOK, (Place(site=self.site, round=0), self.root))
+        request = pack(LOOK, call.args, self.campaign)
+        answer = self.service.submit(Call(f"look-{uuid.uuid4()}", self.files, LOOK, request, journaled=False))
+        return answered(answer, lambda found: checked_result(found, call))
 
     def _update(self, state: dict[str, Any], now: float) -> None:
         names = ("progress", "checkpoint", "finished")

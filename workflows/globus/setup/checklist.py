@@ -10,10 +10,11 @@ from typing import Any
 import yaml
 
 from apps.base.versions import LOWEST
-from site_configs.library.site import Site
+from site_configs.library.globus_settings import exchange_beside
+from site_configs.library.site import IN, OUT, Site
 from workflows.globus.remedies import LOGIN
 from workflows.globus.setup.render import render
-from workflows.globus.setup.template import EndpointOptions, user_endpoint_config
+from workflows.globus.setup.template import EndpointOptions, endpoints_folder, records_folder, user_endpoint_config
 
 TRAINING, FILES = "train", "files"
 LEAST_TORCH, TORCH_BEFORE = LOWEST["torch"], "3"  # as in pyproject.toml; a test compares
@@ -43,8 +44,13 @@ def checklist(site: Site, config: str, settings: Mapping[str, Any], options: End
         site=site,
         folder=endpoints_folder(storage_root, site.name),
         storage_root=storage_root,
+        exchange=shared_folder(settings),
+        incoming=IN,
+        outgoing=OUT,
         records=records_folder(storage_root),
         agent=options.agent,
+        policy=options.policy,
+        function=options.function,
         agent_package="globus-compute-endpoint",
         agent_version=version("globus-compute-sdk"),  # both are released together
         least_torch=LEAST_TORCH,
@@ -63,14 +69,10 @@ def checklist(site: Site, config: str, settings: Mapping[str, Any], options: End
     )
 
 
-def endpoints_folder(storage_root: Path, name: str) -> Path:
-    """Return a folder for a site's endpoints: writable for compute nodes, and outside the collection."""
-    return storage_root.parent / "crossfed-endpoints" / name
-
-
-def records_folder(storage_root: Path) -> Path:
-    """Return a folder for the site's records: beside the folder that the collection shows, not in it."""
-    return storage_root.parent / f"{storage_root.name}-records"
+def shared_folder(settings: Mapping[str, Any]) -> Path:
+    """Return the folder that the collection shows: beside the storage root, which is private."""
+    folder = settings.get("collection_folder")
+    return Path(str(folder)) if folder else exchange_beside(Path(str(settings["storage_root"])))
 
 
 def needs_collection(settings: Mapping[str, Any]) -> bool:
@@ -94,11 +96,11 @@ def torch_build(site: Site, config: str) -> tuple[str, str]:
 
 def _site_entry(site: Site, config: str, settings: Mapping[str, Any], with_files: bool) -> str:
     """Return the site's entry for the campaign file."""
-    storage_root = Path(str(settings["storage_root"]))
+    storage_root, shared = Path(str(settings["storage_root"])), str(shared_folder(settings))
     entry: dict[str, Any] = {"config": config, "route": "globus", "endpoint": f"UUID of endpoint {TRAINING}"}
     entry |= {"files_endpoint": f"UUID of endpoint {FILES}"} if with_files else {}
     if needs_collection(settings):
-        entry |= {"collection": "UUID of the guest collection", "collection_folder": str(storage_root)}
+        entry |= {"collection": "UUID of the guest collection", "collection_folder": shared}
     entry["data"] = str(records_folder(storage_root))
     entry |= {key: value for key, value in settings.items() if value is not None}
     remark = "optional; default: data.source of the campaign (the embedded data)"
