@@ -14,9 +14,9 @@ rule                  result                                                    
 
 The first two read a piece of every file at once, so many elements that all together are as large as one piece
 elsewhere. The others are sums ``sum_k lambda_k x_k``: one pass accumulates the Gram matrix ``K = X X^T`` of the changes
-in float64, ``||x_k - z||^2 = K_kk - 2 (K lambda)_k + lambda^T K lambda`` gives every distance, and the ordinary weighted
-sum makes the model. So memory grows neither with the number of sites nor with the size of the model, but for n^2
-numbers.
+in float64, ``||x_k - z||^2 = K_kk - 2 (K lambda)_k + lambda^T K lambda`` gives every distance, and the ordinary
+weighted sum makes the model. So memory grows neither with the number of sites nor with the size of the model, but for
+n^2 numbers.
 
 Sources: Yin et al., arXiv 1803.01498 (median, trimmed mean); Blanchard et al., NeurIPS 2017 (Krum); Pillutla et al.,
 arXiv 1912.13445 (geometric median, smoothed).
@@ -28,8 +28,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
+from apps.artifacts import streams
 from apps.artifacts.store import Artifact, Shapes, layout, raw_bytes, write_artifact
-from apps.artifacts.streams import PIECE, PieceReader, piece_ranges
+from apps.artifacts.streams import PieceReader, piece_ranges
 from apps.artifacts.weighted_sum import Inputs, narrowed, open_inputs
 from apps.base.errors import ArtifactError
 
@@ -111,7 +112,7 @@ def rows_of(inputs: Inputs, name: str, exact: bool = False) -> Iterator[tuple[in
 
     count, numel = len(inputs.terms), inputs.header[name].numel
     wide = exact or inputs.header[name].dtype == "F64" or not inputs.header[name].floating
-    width = max(1, min(PIECE // count, numel))
+    width = max(1, min(streams.PIECE // count, numel))
     rows, reader = torch.empty(count, width, dtype=torch.float64 if wide else torch.float32), PieceReader()
     for start, stop in piece_ranges(numel, width):
         for row, (path, _), header in zip(rows, inputs.terms, inputs.headers, strict=True):

@@ -281,6 +281,8 @@ class Campaign(Section):
         strategy, adapter = self.strategy, self.model.adapter
         if isinstance(strategy, SynchronousSection) and strategy.quorum and strategy.quorum > len(self.sites):
             raise ValueError(f"strategy.quorum: {strategy.quorum} is more than the {plural(len(self.sites), 'site')}")
+        if isinstance(strategy, SynchronousSection):
+            self._robust_rule_fits(strategy)
         if isinstance(strategy, ScaffoldSection):
             raise ValueError(
                 "strategy.name: scaffold corrects the gradients of plain SGD, and the sites train with AdamW; it runs"
@@ -292,3 +294,20 @@ class Campaign(Section):
                 f" also sums earlier models; use {' or '.join(LINEAR_METHODS)}, or the strategy fedavg or fedprox"
             )
         return self
+
+    def _robust_rule_fits(self, strategy: SynchronousSection) -> None:
+        rule, bad, adapter = strategy.rule, strategy.bad_sites, self.model.adapter
+        if rule == "mean":
+            return
+        fewest = strategy.quorum or min(strategy.participants or len(self.sites), len(self.sites))
+        needed = 2 * bad + (3 if rule in ("krum", "multi_krum") else 2)
+        if fewest < needed:
+            raise ValueError(
+                f"strategy.rule: {rule} with {plural(bad, 'bad site')} needs {needed} updates, a round may have {fewest}"
+                " (sites, strategy.participants, strategy.quorum)"
+            )
+        if adapter and adapter.method != "ffa":
+            raise ValueError(
+                f"strategy.rule: {rule} of the factors of {adapter.method} says nothing of their product; use"
+                " 'model.adapter.method: ffa', or train all parameters"
+            )
