@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import tempfile
 import time
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -20,6 +21,7 @@ from apps.base.identity import Place
 from apps.base.versions import require_same_code
 from apps.models.model import sends_bfloat16
 from apps.server import ServerWork
+from data.files import UNFINISHED
 
 LINEAR_METHODS = ("fedit", "ffa")  # adapter methods that sum tensor by tensor
 OUTSTANDING = 10.0  # times the median norm: such an update is named as the cause of a model that is not finite
@@ -125,14 +127,11 @@ def _robust(
         weighted = [(update, factor) for update, factor in zip(updates, factors, strict=True) if factor]
         model, state = _combination(work, model_terms(store, weighted), before, base, rule)
         return model, state, by_site(factors, updates)
-    target = coordinatewise(files, before, spec, store, kind)
     if rule is None:
-        return target, None, {}
-    path = artifact_path(store, target)
-    try:
-        return *_combination(work, [(path, 1.0)], before, base, rule), {}
-    finally:
-        path.unlink()
+        return coordinatewise(files, before, spec, store, kind), None, {}
+    with tempfile.TemporaryDirectory(dir=store, prefix=UNFINISHED) as folder:  # in the store a file may have its name
+        target = coordinatewise(files, before, spec, folder, kind)
+        return *_combination(work, [(artifact_path(folder, target), 1.0)], before, base, rule), {}
 
 
 def clipped_terms(terms: Sequence[WeightedResult], clips: Sequence[float]) -> list[WeightedResult]:

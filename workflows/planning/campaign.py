@@ -27,6 +27,7 @@ from workflows.console.units import plural
 from workflows.planning.labels import EVALUATOR, SERVER_BLOCK
 from workflows.strategies import AnySection, has_rounds, is_plain_mean
 from workflows.strategies.fedavg import FedAvgSection, SynchronousSection
+from workflows.strategies.robust import misfit
 from workflows.strategies.scaffold import ScaffoldSection
 
 UUID = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
@@ -282,7 +283,9 @@ class Campaign(Section):
         if isinstance(strategy, SynchronousSection) and strategy.quorum and strategy.quorum > len(self.sites):
             raise ValueError(f"strategy.quorum: {strategy.quorum} is more than the {plural(len(self.sites), 'site')}")
         if isinstance(strategy, SynchronousSection):
-            self._robust_rule_fits(strategy)
+            fewest = strategy.quorum or min(strategy.participants or len(self.sites), len(self.sites))
+            if problem := misfit(strategy.rule, strategy.bad_sites, fewest, adapter.method if adapter else None):
+                raise ValueError(problem)
         if isinstance(strategy, ScaffoldSection):
             raise ValueError(
                 "strategy.name: scaffold corrects the gradients of plain SGD, and the sites train with AdamW; it runs"
@@ -294,20 +297,3 @@ class Campaign(Section):
                 f" also sums earlier models; use {' or '.join(LINEAR_METHODS)}, or the strategy fedavg or fedprox"
             )
         return self
-
-    def _robust_rule_fits(self, strategy: SynchronousSection) -> None:
-        rule, bad, adapter = strategy.rule, strategy.bad_sites, self.model.adapter
-        if rule == "mean":
-            return
-        fewest = strategy.quorum or min(strategy.participants or len(self.sites), len(self.sites))
-        needed = 2 * bad + (3 if rule in ("krum", "multi_krum") else 2)
-        if fewest < needed:
-            raise ValueError(
-                f"strategy.rule: {rule} with {plural(bad, 'bad site')} needs {needed} updates, a round may have {fewest}"
-                " (sites, strategy.participants, strategy.quorum)"
-            )
-        if adapter and adapter.method != "ffa":
-            raise ValueError(
-                f"strategy.rule: {rule} of the factors of {adapter.method} says nothing of their product; use"
-                " 'model.adapter.method: ffa', or train all parameters"
-            )

@@ -7,8 +7,9 @@ Source: McMahan et al., Communication-Efficient Learning of Deep Networks from D
 
 A site that fails in a round is left out of its mean if at least ``quorum`` updates have arrived, and gets a request
 again in the next round. Without a quorum in the campaign every site is needed. With ``participants`` that many sites
-are drawn for a round. With ``rule`` a robust rule takes the place of the mean (apps/artifacts/robust.py). After ``deadline_s`` a round ends with the quorum; a late site gets its next request when it is
+are drawn for a round. After ``deadline_s`` a round ends with the quorum; a late site gets its next request when it is
 free, and an update for a round that has ended is dropped.
+With ``rule`` a robust rule takes the place of the mean (apps/artifacts/robust.py).
 
 The synchronous family shares this round: a proximal term (FedProx), normalised steps (FedNova), corrected gradients
 (SCAFFOLD) and an optimiser at the server (FedAvgM, FedAdagrad, FedAdam, FedYogi, DiLoCo) are described in files of
@@ -41,9 +42,7 @@ from workflows.strategies.base import (
     Weights,
 )
 from workflows.strategies.requests import OpenRequests, shares
-
-
-Rule = Literal["mean", "median", "trimmed_mean", "krum", "multi_krum", "geometric_median"]
+from workflows.strategies.robust import Rule
 
 
 class SynchronousSection(StrategySection):
