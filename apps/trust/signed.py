@@ -60,6 +60,10 @@ def read_signed(domain: str, signed: Signed, key: str | None = None) -> Any:
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+    if not (isinstance(signed, dict) and signed.keys() == Signed.__annotations__.keys()):
+        raise SignatureError("a signature has statement, key and signature")
+    if not all(isinstance(text, str) for text in signed.values()):
+        raise SignatureError("a signature has statement, key and signature as text")
     if key is not None and not hmac.compare_digest(signed["key"].encode(), key.encode()):
         raise SignatureError("signed with another key")
     try:

@@ -134,12 +134,13 @@ def require_unaltered(path: Path) -> None:
 
 def links(path: Path) -> Iterator[tuple[int, str | None, str]]:
     """Yield each whole line's number, its link, and the one it should have; None: it has none."""
-    heads = [START]  # two after an altered line: the one it has, and the one it should have
+    heads = [START]  # several after an altered line: the link that it has, and the one that it should have
     for number, line in whole_lines(path):
         fitting = [link_of(head, line) for head in heads]
         found, expected = next((pair for pair in fitting if pair[0] == pair[1]), fitting[0])
         yield number, found, expected
-        heads = [expected] if found is None or found == expected or not _is_link(found) else [found, expected]
+        digits = line[-len(END) - DIGITS : -len(END)].decode("ascii", "replace")
+        heads = [expected] if found == expected or not _is_link(digits) else [digits, expected]
 
 
 def _is_link(text: str) -> bool:
