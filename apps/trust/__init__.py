@@ -1,1 +1,1 @@
-"""Who said it: canonical JSON, keys, signatures, and the hash chain of a journal."""
+"""Who said it, and what a site allows."""
