@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import NotRequired, TypedDict
 
 from apps.artifacts.lora import is_trained
-from apps.artifacts.manifests import Manifest
-from apps.artifacts.store import Artifact, Header, TensorSpec, artifact_path, read_header
+from apps.artifacts.manifests import HEADER_SPARE, Manifest
+from apps.artifacts.store import Artifact, Header, TensorSpec, artifact_path, header_nbytes, read_header
 from apps.artifacts.streams import PieceReader, piece_ranges
 from apps.artifacts.traffic import DELTA
 from apps.base.errors import ArtifactError, UpdateRefused
@@ -38,7 +38,7 @@ def check_update(manifest: Manifest, base: Artifact, store: str | Path, rules: U
     try:
         if manifest["base"] != base["sha256"]:
             raise ArtifactError("it was not trained from the base model that was sent")
-        found = read_header(path)
+        found = read_header(path, header_nbytes(artifact_path(store, base)) + HEADER_SPARE)
         expected = read_header(artifact_path(store, base))
         wanted = {n: s for n, s in expected.items() if is_trained(n, rules["method"])}
         delta = manifest["artifact"]["kind"] == DELTA
