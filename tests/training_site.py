@@ -171,6 +171,11 @@ def ranks_at(site: Site) -> list[psutil.Process]:
     return found
 
 
+def rank_at(site: Site, number: int) -> psutil.Process:
+    """Return the process of one of the site's ranks, where ``rank_server.py`` has forked them."""
+    return next(process for process in ranks_at(site) if process.cmdline()[0].split()[0] == f"rank-{number}")
+
+
 def slow_down(seconds: float) -> None:
     """Make every step of this process take longer."""
     from apps.training import loop as training
