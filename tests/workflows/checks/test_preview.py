@@ -109,6 +109,18 @@ def test_settings_without_effect_are_listed(tmp_path: Path, strategy: dict[str, 
     assert ("switched off" in items(tmp_path, strategy)) == bool(off)
 
 
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_robust_rule_warns_of_what_one_site_alone_knows(tmp_path: Path, alike: bool) -> None:
+    tasks = ["retrosynthesis", "retrosynthesis", "retrosynthesis", "retrosynthesis" if alike else "forward_synthesis"]
+    sites = {f"s{k}": {"config": "local", "tasks": [task]} for k, task in enumerate(tasks)}
+    strategy = {"rule": "median", "weights": "equal"}
+    campaign = settle_dtype(check_campaign(nano(strategy=strategy, sites=sites), tmp_path))
+    text = dict(plan_items(make_plan(campaign, tmp_path, tmp_path)))["robust rule"]
+    assert text.startswith("median keeps what most sites agree on, and loses what only one of them knows")
+    assert text.endswith(" knows" if alike else ": here 1 of 2 tasks, such as forward_synthesis")
+    assert "robust rule" not in items(tmp_path, {"weights": "equal"})
+
+
 def test_a_learning_rate_that_destroys_a_model_gets_a_remark(tmp_path: Path) -> None:
     def remarks(rate: float) -> list[str]:
         training = {"steps": 1, "learning_rate": rate}

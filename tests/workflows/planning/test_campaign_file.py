@@ -69,7 +69,7 @@ MISTAKES = [
     ({"strategy": {"name": "fedbuff", "staleness": {"knd": "hinge"}}}, "strategy.staleness.knd: unknown key, did you"),
     ({"strategy": {"name": "fedbuff", "buffer": 0}}, "strategy.buffer: input should be greater than 0, got 0"),
     ({"strategy": {"name": "fedadam", "quorum": 3}}, "strategy.quorum: 3 is more than the 2 sites"),
-    ({"strategy": {"rule": "median"}}, "strategy.weights: median counts all sites alike; set 'weights: equal'"),
+    ({"strategy": {"rule": "median"}}, "strategy: weights: median counts all sites alike; set 'weights: equal'"),
     (
         {"strategy": {"rule": "median", "weights": "equal"}},
         "strategy.rule: median with 1 bad site needs 4 updates, a round may have 2 (sites",
