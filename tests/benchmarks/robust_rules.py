@@ -62,7 +62,7 @@ class Server:
 
         off = {"clip_to_median": None, "refuse_beyond": None}
         self.rule, self.bad = rule, bad
-        self.bounds = NormBounds(ChecksSection(**off if rule != RULES[1] else {}), True, STEPS)  # type: ignore[arg-type]
+        self.bounds = NormBounds(ChecksSection(**off if rule != RULES[1] else {}), True, STEPS)
         self.norm = float((first.astype(float) ** 2).sum() ** 0.5)
         self.ratios: list[float] = []  # of the largest norm of a round to its median
         self.clipped = 0

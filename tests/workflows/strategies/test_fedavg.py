@@ -58,7 +58,7 @@ def test_a_robust_rule_counts_all_updates_alike_and_goes_with_a_server_rule() ->
     section = SECTIONS["fedadam"](name="fedadam", rule="multi_krum", bad_sites=2, weights="equal")
     strategy = section.strategy(1, 5)
     requests = strategy.react(started(**{f"s{k}": k for k in range(7)}))
-    made = [action for request in requests for action in strategy.react(arrived(request))][0]
+    made = next(action for request in requests for action in strategy.react(arrived(request)))
     assert made.robust == RobustRule("multi_krum", 2) and made.server is not None and not made.models
     assert made.parts == tuple((task, 1 / 7) for task in range(7))
 
