@@ -265,8 +265,15 @@ def test_a_rank_with_other_code_on_the_disk_refuses_to_start(tmp_path, worker):
         "control_line": worker.address,
         "rendezvous": ["127.0.0.1", 1],
     }
+    (tmp_path / "logs").mkdir()
     (tmp_path / "start.json").write_text(json.dumps(start))
-    environment = {"PYTHONPATH": str(tmp_path), "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    environment = {
+        "PYTHONPATH": str(tmp_path),
+        "PYTHONSAFEPATH": "1",
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+    }
     process = subprocess.Popen([sys.executable, "-m", "apps.rank", str(tmp_path / "start.json")], env=environment)
     wait_for(worker, lambda: worker.errors)
     assert process.wait(patience(20)) == 1
