@@ -77,7 +77,8 @@ def serve(rank_info: RankInfo, start: dict[str, Any], line: RankEnd) -> None:
         require_same_code(start["code_version"], None)
         unmask_devices(os.environ)
         make_cache_folders(os.environ)
-        rendezvous = Rendezvous(*start["rendezvous"], start["secret"])
+        host, port = start["rendezvous"]
+        rendezvous = Rendezvous(host, port, start["secret"])
         with join_process_group(rank_info, start["parallel"], start["device"], rendezvous) as group:
             while True:
                 job, stop = line.next_job()
