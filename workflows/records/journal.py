@@ -17,8 +17,10 @@ from typing import IO, Any
 
 from apps.base.errors import UserMistake
 from apps.base.files import cannot_write
+from apps.base.plain_text import plain_value
 
 Record = dict[str, Any]
+OWN = ("campaign",)  # fields that no site has written
 
 
 class Journal:
@@ -48,7 +50,7 @@ class Journal:
             StorageError: the disk is full; the file is cut back to the records before.
         """
         with self.lock:
-            record = {"seq": len(self.records) + 1, "time": time.time(), "event": event, **fields}
+            record = {"seq": len(self.records) + 1, "time": time.time(), "event": event, **_shown(fields)}
             line = json.dumps(record, separators=(",", ":")) + "\n"
             before = os.fstat(self.stream.fileno()).st_size
             try:
@@ -67,6 +69,11 @@ class Journal:
     def close(self) -> None:
         if "stream" in vars(self):
             self.stream.close()
+
+
+def _shown(fields: Record) -> Record:
+    """Return the fields of a record without control characters, which sites might send; the campaign is the user's."""
+    return {name: value if name in OWN else plain_value(value) for name, value in fields.items()}
 
 
 def _write_all(stream: IO[bytes], content: bytes) -> None:
