@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from apps.base import errors
-from apps.base.errors import CrossfedError, TaskError
+from apps.base.errors import CrossfedError, PolicyRefused, TaskError
 
 FIELDS: dict[str, type] = {"what": str, "site": str, "round": int, "file": str, "remedy": str}
+POLICY_FIELDS = ("rule", "asked", "allowed")  # of a PolicyRefused, all texts
 LONGEST = 4096  # characters of a text
 LAST_ROUND = 10**9
 
@@ -21,11 +22,14 @@ class ErrorRecord(TypedDict):
     round: int | None
     file: str | None
     remedy: str | None
+    rule: NotRequired[str]
+    asked: NotRequired[str]
+    allowed: NotRequired[str]
 
 
 def error_record(error: CrossfedError) -> ErrorRecord:
     """Convert an error to plain values."""
-    return ErrorRecord(
+    record = ErrorRecord(
         kind=type(error).__name__,
         what=error.what,
         site=error.site,
@@ -33,6 +37,9 @@ def error_record(error: CrossfedError) -> ErrorRecord:
         file=error.file,
         remedy=error.remedy,
     )
+    if isinstance(error, PolicyRefused):
+        record.update({"rule": error.rule, "asked": error.asked, "allowed": error.allowed})
+    return record
 
 
 def error_from(record: Any) -> CrossfedError:
@@ -44,6 +51,8 @@ def error_from(record: Any) -> CrossfedError:
     kind = getattr(errors, str(record.get("kind")), TaskError)
     if not (isinstance(kind, type) and issubclass(kind, CrossfedError)):
         kind = TaskError
+    if issubclass(kind, PolicyRefused):
+        fields |= {name: str(record.get(name) or "")[:LONGEST] for name in POLICY_FIELDS}
     return kind(fields.pop("what") or "no details", **fields)
 
 

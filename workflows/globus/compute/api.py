@@ -13,7 +13,14 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from apps.base.errors import CrossfedError, EndpointProblem, UserMistake
-from workflows.globus.compute.messages import RESULT_SERIALIZERS, bootstrap_source, is_restarting, one_line
+from workflows.globus.compute.messages import RESULT_SERIALIZERS, is_restarting, one_line
+from workflows.globus.compute.registered import (
+    bootstrap_source,
+    forget_function,
+    identity_of,
+    known_function,
+    remember_function,
+)
 from workflows.globus.remedies import LOGIN
 from workflows.globus.transfer.calls import error_text
 
@@ -106,29 +113,48 @@ class ComputeApi:
         except Exception as error:
             raise classified(error) from error
 
-    def register(self) -> str:
-        """Register the bootstrap function and return its id."""
-        data = {
-            "function_name": "call_site",
-            "function_code": bootstrap_source(),
-            "serialized": False,
-            "meta": {"python_version": platform.python_version(), "sdk_version": _sdk_version()},
-        }
-        return str(self.request(lambda _: self._v3.register_function(data))["function_uuid"])
+    def register(self, used_before: str | None = None, chosen: str | None = None) -> str:
+        """Return the id of the bootstrap function, which is registered if this account has never done so.
 
-    def pack(self, function_id: str, arguments: tuple[str, str], config: Mapping[str, Any]) -> Any:
+        Args:
+            used_before: id that this run has used earlier.
+            chosen: id to be used from now on.
+        """
+        account = self._account()
+        known = chosen or known_function(account) or used_before
+        if known is None:
+            data = {
+                "function_name": "call_site",
+                "function_code": bootstrap_source(),
+                "serialized": False,
+                "meta": {"python_version": platform.python_version(), "sdk_version": _sdk_version()},
+            }
+            known = str(self.request(lambda _: self._v3.register_function(data))["function_uuid"])
+        remember_function(account, known)
+        return known
+
+    def _account(self) -> str:
+        """Return the service's address and the identity that asks it: a function belongs to both."""
+        client = self._open()
+        return f"{client.web_service_address} {identity_of(client.app)}"
+
+    def pack(self, function_id: str, request: str, config: Mapping[str, Any]) -> Any:
         """Return a batch of one call."""
         self._open()
         assert self._client
         batch = self._client.create_batch(
             user_endpoint_config=dict(config) or None, result_serializers=RESULT_SERIALIZERS
         )
-        batch.add(function_id, arguments)
+        batch.add(function_id, (request,))
         return batch
 
-    def submit(self, endpoint: str, function_id: str, arguments: tuple[str, str], config: Mapping[str, Any]) -> str:
+    def submit(self, endpoint: str, function_id: str, request: str, config: Mapping[str, Any]) -> str:
         """Submit a call to an endpoint and return the id of its task."""
-        data = self.request(lambda _: self._v3.submit(endpoint, self.pack(function_id, arguments, config).prepare()))
+        try:
+            data = self.request(lambda _: self._v3.submit(endpoint, self.pack(function_id, request, config).prepare()))
+        except FunctionUnknown:
+            forget_function(self._account())
+            raise
         return str(next(iter(data["tasks"].values()))[0])
 
     def look_up(self, task_ids: Iterable[str]) -> dict[str, dict[str, Any]]:

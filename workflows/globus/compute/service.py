@@ -42,7 +42,7 @@ class ComputeService:
     def __init__(self, make_client: Callable[[], Client], journal: Journal, api: ComputeApi | None = None) -> None:
         self.api, self.log = api or ComputeApi(make_client), CallLog(journal)
         self.calls: dict[str, Call] = {}
-        self.function_id = self.log.function_id()
+        self.function_id: str | None = None
         self.poll_s, self.next_poll = POLL_S, 0.0
         self.lost_at: float | None = None  # since when the service cannot be reached
         self.statuses: dict[str, str] = {}
@@ -135,15 +135,15 @@ class ComputeService:
     def _submit(self, call: Call) -> None:
         new = self.function_id is None
         if self.function_id is None:
-            self.function_id = self.api.register()
+            self.function_id = self.api.register(self.log.function_id())
             self.log.registered(self.function_id)
         self.log.submitting(call)
         target = call.target
         try:
-            arguments = (target.python, call.request)
-            task_id = self.api.submit(target.endpoint, self.function_id, arguments, target.config)
+            task_id = self.api.submit(target.endpoint, self.function_id, call.request, target.config)
         except FunctionUnknown as error:
             self.function_id = None  # to be registered again
+            self.log.forgotten()
             if new:
                 raise Unreachable(f"the service does not keep the function: {error}") from error
             return
