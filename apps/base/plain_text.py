@@ -28,5 +28,6 @@ def plain_value(value: Any) -> Any:
     if isinstance(value, dict):
         return {plain_value(key): plain_value(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [plain_value(entry) for entry in value]
+        entries = (plain_value(entry) for entry in value)
+        return list(entries) if isinstance(value, list) else tuple(entries)
     return value

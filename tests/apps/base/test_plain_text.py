@@ -40,7 +40,7 @@ def controls(text: str) -> set[str]:
 )
 def test_texts(text: str, line: str, lines: str) -> None:
     assert (one_line(text), without_controls(text)) == (line, lines)
-    assert plain_value({text: [text, {"a": (text, 1, None, 2.5)}]}) == {lines: [lines, {"a": [lines, 1, None, 2.5]}]}
+    assert plain_value({text: [text, {"a": (text, 1, None, 2.5)}]}) == {lines: [lines, {"a": (lines, 1, None, 2.5)}]}
 
 
 def test_the_error_of_a_site_is_one_line_of_bounded_length(capsys: pytest.CaptureFixture[str]) -> None:
