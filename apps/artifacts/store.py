@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
+from apps.artifacts.finite import require_finite_piece
 from apps.base.errors import ArtifactError
 from apps.base.files import atomic_file, cannot_read
 
@@ -116,8 +117,12 @@ def verify(store: str | Path, artifact: Artifact) -> Path:
     return path
 
 
-def read_header(path: str | Path) -> Header:
+def read_header(path: str | Path, limit: int = HEADER_LIMIT) -> Header:
     """Read the names, types, shapes and positions of the tensors in a file, checked strictly.
+
+    Args:
+        path: of the file.
+        limit: bytes of a longer header are not read.
 
     Raises:
         ArtifactError: missing, not a safetensors file, truncated, tensors overlap or leave gaps.
@@ -128,6 +133,8 @@ def read_header(path: str | Path) -> Header:
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or length > min(HEADER_LIMIT, size - 8):
                 raise ArtifactError("not a safetensors file", file=str(path))
+            if length > limit:
+                raise ArtifactError(f"its header has {length:,} bytes, at most {limit:,} are read", file=str(path))
             raw = stream.read(length)
     except OSError as error:
         raise cannot_read(path, error) from error
@@ -139,6 +146,19 @@ def read_header(path: str | Path) -> Header:
         raise ArtifactError(f"not a safetensors file: {error}", file=str(path)) from None
     _check_extent(header, 8 + length, size, path)
     return header
+
+
+def header_nbytes(path: str | Path) -> int:
+    """Return the length of a file's header, as the file says.
+
+    Raises:
+        ArtifactError: the file cannot be read.
+    """
+    try:
+        with open(path, "rb") as stream:
+            return int.from_bytes(stream.read(8), "little")
+    except OSError as error:
+        raise cannot_read(path, error) from error
 
 
 def _parse_spec(entry: dict, data_start: int) -> TensorSpec:
@@ -191,6 +211,8 @@ def write_artifact(
     shapes: Shapes,
     content: Iterable[tuple[str, Iterable[memoryview | bytes]]],
     kind: str,
+    *,
+    finite: bool = False,
 ) -> Artifact:
     """Stream tensors into a new artifact in one pass that also computes its hash.
 
@@ -199,9 +221,11 @@ def write_artifact(
         shapes: of all tensors.
         content: (name, pieces of raw bytes) in the order of ``layout(shapes)``.
         kind: for people: model, adapter, update.
+        finite: refuse values that are not finite; for all that the server makes.
 
     Raises:
         ArtifactError: the content does not fit the shapes.
+        ModelNotFinite: with ``finite``; no file is left.
         StorageError: the store cannot be written.
     """
     head, header = layout(shapes)
@@ -211,7 +235,10 @@ def write_artifact(
         stream.write(head)
         for name, pieces in content:
             _expect(at == header[name].begin, f"{name} is written out of order")
+            checked = torch_type(header[name]) if finite and header[name].floating else None
             for piece in pieces:
+                if checked is not None:
+                    require_finite_piece(piece, checked, name)
                 stream.write(piece)
                 digest.update(piece)
                 at += memoryview(piece).nbytes
@@ -225,15 +252,27 @@ def _expect(condition: bool, what: str) -> None:
         raise ArtifactError(what)
 
 
-def save_tensors(store: str | Path, tensors: Mapping[str, torch.Tensor], kind: str) -> Artifact:
+def torch_type(spec: TensorSpec) -> torch.dtype:
+    """Return the type of a tensor as torch names it."""
+    import torch
+
+    found: torch.dtype = getattr(torch, DTYPES[spec.dtype][0])
+    return found
+
+
+def save_tensors(
+    store: str | Path, tensors: Mapping[str, torch.Tensor], kind: str, *, finite: bool = False
+) -> Artifact:
     """Write tensors that are in memory as one artifact.
 
     Raises:
         ArtifactError: a tensor has a type that files cannot hold.
+        ModelNotFinite: with ``finite``: a value is not finite; no file is left.
         StorageError: the store cannot be written.
     """
     shapes = shapes_of(tensors)
-    return write_artifact(store, shapes, ((name, [raw_bytes(tensors[name])]) for name in layout(shapes)[1]), kind)
+    content = ((name, [raw_bytes(tensors[name])]) for name in layout(shapes)[1])
+    return write_artifact(store, shapes, content, kind, finite=finite)
 
 
 def shapes_of(tensors: Mapping[str, torch.Tensor]) -> Shapes:

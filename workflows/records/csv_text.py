@@ -11,7 +11,7 @@ from apps.base.plain_text import one_line
 FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 
 
-def csv_text(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
+def csv_text(columns: Sequence[object], rows: Iterable[Iterable[object]]) -> str:
     """Return a header and rows as CSV text with Unix line ends.
 
     A text that a spreadsheet would take for a formula has an apostrophe before it (OWASP, "CSV Injection").

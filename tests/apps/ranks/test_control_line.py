@@ -14,8 +14,8 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
-from patience import patience
-from training_site import PARALLEL, PROJECT, wait_until
+from patience import patience, wait_until
+from training_site import PARALLEL, PROJECT
 
 from apps.base.errors import StorageError, VersionMismatch
 from apps.base.versions import code_version
