@@ -93,6 +93,7 @@ def _transfer_data(request: TransferRequest, submission_id: str) -> TransferData
         submission_id=submission_id,
         deadline=_in_seconds(request.deadline_s),
         verify_checksum=True,
+        encrypt_data=True,  # without it the data channel is in clear wherever the collections do not force TLS
         fail_on_quota_errors=True,
         skip_source_errors=True,  # a missing file would hold up the task until its deadline
         **NO_MAILS,
