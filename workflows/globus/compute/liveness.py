@@ -66,14 +66,20 @@ class Liveness:
         """Take up a finished look and start the next one when it is due; called by the service's thread."""
         if self.pending is not None and self.pending.done():
             done, self.pending = self.pending, None
-            if done.exception() is not None:
-                logger.warning("cannot look at %s: %s", self.site, done.exception())
-            elif isinstance(done.result(), dict):
-                self._update(done.result(), now)
-        submitted = any(call.attempts for call in self._open_trainings())
-        if submitted and now >= self.next_look and self.pending is None:
+            self._take(done, now)
+        if self.pending is not None or now < self.next_look:
+            return
+        if any(call.attempts for call in self._open_trainings()):
             self.next_look, self.requested_at = now + self.look_s, time.time()
             self.pending = self._look()
+
+    def _take(self, done: Future[Any], now: float) -> None:
+        try:
+            state = done.result()
+            if isinstance(state, dict):
+                self._update(state, now)
+        except Exception as error:  # noqa: BLE001 - the edge of one site: what it answers must not reach the others
+            logger.warning("cannot look at %s: %s: %s", self.site, type(error).__name__, error)
 
     def _open_trainings(self) -> list[Call]:
         return [call for call in self.service.open_calls() if call.target.site == self.site and call.training_id]

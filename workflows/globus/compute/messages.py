@@ -18,6 +18,7 @@ from apps.base.errors import REASON_LENGTH, CrossfedError, TaskError, UserMistak
 JSON_HEADER = "11\n"  # of a buffer by globus_compute_sdk.serialize.JSONData
 RESULT_SERIALIZERS = ["globus_compute_sdk.serialize.JSONData"]
 LIMIT_BYTES = 9_500_000  # the service takes 10 MB; the rest is for what surrounds the arguments
+UNREADABLE = (ValueError, TypeError, RecursionError, MemoryError, OverflowError)  # of any parser, for any text
 PERMANENT = ("MaxResultSizeExceeded", "DeserializationError", "SerializationError", "SyntaxError")
 # a child of the endpoint was killed, and its process id is still honoured for some heartbeats
 # (globus-compute-endpoint 4.19)
@@ -74,7 +75,7 @@ def read_answer(buffer: Any) -> dict[str, Any] | CrossfedError:
         return TaskError("the site's answer is not JSON and is not read", remedy="Check the endpoint's id and owner")
     try:
         answer = json.loads(json.loads(buffer[len(JSON_HEADER) :]))
-    except (ValueError, TypeError):
+    except UNREADABLE:
         return TaskError("the site's answer cannot be read")
     if isinstance(answer, dict) and "error" in answer:
         return error_from(answer["error"])
@@ -94,7 +95,8 @@ def read_failure(text: Any) -> CrossfedError:
 
 def one_line(text: str) -> str:
     """Shorten a foreign message to one line."""
-    return " ".join(text.split())[:REASON_LENGTH]
+    plain = "".join(letter if letter.isprintable() else " " for letter in text[: 20 * REASON_LENGTH])
+    return " ".join(plain.split())[:REASON_LENGTH]
 
 
 def is_restarting(text: Any) -> bool:

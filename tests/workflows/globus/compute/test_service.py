@@ -21,7 +21,8 @@ from apps.site import site_status
 from apps.train import enrol, local_train
 from apps.training.leases import acquire
 from apps.training.task import Task
-from workflows.globus.compute.api import ComputeApi, RateLimiter
+from workflows.globus.compute.api import ComputeApi
+from workflows.globus.compute.rate_limit import RateLimiter
 
 LOOK = "apps.site:site_status"
 
@@ -40,7 +41,8 @@ def agent(tmp_path, monkeypatch):
     monkeypatch.setattr("workflows.globus.compute.service.POLL_S", 0.05)
     monkeypatch.setattr("workflows.globus.compute.service.RETRY_S", 0.1)
     monkeypatch.setattr("workflows.globus.compute.service.LONGEST_RETRY_S", 0.3)
-    monkeypatch.setattr("workflows.globus.compute.service.STATUS_S", 0.2)
+    monkeypatch.setattr("workflows.globus.compute.endpoint_status.STATUS_S", 0.2)
+    monkeypatch.setattr("workflows.globus.compute.endpoint_status.OFFLINE_S", 0.2)
     monkeypatch.setattr("workflows.globus.compute.calls.RETRY_S", 0.3)
     with toy_agent(tmp_path / "service", as_the_site_would) as running:
         for name, value in running.variables(tmp_path / "login").items():
@@ -125,7 +127,7 @@ def test_an_expired_token_is_renewed(tmp_path, agent):
 def test_a_login_that_is_refused_names_the_remedy(tmp_path, agent):
     agent.auth.change_secret(agent.account)
     with drive(tmp_path, agent) as run:
-        with pytest.raises(UserMistake, match=r"site aurora: Globus .*Run: python workflows/login.py"):
+        with pytest.raises(UserMistake, match=r"site aurora: Globus .*Set GLOBUS_COMPUTE"):
             run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(patience(30))
 
 
