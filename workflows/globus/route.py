@@ -14,7 +14,6 @@ from workflows.console.units import bytes_text
 from workflows.globus.compute.service import ComputeService
 from workflows.globus.transfer.https import FileReader
 from workflows.globus.transfer.staging import GlobusStaging
-from workflows.globus.transfer.transfers import AT_ONCE
 from workflows.planning.labels import TRANSFERS
 
 if TYPE_CHECKING:
@@ -36,7 +35,8 @@ class GlobusRoute:
         """Return the Parsl executors: one for each site, and threads of this process for the transfers."""
         from parsl.executors import ThreadPoolExecutor
 
-        threads = [ThreadPoolExecutor(label=TRANSFERS, max_threads=AT_ONCE)] if self.staging else []
+        staging = self.staging
+        threads = [ThreadPoolExecutor(label=TRANSFERS, max_threads=staging.threads())] if staging else []
         return [*self.sites.values(), *threads]
 
     def close(self) -> None:

@@ -20,6 +20,10 @@ class TransferFailed(CrossfedError):  # noqa: N818 - named as a state of the tra
     """A transfer that ended without success or cannot be started; its files may have arrived in part."""
 
 
+class TransferPostponed(TransferFailed):
+    """A stalled transfer that was cancelled because another waits for its slot; it is submitted again behind that."""
+
+
 class TransferCanceled(TransferFailed):
     """A transfer that a person has cancelled; it is started again only on request."""
 
