@@ -20,6 +20,7 @@ ROOMS = {  # from the ground up; the rooms of one line do not import each other
         "strategies",
         "planning",
         "records",
+        "trust",
         "globus evaluation",
         "runtime",
         "dataflow",

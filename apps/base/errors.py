@@ -137,6 +137,10 @@ class UpdateRefused(CrossfedError):
     """An update that must not be aggregated: wrong shape, not finite, too large, or of another base model."""
 
 
+class AnswerRefused(UpdateRefused):
+    """An answer of a site that cannot be read, has values of a wrong kind, or contradicts what was asked."""
+
+
 class VersionMismatch(CrossfedError):
     """A site runs another code version than the driver."""
 

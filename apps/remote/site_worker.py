@@ -13,12 +13,9 @@ import os
 import sys
 from typing import IO, Any
 
-from apps.base.error_records import error_record
-from apps.base.errors import TaskError, VersionMismatch, main_line
+from apps.base.errors import VersionMismatch
 from apps.base.processes import end_with_parent
-from apps.remote.calls import answer
-
-logger = logging.getLogger(__name__)
+from apps.remote.calls import FUNCTIONS, answer_text
 
 
 def main() -> None:
@@ -43,15 +40,9 @@ def take_stdout() -> IO[str]:
 
 
 def answer_line(line: str) -> dict[str, Any]:
-    """Execute a call given as a line of JSON; an unexpected error becomes a ``TaskError`` record."""
-    try:
-        result = answer(json.loads(line))
-        json.dumps(result)  # a result that is not plain values is reported here
-    except Exception as error:  # the outermost edge of this process: the endpoint's worker waits for a line
-        logger.exception("unexpected error")
-        reason = f"{type(error).__name__}: {main_line(error)}"
-        result = {"error": error_record(TaskError(f"the site could not answer: {reason}"))}
-    return {**result, "worker": {"pid": os.getpid(), "host": os.uname().nodename}}
+    """Execute a call given as a line of JSON; the answer names the process that gave it."""
+    worker = {"pid": os.getpid(), "host": os.uname().nodename}
+    return {**json.loads(answer_text(line, FUNCTIONS)), "worker": worker}
 
 
 def send(answers: IO[str], value: dict[str, Any]) -> None:

@@ -18,6 +18,8 @@ from workflows.globus.compute.messages import pack
 from workflows.globus.compute.service import ComputeService
 from workflows.globus.identity import compute_client
 from workflows.records.journal import Journal
+from workflows.trust.answers import checked_result
+from workflows.trust.calls import SiteCall
 
 if TYPE_CHECKING:
     from globus_sdk import GlobusApp
@@ -35,14 +37,16 @@ def examine_site(app: GlobusApp, site: Site, limit_s: float = ANSWER_LIMIT_S) ->
     """
     assert site.endpoint is not None and site.python_env is not None
     target = CallTarget(site.name, site.endpoint.files, str(site.python_env / "bin" / "python"), {})
-    request = pack(EXAMINE, [Place(site=site.name, round=0), str(site.storage_root)], dict(site.environment))
+    asked = SiteCall(site.name, EXAMINE, (Place(site=site.name, round=0), str(site.storage_root)))
+    request = pack(EXAMINE, asked.args, dict(site.environment))
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(Path(folder) / "journal.jsonl")
         service = ComputeService(partial(compute_client, app), journal)
         service.start()
         try:
             call = Call(f"ask-{uuid.uuid4()}", target, EXAMINE, request, journaled=False)
-            return service.submit(call).result(limit_s)
+            found: Mapping[str, Any] = checked_result(service.submit(call).result(limit_s), asked)
+            return found
         except concurrent.futures.TimeoutError:
             raise CrossfedError(f"no answer in {limit_s:.0f} s", remedy="See the log of the agent there") from None
         finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -15,6 +14,8 @@ from workflows.globus.compute.service import ComputeService
 from workflows.globus.transfer.https import FileReader
 from workflows.globus.transfer.staging import GlobusStaging
 from workflows.planning.labels import TRANSFERS
+from workflows.trust.answers import parse_json
+from workflows.trust.schema import ProgressAnswer, problem_of
 
 if TYPE_CHECKING:
     from parsl.executors.base import ParslExecutor
@@ -123,7 +124,11 @@ def state_over_https(reader: FileReader, sites: Mapping[str, Site], name: str) -
     site = sites[name]
     assert site.collection is not None
     content = reader.read(site.collection, site.storage_root / "progress.json")
-    return {"progress": json.loads(content)} if content else None
+    try:
+        progress = parse_json(content.decode(errors="replace")) if content else None
+    except ValueError:
+        return None
+    return {"progress": progress} if problem_of(ProgressAnswer, progress) is None else None
 
 
 def progress_text(progress: Mapping[str, Any] | None) -> str | None:

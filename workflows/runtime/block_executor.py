@@ -1,4 +1,4 @@
-"""Parsl's executor for batch sites, whose worker takes tasks in the order of ``task_order``."""
+"""Parsl's executor for batch sites: calls and answers are text, and tasks are taken in the order of ``task_order``."""
 
 from __future__ import annotations
 
@@ -7,15 +7,27 @@ from typing import Any
 
 from parsl.executors import HighThroughputExecutor
 
+from apps.remote.calls import answer_text
 from workflows.runtime.task_order import task_order
+from workflows.trust.answers import read_answer
+from workflows.trust.calls import answered, call_of
 
 
 class BlockExecutor(HighThroughputExecutor):
-    """HighThroughputExecutor in which an evaluation at a site does not hold up the site's next training."""
+    """HighThroughputExecutor whose workers execute calls that are text, and answer with text.
+
+    An evaluation at a site does not hold up the site's next training.
+    """
 
     def submit(
         self, func: Callable[..., Any], resource_specification: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
-        """Submit a call; see ``HighThroughputExecutor.submit``."""
+        """Submit a call; see ``HighThroughputExecutor.submit``.
+
+        Raises:
+            TaskError: the arguments are not plain values.
+        """
+        call = call_of(self.label, func, args, kwargs)
         ordered = {**resource_specification, "priority": task_order(func)}
-        return super().submit(func, ordered, *args, **kwargs)
+        answer = super().submit(answer_text, ordered, call.text())
+        return answered(answer, lambda text: read_answer(text, call))

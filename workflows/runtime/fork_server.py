@@ -8,7 +8,7 @@ imported. No thread runs here and no tensor is computed: a forked process is the
 The end of CONTROL means that the driver is gone. The server then sends SIGTERM to its process group, so that a worker
 in the middle of a training saves its state and ends. If the server itself is killed, the kernel sends that signal.
 
-A worker takes calls from its socket, one after the other, and answers them, both as JSON: see ``answer``.
+A worker takes calls from its socket, one after the other, and answers them, both as JSON: see ``apps.remote.calls``.
 """
 
 from __future__ import annotations
@@ -28,9 +28,8 @@ from contextlib import suppress
 from io import BufferedIOBase
 from typing import NoReturn, TypedDict
 
-from apps.base.error_records import error_record
-from apps.base.errors import CrossfedError, TaskError, main_line
 from apps.base.processes import end_with_parent, redirect_output
+from apps.remote.calls import answer_text
 
 logger = logging.getLogger(__name__)
 PR_SET_NAME = 15
@@ -114,7 +113,7 @@ def _be_worker(channel: socket.socket, request: ForkRequest, server: int) -> NoR
         _set_up(request)
         with channel, channel.makefile("rwb") as stream:
             while os.getppid() == server:
-                write_message(stream, answer(read_message(stream)))
+                write_message(stream, answer_text(read_message(stream).decode()).encode())
     except (EOFError, OSError):  # the driver is gone
         pass
     except Exception:  # the edge of a process
@@ -133,28 +132,6 @@ def _set_up(request: ForkRequest) -> None:
     os.environ.update(request["environment"])
     redirect_output(request["log"])
     gc.enable()
-
-
-def answer(request: bytes) -> bytes:
-    """Call a function as a driver asks.
-
-    Args:
-        request: ``{"function": "MODULE:NAME", "args": [...], "kwargs": {...}}`` as JSON.
-
-    Returns:
-        ``{"result": ...}`` or ``{"error": ErrorRecord}`` as JSON.
-    """
-    try:
-        call = json.loads(request)
-        module, _, name = call["function"].partition(":")
-        function = getattr(importlib.import_module(module), name)
-        return json.dumps({"result": function(*call["args"], **call["kwargs"])}).encode()
-    except CrossfedError as error:
-        record = error_record(error)
-    except Exception as error:  # the edge of a worker: the driver decides what follows
-        logger.exception("a task has failed")
-        record = error_record(TaskError(f"{type(error).__name__}: {main_line(error)}"))
-    return json.dumps({"error": record}).encode()
 
 
 def main() -> None:

@@ -6,7 +6,6 @@ batch jobs on other machines. A worker here is a process of this machine, and it
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import json
 import logging
@@ -24,13 +23,14 @@ from typing import Any, NamedTuple
 
 from parsl.executors.base import ParslExecutor
 
-from apps.base.error_records import error_from, error_record
-from apps.base.errors import CrossfedError, TaskError, WorkersLost
+from apps.base.errors import CrossfedError, WorkersLost
 from site_configs.library.site import Site
 from workflows.runtime.fork_server import ForkRequest, read_message, readable, write_message
 from workflows.runtime.output import last_line
 from workflows.runtime.task_order import task_order
 from workflows.runtime.worker_start import ServerStart, server_command, server_start
+from workflows.trust.answers import read_answer
+from workflows.trust.calls import answered, call_of
 
 logger = logging.getLogger(__name__)
 CHECK_S = 0.5  # between two looks at a server that has not answered yet
@@ -137,7 +137,7 @@ CLOSING = -1  # the order of the request to end
 
 
 class Call(NamedTuple):
-    """A call for the worker as ``fork_server.answer`` takes it, its order, and the future of its answer."""
+    """A call for the worker as ``apps.remote.calls.answer_text`` takes it, its order, and the future of its answer."""
 
     order: int
     number: int
@@ -193,16 +193,11 @@ class LocalExecutor(ParslExecutor):
         Raises:
             TaskError: the arguments are not plain values.
         """
-        plain = inspect.unwrap(func)  # without Parsl's wrapper, which cannot be imported
-        function = f"{plain.__module__}:{plain.__qualname__}"
-        try:
-            request = json.dumps({"function": function, "args": args, "kwargs": kwargs})
-        except (TypeError, ValueError) as error:
-            raise TaskError(f"the arguments of {function} are not plain: {error}", site=self.label) from error
-        future: Future[Any] = Future()
-        self.open.add(future)
-        self.calls.put(Call(task_order(func), next(self.numbers), request.encode(), future))
-        return future
+        call = call_of(self.label, func, args, kwargs)
+        request, answer = call.text().encode(), Future[Any]()
+        self.open.add(answer)
+        self.calls.put(Call(task_order(func), next(self.numbers), request, answer))
+        return answered(answer, lambda text: read_answer(text, call))
 
     def outstanding(self) -> int:
         """Return the number of calls without an answer."""
@@ -221,21 +216,22 @@ class LocalExecutor(ParslExecutor):
 
     def _serve(self) -> None:
         while (call := self.calls.get()).order != CLOSING:
+            answer: str | CrossfedError
             try:
                 answer = self._ask_worker(call.request)
             except CrossfedError as error:
-                answer = {"error": error_record(error.at(site=self.label))}
+                answer = error.at(site=self.label)
             if self.server.closed:
                 break
             self.open.discard(call.future)
-            if "error" in answer:
-                call.future.set_exception(error_from(answer["error"]))
+            if isinstance(answer, CrossfedError):
+                call.future.set_exception(answer)
             else:
-                call.future.set_result(answer["result"])
+                call.future.set_result(answer)
         self._disconnect()
 
-    def _ask_worker(self, request: bytes) -> dict[str, Any]:
-        """Send a call and return the worker's answer.
+    def _ask_worker(self, request: bytes) -> str:
+        """Send a call and return the text of the worker's answer.
 
         Raises:
             WorkersLost: the worker has ended, or cannot be started.
@@ -245,11 +241,11 @@ class LocalExecutor(ParslExecutor):
         try:
             stream = self.stream or self._connect()
             write_message(stream, request)
-            answer: dict[str, Any] = json.loads(read_message(stream))
+            answer = read_message(stream)
         except (EOFError, OSError):
             self._disconnect()
             raise self._loss() from None
-        return answer
+        return answer.decode(errors="replace")
 
     def _loss(self) -> WorkersLost:
         if not self.server.closed:

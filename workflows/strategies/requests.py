@@ -9,6 +9,8 @@ from typing import Any
 from workflows.console.units import plural
 from workflows.strategies.base import SiteFacts, SiteFailed, Stop, Train, UpdateArrived
 
+LARGEST_SHARE = 0.8  # of one site in a mean by samples
+
 
 @dataclass(frozen=True)
 class OpenRequest:
@@ -72,7 +74,14 @@ class OpenRequests:
 
 
 def shares(samples: dict[str, int], sites: Iterable[str], weights: str) -> dict[str, float]:
-    """Return the weights of sites, by samples or equal; they sum to one."""
-    raw = {site: samples[site] if weights == "samples" else 1 for site in sites}
+    """Return the weights of sites, by samples or equal; they sum to one.
+
+    The number of samples is what a site says: of several sites none gets more than ``LARGEST_SHARE``.
+    """
+    raw: dict[str, float] = {site: samples[site] if weights == "samples" else 1 for site in sites}
+    largest = max(raw, key=lambda site: raw[site])
+    others = sum(amount for site, amount in raw.items() if site != largest)
+    if others:  # 0: it is alone, or the only one whose number is known so far
+        raw[largest] = min(raw[largest], others * LARGEST_SHARE / (1 - LARGEST_SHARE))
     total = sum(raw.values())
     return {site: amount / total for site, amount in raw.items()}

@@ -20,7 +20,7 @@ from training_site import PLACE, PROJECT, Site, bare_environment, wait_until
 from apps.base import errors
 from apps.base.error_records import error_from, error_record
 from apps.base.errors import CrossfedError, TaskError, UserMistake, VersionMismatch
-from apps.remote.calls import FUNCTIONS, answer, find_function
+from apps.remote.calls import FUNCTIONS, answer_text, find_function
 from apps.remote.site_worker import answer_line
 from apps.training.progress import read_progress
 
@@ -105,9 +105,10 @@ def test_unknown_kinds_become_task_errors(kind):
 
 
 def test_an_error_is_an_answer(tmp_path):
-    found = answer({"function": "apps.site:site_status", "args": [PLACE, str(tmp_path)]})
-    assert found["result"]["claims"] == []
-    assert answer({"function": "os:system", "args": ["true"]})["error"]["kind"] == "TaskError"
+    status = {"function": "apps.site:site_status", "args": [PLACE, str(tmp_path)]}
+    assert json.loads(answer_text(json.dumps(status), FUNCTIONS))["result"]["claims"] == []
+    other = json.dumps({"function": "os:system", "args": ["true"]})
+    assert json.loads(answer_text(other, FUNCTIONS))["error"]["kind"] == "TaskError"
     for line in (
         "no json",
         "[]",

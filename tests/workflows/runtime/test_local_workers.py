@@ -120,7 +120,8 @@ def test_an_error_comes_back_as_it_was_raised(start: Start) -> None:
     assert isinstance(refusal, BlockTooShort) and str(refusal) == "site aurora: no time. Wait"
     assert (workers.logs / "worker-aurora.log").read_text() == ""
     unforeseen = workers.submit("mistake").exception(patience(30))
-    assert isinstance(unforeseen, TaskError) and str(unforeseen) == "NameError: name 'mistake' is not defined"
+    assert isinstance(unforeseen, TaskError)
+    assert str(unforeseen) == "site aurora: NameError: name 'mistake' is not defined"
     assert "Traceback" in (workers.logs / "worker-aurora.log").read_text() and workers.losses == []
 
 

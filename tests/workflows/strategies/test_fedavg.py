@@ -22,6 +22,7 @@ from workflows.strategies.base import (
     UpdateArrived,
 )
 from workflows.strategies.fedavg import FedAvg
+from workflows.strategies.requests import shares
 
 
 def started(**samples: int) -> CampaignStarted:
@@ -197,3 +198,17 @@ def test_scaffold_corrects_by_the_others_last_gradients() -> None:
     strategy.react(update(a))
     _, a, b = strategy.react(update(b))
     assert (a.correction, b.correction) == (((0, -0.5), (1, 0.5)), ((0, 0.5), (1, -0.5)))
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"),
+    [
+        ({"a": 30, "b": 10}, {"a": 0.75, "b": 0.25}),
+        ({"a": 10**15, "b": 40}, {"a": 0.8, "b": 0.2}),
+        ({"a": 10**15, "b": 30, "c": 10}, {"a": 0.8, "b": 0.15, "c": 0.05}),
+        ({"a": 7}, {"a": 1.0}),
+        ({"a": 7, "b": 0}, {"a": 1.0, "b": 0.0}),
+    ],
+)
+def test_one_site_s_word_gives_it_at_most_four_fifths(samples: dict[str, int], expected: dict[str, float]) -> None:
+    assert shares(samples, samples, "samples") == pytest.approx(expected)

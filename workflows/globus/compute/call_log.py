@@ -11,6 +11,7 @@ import hashlib
 from workflows.globus.compute.calls import Call
 from workflows.globus.compute.messages import bootstrap_source
 from workflows.records.journal import Journal
+from workflows.trust.schema import WorkerName, problem_of
 
 
 class CallLog:
@@ -52,8 +53,9 @@ class CallLog:
 
     def ended(self, call: Call, task_id: str, state: str) -> None:
         if call.journaled:
-            host = call.answer.get("worker") if isinstance(call.answer, dict) else None
-            worker = {"worker": host} if host else {}  # host and process id of the worker that answered
+            found = call.answer.get("worker") if isinstance(call.answer, dict) else None
+            # host and process id of the worker that answered
+            worker = {"worker": found} if problem_of(WorkerName, found) is None else {}
             self.journal.write(
                 "compute_ended", site=call.target.site, key=call.key, task_id=task_id, state=state, **worker
             )

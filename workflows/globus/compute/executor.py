@@ -23,6 +23,8 @@ from workflows.globus.compute.calls import Call, CallTarget
 from workflows.globus.compute.liveness import Liveness, ReadState
 from workflows.globus.compute.messages import call_key, pack, require_fits
 from workflows.globus.compute.service import ComputeService
+from workflows.trust.answers import checked_result
+from workflows.trust.calls import answered, call_of
 
 LOCAL_TRAIN = "apps.train:local_train"
 
@@ -76,15 +78,16 @@ class SiteExecutor(ParslExecutor):
             TaskError: they cannot be written as JSON.
         """
         del resource_specification, kwargs  # of Parsl's interface, not used here
-        function = f"{func.__module__}:{func.__name__}"
+        call = call_of(self.label, func, args, {})
         try:
-            request = pack(function, args, self.environment)
-            key = call_key(self.label, function, args)
+            request = pack(call.function, args, self.environment)
+            key = call_key(self.label, call.function, args)
         except (TypeError, ValueError) as error:
-            raise TaskError(f"the arguments of {function} are not plain: {error}", site=self.label) from error
-        require_fits(self.label, function, json.dumps([self.target.python, request]))
-        training_id = task_identity(*args) if function == LOCAL_TRAIN else None
-        return _copy_of(self.service.submit(Call(key, self.target, function, request, training_id)))
+            raise TaskError(f"the arguments of {call.function} are not plain: {error}", site=self.label) from error
+        require_fits(self.label, call.function, json.dumps([self.target.python, request]))
+        training_id = task_identity(*args) if call.function == LOCAL_TRAIN else None
+        result = self.service.submit(Call(key, self.target, call.function, request, training_id))
+        return answered(result, lambda found: checked_result(found, call))
 
     def shutdown(self) -> None:
         """Stop polling. Tasks at the site continue, and the next driver asks for them."""
@@ -145,18 +148,3 @@ def calls_text(calls: Sequence[Call], now: float) -> str | None:
     if any(call.over for call in calls):  # there are workers, or were; the service reports late, or never, that it runs
         return f"{since}; no further status from its endpoint yet"
     return f"{since}; its endpoint is starting or waiting for a block"
-
-
-def _copy_of(future: Future[Any]) -> Future[Any]:
-    """Return a separate future with the same outcome: Parsl sets attributes on the future that it gets."""
-    own: Future[Any] = Future()
-
-    def copy(done: Future[Any]) -> None:
-        error = done.exception()
-        if error is not None:
-            own.set_exception(error)
-        else:
-            own.set_result(done.result())
-
-    future.add_done_callback(copy)
-    return own

@@ -19,6 +19,8 @@ from apps.training.leases import STALE_S
 from workflows.globus.compute.calls import Call, CallTarget
 from workflows.globus.compute.messages import pack
 from workflows.globus.compute.service import ComputeService
+from workflows.trust.answers import checked_result
+from workflows.trust.calls import SiteCall, answered
 
 logger = logging.getLogger(__name__)
 LOOK_S = STALE_S  # between two looks
@@ -89,8 +91,10 @@ class Liveness:
             return _in_thread(self.read_state, self.site)
         if self.files is None:
             return None
-        request = pack(LOOK, [Place(site=self.site, round=0), self.root], self.environment)
-        return self.service.submit(Call(f"look-{uuid.uuid4()}", self.files, LOOK, request, journaled=False))
+        call = SiteCall(self.site, LOOK, (Place(site=self.site, round=0), self.root))
+        request = pack(LOOK, call.args, self.environment)
+        answer = self.service.submit(Call(f"look-{uuid.uuid4()}", self.files, LOOK, request, journaled=False))
+        return answered(answer, lambda found: checked_result(found, call))
 
     def _update(self, state: dict[str, Any], now: float) -> None:
         names = ("progress", "checkpoint", "finished")

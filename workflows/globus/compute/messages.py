@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from apps.base.error_records import error_from
-from apps.base.errors import REASON_LENGTH, CrossfedError, TaskError, UserMistake, WorkersLost
+from apps.base.errors import REASON_LENGTH, AnswerRefused, CrossfedError, TaskError, UserMistake, WorkersLost
+from workflows.trust.answers import parse_json
 
 JSON_HEADER = "11\n"  # of a buffer by globus_compute_sdk.serialize.JSONData
 RESULT_SERIALIZERS = ["globus_compute_sdk.serialize.JSONData"]
@@ -74,9 +75,10 @@ def read_answer(buffer: Any) -> dict[str, Any] | CrossfedError:
     if not isinstance(buffer, str) or not buffer.startswith(JSON_HEADER):
         return TaskError("the site's answer is not JSON and is not read", remedy="Check the endpoint's id and owner")
     try:
-        answer = json.loads(json.loads(buffer[len(JSON_HEADER) :]))
-    except UNREADABLE:
-        return TaskError("the site's answer cannot be read")
+        text = parse_json(buffer[len(JSON_HEADER) :])
+        answer = parse_json(text) if isinstance(text, str) else None
+    except UNREADABLE as error:
+        return AnswerRefused(f"its answer is refused: {str(error) or type(error).__name__}")
     if isinstance(answer, dict) and "error" in answer:
         return error_from(answer["error"])
     if isinstance(answer, dict) and "result" in answer:
