@@ -93,6 +93,8 @@ class TaskFollower:
             with self._changed:
                 for task_id, feed in wanted.items():
                     feed.unread = found.get(task_id, {})
+                    if feed.unread.get("status") in FINAL:
+                        self._open.pop(task_id, None)
                 self._changed.notify_all()
             self._pause(wanted)
 
