@@ -16,6 +16,7 @@ from facilities.globus.agents import Agent, endpoint_environment
 from facilities.globus.collection_folders import CollectionFolder
 from facilities.globus.stack import Stack
 from facilities.globus.transfer import Transfer
+from site_policy import write_policy
 
 from site_configs.library.resolve import resolve_site
 from site_configs.library.site import Site
@@ -42,9 +43,22 @@ class GlobusWorld:
         self.entry: dict[str, Any] = {}
 
     def site(
-        self, name: str, config: str = "local", variables: dict[str, str] | None = None, **settings: Any
+        self,
+        name: str,
+        config: str = "local",
+        variables: dict[str, str] | None = None,
+        policy: dict[str, Any] | None = None,
+        **settings: Any,
     ) -> dict[str, Any]:
-        """Add a site, whose agent runs with the template that a user would get; return its entry of a campaign."""
+        """Add a site, whose agent runs with the template that a user would get; return its entry of a campaign.
+
+        Args:
+            name: of the site.
+            config: its machine.
+            variables: that its workers inherit.
+            policy: rules of its policy.
+            settings: of the machine.
+        """
         collection = self.transfer.add_collection(self.root / name, name, https=True)
         self.sites[name] = collection
         entry = {
@@ -58,7 +72,10 @@ class GlobusWorld:
         }
         # the endpoint has no id before it is set up, and the template does not depend on it
         made = resolve_site(name, config, Path("/nowhere"), {**_own(entry), "endpoint": collection.id})
-        template = training_template(made, EndpointOptions(agent=endpoint_environment()))
+        rules = {"python": f"{sys.prefix}/bin/python", "device": made.device, "launch": list(made.ranks.launch)}
+        rules |= {"data": ["embedded"], "models": ["tiny"], **(policy or {})}
+        path = write_policy(self.root / f"policy-{name}", self.root / name, **rules)
+        template = training_template(made, EndpointOptions(endpoint_environment(), path))
         for slow, quick in HEARTBEATS.items():
             template = template.replace(slow, quick)
         own = {"PYTHONPATH": f"{self.root / name}:{PROJECT}", "OMP_NUM_THREADS": "1", **(variables or {})}

@@ -11,10 +11,13 @@ from typing import Any
 from training_site import PROJECT
 from training_site import Site as TrainingSite
 
+from apps.base.files import write_text
 from apps.train import local_train
+from apps.trust.policy_file import POLICY_VARIABLE
 from site_configs.library.site import Endpoint
 from site_configs.library.site import Site as SiteConfig
 from workflows.globus.compute.api import ComputeApi
+from workflows.globus.compute.bootstrap import PYTHON
 from workflows.globus.compute.executor import SiteExecutor
 from workflows.globus.compute.rate_limit import RateLimiter
 from workflows.globus.compute.service import ComputeService
@@ -22,12 +25,13 @@ from workflows.records.journal import Journal
 
 SLOW = """
 import time
+from pathlib import Path
 from apps.training import loop as training
 
 update = training.update_parameters
 
 def slow(*arguments):
-    time.sleep({slow_s})
+    time.sleep(float(Path({file!r}).read_text()))
     update(*arguments)
 
 training.update_parameters = slow
@@ -60,11 +64,23 @@ def site_config(root: Path, endpoint: str, **settings: Any) -> SiteConfig:
     )
 
 
-def child_variables(folder: Path, slow_s: float = 0.0) -> dict[str, str]:
-    """Return the variables with which Python at the site finds this project; its steps take ``slow_s`` longer."""
+def child_variables(folder: Path, policy: Path) -> dict[str, str]:
+    """Return what the template of an endpoint sets for its workers; they find this project.
+
+    Args:
+        folder: each step of a training takes the seconds longer that ``slow_down`` writes there.
+        policy: of the site.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "sitecustomize.py").write_text(SLOW.format(slow_s=slow_s) if slow_s else "")
-    return {"PYTHONPATH": f"{folder}:{PROJECT}", "OMP_NUM_THREADS": "1"}
+    (folder / "sitecustomize.py").write_text(SLOW.format(file=str(folder / "slow_s")))
+    slow_down(folder, 0.0)
+    own = {PYTHON: sys.executable, POLICY_VARIABLE: str(policy)}
+    return {"PYTHONPATH": f"{folder}:{PROJECT}", "OMP_NUM_THREADS": "1", **own}
+
+
+def slow_down(folder: Path, slow_s: float) -> None:
+    """Make every step at a site take longer, also of the training that runs; see ``child_variables``."""
+    write_text(folder / "slow_s", str(slow_s))
 
 
 class Driver:

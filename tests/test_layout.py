@@ -13,7 +13,7 @@ from campaigns import PROJECT
 
 PACKAGES = {"apps": {"apps", "data"}, "data": {"data"}, "site_configs": {"site_configs"}}  # workflows may import all
 ROOMS = {  # from the ground up; the rooms of one line do not import each other
-    "apps": ("base", "artifacts remote", "models", "ranks", "training", "evaluation", ""),
+    "apps": ("base", "trust", "artifacts", "models", "ranks", "training", "evaluation remote", ""),
     "site_configs": ("library", ""),
     "workflows": (
         "console",

@@ -29,12 +29,12 @@ class ToyAgent:
     """An agent of one endpoint, in a thread.
 
     Attributes:
-        handle: takes python and request of a call and returns the text of its answer; if it raises, the endpoint fails.
+        handle: takes the request of a call and returns the text of its answer; if it raises, the endpoint fails.
         running: tasks wait in their queue while this is not set.
         calls: requests that were carried out.
     """
 
-    def __init__(self, folder: Path, handle: Callable[[str, str], str]) -> None:
+    def __init__(self, folder: Path, handle: Callable[[str], str]) -> None:
         self.handle, self.running, self.calls, self.ended = handle, threading.Event(), list[str](), threading.Event()
         self.running.set()
         self.service, self.queues = HttpService(), MemoryQueues()
@@ -65,17 +65,17 @@ class ToyAgent:
                         self.queues.receive("results", messagepack.pack(self._run(messagepack.unpack(body))))
 
     def _run(self, task: Any) -> Result:
-        _, (python, request), keywords = ComputeSerializer().unpack_and_deserialize(task.task_buffer)
+        _, (request,), keywords = ComputeSerializer().unpack_and_deserialize(task.task_buffer)
         assert keywords == {}
         try:
             self.calls.append(request)
-            return Result(task_id=task.task_id, data=self.buffer(self.handle(python, request)))
+            return Result(task_id=task.task_id, data=self.buffer(self.handle(request)))
         except Exception as error:  # noqa: BLE001 - the endpoint reports any failure
             return Result(task_id=task.task_id, data=f"{type(error).__name__}: {error}", error_details=FAILED)
 
 
 @contextmanager
-def toy_agent(folder: Path, handle: Callable[[str, str], str]) -> Iterator[ToyAgent]:
+def toy_agent(folder: Path, handle: Callable[[str], str]) -> Iterator[ToyAgent]:
     folder.mkdir(parents=True, exist_ok=True)
     agent = ToyAgent(folder, handle)
     with agent.service:

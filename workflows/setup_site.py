@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 if __name__ == "__main__":  # before the first import of ours: the project root goes first on sys.path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "apps" / "base"))
@@ -20,15 +21,17 @@ if __name__ == "__main__":  # before the first import of ours: the project root 
 
     put_project_first()
 
-from apps.base.errors import UserMistake
+from apps.base.errors import CrossfedError, UserMistake
 from apps.base.files import write_text
+from apps.trust.policy_file import NAME as POLICY_FILE
 from site_configs.library.queues import parse_duration
 from site_configs.library.resolve import SiteConfigError, resolve_site
 from site_configs.library.site import Collection, Site
 from workflows.console.command import EXIT_CODES, carry_out, leave, say
-from workflows.globus.setup.checklist import endpoints_folder, needs_collection
+from workflows.globus.setup.checklist import needs_collection
 from workflows.globus.setup.endpoint_files import endpoint_files
-from workflows.globus.setup.template import EndpointOptions, default_agent
+from workflows.globus.setup.policy import Offered
+from workflows.globus.setup.template import EndpointOptions, default_agent, endpoints_folder
 from workflows.planning.campaign import machine_settings
 from workflows.planning.overrides import apply_set
 from workflows.planning.storage import refuse_shared
@@ -36,6 +39,7 @@ from workflows.planning.yaml_file import read_yaml
 
 EPILOG = """Writes to DIR:
   CHECKLIST.md     what to do at the facility, in order, with the commands
+  crossfed-site.yaml  the site's policy: what campaigns may do there; the operator checks it
   endpoints.sh     starts the agents, restarts them, stops them
   train/           the endpoint whose batch jobs train
   files/           an endpoint on a login node, which reads files while the other one queues
@@ -44,7 +48,7 @@ The settings are those of the site in a campaign; python_env is the project's en
 
 """
 NO_ENDPOINT_YET = "00000000-0000-4000-8000-000000000000"  # the endpoint has no id before it is set up
-EXECUTABLE = 0o755
+EXECUTABLE, OWNER_ONLY = 0o755, 0o600
 SHORTEST_BARE_S = 60
 
 
@@ -55,6 +59,7 @@ class SetupRequest:
     name: str
     config: str
     settings: dict[str, Any]
+    offered: Offered
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -87,6 +92,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="TIME",
         help="give an idle block back after so long: 30m; default: 4h where it is kept over rounds, else 1m",
     )
+    parser.add_argument(
+        "--function",
+        type=UUID,
+        metavar="UUID",
+        help="the only function that the endpoints accept; default: the one that this login registers",
+    )
     parser.add_argument("--no-files", action="store_true", help="no endpoint on a login node")
     return parser.parse_args(arguments)
 
@@ -107,14 +118,17 @@ def work(options: argparse.Namespace) -> None:
     assert site.python_env is not None
     agent = options.agent or default_agent(site.python_env)
     refuse_shared_code(site, request, {"python_env": site.python_env, "--agent": agent})
-    endpoint = EndpointOptions(agent, duration(options.idle) if options.idle else None)
+    place = endpoints_folder(Path(str(request.settings["storage_root"])), site.name)
+    idle_s = duration(options.idle) if options.idle else None
+    endpoint = EndpointOptions(agent, place / POLICY_FILE, accepted_function(options.function), idle_s)
     folder = options.out or Path("endpoints") / request.name
-    files = endpoint_files(site, request.config, request.settings, endpoint, not options.no_files)
+    files = endpoint_files(site, request.config, request.settings, endpoint, not options.no_files, request.offered)
     for name, text in files.items():
         write(folder / name, text)
     (folder / "endpoints.sh").chmod(EXECUTABLE)
+    (folder / POLICY_FILE).chmod(OWNER_ONLY)
     say(f"Written to {folder} for {site.machine}. Follow {folder / 'CHECKLIST.md'}.")
-    there = shlex.quote(str(endpoints_folder(Path(str(request.settings["storage_root"])), site.name)))
+    there = shlex.quote(str(place))
     say("Copy it to a file system that the compute nodes can write to, but not into the collection; for example:")
     say(f"  ssh HOST mkdir -p {there} && rsync -a {shlex.quote(str(folder))}/ HOST:{there}/")
 
@@ -122,19 +136,44 @@ def work(options: argparse.Namespace) -> None:
 def requested(options: argparse.Namespace) -> SetupRequest:
     """Return the machine and its settings: of the campaign, if one is given, changed by the command line."""
     settings: dict[str, Any] = {}
-    name, config = options.site, options.config
+    name, config, offered = options.site, options.config, Offered()
     if options.campaign:
-        sites = read_yaml(options.campaign).get("sites") or {}
+        campaign = read_yaml(options.campaign)
+        sites = campaign.get("sites") or {}
         if name not in sites:
             problem = f"there is no site {name}" if name else "no --site NAME"
             raise UserMistake(f"{options.campaign}: {problem}", remedy=f"Its sites are {', '.join(sites)}")
         config = config or (sites[name] or {}).get("config") or name
-        settings = machine_settings(sites[name])
+        settings, offered = machine_settings(sites[name]), offered_by(campaign, sites[name] or {})
     if not config:
         raise UserMistake("name a machine, or --campaign FILE --site NAME", remedy="See --help")
     for text in options.sets:
         apply_set(settings, text)
-    return SetupRequest(name or Path(config).stem, config, settings)
+    return SetupRequest(name or Path(config).stem, config, settings, offered)
+
+
+def offered_by(campaign: Mapping[str, Any], entry: Mapping[str, Any]) -> Offered:
+    """Return the records and the model that a campaign names for a site; what comes with the project, for all sites."""
+    found = {}
+    for key in ("data", "model"):
+        common = str((campaign.get(key) or {}).get("source") or "")
+        found[key] = entry.get(key) or (common if common and "/" not in common else None)
+    return Offered(**found)
+
+
+def accepted_function(given: UUID | None) -> str | None:
+    """Return the id of the function that an endpoint is to accept, and say what to do where it is not known.
+
+    It is registered here if there is a login; nobody is asked to log in.
+    """
+    from workflows.globus.compute.registered import login_function
+
+    try:
+        return login_function(str(given) if given else None)
+    except CrossfedError as error:
+        say(f"The endpoints accept no function yet: {error}")
+        say("Log in and run this again, or write the function's UUID to allowed_functions in config.yaml.")
+        return None
 
 
 def made(request: SetupRequest) -> Site:

@@ -27,8 +27,8 @@ class Manifest(TypedDict):
     shard_samples: int  # all samples of the site: its weight in a mean by samples
     shard_cut: dict[str, dict[str, int]]  # task -> how many of them lose a part of their "question" or "answer"
     tokens: int
-    loss_first: float
-    loss_last: float
+    loss_first: float | None  # None: the site's policy withholds it
+    loss_last: float | None
     train_s: float  # like steps, tokens and losses, over all attempts
     attempts: int  # how often the task was started: 1 without interruptions
     load_s: float  # of this attempt, like the next ones: model and base, before the first step

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from apps.base import errors
-from apps.base.errors import CrossfedError, TaskError
+from apps.base.errors import CrossfedError, PolicyRefused, TaskError
 
 FIELDS: dict[str, type] = {"what": str, "site": str, "round": int, "file": str, "remedy": str}
+POLICY_FIELDS = ("rule", "asked", "allowed")  # of a PolicyRefused, all texts
 
 
 class ErrorRecord(TypedDict):
@@ -19,11 +20,14 @@ class ErrorRecord(TypedDict):
     round: int | None
     file: str | None
     remedy: str | None
+    rule: NotRequired[str]
+    asked: NotRequired[str]
+    allowed: NotRequired[str]
 
 
 def error_record(error: CrossfedError) -> ErrorRecord:
     """Convert an error to plain values."""
-    return ErrorRecord(
+    record = ErrorRecord(
         kind=type(error).__name__,
         what=error.what,
         site=error.site,
@@ -31,6 +35,9 @@ def error_record(error: CrossfedError) -> ErrorRecord:
         file=error.file,
         remedy=error.remedy,
     )
+    if isinstance(error, PolicyRefused):
+        record.update({"rule": error.rule, "asked": error.asked, "allowed": error.allowed})
+    return record
 
 
 def error_from(record: Any) -> CrossfedError:
@@ -42,4 +49,6 @@ def error_from(record: Any) -> CrossfedError:
     kind = getattr(errors, str(record.get("kind")), TaskError)
     if not (isinstance(kind, type) and issubclass(kind, CrossfedError)):
         kind = TaskError
+    if issubclass(kind, PolicyRefused):
+        fields |= {name: str(record.get(name) or "") for name in POLICY_FIELDS}
     return kind(fields.pop("what") or "no details", **fields)

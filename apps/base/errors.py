@@ -17,6 +17,7 @@ from typing import Any, Self
 
 logger = logging.getLogger(__name__)
 UNFINISHED = (":", ",", ";", "(", " or", " and", " of", " the")  # ends of a line that goes on in the next
+ASK_OPERATOR = "Ask the operator of the site"
 REASON_LENGTH = 300  # characters that are kept of a library's error message
 # full, over a quota, read-only, or a file server that does not answer: the same request may succeed later
 PASSING = frozenset(
@@ -135,6 +136,27 @@ class ArtifactError(CrossfedError):
 
 class UpdateRefused(CrossfedError):
     """An update that must not be aggregated: wrong shape, not finite, too large, or of another base model."""
+
+
+class PolicyRefused(CrossfedError):
+    """A site's own policy does not allow a request; only the site's operator can change that.
+
+    Args:
+        what: one sentence; empty: made of the next three.
+        rule: the key of the policy that refused.
+        asked: what the request asked for.
+        allowed: what the policy allows.
+        place: see ``CrossfedError``.
+    """
+
+    def __init__(self, what: str = "", *, rule: str = "", asked: str = "", allowed: str = "", **place: Any) -> None:
+        what = what or f"the site's policy does not allow this: rule {rule}: asked {asked}, allowed {allowed}"
+        super().__init__(what, **{"remedy": ASK_OPERATOR, **place})
+        self.rule, self.asked, self.allowed = rule, asked, allowed
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        rebuild, fields = super().__reduce__()
+        return rebuild, fields, {"rule": self.rule, "asked": self.asked, "allowed": self.allowed}
 
 
 class AnswerRefused(UpdateRefused):

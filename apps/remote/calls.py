@@ -14,6 +14,7 @@ from typing import Any
 
 from apps.base.error_records import error_record
 from apps.base.errors import CrossfedError, TaskError, main_line
+from apps.remote.admission import carry_out
 
 logger = logging.getLogger(__name__)
 FUNCTIONS = (  # that a site offers to drivers of other accounts
@@ -46,9 +47,12 @@ def answer_text(request: str, offered: Collection[str] | None = None) -> str:
 
 
 def answer(call: dict[str, Any], offered: Collection[str] | None = None) -> Any:
-    """Return the result of a call; for the arguments see ``answer_text``."""
-    function = find_function(call["function"], offered)
-    return function(*call["args"], **call.get("kwargs", {}))
+    """Return the result of a call, if the site's policy allows it; for the arguments see ``answer_text``."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return find_function(call["function"], offered)(*args, **kwargs)
+
+    return carry_out(call, run, behind_endpoint=offered is not None)
 
 
 def find_function(name: str, offered: Collection[str] | None = FUNCTIONS) -> Callable[..., Any]:

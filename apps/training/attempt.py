@@ -73,7 +73,7 @@ def attempt_task(task: Task, group: ProcessGroup, stop: StopRequest, verify_s: f
     torch.set_num_threads(task.work["threads"])
     spec, parallel, root = task.request["training"], task.work["parallel"], task.root
     checkpoints = Checkpoints(root, task.id, task.place["round"])
-    progress = ProgressFile(root, task.id, task.place["round"], spec["steps"])
+    progress = ProgressFile(root, task.id, task.place["round"], spec["steps"], with_loss=task.tells_losses)
     record = _begin(checkpoints, progress, root) if group.writes else None
     group.barrier()
     loaded = _load(task, group, started, verify_s)
@@ -191,8 +191,8 @@ def _manifest(
         shard_samples=task.shard["samples"],
         shard_cut=task.shard["cut"],
         tokens=done.tokens,
-        loss_first=done.losses[0],
-        loss_last=done.losses[-1],
+        loss_first=done.losses[0] if task.tells_losses else None,
+        loss_last=done.losses[-1] if task.tells_losses else None,
         train_s=done.seconds,
         attempts=record["attempts"],
         load_s=loaded.load_s,

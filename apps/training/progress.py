@@ -31,9 +31,9 @@ class ProgressFile:
     The file is for people: a record that cannot be written is left out, and the task continues.
     """
 
-    def __init__(self, root: Path, task_id: str, round: int, steps: int) -> None:
+    def __init__(self, root: Path, task_id: str, round: int, steps: int, with_loss: bool = True) -> None:
         self.path = root / "progress.json"
-        self.task_id, self.round, self.steps = task_id, round, steps
+        self.task_id, self.round, self.steps, self.with_loss = task_id, round, steps, with_loss
         self.written = 0.0
 
     def phase(self, phase: str, step: int = 0) -> None:
@@ -53,7 +53,7 @@ class ProgressFile:
             phase=phase,
             step=step,
             steps=self.steps,
-            loss=loss,
+            loss=loss if self.with_loss else None,
             tokens_per_s=tokens_per_s,
             time=time.time(),
         )

@@ -29,6 +29,7 @@ class SiteWork(TypedDict):
     threads: int  # of each rank
     parallel: Parallel
     code_version: str
+    withheld: NotRequired[list[str]]  # numbers that must not leave the site; set by the site's own policy
 
 
 class TrainRequest(TypedDict):
@@ -64,6 +65,11 @@ class Task:
         return Path(self.work["root"])
 
     @property
+    def tells_losses(self) -> bool:
+        """True if the losses of the training may leave the site."""
+        return "losses" not in self.work.get("withheld", ())
+
+    @property
     def id(self) -> str:
         """The task's identity."""
         return task_identity(self.place, self.work, self.request, self.base, self.shard)
@@ -82,7 +88,8 @@ def task_identity(
             "code": work["code_version"],
             "base": base["artifact"]["sha256"],
             "shard": shard["shard_sha256"],
-            "model": work["model"],
+            "model": _without(work["model"], "source"),
+            "frozen": base.get("frozen", ""),
             "data": _without(work["data"], "source"),
             "training": _without(request["training"], *TRAINING_EXCLUDED),
             "parallel": _without(work["parallel"], *PARALLEL_EXCLUDED),

@@ -15,7 +15,13 @@ from typing import Any
 import yaml
 
 from site_configs.library.site import Site
-from workflows.globus.setup.template import EndpointOptions, default_agent, training_template, user_endpoint_config
+from workflows.globus.setup.template import (
+    EndpointOptions,
+    default_agent,
+    default_policy,
+    training_template,
+    user_endpoint_config,
+)
 
 POOL = "globus-compute-endpoint python-exec parsl.executors.high_throughput.process_worker_pool ARGUMENTS"
 JOB = "parsl.NUMBER"
@@ -41,7 +47,7 @@ def rendered(site: Site) -> dict[str, Any]:
     from jinja2.sandbox import SandboxedEnvironment
 
     assert site.python_env is not None  # resolved sites have one
-    text = training_template(site, EndpointOptions(default_agent(site.python_env)))
+    text = training_template(site, EndpointOptions(default_agent(site.python_env), default_policy(site)))
     config = user_endpoint_config(site).items()
     values = {name: json.dumps(value) if isinstance(value, str) else value for name, value in config}
     text = SandboxedEnvironment(undefined=StrictUndefined).from_string(text).render(**values)

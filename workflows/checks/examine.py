@@ -29,16 +29,16 @@ JOIN_S = 30.0  # the journal is closed after the last request
 ANSWER_LIMIT_S = 300.0  # an idle endpoint takes half a minute to start a worker
 
 
-def examine_site(app: GlobusApp, site: Site, limit_s: float = ANSWER_LIMIT_S) -> Mapping[str, Any]:
+def examine_site(app: GlobusApp, site: Site, campaign: str, limit_s: float = ANSWER_LIMIT_S) -> Mapping[str, Any]:
     """Return the result of ``apps.site.examine_site`` at a site.
 
     Raises:
         CrossfedError: no answer, or the site's error.
     """
-    assert site.endpoint is not None and site.python_env is not None
-    target = CallTarget(site.name, site.endpoint.files, str(site.python_env / "bin" / "python"), {})
+    assert site.endpoint is not None
+    target = CallTarget(site.name, site.endpoint.files)
     asked = SiteCall(site.name, EXAMINE, (Place(site=site.name, round=0), str(site.storage_root)))
-    request = pack(EXAMINE, asked.args, dict(site.environment))
+    request = pack(EXAMINE, asked.args, campaign)
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(Path(folder) / "journal.jsonl")
         service = ComputeService(partial(compute_client, app), journal)

@@ -52,7 +52,8 @@ def _globus_findings(plan: Plan, site: Site) -> Iterator[Finding]:
     from workflows.globus.identity import globus_app
 
     app, server = globus_app(), plan.campaign.globus.as_collection() if plan.campaign.globus else None
-    yield from check_globus_site(site, server, work=_folder_here(plan), ask=partial(examine_site, app), app=app)
+    ask = partial(examine_site, app, campaign=_run_dir(plan).name)
+    yield from check_globus_site(site, server, work=_folder_here(plan), ask=ask, app=app)
     yield from _queue_findings(site, _run_dir(plan))
 
 

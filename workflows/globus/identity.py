@@ -7,6 +7,7 @@ Compute's own tools use, so that one login serves both. Only ``workflows/login.p
 
 from __future__ import annotations
 
+import os
 import platform
 import threading
 from collections.abc import Iterable
@@ -74,6 +75,12 @@ def globus_app(flow: type[LoginFlowManager] | None = None) -> GlobusApp:
         login_flow_manager=flow or NonInteractiveLogin,  # type: ignore[arg-type]
     )
     return LoginApp(client_id=client_id or DEFAULT_CLIENT_ID, app_name=platform.node(), config=config)
+
+
+def has_login() -> bool:
+    """Return True if this machine has a service account's secret or a file with a person's tokens."""
+    folder = os.environ.get("GLOBUS_COMPUTE_USER_DIR") or Path.home() / ".globus_compute"
+    return all(get_client_creds()) or (Path(folder) / "storage.db").is_file()
 
 
 def keep_private(storage: Path) -> None:

@@ -106,6 +106,8 @@ def globus_route(plan: Plan, run: RunDirectory) -> GlobusRoute:
             site,
             service,
             user_endpoint_config=user_endpoint_config(site),
+            campaign=run.path.name,
+            named=[key for key in ("data", "model") if getattr(plan.campaign.sites[name], key)],
             read_state=read_state if _is_read_over_https(site) else None,
         )
         for name, site in reached.items()

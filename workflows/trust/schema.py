@@ -84,8 +84,8 @@ class ManifestAnswer(Answer):
     shard_samples: Positive
     shard_cut: Cuts
     tokens: Count
-    loss_first: Number
-    loss_last: Number
+    loss_first: Number | None  # None: the site's policy withholds it
+    loss_last: Number | None
     train_s: Seconds
     attempts: Positive
     load_s: Seconds

@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 from campaigns import journal, write_campaign
+from site_policy import write_policy
 from training_site import bare_environment
 
 from apps.base import own_packages
 from apps.base.own_packages import PACKAGES, ROOT, foreign_package
 from apps.base.versions import VersionMismatch, code_version, require_same_code
-from workflows.globus.compute.bootstrap import STASH, call_site
+from apps.trust.policy_file import POLICY_VARIABLE
+from workflows.globus.compute.bootstrap import PYTHON, STASH, call_site
 
 SCRIPTS = sorted(path for path in (ROOT / "workflows").glob("*.py") if path.name != "__init__.py")
 
@@ -101,10 +103,12 @@ def test_the_worker_behind_globus_finds_the_project(
     python: Path, hostile: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(hostile)
-    paths = f"{hostile}{os.pathsep}{ROOT}"
+    monkeypatch.setenv("PYTHONPATH", f"{hostile}{os.pathsep}{ROOT}")
+    monkeypatch.setenv(PYTHON, str(python))
+    monkeypatch.setenv(POLICY_VARIABLE, str(write_policy(hostile / "policy", hostile)))
     request = {"function": "apps.site:site_status", "args": [{"site": "aurora", "round": 0}, str(hostile)]}
     try:
-        found = json.loads(call_site(str(python), json.dumps(request | {"environment": {"PYTHONPATH": paths}})))
+        found = json.loads(call_site(json.dumps(request)))
     finally:
         for child in vars(sys.modules.pop(STASH))["children"].values():
             child.kill()

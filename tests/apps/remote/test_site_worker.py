@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,18 @@ import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from site_policy import write_policy
 from training_site import PLACE, PROJECT, Site, bare_environment, wait_until
 
 from apps.base import errors
 from apps.base.error_records import error_from, error_record
-from apps.base.errors import CrossfedError, TaskError, UserMistake, VersionMismatch
+from apps.base.errors import CrossfedError, EndpointProblem, PolicyRefused, TaskError, VersionMismatch
 from apps.remote.calls import FUNCTIONS, answer_text, find_function
 from apps.remote.site_worker import answer_line
 from apps.training.progress import read_progress
+from apps.trust.policy_file import POLICY_VARIABLE
+from workflows.globus.compute.bootstrap import PYTHON
+from workflows.globus.compute.registered import RELEASES
 
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, CrossfedError)]
 BOOTSTRAP = PROJECT / "workflows" / "globus" / "compute" / "bootstrap.py"
@@ -39,29 +44,36 @@ for line in sys.stdin:
 
 
 class Worker:
-    """Stand-in for a worker of an endpoint: runs the bootstrap source in a process of its own."""
+    """Stand-in for a worker of an endpoint: runs the bootstrap source in a process of its own.
 
-    def __init__(self) -> None:
+    Args:
+        policy: of the site.
+        variables: that the endpoint's template sets.
+    """
+
+    def __init__(self, policy: Path, **variables: str) -> None:
+        own = {**ENVIRONMENT, PYTHON: sys.executable, POLICY_VARIABLE: str(policy), **variables}
         self.process = subprocess.Popen(
             [sys.executable, "-c", WORKER, str(BOOTSTRAP)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             cwd="/tmp",
+            env={**os.environ, **own},
         )
 
-    def start(self, function: str, *args: Any, python: str = sys.executable, **variables: str) -> None:
-        request = {"function": function, "args": args, "environment": {**ENVIRONMENT, **variables}}
+    def start(self, function: str, *args: Any) -> None:
+        request = {"function": function, "args": args}
         assert self.process.stdin
-        self.process.stdin.write(json.dumps([python, json.dumps(request)]) + "\n")
+        self.process.stdin.write(json.dumps([json.dumps(request)]) + "\n")
         self.process.stdin.flush()
 
     def answer(self) -> dict[str, Any]:
         assert self.process.stdout
         return json.loads(json.loads(self.process.stdout.readline()))
 
-    def call(self, function: str, *args: Any, **settings: str) -> dict[str, Any]:
-        self.start(function, *args, **settings)
+    def call(self, function: str, *args: Any) -> dict[str, Any]:
+        self.start(function, *args)
         return self.answer()
 
     def child(self) -> psutil.Process:
@@ -69,11 +81,22 @@ class Worker:
 
 
 @pytest.fixture
-def worker() -> Iterator[Worker]:
-    running = Worker()
-    yield running
-    running.process.kill()
-    running.process.wait()
+def start_worker(tmp_path: Path) -> Iterator[Callable[..., Worker]]:
+    started: list[Worker] = []
+
+    def start(**variables: str) -> Worker:
+        started.append(Worker(write_policy(tmp_path / "policy", tmp_path), **variables))
+        return started[-1]
+
+    yield start
+    for worker in started:
+        worker.process.kill()
+        worker.process.wait()
+
+
+@pytest.fixture
+def worker(start_worker: Callable[..., Worker]) -> Worker:
+    return start_worker()
 
 
 def test_only_functions_of_the_list_are_called():
@@ -104,11 +127,12 @@ def test_unknown_kinds_become_task_errors(kind):
     assert (found.site, found.round, found.what) == ("aurora", None, "no details")
 
 
-def test_an_error_is_an_answer(tmp_path):
+def test_an_error_is_an_answer(tmp_path, monkeypatch):
+    monkeypatch.setenv(POLICY_VARIABLE, str(write_policy(tmp_path / "policy", tmp_path)))
     status = {"function": "apps.site:site_status", "args": [PLACE, str(tmp_path)]}
     assert json.loads(answer_text(json.dumps(status), FUNCTIONS))["result"]["claims"] == []
     other = json.dumps({"function": "os:system", "args": ["true"]})
-    assert json.loads(answer_text(other, FUNCTIONS))["error"]["kind"] == "TaskError"
+    assert json.loads(answer_text(other, FUNCTIONS))["error"]["kind"] == "PolicyRefused"
     for line in (
         "no json",
         "[]",
@@ -116,7 +140,7 @@ def test_an_error_is_an_answer(tmp_path):
         '{"function": "apps.site:site_status", "args": [1]}',
     ):
         found = answer_line(line)
-        assert found["error"]["kind"] == "TaskError"
+        assert found["error"]["kind"] in ("TaskError", "PolicyRefused")
         assert found["worker"]["pid"] == os.getpid()
 
 
@@ -129,12 +153,13 @@ def test_one_process_serves_call_after_call(worker, tmp_path):
     assert trained["result"] | {"reused": True} == site.train()
 
 
-def test_output_of_libraries_is_not_read_as_an_answer(worker, tmp_path):
+def test_output_of_libraries_is_not_read_as_an_answer(start_worker, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import os\nfrom apps import site\n_status = site.site_status\n"
         "def loud(*a):\n    print('{}')\n    os.system('echo {}')\n    return _status(*a)\nsite.site_status = loud\n"
     )
-    found = worker.call("apps.site:site_status", PLACE, str(tmp_path), PYTHONPATH=f"{tmp_path}:{PROJECT}")
+    worker = start_worker(PYTHONPATH=f"{tmp_path}:{PROJECT}")
+    found = worker.call("apps.site:site_status", PLACE, str(tmp_path))
     assert found["result"]["finished"] is None
 
 
@@ -151,14 +176,6 @@ def test_a_killed_child_is_reported_and_replaced(worker, tmp_path):
     assert again["worker"]["pid"] != first
 
 
-def test_other_variables_need_another_child(worker, tmp_path):
-    pids = [
-        worker.call("apps.site:site_status", PLACE, str(tmp_path), THIS=v)["worker"]["pid"] for v in ("a", "a", "b")
-    ]
-    assert pids[0] == pids[1] != pids[2]
-    assert not psutil.pid_exists(pids[0])
-
-
 def test_after_a_version_mismatch_the_child_ends(worker, tmp_path):
     site = Site(tmp_path)
     found = worker.call("apps.train:enrol", PLACE, site.work | {"code_version": "0123456789abcdef"})
@@ -167,14 +184,48 @@ def test_after_a_version_mismatch_the_child_ends(worker, tmp_path):
     assert worker.call("apps.train:enrol", PLACE, site.work)["worker"]["pid"] != found["worker"]["pid"]
 
 
-def test_an_environment_without_the_project_is_the_users_mistake(worker, tmp_path):
+def test_an_environment_without_the_project_is_the_sites_trouble(start_worker, tmp_path):
     bare = bare_environment(tmp_path / "bare") / "bin" / "python"
     cases = {"/no/such/python": "cannot start /no/such/python: No such file", str(bare): "No module named 'apps'"}
     for python, text in cases.items():
-        answer = worker.call("apps.site:site_status", PLACE, "/tmp", python=python, PYTHONPATH="/")
+        answer = start_worker(**{PYTHON: python}, PYTHONPATH="/").call("apps.site:site_status", PLACE, "/tmp")
         found = error_from(answer["error"])
-        assert isinstance(found, UserMistake)
+        assert isinstance(found, EndpointProblem)
         assert text in str(found) and "python_env" in str(found)
+
+
+def test_an_endpoint_without_the_operators_settings_runs_nothing(start_worker):
+    found = error_from(start_worker(**{PYTHON: ""}).call("apps.site:block_started", PLACE)["error"])
+    assert isinstance(found, EndpointProblem) and "operator of the site" in str(found)
+    found = error_from(start_worker(**{POLICY_VARIABLE: ""}).call("apps.site:block_started", PLACE)["error"])
+    assert isinstance(found, PolicyRefused) and found.rule == "policy"
+
+
+def test_what_a_driver_could_run_at_a_site_is_refused(worker, tmp_path):
+    """Interpreter, environment and launch command of a request, and a folder elsewhere: nothing of them is run."""
+    mark = tmp_path / "mark"
+    (drop := tmp_path / "drop" / "apps" / "remote").mkdir(parents=True)
+    for package in (drop.parent, drop):
+        (package / "__init__.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    site = Site(tmp_path)
+    place, work, order, base, shard = site.arguments()
+    launch = {**work["parallel"], "nodes": 2, "sharding": "ddp", "launch": ["sh", "-c", f"touch {mark}"]}
+    write_policy(tmp_path / "policy", tmp_path, launch=[], data=["embedded"])
+    requests = {
+        "environment": {"environment": {"PYTHONPATH": str(drop.parent.parent)}},
+        "python": {"python": f"{drop}/sh"},
+        "launch": {"function": TRAIN, "args": [place, {**work, "parallel": launch}, order, base, shard]},
+        "root": {"function": "apps.train:enrol", "args": [place, {**work, "root": "/elsewhere"}]},
+        "data": {"args": [place, {**work, "data": {**work["data"], "source": "/etc"}}]},
+    }
+    for rule, request in requests.items():
+        worker.process.stdin.write(
+            json.dumps([json.dumps({"function": "apps.train:enrol", "args": [place, work], **request})]) + "\n"
+        )
+        worker.process.stdin.flush()
+        found = error_from(worker.answer()["error"])
+        assert isinstance(found, PolicyRefused) and found.rule == rule
+    assert not mark.exists() and not Path("/elsewhere").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -205,3 +256,8 @@ def test_the_bootstrap_source_needs_no_other_module():
     assert not {name for name in own if name.startswith(("apps", "workflows", "data"))}
     assert len(BOOTSTRAP.read_text()) < 10_000
     assert Path(BOOTSTRAP).name == "bootstrap.py"
+
+
+def test_the_bootstrap_source_is_that_of_a_release():
+    """Endpoints accept it by its id: a changed text needs an entry, and operators have to accept it anew."""
+    assert hashlib.sha256(BOOTSTRAP.read_bytes()).hexdigest() in RELEASES

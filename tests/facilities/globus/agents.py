@@ -47,7 +47,7 @@ class Agent:
         started_at: time of its last start, in seconds since the epoch.
     """
 
-    def __init__(self, root: Path, name: str, template: str, variables: Mapping[str, str]) -> None:
+    def __init__(self, root: Path, name: str, template: str, variables: Mapping[str, str], core: str = "") -> None:
         self.root, self.name, self.template = root, name, template
         self._token = uuid.uuid4().hex
         # agents set process titles, which would overwrite the environment that other processes read
@@ -58,7 +58,7 @@ class Agent:
         for path in (folder, root / "home", root / "log"):
             path.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
-        (folder / "config.yaml").write_text(CORE.format(name=name))
+        (folder / "config.yaml").write_text(CORE.format(name=name) + core)
         (folder / "user_config_template.yaml.j2").write_text(template)
         self._reaper = start_reaper(self._token)
 

@@ -78,19 +78,26 @@ class Stack:
         self.service.stop()
         self.compute.close()
 
-    def add_agent(self, name: str, template: str = LOCAL_TEMPLATE, variables: Mapping[str, str] | None = None) -> Agent:
+    def add_agent(
+        self,
+        name: str,
+        template: str = LOCAL_TEMPLATE,
+        variables: Mapping[str, str] | None = None,
+        core: str = "",
+    ) -> Agent:
         """Start an agent with a template for its children; return it when it is online.
 
         Args:
             name: name of the endpoint; an existing one is replaced.
             template: text of ``user_config_template.yaml.j2``.
             variables: additional environment, which its workers inherit.
+            core: further lines of its ``config.yaml``.
         """
         if name in self.agents:
             self.agents.pop(name).close()
         known = client_variables(self.service, self.account)
         del known["GLOBUS_SDK_ENVIRONMENT"]  # its config.yaml sets this
-        agent = Agent(self.root / "agents" / name, name, template, {**known, **(variables or {})})
+        agent = Agent(self.root / "agents" / name, name, template, {**known, **(variables or {})}, core)
         self.agents[name] = agent
         agent.start()
         self.wait_online(agent)

@@ -118,7 +118,7 @@ def test_an_odd_value_is_refused_or_harmless(call: SiteCall, result: dict[str, A
         except AnswerRefused as error:
             assert len(str(error)) < 400 and str(error).isprintable()
     harmless = {
-        "None": {"progress", "checkpoint", "finished", "storage", "left_s"},
+        "None": {"progress", "checkpoint", "finished", "storage", "left_s", "loss_first", "loss_last"},
         "True": {"reused"},
         "'3'": {"store", "host", "checkpoint", "storage", "block"},
         "-0.5": {"loss_first", "loss_last", "left_s"},

@@ -11,15 +11,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from apps.base.errors import CrossfedError, EndpointProblem
-from workflows.globus.compute.failures import Unreachable, classified
-from workflows.globus.compute.messages import RESULT_SERIALIZERS, bootstrap_source
+from workflows.globus.compute.failures import FunctionUnknown, Unreachable, classified
+from workflows.globus.compute.messages import RESULT_SERIALIZERS
 from workflows.globus.compute.rate_limit import RateLimiter
+from workflows.globus.compute.registered import (
+    bootstrap_source,
+    forget_function,
+    identity_of,
+    known_function,
+    remember_function,
+)
 
 if TYPE_CHECKING:
     from globus_compute_sdk import Client
 
 BATCH = 100  # task ids in one status request
-Arguments = tuple[str, str]  # of the registered function: interpreter and request
 
 
 class ComputeApi:
@@ -70,46 +76,63 @@ class ComputeApi:
         except Exception as error:
             raise classified(error) from error
 
-    def register(self, high_assurance_endpoint: str = "") -> str:
-        """Register the bootstrap function and return its id.
+    def register(self, used_before: str | None = None, chosen: str | None = None) -> str:
+        """Return the id of the bootstrap function, which is registered if this account has never done so.
 
         Args:
-            high_assurance_endpoint: the only endpoint that the function is for; one of high assurance runs no other.
+            used_before: id that this run has used earlier.
+            chosen: id to be used from now on.
         """
+        account = self._account()
+        known = chosen or known_function(account) or used_before or self._register()
+        remember_function(account, known)
+        return known
+
+    def register_for(self, endpoint: str) -> str:
+        """Register the bootstrap function for one endpoint of high assurance, which runs no other; return its id."""
+        return self._register(ha_endpoint_id=endpoint)
+
+    def _register(self, **more: str) -> str:
         data = {
             "function_name": "call_site",
             "function_code": bootstrap_source(),
             "serialized": False,
             "meta": {"python_version": platform.python_version(), "sdk_version": _sdk_version()},
+            **more,
         }
-        if high_assurance_endpoint:
-            data["ha_endpoint_id"] = high_assurance_endpoint
         return str(self.request(lambda _: self._v3.register_function(data)["function_uuid"]))
 
-    def pack(self, function_id: str, arguments: Sequence[Arguments], config: Mapping[str, Any]) -> Any:
+    def _account(self) -> str:
+        """Return the service's address and the identity that asks it: a function belongs to both."""
+        client = self._open()
+        return f"{client.web_service_address} {identity_of(client.app)}"
+
+    def pack(self, function_id: str, requests: Sequence[str], config: Mapping[str, Any]) -> Any:
         """Return a batch of calls of one function."""
         assert self._client
         batch = self._client.create_batch(
             user_endpoint_config=dict(config) or None, result_serializers=RESULT_SERIALIZERS
         )
         batch.user_runtime = same_runtime()
-        for call in arguments:
-            batch.add(function_id, call)
+        for request in requests:
+            batch.add(function_id, (request,))
         return batch
 
-    def submit(
-        self, endpoint: str, function_id: str, arguments: Sequence[Arguments], config: Mapping[str, Any]
-    ) -> list[str]:
+    def submit(self, endpoint: str, function_id: str, requests: Sequence[str], config: Mapping[str, Any]) -> list[str]:
         """Submit calls to an endpoint in one request and return the ids of their tasks, in the same order."""
 
         def send(_: Client) -> list[str]:
-            answer = self._v3.submit(endpoint, self.pack(function_id, arguments, config).prepare())
+            answer = self._v3.submit(endpoint, self.pack(function_id, requests, config).prepare())
             (task_ids,) = answer["tasks"].values()
-            if len(task_ids) != len(arguments):
+            if len(task_ids) != len(requests):
                 raise ValueError("the service has not taken all calls")
             return [str(task_id) for task_id in task_ids]
 
-        submitted: list[str] = self.request(send)
+        try:
+            submitted: list[str] = self.request(send)
+        except FunctionUnknown:
+            forget_function(self._account())
+            raise
         return submitted
 
     def look_up(self, task_ids: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -3,6 +3,9 @@
 The text of this file is what is registered with Globus Compute. It runs in the endpoint's environment, where this
 project is not installed, under any Python version: use the standard library only, no imports of ours, no decorators.
 Requests and answers are JSON; nothing is pickled in either direction.
+
+A request names neither interpreter nor environment: both are the endpoint's own, set by the template of its operator.
+Endpoints accept this function by its id, so its text stays the same from release to release: see ``registered.py``.
 """
 
 from __future__ import annotations
@@ -30,42 +33,43 @@ for folder in map(pathlib.Path, folders):
 from apps.remote import site_worker
 """
 STASH = "crossfed_site_workers"  # in sys.modules, which outlives a task; this text is executed anew for each task
+PYTHON = "CROSSFED_SITE_PYTHON"  # set by the endpoint's template: the interpreter of the project's environment
 REMEDY = "Check the site's python_env, and that the project is installed in it"
+OPERATOR = "Ask the operator of the site to run setup_site.py again and to copy its files"
 
 
-def call_site(python: str, request: str) -> str:
+def call_site(request: str) -> str:
     """Run one call at a site.
 
     Args:
-        python: the interpreter of the project's environment at the site.
-        request: JSON: function, args, and the variables to set for the interpreter before it starts.
+        request: JSON: function and args.
 
     Returns:
         JSON: result, or error with its kind and place.
     """
-    own = json.loads(request).get("environment", {})
-    variables = {**os.environ, **own, "PYTHONSAFEPATH": "1"}  # the current folder is no place to import from
+    variables = {**os.environ, "PYTHONSAFEPATH": "1"}  # the current folder is no place to import from
+    python = variables.get(PYTHON)
+    if not python:
+        return refusal("EndpointProblem", f"the endpoint does not say in {PYTHON} what may run there", OPERATOR)
     stash = vars(sys.modules.setdefault(STASH, types.ModuleType(STASH)))
     children = stash.setdefault("children", {})
     with stash.setdefault("lock", threading.Lock()):
         try:
-            child = running_child(children, json.dumps([python, own], sort_keys=True), python, variables)
+            child = running_child(children, python, variables)
         except OSError as error:
-            return refusal("UserMistake", f"the site cannot start {python}: {error.strerror}", REMEDY)
+            return refusal("EndpointProblem", f"the site cannot start {python}: {error.strerror}", REMEDY)
         if child is None:
-            return refusal("UserMistake", f"{python} cannot run crossfed: {import_error(python, variables)}", REMEDY)
+            what = f"{python} cannot run crossfed: {import_error(python, variables)}"
+            return refusal("EndpointProblem", what, REMEDY)
         return ask(child, request)
 
 
 def running_child(
-    children: dict[str, subprocess.Popen[str]], key: str, python: str, variables: dict[str, str]
+    children: dict[str, subprocess.Popen[str]], python: str, variables: dict[str, str]
 ) -> subprocess.Popen[str] | None:
     """Return the interpreter that is already running, or start one; None if it ends before it is ready."""
-    if key in children and children[key].poll() is None:
-        return children[key]
-    for other in [children.pop(name) for name in list(children)]:
-        other.kill()  # of other variables, or dead: only one at a time may use the memory and the devices
-        other.wait()
+    if python in children and children[python].poll() is None:
+        return children[python]
     command = [python, "-c", f"{FIND_PROJECT}site_worker.main()", str(os.getpid())]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables)
     assert child.stdout
@@ -73,7 +77,7 @@ def running_child(
         child.kill()
         child.wait()
         return None
-    children[key] = child
+    children[python] = child
     return child
 
 

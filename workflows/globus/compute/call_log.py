@@ -6,10 +6,8 @@ Records: ``compute_function`` {function_id, source}, ``compute_submitting`` {sit
 
 from __future__ import annotations
 
-import hashlib
-
 from workflows.globus.compute.calls import Call
-from workflows.globus.compute.messages import bootstrap_source
+from workflows.globus.compute.registered import bootstrap_digest
 from workflows.records.journal import Journal
 from workflows.trust.schema import WorkerName, problem_of
 
@@ -18,7 +16,7 @@ class CallLog:
     """The calls of a run in its journal."""
 
     def __init__(self, journal: Journal) -> None:
-        self.journal = journal
+        self.journal, self.is_forgotten = journal, False
         ended = {r["task_id"] for r in journal.events("compute_ended")}
         # key and endpoint -> tasks that may still answer, and when they were submitted
         self.open: dict[tuple[str, str], list[tuple[str, float]]] = {}
@@ -29,12 +27,18 @@ class CallLog:
                 )
 
     def function_id(self) -> str | None:
-        """Return the id of the registered function; None if its text has changed since or it never was registered."""
-        found = [r["function_id"] for r in self.journal.events("compute_function") if r["source"] == _source_digest()]
-        return found[-1] if found else None
+        """Return the id of the function that this run has used; None: none, or its text has changed since."""
+        records = [r for r in self.journal.events("compute_function") if r["source"] == bootstrap_digest()]
+        return None if self.is_forgotten or not records else str(records[-1]["function_id"])
 
     def registered(self, function_id: str) -> None:
-        self.journal.write("compute_function", function_id=function_id, source=_source_digest())
+        if function_id != self.function_id():
+            self.journal.write("compute_function", function_id=function_id, source=bootstrap_digest())
+        self.is_forgotten = False
+
+    def forgotten(self) -> None:
+        """Take note that the service does not know the function any more."""
+        self.is_forgotten = True
 
     def adopt(self, call: Call) -> list[tuple[str, float]]:
         """Return tasks that an earlier driver submitted for the same call to the same endpoint, with UNIX times."""
@@ -72,7 +76,3 @@ class CallLog:
 
     def endpoint(self, site: str, endpoint: str, status: str) -> None:
         self.journal.write("endpoint_status", site=site, endpoint=endpoint, status=status)
-
-
-def _source_digest() -> str:
-    return hashlib.sha256(bootstrap_source().encode()).hexdigest()[:16]

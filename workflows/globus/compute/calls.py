@@ -29,14 +29,12 @@ class CallTarget:
     Attributes:
         site: its name in the campaign.
         endpoint: id of the Compute endpoint.
-        python: interpreter of the project's environment there.
         config: values for the endpoint's template.
         silence_s, queue_s: without news for so long, a call is submitted again: once it runs, and before.
     """
 
     site: str
     endpoint: str
-    python: str
     config: Mapping[str, Any] = field(default_factory=dict)
     silence_s: float = 1800.0
     queue_s: float = 14 * 24 * 3600.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from site_configs.library.site import Site
 from workflows.console.units import clock_text
 from workflows.globus.compute.calls import Call, CallTarget
 from workflows.globus.compute.liveness import Liveness, ReadState
-from workflows.globus.compute.messages import call_key, pack, require_fits
+from workflows.globus.compute.messages import call_key, pack, require_fits, without_sites_own
 from workflows.globus.compute.service import ComputeService
 from workflows.trust.answers import checked_result
 from workflows.trust.calls import answered, call_of
@@ -37,7 +37,8 @@ class SiteExecutor(ParslExecutor):
         service: shared by all sites of a driver.
         user_endpoint_config: values for the template of the site's endpoint: account, queue, walltime, ...
         files_config: the same for the endpoint on the login node.
-        environment: variables for the project's Python at the site; no secrets.
+        campaign: name of the run.
+        named: which of ``data`` and ``model`` the campaign names for this site.
         read_state: see ``Liveness``.
     """
 
@@ -50,19 +51,19 @@ class SiteExecutor(ParslExecutor):
         service: ComputeService,
         user_endpoint_config: Mapping[str, Any] | None = None,
         files_config: Mapping[str, Any] | None = None,
-        environment: Mapping[str, str] | None = None,
+        campaign: str = "",
+        named: Collection[str] = (),
         read_state: ReadState | None = None,
     ) -> None:
         super().__init__()
-        assert site.endpoint is not None and site.python_env is not None  # resolved sites have both
-        self.label, self.service = site.name, service
-        self.environment = {**site.environment, **(environment or {})}
-        python, endpoint = str(site.python_env / "bin" / "python"), site.endpoint
+        assert site.endpoint is not None  # resolved sites have one
+        self.label, self.service, self.campaign, self.named = site.name, service, campaign, named
+        endpoint = site.endpoint
         self.target = CallTarget(
-            site.name, endpoint.training, python, dict(user_endpoint_config or {}), endpoint.silence_s, endpoint.queue_s
+            site.name, endpoint.training, dict(user_endpoint_config or {}), endpoint.silence_s, endpoint.queue_s
         )
-        files = CallTarget(site.name, endpoint.files, python, dict(files_config or {})) if endpoint.files else None
-        self.liveness = Liveness(service, site.name, str(site.storage_root), files, read_state, self.environment)
+        files = CallTarget(site.name, endpoint.files, dict(files_config or {})) if endpoint.files else None
+        self.liveness = Liveness(service, site.name, str(site.storage_root), files, read_state, campaign)
 
     def start(self) -> None:
         self.service.periodic.append(self.liveness.poll)
@@ -80,11 +81,11 @@ class SiteExecutor(ParslExecutor):
         del resource_specification, kwargs  # of Parsl's interface, not used here
         call = call_of(self.label, func, args, {})
         try:
-            request = pack(call.function, args, self.environment)
+            request = pack(call.function, without_sites_own(args, self.named), self.campaign)
             key = call_key(self.label, call.function, args)
         except (TypeError, ValueError) as error:
             raise TaskError(f"the arguments of {call.function} are not plain: {error}", site=self.label) from error
-        require_fits(self.label, call.function, json.dumps([self.target.python, request]))
+        require_fits(self.label, call.function, json.dumps([request]))
         training_id = task_identity(*args) if call.function == LOCAL_TRAIN else None
         result = self.service.submit(Call(key, self.target, call.function, request, training_id))
         return answered(result, lambda found: checked_result(found, call))

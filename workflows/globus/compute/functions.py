@@ -12,12 +12,12 @@ class RegisteredFunctions:
 
     Args:
         api: registers it.
-        log: in the journal; a later driver takes the id from there.
+        log: in the journal.
     """
 
     def __init__(self, api: ComputeApi, log: CallLog) -> None:
         self.api, self.log = api, log
-        self.shared = log.function_id()
+        self.shared: str | None = None
         self.own: dict[str, str | None] = {}  # endpoint of high assurance -> id; None: not registered yet
         self.plain: set[str] = set()  # endpoints that were asked and need no own one
 
@@ -27,9 +27,9 @@ class RegisteredFunctions:
         if known is not None:
             return known, False
         if endpoint in self.own:
-            made = self.own[endpoint] = self.api.register(endpoint)
+            made = self.own[endpoint] = self.api.register_for(endpoint)
             return made, True
-        self.shared = self.api.register()
+        self.shared = self.api.register(self.log.function_id())
         self.log.registered(self.shared)
         return self.shared, True
 
@@ -39,6 +39,7 @@ class RegisteredFunctions:
             self.own[endpoint] = None
         else:
             self.shared = None
+            self.log.forgotten()
 
     def needs_own(self, endpoint: str) -> bool:
         """Return True if a refused call may pass with a function of the endpoint's own; asked once."""

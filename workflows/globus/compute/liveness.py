@@ -39,7 +39,7 @@ class Liveness:
         files: the endpoint for files, or None.
         read_state: another way to look: takes the site's name and returns the same as ``apps.site.site_status``, in
             whole or in part, or None where nothing can be read. It may be slow.
-        environment: variables for the project's Python there.
+        campaign: name of the run.
 
     Attributes:
         last: the last state that was read.
@@ -54,10 +54,10 @@ class Liveness:
         root: str,
         files: CallTarget | None = None,
         read_state: ReadState | None = None,
-        environment: Mapping[str, str] | None = None,
+        campaign: str = "",
     ) -> None:
         self.service, self.site, self.root, self.files, self.read_state = service, site, root, files, read_state
-        self.environment = dict(environment or {})
+        self.campaign = campaign
         self.last: dict[str, Any] = {}
         self.changed_at: float | None = None
         self.seen_at: float | None = None
@@ -92,7 +92,7 @@ class Liveness:
         if self.files is None:
             return None
         call = SiteCall(self.site, LOOK, (Place(site=self.site, round=0), self.root))
-        request = pack(LOOK, call.args, self.environment)
+        request = pack(LOOK, call.args, self.campaign)
         answer = self.service.submit(Call(f"look-{uuid.uuid4()}", self.files, LOOK, request, journaled=False))
         return answered(answer, lambda found: checked_result(found, call))
 

@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from apps.base.error_records import error_from
-from apps.base.errors import REASON_LENGTH, AnswerRefused, CrossfedError, TaskError, UserMistake, WorkersLost
+from apps.base.errors import (
+    REASON_LENGTH,
+    AnswerRefused,
+    CrossfedError,
+    EndpointProblem,
+    TaskError,
+    UserMistake,
+    WorkersLost,
+)
 from workflows.trust.answers import parse_json
 
 JSON_HEADER = "11\n"  # of a buffer by globus_compute_sdk.serialize.JSONData
@@ -24,20 +31,35 @@ PERMANENT = ("MaxResultSizeExceeded", "DeserializationError", "SerializationErro
 # a child of the endpoint was killed, and its process id is still honoured for some heartbeats
 # (globus-compute-endpoint 4.19)
 RESTARTING = "Another instance of this endpoint is running"
+NOT_PERMITTED = "not permitted on endpoint"  # by its allowed_functions (the same version)
 
 
-def bootstrap_source() -> str:
-    """Return the source text of the function that runs in a site's worker."""
-    return (Path(__file__).parent / "bootstrap.py").read_text()
-
-
-def pack(function: str, args: Sequence[Any], environment: Mapping[str, str]) -> str:
+def pack(function: str, args: Sequence[Any], campaign: str = "") -> str:
     """Return a request as JSON.
+
+    Args:
+        function: as ``module:function``.
+        args: plain values.
+        campaign: its name.
 
     Raises:
         TypeError: an argument cannot be written as JSON.
     """
-    return json.dumps({"function": function, "args": args, "environment": dict(environment)}, separators=(",", ":"))
+    return json.dumps({"function": function, "args": args, "campaign": campaign}, separators=(",", ":"))
+
+
+def without_sites_own(args: Sequence[Any], named: Collection[str]) -> list[Any]:
+    """Return the arguments of a call without what the site itself decides: it fills in its own values.
+
+    Args:
+        args: of a function of a site; a ``SiteWork`` among them is the second.
+        named: which of ``data`` and ``model`` the campaign names for this site; they are sent, and must be the site's.
+    """
+    if len(args) < 2 or not isinstance(args[1], Mapping):
+        return list(args)
+    work = args[1]
+    own = {name: {**work[name], "source": work[name]["source"] if name in named else ""} for name in ("data", "model")}
+    return [args[0], {**work, **own, "parallel": {**work["parallel"], "launch": []}}, *args[2:]]
 
 
 def call_key(site: str, function: str, args: Sequence[Any]) -> str:
@@ -90,6 +112,11 @@ def read_failure(text: Any) -> CrossfedError:
     """Convert a failure that the endpoint itself reports; the function that it runs for us catches its own errors."""
     lines = [line for line in str(text).splitlines() if line.strip(" -*")]
     last = next((line for line in reversed(lines) if "Error" in line or "Lost" in line), lines[-1] if lines else "")
+    if NOT_PERMITTED in str(text):
+        return EndpointProblem(
+            f"the endpoint does not accept this function: {one_line(last)}",
+            remedy="Ask the operator of the site which one it accepts; then run: setup_site.py --function UUID",
+        )
     if any(name in str(text) for name in PERMANENT):
         return TaskError(f"the endpoint could not run the call: {one_line(last)}")
     return WorkersLost(f"the endpoint has lost the task: {one_line(last) or 'it gives no reason'}")

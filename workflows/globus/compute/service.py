@@ -175,9 +175,8 @@ class ComputeService:
         function_id, new = self.functions.find(target.endpoint)
         for call in calls:
             self.log.submitting(call)
-        arguments = [(call.target.python, call.request) for call in calls]
         try:
-            task_ids = self.api.submit(target.endpoint, function_id, arguments, target.config)
+            task_ids = self.api.submit(target.endpoint, function_id, [call.request for call in calls], target.config)
         except (Unreachable, LoginNeeded):
             raise
         except FunctionUnknown as error:

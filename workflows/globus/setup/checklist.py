@@ -13,7 +13,7 @@ from apps.base.versions import LOWEST
 from site_configs.library.site import Site
 from workflows.globus.remedies import LOGIN
 from workflows.globus.setup.render import render
-from workflows.globus.setup.template import EndpointOptions, user_endpoint_config
+from workflows.globus.setup.template import EndpointOptions, endpoints_folder, records_folder, user_endpoint_config
 
 TRAINING, FILES = "train", "files"
 LEAST_TORCH, TORCH_BEFORE = LOWEST["torch"], "3"  # as in pyproject.toml; a test compares
@@ -45,6 +45,8 @@ def checklist(site: Site, config: str, settings: Mapping[str, Any], options: End
         storage_root=storage_root,
         records=records_folder(storage_root),
         agent=options.agent,
+        policy=options.policy,
+        function=options.function,
         agent_package="globus-compute-endpoint",
         agent_version=version("globus-compute-sdk"),  # both are released together
         least_torch=LEAST_TORCH,
@@ -61,16 +63,6 @@ def checklist(site: Site, config: str, settings: Mapping[str, Any], options: End
         max_nodes=site.block.queue.max_nodes if site.block else 0,
         login=LOGIN,
     )
-
-
-def endpoints_folder(storage_root: Path, name: str) -> Path:
-    """Return a folder for a site's endpoints: writable for compute nodes, and outside the collection."""
-    return storage_root.parent / "crossfed-endpoints" / name
-
-
-def records_folder(storage_root: Path) -> Path:
-    """Return a folder for the site's records: beside the folder that the collection shows, not in it."""
-    return storage_root.parent / f"{storage_root.name}-records"
 
 
 def needs_collection(settings: Mapping[str, Any]) -> bool:

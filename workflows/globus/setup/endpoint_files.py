@@ -7,8 +7,10 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from apps.trust.policy_file import NAME as POLICY_FILE
 from site_configs.library.site import Site
 from workflows.globus.setup.checklist import FILES, TRAINING, checklist
+from workflows.globus.setup.policy import Offered, policy_text
 from workflows.globus.setup.render import render
 from workflows.globus.setup.template import (
     HEARTBEAT_S,
@@ -22,7 +24,12 @@ from workflows.globus.setup.template import (
 
 
 def endpoint_files(
-    site: Site, config: str, settings: Mapping[str, Any], options: EndpointOptions, with_files: bool
+    site: Site,
+    config: str,
+    settings: Mapping[str, Any],
+    options: EndpointOptions,
+    with_files: bool,
+    offered: Offered,
 ) -> dict[str, str]:
     """Return the content of all files by their names in the folder.
 
@@ -32,22 +39,24 @@ def endpoint_files(
         settings: of the site in the campaign, as far as they are known.
         options: of its endpoint.
         with_files: True to add an endpoint for files.
+        offered: records and models of the site, as far as they are known.
     """
     found = {
         "CHECKLIST.md": checklist(site, config, settings, options, with_files),
+        POLICY_FILE: policy_text(site, settings, offered),
         "endpoints.sh": _start_script(options, [TRAINING, FILES] if with_files else [TRAINING]),
-        **_endpoint(TRAINING, f"crossfed {site.name}", training_template(site, options), site),
+        **_endpoint(TRAINING, f"crossfed {site.name}", training_template(site, options), site, options.function),
     }
     if with_files:
-        found |= _endpoint(FILES, f"crossfed {site.name} files", files_template(site, options), None)
+        found |= _endpoint(FILES, f"crossfed {site.name} files", files_template(site, options), None, options.function)
     if site.block and site.block.command_environment:
         found[f"{TRAINING}/user_environment.yaml"] = environment_file(site.block.command_environment)
     return found
 
 
-def _endpoint(folder: str, display_name: str, template: str, site: Site | None) -> dict[str, str]:
+def _endpoint(folder: str, display_name: str, template: str, site: Site | None, function: str | None) -> dict[str, str]:
     return {
-        f"{folder}/config.yaml": core_config(display_name),
+        f"{folder}/config.yaml": core_config(display_name, function),
         f"{folder}/user_config_template.yaml.j2": template,
         f"{folder}/user_config_schema.json": json.dumps(schema(site), indent=2) + "\n",
     }

@@ -19,11 +19,16 @@ import yaml
 
 from apps.base.errors import UserMistake
 from apps.training.deadline import BLOCK_END_VARIABLE
+from apps.trust.policy_file import NAME as POLICY_FILE
+from apps.trust.policy_file import POLICY_VARIABLE
 from site_configs.library.site import Endpoint, Site
+from workflows.globus.compute.bootstrap import PYTHON as PYTHON_VARIABLE
 from workflows.globus.setup.render import render
 from workflows.planning.labels import LONGEST_DRAIN_S
 
 HEARTBEAT_S = 30
+# the only forms of what is sent to an endpoint: the text of a function, and JSON
+SERIALIZERS = ("globus_compute_sdk.serialize.PureSourceTextInspect", "globus_compute_sdk.serialize.JSONData")
 SPARE_S = 600  # a child that keeps no block outlives its last task by this: starting another takes half a minute
 FILES_LIMIT_S = 2 * 3600  # for one task of the endpoint for files
 PILOT_IDLE_S = 4 * 3600  # a pilot is kept so long for a driver that may come back, or never does
@@ -41,16 +46,37 @@ class EndpointOptions:
 
     Attributes:
         agent: folder, at the site, of the environment with ``globus-compute-endpoint``.
+        policy: path, at the site, of the policy that its workers keep to.
+        function: id of the only function that it accepts; None: it accepts none yet.
         idle_s: a block without work is given back after so long; None: by the site's ``blocks`` setting.
     """
 
     agent: Path
+    policy: Path
+    function: str | None = None
     idle_s: int | None = None
 
 
 def default_agent(python_env: Path) -> Path:
     """Return the default folder of the agent's own environment."""
     return python_env.parent / "globus-agent"
+
+
+def endpoints_folder(storage_root: Path, name: str) -> Path:
+    """Return a folder for a site's endpoints and its policy: writable for compute nodes, and not in the collection."""
+    return storage_root.parent / "crossfed-endpoints" / name
+
+
+def records_folder(storage_root: Path) -> Path:
+    """Return a folder for the site's records: beside the folder that the collection shows, not in it."""
+    return storage_root.parent / f"{storage_root.name}-records"
+
+
+def default_policy(site: Site) -> Path:
+    """Return the path of a site's policy if its files were copied to where the checklist proposes."""
+    root = site.storage_root
+    project = root.parents[1] if root.name == site.name and len(root.parts) > 3 else root  # without RUN/SITE
+    return endpoints_folder(project, site.name) / POLICY_FILE
 
 
 def user_endpoint_config(site: Site) -> dict[str, Any]:
@@ -106,6 +132,7 @@ def training_template(site: Site, options: EndpointOptions) -> str:
         scheduler_options=_scheduler_options(kind, provider),
         command_timeout_s=COMMAND_TIMEOUT_S,
         block_end=BLOCK_END_VARIABLE,
+        serializers=SERIALIZERS,
         worker_init="\n".join(worker_init_lines(site, options)),
     )
 
@@ -144,8 +171,17 @@ def _scheduler_options(kind: str, provider: Any) -> list[str]:
 
 
 def worker_init_lines(site: Site, options: EndpointOptions) -> list[str]:
-    """Return the shell lines before the workers start; none may need the network."""
-    values = {**site.environment, "HF_HUB_DISABLE_TELEMETRY": "1"}
+    """Return the shell lines before the workers start; none may need the network.
+
+    Interpreter and policy come last: nothing that a request can name changes them.
+    """
+    assert site.python_env is not None  # resolved sites have one
+    values = {
+        **site.environment,
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        PYTHON_VARIABLE: str(site.python_env / "bin" / "python"),
+        POLICY_VARIABLE: str(options.policy),
+    }
     return [
         "unset GLOBUS_COMPUTE_CLIENT_ID GLOBUS_COMPUTE_CLIENT_SECRET  # of the agent's account, no business of a job",
         *site.setup.splitlines(),
@@ -168,7 +204,8 @@ def files_template(site: Site, options: EndpointOptions) -> str:
         heartbeat_s=HEARTBEAT_S,
         spare_s=SPARE_S,
         hard_heartbeats=FILES_LIMIT_S // HEARTBEAT_S,
-        worker_init="\n".join([*site.setup.splitlines(), _path_line(site, options)]),
+        worker_init="\n".join(worker_init_lines(site, options)),
+        serializers=SERIALIZERS,
     )
 
 
@@ -189,13 +226,19 @@ def schema(site: Site | None) -> dict[str, Any]:
     }
 
 
-def core_config(display_name: str) -> str:
-    """Return ``config.yaml`` of an agent; it must name no engine, or the agent does not start."""
+def core_config(display_name: str, function: str | None) -> str:
+    """Return ``config.yaml`` of an agent; it must name no engine, or the agent does not start.
+
+    Args:
+        display_name: for people.
+        function: id of the only function that it accepts; None: it accepts none.
+    """
     settings = {
         "display_name": display_name,
         "amqp_port": 443,  # open where a firewall allows any outgoing connection
         "heartbeat_period": HEARTBEAT_S,
         "debug": False,  # with True the log holds every task in full
+        "allowed_functions": [function] if function else [],  # without this key it would accept any
     }
     return yaml.safe_dump(settings, sort_keys=False)
 

@@ -34,7 +34,7 @@ def error(kind: str) -> dict:
 
 
 def open_call(*task_ids: str, now: float = 0.0) -> Call:
-    made = Call("k", CallTarget("aurora", "e", "python", silence_s=100, queue_s=1000), "f", "{}", training_id="t")
+    made = Call("k", CallTarget("aurora", "e", silence_s=100, queue_s=1000), "f", "{}", training_id="t")
     for task_id in task_ids:
         made.submitted(task_id, now)
     return made
@@ -164,7 +164,7 @@ def test_any_text_is_an_answer_or_an_error(text):
 
 @given(st.recursive(st.none() | st.integers() | st.floats(allow_nan=False) | st.text(), lambda x: st.lists(x)))
 def test_equal_calls_have_equal_keys(value):
-    there = json.loads(pack("f", [value], {}))
+    there = json.loads(pack("f", [value]))
     assert call_key("aurora", "f", there["args"]) == call_key("aurora", "f", [value])
     assert call_key("aurora", "f", [value]) != call_key("polaris", "f", [value])
 

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import parsl
 import pytest
-from globus_site import child_variables, driver, site_config
+from globus_site import child_variables, driver, site_config, slow_down
 from parsl.config import Config
 from patience import patience
-from training_site import PLACE, PROJECT, Site, bare_environment, wait_until
+from site_policy import write_policy
+from training_site import PLACE, PROJECT, Site, wait_until
 
-from apps.base.errors import EndpointProblem, UserMistake, VersionMismatch, WorkersLost
+from apps.base.errors import EndpointProblem, VersionMismatch, WorkersLost
 from apps.site import site_status
 from apps.train import enrol, local_train
 from apps.training.progress import read_progress
@@ -31,10 +32,20 @@ def stack(globus_client):
     return globus_client
 
 
+@pytest.fixture(scope="module")
+def code(tmp_path_factory) -> Path:
+    """Folder of the site's code, which is as slow as a test wants it."""
+    return tmp_path_factory.mktemp("code")
+
+
 @pytest.fixture
-def aurora(stack):
-    """The agent, which all tests of this file share."""
-    return stack.agents.get("aurora") or stack.add_agent("aurora")
+def aurora(stack, code, tmp_path_factory):
+    """The agent, which all tests of this file share; its policy allows everything below pytest's folder."""
+    slow_down(code, 0.0)
+    if "aurora" not in stack.agents:
+        policy = write_policy(code / "policy", tmp_path_factory.getbasetemp(), data=["embedded"], models=["tiny"])
+        stack.add_agent("aurora", variables=child_variables(code, policy))
+    return stack.agents["aurora"]
 
 
 @pytest.fixture(autouse=True)
@@ -49,11 +60,9 @@ def site(tmp_path) -> Site:
     return Site(tmp_path / "site")
 
 
-def drive(tmp_path: Path, site: Site, agent, slow_s: float = 0.0, **settings):
+def drive(tmp_path: Path, site: Site, agent, **settings):
     own = {name: settings.pop(name) for name in ("read_state", "user_endpoint_config") if name in settings}
-    config = site_config(site.root, agent.endpoint_id, **settings)
-    code = child_variables(tmp_path / f"slow-{slow_s}", slow_s)
-    return driver(tmp_path / "run", config, environment=code, **own)
+    return driver(tmp_path / "run", site_config(site.root, agent.endpoint_id, **settings), **own)
 
 
 def step(site: Site) -> int:
@@ -101,14 +110,6 @@ def test_as_parsls_executor(tmp_path, aurora, site):
     assert manifest["steps_done"] == 2
 
 
-def test_a_site_without_the_project_is_told_with_the_remedy(tmp_path, aurora, site):
-    config = site_config(site.root, aurora.endpoint_id, python_env=bare_environment(tmp_path / "bare"))
-    with driver(tmp_path / "run", config) as run:
-        message = r"site aurora: .*cannot run crossfed.*No module named 'apps'.*python_env"
-        with pytest.raises(UserMistake, match=message):
-            run.train(site).result(COLD_S)
-
-
 def test_a_template_that_does_not_take_the_settings(tmp_path, stack, aurora, site):
     stack.compute.rules.start_wait_s = 30
     with drive(tmp_path, site, aurora, user_endpoint_config={"workers_per_node": "no number"}) as run:
@@ -116,8 +117,9 @@ def test_a_template_that_does_not_take_the_settings(tmp_path, stack, aurora, sit
             run.train(site).result(COLD_S)
 
 
-def test_a_killed_worker(tmp_path, stack, aurora, site):
-    with drive(tmp_path, site, aurora, slow_s=0.05) as run:
+def test_a_killed_worker(tmp_path, code, aurora, site):
+    slow_down(code, 0.05)
+    with drive(tmp_path, site, aurora) as run:
         lost = run.train(site, steps=60, checkpoint_s=0.2)
         wait_until(lambda: step(site) >= 8, COLD_S)
         aurora.kill_worker()
@@ -132,9 +134,10 @@ def test_a_killed_worker(tmp_path, stack, aurora, site):
     assert manifest["artifact"] == Site(tmp_path / "whole").train(steps=60)["artifact"]
 
 
-def test_a_killed_child_endpoint_is_noticed_by_the_sites_files(tmp_path, stack, aurora, site, monkeypatch):
+def test_a_killed_child_endpoint_is_noticed_by_the_sites_files(tmp_path, stack, code, aurora, site, monkeypatch):
     """Its interchange and workers are orphans that continue: the training ends, and the service gets no result."""
-    with drive(tmp_path, site, aurora, slow_s=0.05, read_state=lambda _: site_status(PLACE, str(site.root))) as run:
+    slow_down(code, 0.05)
+    with drive(tmp_path, site, aurora, read_state=lambda _: site_status(PLACE, str(site.root))) as run:
         run.executor.liveness.look_s = 0.5
         monkeypatch.setattr("workflows.globus.compute.calls.RESULT_GRACE_S", 3.0)
         training = run.train(site, steps=60, checkpoint_s=0.2)
@@ -147,11 +150,10 @@ def test_a_killed_child_endpoint_is_noticed_by_the_sites_files(tmp_path, stack, 
     assert run.events("compute_asked_again")[0]["reason"] == "its result is at the site and was not delivered"
 
 
-def test_an_endpoint_that_dies_with_all_its_processes(tmp_path, stack, aurora, site):
+def test_an_endpoint_that_dies_with_all_its_processes(tmp_path, code, aurora, site):
     """As a node that is switched off: no liveness, so it is submitted again and continues from the checkpoint."""
-    with drive(
-        tmp_path, site, aurora, slow_s=0.05, silence_s=4.0, read_state=lambda _: site_status(PLACE, str(site.root))
-    ) as run:
+    slow_down(code, 0.05)
+    with drive(tmp_path, site, aurora, silence_s=4.0, read_state=lambda _: site_status(PLACE, str(site.root))) as run:
         run.executor.liveness.look_s = 0.5
         training = run.train(site, steps=60, checkpoint_s=0.2)
         wait_until(lambda: step(site) >= 8 and run.executor.newest_checkpoint(), COLD_S)
@@ -164,8 +166,9 @@ def test_an_endpoint_that_dies_with_all_its_processes(tmp_path, stack, aurora, s
     assert manifest["artifact"] == Site(tmp_path / "whole").train(steps=60)["artifact"]
 
 
-def test_without_a_broker_for_half_a_minute(tmp_path, stack, aurora, site):
-    with drive(tmp_path, site, aurora, slow_s=0.05) as run:
+def test_without_a_broker_for_half_a_minute(tmp_path, stack, code, aurora, site):
+    slow_down(code, 0.05)
+    with drive(tmp_path, site, aurora) as run:
         training = run.train(site, steps=40)
         wait_until(lambda: step(site) >= 3, COLD_S)
         stack.broker.stop()
@@ -180,17 +183,17 @@ def test_without_a_broker_for_half_a_minute(tmp_path, stack, aurora, site):
 DRIVER = """
 import json, sys
 from pathlib import Path
-from globus_site import child_variables, driver, site_config
+from globus_site import driver, site_config
 from apps.train import local_train
 folder, endpoint, arguments = json.loads(sys.argv[1])
 folder = Path(folder)
-variables = child_variables(folder / "slow", 0.05)
-with driver(folder / "run", site_config(folder / "site" / "site", endpoint), environment=variables) as run:
+with driver(folder / "run", site_config(folder / "site" / "site", endpoint)) as run:
     print(run.executor.submit(local_train, {}, *arguments).result())
 """
 
 
-def test_a_killed_driver_and_the_next_one(tmp_path, stack, aurora, site):
+def test_a_killed_driver_and_the_next_one(tmp_path, stack, code, aurora, site):
+    slow_down(code, 0.05)
     arguments = site.arguments(steps=60)
     call = json.dumps([str(tmp_path), aurora.endpoint_id, arguments])
     paths = {"PYTHONPATH": f"{PROJECT}:{PROJECT / 'tests'}"}
@@ -207,11 +210,11 @@ def test_a_killed_driver_and_the_next_one(tmp_path, stack, aurora, site):
     assert [r["state"] for r in run.events("compute_ended")] == ["success"]
 
 
-def test_looking_through_an_endpoint_on_the_login_node(tmp_path, stack, aurora, site):
+def test_looking_through_an_endpoint_on_the_login_node(tmp_path, code, aurora, site):
     """The endpoint of the blocks is busy with the training; another one reads its progress."""
     config = site_config(site.root, aurora.endpoint_id, files=aurora.endpoint_id)
-    code = child_variables(tmp_path / "slow", 0.1)
-    with driver(tmp_path / "run", config, environment=code, files_config={"idle_heartbeats": 100}) as run:
+    slow_down(code, 0.1)
+    with driver(tmp_path / "run", config, files_config={"idle_heartbeats": 100}) as run:
         run.executor.liveness.look_s = 1.0
         training = run.train(site, steps=150, checkpoint_s=0.5)
         wait_until(lambda: (run.executor.last_look.get("progress") or {}).get("step", 0) > 1, COLD_S)

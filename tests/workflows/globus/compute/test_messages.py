@@ -25,7 +25,7 @@ TRAINING: Any = {"phase": "training", "round": 2, "step": 40, "steps": 100, "los
 
 def call(status: str | None = None, submitted_at: float | None = NOON, over: bool = False) -> Call:
     """A call whose task has this status; None: it has none yet."""
-    made = Call("k", CallTarget("polaris", "e", "python"), "f", "{}", answer={"result": 1} if over else None)
+    made = Call("k", CallTarget("polaris", "e"), "f", "{}", answer={"result": 1} if over else None)
     if status is not None:
         made.submitted("task", 0.0, submitted_at)
         made.update("task", {"status": status}, 1.0)

@@ -79,7 +79,7 @@ class Scene:
 
     def ask(self, *endpoints: str) -> list[Any]:
         """Return the results or errors of one call to each endpoint."""
-        calls = [Call(f"key of {e}-{n}", CallTarget(f"site {e}", e, "p"), "f", "r") for n, e in enumerate(endpoints)]
+        calls = [Call(f"key of {e}-{n}", CallTarget(f"site {e}", e), "f", "r") for n, e in enumerate(endpoints)]
         futures = [self.service.submit(call) for call in calls]
         while not all(future.done() for future in futures):
             self.clock.wait(self.service.step())
@@ -167,7 +167,7 @@ def test_of_calls_that_are_refused_together_only_the_bad_one_fails():
         return api_error(413, "TASK_PAYLOAD_TOO_LARGE") if any("large" in payload for payload in payloads) else None
 
     scene.web.refuse = refuse
-    target = CallTarget("site", "one", "p")
+    target = CallTarget("site", "one")
     futures = [scene.service.submit(Call(text, target, "f", text)) for text in ("a", "large", "b")]
     while not all(future.done() for future in futures):
         scene.clock.wait(scene.service.step())
@@ -176,7 +176,7 @@ def test_of_calls_that_are_refused_together_only_the_bad_one_fails():
 
 def test_what_is_submitted_together_is_of_one_endpoint_and_not_too_large():
     def call(endpoint: str = "e", size: int = 1, **config: int) -> Call:
-        return Call(endpoint, CallTarget("s", endpoint, "p", config), "f", "x" * size)
+        return Call(endpoint, CallTarget("s", endpoint, config), "f", "x" * size)
 
     same, other, values, large = call(), call("other"), call(nodes=2), call(size=5_000_000)
     assert sent_together([call(), same, other, values, large])[1:] == [same]

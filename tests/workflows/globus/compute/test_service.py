@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from globus_site import client, driver, site_config
 from patience import patience
+from site_policy import write_policy
 from toy_agent import ToyAgent, toy_agent
 from training_site import PLACE, Site, wait_until
 
@@ -21,17 +22,17 @@ from apps.site import site_status
 from apps.train import enrol, local_train
 from apps.training.leases import acquire
 from apps.training.task import Task
+from apps.trust.policy_file import POLICY_VARIABLE
 from workflows.globus.compute.api import ComputeApi
 from workflows.globus.compute.rate_limit import RateLimiter
 
 LOOK = "apps.site:site_status"
 
 
-def as_the_site_would(python: str, request: str) -> str:
+def as_the_site_would(request: str) -> str:
     """The project's Python, without an interpreter of its own."""
     from apps.remote.site_worker import answer_line
 
-    assert python == f"{sys.prefix}/bin/python"
     return json.dumps(answer_line(request))
 
 
@@ -47,6 +48,10 @@ def agent(tmp_path, monkeypatch):
     with toy_agent(tmp_path / "service", as_the_site_would) as running:
         for name, value in running.variables(tmp_path / "login").items():
             monkeypatch.setenv(name, value)
+        monkeypatch.setenv(
+            POLICY_VARIABLE, str(write_policy(tmp_path / "policy", tmp_path, data=["embedded"], models=["tiny"]))
+        )
+        monkeypatch.setenv("CROSSFED_CACHE", str(tmp_path / "cache"))
         yield running
 
 
@@ -56,7 +61,7 @@ def site(tmp_path) -> Site:
 
 
 def drive(tmp_path: Path, agent: ToyAgent, site: Site | None = None, **settings):
-    ours = ("read_state", "environment", "api", "user_endpoint_config")
+    ours = ("read_state", "api", "user_endpoint_config")
     own = {name: settings.pop(name) for name in ours if name in settings}
     root = site.root if site else tmp_path / "root"
     return driver(tmp_path / "run", site_config(root, agent.endpoint_id, **settings), **own)
@@ -67,12 +72,14 @@ def submissions(agent: ToyAgent) -> int:
 
 
 def test_calls_and_answers(tmp_path, agent, site):
-    with drive(tmp_path, agent, site, environment={"THIS": "that"}) as run:
+    with drive(tmp_path, agent, site) as run:
         assert run.executor.submit(enrol, {}, PLACE, site.work).result(patience(20))["samples"] == 6
         assert run.train(site).result(patience(20))["steps_done"] == 2
         with pytest.raises(TrainingError, match="site aurora, round 1: loss is"):
             run.train(site, learning_rate=1e30, steps=9).result(patience(20))
-        assert json.loads(agent.calls[0])["environment"] == {"THIS": "that"}
+        asked = json.loads(agent.calls[0])
+        assert asked.keys() == {"function", "args", "campaign"}  # neither interpreter nor environment
+        assert asked["args"][1]["data"]["source"] == "" and asked["args"][1]["parallel"]["launch"] == []
     assert agent.service.count_calls("/functions$", "POST") == 1
     assert [r["state"] for r in run.events("compute_ended")] == ["success", "success", "LossNotFinite"]
     assert "learning_rate" not in (tmp_path / "run" / "journal.jsonl").read_text()  # no arguments
@@ -269,6 +276,21 @@ def test_a_function_that_the_service_has_lost_is_registered_again(tmp_path, agen
         agent.compute.functions.clear()
         run.executor.submit(site_status, {}, PLACE, f"{tmp_path}/b").result(patience(20))
     assert len(run.events("compute_function")) == 2
+
+
+def test_the_function_is_registered_once_for_an_account(tmp_path, agent):
+    """Operators let their endpoints accept it by its id, so another run must not bring another one."""
+    for number in range(2):
+        with driver(tmp_path / f"run{number}", site_config(tmp_path, agent.endpoint_id)) as run:
+            run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(patience(20))
+    assert agent.service.count_calls("/functions$", "POST") == 1
+
+
+def test_an_endpoint_that_accepts_another_function_is_told_with_the_remedy(tmp_path, agent):
+    agent.handle = lambda _: (_ for _ in ()).throw(RuntimeError("Function 1 not permitted on endpoint 2"))
+    with drive(tmp_path, agent) as run:
+        with pytest.raises(EndpointProblem, match=r"site aurora: .*operator of the site.*--function UUID"):
+            run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(patience(20))
 
 
 def test_the_next_driver_adopts_what_is_open(tmp_path, agent, site):

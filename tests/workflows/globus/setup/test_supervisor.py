@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ import psutil
 import pytest
 import yaml
 from patience import patience
+from training_site import PLACE, PROJECT
 
 from workflows import setup_site
 
@@ -36,6 +38,13 @@ esac
 echo "$*" >> "$CALLS"
 """
 PAUSE = "pause_s=1"
+
+
+@pytest.fixture(autouse=True)
+def no_login(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep this machine's own login out of the tests; those with the services have one."""
+    if "globus_client" not in request.fixturenames:
+        monkeypatch.setenv("GLOBUS_COMPUTE_USER_DIR", str(tmp_path / "login"))
 
 
 @pytest.fixture
@@ -127,35 +136,74 @@ SEEN = """
 def seen():
     import json, os, shutil
     names = ("OMP_NUM_THREADS", "HF_HUB_DISABLE_TELEMETRY", "PYTHONPATH", "SAID", "CROSSFED_BLOCK_END", "PATH")
+    names += ("GLOBUS_COMPUTE_CLIENT_SECRET",)
     return json.dumps({name: os.environ.get(name) for name in names})
 """
 
 
 @pytest.mark.globus
-def test_a_block_of_a_written_endpoint_works(globus_client: Stack, tmp_path: Path) -> None:
-    """The training endpoint of a workstation: a task starts its block, which has the site's environment."""
+def test_a_block_of_a_written_endpoint_works(
+    globus_client: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The training endpoint of a workstation: a task starts its block, which has the site's environment.
+
+    It accepts the function of this project, with JSON, and nothing else.
+    """
     from facilities.globus.agents import endpoint_environment
     from globus_compute_sdk import Client
+    from globus_compute_sdk.errors import TaskExecutionFailed, TaskPending
     from globus_compute_sdk.serialize import ComputeSerializer, JSONData
 
-    agent = endpoint_environment()
-    given = ["local", "--set", "storage_root=/data", "--set", f"python_env={sys.prefix}", "--set", "carrier=copy"]
-    assert setup_site.main([*given, "--set", "threads=3", "--agent", str(agent), "--out", str(tmp_path / "out")]) == 0
-    text = (tmp_path / "out" / "train" / "user_config_template.yaml.j2").read_text()
-    running = globus_client.add_agent("written", text)
+    monkeypatch.setenv("CROSSFED_CACHE", str(tmp_path / "cache"))
+    agent, out = endpoint_environment(), tmp_path / "crossfed-endpoints" / "local"
+    given = [f"storage_root={tmp_path}/data", f"python_env={sys.prefix}", "carrier=copy", "threads=3"]
+    sets = [word for text in given for word in ("--set", text)]
+    assert setup_site.main(["local", *sets, "--agent", str(agent), "--out", str(out)]) == 0
+    assert setup_site.main(["local", *sets, "--agent", str(agent), "--out", str(out)]) == 0
+    assert globus_client.service.count_calls("/functions$", "POST") == 1  # registered once, then known
+    (ours,) = yaml.safe_load((out / "train" / "config.yaml").read_text())["allowed_functions"]
     client = Client(do_version_check=False, data_serialization_strategy=JSONData())
-    function = client.register_source_code(source=SEEN, function_name="seen")
-    batch = client.create_batch(user_endpoint_config={"idle_s": 60}, result_serializers=JSON)
-    batch.add(function)
-    (task,) = client.batch_run(running.endpoint_id, batch)["tasks"][function]
+    seen, other = (client.register_source_code(source=SEEN, function_name="seen") for _ in range(2))
+    core = yaml.safe_dump({"allowed_functions": [ours, seen]})  # the second for this test
+    text = (out / "train" / "user_config_template.yaml.j2").read_text()
+    running = globus_client.add_agent("written", text, {"PYTHONPATH": str(PROJECT)}, core)
+
+    def submit(function: str, *arguments: Any, by: Any = client) -> str:
+        batch = by.create_batch(user_endpoint_config={"idle_s": 60}, result_serializers=JSON)
+        batch.add(function, arguments)
+        return str(by.batch_run(running.endpoint_id, batch)["tasks"][function][0])
+
+    request = json.dumps({"function": "apps.site:block_started", "args": [PLACE], "campaign": "demo"})
+    tasks = [
+        submit(seen),
+        submit(ours, request),
+        submit(other),
+        submit(ours, request, by=Client(do_version_check=False)),
+    ]
     client.fx_serializer = ComputeSerializer(strategy_data=JSONData())
+    answers: dict[str, Any] = {}
 
-    def ended() -> bool:
-        return not client.get_task(task)["pending"]
+    def all_answered() -> bool:
+        for task in set(tasks) - set(answers):
+            with suppress(TaskPending):
+                try:
+                    answers[task] = client.get_result(task)
+                except TaskExecutionFailed as error:
+                    answers[task] = str(error)
+        return len(answers) == len(tasks)
 
-    wait_until(ended, 120)
-    found = json.loads(client.get_result(task))
-    assert found["OMP_NUM_THREADS"] == "3" and found["HF_HUB_DISABLE_TELEMETRY"] == "1"
+    wait_until(all_answered, 120)
+    by_seen, by_ours, by_other, pickled = (answers[task] for task in tasks)
+    assert json.loads(by_ours)["result"]["left_s"] is None
+    assert "not permitted on endpoint" in by_other and "DeserializationError" in pickled
+    log = (tmp_path / "data" / "requests.jsonl").read_text().splitlines()
+    assert [json.loads(line)["answer"] for line in log] == ["ok"]
+    found = json.loads(by_seen)
+    assert (
+        found["GLOBUS_COMPUTE_CLIENT_SECRET"] is None
+        and found["OMP_NUM_THREADS"] == "3"
+        and found["HF_HUB_DISABLE_TELEMETRY"] == "1"
+    )
     assert found["PATH"].split(":")[:2] == [f"{sys.prefix}/bin", f"{agent}/bin"]
     assert found["CROSSFED_BLOCK_END"] is None
 
@@ -163,4 +211,5 @@ def test_a_block_of_a_written_endpoint_works(globus_client: Stack, tmp_path: Pat
 def test_the_core_configuration_is_that_of_an_agent(folder: Path) -> None:
     for name in ("train", "files"):
         core = yaml.safe_load((folder / name / "config.yaml").read_text())
-        assert core == {"display_name": core["display_name"], "amqp_port": 443, "heartbeat_period": 30, "debug": False}
+        usual = {"display_name": core["display_name"], "amqp_port": 443, "heartbeat_period": 30, "debug": False}
+        assert core == {**usual, "allowed_functions": []}  # none is known without a login

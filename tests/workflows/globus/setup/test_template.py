@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import tomllib
+from datetime import UTC, date, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from facilities.globus.agents import endpoint_environment, missing_agent_program
 from hypothesis import given
 from hypothesis import strategies as st
 
+from apps.trust.policy_file import read_policy
 from site_configs.library.resolve import available, resolve_site
 from site_configs.library.site import Site
 from workflows import setup_site
@@ -34,6 +36,7 @@ from workflows.globus.setup.template import (
 )
 
 GOLDEN = Path(__file__).parent / "golden"
+DOCS = Path(__file__).parents[4] / "docs"
 SCRIPT = "endpoints.sh"  # the same at every machine but for a folder, so there is one golden file of it
 ELSEWHERE = "/data/ada/crossfed"
 STORAGE = {
@@ -61,6 +64,13 @@ MORE: dict[str, list[str]] = {
     "pbs": ["queue=gpu", "nodes=2", "walltime=1h", "gpus=4", "cores=32", "select=system=x"],
     "local": ["threads=2", "carrier=shared"],
 }
+
+
+@pytest.fixture(autouse=True)
+def no_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep this machine's own login out of the tests."""
+    monkeypatch.setenv("GLOBUS_COMPUTE_USER_DIR", str(tmp_path / "login"))
+    monkeypatch.setattr("workflows.globus.setup.policy.VALID", date(2027, 6, 30) - datetime.now(UTC).date())
 
 
 def arguments(machine: str) -> list[str]:
@@ -99,6 +109,42 @@ def test_golden_files(machine: str, tmp_path: Path) -> None:
     assert names == sorted(str(p.relative_to(GOLDEN / machine)) for p in (GOLDEN / machine).rglob("*") if p.is_file())
     for name in names:
         assert (folder / name).read_text() == (GOLDEN / machine / name).read_text(), name
+
+
+def test_the_written_policy_is_one_and_the_documents_show_it(tmp_path: Path) -> None:
+    folder = written("polaris", tmp_path)
+    policy = read_policy(folder / "crossfed-site.yaml")
+    assert (folder / "crossfed-site.yaml").stat().st_mode & 0o777 == 0o600
+    assert policy.root == "/eagle/ABC/crossfed" and policy.device == "cuda" and policy.launch is not None
+    assert policy.launch[0] == "mpiexec" and policy.models == () and policy.metrics == ("losses",)
+    assert (GOLDEN / "polaris" / "crossfed-site.yaml").read_text() in (DOCS / "policy.md").read_text()
+    for endpoint in ("train", "files"):
+        text = template(folder, endpoint)
+        assert "unset GLOBUS_COMPUTE_CLIENT_ID GLOBUS_COMPUTE_CLIENT_SECRET" in text
+        assert "export CROSSFED_SITE_POLICY=/eagle/ABC/crossfed-endpoints/polaris/crossfed-site.yaml\n" in text
+
+
+def test_the_policy_names_what_a_campaign_uses(tmp_path: Path) -> None:
+    campaign = tmp_path / "c.yaml"
+    entry = {"config": "local", "storage_root": "/data/cf", "python_env": "/data/env", "data": "/data/records"}
+    campaign.write_text(
+        yaml.safe_dump({"model": {"source": "tiny"}, "sites": {"aurora": {**entry, "carrier": "copy"}}})
+    )
+    out = tmp_path / "out"
+    assert setup_site.main(["--campaign", str(campaign), "--site", "aurora", "--out", str(out)]) == 0
+    policy = read_policy(out / "crossfed-site.yaml")
+    assert policy.data == ("/data/records",) and policy.models is not None
+    assert [model.source for model in policy.models] == ["tiny"]
+
+
+def test_the_function_that_endpoints_accept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    core = written("polaris", tmp_path) / "files" / "config.yaml"
+    assert yaml.safe_load(core.read_text())["allowed_functions"] == []
+    assert "The endpoints accept no function yet" in capsys.readouterr().out
+    chosen = "11111111-2222-3333-4444-555555555555"
+    for endpoint in ("train", "files"):
+        core = written("polaris", tmp_path, "--function", chosen) / endpoint / "config.yaml"
+        assert yaml.safe_load(core.read_text())["allowed_functions"] == [chosen]
 
 
 @pytest.mark.parametrize("machine", available())
@@ -523,7 +569,7 @@ def test_shell_lines_reach_the_worker_as_they_are(tmp_path: Path) -> None:
 
 
 def test_a_template_is_made_without_a_file(tmp_path: Path) -> None:
-    assert training_template(site_of("polaris"), EndpointOptions(Path("/agent"))).startswith(
+    assert training_template(site_of("polaris"), EndpointOptions(Path("/agent"), Path("/p"))).startswith(
         "{#- crossfed: blocks of Polaris"
     )
 

@@ -1,0 +1,159 @@
+"""What a site does with a request before anything of it is read or run: its own policy decides, and its log records.
+
+Behind an endpoint the policy is the file that the endpoint's own template names, and without it nothing is done. For a
+driver of the same account it is ``~/.crossfed/site.yaml``; there it guards against mistakes only, since that driver's
+user may change it, and without it nothing is restricted.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from apps.artifacts.manifests import Manifest
+from apps.artifacts.store import artifact_path
+from apps.base.errors import PolicyRefused, StorageError
+from apps.training.task import task_identity
+from apps.trust.policy import LOSSES, Policy, Usage, allowed, filled, refuse, require_update_size, withheld
+from apps.trust.policy_file import POLICY_VARIABLE, account_policy, read_policy
+from apps.trust.request_log import log_request
+from apps.trust.site_request import ARGUMENTS, SiteRequest, site_request
+from apps.trust.usage import TaskUsage, counted
+
+logger = logging.getLogger(__name__)
+TRAIN = "apps.train:local_train"
+Run = Callable[..., Any]
+
+
+def carry_out(call: Mapping[str, Any], run: Run, behind_endpoint: bool, driver: str | None = None) -> Any:
+    """Return the result of a call if the site's policy allows it.
+
+    Args:
+        call: as read from its JSON.
+        run: the function that it names.
+        behind_endpoint: True for a driver that reaches the site through an endpoint.
+        driver: id of the key that has signed the call, verified; None: nobody has.
+
+    Raises:
+        PolicyRefused: the policy does not allow it; nothing has been done.
+        CrossfedError: of the function.
+    """
+    place = _endpoint_policy() if behind_endpoint else account_policy()
+    if not behind_endpoint and (call.get("function") not in ARGUMENTS or not os.path.lexists(place)):
+        return run(*call["args"], **call.get("kwargs", {}))
+    policy = read_policy(place)
+    with _logged(Path(policy.root)) as entry:
+        entry.request = site_request(call, driver)
+        request = entry.request = filled(policy, entry.request)
+        _require_interpreter(policy)
+        return _run(policy, request, run, entry)
+
+
+def _endpoint_policy() -> Path:
+    """Return the path of the policy of the endpoint that has started this process.
+
+    Raises:
+        PolicyRefused: its template names none.
+    """
+    named = os.environ.get(POLICY_VARIABLE)
+    if not named:
+        raise PolicyRefused(
+            "the endpoint names no policy, so that nothing is allowed",
+            rule="policy",
+            asked="any request",
+            allowed="none",
+            remedy="Ask the operator of the site to run setup_site.py again and to copy its files",
+        )
+    return Path(named)
+
+
+def _require_interpreter(policy: Policy) -> None:
+    if policy.python is not None and sys.executable != policy.python:
+        raise refuse("python", sys.executable, policy.python)
+
+
+def _run(policy: Policy, request: SiteRequest, run: Run, entry: LogEntry) -> Any:
+    """Check a request against the policy and the totals, and run it."""
+    arguments = [request.arguments[name] for name in ARGUMENTS[request.function]]
+    allowed(policy, request, None, time.time())
+    hidden = LOSSES in withheld(policy, request)
+    if request.function != TRAIN:
+        result = run(*arguments)
+        return _without_losses(result) if hidden else result
+    root, entry.task_id = Path(policy.root), task_identity(*arguments)
+    log_request(root, request, entry.task_id, "accepted")
+
+    def check(spent: Usage) -> None:
+        allowed(policy, request, spent, time.time())
+
+    with counted(root, entry.task_id, _usage(request), check):
+        manifest = run(*arguments)
+        _require_small(policy, manifest)
+    return _without_losses(manifest) if hidden else manifest
+
+
+def _without_losses(result: Any) -> Any:
+    """Return a result without losses: an earlier task may have been allowed to tell them."""
+    hidden = {key: None for key in ("loss_first", "loss_last", "loss") if key in result}
+    parts = {key: _without_losses(value) for key, value in result.items() if isinstance(value, dict)}
+    return {**result, **parts, **hidden}
+
+
+def _usage(request: SiteRequest) -> TaskUsage:
+    work, training = request.work, request.training
+    assert work is not None and training is not None
+    return TaskUsage(
+        campaign=request.campaign,
+        round=request.round,
+        steps=training["steps"],
+        nodes=work["parallel"]["nodes"],
+        seconds=0.0,
+        done=False,
+    )
+
+
+def _require_small(policy: Policy, manifest: Manifest) -> None:
+    """Delete an update that is larger than the policy allows.
+
+    Raises:
+        PolicyRefused: it was.
+    """
+    try:
+        require_update_size(policy, manifest["artifact"]["nbytes"])
+    except PolicyRefused:
+        artifact_path(manifest["store"], manifest["artifact"]).unlink(missing_ok=True)
+        raise
+
+
+@dataclass
+class LogEntry:
+    """What is known of a request while it is carried out."""
+
+    request: SiteRequest | None = None
+    task_id: str | None = None
+
+
+@contextmanager
+def _logged(root: Path) -> Iterator[LogEntry]:
+    """Record what becomes of a request."""
+    entry, answer = LogEntry(), "ok"
+    try:
+        yield entry
+    except PolicyRefused as error:
+        answer = f"refused by {error.rule}"
+        raise
+    except Exception as error:
+        answer = type(error).__name__
+        raise
+    finally:
+        try:
+            log_request(root, entry.request, entry.task_id, answer)
+        except StorageError as error:  # what was done is done, and the driver needs the answer
+            logger.warning("%s", error)

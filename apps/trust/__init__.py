@@ -1,0 +1,1 @@
+"""Who said it, and what a site allows."""

@@ -1,0 +1,110 @@
+"""The function that endpoints run: its text, and the id under which an account has registered it.
+
+Operators let their endpoints accept one function, by its id. It is therefore registered once for each text and account,
+and its text changes with a release only, which ``RELEASES`` records.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from apps.base.errors import CrossfedError
+from apps.base.files import write_json
+from apps.models.sources import cache_folder
+from workflows.globus.remedies import LOGIN, LoginNeeded
+
+RELEASES = {  # SHA-256 of the text -> first release with it
+    "0d2733e6d61320aed40c07642b7fa5b64a89f75f9cd6b93383b24acb10ec7e06": "0.1",
+}
+
+
+def bootstrap_source() -> str:
+    """Return the source text of the function that runs in a site's worker."""
+    return (Path(__file__).parent / "bootstrap.py").read_text()
+
+
+def bootstrap_digest() -> str:
+    """Return the first digits of the SHA-256 of the text."""
+    return hashlib.sha256(bootstrap_source().encode()).hexdigest()[:16]
+
+
+def identity_of(app: Any) -> str:
+    """Return the identity of a login: that of a person, or the id of a service account."""
+    person = getattr(getattr(app, "token_storage", None), "identity_id", None)
+    return str(person or getattr(app, "client_id", None) or "unknown")
+
+
+def known_function(account: str) -> str | None:
+    """Return the id of the function; None: the account has not registered this text, as far as is known here.
+
+    Args:
+        account: address of the service and identity.
+    """
+    found = _read().get(account, {})
+    return found.get(bootstrap_digest()) if isinstance(found, dict) else None
+
+
+def remember_function(account: str, function_id: str) -> None:
+    """Keep the id of the function for the next driver."""
+    if known_function(account) != function_id:
+        _change(lambda known: known.setdefault(account, {}).update({bootstrap_digest(): function_id}))
+
+
+def forget_function(account: str) -> None:
+    """Drop the id: the service does not know it any more."""
+    _change(lambda known: known.get(account, {}).pop(bootstrap_digest(), None))
+
+
+def _cache() -> Path:
+    return cache_folder() / "functions.json"
+
+
+def _read() -> dict[str, Any]:
+    try:
+        found = json.loads(_cache().read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _change(change: Callable[[dict[str, Any]], object]) -> None:
+    path = _cache()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_suffix(".lock"), "w") as lock:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)  # two drivers may start at the same time
+        known = _read()
+        change(known)
+        write_json(path, known)
+
+
+def login_function(chosen: str | None) -> str:
+    """Return the id of the function of this machine's login, which is registered if it never was.
+
+    Args:
+        chosen: id to be used from now on instead; returned as it is where there is no login.
+
+    Raises:
+        CrossfedError: there is no login, or the service cannot be reached.
+    """
+    from workflows.globus.compute.api import ComputeApi
+    from workflows.globus.compute.failures import Unreachable
+    from workflows.globus.identity import compute_client, globus_app, has_login
+
+    if not has_login():
+        if chosen:
+            return chosen
+        raise LoginNeeded("Globus: not logged in on this machine", remedy=f"Log in: {LOGIN}")
+    try:
+        return ComputeApi(partial(compute_client, globus_app())).register(chosen=chosen)
+    except Unreachable as error:
+        if chosen:
+            return chosen
+        raise CrossfedError(f"Globus Compute cannot be reached: {error}") from None
