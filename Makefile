@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 ENDPOINT := .endpoint-venv
-# files stay together, since their tests share facilities, and in the order of tests/conftest.py
-PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Twice as many processes as the cores that the tests are made for: many tests mostly wait. Files stay together, since
+# their tests share facilities, and in the order of tests/conftest.py.
+PYTEST = $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup endpoint-env demo rehearsal test test-fast test-slurm test-globus lint bench study data clean
+.PHONY: help setup endpoint-env demo rehearsal test test-fast test-slurm test-globus test-all lint bench study data clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -45,6 +46,9 @@ test-slurm: setup  ## tests on real Slurm (.ci/packages.sh installs it); none ma
 
 test-globus: setup endpoint-env  ## tests with Globus agents and RabbitMQ (.ci/packages.sh); none may be skipped
 	CROSSFED_REQUIRE_SLURM=1 CROSSFED_REQUIRE_GLOBUS=1 $(PYTEST) -m globus
+
+test-all: setup endpoint-env  ## all tests at once; none may be skipped
+	CROSSFED_REQUIRE_SLURM=1 CROSSFED_REQUIRE_GLOBUS=1 $(PYTEST)
 
 rehearsal: setup endpoint-env  ## four machines as separate places on this one, through faults (docs/rehearsal.md)
 	$(BIN)/python tests/rehearsal/run.py $(ARGS)

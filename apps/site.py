@@ -19,7 +19,7 @@ from apps.training.leases import FOLDER as LEASES
 from apps.training.leases import STALE_S, clock_of
 from apps.training.progress import Progress, read_progress
 
-MARK = ".crossfed-here"  # by this file a driver finds out that a Globus collection shows a site's storage
+MARK = ".crossfed-here"  # by this file a driver finds out that a Globus collection shows what leaves a site
 BLOCK_VARIABLE = "PARSL_WORKER_BLOCK_ID"
 
 
@@ -66,21 +66,22 @@ def site_status(place: Place, root: str) -> SiteStatus:
         )
 
 
-def examine_site(_place: Place, root: str) -> dict[str, Any]:
+def examine_site(_place: Place, root: str, out: str) -> dict[str, Any]:
     """Report the versions and the storage of a site before any work is sent there.
 
     Args:
         _place: the site.
-        root: the site's storage; created if absent, with an empty file ``MARK`` in it.
+        root: the site's own storage; created if absent.
+        out: folder of what leaves the site; created if absent, with an empty file ``MARK`` in it.
 
     Returns:
-        ``versions`` of Python, of this project and of its libraries; ``storage``: the reason why the root cannot be
-        written, or None.
+        ``versions`` of Python, of this project and of its libraries; ``storage``: the reason why one of the folders
+        cannot be written, or None.
     """
     versions = {"python": platform.python_version(), "crossfed": code_version(), **library_versions()}
-    problem = storage_problem(Path(root))
+    problem = storage_problem(Path(root)) or storage_problem(Path(out))
     if problem is None:
-        (Path(root) / MARK).touch()
+        (Path(out) / MARK).touch()
     return {"versions": versions, "storage": problem}
 
 

@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from apps.artifacts.manifests import Manifest
+from apps.artifacts.manifests import FOLDER as MANIFESTS
+from apps.artifacts.manifests import Manifest, remove_update
+from apps.artifacts.store import Artifact, artifact_path
 from apps.base.errors import placed
 from apps.base.files import cannot_write, inside, write_json
 from apps.base.identity import Place
@@ -18,16 +20,18 @@ from apps.models.model import load_tokenizer
 from apps.ranks.launchers import make_cache_folders, unmask_devices
 from apps.ranks.parallel import fits_in_worker
 from apps.ranks.process_group import ProcessGroup
+from apps.site import MARK
 from apps.training.attempt import attempt_task
 from apps.training.launch import train_as_ranks
 from apps.training.leases import FOLDER as LEASES
 from apps.training.leases import acquire
+from apps.training.private import require_private
 from apps.training.samples import shard_cuts, written_shard
-from apps.training.task import SiteWork, Task, TrainRequest, found_manifest
+from apps.training.task import BASES, SiteWork, Task, TrainRequest, found_manifest
 from apps.training.update import LEFT_OVER, OPTIMIZER
 from apps.transfer import move
 
-STORAGE = ("artifacts", "manifests", OPTIMIZER, LEFT_OVER, "checkpoints", "logs", LEASES)
+STORAGE = (BASES, MANIFESTS, OPTIMIZER, LEFT_OVER, "checkpoints", "logs", LEASES)
 
 
 def enrol(place: Place, work: SiteWork) -> dict[str, Any]:
@@ -45,17 +49,17 @@ def enrol(place: Place, work: SiteWork) -> dict[str, Any]:
     Raises:
         VersionMismatch: the site runs another code version.
         StorageError: the storage cannot be written.
-        UserMistake: there are no records for the site's tasks.
+        UserMistake: there are no records for the site's tasks, or others could read them through a collection.
     """
     started = time.time()
     root = Path(work["root"])
     data = work["data"]
     with placed(place["site"]):
         require_same_code(work["code_version"], place["site"])
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(root, error) from error
+        require_private(work)
+        for folder in (root, Path(work["out"])):
+            make_private(folder)
+        (Path(work["out"]) / MARK).unlink(missing_ok=True)
         shard = written_shard(root, data)
         threads = work["threads"] * work["parallel"]["ranks_per_node"]
         cuts = shard_cuts(shard, lambda: load_tokenizer(work["model"]), data, threads)
@@ -93,7 +97,7 @@ def local_train(
         StorageError: the storage cannot be written, or leads outside the site's root.
         ArtifactError: the base model is damaged.
         LossNotFinite: the training has diverged.
-        UserMistake: the site's records have changed.
+        UserMistake: the site's records have changed, or others could read them through a collection.
         Unfinished: the training stopped before the end of its block and has saved; a repeated request continues it.
         BlockTooShort: the remaining time of the block was too short for one step.
         RanksLost: one of several ranks ended without reporting a result.
@@ -102,8 +106,10 @@ def local_train(
     task = Task(place, work, request, base, shard)
     with placed(**place):
         require_same_code(work["code_version"], place["site"])
+        require_private(work)
         for folder in STORAGE:
             inside(task.root, folder)
+        forget_fetched(task)
         done = earlier_result(task)
         if done:
             return done
@@ -114,20 +120,23 @@ def local_train(
 def earlier_result(task: Task) -> Manifest | None:
     """Return the manifest of an earlier attempt, with the present store: the root may have been moved since."""
     done = found_manifest(task)
-    return Manifest(**{**done, "store": str(task.root / "artifacts"), "reused": True}) if done else None
+    return Manifest(**{**done, "store": str(task.out), "reused": True}) if done else None
 
 
 def train_now(task: Task, stop: StopRequest) -> Manifest:
     """Train in this process, or as ranks that it starts.
 
-    The model may be in the store of another site of the same facility; it is linked or copied into this one.
+    The model is linked or copied into the site's own storage. What others may write to is copied: they could change
+    the content of a link.
 
     Args:
         task: to be trained.
         stop: a request to stop.
     """
     began = time.monotonic()
-    move(task.base["artifact"], task.base["store"], str(task.root / "artifacts"), link=True)
+    own = Path(task.base["store"]).resolve().is_relative_to(task.root.resolve())
+    move(task.base["artifact"], task.base["store"], str(task.store), link=own)
+    keep_only(task.store, task.base["artifact"])
     verify_s = time.monotonic() - began
     if not fits_in_worker(task.work["parallel"]):
         return train_as_ranks(task, stop, verify_s)
@@ -136,3 +145,29 @@ def train_now(task: Task, stop: StopRequest) -> Manifest:
     manifest = attempt_task(task, ProcessGroup(task.request["training"]["device"]), stop, verify_s)
     assert manifest is not None  # a group of one writes
     return manifest
+
+
+def make_private(folder: Path) -> None:
+    """Create a folder that only its owner may enter; one that exists keeps its mode.
+
+    Raises:
+        StorageError: it cannot be created.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+
+
+def keep_only(store: Path, artifact: Artifact) -> None:
+    """Delete the models of earlier rounds from the site's own storage."""
+    kept = artifact_path(store, artifact)
+    for path in store.glob("*.safetensors"):
+        if path != kept:
+            path.unlink(missing_ok=True)
+
+
+def forget_fetched(task: Task) -> None:
+    """Delete the updates that the server has fetched by now: through a collection it may read them only."""
+    for sha256 in task.base.get("fetched", ()):
+        remove_update(task.out, Artifact(sha256=sha256, nbytes=0, kind=""))

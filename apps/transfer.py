@@ -10,17 +10,17 @@ import errno
 import logging
 import os
 import secrets
-import shutil
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
-from apps.artifacts.manifests import Manifest
+from apps.artifacts.manifests import Manifest, remove_update, require_acceptable
 from apps.artifacts.store import Artifact, artifact_path, verify
 from apps.artifacts.update_checks import UpdateRules, check_update
-from apps.base.errors import ArtifactError, placed
-from apps.base.files import atomic_file, cannot_write, inside
+from apps.base.errors import ArtifactError, UpdateRefused, placed
+from apps.base.files import atomic_file, cannot_read, cannot_write, inside
 from apps.base.identity import Place
 from data.files import UNFINISHED
 
@@ -30,7 +30,7 @@ NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS,
 
 
 def move(artifact: Artifact, source: str, destination: str, link: bool = False) -> int:
-    """Copy an artifact between stores and verify the copy.
+    """Copy an artifact between stores and verify the copy; it is read for its hash once if it is whole.
 
     Args:
         artifact: to be moved.
@@ -50,9 +50,10 @@ def move(artifact: Artifact, source: str, destination: str, link: bool = False) 
         return 0
     except ArtifactError:
         pass  # not there yet, or damaged: copied below
-    verify_or_set_aside(source, artifact)
+    origin, target = artifact_path(source, artifact), artifact_path(destination, artifact)
     for attempt in range(ATTEMPTS):
-        origin, target = artifact_path(source, artifact), artifact_path(destination, artifact)
+        if not origin.is_file() or origin.stat().st_size != artifact["nbytes"]:
+            verify_or_delete(source, artifact)
         linked = link and _link(origin, target)
         if not linked:
             _copy(origin, target)
@@ -61,14 +62,29 @@ def move(artifact: Artifact, source: str, destination: str, link: bool = False) 
             return 0 if linked else artifact["nbytes"]
         except ArtifactError as error:
             logger.warning("attempt %d of %d: %s", attempt + 1, ATTEMPTS, error)
+            try:
+                verify_or_delete(source, artifact)
+            finally:
+                target.unlink(missing_ok=True)
     raise ArtifactError(
         f"the copy was damaged {ATTEMPTS} times", file=str(target), remedy="Check the disk, then resume"
     )
 
 
 def _copy(origin: Path, target: Path) -> None:
-    with open(origin, "rb") as reader, atomic_file(target.parent, target.name) as writer:
-        shutil.copyfileobj(reader, writer, 1 << 22)
+    with atomic_file(target.parent, target.name) as writer:
+        for piece in _pieces(origin):
+            writer.write(piece)
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    """Yield the content of a file; an error of reading is told as one of this file, not of its copy."""
+    try:
+        with open(path, "rb") as reader:
+            while piece := reader.read(1 << 22):
+                yield piece
+    except OSError as error:
+        raise cannot_read(path, error) from error
 
 
 def _link(origin: Path, target: Path) -> bool:
@@ -88,8 +104,8 @@ def _link(origin: Path, target: Path) -> bool:
     return True
 
 
-def verify_or_set_aside(store: str, artifact: Artifact) -> None:
-    """Verify an artifact where it was made; a damaged one is renamed there, so that it is made again.
+def verify_or_delete(store: str | Path, artifact: Artifact) -> None:
+    """Verify an artifact; a damaged one is deleted, so that it is made or fetched again.
 
     Args:
         store: folder of artifacts.
@@ -101,9 +117,7 @@ def verify_or_set_aside(store: str, artifact: Artifact) -> None:
     try:
         verify(store, artifact)
     except ArtifactError:
-        path = artifact_path(store, artifact)
-        if path.is_file():
-            os.replace(path, path.with_suffix(".damaged"))
+        artifact_path(store, artifact).unlink(missing_ok=True)
         raise
 
 
@@ -119,7 +133,7 @@ def stage_out(place: Place, model: dict[str, Any], source: str, destination: str
         place: the site and the round.
         model: a task result with ``artifact``.
         source: the server's folder of artifacts.
-        destination: the site's folder of artifacts.
+        destination: the site's folder of what is sent to it.
         link: instead of copying; see ``move``.
 
     Raises:
@@ -156,7 +170,7 @@ def stage_in(
         manifest: of the update; or the result of another app that has moved the update to ``destination`` already,
             with the site's manifest in it as ``manifest``.
         base: the stage-out result that the training started from; ``destination`` holds a copy of the model.
-        source: the site's folder of artifacts.
+        source: the site's folder of what leaves it.
         destination: the server's folder of artifacts.
         rules: of the campaign, for updates.
         link: instead of copying; see ``move``.
@@ -168,8 +182,16 @@ def stage_in(
     started = time.time()
     site_manifest: Manifest = cast(dict[str, Any], manifest).get("manifest", manifest)
     with placed(**place):
+        require_acceptable(manifest, base["artifact"])
+        path = artifact_path(destination, manifest["artifact"])
+        brought = bool(cast(dict[str, Any], manifest).get("nbytes_moved")) or not path.exists()
         moved = move(manifest["artifact"], source, destination, link)
-        norm = check_update(manifest, base["artifact"], destination, rules)
+        try:
+            norm = check_update(manifest, base["artifact"], destination, rules)
+        except UpdateRefused:
+            if brought:  # not a file that another update or model is known by
+                path.unlink(missing_ok=True)
+            raise
     return {
         "artifact": manifest["artifact"],
         "base": base["artifact"],
@@ -185,29 +207,37 @@ def stage_in(
 
 
 def forget(
-    place: Place, root: str, base: dict[str, Any], earlier: dict[str, Any], manifest: Manifest
+    place: Place, incoming: str, outgoing: str, base: dict[str, Any], earlier: dict[str, Any], manifest: Manifest
 ) -> dict[str, Any]:
-    """Delete the base model and the update of a finished training at a site.
+    """Delete what was sent to a site and fetched from it for a finished training.
 
     Args:
         place: the site and the round.
-        root: the site's storage.
+        incoming: the site's folder of what is sent to it.
+        outgoing: its folder of what leaves it.
         base: the stage-out result of the next training, whose model is kept.
         earlier: the stage-out result of the finished training.
         manifest: of its update.
 
     Returns:
-        ``removed``: the SHA-256 of the deleted artifacts.
+        ``removed``: the deleted artifacts, by folder.
     """
-    started, removed = time.time(), removable(base, earlier, manifest)
+    started, removed = time.time(), removable(incoming, outgoing, base, earlier, manifest)
     with placed(**place):
-        store = inside(root, "artifacts")
-        for sha256 in removed:
-            with suppress(OSError):  # gone already, or owned by another user; nothing in the campaign depends on it
-                artifact_path(store, {"sha256": sha256, "nbytes": 0, "kind": ""}).unlink()
+        for folder, names in removed.items():
+            inside(Path(folder).parent, Path(folder).name)
+            for sha256 in names:
+                remove_update(folder, Artifact(sha256=sha256, nbytes=0, kind=""))
     return {"removed": removed, "started": started, "ended": time.time()}
 
 
-def removable(base: dict[str, Any], *finished: Any) -> list[str]:
-    """Return the sorted SHA-256 of the artifacts of finished results, without that of ``base``."""
-    return sorted({result["artifact"]["sha256"] for result in finished} - {base["artifact"]["sha256"]})
+def removable(
+    incoming: str, outgoing: str, base: dict[str, Any], earlier: dict[str, Any], manifest: Any
+) -> dict[str, list[str]]:
+    """Return the SHA-256 of what ``forget`` deletes in each of the two folders; for the arguments see there."""
+    return {incoming: no_longer_needed(base, earlier), outgoing: [manifest["artifact"]["sha256"]]}
+
+
+def no_longer_needed(base: dict[str, Any], earlier: dict[str, Any]) -> list[str]:
+    """Return the SHA-256 of the model of an earlier training, unless the next one starts from the same."""
+    return sorted({earlier["artifact"]["sha256"]} - {base["artifact"]["sha256"]})

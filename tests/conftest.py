@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+from patience import wait_until
 
 if TYPE_CHECKING:
     from facilities.accounting import Accounting
@@ -27,8 +31,19 @@ pytest_plugins = ("batch_cases", "facilities.globus.fixtures", "facilities.globu
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the long tests first: two processes then end at about the same time."""
-    items.sort(key=lambda item: item.get_closest_marker("campaign") is None)
+    """Put files with long tests first, by turns one that mostly waits and one that mostly computes.
+
+    The processes of pytest then keep all cores busy and end at about the same time.
+    """
+    waits = {item.path: None for item in items if _has(item, "globus", "slurm")}
+    computes = {item.path: None for item in items if _has(item, "campaign") and item.path not in waits}
+    turns = itertools.zip_longest(waits, computes)
+    order = {path: place for place, path in enumerate(itertools.chain.from_iterable(turns))}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
+def _has(item: pytest.Item, *markers: str) -> bool:
+    return any(item.get_closest_marker(name) for name in markers)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -74,6 +89,22 @@ def short_root() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="cf", dir="/tmp") as folder:
         Path(folder).chmod(0o755)  # munge requires that all users can reach its socket
         yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def forked(short_root: Path) -> Iterator[Callable[..., list[str]]]:
+    """Yield what makes a launch command whose ranks are forks of one process: ``forked(kind, slow_s)``."""
+    from training_site import ENVIRONMENT, PROJECT
+
+    program, path = str(PROJECT / "tests" / "rank_server.py"), short_root / "ranks.socket"
+    server = subprocess.Popen([sys.executable, program, "serve", str(path)], env={**os.environ, **ENVIRONMENT})
+    wait_until(path.exists, unless=lambda: server.poll() is not None)
+    yield lambda kind="polaris", slow_s=0.0: [
+        *(sys.executable, program, str(path)),
+        *(kind, "{ranks}", "{ranks_per_node}", str(slow_s)),
+    ]
+    server.kill()
+    server.wait()
 
 
 @pytest.fixture(scope="session")

@@ -59,7 +59,8 @@ class GlobusWorld:
             policy: rules of its policy.
             settings: of the machine.
         """
-        collection = self.transfer.add_collection(self.root / name, name, https=True)
+        shared = self.root / f"{name}-exchange"
+        collection = self.transfer.add_collection(shared, name, https=True, rules={"in": "rw", "out": "r"})
         self.sites[name] = collection
         entry = {
             "config": config,
@@ -67,13 +68,13 @@ class GlobusWorld:
             "storage_root": str(self.root / name / "data"),
             "python_env": sys.prefix,
             "collection": collection.id,
-            "collection_folder": str(self.root / name),
+            "collection_folder": str(shared),
             **settings,
         }
         # the endpoint has no id before it is set up, and the template does not depend on it
         made = resolve_site(name, config, Path("/nowhere"), {**_own(entry), "endpoint": collection.id})
         rules = {"python": f"{sys.prefix}/bin/python", "device": made.device, "launch": list(made.ranks.launch)}
-        rules |= {"data": ["embedded"], "models": ["tiny"], **(policy or {})}
+        rules |= {"data": ["embedded"], "models": ["tiny"], "exchange": str(shared), **(policy or {})}
         path = write_policy(self.root / f"policy-{name}", self.root / name, **rules)
         template = training_template(made, EndpointOptions(endpoint_environment(), path))
         for slow, quick in HEARTBEATS.items():

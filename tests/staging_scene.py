@@ -40,12 +40,13 @@ class Scene:
     def __init__(self, facility: TransferFacility, root: Path) -> None:
         self.facility, self.transfer = facility, facility.transfer
         self.here = facility.transfer.add_collection(root / "server", "server")
-        self.there = facility.transfer.add_collection(root / "facility", "facility")
+        rules = {"in": "rw", "out": "r"}
+        self.there = facility.transfer.add_collection(root / "facility", "facility", rules=rules)
         folder = self.there.folder
         self.run = Run(
             self.here.folder / "runs" / "demo",
             Collection(self.here.id, self.here.folder),
-            {name: globus_site(name, self.there.id, folder, folder / name) for name in ("polaris", "aurora")},
+            {name: globus_site(name, self.there.id, folder, root / "private" / name) for name in ("polaris", "aurora")},
         )
         self.run.path.mkdir(parents=True)
         self.stagings: list[GlobusStaging] = []
@@ -67,21 +68,20 @@ class Scene:
 
     def manifest(self, content: bytes = b"update" * 100_000, site: str = "polaris") -> Any:
         """Write an update and its manifest at a site; return the manifest."""
-        artifact = make_artifact(self.run.at(site), content)
+        out = self.run.leaving(site)
+        artifact = make_artifact(out, content)
         manifest = {
             "task_id": TASK_ID,
             "artifact": artifact,
-            "store": str(self.run.at(site)),
+            "store": str(out),
             "started": 5.0,
             "ended": 9.0,
         }
-        folder = self.run.at(site).parent / "manifests"
-        folder.mkdir(exist_ok=True)
-        (folder / f"{TASK_ID}.json").write_text(json.dumps(manifest))
+        (out / f"{TASK_ID}.json").write_text(json.dumps(manifest))
         return manifest
 
     def fetch(self, staging: GlobusStaging, manifest: Any, attempt: int = 1) -> dict[str, Any]:
-        return staging.fetch(place(), manifest, str(self.run.store), attempt)
+        return staging.fetch(place(), manifest, self.model, str(self.run.store), attempt)
 
     def has_record(self, event: str) -> bool:
         """Return True if the journal has a record of this event."""

@@ -100,6 +100,8 @@ class Site:
         self.folder, self.root, self.store = folder, folder / "site", str(folder / "server")
         self.work = {
             "root": str(self.root),
+            "out": f"{self.root}/out",
+            "shared": "",
             "model": model_spec(method, **adapter),
             "data": data_spec(),
             "seed": 3,
@@ -107,10 +109,10 @@ class Site:
             "parallel": PARALLEL | (parallel or {}),
             "code_version": code_version(),
         }
-        self.artifacts = f"{self.root}/artifacts"
+        self.incoming, self.outgoing = f"{self.root}/in", f"{self.root}/out"
         self.shard = enrol(PLACE, self.work)
         server = {"store": self.store, "model": self.work["model"], "threads": 1, "code_version": code_version()}
-        self.base = stage_out(PLACE, prepare(Place(site="server", round=0), server), self.store, self.artifacts)
+        self.base = stage_out(PLACE, prepare(Place(site="server", round=0), server), self.store, self.incoming)
 
     def train(self, place: Place = PLACE, optimizer_from: str | None = None, **changes: Any) -> Manifest:
         return local_train(*self.arguments(place, optimizer_from, **changes))
@@ -139,7 +141,7 @@ class Site:
         return json.loads(self.outcome_path.read_text())
 
     def update(self, manifest: Manifest) -> Path:
-        return artifact_path(self.artifacts, manifest["artifact"])
+        return artifact_path(self.outgoing, manifest["artifact"])
 
     def saved_steps(self) -> list[int]:
         return sorted(int(p.name[5:14]) for p in (self.root / "checkpoints").glob("*/step-*.safetensors"))
@@ -167,6 +169,11 @@ def ranks_at(site: Site) -> list[psutil.Process]:
         except psutil.Error:
             continue
     return found
+
+
+def rank_at(site: Site, number: int) -> psutil.Process:
+    """Return the process of one of the site's ranks, where ``rank_server.py`` has forked them."""
+    return next(process for process in ranks_at(site) if process.cmdline()[0].split()[0] == f"rank-{number}")
 
 
 def slow_down(seconds: float) -> None:

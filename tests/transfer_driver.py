@@ -11,7 +11,7 @@ from typing import Any
 
 from apps.artifacts.store import Artifact, sha256_file
 from apps.base.identity import Place
-from site_configs.library.site import Collection, Site
+from site_configs.library.site import Collection, Exchange, Site
 from workflows.globus.transfer.calls import Backoff
 from workflows.globus.transfer.staging import GlobusStaging
 from workflows.records.journal import Journal
@@ -26,7 +26,8 @@ def no_provider(_: str) -> Any:
 
 def globus_site(name: str, collection: str, folder: Path, root: Path) -> Site:
     """Return a site whose artifacts are staged by Globus Transfer."""
-    ends = {"collection": Collection(collection, folder), "carrier": "globus"}
+    exchange = Exchange(folder / "in" / "demo" / name, folder / "out" / "demo" / name)
+    ends = {"collection": Collection(collection, folder), "carrier": "globus", "exchange": exchange}
     return Site(name=name, machine="test", route="globus", storage_root=root, provider=no_provider, **ends)
 
 
@@ -53,7 +54,12 @@ class Run:
         return self.path / "artifacts"
 
     def at(self, site: str) -> Path:
-        return self.sites[site].storage_root / "artifacts"
+        """Folder of the models that are sent to a site."""
+        return self.sites[site].incoming
+
+    def leaving(self, site: str) -> Path:
+        """Folder of the updates of a site."""
+        return self.sites[site].outgoing
 
     def records(self, *events: str) -> list[dict[str, Any]]:
         lines = (self.path / "journal.jsonl").read_text().splitlines()
@@ -78,7 +84,7 @@ def main() -> None:
         {"polaris": site},
         backoff=QUICK,
     )
-    staging.send(place(), {"artifact": json.loads(text)}, f"{run}/artifacts", f"{root}/artifacts", 1)
+    staging.send(place(), {"artifact": json.loads(text)}, f"{run}/artifacts", str(site.incoming), 1)
 
 
 if __name__ == "__main__":

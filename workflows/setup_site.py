@@ -28,7 +28,7 @@ from site_configs.library.queues import parse_duration
 from site_configs.library.resolve import SiteConfigError, resolve_site
 from site_configs.library.site import Collection, Site
 from workflows.console.command import EXIT_CODES, carry_out, leave, say
-from workflows.globus.setup.checklist import needs_collection
+from workflows.globus.setup.checklist import needs_collection, shared_folder
 from workflows.globus.setup.endpoint_files import endpoint_files
 from workflows.globus.setup.policy import Offered
 from workflows.globus.setup.template import EndpointOptions, default_agent, endpoints_folder
@@ -117,7 +117,8 @@ def work(options: argparse.Namespace) -> None:
     site = made(request)
     assert site.python_env is not None
     agent = options.agent or default_agent(site.python_env)
-    refuse_shared_code(site, request, {"python_env": site.python_env, "--agent": agent})
+    own = {"storage_root": site.storage_root, "python_env": site.python_env, "--agent": agent}
+    refuse_shared_folders(site, request, own)
     place = endpoints_folder(Path(str(request.settings["storage_root"])), site.name)
     idle_s = duration(options.idle) if options.idle else None
     endpoint = EndpointOptions(agent, place / POLICY_FILE, accepted_function(options.function), idle_s)
@@ -192,8 +193,8 @@ def made(request: SetupRequest) -> Site:
         raise UserMistake(f"{request.config}: {problem}") from None
 
 
-def refuse_shared_code(site: Site, request: SetupRequest, folders: Mapping[str, Path]) -> None:
-    """Refuse folders with code that would lie in the collection, which is usually made later.
+def refuse_shared_folders(site: Site, request: SetupRequest, folders: Mapping[str, Path]) -> None:
+    """Refuse folders of the site's own that would lie in the collection, which is usually made later.
 
     Raises:
         UserMistake: one of them would.
@@ -202,8 +203,7 @@ def refuse_shared_code(site: Site, request: SetupRequest, folders: Mapping[str, 
     if not needs_collection(settings):
         return
     if "collection" not in settings or collection is None:
-        shown = Path(str(settings.get("collection_folder") or settings["storage_root"]))
-        collection = Collection(NO_ENDPOINT_YET, shown)
+        collection = Collection(NO_ENDPOINT_YET, shared_folder(settings))
     for key, path in folders.items():
         refuse_shared(f"{request.config}: {key}", path, collection)
 

@@ -1,14 +1,23 @@
-"""Manifests: the records that a site writes beside its updates."""
+"""Manifests: the records that a site keeps of its updates.
+
+The site's own copy, below its private root, says that a task is finished. Another one leaves the site with the update.
+"""
 
 from __future__ import annotations
 
 import json
+import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TypedDict
 
-from apps.artifacts.store import Artifact, verify
-from apps.base.errors import ArtifactError
-from apps.base.files import write_json
+from apps.artifacts.store import Artifact, artifact_path, verify
+from apps.base.errors import ArtifactError, UpdateRefused
+from apps.base.files import inside, write_json
+
+FOLDER = "manifests"  # in the site's own storage
+TASK_ID = re.compile("[0-9a-f]{32}")
+HEADER_SPARE = 1 << 16  # bytes by which the header of an update may exceed that of its base
 
 
 class Manifest(TypedDict):
@@ -44,21 +53,75 @@ class Manifest(TypedDict):
     reused: bool  # True if an earlier attempt had finished the task
 
 
-def manifest_path(root: Path, task_id: str) -> Path:
-    """Return the path of a task's manifest below a site's storage root."""
-    return root / "manifests" / f"{task_id}.json"
+def manifest_path(folder: str | Path, task_id: str) -> Path:
+    """Return the path of a task's manifest in a folder.
+
+    Raises:
+        ArtifactError: the id is none; it must not lead to another folder.
+    """
+    if not isinstance(task_id, str) or not TASK_ID.fullmatch(task_id):
+        raise ArtifactError(f"{str(task_id)[:70]!r} is no task id: it must be 32 hexadecimal digits")
+    return Path(folder) / f"{task_id}.json"
 
 
-def write_manifest(root: Path, manifest: Manifest) -> None:
-    """Write a manifest below a site's storage root."""
-    write_json(manifest_path(root, manifest["task_id"]), manifest)
+def write_manifest(root: Path, out: Path, manifest: Manifest) -> None:
+    """Write a manifest beside its update, then into the site's own storage.
+
+    Args:
+        root: the site's own storage.
+        out: folder of what leaves the site.
+        manifest: of a finished task.
+    """
+    write_json(manifest_path(out, manifest["task_id"]), manifest)
+    write_json(manifest_path(inside(root, FOLDER), manifest["task_id"]), manifest)
 
 
-def find_manifest(root: Path, task_id: str) -> Manifest | None:
-    """Return the manifest of a finished task if its update is still there and whole, else None."""
+def find_manifest(root: Path, task_id: str, out: Path) -> Manifest | None:
+    """Return the manifest of a finished task if its update is still there and whole, else None.
+
+    A copy of the manifest that was deleted in ``out`` is written again.
+
+    Args:
+        root: the site's own storage.
+        task_id: of the task.
+        out: folder of what leaves the site.
+    """
     try:
-        manifest: Manifest = json.loads(manifest_path(root, task_id).read_text())
-        verify(root / "artifacts", manifest["artifact"])
+        manifest: Manifest = json.loads(manifest_path(inside(root, FOLDER), task_id).read_text())
+        verify(out, manifest["artifact"])
+        leaving = manifest_path(out, manifest["task_id"])
     except (OSError, ArtifactError, ValueError, KeyError, TypeError):
         return None  # not usable: the task is repeated
+    if not leaving.is_file():
+        write_json(leaving, manifest)
     return manifest
+
+
+def remove_update(out: str | Path, artifact: Artifact) -> None:
+    """Delete an update and the manifests that name it from the folder of what leaves the site."""
+    with suppress(OSError):  # gone already, or owned by another user; nothing in the campaign depends on it
+        artifact_path(out, artifact).unlink()
+    for path in Path(out).glob("*.json"):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            if json.loads(path.read_text())["artifact"]["sha256"] == artifact["sha256"]:
+                path.unlink()
+
+
+def require_acceptable(manifest: Manifest, base: Artifact) -> None:
+    """Check what a site says of an update before a byte of it moves: its names, and its size.
+
+    Args:
+        manifest: of the update.
+        base: the model that the site was sent; an update has no more tensors than it.
+
+    Raises:
+        UpdateRefused: a name could lead elsewhere, or the update would be larger than the model.
+    """
+    try:
+        artifact_path("", manifest["artifact"])
+        manifest_path("", manifest["task_id"])
+        nbytes, limit = manifest["artifact"]["nbytes"], base["nbytes"] + HEADER_SPARE
+        if type(nbytes) is not int or not 0 < nbytes <= limit:
+            raise ArtifactError(f"it has {str(nbytes)[:20]} bytes, an update of this model at most {limit:,}")
+    except (ArtifactError, KeyError, TypeError) as error:
+        raise UpdateRefused(f"update refused: {getattr(error, 'what', f'its manifest lacks {error}')}") from None

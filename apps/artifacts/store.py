@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from apps.base.files import atomic_file, cannot_read
 if TYPE_CHECKING:
     import torch
 
+SHA256 = re.compile("[0-9a-f]{64}")
 HEADER_LIMIT = 100_000_000  # bytes; the limit of the safetensors library
 DTYPES = {  # name in the file -> (name in torch, bytes an element)
     "F64": ("float64", 8),
@@ -80,7 +82,13 @@ Shapes = Mapping[str, tuple[str, tuple[int, ...]]]  # name -> (type as in ``DTYP
 
 
 def artifact_path(store: str | Path, artifact: Artifact) -> Path:
-    """Return the path of an artifact in a store, whether it exists or not."""
+    """Return the path of an artifact in a store, whether it exists or not.
+
+    Raises:
+        ArtifactError: its name is no SHA-256; it must not lead to another folder.
+    """
+    if not isinstance(artifact["sha256"], str) or not SHA256.fullmatch(artifact["sha256"]):
+        raise ArtifactError(f"{str(artifact['sha256'])[:70]!r} is no name of an artifact: it must be a SHA-256")
     return Path(store) / f"{artifact['sha256']}.safetensors"
 
 

@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apps.artifacts.manifests import Manifest
-from apps.artifacts.store import artifact_path
+from apps.artifacts.manifests import Manifest, remove_update
 from apps.base.errors import PolicyRefused, StorageError
 from apps.training.task import task_identity
 from apps.trust.policy import LOSSES, Policy, Usage, allowed, filled, refuse, require_update_size, withheld
@@ -128,7 +127,7 @@ def _require_small(policy: Policy, manifest: Manifest) -> None:
     try:
         require_update_size(policy, manifest["artifact"]["nbytes"])
     except PolicyRefused:
-        artifact_path(manifest["store"], manifest["artifact"]).unlink(missing_ok=True)
+        remove_update(manifest["store"], manifest["artifact"])
         raise
 
 

@@ -73,8 +73,8 @@ def attempt_task(task: Task, group: ProcessGroup, stop: StopRequest, verify_s: f
     torch.set_num_threads(task.work["threads"])
     spec, parallel, root = task.request["training"], task.work["parallel"], task.root
     checkpoints = Checkpoints(root, task.id, task.place["round"])
-    progress = ProgressFile(root, task.id, task.place["round"], spec["steps"], with_loss=task.tells_losses)
-    record = _begin(checkpoints, progress, root) if group.writes else None
+    progress = ProgressFile(root, task.id, task.place["round"], spec["steps"], task.out, with_loss=task.tells_losses)
+    record = _begin(checkpoints, progress, task) if group.writes else None
     group.barrier()
     loaded = _load(task, group, started, verify_s)
     network = parallelize(loaded.model, parallel, spec["precision"], group)
@@ -98,7 +98,7 @@ def attempt_task(task: Task, group: ProcessGroup, stop: StopRequest, verify_s: f
     if artifact and record:
         costs = Costs(save_s=checkpoints.spent_s, update_s=time.time() - began)
         manifest = _manifest(task, result, loaded, artifact, record, costs, started)
-        write_manifest(root, manifest)
+        write_manifest(root, task.out, manifest)
         checkpoints.discard()
     group.barrier()  # some launchers end the others when the first rank ends
     return manifest
@@ -108,9 +108,10 @@ def _no_report(_step: int, _loss: float, _speed: float) -> None:
     """Do nothing: only the rank that writes files reports its progress."""
 
 
-def _begin(checkpoints: Checkpoints, progress: ProgressFile, root: Path) -> AttemptRecord:
+def _begin(checkpoints: Checkpoints, progress: ProgressFile, task: Task) -> AttemptRecord:
     progress.phase("loading")
-    remove_unfinished(root)
+    for folder in (task.root, task.out):
+        remove_unfinished(folder)
     return checkpoints.begin()
 
 
@@ -125,13 +126,12 @@ def _deadline(task: Task, record: AttemptRecord | None, stop: StopRequest, model
 
 
 def _load(task: Task, group: ProcessGroup, started: float, verify_s: float) -> Loaded:
-    store = task.root / "artifacts"
     model = load_model(task.work["model"], load_device(task.work["parallel"], group))
     require_same_base(model, task.base)
     began = time.time()
     samples = ShardSamples(task.root, task.shard["shard_sha256"], model.tokenizer, task.work["data"])
     data_s = time.time() - began
-    set_state(model, artifact_path(store, task.base["artifact"]))
+    set_state(model, artifact_path(task.store, task.base["artifact"]))
     moments, optimizer = _load_moments(task.root, task.request["optimizer_from"])
     return Loaded(model, samples, moments, optimizer, time.time() - started + verify_s, verify_s, data_s)
 
@@ -184,7 +184,7 @@ def _manifest(
         round=task.place["round"],
         base=task.base["artifact"]["sha256"],
         artifact=artifact,
-        store=str(task.root / "artifacts"),
+        store=str(task.out),
         steps_done=done.steps,
         steps_asked=task.request["training"]["steps"],
         samples=result.samples,

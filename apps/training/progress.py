@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypedDict
 
+FILE = "progress.json"
 PERIOD_S = 0.3
 
 
@@ -29,10 +30,19 @@ class ProgressFile:
     """Writer of the progress, at most every ``PERIOD_S`` seconds; readers see a whole record, new or old.
 
     The file is for people: a record that cannot be written is left out, and the task continues.
+
+    Args:
+        root: the site's own storage.
+        task_id: of the task.
+        round: of the task.
+        steps: that were asked for.
+        out: folder of what leaves the site; if it is not below ``root``, the progress is written there too.
+        with_loss: False if losses must not leave the site.
     """
 
-    def __init__(self, root: Path, task_id: str, round: int, steps: int, with_loss: bool = True) -> None:
-        self.path = root / "progress.json"
+    def __init__(self, root: Path, task_id: str, round: int, steps: int, out: Path, *, with_loss: bool = True) -> None:
+        folders = [root] if out.is_relative_to(root) else [root, out]
+        self.paths = [folder / FILE for folder in folders]
         self.task_id, self.round, self.steps, self.with_loss = task_id, round, steps, with_loss
         self.written = 0.0
 
@@ -57,15 +67,16 @@ class ProgressFile:
             tokens_per_s=tokens_per_s,
             time=time.time(),
         )
-        temporary = self.path.with_suffix(".part")
-        with suppress(OSError):
-            temporary.write_text(json.dumps(record))
-            os.replace(temporary, self.path)
+        for path in self.paths:
+            temporary = path.with_suffix(".part")
+            with suppress(OSError):
+                temporary.write_text(json.dumps(record))
+                os.replace(temporary, path)
 
 
 def read_progress(root: Path) -> Progress | None:
     """Return the last progress that a site has written, or None if there is none to read."""
     try:
-        return json.loads((root / "progress.json").read_text())
+        return json.loads((root / FILE).read_text())
     except (FileNotFoundError, ValueError):
         return None

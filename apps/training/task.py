@@ -14,6 +14,7 @@ from apps.models.model import ModelSpec
 from apps.ranks.parallel import Parallel
 from apps.training.spec import TrainingSpec
 
+BASES = "artifacts"  # folder, in the site's own storage, of the model that training starts from
 # settings that are no part of a task's identity, because they do not change the result of a whole training
 PARALLEL_EXCLUDED = ("launch", "interface")
 TRAINING_EXCLUDED = ("checkpoint_s", "on_walltime", "until")
@@ -22,7 +23,9 @@ TRAINING_EXCLUDED = ("checkpoint_s", "on_walltime", "until")
 class SiteWork(TypedDict):
     """Settings of a site that stay the same over a campaign, in plain values."""
 
-    root: str  # the site's storage for this campaign
+    root: str  # the site's own storage for this campaign, which nobody else reads
+    out: str  # folder of what leaves the site: updates and their manifests
+    shared: str  # folder that others reach through a collection; empty: none
     model: ModelSpec
     data: DataSpec
     seed: int
@@ -63,6 +66,16 @@ class Task:
     def root(self) -> Path:
         """The site's storage."""
         return Path(self.work["root"])
+
+    @property
+    def store(self) -> Path:
+        """The site's own copy of the model that training starts from."""
+        return self.root / BASES
+
+    @property
+    def out(self) -> Path:
+        """Folder of the update and its manifest."""
+        return Path(self.work["out"])
 
     @property
     def tells_losses(self) -> bool:
@@ -112,7 +125,7 @@ def found_manifest(task: Task) -> Manifest | None:
 
     One of fewer steps than requested answers it only if the request accepts that.
     """
-    manifest = find_manifest(task.root, task.id)
+    manifest = find_manifest(task.root, task.id, task.out)
     if manifest is None:
         return None
     spec, whole = task.request["training"], manifest["steps_done"] == manifest["steps_asked"]

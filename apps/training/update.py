@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def write_update(task: Task, group: ProcessGroup, model: Model) -> Artifact | None:
-    """Write the trained tensors, or their changes in bfloat16, to the site's store; all ranks take part.
+    """Write the trained tensors, or their changes in bfloat16, where they leave the site; all ranks take part.
 
     Args:
         task: that was trained.
@@ -35,11 +35,10 @@ def write_update(task: Task, group: ProcessGroup, model: Model) -> Artifact | No
     Returns:
         The artifact; None at the ranks that do not write.
     """
-    store = task.root / "artifacts"
     if not sends_bfloat16(task.work["model"]):
-        return group.write(store, model.trained, "update")
-    changes, rest = _changes(task, artifact_path(store, task.base["artifact"]), model)
-    artifact = group.write(store, changes, DELTA)
+        return group.write(task.out, model.trained, "update")
+    changes, rest = _changes(task, artifact_path(task.store, task.base["artifact"]), model)
+    artifact = group.write(task.out, changes, DELTA)
     keep(task, group, LEFT_OVER, rest, task.request.get("left_over_from"))
     return artifact
 

@@ -203,8 +203,8 @@ def _folders(policy: Policy, request: SiteRequest) -> None:
     incoming, outgoing = (f"{policy.exchange}/{name}" if policy.exchange else policy.root for name in (IN, OUT))
     if request.root is not None:
         _within("root", policy.root, request.root)
-    if request.work is not None:
-        _within("exchange", outgoing, request.work.get("out") or request.work["root"])
+    if request.out is not None:
+        _within("exchange", outgoing, request.out)
     if request.base is not None:
         _within("exchange", incoming, request.base["store"])
 

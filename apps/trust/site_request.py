@@ -17,7 +17,7 @@ ARGUMENTS = {  # of the functions that a site offers
     "apps.train:enrol": ("place", "work"),
     "apps.train:local_train": ("place", "work", "request", "base", "shard"),
     "apps.site:site_status": ("place", "root"),
-    "apps.site:examine_site": ("place", "root"),
+    "apps.site:examine_site": ("place", "root", "out"),
     "apps.site:block_started": ("place",),
 }
 REQUEST_KEYS = {"function", "args", "kwargs", "campaign", "metrics"}
@@ -59,6 +59,12 @@ class SiteRequest:
     def root(self) -> str | None:
         """The site's private folder for this campaign."""
         return self.work["root"] if self.work is not None else self.arguments.get("root")
+
+    @property
+    def out(self) -> str | None:
+        """Folder of what leaves the site."""
+        found = self.work.get("out") or self.work["root"] if self.work is not None else self.arguments.get("out")
+        return None if found is None else str(found)
 
     @property
     def base(self) -> Mapping[str, Any] | None:
@@ -130,8 +136,9 @@ def _check_form(request: SiteRequest) -> None:
     _number("place.round", place["round"])
     if request.campaign:
         _name("campaign", request.campaign)
-    if request.root is not None:
-        _text("root", request.root)
+    for name in ("root", "out"):
+        if name in request.arguments:
+            _text(name, request.arguments[name])
     if request.work is not None:
         _check_work(request.work)
     if request.training is not None:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeI
 
 from site_configs.library.errors import SiteConfigError, first_problem
 from site_configs.library.queues import parse_duration
-from site_configs.library.site import Carrier, Collection, Endpoint, Route, Site
+from site_configs.library.site import IN, OUT, Carrier, Collection, Endpoint, Exchange, Route, Site
 
 Duration = Annotated[NonNegativeInt | None, BeforeValidator(lambda value: value and parse_duration(value))]
 
@@ -27,8 +27,10 @@ class GlobusSettings(BaseModel):
     files_endpoint: UUID | None = Field(None, description="endpoint on a login node that reads files")
     silence: Duration = Field(None, description="time without liveness after which a task is submitted again")
     longest_queue: Duration = Field(None, description="the same for a task that has not started")
-    collection: UUID | None = Field(None, description="Globus collection that holds storage_root")
+    collection: UUID | None = Field(None, description="Globus collection that shows in/ and out/")
     collection_folder: Path | None = Field(None, description="folder that the collection shows as /")
+    mapped: bool | None = Field(None, description="the collection shows each user what their own account may read")
+    exchange: Path | None = Field(None, description="folder of in/ and out/, outside storage_root")
     carrier: Carrier | None = Field(None, description="copy, shared or globus: how artifacts reach the site")
 
 
@@ -76,6 +78,7 @@ def apply_settings(site: Site, settings: Mapping[str, Any], run_dir: Path, confi
         for key in ONLY_GLOBUS:
             if getattr(wanted, key) is not None:
                 raise SiteConfigError(f"{key}: only goes with route: globus; add it, or leave {key} out")
+    site = replace(site, exchange=_exchange(site, wanted.exchange, run_dir))
     if carrier == "globus":
         _require_collection(site)
     return site
@@ -105,7 +108,37 @@ def _collection(site: Site, wanted: GlobusSettings) -> Collection | None:
         raise SiteConfigError(
             "collection needs collection_folder: the folder of the site's file system that the collection shows as /"
         )
-    return Collection(str(wanted.collection), folder)
+    return Collection(str(wanted.collection), folder, mapped=bool(wanted.mapped))
+
+
+def _exchange(site: Site, folder: Path | None, run_dir: Path) -> Exchange | None:
+    """Return the folders of what is sent and fetched: ``FOLDER/in/RUN/SITE`` and ``FOLDER/out/RUN/SITE``.
+
+    Args:
+        site: with carrier and collection.
+        folder: as set; None: what a guest collection shows, or beside the storage root where the collection shows
+            everything. Without Globus Transfer the folders are below the site's storage.
+        run_dir: run directory of the campaign; its last part is RUN.
+    """
+    own = Path(run_dir.absolute().name) / site.name
+    if folder is None and site.carrier == "globus" and site.collection:
+        folder = exchange_beside(_without(site.storage_root, own)) if site.collection.mapped else site.collection.folder
+    if folder is None:
+        return None
+    if not folder.is_absolute():
+        raise SiteConfigError(f"exchange: {folder} is relative; give the whole path at the site")
+    return Exchange(folder / IN / own, folder / OUT / own)
+
+
+def exchange_beside(storage_root: Path) -> Path:
+    """Return a folder for what is sent and fetched, beside the private one."""
+    return storage_root.parent / f"{storage_root.name}-exchange"
+
+
+def _without(path: Path, end: Path) -> Path:
+    """Return a path without its last parts, if it ends with them."""
+    count = len(end.parts)
+    return Path(*path.parts[:-count]) if path.parts[-count:] == end.parts else path
 
 
 def _through_endpoint(site: Site, wanted: GlobusSettings, run_dir: Path, config: str) -> Site:
@@ -138,10 +171,16 @@ def _through_endpoint(site: Site, wanted: GlobusSettings, run_dir: Path, config:
 def _require_collection(site: Site) -> None:
     if site.collection is None:
         raise SiteConfigError(
-            "carrier: globus needs collection, the UUID of the Globus collection that holds storage_root, and"
+            "carrier: globus needs collection, the UUID of the Globus collection that shows in/ and out/, and"
             " collection_folder; or set carrier to copy or shared, if this machine sees the site's storage"
         )
     try:
-        site.collection.path_of(site.storage_root)
+        site.collection.path_of(site.incoming)
     except SiteConfigError as error:
-        raise SiteConfigError(f"storage_root: {error}. Set storage_root or collection_folder to fit") from None
+        raise SiteConfigError(f"exchange: {error}. Set exchange or collection_folder to fit") from None
+    if site.collection.shares(site.storage_root):
+        raise SiteConfigError(
+            f"storage_root: {site.storage_root} and {site.collection.folder}, which the collection shares, overlap:"
+            " the driver could read the site's records. Set storage_root to a folder beside it; or mapped: true if this"
+            " is no guest collection"
+        )

@@ -138,10 +138,30 @@ class Collection:
         return f"/{path.relative_to(self.folder)}"
 
     def shares(self, path: Path) -> bool:
-        """Return True if others may read or write a path of the file system through the collection."""
-        if self.mapped or self.folder == Path("/"):
+        """Return True if others may read or write a path, or a part of it, through the collection.
+
+        A mapped collection shares nothing: it shows each user what their own account may read.
+        """
+        if self.mapped:
             return False
-        return Path(normpath(path)).is_relative_to(normpath(self.folder))
+        path, folder = Path(normpath(path)), Path(normpath(self.folder))
+        return path.is_relative_to(folder) or folder.is_relative_to(path)
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """The two folders of a site that others reach; everything else of a site is private.
+
+    Attributes:
+        incoming: the driver writes models there.
+        outgoing: the site writes its updates and their manifests there.
+    """
+
+    incoming: Path
+    outgoing: Path
+
+
+IN, OUT = "in", "out"  # names of the two folders
 
 
 @dataclass(frozen=True)
@@ -172,7 +192,10 @@ class Site:
         login_host: the machine on whose login nodes jobs are submitted, if it is one of the known ones: jobs of two of
             them cannot be submitted from one host. Empty: not known.
         route: how work reaches the site.
-        storage_root: folder of the site's shard, models, updates and manifests for this campaign.
+        storage_root: folder of what is private to the site in this campaign: shard, optimiser state, checkpoints,
+            manifests, leases, logs.
+        exchange: folders of what is sent to the site and of what leaves it; None: ``in`` and ``out`` below
+            ``storage_root``, where the driver sees the site's storage anyway.
         provider: makes the Parsl provider that starts its blocks; called when the campaign starts, not before.
         device: torch device of a worker: cpu, cuda (also ROCm) or xpu.
         threads: torch threads of a worker.
@@ -186,7 +209,7 @@ class Site:
         block: batch job, for the route ``batch``.
         node: hardware of a node, if known; the memory plan is made for it.
         ranks: ranks of training in a block.
-        collection: Globus collection that holds ``storage_root``.
+        collection: Globus collection that shows the folders of ``exchange``, and not ``storage_root``.
         carrier: how artifacts reach the site: ``copy`` and ``shared`` if this machine can read its storage (``shared``
             links files instead of copying them), ``globus`` by Globus Transfer.
         endpoint: Globus Compute endpoints, for the route ``globus``.
@@ -212,6 +235,24 @@ class Site:
     carrier: Carrier = "copy"
     endpoint: Endpoint | None = None
     login_host: str = ""
+    exchange: Exchange | None = None
+
+    @property
+    def incoming(self) -> Path:
+        """Folder to which models are sent."""
+        return self.exchange.incoming if self.exchange else self.storage_root / IN
+
+    @property
+    def outgoing(self) -> Path:
+        """Folder from which updates and manifests are fetched."""
+        return self.exchange.outgoing if self.exchange else self.storage_root / OUT
+
+    @property
+    def shared_folder(self) -> Path | None:
+        """Folder that others reach through a guest collection; None: there is none."""
+        if self.carrier != "globus" or self.collection is None or self.collection.mapped:
+            return None
+        return self.collection.folder
 
     @property
     def own_block(self) -> Block | None:

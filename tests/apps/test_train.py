@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from training_site import PARALLEL, PLACE, TRAINING, Site, data_spec, model_spec
+from training_site import PARALLEL, PLACE, PROJECT, TRAINING, Site, data_spec, model_spec
 
 from apps.artifacts.manifests import find_manifest, manifest_path
 from apps.artifacts.store import artifact_path, load_tensors, save_tensors, verify
@@ -62,13 +64,17 @@ def test_training_end_to_end(site):
     assert manifest["tokens"] > 0
     assert (manifest["optimizer"], manifest["attempts"]) == ("fresh", 1)
     assert list((site.root / "checkpoints").iterdir()) == []
-    assert manifest["store"] == site.artifacts
-    assert verify(site.artifacts, manifest["artifact"]) == site.update(manifest)
-    assert find_manifest(site.root, manifest["task_id"]) == manifest
+    assert manifest["store"] == site.outgoing
+    assert verify(site.outgoing, manifest["artifact"]) == site.update(manifest)
+    assert find_manifest(site.root, manifest["task_id"], Path(site.outgoing)) == manifest
+    assert {path.name for path in Path(site.outgoing).iterdir()} == {
+        f"{manifest['artifact']['sha256']}.safetensors",
+        f"{manifest['task_id']}.json",
+    }
     progress = read_progress(site.root)
     assert (progress["phase"], progress["step"], progress["round"]) == ("saving", 2, 1)
     rules = {"method": "full", "max_update_norm": None}
-    result = stage_in(PLACE, manifest, site.base, site.artifacts, site.store, rules)
+    result = stage_in(PLACE, manifest, site.base, site.outgoing, site.store, rules)
     assert 0 < result["update_norm"] < 10
     assert not list(site.root.rglob("*part*"))
 
@@ -95,7 +101,7 @@ def test_damaged_update_is_trained_again_with_the_same_bits(spoil, site):
     elif spoil == "gone":
         path.unlink()
     else:
-        manifest_path(site.root, first["task_id"]).write_text("{}")
+        manifest_path(site.root / "manifests", first["task_id"]).write_text("{}")
     again = site.train()
     assert again["reused"] is False
     assert again["task_id"] == first["task_id"]
@@ -145,10 +151,10 @@ def test_storage_that_was_moved_answers_with_where_it_is_now(site, tmp_path):
     first = site.train()
     moved = tmp_path / "moved"
     shutil.move(site.root, moved)
-    site.work = site.work | {"root": str(moved)}
+    site.work = site.work | {"root": str(moved), "out": f"{moved}/out"}
     again = site.train()
     assert again["reused"]
-    assert again["store"] == f"{moved}/artifacts"
+    assert again["store"] == f"{moved}/out"
     verify(again["store"], first["artifact"])
 
 
@@ -172,35 +178,79 @@ def test_storage_that_leads_outside_the_root_is_refused(folder, site, tmp_path):
 
 
 def test_base_model_that_is_not_whole_is_refused(site):
-    path = artifact_path(site.artifacts, site.base["artifact"])
+    path = artifact_path(site.incoming, site.base["artifact"])
     content = path.read_bytes()
     path.write_bytes(content[:-1] + b"\7")
     with pytest.raises(ArtifactError, match="site aurora, round 1"):
         site.train()
 
 
-def test_a_model_left_at_a_neighbour_site_is_linked_from_there(site, tmp_path):
+def test_a_model_that_others_may_change_is_copied_and_one_in_the_own_storage_is_linked(site, tmp_path):
     expected = site.train()["artifact"]
     neighbour = tmp_path / "neighbour"
-    (site.root / "artifacts").rename(neighbour)
+    own, sent = (artifact_path(s, site.base["artifact"]) for s in (site.root / "artifacts", site.incoming))
+    assert own.samefile(sent)
+    own.unlink()
+    Path(site.incoming).rename(neighbour)
     shutil.rmtree(site.root / "manifests")
     site.base = {**site.base, "store": str(neighbour)}
     assert site.train()["artifact"] == expected
-    own, other = (artifact_path(store, site.base["artifact"]) for store in (site.artifacts, neighbour))
-    assert own.samefile(other)
+    other = artifact_path(neighbour, site.base["artifact"])
+    assert own.read_bytes() == other.read_bytes() and not own.samefile(other)
+    other.write_bytes(b"changed by whoever writes there")
+    assert site.train(learning_rate=0.02)["steps_done"] == 2
+
+
+def test_only_updates_and_manifests_lie_where_others_read(tmp_path):
+    """Folders of a guest collection beside the private root, and what the server has fetched is deleted by the site."""
+    site = Site(tmp_path)
+    shared = tmp_path / "shown"
+    site.outgoing = str(shared / "out" / "run" / "aurora")
+    site.work = site.work | {"out": site.outgoing, "shared": str(shared)}
+    site.shard = enrol(PLACE, site.work)
+    first = site.train(keep_optimizer=True, checkpoint_s=0.0)
+    own = {f"{first['artifact']['sha256']}.safetensors", f"{first['task_id']}.json", "progress.json"}
+    assert {path.name for path in shared.rglob("*") if path.is_file()} == own
+    site.base = site.base | {"fetched": ["0" * 64, first["artifact"]["sha256"]]}
+    second = site.train(Place(site="aurora", round=2))
+    own = {f"{second['artifact']['sha256']}.safetensors", f"{second['task_id']}.json", "progress.json"}
+    assert {path.name for path in shared.rglob("*") if path.is_file()} == own
+    assert {path.stem for path in (site.root / "manifests").iterdir()} == {first["task_id"], second["task_id"]}
+
+
+@pytest.mark.parametrize("what", ["storage_root", "link", "data", "model", "Python", "project", "out"])
+def test_a_site_refuses_to_write_where_others_read(what, site, tmp_path):
+    """The site checks what it reads and writes, with links followed, whatever the campaign has checked."""
+    shared = tmp_path / "shown"
+    shared.mkdir()
+    (tmp_path / "link").symlink_to(shared)
+    work = site.work | {"shared": str(shared), "out": str(shared / "out")}
+    changes = {
+        "storage_root": {"root": str(shared / "site")},
+        "link": {"root": str(tmp_path / "link" / "site")},
+        "data": {"data": data_spec(source=str(tmp_path / "link"))},
+        "model": {"model": model_spec() | {"source": str(shared / "model")}},
+        "Python": {"shared": sys.prefix},
+        "project": {"shared": str(PROJECT)},
+        "out": {"out": str(site.root / "shard")},
+    }
+    site.work = work | changes[what]
+    named = {"link": "storage_root", "out": "updates are written to"}.get(what, what)
+    for call in (lambda: enrol(PLACE, site.work), site.train):
+        with pytest.raises(UserMistake, match=f"site aurora.*{named}"):
+            call()
+    assert not list(shared.rglob("*"))
 
 
 def test_base_of_another_model_is_refused(site):
-    site.base = site.base | {"artifact": save_tensors(site.artifacts, {"x": torch.zeros(1)}, "model")}
+    site.base = site.base | {"artifact": save_tensors(site.incoming, {"x": torch.zeros(1)}, "model")}
     with pytest.raises(ArtifactError, match=r"site aurora, round 1: artifact belongs to another model"):
         site.train()
 
 
 def test_loss_that_is_not_finite_names_the_place(site):
-    broken = {
-        n: t + float("nan") for n, t in load_tensors(artifact_path(site.artifacts, site.base["artifact"])).items()
-    }
-    site.base = site.base | {"artifact": save_tensors(site.artifacts, broken, "model")}
+    broken = {n: t + float("nan") for n, t in load_tensors(artifact_path(site.incoming, site.base["artifact"])).items()}
+    site.base = site.base | {"artifact": save_tensors(site.incoming, broken, "model")}
     with pytest.raises(TrainingError, match=r"site aurora, round 1: loss is nan at step 1"):
         site.train()
     assert not (site.root / "manifests").exists()
@@ -230,7 +280,7 @@ def test_optimiser_is_carried_lost_or_fresh(site):
     assert carried["artifact"]["sha256"] != fresh["artifact"]["sha256"]
     kept = site.root / "optimizer" / f"{first['task_id']}.safetensors"
     kept.write_bytes(kept.read_bytes()[:-10])
-    manifest_path(site.root, carried["task_id"]).unlink()
+    manifest_path(site.root / "manifests", carried["task_id"]).unlink()
     lost = site.train(two, first["task_id"], keep_optimizer=True)
     assert lost["optimizer"] == "lost"
     assert lost["artifact"] == fresh["artifact"]

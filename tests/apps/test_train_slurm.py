@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,8 +29,11 @@ def submit(cluster: SlurmCluster, site: Site) -> str:
     return cluster.submit("\n".join([*lines, f"exec {command}"]), "--nodes=2", "--ntasks-per-node=2", "--time=10", log)
 
 
-def test_ranks_end_with_their_job_and_the_next_job_continues(other_slurm: SlurmCluster, tmp_path: Path) -> None:
-    wanted = Site(tmp_path / "whole", None, {"ranks_per_node": 2, "sharding": "full_shard"}).train(steps=STEPS)
+def test_ranks_end_with_their_job_and_the_next_job_continues(
+    other_slurm: SlurmCluster, tmp_path: Path, forked: Callable[..., list[str]]
+) -> None:
+    on_one_node = {"ranks_per_node": 2, "sharding": "full_shard", "launch": forked()}
+    wanted = Site(tmp_path / "whole", None, on_one_node).train(steps=STEPS)
     layout = {"nodes": 2, "sharding": "full_shard", "interface": "lo"}
     site = Site(tmp_path / "site", None, layout | {"launch": SLOWLY})
     job = submit(other_slurm, site)

@@ -84,12 +84,12 @@ def test_copy_that_goes_wrong_is_repeated(stores, monkeypatch):
     model = model_in(server)
     calls = []
 
-    def bad_at_first(reader, writer, _length):
-        content = reader.read()
+    def bad_at_first(path):
+        content = path.read_bytes()
         calls.append(len(content))
-        writer.write(content if len(calls) == 3 else content[:-1] + b"\7")
+        return [content if len(calls) == 3 else content[:-1] + b"\7"]
 
-    monkeypatch.setattr(transfer.shutil, "copyfileobj", bad_at_first)
+    monkeypatch.setattr(transfer, "_pieces", bad_at_first)
     assert move(model["artifact"], server, site) == model["artifact"]["nbytes"]
     assert len(calls) == 3
 
@@ -97,7 +97,7 @@ def test_copy_that_goes_wrong_is_repeated(stores, monkeypatch):
 def test_copy_that_always_goes_wrong_is_given_up(stores, monkeypatch):
     server, site = stores
     model = model_in(server)
-    monkeypatch.setattr(transfer.shutil, "copyfileobj", lambda _reader, writer, _length: writer.write(b"junk"))
+    monkeypatch.setattr(transfer, "_pieces", lambda _path: [b"junk"])
     with pytest.raises(ArtifactError, match=r"site aurora, round 2: the copy was damaged 3 times.*Check the disk"):
         stage_out(PLACE, model, server, site)
 
@@ -120,6 +120,7 @@ def staged(server: str, site: str, value: float = 1.5) -> tuple[dict, dict]:
     base = stage_out(PLACE, model_in(server), server, site)
     update = model_in(site, value)["artifact"]
     manifest = {
+        "task_id": "0123456789abcdef" * 2,
         "site": "aurora",
         "round": 2,
         "base": base["artifact"]["sha256"],
@@ -140,6 +141,40 @@ def test_stage_in_moves_checks_and_reports(stores):
     assert result["manifest"] == manifest
     verify(server, manifest["artifact"])
     assert stage_in(PLACE, manifest, base, site, server, RULES)["nbytes_moved"] == 0
+
+
+def test_a_refused_name_leaves_the_file_of_somebody_else(stores):
+    """A site names the global model as its update: the server's own file is not deleted with the refusal."""
+    server, site = stores
+    manifest, base = staged(server, site)
+    with pytest.raises(UpdateRefused, match="norm"):
+        own = manifest | {"artifact": base["artifact"]}
+        stage_in(PLACE, own, base, site, server, RULES | {"max_update_norm": -1.0})
+    verify(server, base["artifact"])
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_manifest_cannot_name_a_file_elsewhere(absolute, stores, tmp_path):
+    """A name that leads to a model of the user: refused before the file is looked at."""
+    server, site = stores
+    manifest, base = staged(server, site)
+    victim = tmp_path / "home" / "models" / "model.safetensors"
+    victim.parent.mkdir(parents=True)
+    victim.write_bytes(b"of the user")
+    name = str(victim.with_suffix("")) if absolute else os.path.relpath(victim.with_suffix(""), site)
+    named = manifest | {"artifact": {"sha256": name, "nbytes": 11, "kind": "update"}}
+    with pytest.raises(UpdateRefused, match="site aurora, round 2: update refused: .* is no name of an artifact"):
+        stage_in(PLACE, named, base, site, server, RULES)
+    assert [path.name for path in victim.parent.iterdir()] == ["model.safetensors"]
+
+
+def test_an_update_larger_than_the_model_is_not_copied(stores):
+    server, site = stores
+    manifest, base = staged(server, site)
+    large = save_tensors(site, {"w": torch.zeros(100_000)}, "update")
+    with pytest.raises(UpdateRefused, match="it has 4000[0-9]{2} bytes, an update of this model at most"):
+        stage_in(PLACE, manifest | {"artifact": large}, base, site, server, RULES)
+    assert not artifact_path(server, large).exists()
 
 
 def test_wait_is_never_negative(stores):
@@ -164,6 +199,7 @@ def test_update_that_breaks_a_rule_is_refused_after_the_move(stores):
     with pytest.raises(UpdateRefused, match=r"values that are not finite in tensor 'w': 1,000") as caught:
         stage_in(PLACE, manifest, base, site, server, RULES)
     assert (caught.value.site, caught.value.round) == ("aurora", 2)
+    assert not artifact_path(server, manifest["artifact"]).exists()  # what is refused does not stay
     with pytest.raises(UpdateRefused, match="norm"):
         stage_in(PLACE, *staged(server, site), site, server, RULES | {"max_update_norm": 1.0})
 

@@ -47,12 +47,13 @@ def enrol(_place: dict, _work: dict) -> dict[str, Any]:
 def local_train(place: dict, work: dict, _request: dict, base: dict, _shard: dict) -> dict[str, Any]:
     """Return the base model, slightly changed."""
     from apps.artifacts.store import artifact_path, load_tensors, save_tensors
+    from apps.base.identity import identity
 
-    now, store = time.time(), Path(work["root"]) / "artifacts"
-    tensors = load_tensors(artifact_path(store, base["artifact"]))
+    now, store = time.time(), Path(work["out"])
+    tensors = load_tensors(artifact_path(base["store"], base["artifact"]))
     artifact = save_tensors(store, {"w": tensors["w"] + 1e-3 * (1 + int(place["site"][-2:]))}, "update")
     return {
-        "task_id": f"{place['site']}-{place['round']}",
+        "task_id": identity({**place}),
         "site": place["site"],
         "round": place["round"],
         "base": base["artifact"]["sha256"],

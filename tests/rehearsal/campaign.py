@@ -89,7 +89,7 @@ def remote_values(facility: Facility, collection: str, endpoints: Mapping[str, s
         "route": "globus",
         **endpoints,
         "collection": collection,
-        "collection_folder": storage_root(facility),
+        "collection_folder": shared_folder(facility),
         "python_env": facility.environment,
         "model": model_folder(facility),
     }
@@ -104,6 +104,10 @@ def local_values(sites: Sequence[str], records: str) -> dict[str, Any]:
 
 def storage_root(facility: Facility) -> str:
     return f"{facility.project}/crossfed"
+
+
+def shared_folder(facility: Facility) -> str:
+    return f"{storage_root(facility)}-exchange"
 
 
 def records_file(facility: Facility) -> str:

@@ -26,6 +26,7 @@ from rehearsal.world import Place
 
 AMQP_PORT = 443  # the port that the project's own configuration of an agent names
 SHORTER = {"heartbeat_period: 30": "heartbeat_period: 5", "strategy_period: 5": "strategy_period: 1"}
+RULES = {"in": "rw", "out": "r"}
 
 
 @dataclass
@@ -47,8 +48,8 @@ class Services:
         return client_variables(self.stack.service, self.stack.account)
 
     def add_collection(self, place: Place, folder: str) -> str:
-        """Show a folder of a place as a collection; return its id."""
-        collection = self.transfer.add_collection(place.path(folder), place.facility.name, https=True)
+        """Show a folder of a place as a collection, with the permissions of the checklist; return its id."""
+        collection = self.transfer.add_collection(place.path(folder), place.facility.name, https=True, rules=RULES)
         self.collections[place.facility.name] = collection
         return collection.id
 

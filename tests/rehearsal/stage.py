@@ -20,9 +20,9 @@ from rehearsal.campaign import (
     model_folder,
     records_file,
     remote_values,
+    shared_folder,
     site_values,
     small_values,
-    storage_root,
 )
 from rehearsal.facility import Facility
 from rehearsal.network import make_world
@@ -112,7 +112,7 @@ def _remote_entries(
     def entry(place: Place) -> dict[str, Any]:
         config = f"/home/user/{place.facility.name}.py"
         values = site_values(place, config)
-        collection = services.add_collection(place, storage_root(place.facility))
+        collection = services.add_collection(place, shared_folder(place.facility))
         asked = {key: values[key] for key in ("account", "storage_root", "ranks_per_node")}
         asked |= remote_values(place.facility, collection, {}) | {"nodes": 2}
         del asked["route"], asked["model"]

@@ -37,7 +37,8 @@ def examine_site(app: GlobusApp, site: Site, campaign: str, limit_s: float = ANS
     """
     assert site.endpoint is not None
     target = CallTarget(site.name, site.endpoint.files)
-    asked = SiteCall(site.name, EXAMINE, (Place(site=site.name, round=0), str(site.storage_root)))
+    folders = str(site.storage_root), str(site.outgoing)
+    asked = SiteCall(site.name, EXAMINE, (Place(site=site.name, round=0), *folders))
     request = pack(EXAMINE, asked.args, campaign)
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(Path(folder) / "journal.jsonl")

@@ -43,7 +43,7 @@ def check_globus_site(
     limit_s: float = TRANSFER_LIMIT_S,
     backoff: Backoff = QUICK,
 ) -> Iterator[CheckResult]:
-    """Yield what was checked at a site, and its problem or None. Leaves nothing behind.
+    """Yield what was checked at a site, and its problem or None. Leaves an empty file at the site at most.
 
     Args:
         site: of the route or the carrier globus.
@@ -124,12 +124,12 @@ def version_of(text: str) -> tuple[int, ...]:
 
 
 def _collection(check: TransferCheck) -> Iterator[CheckResult]:
-    """Check that Transfer can read and write the site's storage, and that a file comes back unchanged."""
+    """Check that Transfer can write to the site's incoming folder, and that a file comes back unchanged."""
     there = check.collection
     with check.client() as (caller, trouble):
         try:
-            above = nearest_folder(caller, there.id, there.path_of(check.site.storage_root))
-            yield f"collection shows {above}, where the site's storage is", None
+            above = nearest_folder(caller, there.id, there.path_of(check.site.incoming))
+            yield f"collection shows {above}, where models are sent", None
             probe = f"{above.rstrip('/')}/.crossfed-probe-{secrets.token_hex(4)}"
             caller(lambda client: client.operation_mkdir(there.id, probe))
             yield f"collection can be written in {above}", None
@@ -160,7 +160,7 @@ def _round_trip(check: TransferCheck, folder: str) -> CheckResult:
 
 
 def _project(site: Site, ask: Ask | None) -> Generator[CheckResult, None, bool]:
-    """Check the project's Python at the site; return True if it has left its mark in the storage."""
+    """Check the project's Python at the site; return True if it has left its mark where updates are written."""
     what = f"Python, packages and code in {site.python_env} fit those of the driver"
     assert site.endpoint is not None
     if ask is None or not site.endpoint.files:
@@ -173,20 +173,20 @@ def _project(site: Site, ask: Ask | None) -> Generator[CheckResult, None, bool]:
         return False
     found = compare_versions(json.dumps(answer.get("versions")), by_parsl=False)
     yield f"{what}{found.ending}", found.problem
-    yield f"storage {site.storage_root} can be written at the site", answer.get("storage")
+    yield f"{site.storage_root} and {site.outgoing} can be written at the site", answer.get("storage")
     return answer.get("storage") is None
 
 
 def _same_folder(check: TransferCheck) -> CheckResult:
-    """Check that the collection shows the folder that the site's tasks write to, by the mark that they left there."""
-    mark = check.collection.path_of(check.site.storage_root / MARK)
-    what = f"the collection shows what the site writes in {check.site.storage_root}"
+    """Check that the collection shows the folder that updates are written to, by the mark in it.
+
+    The first task of a campaign deletes the mark: through the collection the driver may only read there.
+    """
+    mark = check.collection.path_of(check.site.outgoing / MARK)
+    what = f"the collection shows what the site writes in {check.site.outgoing}"
     with check.client() as (caller, trouble):
         try:
-            found = path_exists(caller, check.collection.id, mark)
+            problem = None if path_exists(caller, check.collection.id, mark) else f"not at {mark}"
         except CrossfedError as error:
-            return what, trouble.describe(error)
-    if not found:
-        return what, f"not at {mark}. Set collection_folder to the folder that the collection shows as /"
-    clean_up(check, mark)
-    return what, None
+            problem = trouble.describe(error)
+    return what, problem and f"{problem}. Set collection_folder to the folder that the collection shows as /"

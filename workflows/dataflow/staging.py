@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from apps.artifacts.manifests import Manifest
 from apps.base.errors import ArtifactError
 from apps.base.identity import Place
-from apps.transfer import forget, removable, stage_in, stage_out
+from apps.transfer import forget, no_longer_needed, stage_in, stage_out
 from workflows.planning.labels import SERVER, TRANSFERS
 from workflows.planning.storage import stores_at
 
@@ -41,29 +40,31 @@ class FolderStaging:
     """Staging where this host sees the site's storage; ``shared`` file systems are linked instead of copied."""
 
     def __init__(self, site: str, plan: Plan, app: Callable[..., App]) -> None:
-        self.root, self.rules = plan.site_work[site]["root"], plan.rules
-        self.server, self.site = plan.server_work["store"], f"{self.root}/artifacts"
+        self.rules, self.server = plan.rules, plan.server_work["store"]
+        self.incoming, self.outgoing = str(plan.sites[site].incoming), str(plan.sites[site].outgoing)
         self.link = (True,) if plan.sites[site].carrier == "shared" else ()
         self.copy_out, self.copy_in, self.remove = app(stage_out, SERVER), app(stage_in, SERVER), app(forget, SERVER)
 
     def stage_out(self, place: Place, model: Any, _attempt: int) -> Any:
-        return self.copy_out(place, model, self.server, self.site, *self.link)
+        return self.copy_out(place, model, self.server, self.incoming, *self.link)
 
     def stage_in(self, place: Place, manifest: Any, base: Any, _attempt: int) -> Any:
-        return self.copy_in(place, manifest, base, self.site, self.server, self.rules, *self.link)
+        return self.copy_in(place, manifest, base, self.outgoing, self.server, self.rules, *self.link)
 
     def forget(self, place: Place, base: Any, earlier: Any, manifest: Any) -> Any:
-        return self.remove(place, self.root, base, earlier, manifest)
+        return self.remove(place, self.incoming, self.outgoing, base, earlier, manifest)
 
 
 class TransferStaging:
-    """Staging by Globus Transfer; sites that share a collection and a storage folder receive a model once."""
+    """Staging by Globus Transfer; sites that share a collection receive a model once.
+
+    The site itself deletes its updates once the server has them: the collection lets the server only read them.
+    """
 
     def __init__(self, site: str, plan: Plan, app: Callable[..., App], globus: GlobusStaging) -> None:
         stores = stores_at(plan.sites)
         self.rules, self.server, self.site = plan.rules, plan.server_work["store"], stores[site]
-        own_store = f"{plan.site_work[site]['root']}/artifacts"
-        shared = list(stores.values()).count(own_store) > 1
+        shared = list(stores.values()).count(str(plan.sites[site].incoming)) > 1
         self.send, self.fetch = app(globus.send, TRANSFERS), app(globus.fetch, TRANSFERS)
         self.check, self.clean = app(stage_in, SERVER), app(_cleaner(globus, shared), TRANSFERS)
 
@@ -71,21 +72,18 @@ class TransferStaging:
         return self.send(place, model, self.server, self.site, attempt)
 
     def stage_in(self, place: Place, manifest: Any, base: Any, attempt: int) -> Any:
-        fetched = self.fetch(place, manifest, self.server, attempt)
+        fetched = self.fetch(place, manifest, base, self.server, attempt)
         return self.check(place, fetched, base, self.server, self.server, self.rules)
 
-    def forget(self, place: Place, base: Any, earlier: Any, manifest: Any) -> Any:
-        return self.clean(place, base, earlier, manifest)
+    def forget(self, place: Place, base: Any, earlier: Any, _manifest: Any) -> Any:
+        return self.clean(place, base, earlier)
 
 
 def _cleaner(globus: GlobusStaging, shared: bool) -> App:
     """Return the app behind ``forget``; a model that several sites read from one store is kept there."""
 
-    def forget_at_collection(
-        place: Place, base: dict[str, Any], earlier: dict[str, Any], manifest: Manifest
-    ) -> dict[str, Any]:
-        cleaned: dict[str, Any] = globus.clean(place, removable(base, manifest, *(() if shared else (earlier,))))
-        return cleaned
+    def forget_at_collection(place: Place, base: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
+        return globus.clean(place, [] if shared else no_longer_needed(base, earlier))
 
     return forget_at_collection
 

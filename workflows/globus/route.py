@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from apps.training.progress import FILE
 from site_configs.library.site import Site
 from workflows.console.units import bytes_text
 from workflows.globus.compute.service import ComputeService
@@ -125,7 +126,7 @@ def state_over_https(reader: FileReader, sites: Mapping[str, Site], name: str) -
     """Read a site's progress file where its collection has a web server; None: it cannot be read."""
     site = sites[name]
     assert site.collection is not None
-    content = reader.read(site.collection, site.storage_root / "progress.json")
+    content = reader.read(site.collection, site.outgoing / FILE)
     try:
         progress = parse_json(content.decode(errors="replace")) if content else None
     except ValueError:

@@ -207,6 +207,8 @@ def _site_work(campaign: Campaign, site: Site, tasks: Tasks, model: ModelSpec, m
         model = ModelSpec(**{**model, "source": entry.model})
     return SiteWork(
         root=str(site.storage_root),
+        out=str(site.outgoing),
+        shared=str(site.shared_folder or ""),
         model=model,
         seed=campaign.seed,
         threads=site.threads,

@@ -45,7 +45,7 @@ def check_collections(campaign: Campaign, sites: Mapping[str, Site], run_dir: Pa
             collection = sites[name].collection
             if collection is None:
                 raise SiteConfigError(f"sites.{name}: carrier globus needs a collection")
-            collection.path_of(sites[name].storage_root)
+            collection.path_of(sites[name].outgoing)
             _refuse_shared(sites[name], collection, campaign.sites[name].data)
         if carried and campaign.globus:
             campaign.globus.as_collection().path_of(run_dir)
@@ -54,7 +54,11 @@ def check_collections(campaign: Campaign, sites: Mapping[str, Site], run_dir: Pa
 
 
 def _refuse_shared(site: Site, collection: Collection, records: str | None) -> None:
-    private = {"data": Path(records) if records and records != EMBEDDED else None, "python_env": site.python_env}
+    private = {
+        "storage_root": site.storage_root,
+        "data": Path(records) if records and records != EMBEDDED else None,
+        "python_env": site.python_env,
+    }
     for key, path in private.items():
         if path is None:
             continue
@@ -65,7 +69,7 @@ def _refuse_shared(site: Site, collection: Collection, records: str | None) -> N
 
 
 def refuse_shared(key: str, path: Path, collection: Collection, resolved: Path | None = None) -> None:
-    """Check that a path of records or code cannot be reached by the driver's identity through a collection.
+    """Check that a path of the site's own files cannot be reached by the driver's identity through a collection.
 
     Args:
         key: of the path, for the error.
@@ -79,7 +83,7 @@ def refuse_shared(key: str, path: Path, collection: Collection, resolved: Path |
     if collection.shares(resolved or path):
         folder = collection.folder
         raise UserMistake(
-            f"{key}: {path} lies in {folder}, which the driver may read and write through the site's collection",
+            f"{key}: {path} and {folder}, which the driver reaches through the site's collection, overlap",
             remedy=f"Put it beside {folder}, or let the collection share a smaller folder",
         )
 
@@ -95,18 +99,18 @@ def check_space(run_dir: Path) -> None:
 def unseen_stores(sites: Mapping[str, Site]) -> set[str]:
     """Return the artifact stores that this machine cannot read."""
     carried = {name: site for name, site in sites.items() if site.carrier == "globus"}
-    return {*stores_at(carried).values(), *(str(site.storage_root / "artifacts") for site in carried.values())}
+    return {*stores_at(carried).values(), *(str(site.outgoing) for site in carried.values())}
 
 
 def stores_at(sites: Mapping[str, Site]) -> dict[str, str]:
     """Return the store to which each site's models are sent.
 
-    Sites that share a collection and a storage folder share a store: a model is moved once for all of them, and each
-    copies it from there.
+    Sites that share a collection and its folder share a store: a model is moved once for all of them, and each copies
+    it from there.
     """
     first: dict[tuple[str, str], str] = {}
     stores = {}
     for name, site in sites.items():
-        shared = (site.collection.id if site.collection else name, str(site.storage_root.parent))
-        stores[name] = first.setdefault(shared, str(site.storage_root / "artifacts"))
+        shared = (site.collection.id if site.collection else name, str(site.incoming.parent))
+        stores[name] = first.setdefault(shared, str(site.incoming))
     return stores

@@ -73,15 +73,15 @@ class JournalMemoizer(Memoizer):
         done.set_result(self.known[key])
         return done
 
-    def _record_deletion(self, place: Place, root: str, base: dict[str, Any], *finished: dict[str, Any]) -> None:
+    def _record_deletion(self, place: Place, *files: Any) -> None:
         """Write to the journal what is going to be deleted.
 
         If this driver is killed meanwhile, the next one would otherwise take the artifacts for lost and have finished
         work done again.
         """
-        store, removed = f"{root}/artifacts", removable(base, *finished)
-        self.journal.write("tidying", **place, store=store, removed=removed)
-        self._forget(store, removed)
+        for store, removed in removable(*files).items():
+            self.journal.write("tidying", **place, store=store, removed=removed)
+            self._forget(store, removed)
 
     def update_memo_result(self, task: TaskRecord, r: Any) -> None:
         key = task["hashsum"]

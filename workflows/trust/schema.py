@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from apps.artifacts.manifests import HEADER_SPARE
 from apps.training.task import task_identity
 from workflows.trust.calls import SiteCall
 
 CLOCKS_S = 86_400.0  # by which a site's clock may be ahead
-HEADER_BYTES = 1 << 20  # names and shapes in a file of tensors
 SHOWN = 80  # characters of a refused value
 
 Count = Annotated[int, Field(ge=0, le=10**12)]
@@ -203,7 +203,7 @@ def _measure_problem(manifest: Mapping[str, Any], base: Mapping[str, Any]) -> st
     """Return which of a manifest's numbers is impossible, or None."""
     if manifest["steps_done"] > manifest["steps_asked"]:
         return f"steps_done: {manifest['steps_done']}, {manifest['steps_asked']} were asked"
-    largest = base["nbytes"] + HEADER_BYTES
+    largest = base["nbytes"] + HEADER_SPARE
     if manifest["artifact"]["nbytes"] > largest:
         return f"artifact.nbytes: {manifest['artifact']['nbytes']:,}, an update of this model has at most {largest:,}"
     if max(manifest["started"], manifest["ended"]) > time.time() + CLOCKS_S:

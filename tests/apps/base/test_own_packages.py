@@ -73,7 +73,7 @@ def test_a_script_runs_from_a_clone_beside_packages_of_the_same_names(
     assert ended.returncode == 0 and ended.stdout.startswith("usage: "), ended.stderr
 
 
-@pytest.mark.parametrize("options", [["-P"], ["-I"], []])
+@pytest.mark.parametrize("options", [["-P"], ["-I"]])
 def test_a_whole_check_does_so_too(options: list[str], python: Path, hostile: Path) -> None:
     script = ROOT / "workflows" / "fl_round.py"
     ended = call([python, *options, script, write_campaign(hostile), "--check"], hostile)

@@ -29,6 +29,7 @@ WORKER = {
     "apps/ranks/parallel.py",
     "apps/remote/calls.py",
     "apps/training/loop.py",
+    "apps/trust/policy.py",
     "data/records.py",
 }
 CAMPAIGN = {
@@ -55,6 +56,7 @@ NEITHER = {
     "workflows/reporting/page.py",
     "workflows/runtime/kernel.py",
     "workflows/studies/scaling/table.py",
+    "workflows/trust/schema.py",
 }
 PROGRAM = """
 import sys

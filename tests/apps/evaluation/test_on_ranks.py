@@ -20,6 +20,7 @@ from apps.ranks.processes import kept_ranks
 pytestmark = pytest.mark.campaign
 PLACE = Place(site="evaluator", round=1)
 TASKS = ["forward_synthesis", "molecule_generation"]
+TWO = {"ranks_per_node": 2, "micro_batch": 2}
 
 
 @pytest.fixture(autouse=True)
@@ -55,9 +56,9 @@ def moved(site: Site, seed: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("method", "sharding"), [(None, "ddp"), (None, "full_shard"), ("fedex", "full_shard")])
-def test_ranks_give_the_losses_of_one_process(method: str | None, sharding: str, tmp_path: Path) -> None:
+def test_ranks_give_the_losses_of_one_process(method: str | None, sharding: str, tmp_path: Path, forked: Any) -> None:
     """Five batches on two ranks, so that one has to wait for the other; what is merged into W0 counts."""
-    site = Site(tmp_path, method, {"ranks_per_node": 2, "micro_batch": 2, "sharding": sharding})
+    site = Site(tmp_path, method, TWO | {"sharding": sharding, "launch": forked()})
     server = {"store": site.store, "model": site.work["model"], "threads": 1, "code_version": code_version()}
     updates = [moved(site, seed) for seed in (1, 2)]
     model = aggregate(Place(site="server", round=1), server, site.base, [0.5, 0.5], 1, None, *updates)  # type: ignore[arg-type]
@@ -81,8 +82,8 @@ def test_ranks_give_the_losses_of_one_process(method: str | None, sharding: str,
             assert (mine[task]["samples"], mine[task]["tokens"]) == (expected["samples"], expected["tokens"])
 
 
-def test_a_damaged_model_is_refused_on_ranks_too(tmp_path: Path) -> None:
-    site = Site(tmp_path, None, {"ranks_per_node": 2, "micro_batch": 2, "sharding": "full_shard"})
+def test_a_damaged_model_is_refused_on_ranks_too(tmp_path: Path, forked: Any) -> None:
+    site = Site(tmp_path, None, TWO | {"sharding": "full_shard", "launch": forked()})
     candidate = moved(site, 1)
     path = artifact_path(site.store, candidate["artifact"])
     path.write_bytes(path.read_bytes()[:-1] + b"\7")

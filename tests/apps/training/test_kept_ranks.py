@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from training_site import ENVIRONMENT, PROJECT, Site, ranks_at, wait_until
+from training_site import ENVIRONMENT, PROJECT, Site, rank_at, ranks_at, wait_until
 
 from apps.artifacts.manifests import Manifest
 from apps.base.errors import RanksLost
@@ -23,8 +23,8 @@ TRAINING = {"steps": 3, "batch_size": 7, "keep_optimizer": True, "clip_norm": 1.
 TOY = [sys.executable, str(PROJECT / "tests" / "toy_mpiexec.py")]
 
 
-def toy(kind: str, slow_s: float = 0.0) -> list[str]:
-    return [*TOY, kind, "{ranks}", "{ranks_per_node}", str(slow_s)]
+def toy(kind: str) -> list[str]:
+    return [*TOY, kind, "{ranks}", "{ranks_per_node}", "0.0"]
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def rounds(site: Site, numbers: range, *, kept: bool, **changes) -> list[Manifes
     for number in numbers:
         before = done[-1] if done else None
         if before:
-            site.base = site.base | {"artifact": before["artifact"], "store": site.artifacts}
+            site.base = site.base | {"artifact": before["artifact"], "store": site.outgoing}
         settings = TRAINING | changes
         done.append(site.train(Place(site="aurora", round=number), before and before["task_id"], **settings))
         if not kept:
@@ -53,19 +53,22 @@ def pids(site: Site) -> set[int]:
 
 
 @pytest.mark.parametrize(
-    ("method", "layout"),
+    ("method", "layout", "kind", "launch"),
     [
-        (None, {"ranks_per_node": 3, "sharding": "ddp"}),
-        ("fedit", {"ranks_per_node": 2, "sharding": "full_shard", "launch": toy("aurora"), "nodes": 2}),
-        (None, {"ranks_per_node": 2, "sharding": "shard_grad_op", "launch": toy("srun_cray")}),
+        (None, {"ranks_per_node": 3, "sharding": "ddp"}, "openmpi", None),
+        ("fedit", {"ranks_per_node": 2, "sharding": "full_shard", "nodes": 2}, "aurora", None),
+        (None, {"ranks_per_node": 2, "sharding": "shard_grad_op"}, "srun_cray", toy("srun_cray")),
     ],
 )
-def test_kept_ranks_give_the_bits_of_fresh_ones(method, layout, tmp_path):
-    layout = {"micro_batch": 2, "interface": "lo"} | layout
-    kept, fresh = (Site(tmp_path / name, method, layout, **({"dropout": 0.3} if method else {})) for name in "ab")
+def test_kept_ranks_give_the_bits_of_fresh_ones(method, layout, kind, launch, tmp_path, forked):
+    """The fresh ones are forks; the kept ones are started by ``launch``, if there is one, each with an interpreter."""
+    layout = {"micro_batch": 2, "interface": "lo", "launch": forked(kind)} | layout
+    layouts = {"a": layout if launch is None else layout | {"launch": launch}, "b": layout}
+    options = {"dropout": 0.3} if method else {}
+    kept, fresh = (Site(tmp_path / name, method, layouts[name], **options) for name in "ab")
     found = rounds(kept, range(1, 3), kept=True)
     ranks = pids(kept)
-    kept.base = kept.base | {"artifact": found[-1]["artifact"], "store": kept.artifacts}
+    kept.base = kept.base | {"artifact": found[-1]["artifact"], "store": kept.outgoing}
     found.append(kept.train(Place(site="aurora", round=3), found[-1]["task_id"], **TRAINING))
     assert pids(kept) == ranks
     wanted = rounds(fresh, range(1, 4), kept=False)
@@ -77,24 +80,29 @@ def test_kept_ranks_give_the_bits_of_fresh_ones(method, layout, tmp_path):
 TWO = {"ranks_per_node": 2, "sharding": "full_shard", "micro_batch": 4}
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, forked) -> Manifest:
+    """The second of two rounds, each on ranks of its own."""
+    site = Site(tmp_path_factory.mktemp("whole"), None, TWO | {"launch": forked()})
+    return rounds(site, range(1, 3), kept=False)[1]
+
+
 @pytest.mark.parametrize("what", [signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP], ids=lambda s: s.name)
-def test_a_rank_that_is_gone_or_hangs_while_it_waits_costs_no_attempt(what, tmp_path, monkeypatch):
+def test_a_rank_that_is_gone_or_hangs_while_it_waits_costs_no_attempt(what, tmp_path, monkeypatch, forked, undisturbed):
     monkeypatch.setattr(processes, "READY_S", 3.0)
-    wanted = rounds(Site(tmp_path / "whole", None, TWO), range(1, 3), kept=False)
-    site = Site(tmp_path / "site", None, TWO | {"launch": toy("mpich")})
+    site = Site(tmp_path / "site", None, TWO | {"launch": forked("mpich")})
     first = rounds(site, range(1, 2), kept=True)
     before = pids(site)
-    victim = next(p for p in ranks_at(site) if p.environ().get("PMI_RANK") == "1")
-    victim.send_signal(what)
-    site.base = site.base | {"artifact": first[0]["artifact"], "store": site.artifacts}
+    rank_at(site, 1).send_signal(what)
+    site.base = site.base | {"artifact": first[0]["artifact"], "store": site.outgoing}
     found = site.train(Place(site="aurora", round=2), first[0]["task_id"], **TRAINING)
-    assert found["artifact"] == wanted[1]["artifact"]
+    assert found["artifact"] == undisturbed["artifact"]
     assert found["attempts"] == 1
     assert not before & pids(site)
 
 
-def test_another_plan_gets_other_ranks(tmp_path):
-    site = Site(tmp_path, None, TWO)
+def test_another_plan_gets_other_ranks(tmp_path, forked):
+    site = Site(tmp_path, None, TWO | {"launch": forked()})
     rounds(site, range(1, 2), kept=True)
     before = pids(site)
     rounds(site, range(1, 2), kept=True, precision="bf16")
@@ -119,13 +127,13 @@ def test_ranks_that_wait_use_no_processor_and_end_with_their_worker(tmp_path):
     wait_until(lambda: ranks_at(site) == [])
 
 
-def test_a_rank_that_hangs_in_training_is_found(tmp_path, monkeypatch):
+def test_a_rank_that_hangs_in_training_is_found(tmp_path, monkeypatch, forked):
     """Its worker does not wait for the collectives' own limit, and the next attempt continues."""
     monkeypatch.setattr(processes, "SILENCE_S", 5.0)
     monkeypatch.setattr(control_line, "PING_S", 0.5)
-    site = Site(tmp_path, None, TWO | {"launch": toy("mpich", 0.2)})
+    site = Site(tmp_path, None, TWO | {"launch": forked("mpich", 0.2)})
     rounds(site, range(1, 2), kept=True)
-    victim = next(p for p in ranks_at(site) if p.environ().get("PMI_RANK") == "1" and "--rank" in p.cmdline())
+    victim = rank_at(site, 1)
     freezer = subprocess.Popen(["sh", "-c", f"sleep 3; kill -STOP {victim.pid}"])
     with pytest.raises(RanksLost, match=rf"rank 1 \(.*process {victim.pid}\) of 2 has not answered for 5 s"):
         site.train(Place(site="aurora", round=2), steps=60, checkpoint_s=0.5)

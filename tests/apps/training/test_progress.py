@@ -15,7 +15,7 @@ def test_nothing_to_read_yet(tmp_path):
 
 
 def test_phases_and_steps(tmp_path):
-    file = ProgressFile(tmp_path, "t1", 2, 10)
+    file = ProgressFile(tmp_path, "t1", 2, 10, tmp_path / "out")
     file.phase("loading")
     told = read_progress(tmp_path)
     assert (told["task_id"], told["round"], told["phase"], told["step"], told["steps"]) == ("t1", 2, "loading", 0, 10)
@@ -31,7 +31,7 @@ def test_phases_and_steps(tmp_path):
 def test_steps_are_written_now_and_then_but_the_last_always(tmp_path, monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
-    file = ProgressFile(tmp_path, "t1", 1, 5)
+    file = ProgressFile(tmp_path, "t1", 1, 5, tmp_path / "out")
     file.step(1, 1.0, 1.0)
     clock[0] += progress.PERIOD_S / 2
     file.step(2, 1.0, 1.0)
@@ -48,4 +48,4 @@ def test_record_that_cannot_be_written_is_left_out(obstacle, tmp_path):
     root = tmp_path / "root"
     if obstacle == "a folder in its place":
         (root / "progress.json").mkdir(parents=True)
-    ProgressFile(root, "t1", 1, 5).phase("loading")
+    ProgressFile(root, "t1", 1, 5, root / "out").phase("loading")

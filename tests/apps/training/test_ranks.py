@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import signal
-import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from patience import patience
-from training_site import PROJECT, Site, ranks_at, wait_until
+from training_site import PROJECT, Site, rank_at, ranks_at, wait_until
 
 from apps.artifacts.store import load_tensors, read_header
 from apps.base.errors import RanksLost, TrainingError, UserMistake
@@ -32,11 +30,6 @@ LAYOUTS = [
 ]
 
 
-def toy(slow_s: float, kind: str = "polaris") -> list[str]:
-    program = str(PROJECT / "tests" / "toy_mpiexec.py")
-    return [sys.executable, program, kind, "{ranks}", "{ranks_per_node}", str(slow_s)]
-
-
 @pytest.fixture(autouse=True)
 def paths(monkeypatch):
     """Let ranks find the project, and end those that a test leaves waiting for their next job."""
@@ -45,10 +38,8 @@ def paths(monkeypatch):
     kept_ranks().end()
 
 
-def one_of(site: Site, rank: int) -> psutil.Process:
-    """Return the process of a rank that is training."""
+def wait_for_training(site: Site) -> None:
     wait_until(lambda: (read_progress(site.root) or {"step": 0})["step"] >= 2)
-    return next(p for p in ranks_at(site) if p.environ().get("PMI_RANK") == str(rank) and "--rank" in p.cmdline())
 
 
 def shapes(path: Path) -> dict:
@@ -67,9 +58,9 @@ def alone(tmp_path_factory) -> dict:
 
 
 @pytest.mark.parametrize(("method", "layout"), LAYOUTS)
-def test_ranks_give_the_losses_of_one(method, layout, tmp_path, alone):
+def test_ranks_give_the_losses_of_one(method, layout, tmp_path, alone, forked):
     wanted, shapes_wanted = alone[method]
-    site = Site(tmp_path, method, TWO | layout)
+    site = Site(tmp_path, method, TWO | {"launch": forked()} | layout)
     found = site.train(**TRAINING)
     assert found["loss_first"] == pytest.approx(wanted["loss_first"], rel=1e-6)
     assert found["loss_last"] == pytest.approx(wanted["loss_last"], rel=1e-4)
@@ -82,26 +73,26 @@ def test_ranks_give_the_losses_of_one(method, layout, tmp_path, alone):
 
 
 @pytest.mark.parametrize("sharding", ["ddp", "full_shard"])
-def test_mixed_precision_over_ranks(sharding, tmp_path, alone):
+def test_mixed_precision_over_ranks(sharding, tmp_path, alone, forked):
     wanted, shapes_wanted = alone[None]
-    site = Site(tmp_path, None, TWO | {"sharding": sharding})
+    site = Site(tmp_path, None, TWO | {"sharding": sharding, "launch": forked()})
     found = site.train(precision="bf16", **TRAINING)
     assert found["loss_first"] != wanted["loss_first"]
     assert found["loss_last"] == pytest.approx(wanted["loss_last"], rel=0.02)
     assert shapes(site.update(found)) == shapes_wanted  # the master weights are kept in full
 
 
-def test_adapters_in_float32_on_a_base_in_bfloat16_can_be_sharded(tmp_path):
-    site = Site(tmp_path, "ffa", TWO | {"sharding": "full_shard"}, dtype="bfloat16")
+def test_adapters_in_float32_on_a_base_in_bfloat16_can_be_sharded(tmp_path, forked):
+    site = Site(tmp_path, "ffa", TWO | {"sharding": "full_shard", "launch": forked()}, dtype="bfloat16")
     update = shapes(site.update(site.train(**TRAINING)))
     assert {dtype for dtype, _ in update.values()} == {"F32"}
 
 
-def test_ranks_send_the_changes_of_their_parts_in_bfloat16(tmp_path):
+def test_ranks_send_the_changes_of_their_parts_in_bfloat16(tmp_path, forked):
     whole = Site(tmp_path / "one", None)
     whole.work["model"] = whole.work["model"] | {"traffic": "bfloat16"}
     alone = whole.train(**TRAINING)
-    site = Site(tmp_path / "two", None, TWO | {"sharding": "full_shard"})
+    site = Site(tmp_path / "two", None, TWO | {"sharding": "full_shard", "launch": forked()})
     site.work["model"] = site.work["model"] | {"traffic": "bfloat16"}
     found = site.train(**TRAINING)
     assert found["artifact"]["kind"] == "delta"
@@ -113,15 +104,15 @@ def test_ranks_send_the_changes_of_their_parts_in_bfloat16(tmp_path):
 
 
 @pytest.mark.parametrize("sharding", ["ddp", "full_shard"])
-def test_ranks_stop_on_request_and_continue_with_the_same_bits(sharding, tmp_path):
+def test_ranks_stop_on_request_and_continue_with_the_same_bits(sharding, tmp_path, forked):
     changes = {"steps": 30, "keep_optimizer": True, "proximal_mu": 0.1}
-    layout = {"ranks_per_node": 2, "sharding": sharding}
+    layout = {"ranks_per_node": 2, "sharding": sharding, "launch": forked()}
     whole = Site(tmp_path / "whole", "fedit", layout, dropout=0.3)
     wanted = whole.train(**changes)
 
-    site = Site(tmp_path / "asked", "fedit", layout | {"launch": toy(0.1)}, dropout=0.3)
+    site = Site(tmp_path / "asked", "fedit", layout | {"launch": forked(slow_s=0.1)}, dropout=0.3)
     process = site.start(**changes)
-    one_of(site, 0)
+    wait_for_training(site)
     process.send_signal(signal.SIGTERM)
     assert process.wait(patience(60)) == 0
     outcome = site.outcome()
@@ -135,24 +126,22 @@ def test_ranks_stop_on_request_and_continue_with_the_same_bits(sharding, tmp_pat
     assert kept[0] == kept[1]
 
 
-def test_the_walltime_stops_all_ranks(tmp_path):
-    site = Site(tmp_path, None, TWO | {"sharding": "ddp", "launch": toy(0.3)})
-    process = site.start(environment={"CROSSFED_BLOCK_END": str(time.time() + patience(15) + 35)}, steps=1000)
+def test_the_walltime_stops_all_ranks(tmp_path, forked):
+    site = Site(tmp_path, None, TWO | {"sharding": "ddp", "launch": forked(slow_s=0.3)})
+    process = site.start(environment={"CROSSFED_BLOCK_END": str(time.time() + patience(6) + 35)}, steps=1000)
     assert process.wait(patience(60)) == 0
     assert site.outcome()["error"] == "Unfinished"
     assert ranks_at(site) == []
 
 
-@pytest.mark.parametrize("launch", [toy(0.1), []], ids=["toy", "torchrun"])
-def test_ranks_die_together(launch, tmp_path):
-    """The toy launcher does not end the remaining ranks; torch's launcher starts ranks without a delay."""
+@pytest.mark.parametrize("launcher", ["forked", "torchrun"])
+def test_ranks_die_together(launcher, tmp_path, forked):
+    """The first launcher does not end the remaining ranks; torch's launcher starts ranks without a delay."""
+    launch = forked(slow_s=0.1) if launcher == "forked" else []
     site = Site(tmp_path, None, TWO | {"sharding": "ddp", "launch": launch})
     process = site.start(steps=2000)
-    if launch:
-        victim = one_of(site, 1)
-    else:
-        wait_until(lambda: (read_progress(site.root) or {"step": 0})["step"] >= 2)
-        victim = next(p for p in ranks_at(site) if p.environ().get("RANK") == "1")
+    wait_for_training(site)
+    victim = rank_at(site, 1) if launch else next(p for p in ranks_at(site) if p.environ().get("RANK") == "1")
     victim.kill()
     assert process.wait(patience(60)) == 0
     outcome = site.outcome()
@@ -162,10 +151,10 @@ def test_ranks_die_together(launch, tmp_path):
     assert ranks_at(site) == []
 
 
-def test_no_rank_outlives_its_worker_and_the_next_attempt_continues(tmp_path):
-    layout = {"ranks_per_node": 2, "sharding": "full_shard"}
+def test_no_rank_outlives_its_worker_and_the_next_attempt_continues(tmp_path, forked):
+    layout = {"ranks_per_node": 2, "sharding": "full_shard", "launch": forked()}
     wanted = Site(tmp_path / "whole", None, layout).train(steps=20)
-    site = Site(tmp_path / "killed", None, layout | {"launch": toy(0.1)})
+    site = Site(tmp_path / "killed", None, layout | {"launch": forked(slow_s=0.1)})
     process = site.start(steps=20, checkpoint_s=0.3)
     wait_until(lambda: max(site.saved_steps(), default=0) >= 3)
     assert len(ranks_at(site)) >= 3

@@ -45,6 +45,8 @@ class Federation:
     def site_work(self, site: str) -> dict[str, Any]:
         return {
             "root": str(self.folder / site),
+            "out": str(self.folder / site / "out"),
+            "shared": "",
             "model": self.model,
             "data": data_spec(tasks=[TASKS[site]], per_task=24, max_tokens=128),
             "seed": 1,
@@ -56,7 +58,7 @@ class Federation:
     def round(self, number: int, rule: dict | None = None) -> list[dict]:
         updates = []
         for site, work in self.work.items():
-            place, there = Place(site=site, round=number), f"{work['root']}/artifacts"
+            place, there = Place(site=site, round=number), f"{work['root']}/in"
             base = stage_out(place, self.global_model, self.store, there)
             training = {**TRAINING, "steps": self.steps, "learning_rate": RATE, "batch_size": 4}
             request = {"training": training, "optimizer_from": None, "attempt": 1}
@@ -64,7 +66,7 @@ class Federation:
             manifest = local_train(place, work, request, base, self.shards[site])
             self.last[site] = manifest["task_id"]
             rules: UpdateRules = {"method": "full", "max_update_norm": None, "changes": self.changes}
-            updates.append(stage_in(place, manifest, base, there, self.store, rules))
+            updates.append(stage_in(place, manifest, base, work["out"], self.store, rules))
             self.staged.append(base)
         place = Place(site="server", round=number)
         weights = [0.5] * len(updates)

@@ -65,7 +65,7 @@ class Door:
         """The honest request; ``changes`` are paths in it such as ``work.model.source``."""
         names = site_request.ARGUMENTS[function]
         honest = dict(zip(site_request.ARGUMENTS[TRAIN], self.site.arguments(), strict=True))
-        values = copy.deepcopy({**honest, "root": str(self.site.root)})
+        values = copy.deepcopy({**honest, "root": str(self.site.root), "out": self.site.outgoing})
         request = {"function": function, "campaign": "demo", "values": values}
         for path, value in changes.items():
             *parts, last = path.split("__")
@@ -105,6 +105,9 @@ FORBIDDEN: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [  # rule, fu
     ("root", ENROL, {"work__root": "/etc"}, {}),
     ("root", "apps.site:site_status", {"root": "{root}/../elsewhere"}, {}),
     ("root", "apps.site:examine_site", {"root": "{link}"}, {}),
+    ("exchange", "apps.site:examine_site", {"out": "{link}"}, {}),
+    ("exchange", TRAIN, {"work__out": "/etc"}, {}),
+    ("exchange", TRAIN, {"work__out": "{root}/shard"}, {"exchange": "/exchange"}),
     ("exchange", TRAIN, {"base__store": "/etc"}, {}),
     ("exchange", TRAIN, {"base__store": "{link}"}, {}),
     ("data", ENROL, {"work__data__source": "/home/somebody"}, {}),

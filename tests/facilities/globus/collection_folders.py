@@ -43,6 +43,7 @@ class CollectionFolder:
         data_access: Transfer requires the consent for mapped collections.
         personal: the collection is one of Globus Connect Personal.
         allowed: identities on the access list; None: all.
+        rules: rights by folder, "r" or "rw", as the permissions of a guest collection; None: everything.
         https: files may be read and written by HTTPS.
         bandwidth: bytes per second; None: no limit.
     """
@@ -55,6 +56,7 @@ class CollectionFolder:
     data_access: bool = False
     personal: bool = False
     allowed: set[str] | None = None
+    rules: dict[str, str] | None = None
     https: bool = False
     bandwidth: float | None = None
     pace: Pace = field(default_factory=Pace)
@@ -65,13 +67,19 @@ class CollectionFolder:
             return "GCP_mapped_collection"
         return "GCSv5_mapped_collection" if self.data_access else "GCSv5_guest_collection"
 
-    def file(self, path: str) -> Path:
-        """Return the real path of a path in the collection; paths outside are refused."""
+    def file(self, path: str, right: str = "r") -> Path:
+        """Return the real path of a path in the collection; paths outside, or without the right, are refused."""
         root = self.folder.resolve()
         full = (root / path.removeprefix("/~/").lstrip("/")).resolve()
-        if not full.is_relative_to(root):
+        if not full.is_relative_to(root) or not self._permits(full, right):
             raise Fatal("PERMISSION_DENIED", f"path not allowed: {path}")
         return full
+
+    def _permits(self, full: Path, right: str) -> bool:
+        if self.rules is None:
+            return True
+        root = self.folder.resolve()
+        return any(full.is_relative_to(root / path.strip("/")) and right in given for path, given in self.rules.items())
 
     def check_reachable(self) -> None:
         if not self.online:

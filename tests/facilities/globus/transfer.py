@@ -139,7 +139,7 @@ class Transfer:
         return _entry(found)
 
     def _mkdir(self, request: Request, collection_id: str) -> Any:
-        folder = _file(self._reachable(request, collection_id), request.json()["path"])
+        folder = _file(self._reachable(request, collection_id), request.json()["path"], "w")
         if folder.exists():
             raise refuse(502, "ExternalError.MkdirFailed.Exists", "exists")
         folder.mkdir(parents=True)
@@ -147,17 +147,17 @@ class Transfer:
 
     def _rename(self, request: Request, collection_id: str) -> Any:
         collection, wanted = self._reachable(request, collection_id), request.json()
-        os.replace(_file(collection, wanted["old_path"]), _file(collection, wanted["new_path"]))
+        os.replace(_file(collection, wanted["old_path"], "w"), _file(collection, wanted["new_path"], "w"))
         return {"DATA_TYPE": "result", "code": "FileRenamed", "message": "renamed"}
 
     # -- HTTPS: the token is one of the collection itself -------------------------------------------------------
 
-    def _https_file(self, request: Request, collection_id: str, path: str) -> Path:
+    def _https_file(self, request: Request, collection_id: str, path: str, right: str = "r") -> Path:
         collection = self._known(collection_id)
         if not collection.https or not collection.online:
             raise refuse(502, "Unreachable", "no answer from the collection's server")
         self._auth.token_of(request, collection_id)
-        return _file(collection, path)
+        return _file(collection, path, right)
 
     def _https_get(self, request: Request, collection_id: str, path: str) -> Answer:
         found = self._https_file(request, collection_id, path)
@@ -175,7 +175,7 @@ class Transfer:
         return Answer(part, 206, kind | {"Content-Range": reach})
 
     def _https_put(self, request: Request, collection_id: str, path: str) -> Answer:
-        target = self._https_file(request, collection_id, path)
+        target = self._https_file(request, collection_id, path, "w")
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(request.body)
         return Answer(b"", 201)
@@ -267,9 +267,9 @@ def _ended(task: TransferTask) -> TransferTask:
     return task
 
 
-def _file(collection: CollectionFolder, path: str) -> Path:
+def _file(collection: CollectionFolder, path: str, right: str = "r") -> Path:
     try:
-        return collection.file(path)
+        return collection.file(path, right)
     except Fatal as error:
         raise refuse(403, f"EndpointError.{error.args[0]}", error.args[1]) from None
 

@@ -14,6 +14,7 @@ from facilities.globus.collection_folders import Fatal, Transient
 from facilities.globus.transfer_records import TransferFault, TransferTask
 
 CHUNK = 1 << 16
+ENDS = ("source_path", "destination_path")
 SYNC_LEVELS: dict[int, Callable[[Path, Path], bool]] = {
     0: lambda _a, _b: True,
     1: lambda a, b: a.stat().st_size == b.stat().st_size,
@@ -107,7 +108,7 @@ class TaskRunner:
         return steps
 
     def _deletion(self, task: TransferTask, item: dict[str, Any]) -> list[Callable[[], None]]:
-        path = task.collections[0].file(item["path"])
+        path = task.collections[0].file(item["path"], "w")
 
         def delete() -> None:
             if not path.exists() and not task.document.get("ignore_missing"):
@@ -122,8 +123,8 @@ class TaskRunner:
 
     def _copies(self, task: TransferTask, item: dict[str, Any]) -> list[Callable[[], None]]:
         source, target = (
-            collection.file(item[key])
-            for collection, key in zip(task.collections, ("source_path", "destination_path"), strict=True)
+            collection.file(item[key], right)
+            for collection, key, right in zip(task.collections, ENDS, "rw", strict=True)
         )
         if not (item.get("recursive") or source.is_dir()):
             return [lambda: self._copy(task, item, source, target)]

@@ -27,7 +27,8 @@ def settings(machine: str, **changes: Any) -> dict[str, Any]:
     """Return settings that reach a machine through Globus."""
     root = FOLDERS.get(machine, "/data/ada")
     account = {} if machine == "local" else {"account": "ABC"}
-    reached = {"route": "globus", "endpoint": ENDPOINT, "collection": COLLECTION, "collection_folder": root}
+    shown = {"collection": COLLECTION, "collection_folder": f"{root}/shown"}
+    reached = {"route": "globus", "endpoint": ENDPOINT, **shown}
     given = {"storage_root": f"{root}/crossfed", "python_env": f"{root}/env", **account, **reached, **changes}
     return {key: value for key, value in given.items() if value is not None}
 
@@ -40,8 +41,9 @@ def resolved(tmp_path: Path, machine: str = "polaris", **changes: Any) -> Site:
 def test_every_machine_can_be_reached_through_globus(machine: str, tmp_path: Path) -> None:
     site, root = resolved(tmp_path, machine), Path(FOLDERS.get(machine, "/data/ada"))
     assert (site.route, site.carrier, site.endpoint) == ("globus", "globus", Endpoint(ENDPOINT))
-    assert site.collection == Collection(COLLECTION, root) and site.python_env == root / "env"
-    assert site.collection.path_of(site.storage_root).startswith("/crossfed")
+    assert site.collection == Collection(COLLECTION, root / "shown") and site.python_env == root / "env"
+    folders = [site.collection.path_of(folder) for folder in (site.incoming, site.outgoing)]
+    assert folders == ["/in/run/there", "/out/run/there"] and not site.collection.shares(site.storage_root)
     assert (site.block is None) == (machine == "local")  # the facility's rules apply here too
 
 
@@ -63,7 +65,13 @@ def test_a_machines_own_collection(tmp_path: Path) -> None:
     own = "05d2c76a-e867-4f67-aa57-76edeb0beda0"
     site = resolved(tmp_path, collection=None, collection_folder=None)
     assert site.collection == Collection(own, Path("/eagle"), mapped=True)
-    assert site.collection.path_of(site.storage_root) == "/ABC/crossfed/run/there"
+    assert site.storage_root == Path("/eagle/ABC/crossfed/run/there") and site.shared_folder is None
+    assert site.collection.path_of(site.incoming) == "/ABC/crossfed-exchange/in/run/there"
+    assert site.collection.path_of(site.outgoing) == "/ABC/crossfed-exchange/out/run/there"
+    named = resolved(tmp_path, collection=None, collection_folder=None, exchange="/eagle/ABC/x")
+    assert named.outgoing == Path("/eagle/ABC/x/out/run/there")
+    plain = resolved(tmp_path, "slurm", collection_folder="/", mapped=True)
+    assert plain.incoming == Path("/data/ada/crossfed-exchange/in/run/there")
     assert resolved(tmp_path, collection=own, collection_folder=None).collection == site.collection
     moved = resolved(tmp_path, collection=None, collection_folder="/eagle/ABC")
     assert moved.collection == Collection(own, Path("/eagle/ABC"), mapped=True)
@@ -77,7 +85,8 @@ def test_a_machines_own_collection(tmp_path: Path) -> None:
         ("/eagle/ABC/cf/", "/eagle/ABC/x/../cf/env", True),
         ("/eagle/ABC/cf", "/eagle/ABC/cf/../env", False),
         ("/eagle/ABC/cf", "/eagle/ABC/cf-records", False),
-        ("/", "/eagle/ABC/cf", False),
+        ("/", "/eagle/ABC/cf", True),
+        ("/eagle/ABC/cf/shown", "/eagle/ABC/cf", True),
         ("/eagle/ABC/cf", "records", False),
     ],
 )
@@ -90,6 +99,7 @@ def test_what_a_guest_collection_shares(folder: str, path: str, shared: bool) ->
 def test_storage_that_this_machine_can_read_needs_no_collection(carrier: str, tmp_path: Path) -> None:
     site = resolved(tmp_path, "local", carrier=carrier, collection=None, collection_folder=None)
     assert (site.carrier, site.collection) == (carrier, None)
+    assert site.outgoing == site.storage_root / "out"
 
 
 def test_a_batch_site_may_use_globus_transfer(tmp_path: Path) -> None:
@@ -97,7 +107,7 @@ def test_a_batch_site_may_use_globus_transfer(tmp_path: Path) -> None:
     assert (site.route, site.carrier, site.collection) == (
         "batch",
         "globus",
-        Collection(COLLECTION, Path("/eagle/ABC")),
+        Collection(COLLECTION, Path("/eagle/ABC/shown")),
     )
     assert resolved(tmp_path, route="batch", endpoint=None).route == "batch"
 
@@ -113,9 +123,13 @@ def test_a_batch_site_may_use_globus_transfer(tmp_path: Path) -> None:
         ({"collection_folder": None}, "collection needs collection_folder: the folder of the site's file system"),
         ({"collection_folder": "ABC"}, "collection_folder: ABC is relative"),
         (
-            {"storage_root": "/home/ada"},
-            "storage_root: /home/ada/run/there is not below /eagle/ABC, .*Set storage_root",
+            {"storage_root": "/eagle/ABC/shown/x"},
+            "storage_root: /eagle/ABC/shown/x/run/there and /eagle/ABC/shown, .*overlap",
         ),
+        ({"collection_folder": "/"}, "storage_root: .* and /, which the collection shares, .*Set .*or mapped: true"),
+        ({"collection_folder": "/eagle/ABC/crossfed/run/there/x"}, "storage_root: .* overlap"),
+        ({"exchange": "/home/ada"}, "exchange: /home/ada/in/run/there is not below /eagle/ABC/shown, .*Set exchange"),
+        ({"exchange": "ada"}, "exchange: ada is relative"),
         ({"carrier": "rsync"}, "carrier: Input should be 'copy', 'shared' or 'globus'"),
         ({"route": "local"}, "route: polaris is reached by 'batch' or by 'globus', not by 'local'"),
         ({"route": "batch"}, "endpoint: only goes with route: globus"),

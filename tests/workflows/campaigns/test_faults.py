@@ -92,7 +92,7 @@ def test_a_refused_update_stops_the_campaign_or_is_left_out_as_the_quorum_says(t
 def test_a_site_that_was_mended_is_asked_again_on_resume(tmp_path: Path, poisoned: Path) -> None:
     """The site trains for real once its storage can be written: the failed round is repeated, not replayed."""
     campaign, run_dir = write_campaign(tmp_path), tmp_path / "runs" / "nano"
-    blocker = run_dir / "sites" / "aurora" / "artifacts"
+    blocker = run_dir / "sites" / "aurora" / "in"
     blocker.parent.mkdir(parents=True)
     blocker.write_text("a file where a folder should be")
     ended = run(tmp_path, campaign)

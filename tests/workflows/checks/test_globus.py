@@ -18,7 +18,7 @@ from apps.base.errors import WorkersLost
 from apps.base.identity import Place
 from apps.base.versions import LOWEST, code_version, library_versions
 from apps.site import MARK, examine_site
-from site_configs.library.site import Collection, Endpoint, Site
+from site_configs.library.site import Collection, Endpoint, Exchange, Site
 from workflows.checks.globus import check_endpoint, check_globus_site, version_of
 from workflows.globus.identity import compute_client, globus_app
 from workflows.globus.transfer.calls import Backoff
@@ -38,7 +38,9 @@ class Scene:
     def __init__(self, facility: TransferFacility, root: Path) -> None:
         self.facility, self.root = facility, root
         self.here = facility.transfer.add_collection(root / "driver", "laptop")
-        self.there = facility.transfer.add_collection(root / "eagle", "project")
+        self.there = facility.transfer.add_collection(root / "eagle", "project", rules={"in": "rw", "out": "r"})
+        folder = self.there.folder
+        (folder / "in").mkdir()
         self.server = Collection(self.here.id, self.here.folder)
         self.work = self.here.folder / "runs"
         self.work.mkdir()
@@ -49,7 +51,8 @@ class Scene:
             route="globus",
             carrier="globus",
             provider=lambda _: None,  # type: ignore[arg-type, return-value]
-            storage_root=self.there.folder / "ABC" / "demo" / "polaris",
+            storage_root=root / "private" / "demo" / "polaris",
+            exchange=Exchange(folder / "in" / "demo" / "polaris", folder / "out" / "demo" / "polaris"),
             python_env=Path("/eagle/env"),
             collection=Collection(self.there.id, self.there.folder),
             endpoint=Endpoint(TRAINING),
@@ -110,10 +113,11 @@ def test_all_is_well(scene: Scene) -> None:
 
 
 def test_the_folder_that_is_there_is_the_nearest_one(scene: Scene) -> None:
-    (scene.there.folder / "ABC").mkdir()
-    assert scene.problem("collection can be written in /ABC") is None
-    scene.site.storage_root.mkdir(parents=True)
-    assert scene.problem("collection can be written in /ABC/demo/polaris") is None
+    assert scene.problem("collection can be written in /in") is None
+    scene.site.incoming.mkdir(parents=True)
+    assert scene.problem("collection can be written in /in/demo/polaris") is None
+    (scene.there.folder / "in").rename(scene.there.folder / "elsewhere")
+    assert "path not allowed: /" in str(scene.problem("can be read and written"))
 
 
 def test_endpoints_that_do_not_answer(scene: Scene) -> None:
@@ -198,8 +202,8 @@ def test_the_project_at_the_site(scene: Scene) -> None:
 
     def ask(there: Site) -> dict[str, Any]:
         asked.append(there.name)
-        there.storage_root.mkdir(parents=True, exist_ok=True)
-        (there.storage_root / MARK).touch()
+        there.outgoing.mkdir(parents=True, exist_ok=True)
+        (there.outgoing / MARK).touch()
         return answer
 
     assert set(scene.answers(site, ask=ask).values()) == {None} and asked == ["polaris"]
@@ -224,15 +228,20 @@ def test_a_collection_that_shows_another_folder(scene: Scene) -> None:
 
     seen = "the collection shows what the site writes"
     assert scene.problem(seen, site=site, ask=ask) is None
-    assert not (site.storage_root / MARK).exists()
     wrong = dataclasses.replace(site, collection=Collection(scene.there.id, scene.root))
     problem = str(scene.problem(seen, site=wrong, ask=ask))
-    assert problem.startswith("not at /eagle/ABC/demo/polaris/.crossfed-here. Set collection_folder to")
+    assert "path not allowed: /eagle/out/demo/polaris/.crossfed-here" in problem
+    scene.there.rules = None
+    problem = str(scene.problem(seen, site=wrong, ask=ask))
+    assert problem.startswith("not at /eagle/out/demo/polaris/.crossfed-here. Set collection_folder to")
 
 
 def marked(site: Site, versions: dict[str, Any]) -> dict[str, Any]:
     """What the genuine ``examine_site`` does at a site."""
-    return {**examine_site(Place(site=site.name, round=0), str(site.storage_root)), "versions": versions}
+    return {
+        **examine_site(Place(site=site.name, round=0), str(site.storage_root), str(site.outgoing)),
+        "versions": versions,
+    }
 
 
 def test_versions_of_agents() -> None:

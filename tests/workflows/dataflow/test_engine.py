@@ -112,7 +112,7 @@ def test_sites_keep_only_what_they_need_and_a_resume_does_nothing_again(run: Run
     assert versions(again) == expected
     for app in ("local_train", "stage_out"):
         assert len(names(again, app)) == len(set(names(again, app))) == 6
-    kept = {path.stem for path in (again.path / "sites" / "site00" / "artifacts").iterdir()}
+    kept = {path.stem for way in ("in", "out") for path in (again.path / "sites" / "site00" / way).iterdir()}
     told = [r for r in again.journal.events("task_done") if r["site"] == "site00" and r["round"] == 1]
     first = {r["result"]["artifact"]["sha256"] for r in told if r["app"] in ("stage_out", "local_train")}
     assert len(first) == 2 and not first & kept

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from apps.base.identity import Place
-from site_configs.library.site import Collection, Site
+from site_configs.library.site import Collection, Exchange, Site
 from site_configs.local import site as local_site
 from workflows.dataflow.staging import Staging, staging_of
 from workflows.globus.transfer.staging import GlobusStaging
@@ -19,7 +19,9 @@ HERE = "/run/artifacts"
 
 def far_site(name: str, folder: str, collection: str = "eagle") -> Site:
     made = local_site(name, Path("/run"), storage_root=Path(folder))
-    return dataclasses.replace(made, carrier="globus", collection=Collection(collection))
+    shown = Path(folder).parent
+    exchange = Exchange(shown / "in" / name, shown / "out" / name)
+    return dataclasses.replace(made, carrier="globus", collection=Collection(collection), exchange=exchange)
 
 
 class Recorder:
@@ -37,8 +39,7 @@ class Recorder:
 
 
 def staging(name: str, sites: dict[str, Site], calls: Recorder) -> Staging:
-    roots = {name: {"root": str(site.storage_root)} for name, site in sites.items()}
-    plan: Any = SimpleNamespace(rules="rules", sites=sites, site_work=roots, server_work={"store": HERE})
+    plan: Any = SimpleNamespace(rules="rules", sites=sites, server_work={"store": HERE})
     return staging_of(name, plan, calls, object.__new__(GlobusStaging))
 
 
@@ -50,16 +51,16 @@ def test_sites_that_share_storage_share_a_store() -> None:
         "elsewhere": far_site("elsewhere", "/p/run/elsewhere", "flare"),
     }
     assert stores_at(sites) == {
-        "one": "/p/run/one/artifacts",
-        "two": "/p/run/one/artifacts",
-        "other": "/q/run/other/artifacts",
-        "elsewhere": "/p/run/elsewhere/artifacts",
+        "one": "/p/run/in/one",
+        "two": "/p/run/in/one",
+        "other": "/q/run/in/other",
+        "elsewhere": "/p/run/in/elsewhere",
     }
 
 
 def test_only_what_globus_carries_is_out_of_sight() -> None:
     sites = {"far": far_site("far", "/p/far"), "near": local_site("near", Path("/run"))}
-    assert unseen_stores(sites) == {"/p/far/artifacts"}
+    assert unseen_stores(sites) == {"/p/in/far", "/p/out/far"}
 
 
 def test_the_server_copies_where_it_sees_the_storage() -> None:
@@ -68,10 +69,12 @@ def test_the_server_copies_where_it_sees_the_storage() -> None:
     sites = {"near": near, "linked": dataclasses.replace(near, name="linked", carrier="shared")}
     staging("near", sites, calls).stage_out(Place(site="near", round=2), "model", 1)
     staging("linked", sites, calls).stage_in(Place(site="linked", round=2), "manifest", "base", 1)
-    store = "/run/sites/near/artifacts"
+    staging("near", sites, calls).forget(Place(site="near", round=3), "base", "earlier", "manifest")
+    there, back = "/run/sites/near/in", "/run/sites/near/out"
     assert calls.calls == [
-        ("stage_out", "near", 2, ("model", HERE, store), "server"),
-        ("stage_in", "linked", 2, ("manifest", "base", store, HERE, "rules", True), "server"),
+        ("stage_out", "near", 2, ("model", HERE, there), "server"),
+        ("stage_in", "linked", 2, ("manifest", "base", back, HERE, "rules", True), "server"),
+        ("forget", "near", 3, (there, back, "base", "earlier", "manifest"), "server"),
     ]
 
 
@@ -82,8 +85,8 @@ def test_globus_transfers_and_the_server_checks_what_arrives() -> None:
     far.stage_in(place, "manifest", "base", 2)
     far.forget(place, "base", "earlier", "manifest")
     assert calls.calls == [
-        ("send", "far", 3, ("model", HERE, "/p/far/artifacts", 2), "transfers"),
-        ("fetch", "far", 3, ("manifest", HERE, 2), "transfers"),
+        ("send", "far", 3, ("model", HERE, "/p/in/far", 2), "transfers"),
+        ("fetch", "far", 3, ("manifest", "base", HERE, 2), "transfers"),
         ("stage_in", "far", 3, ("fetch of far", "base", HERE, HERE, "rules"), "server"),
-        ("forget_at_collection", "far", 3, ("base", "earlier", "manifest"), "transfers"),
+        ("forget_at_collection", "far", 3, ("base", "earlier"), "transfers"),
     ]

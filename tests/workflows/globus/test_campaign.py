@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,10 +13,13 @@ from batch_sites import events, finish, nothing_left, trained_once
 from campaigns import final_hash, run, tasks_done
 from globus_campaigns import GlobusWorld, files_with, globus_world
 
+from apps.training.shard import shard_records
+
 if TYPE_CHECKING:
     from facilities.globus.stack import Stack
 
 pytestmark = [pytest.mark.globus, pytest.mark.campaign]
+LEAVES = r"[0-9a-f]{64}\.safetensors|[0-9a-f]{32}\.json|progress\.json"
 
 
 @pytest.fixture
@@ -49,8 +53,14 @@ def test_two_globus_sites_and_a_local_one_give_the_model_of_three_local_ones(wor
     assert kinds.count("transfer") == 12 and kinds.count("delete") == 4  # one each way, site and round
     assert files_with(world.secrets(), run_dir, *(world.root / name for name in world.sites)) == []
     first = {r["result"]["artifact"]["sha256"] for r in tasks_done(run_dir, "local_train") if r["round"] == 1}
-    for name in world.sites:  # what the server has does not stay
-        assert not first & {path.stem for path in (world.root / name / "data" / "artifacts").iterdir()}
+    for name in world.sites:
+        shown, private = world.root / f"{name}-exchange", world.root / name
+        left = {path.relative_to(shown).parts: path for path in shown.rglob("*") if path.is_file()}
+        assert {parts[:3] for parts in left} == {(way, "nano", name) for way in ("in", "out")}
+        assert all(re.fullmatch(LEAVES, parts[-1]) for parts in left)
+        assert not first & {path.stem for path in left.values()}  # what the server has does not stay
+        records = [record["output"].encode() for record in shard_records(next(private.rglob("shard/*.jsonl")))]
+        assert not [path for path in left.values() for text in records if text in path.read_bytes()]
 
 
 def test_two_sites_of_one_facility_share_what_is_sent_and_bind_late(world: GlobusWorld) -> None:

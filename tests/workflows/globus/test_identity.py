@@ -322,7 +322,7 @@ globus: {{collection: {GUEST}, folder: /data}}
 sites:
   here: {{config: local}}
   polaris: {{route: globus, endpoint: {endpoint}, account: ABC, storage_root: /eagle/ABC/cf, python_env: /eagle/ABC/env,
-            collection: {MAPPED}, collection_folder: /eagle/ABC, model: /eagle/ABC/model, data: /eagle/ABC/records}}
+            collection: {MAPPED}, collection_folder: /eagle/ABC/shown, data: /eagle/ABC/records}}
 """)
     assert login.collections_of(path) == [GUEST, MAPPED]
     assert browse("--campaign", str(path)) == 0

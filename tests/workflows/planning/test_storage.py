@@ -26,7 +26,7 @@ def globus_entry(root: str, endpoint: str = IDS[0], **settings: Any) -> dict[str
         "storage_root": root,
         "python_env": "/opt/env",
         "collection": IDS[1],
-        "collection_folder": "/data",
+        "collection_folder": "/data/shown",
         "tasks": ["chemical_reaction"],
         **settings,
     }
@@ -43,7 +43,9 @@ def test_a_globus_site_is_planned(tmp_path: Path) -> None:
     near = {"config": "local", "tasks": ["molecule_description"]}
     made = plan(tmp_path, {"far": globus_entry("/data/far"), "near": near})
     far = made.sites["far"]
-    assert (far.route, far.carrier, far.collection.path_of(far.storage_root)) == ("globus", "globus", "/far")
+    assert (far.route, far.carrier, far.collection.path_of(far.outgoing)) == ("globus", "globus", "/out/r/far")
+    assert (made.site_work["far"]["out"], made.site_work["far"]["shared"]) == ("/data/shown/out/r/far", "/data/shown")
+    assert (made.site_work["near"]["out"], made.site_work["near"]["shared"]) == (str(tmp_path / "r/sites/near/out"), "")
     assert made.site_work["far"]["root"] == "/data/far" and made.sites["near"].carrier == "copy"
 
 
@@ -76,18 +78,23 @@ def test_data_and_model_at_a_site_are_not_checked_here(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("key", "path"),
-    [("data", "/data/records"), ("data", "/data/far/../records"), ("python_env", "/data/env"), ("python_env", "/data")],
+    [
+        ("data", "/data/shown/records"),
+        ("data", "/data/far/../shown/records"),
+        ("python_env", "/data/shown/env"),
+        ("python_env", "/data"),
+    ],
 )
 def test_private_records_and_code_lie_outside_a_shared_folder(key: str, path: str, tmp_path: Path) -> None:
-    told = rf"sites.far.{key}: {re.escape(path)} lies in /data, which the driver may read and write .* beside /data"
+    told = rf"sites.far.{key}: {re.escape(path)} and /data/shown, which the driver reaches .* beside /data/shown"
     with pytest.raises(UserMistake, match=told) as caught:
         plan(tmp_path, {"far": globus_entry("/data/far", **{key: path})})
     assert "\n" not in str(caught.value)
 
 
-def test_a_collection_that_shows_everything_shares_nothing_more(tmp_path: Path) -> None:
+def test_a_mapped_collection_shows_only_what_the_account_may_read(tmp_path: Path) -> None:
     inside = {"data": "/data/records", "python_env": "/data/env"}
-    assert plan(tmp_path, {"far": globus_entry("/data/far", collection_folder="/", **inside)}).sites
+    assert plan(tmp_path, {"far": globus_entry("/data/far", collection_folder="/", mapped=True, **inside)}).sites
     own = {"config": "polaris", "collection": None, "collection_folder": None, "account": "ABC"}
     entry = globus_entry("/eagle/ABC/cf", data="/eagle/ABC/records", **own) | {"python_env": "/eagle/ABC/env"}
     assert plan(tmp_path, {"far": {key: value for key, value in entry.items() if value}}).sites
@@ -101,12 +108,15 @@ def test_links_into_a_shared_folder_are_followed_if_they_can_be(tmp_path: Path) 
         "carrier": "globus",
         "collection": IDS[1],
         "collection_folder": str(tmp_path / "shown"),
-        "storage_root": str(tmp_path / "shown" / "far"),
+        "storage_root": str(tmp_path / "far"),
         "tasks": ["chemical_reaction"],
     }
-    with pytest.raises(UserMistake, match="sites.far.data: .*/records lies in .*/shown"):
+    with pytest.raises(UserMistake, match="sites.far.data: .*/records and .*/shown, which"):
         plan(tmp_path, {"far": {**entry, "data": str(tmp_path / "records")}})
     assert plan(tmp_path, {"far": {**entry, "data": "embedded"}}).sites
+    (tmp_path / "far").symlink_to(tmp_path / "shown")
+    with pytest.raises(UserMistake, match="sites.far.storage_root: .*/far and .*/shown, which"):
+        plan(tmp_path, {"far": {**entry, "data": "embedded"}})
 
 
 def test_a_full_disk_is_reported_before_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

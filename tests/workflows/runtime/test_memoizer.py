@@ -17,6 +17,7 @@ from workflows.records.journal import Journal
 from workflows.runtime.memoizer import JournalMemoizer, still_there
 
 CALLS: list[int] = []
+ABC, DEF = "abc" + "0" * 61, "def" + "0" * 61  # names of artifacts
 PLACE = {"site": "polaris", "round": 2}
 
 
@@ -31,9 +32,9 @@ def refuse(place: dict, number: int) -> None:
 
 
 def stored(place: dict, folder: str) -> dict[str, Any]:
-    (Path(folder) / "abc.safetensors").write_bytes(b"12345")
+    (Path(folder) / f"{ABC}.safetensors").write_bytes(b"12345")
     CALLS.append(5)
-    return {"artifact": Artifact(sha256="abc", nbytes=5, kind="model"), "store": folder}
+    return {"artifact": Artifact(sha256=ABC, nbytes=5, kind="model"), "store": folder}
 
 
 def stored_again(place: dict, folder: str) -> dict[str, Any]:
@@ -90,18 +91,19 @@ def test_a_result_whose_artifact_is_gone_or_cut_off_is_made_again(call, tmp_path
     call(stored, store)
     call(stored, store)
     assert CALLS == [5]
-    (tmp_path / "abc.safetensors").write_bytes(b"123")
+    (tmp_path / f"{ABC}.safetensors").write_bytes(b"123")
     call(stored, store)
     assert CALLS == [5, 5]
-    (tmp_path / "abc.safetensors").unlink()
+    (tmp_path / f"{ABC}.safetensors").unlink()
     call(stored, store)
     assert CALLS == [5, 5, 5]
 
 
-def forget(place: dict, root: str, base: dict, *finished: dict) -> None:
+def forget(_place: dict, *files: Any) -> None:
     """Deletes as the app of that name does; its answer does not reach the driver."""
-    for sha256 in removable(base, *finished):
-        (Path(root) / "artifacts" / f"{sha256}.safetensors").unlink()
+    for store, removed in removable(*files).items():
+        for sha256 in removed:
+            (Path(store) / f"{sha256}.safetensors").unlink(missing_ok=True)
     raise ValueError("killed")
 
 
@@ -110,26 +112,27 @@ def test_what_was_deleted_on_purpose_is_not_made_again(call, tmp_path: Path) -> 
     store = tmp_path / "artifacts"
     store.mkdir()
     made = call(stored, str(store))
-    call(forget, str(tmp_path), {"artifact": {"sha256": "def"}}, made)
+    call(forget, str(store), str(tmp_path / "out"), {"artifact": {"sha256": DEF}}, made, {"artifact": {"sha256": DEF}})
     assert call(stored, str(store)) == made
-    assert CALLS == [5] and not (store / "abc.safetensors").exists()
-    (record,) = Journal(tmp_path / "journal.jsonl").events("tidying")
-    assert (record["store"], record["removed"]) == (str(store), ["abc"])
+    assert CALLS == [5] and not (store / f"{ABC}.safetensors").exists()
+    sent, fetched = Journal(tmp_path / "journal.jsonl").events("tidying")
+    assert (sent["store"], sent["removed"]) == (str(store), [ABC])
+    assert (fetched["store"], fetched["removed"]) == (str(tmp_path / "out"), [DEF])
 
 
 def test_what_is_brought_back_after_it_was_deleted_must_be_there_again(call, tmp_path: Path) -> None:
     store = tmp_path / "artifacts"
     store.mkdir()
     made = call(stored, str(store))
-    call(forget, str(tmp_path), {"artifact": {"sha256": "def"}}, made)
+    call(forget, str(store), str(tmp_path / "out"), {"artifact": {"sha256": DEF}}, made, {"artifact": {"sha256": DEF}})
     again = call(stored_again, str(store))
-    (store / "abc.safetensors").unlink()
+    (store / f"{ABC}.safetensors").unlink()
     assert call(stored_again, str(store)) == again
     assert CALLS == [5, 5, 5]
 
 
 def test_a_store_out_of_sight_is_believed(tmp_path: Path) -> None:
-    result = {"artifact": {"sha256": "abc", "nbytes": 3, "kind": "model"}, "store": "/far/away"}
+    result = {"artifact": {"sha256": ABC, "nbytes": 3, "kind": "model"}, "store": "/far/away"}
     assert still_there(result, unseen={"/far/away"}) and not still_there(result)
 
 
@@ -141,8 +144,8 @@ def test_the_state_of_a_server_rule_counts_as_well(tmp_path: Path) -> None:
     def artifact(name: str) -> dict[str, Any]:
         return {"sha256": name, "nbytes": 3, "kind": "model"}
 
-    result = {"artifact": artifact("abc"), "state": artifact("def"), "store": str(tmp_path)}
-    (tmp_path / "abc.safetensors").write_bytes(b"123")
+    result = {"artifact": artifact(ABC), "state": artifact(DEF), "store": str(tmp_path)}
+    (tmp_path / f"{ABC}.safetensors").write_bytes(b"123")
     assert not still_there(result) and still_there({**result, "state": None})
-    (tmp_path / "def.safetensors").write_bytes(b"123")
+    (tmp_path / f"{DEF}.safetensors").write_bytes(b"123")
     assert still_there(result)

@@ -75,7 +75,7 @@ STATUS: dict[str, Any] = {
 ENROL = SiteCall("aurora", "apps.train:enrol", (PLACE, WORK))
 TRAIN = SiteCall("aurora", "apps.train:local_train", (PLACE, WORK, REQUEST, BASE, ENROLLED))
 LOOK = SiteCall("aurora", "apps.site:site_status", (PLACE, "/site"))
-EXAMINE = SiteCall("aurora", "apps.site:examine_site", (PLACE, "/site"))
+EXAMINE = SiteCall("aurora", "apps.site:examine_site", (PLACE, "/site", "/site/out"))
 BLOCK = SiteCall("aurora", "apps.site:block_started", (PLACE,))
 GOOD: list[tuple[SiteCall, dict[str, Any]]] = [
     (ENROL, ENROLLED),

@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from apps.base.versions import LOWEST
-from site_configs.library.site import Site
+from site_configs.library.globus_settings import exchange_beside
+from site_configs.library.site import IN, OUT, Site
 from workflows.globus.remedies import LOGIN
 from workflows.globus.setup.render import render
 from workflows.globus.setup.template import EndpointOptions, endpoints_folder, records_folder, user_endpoint_config
@@ -43,6 +44,9 @@ def checklist(site: Site, config: str, settings: Mapping[str, Any], options: End
         site=site,
         folder=endpoints_folder(storage_root, site.name),
         storage_root=storage_root,
+        exchange=shared_folder(settings),
+        incoming=IN,
+        outgoing=OUT,
         records=records_folder(storage_root),
         agent=options.agent,
         policy=options.policy,
@@ -63,6 +67,12 @@ def checklist(site: Site, config: str, settings: Mapping[str, Any], options: End
         max_nodes=site.block.queue.max_nodes if site.block else 0,
         login=LOGIN,
     )
+
+
+def shared_folder(settings: Mapping[str, Any]) -> Path:
+    """Return the folder that the collection shows: beside the storage root, which is private."""
+    folder = settings.get("collection_folder")
+    return Path(str(folder)) if folder else exchange_beside(Path(str(settings["storage_root"])))
 
 
 def needs_collection(settings: Mapping[str, Any]) -> bool:
@@ -86,11 +96,11 @@ def torch_build(site: Site, config: str) -> tuple[str, str]:
 
 def _site_entry(site: Site, config: str, settings: Mapping[str, Any], with_files: bool) -> str:
     """Return the site's entry for the campaign file."""
-    storage_root = Path(str(settings["storage_root"]))
+    storage_root, shared = Path(str(settings["storage_root"])), str(shared_folder(settings))
     entry: dict[str, Any] = {"config": config, "route": "globus", "endpoint": f"UUID of endpoint {TRAINING}"}
     entry |= {"files_endpoint": f"UUID of endpoint {FILES}"} if with_files else {}
     if needs_collection(settings):
-        entry |= {"collection": "UUID of the guest collection", "collection_folder": str(storage_root)}
+        entry |= {"collection": "UUID of the guest collection", "collection_folder": shared}
     entry["data"] = str(records_folder(storage_root))
     entry |= {key: value for key, value in settings.items() if value is not None}
     remark = "optional; default: data.source of the campaign (the embedded data)"

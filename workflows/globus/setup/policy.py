@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from site_configs.library.site import Site
+from workflows.globus.setup.checklist import needs_collection, shared_folder
 from workflows.globus.setup.render import render
 from workflows.globus.setup.template import records_folder
 
@@ -45,7 +46,7 @@ def policy_text(site: Site, settings: Mapping[str, Any], offered: Offered, today
         site=site,
         python=site.python_env / "bin" / "python",
         root=root,
-        exchange="none",
+        exchange=shared_folder(settings) if needs_collection(settings) else "none",
         data=[offered.data or str(records_folder(root))],
         models=[offered.model] if offered.model else [],
         launch=json.dumps(list(site.ranks.launch)),

@@ -7,19 +7,18 @@ driver is followed, and one whose submission was interrupted is submitted under 
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apps.artifacts.manifests import Manifest, manifest_path
+from apps.artifacts.manifests import Manifest, manifest_path, require_acceptable
 from apps.artifacts.store import Artifact, artifact_path, verify
-from apps.base.errors import ArtifactError, UpdateRefused, placed
+from apps.base.errors import ArtifactError, placed
 from apps.base.files import cannot_write
 from apps.base.identity import Place, identity
-from apps.transfer import sent_artifact, verify_or_set_aside
+from apps.transfer import sent_artifact, verify_or_delete
 from site_configs.library.site import Collection, Site
 from workflows.globus.transfer.calls import Backoff, RetryingClient
 from workflows.globus.transfer.errors import TransferRefused
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 MakeClient = Callable[[Sequence[str]], "TransferClient"]
-SHA256, TASK_ID = re.compile("[0-9a-f]{64}"), re.compile("[0-9a-f]{32}")
 
 
 class GlobusStaging:
@@ -87,8 +85,12 @@ class GlobusStaging:
             place: the site and the round.
             model: a task result that carries ``artifact``.
             store_here: the server's folder of artifacts.
-            store_there: the site's.
+            store_there: folder of what is sent to the site.
             attempt: from the second on the model is sent although it was sent before.
+
+        Returns:
+            As ``apps.transfer.stage_out``; and ``fetched``: the SHA-256 of the last updates that the server has
+            fetched from the site, which the site may delete.
 
         Raises:
             ArtifactError: the model is damaged here.
@@ -107,17 +109,21 @@ class GlobusStaging:
             "master": model["artifact"],
             "frozen": model.get("frozen", ""),
             "store": store_there,
+            "fetched": self.log.last_fetched(place["site"]),
             "nbytes_moved": artifact["nbytes"] if state.site == place["site"] else 0,
             "started": state.began,
             "ended": state.ended,
         }
 
-    def fetch(self, place: Place, manifest: Manifest, store_here: str, attempt: int) -> dict[str, Any]:
+    def fetch(
+        self, place: Place, manifest: Manifest, base: dict[str, Any], store_here: str, attempt: int
+    ) -> dict[str, Any]:
         """Transfer a site's update to the server, and its manifest into the run directory's ``manifests/SITE``.
 
         Args:
             place: the site and the round.
             manifest: the site's record of the update.
+            base: the ``send`` result of the model that the site was sent.
             store_here: the server's folder of artifacts, in the run directory.
             attempt: each is a transfer of its own.
 
@@ -125,14 +131,14 @@ class GlobusStaging:
             The manifest, but with store, bytes and times of this transfer; ``manifest`` in it is the site's own.
 
         Raises:
-            UpdateRefused: the manifest has a malformed name.
+            UpdateRefused: the manifest has a malformed name, or the update is larger than the model.
             ArtifactError: the site does not have the update any more, or it is damaged; training again repairs that.
             TransferFailed: the transfer failed.
             TransferDetached: the driver stops.
         """
         moved, started, ended = 0, time.time(), 0.0
         with placed(**place):
-            _check_names(manifest)
+            require_acceptable(manifest, base["artifact"])
             if not _is_whole(store_here, manifest["artifact"]):
                 state = self._fetch(place, manifest, store_here, attempt)
                 moved, started, ended = manifest["artifact"]["nbytes"], state.began, state.ended
@@ -146,11 +152,11 @@ class GlobusStaging:
         }
 
     def clean(self, place: Place, shas: Sequence[str]) -> dict[str, Any]:
-        """Delete artifacts in a site's own store that no later task of any site needs from there.
+        """Delete models that were sent to a site and that no later task of any site needs from there.
 
         Args:
             place: the site and the round.
-            shas: SHA-256 of the artifacts.
+            shas: SHA-256 of the models.
 
         Returns:
             ``task_id`` of the deletion, which is not waited for; None: there was nothing to delete.
@@ -160,12 +166,12 @@ class GlobusStaging:
         """
         started, site = time.time(), place["site"]
         with placed(**place):
-            collection, store = self._collection(site), self.sites[site].storage_root / "artifacts"
-            named = [sha for sha in shas if SHA256.fullmatch(sha)]
-            paths = tuple(collection.path_of(store / f"{sha}.safetensors") for sha in named)
+            collection, store = self._collection(site), self.sites[site].incoming
+            gone = [Artifact(sha256=sha, nbytes=0, kind="") for sha in shas]
+            paths = tuple(collection.path_of(artifact_path(store, artifact)) for artifact in gone)
             task_id = None
             if paths:
-                self.log.cleaned(site, collection.id, named)
+                self.log.cleaned(site, collection.id, shas)
                 label = f"crossfed {self.name} clean {site}"
                 task_id = delete(self.caller, collection.id, paths, label, self.deadline_s)
         return {"task_id": task_id, "started": started, "ended": time.time()}
@@ -205,7 +211,7 @@ class GlobusStaging:
         if known and known.state == SUCCEEDED:
             return known
         artifact = Artifact(sha256=transfer.artifact, nbytes=transfer.nbytes, kind="model")
-        verify_or_set_aside(store_here, artifact)
+        verify_or_delete(store_here, artifact)
         here = self.server.path_of(artifact_path(store_here, artifact))
         request = self._request(transfer, self.server.id, transfer.collection, (here, there))
         return self.queue.run(transfer, request, self._check_sent, progress)
@@ -219,11 +225,11 @@ class GlobusStaging:
             )
 
     def _fetch(self, place: Place, manifest: Manifest, store_here: str, attempt: int) -> TransferState:
-        artifact, root = manifest["artifact"], self.sites[place["site"]].storage_root
+        artifact, out = manifest["artifact"], self.sites[place["site"]].outgoing
         manifests = _made(Path(store_here).parent / "manifests" / place["site"])
         pairs = (
-            (artifact_path(root / "artifacts", artifact), artifact_path(store_here, artifact)),
-            (manifest_path(root, manifest["task_id"]), manifests / f"{manifest['task_id']}.json"),
+            (artifact_path(out, artifact), artifact_path(store_here, artifact)),
+            (manifest_path(out, manifest["task_id"]), manifest_path(manifests, manifest["task_id"])),
         )
         collection = self._collection(place["site"])
         files = [(collection.path_of(there), self.server.path_of(here)) for there, here in pairs]
@@ -235,7 +241,7 @@ class GlobusStaging:
             if files[0][0] in result.missing:
                 raise ArtifactError("the update is not at the site any more", file=str(pairs[0][0]))
             # Globus compares with what it has read; this compares with what the site has written
-            verify(store_here, artifact)
+            verify_or_delete(store_here, artifact)
 
         return self.in_flight.once(
             transfer, lambda progress: self.queue.run(transfer, request, check, progress, anew=True)
@@ -257,17 +263,6 @@ def _journal_outages(journal: Journal) -> Callable[[str | None], None]:
                 journal.write("transfer_back")
 
     return record
-
-
-def _check_names(manifest: Manifest) -> None:
-    """Check the names in a site's manifest, which become names of files here.
-
-    Raises:
-        UpdateRefused: one is not a hexadecimal digest.
-    """
-    for name, text in ((SHA256, manifest["artifact"]["sha256"]), (TASK_ID, manifest["task_id"])):
-        if not isinstance(text, str) or not name.fullmatch(text):
-            raise UpdateRefused(f"the manifest names {str(text)[:70]!r}, which is no identity of ours")
 
 
 def _is_whole(store: str, artifact: Artifact) -> bool:

@@ -45,6 +45,7 @@ class TransferState:
     Attributes:
         site: that it was started for.
         artifact, collection: as in ``Transfer``.
+        fetched: True if it comes from the site.
         began: when the first attempt was to be submitted; UNIX seconds.
         submission_id: of the last attempt.
         task_id: of the last attempt; None: not known to have been submitted.
@@ -56,6 +57,7 @@ class TransferState:
     site: str
     artifact: str
     collection: str
+    fetched: bool
     began: float
     submission_id: str
     task_id: str | None = None
@@ -77,6 +79,12 @@ class TransferLog:
     def find(self, key: str) -> TransferState | None:
         """Return the state of a transfer; None: unknown, or its artifact has been deleted since."""
         return self._known.get(key)
+
+    def last_fetched(self, site: str, count: int = 4) -> list[str]:
+        """Return the SHA-256 of the last artifacts that have arrived from a site, the latest last."""
+        with self._lock:
+            done = [s for s in self._known.values() if s.site == site and s.fetched and s.state == SUCCEEDED]
+        return [state.artifact for state in sorted(done, key=lambda state: state.ended)[-count:]]
 
     def submitting(self, transfer: Transfer, submission_id: str) -> None:
         """Record a transfer before it is submitted."""
@@ -128,6 +136,7 @@ class TransferLog:
             site=record["site"],
             artifact=record["artifact"],
             collection=record["collection"],
+            fetched=record["direction"] == "fetch",
             began=before.began if before and again else record["time"],
             submission_id=record["submission_id"],
         )

@@ -186,7 +186,8 @@ class TransferQueue:
     def _end(self, transfer: Transfer, state: str, began: float, **details: Any) -> TransferState:
         known = self.log.find(transfer.key)
         if known is None:  # refused before it had a submission id
-            return TransferState(transfer.site, transfer.artifact, transfer.collection, time.time(), "", state=state)
+            place = transfer.site, transfer.artifact, transfer.collection, transfer.direction == "fetch"
+            return TransferState(*place, time.time(), "", state=state)
         return self.log.ended(transfer, known, state, s=round(time.monotonic() - began, 3), **details)
 
     def _show(self, progress: TransferProgress, task: Task, trouble: str | None) -> None:

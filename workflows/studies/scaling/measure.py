@@ -78,8 +78,8 @@ def submit_point(kernel: Kernel, plan: Plan, point: ScalingPoint, effort: Effort
 
     A site has one worker, so they do not run beside each other.
     """
-    name, root = point.site.name, str(point.site.storage_root)
-    work, remote = plan.site_work[name], f"{root}/artifacts"
+    name, remote = point.site.name, str(point.site.incoming)
+    work = plan.site_work[name]
     start = Place(site=name, round=0)
     shard = kernel.submit(enrol, start, work, on=name)
     model = kernel.submit(prepare, Place(site=SERVER, round=0), plan.server_work, on=SERVER)

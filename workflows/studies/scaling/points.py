@@ -120,7 +120,9 @@ def plan_for(plan: Plan, wave: Sequence[ScalingPoint]) -> Plan:
 
 def _work(work: SiteWork, point: ScalingPoint) -> SiteWork:
     parallel = cast(Parallel, point.memory.parallel(point.site))
-    return {**work, "root": str(point.site.storage_root), "threads": point.site.threads, "parallel": parallel}
+    site = point.site
+    folders = {"root": str(site.storage_root), "out": str(site.outgoing)}
+    return cast(SiteWork, {**work, **folders, "threads": site.threads, "parallel": parallel})
 
 
 def training_of(campaign: Campaign, point: ScalingPoint, steps: int) -> TrainingSpec:

@@ -62,8 +62,8 @@ class Carrier(Protocol):
 class FolderCarrier:
     """Transfers to and from a site whose storage this machine sees: copies, or links, by ``apps.transfer.move``.
 
-    This is the function of the apps ``stage_out`` and ``stage_in``. The time includes its two SHA-256, at the source
-    and at the destination.
+    This is the function of the apps ``stage_out`` and ``stage_in``. The time includes the SHA-256 at the
+    destination.
     """
 
     def __init__(self, site: Site, stores: Stores) -> None:

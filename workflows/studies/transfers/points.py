@@ -16,7 +16,7 @@ from workflows.studies.transfers.models import StudyModel
 from workflows.studies.transfers.rows import DIRECTIONS, Key
 
 GB = 10**9
-FOLDER = "transfer_study"  # below the storage of a site; its content belongs to the study
+FOLDER = "transfer_study"  # below the folder of what is sent to a site; its content belongs to the study
 CARRIER_TEXTS: Mapping[Carrier, str] = {"copy": "copied", "shared": "linked", "globus": "by Globus Transfer"}
 
 
@@ -65,7 +65,7 @@ def trips_of(sites: Iterable[Site], files: Iterable[StudyFile], repeats: int, do
 
 def study_folder(site: Site) -> Path:
     """Return the folder of the study at a site; it contains nothing else."""
-    return site.storage_root / FOLDER
+    return site.incoming / FOLDER
 
 
 def crossing(trip: RoundTrip, folder: Path) -> int:

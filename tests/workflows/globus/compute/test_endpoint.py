@@ -74,14 +74,11 @@ def submissions(stack) -> int:
 
 
 def test_enrolling_and_training(tmp_path, aurora, site):
-    site.work = site.work | {"root": str(tmp_path / "fresh")}
+    site.work = site.work | {"root": str(tmp_path / "fresh"), "out": str(tmp_path / "fresh" / "out")}
     site.root = tmp_path / "fresh"
     with drive(tmp_path, site, aurora) as run:
         enrolled = run.executor.submit(enrol, {}, PLACE, site.work).result(COLD_S)
         assert enrolled["shard_sha256"] == site.shard["shard_sha256"]
-        (site.root / "artifacts").mkdir()
-        for path in (tmp_path / "site" / "site" / "artifacts").iterdir():
-            os.link(path, site.root / "artifacts" / path.name)
         manifest = run.train(site).result(COLD_S)
         again = run.train(site).result(COLD_S)
         assert again == manifest | {"reused": True}

@@ -83,6 +83,10 @@ def arguments(machine: str) -> list[str]:
     return [machine, *(word for text in sets for word in ("--set", text))]
 
 
+def sets(*texts: str) -> list[str]:
+    return [word for text in texts for word in ("--set", text)]
+
+
 def written(machine: str, folder: Path, *more: str) -> Path:
     assert setup_site.main([*arguments(machine), "--out", str(folder / machine), *more]) == 0
     return folder / machine
@@ -320,12 +324,24 @@ def test_from_a_campaign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         ([*arguments("polaris"), "--idle", "3"], "--idle 3: it has no unit. Write 3s, 3m or 3h"),
         (["polaris", "--set", "account"], "write KEY=VALUE"),
         (
-            ["local", "--set", "storage_root=/d", "--set", "python_env=/d/env"],
-            "local: python_env: /d/env lies in /d, which .* Put it beside /d",
+            ["local", "--set", "storage_root=/d", "--set", "python_env=/d-exchange/env"],
+            "local: python_env: /d-exchange/env and /d-exchange, which .* Put it beside /d-exchange",
         ),
         (
-            ["local", "--set", "storage_root=/d", "--set", "python_env=/e", "--agent", "/d/agent"],
-            "local: --agent: /d/agent lies in /d, which .* Put it beside /d",
+            ["local", "--set", "storage_root=/d", "--set", "python_env=/e", "--agent", "/d-exchange/agent"],
+            "local: --agent: /d-exchange/agent and /d-exchange, which .* Put it beside /d-exchange",
+        ),
+        (
+            [
+                "local",
+                *sets(
+                    "storage_root=/d",
+                    "python_env=/e",
+                    f"collection={setup_site.NO_ENDPOINT_YET}",
+                    "collection_folder=/d",
+                ),
+            ],
+            "local: storage_root: /d and /d, which .* Set storage_root to a folder beside it",
         ),
     ],
 )
@@ -336,7 +352,7 @@ def test_mistakes_are_reported_in_a_line(
     assert re.search(message, capsys.readouterr().err) and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("seen", ["carrier=copy", "collection_folder=/"])
+@pytest.mark.parametrize("seen", ["carrier=copy", "collection=05d2c76a-e867-4f67-aa57-76edeb0beda0"])
 def test_code_may_lie_in_what_no_guest_collection_shows(seen: str, tmp_path: Path) -> None:
     sets = ["account=ABC", "storage_root=/eagle/ABC", "python_env=/eagle/ABC/env", seen]
     given = [word for text in sets for word in ("--set", text)]

@@ -16,6 +16,10 @@ from staging_scene import MIB, WAIT_S, Scene, in_thread, wait_until
 from transfer_driver import TASK_ID, make_artifact, place
 
 from apps.artifacts.store import verify
+from apps.base.errors import ArtifactError, UpdateRefused
+from site_configs.library.errors import SiteConfigError
+from workflows.globus.transfer.errors import TransferFailed
+from workflows.globus.transfer.task import TransferRequest, follow, new_submission_id, submit
 
 
 @pytest.fixture
@@ -66,6 +70,46 @@ def test_an_update_comes_back_with_its_manifest_in_one_transfer(scene: Scene):
     assert task.files == 2
 
 
+def test_the_site_is_told_what_the_server_has(scene: Scene):
+    """The collection lets the server only read there: the site deletes its updates itself."""
+    said, staging = [scene.manifest(bytes([n]) * 1000) for n in range(6)], scene.staging()
+    for number, one in enumerate(said):
+        scene.fetch(staging, one, attempt=number)
+    wanted = [one["artifact"]["sha256"] for one in said[-4:]]
+    model = {"artifact": make_artifact(scene.run.store, b"next")}
+    store = str(scene.run.store), str(scene.run.at("polaris"))
+    assert staging.send(place(), model, *store, 1)["fetched"] == wanted
+    staging = scene.staging()
+    assert staging.send(place(), model, *store, 1)["fetched"] == wanted, "another driver tells the same"
+    other = {"artifact": make_artifact(scene.run.store, b"other")}
+    sent = staging.send(place("aurora"), other, str(scene.run.store), str(scene.run.at("aurora")), 1)
+    assert sent["fetched"] == []
+
+
+def test_what_is_larger_than_the_model_is_not_fetched(scene: Scene):
+    large = scene.manifest(os.urandom(4 * MIB))
+    with pytest.raises(UpdateRefused, match="site polaris, round 1: update refused: it has 4194304 bytes"):
+        scene.fetch(scene.staging(), large)
+    assert scene.transfer.tasks == []
+
+
+def test_what_is_private_to_the_site_is_out_of_reach(scene: Scene):
+    """The driver's own client asks for a site's records, by their path and through a link in the incoming folder."""
+    private = scene.run.sites["polaris"].storage_root
+    (private / "shard").mkdir(parents=True)
+    (private / "shard" / "records.jsonl").write_text("secret")
+    (scene.there.folder / "in").mkdir()
+    (scene.there.folder / "in" / "link").symlink_to(private)
+    staging, here = scene.staging(), scene.run.server.path_of(scene.run.path / "stolen")
+    with pytest.raises(SiteConfigError, match="is not below"):
+        scene.run.sites["polaris"].collection.path_of(private)
+    for path in ("/in/link/shard/records.jsonl", "/../private/polaris/shard/records.jsonl", "/"):
+        request = TransferRequest(scene.there.id, scene.here.id, ((path, here),), "x", 5.0)
+        with pytest.raises(TransferFailed):
+            follow(staging.caller, submit(staging.caller, request, new_submission_id(staging.caller)), lambda *_: None)
+    assert not (scene.run.path / "stolen").exists()
+
+
 def test_what_is_here_already_is_not_fetched(scene: Scene):
     said = scene.manifest(b"same")
     make_artifact(scene.run.store, b"same")
@@ -83,7 +127,7 @@ def test_part_of_an_update_that_lies_here_is_replaced(scene: Scene):
 
 def test_a_manifest_that_is_gone_does_not_stop_the_update(scene: Scene):
     said = scene.manifest()
-    (scene.run.at("polaris").parent / "manifests" / f"{TASK_ID}.json").unlink()
+    (scene.run.leaving("polaris") / f"{TASK_ID}.json").unlink()
     assert scene.fetch(scene.staging(), said)["nbytes_moved"] == 600_000
 
 
@@ -156,7 +200,9 @@ def test_cleaning_a_site_deletes_there_and_is_remembered(scene: Scene):
     scene.send(staging)
     kept = make_artifact(scene.run.at("polaris"), b"kept")
     sha = scene.model["artifact"]["sha256"]
-    task_id = staging.clean(place(), [sha, "../escape", "f" * 64])["task_id"]
+    with pytest.raises(ArtifactError, match="'../escape' is no name of an artifact"):
+        staging.clean(place(), [sha, "../escape"])
+    task_id = staging.clean(place(), [sha, "f" * 64])["task_id"]
     assert task_id == scene.transfer.tasks[-1].id
     wait_until(lambda: scene.transfer.tasks[-1].status == "SUCCEEDED")
     assert [path.name for path in scene.run.at("polaris").iterdir()] == [f"{kept['sha256']}.safetensors"]
@@ -189,7 +235,7 @@ def test_both_are_apps_of_parsl(scene: Scene, tmp_path: Path):
         )
         store = str(scene.run.store)
         sent = send(place(), scene.model, store, str(scene.run.at("polaris")), 1)
-        fetched = fetch(place(), said, store, 1)
+        fetched = fetch(place(), said, scene.model, store, 1)
         assert (sent.result()["nbytes_moved"], fetched.result()["nbytes_moved"]) == (MIB, 600_000)
     parsl.clear()
 

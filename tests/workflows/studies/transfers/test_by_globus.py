@@ -40,6 +40,7 @@ class World:
         self.out = root / "here" / "out"
 
     def site(self, name: str, **switches: Any) -> CollectionFolder:
+        switches = {"rules": {"in": "rw", "out": "r"}, **switches}
         self.sites[name] = self.facility.transfer.add_collection(self.root / name, name, **switches)
         return self.sites[name]
 
@@ -59,7 +60,7 @@ class World:
                 "carrier": "globus",
                 "collection": collection.id,
                 "collection_folder": str(self.root / name),
-                "storage_root": str(self.root / name / "project"),
+                "storage_root": str(self.root / "private" / name),
             }
             for name, collection in self.sites.items()
         }

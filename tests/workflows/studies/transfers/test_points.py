@@ -150,7 +150,7 @@ def test_what_will_move_is_told_for_each_site(tmp_path):
     trips = trips_of([site("a", tmp_path), site("b", tmp_path)], [load("x", 5 * MB), load("y", 50 * MB)], 2, ())
     first, second = traffic(trips, tmp_path)
     assert first.startswith("a: 440 MB in 4 trips there and back, copied, at most 100 MB at a time in ")
-    assert first.endswith(str(tmp_path / "sites" / "a" / "transfer_study"))
+    assert first.endswith(str(tmp_path / "sites" / "a" / "in" / "transfer_study"))
     assert second.startswith("b: 440 MB")
 
 
@@ -196,4 +196,4 @@ def test_a_full_disk_is_told_before_anything_moves(tmp_path):
 
 
 def test_the_studys_folder_is_below_the_sites_storage(tmp_path):
-    assert study_folder(site("a", tmp_path)) == tmp_path / "sites" / "a" / "transfer_study"
+    assert study_folder(site("a", tmp_path)) == tmp_path / "sites" / "a" / "in" / "transfer_study"

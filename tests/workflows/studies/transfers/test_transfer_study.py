@@ -181,8 +181,8 @@ def test_an_interruption_leaves_no_file(folder):
 
 def test_what_a_killed_study_left_is_put_away(folder):
     site, stores = local_site("aurora", folder), stores_in(folder)
-    left = [stores.sent / "a", stores.returned / "b", site.storage_root / "transfer_study" / ".part-c"]
-    own = site.storage_root / "artifacts" / "of-a-campaign"
+    left = [stores.sent / "a", stores.returned / "b", site.incoming / "transfer_study" / ".part-c"]
+    own = site.incoming / "of-a-campaign"
     for path in (*left, own):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
@@ -255,7 +255,7 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     path = str(write_campaign(tmp_path))
     far = [f"sites.aurora.{key}" for key in ("carrier=globus", f"collection={'0' * 8}-0000-0000-0000-{'0' * 12}")]
-    far.append(f"sites.aurora.collection_folder={tmp_path}")
+    far.append(f"sites.aurora.collection_folder={tmp_path}/shown")
     for wrong in (
         [str(tmp_path / "none.yaml")],
         [path, "--models", "a=5,a=6"],
@@ -322,7 +322,7 @@ def test_a_study_that_was_stopped_goes_on_where_it_was(tmp_path, number):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    study, limit = tmp_path / "out" / "sites" / "aurora" / "transfer_study", time.monotonic() + patience(120)
+    study, limit = tmp_path / "out" / "sites" / "aurora" / "in" / "transfer_study", time.monotonic() + patience(120)
     while not (study.is_dir() and any(size_of(path) > 1_000_000 for path in study.iterdir())):
         assert process.poll() is None and time.monotonic() < limit
         time.sleep(0.005)
