@@ -136,7 +136,7 @@ def test_a_rank_that_hangs_in_training_is_found(tmp_path, monkeypatch, forked):
     victim = rank_at(site, 1)
     freezer = subprocess.Popen(["sh", "-c", f"sleep 3; kill -STOP {victim.pid}"])
     with pytest.raises(RanksLost, match=rf"rank 1 \(.*process {victim.pid}\) of 2 has not answered for 5 s"):
-        site.train(Place(site="aurora", round=2), steps=60, checkpoint_s=0.5)
+        site.train(Place(site="aurora", round=2), steps=30, checkpoint_s=0.5)
     freezer.wait()
     wait_until(lambda: ranks_at(site) == [])
-    assert site.train(Place(site="aurora", round=2), steps=60, checkpoint_s=300.0)["attempts"] == 2
+    assert site.train(Place(site="aurora", round=2), steps=30, checkpoint_s=300.0)["attempts"] == 2
