@@ -12,6 +12,7 @@ from apps.training.progress import FILE
 from site_configs.library.site import Site
 from workflows.console.units import bytes_text
 from workflows.globus.compute.service import ComputeService
+from workflows.globus.finished import find_manifest
 from workflows.globus.transfer.https import FileReader
 from workflows.globus.transfer.staging import GlobusStaging
 from workflows.planning.labels import TRANSFERS
@@ -89,7 +90,7 @@ def globus_route(plan: Plan, run: RunDirectory) -> GlobusRoute:
 
     app = globus_app()
     service = ComputeService(partial(compute_client, app), run.journal)
-    staging, read_state = None, None
+    staging, reader, read_state = None, None, None
     if staged:
         assert plan.campaign.globus is not None  # checked before
         staging = GlobusStaging(
@@ -109,6 +110,7 @@ def globus_route(plan: Plan, run: RunDirectory) -> GlobusRoute:
             user_endpoint_config=user_endpoint_config(site),
             campaign=run.path.name,
             named=[key for key in ("data", "model") if getattr(plan.campaign.sites[name], key)],
+            find_manifest=partial(find_manifest, site, reader, staging),
             read_state=read_state if _is_read_over_https(site) else None,
         )
         for name, site in reached.items()

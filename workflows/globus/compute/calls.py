@@ -14,6 +14,7 @@ from typing import Any
 
 from apps.base.errors import CrossfedError, LeaseHeld, TaskError, WorkersLost
 from workflows.globus.compute.messages import LIMIT_BYTES, is_restarting, read_answer, read_failure
+from workflows.globus.compute.search import ResultSearch
 
 RETRY_S = 20.0  # before a call is submitted again whose work is leased by another task, or whose endpoint is not ready
 DONE = ("success", "failed")
@@ -57,6 +58,7 @@ class Call:
         training_id: identity of the training task that it requests, as it stands in the site's state files; None: the
             call trains nothing.
         journaled: whether it is recorded in the journal; a look at a site is not.
+        search: for its result at the site, before it is submitted again; None: it leaves none there.
         due: when to submit it, in seconds; None while an attempt is under way.
         news_at: when its status last changed.
         running: it runs, as far as is known.
@@ -71,6 +73,7 @@ class Call:
     request: str
     training_id: str | None = None
     journaled: bool = True
+    search: ResultSearch | None = None
     due: float | None = 0.0
     news_at: float = 0.0
     running: bool = False
@@ -87,6 +90,8 @@ class Call:
     def submitted(self, task_id: str, now: float, submitted_at: float | None = None) -> None:
         self.attempts[task_id] = CallAttempt(submitted_at)
         self.due, self.news_at, self.running = None, now, False
+        if self.search:
+            self.search.due = True
 
     def update(self, task_id: str, record: Mapping[str, Any] | None, now: float) -> str | None:
         """Take up the service's record of one of the tasks; None if the service does not know the task.
@@ -129,6 +134,10 @@ class Call:
         elif not (isinstance(answer, WorkersLost) and (self.attempts or self.due is not None)):
             self.answer = answer.at(site=self.target.site)
         return type(answer).__name__
+
+    def is_due(self, now: float) -> bool:
+        """Return True if it is to be submitted now."""
+        return self.due is not None and self.due <= now and not (self.search and self.search.due)
 
     def unreadable(self, task_id: str, error: Exception) -> str:
         """End the call for an answer that cannot be taken up; return the end state of its task."""

@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from apps.base.identity import Place
@@ -88,7 +89,7 @@ class Liveness:
 
     def _look(self) -> Future[Any] | None:
         if self.read_state is not None:
-            return _in_thread(self.read_state, self.site)
+            return in_thread(partial(self.read_state, self.site), f"look-{self.site}")
         if self.files is None:
             return None
         call = SiteCall(self.site, LOOK, (Place(site=self.site, round=0), self.root))
@@ -115,15 +116,15 @@ def state_time(state: Mapping[str, Any], requested_at: float, answered_at: float
     return answered_at if site_time is None else min(max(float(site_time), requested_at), answered_at)
 
 
-def _in_thread(read_state: ReadState, site: str) -> Future[Any]:
-    """Read the state in a thread of its own, so that a slow site does not delay the others."""
+def in_thread(work: Callable[[], Any], name: str) -> Future[Any]:
+    """Do work in a thread of its own, so that a slow site does not delay the others."""
     result: Future[Any] = Future()
 
     def run() -> None:
         try:
-            result.set_result(read_state(site))
+            result.set_result(work())
         except Exception as error:  # noqa: BLE001 - the edge of this thread
             result.set_exception(error)
 
-    threading.Thread(target=run, name=f"look-{site}", daemon=True).start()
+    threading.Thread(target=run, name=name, daemon=True).start()
     return result
