@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from apps.artifacts.lora import aggregate_adapters
 from apps.artifacts.server_optimizer import ServerRuleSpec, optimizer_step
 from apps.artifacts.store import Artifact, verify
-from apps.artifacts.traffic import model_terms, rounded_copy
+from apps.artifacts.traffic import is_delta, model_terms, rounded_copy
 from apps.artifacts.weighted_sum import Term, affine_combination, weighted_sum
-from apps.base.errors import UserMistake, placed
+from apps.base.errors import ModelNotFinite, UserMistake, placed
 from apps.base.identity import Place
 from apps.base.versions import require_same_code
 from apps.models.model import sends_bfloat16
 from apps.server import ServerWork
 
 LINEAR_METHODS = ("fedit", "ffa")  # adapter methods that sum tensor by tensor
+OUTSTANDING = 10.0  # times the median norm: such an update is named as the cause of a model that is not finite
+WeightedResult = tuple[dict[str, Any], float]  # of a task, and its weight
 
 
 def aggregate(
@@ -29,6 +33,7 @@ def aggregate(
     version: int,
     rule: ServerRuleSpec | None,
     *terms: dict[str, Any],
+    clips: Sequence[float] = (),
 ) -> dict[str, Any]:
     """Make the next global model: a weighted sum of updates and earlier models, then a step of a server optimizer.
 
@@ -42,6 +47,7 @@ def aggregate(
         version: number of the new model; with the campaign's seed it seeds adapters that restart.
         rule: optimizer at the server, or None.
         terms: stage-in results (updates), and results of this app or of ``prepare`` (models).
+        clips: factors on the changes of the first terms, which are updates; the others count whole.
 
     Returns:
         The new ``artifact``, ``sent``: the copy of it that travels (None: itself), ``state`` of the rule (None without
@@ -50,6 +56,8 @@ def aggregate(
 
     Raises:
         ArtifactError: a file is incomplete, altered, or does not fit the others.
+        ModelNotFinite: the model, its copy or the state would have values that are not finite; the sites whose updates
+            stand out are named.
         UserMistake: the campaign's adapter method cannot sum earlier models.
     """
     import torch
@@ -60,12 +68,15 @@ def aggregate(
         torch.set_num_threads(work["threads"])
         weighted = [(term, float(weight)) for term, weight in zip(terms, weights, strict=True)]
         before = verify(work["store"], base["artifact"])
-        if rule is None and all(term["artifact"]["kind"] == "update" for term in terms):
-            files = [(verify(work["store"], term["artifact"]), weight) for term, weight in weighted]
-            artifact = _mean(work, files, before, version)
-        else:
-            artifact, state = _combination(work, model_terms(work["store"], weighted), before, base, rule)
-        sent = rounded_copy(work["store"], artifact) if sends_bfloat16(work["model"]) else None
+        try:
+            if rule is None and all(term["artifact"]["kind"] == "update" for term in terms):
+                artifact = _mean(work, weighted, before, version, clips)
+            else:
+                files = model_terms(work["store"], clipped_terms(weighted, clips))
+                artifact, state = _combination(work, files, before, base, rule)
+            sent = rounded_copy(work["store"], artifact) if sends_bfloat16(work["model"]) else None
+        except ModelNotFinite as error:
+            raise _explained(error, version, terms) from None
     return {
         "artifact": artifact,
         "sent": sent,
@@ -78,11 +89,50 @@ def aggregate(
     }
 
 
-def _mean(work: ServerWork, updates: Sequence[Term], before: Path, version: int) -> Artifact:
-    adapter = work["model"]["adapter"]
-    if adapter is None:
-        return weighted_sum(updates, work["store"])
-    return aggregate_adapters(updates, before, adapter["method"], work["store"], work["model"]["seed"] + version)
+def _mean(
+    work: ServerWork, updates: Sequence[WeightedResult], before: Path, version: int, clips: Sequence[float]
+) -> Artifact:
+    adapter, store = work["model"]["adapter"], work["store"]
+    method = adapter["method"] if adapter else None
+    if clips and method in (None, *LINEAR_METHODS):
+        kind = "adapter" if adapter else "model"
+        return affine_combination(model_terms(store, clipped_terms(updates, clips)), before, store, kind)
+    files = [(verify(store, result["artifact"]), weight) for result, weight in updates]
+    if method is None:
+        return weighted_sum(files, store)
+    return aggregate_adapters(files, before, method, store, work["model"]["seed"] + version, clips)
+
+
+def clipped_terms(terms: Sequence[WeightedResult], clips: Sequence[float]) -> list[WeightedResult]:
+    """Return the terms of a sum in which updates count with a part of their change: ``w (b + c (x - b))``.
+
+    Args:
+        terms: results and weights, updates first.
+        clips: c of the first terms; of the others 1.
+    """
+    found = list[WeightedResult]()
+    for (result, weight), clip in zip_longest(terms, clips[: len(terms)], fillvalue=1.0):  # type: ignore[misc]
+        found.append((result, weight * clip))
+        if clip != 1.0:
+            start = result["master"] if is_delta(result) else result["base"]
+            found.append(({"artifact": start}, weight * (1.0 - clip)))
+    return found
+
+
+def _explained(error: ModelNotFinite, version: int, terms: Sequence[dict[str, Any]]) -> ModelNotFinite:
+    """Return the error with the sites whose updates are the cause, as far as their norms show it."""
+    norms = [(term["update_norm"], term["manifest"]["site"]) for term in terms if term.get("update_norm") is not None]
+    usual = statistics.median_low(norm for norm, _ in norms) if norms else 0.0
+    far = [f"{site} (norm {norm:.4g})" for norm, site in norms if norm > OUTSTANDING * usual]
+    if far:
+        cause = f"; the cause is the update of {', '.join(far)}, the median norm is {usual:.4g}"
+    else:
+        cause = f"; no update stands out, the largest norm is {max(norms)[0]:.4g}" if norms else ""
+    return ModelNotFinite(
+        f"model {version} would have {error.what}{cause}. Model {version - 1} is kept",
+        remedy="A resume would end here again. Start a new run with checks.clip_to_median and checks.refuse_beyond, or"
+        " with a lower training.learning_rate",
+    )
 
 
 def _combination(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
@@ -9,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypedDict
 
-from apps.artifacts.store import verify
+from apps.artifacts.store import artifact_path, read_header, verify
 from apps.artifacts.traffic import rounded_copy
-from apps.base.errors import placed
+from apps.artifacts.update_checks import change_norm
+from apps.base.errors import ArtifactError, UserMistake, placed
 from apps.base.files import cannot_write
 from apps.base.identity import Place
 from apps.base.versions import require_same_code
@@ -31,10 +33,13 @@ class ServerWork(TypedDict):
 def prepare(place: Place, work: ServerWork) -> dict[str, Any]:
     """Make the model that round 1 starts from, and count its parameters.
 
+    Raises:
+        UserMistake: the model has values that are not finite.
+
     Returns:
-        ``artifact`` and ``store`` of the model, ``sent``: the copy of it that travels (None: itself), ``full_nbytes``
-        of all weights, ``frozen`` fingerprint of the base weights, ``parameters``, ``trainable``, ``started`` and
-        ``ended`` (UNIX seconds).
+        ``artifact`` and ``store`` of the model, ``norm``: its L2 norm, ``sent``: the copy of it that travels (None:
+        itself), ``full_nbytes`` of all weights, ``frozen`` fingerprint of the base weights, ``parameters``,
+        ``trainable``, ``started`` and ``ended`` (UNIX seconds).
     """
     import torch
 
@@ -43,9 +48,11 @@ def prepare(place: Place, work: ServerWork) -> dict[str, Any]:
         require_same_code(work["code_version"], place["site"])
         torch.set_num_threads(work["threads"])
         first = write_first_model(work["model"], work["store"])
+        norm = _norm(artifact_path(work["store"], first.artifact))
         sent = rounded_copy(work["store"], first.artifact) if sends_bfloat16(work["model"]) else None
     return {
         "artifact": first.artifact,
+        "norm": norm,
         "sent": sent,
         "store": work["store"],
         "full_nbytes": first.full_nbytes,
@@ -55,6 +62,18 @@ def prepare(place: Place, work: ServerWork) -> dict[str, Any]:
         "started": started,
         "ended": time.time(),
     }
+
+
+def _norm(path: Path) -> float:
+    """Return the L2 norm of a first model, or the root of its number of parameters if all of them are zero."""
+    header = read_header(path)
+    try:
+        norm = change_norm(path, header, None, header)
+    except ArtifactError as error:
+        raise UserMistake(
+            f"model.source: the model has {error.what}", remedy="Repair or choose another model"
+        ) from None
+    return norm or math.sqrt(sum(spec.numel for spec in header.values() if spec.floating))
 
 
 def save_model(place: Place, work: ServerWork, final: dict[str, Any], folder: str) -> dict[str, Any]:

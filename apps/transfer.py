@@ -56,7 +56,7 @@ def move(artifact: Artifact, source: str, destination: str, link: bool = False) 
             verify_or_delete(source, artifact)
         linked = link and _link(origin, target)
         if not linked:
-            _copy(origin, target)
+            _copy(origin, target, artifact["nbytes"])
         try:
             verify(destination, artifact)
             return 0 if linked else artifact["nbytes"]
@@ -71,10 +71,13 @@ def move(artifact: Artifact, source: str, destination: str, link: bool = False) 
     )
 
 
-def _copy(origin: Path, target: Path) -> None:
+def _copy(origin: Path, target: Path, nbytes: int) -> None:
+    """Copy a file; one that has grown beyond its size is not copied to its end, which may never come."""
     with atomic_file(target.parent, target.name) as writer:
         for piece in _pieces(origin):
             writer.write(piece)
+            if writer.tell() > nbytes:
+                break
 
 
 def _pieces(path: Path) -> Iterator[bytes]:

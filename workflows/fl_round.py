@@ -22,7 +22,7 @@ if __name__ == "__main__":  # before the first import of ours: the project root 
 
     put_project_first()
 
-from apps.base.errors import CrossfedError, UserMistake, main_line
+from apps.base.errors import CrossfedError, ModelNotFinite, UserMistake, main_line
 from workflows.console.command import DONE, FAILED, INTERRUPTED, MISTAKE, complain, log_to, say, stop_in_order
 from workflows.console.options import add_campaign_options
 from workflows.console.paths import command_line, short
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return stopped(run, str(error), MISTAKE)
     except KeyboardInterrupt:
         return stopped(run, f"\n{interruption(plan)}", INTERRUPTED)
-    except Diverged as error:
+    except (Diverged, ModelNotFinite) as error:
         return stopped(run, str(error), FAILED, resumable=False)
     except (CrossfedError, OSError) as error:
         return stopped(run, str(error), FAILED)

@@ -28,9 +28,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from apps.artifacts.store import Artifact, Header, read_header, save_tensors
+from apps.artifacts.store import Artifact, Header, TensorSpec, read_header, save_tensors
 from apps.artifacts.streams import read_tensor
 from apps.artifacts.weighted_sum import Term, common_header, weighted_sum
+from apps.base.errors import ModelNotFinite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,7 +103,10 @@ def refit(updates: Sequence[Weighted], rank: int) -> Pair:
     a, b = stacked(updates)
     q_b, r_b = torch.linalg.qr(b)
     q_a, r_a = torch.linalg.qr(a.T)
-    u, sizes, v = torch.linalg.svd(r_b @ r_a.T)
+    product = r_b @ r_a.T
+    if not bool(product.isfinite().all()):  # the decomposition would not converge
+        raise ModelNotFinite("values that are not finite in the product of the factors")
+    u, sizes, v = torch.linalg.svd(product)
     root = sizes[:rank].sqrt()
     kept = len(root)
     short = rank - kept
@@ -128,7 +132,9 @@ def combine(method: str, updates: Sequence[Weighted], first: Pair, restart: Pair
     return mean, residual(updates, mean) if method == "fedex" else None
 
 
-def aggregate_adapters(terms: Sequence[Term], base: Path, method: str, store: str | Path, seed: int) -> Artifact:
+def aggregate_adapters(
+    terms: Sequence[Term], base: Path, method: str, store: str | Path, seed: int, clips: Sequence[float] = ()
+) -> Artifact:
     """Write the next global adapter from the sites' adapters.
 
     Args:
@@ -137,34 +143,50 @@ def aggregate_adapters(terms: Sequence[Term], base: Path, method: str, store: st
         method: one of ``METHODS``.
         store: folder of the result.
         seed: of adapters that restart.
+        clips: factors on the changes of the factors A and B; none: all count whole. Not for ``fedit``, which is a sum.
 
     Raises:
         ArtifactError: the files do not hold the same tensors.
+        ModelNotFinite: a product of the factors, or their sum, is not finite.
     """
     if method == "fedit":
         return weighted_sum(terms, store, "adapter")
     common_header([path for path, _ in terms])
-    header, updates = read_header(base), [(p, path, read_header(path)) for path, p in terms]
-    tensors: dict[str, Tensor] = {}
+    factors = clips or [1.0] * len(terms)
+    updates = [(p, clip, path, read_header(path)) for (path, p), clip in zip(terms, factors, strict=True)]
+    header, tensors = read_header(base), dict[str, "Tensor"]()
     for module in modules_of(header):
         tensors |= _combine_module(module, updates, base, header, method, seed)
-    return save_tensors(store, tensors, "adapter")
+    return save_tensors(store, tensors, "adapter", finite=True)
 
 
 def _combine_module(
-    module: str, updates: Sequence[tuple[float, Path, Header]], base: Path, header: Header, method: str, seed: int
+    module: str,
+    updates: Sequence[tuple[float, float, Path, Header]],  # weight, factor on the change
+    base: Path,
+    header: Header,
+    method: str,
+    seed: int,
 ) -> dict[str, Tensor]:
     name_a, name_b = f"{module}.lora_A.weight", f"{module}.lora_B.weight"
     first = read_tensor(base, header[name_a]), read_tensor(base, header[name_b])
     weighted = [
-        (p, read_tensor(path, h[name_a]) if name_a in h else first[0], read_tensor(path, h[name_b]))
-        for p, path, h in updates
+        (p, _clipped(first[0], path, h.get(name_a), clip), _clipped(first[1], path, h[name_b], clip))
+        for p, clip, path, h in updates
     ]
     rank, inputs = first[0].shape
     a, b = fresh_pair(module, rank, inputs, first[1].shape[0], seed)
     pair, extra = combine(method, weighted, first, (a.to(first[0].dtype), b.to(first[1].dtype)))
     merged = {n: read_tensor(base, s) for n, s in header.items() if n.startswith(f"{module}.merged")}
     return {name_a: pair[0], name_b: pair[1], **_merge(module, merged, extra)}
+
+
+def _clipped(first: Tensor, path: Path, spec: TensorSpec | None, clip: float) -> Tensor:
+    """Return a factor of an update with a part of its change; the first one where it is not trained."""
+    if spec is None:
+        return first
+    tensor = read_tensor(path, spec)
+    return tensor if clip == 1.0 else first + clip * (tensor - first)
 
 
 def _merge(module: str, merged: dict[str, Tensor], extra: Pair | None) -> dict[str, Tensor]:

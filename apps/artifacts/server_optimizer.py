@@ -67,6 +67,7 @@ def optimizer_step(
 
     Raises:
         ArtifactError: the files do not fit each other.
+        ModelNotFinite: the model or a moment would not be finite.
     """
     inputs = open_inputs(terms, base)
     moments: Shapes = {
@@ -77,12 +78,12 @@ def optimizer_step(
     }
     before = _require_state(state, moments)
     states = ((key, _moment_pieces(key, inputs, state, before, rule)) for key in layout(moments)[1])
-    new_state = write_artifact(store, moments, states, "optimizer")
+    new_state = write_artifact(store, moments, states, "optimizer", finite=True)
     path = artifact_path(store, new_state)
     header = read_header(path)
     shapes: Shapes = {name: (spec.dtype, spec.shape) for name, spec in inputs.header.items()}
     stepped = ((name, _model_pieces(name, inputs, path, header, rule)) for name in layout(shapes)[1])
-    return write_artifact(store, shapes, stepped, kind), new_state
+    return write_artifact(store, shapes, stepped, kind, finite=True), new_state
 
 
 def _require_state(state: Path | None, moments: Shapes) -> Header:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
+from apps.artifacts.finite import require_finite_piece
 from apps.base.errors import ArtifactError
 from apps.base.files import atomic_file, cannot_read
 
@@ -191,6 +192,8 @@ def write_artifact(
     shapes: Shapes,
     content: Iterable[tuple[str, Iterable[memoryview | bytes]]],
     kind: str,
+    *,
+    finite: bool = False,
 ) -> Artifact:
     """Stream tensors into a new artifact in one pass that also computes its hash.
 
@@ -199,9 +202,11 @@ def write_artifact(
         shapes: of all tensors.
         content: (name, pieces of raw bytes) in the order of ``layout(shapes)``.
         kind: for people: model, adapter, update.
+        finite: refuse values that are not finite; for all that the server makes.
 
     Raises:
         ArtifactError: the content does not fit the shapes.
+        ModelNotFinite: with ``finite``; no file is left.
         StorageError: the store cannot be written.
     """
     head, header = layout(shapes)
@@ -211,7 +216,10 @@ def write_artifact(
         stream.write(head)
         for name, pieces in content:
             _expect(at == header[name].begin, f"{name} is written out of order")
+            checked = torch_type(header[name]) if finite and header[name].floating else None
             for piece in pieces:
+                if checked is not None:
+                    require_finite_piece(piece, checked, name)
                 stream.write(piece)
                 digest.update(piece)
                 at += memoryview(piece).nbytes
@@ -225,15 +233,27 @@ def _expect(condition: bool, what: str) -> None:
         raise ArtifactError(what)
 
 
-def save_tensors(store: str | Path, tensors: Mapping[str, torch.Tensor], kind: str) -> Artifact:
+def torch_type(spec: TensorSpec) -> torch.dtype:
+    """Return the type of a tensor as torch names it."""
+    import torch
+
+    found: torch.dtype = getattr(torch, DTYPES[spec.dtype][0])
+    return found
+
+
+def save_tensors(
+    store: str | Path, tensors: Mapping[str, torch.Tensor], kind: str, *, finite: bool = False
+) -> Artifact:
     """Write tensors that are in memory as one artifact.
 
     Raises:
         ArtifactError: a tensor has a type that files cannot hold.
+        ModelNotFinite: with ``finite``: a value is not finite; no file is left.
         StorageError: the store cannot be written.
     """
     shapes = shapes_of(tensors)
-    return write_artifact(store, shapes, ((name, [raw_bytes(tensors[name])]) for name in layout(shapes)[1]), kind)
+    content = ((name, [raw_bytes(tensors[name])]) for name in layout(shapes)[1])
+    return write_artifact(store, shapes, content, kind, finite=finite)
 
 
 def shapes_of(tensors: Mapping[str, torch.Tensor]) -> Shapes:

@@ -33,6 +33,7 @@ def rounded_copy(store: str | Path, artifact: Artifact) -> Artifact:
 
     Raises:
         ArtifactError: the model cannot be read.
+        ModelNotFinite: a value is too large for bfloat16.
         StorageError: the store cannot be written.
     """
     import torch
@@ -41,7 +42,7 @@ def rounded_copy(store: str | Path, artifact: Artifact) -> Artifact:
     header = read_header(path)
     shapes: Shapes = {n: ("BF16" if spec.floating else spec.dtype, spec.shape) for n, spec in header.items()}
     content = ((name, raw_pieces(path, header[name], torch.bfloat16)) for name in layout(shapes)[1])
-    return write_artifact(store, shapes, content, artifact["kind"])
+    return write_artifact(store, shapes, content, artifact["kind"], finite=True)
 
 
 def rounded_change(tensor: Tensor, base: Tensor, left_over: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,8 @@ from apps.artifacts.streams import PieceReader, piece_ranges
 from apps.artifacts.traffic import DELTA
 from apps.base.errors import ArtifactError, UpdateRefused
 
+MOST_COUNT = 1 << 20  # largest change of a value of an integer tensor in one training
+
 
 class UpdateRules(TypedDict):
     """Requirements of a campaign on an update."""
@@ -38,14 +40,11 @@ def check_update(manifest: Manifest, base: Artifact, store: str | Path, rules: U
     try:
         if manifest["base"] != base["sha256"]:
             raise ArtifactError("it was not trained from the base model that was sent")
-        found = read_header(path)
-        expected = read_header(artifact_path(store, base))
-        wanted = {n: s for n, s in expected.items() if is_trained(n, rules["method"])}
         delta = manifest["artifact"]["kind"] == DELTA
         if delta != rules.get("changes", False):
             raise ArtifactError("it is not what the campaign sends: changes of a model or whole tensors")
-        if delta:
-            wanted = {n: s for n, s in wanted.items() if s.floating}
+        wanted = _wanted(base, store, rules)
+        found = read_header(path)
         check_layout(found, wanted)
         norm = change_norm(path, found, None if delta else artifact_path(store, base), wanted)
         check_norm(norm, rules["max_update_norm"])
@@ -54,6 +53,13 @@ def check_update(manifest: Manifest, base: Artifact, store: str | Path, rules: U
             f"update refused: {error.what}", site=manifest["site"], round=manifest["round"], file=path.name
         ) from None
     return norm
+
+
+def _wanted(base: Artifact, store: str | Path, rules: UpdateRules) -> Header:
+    """Return the tensors that an update must hold, with their types in it."""
+    header = read_header(artifact_path(store, base))
+    trained = {name: spec for name, spec in header.items() if is_trained(name, rules["method"])}
+    return {name: spec for name, spec in trained.items() if spec.floating or not rules.get("changes", False)}
 
 
 def check_layout(found: Header, wanted: Header) -> None:
@@ -85,13 +91,25 @@ def change_norm(path: Path, found: Header, base: Path | None, wanted: Header) ->
         wanted: header of the tensors to compare in the base model.
 
     Raises:
-        ArtifactError: a value is not finite; names the tensor and how many there are.
+        ArtifactError: a value is not finite, or an integer changes by more than ``MOST_COUNT``; names the tensor.
     """
     total = 0.0
     for name, spec in found.items():
         if spec.floating:
             total += _tensor_change(name, path, spec, base, wanted[name])
+        elif base:
+            _check_count(name, path, spec, base, wanted[name])
     return math.sqrt(total)
+
+
+def _check_count(name: str, path: Path, spec: TensorSpec, base: Path, base_spec: TensorSpec) -> None:
+    """Check the change of an integer tensor: counters and indices, which no training moves far."""
+    new, old = PieceReader(), PieceReader()
+    for start, stop in piece_ranges(spec.numel):
+        values = new.read(path, spec, start, stop).double()
+        largest = float((values - old.read(base, base_spec, start, stop).double()).abs().max())
+        if largest > MOST_COUNT:
+            raise ArtifactError(f"integer tensor {name!r} changes by up to {largest:.4g}, more than {MOST_COUNT:,}")
 
 
 def _tensor_change(name: str, path: Path, spec: TensorSpec, base: Path | None, base_spec: TensorSpec) -> float:
@@ -113,6 +131,8 @@ def _tensor_change(name: str, path: Path, spec: TensorSpec, base: Path | None, b
 
 
 def check_norm(norm: float, bound: float | None) -> None:
-    """Raise ArtifactError if a norm exceeds the campaign's bound."""
+    """Raise ArtifactError if a norm is not finite or exceeds the campaign's bound."""
+    if not math.isfinite(norm):
+        raise ArtifactError(f"the norm of the change is {norm}")
     if bound is not None and not norm <= bound:  # in this form a NaN is refused
         raise ArtifactError(f"the change has norm {norm:.4g}, the campaign allows {bound:.4g}")

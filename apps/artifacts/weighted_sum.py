@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from apps.artifacts.finite import require_range
 from apps.artifacts.store import DTYPES, Artifact, Header, TensorSpec, layout, raw_bytes, read_header, write_artifact
 from apps.artifacts.streams import PieceReader, piece_ranges
 from apps.base.errors import ArtifactError
@@ -35,12 +36,13 @@ def weighted_sum(terms: Sequence[Term], store: str | Path, kind: str = "model") 
 
     Raises:
         ArtifactError: the files do not hold the same tensors.
+        ModelNotFinite: the sum has values that are not finite in its type.
     """
     header = common_header([path for path, _ in terms])
     shapes = {name: (spec.dtype, spec.shape) for name, spec in header.items()}
     headers = [read_header(path) for path, _ in terms]
     content = ((name, _summed(terms, [h[name] for h in headers])) for name in layout(shapes)[1])
-    return write_artifact(store, shapes, content, kind)
+    return write_artifact(store, shapes, content, kind, finite=True)
 
 
 def common_header(paths: Sequence[Path]) -> Header:
@@ -150,10 +152,12 @@ def affine_combination(terms: Sequence[Term], base: Path, store: str | Path, kin
 
     Raises:
         ArtifactError: the files do not fit the base.
+        ModelNotFinite: the sum has values that are not finite in its type.
     """
     inputs = open_inputs(terms, base)
     shapes = {name: (spec.dtype, spec.shape) for name, spec in inputs.header.items()}
-    return write_artifact(store, shapes, ((name, inputs.pieces(name)) for name in layout(shapes)[1]), kind)
+    content = ((name, inputs.pieces(name)) for name in layout(shapes)[1])
+    return write_artifact(store, shapes, content, kind, finite=True)
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -168,4 +172,8 @@ def _narrowed(total: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
     if dtype.is_floating_point:
         return total.to(dtype)
-    return total >= 0.5 if dtype == torch.bool else total.round().to(dtype)
+    if dtype == torch.bool:
+        return total >= 0.5
+    rounded = total.round()
+    require_range(rounded, dtype)
+    return rounded.to(dtype)

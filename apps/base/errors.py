@@ -134,6 +134,10 @@ class ArtifactError(CrossfedError):
     """A file of tensors is missing, truncated, changed, or has another hash than its name."""
 
 
+class ModelNotFinite(CrossfedError):
+    """The server would make a model, or a state of its optimizer, with values that are not finite."""
+
+
 class UpdateRefused(CrossfedError):
     """An update that must not be aggregated: wrong shape, not finite, too large, or of another base model."""
 

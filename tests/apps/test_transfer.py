@@ -204,6 +204,12 @@ def test_update_that_breaks_a_rule_is_refused_after_the_move(stores):
         stage_in(PLACE, *staged(server, site), site, server, RULES | {"max_update_norm": 1.0})
 
 
+def test_a_file_that_grows_while_it_is_copied_is_not_followed(tmp_path, monkeypatch):
+    monkeypatch.setattr(transfer, "_pieces", lambda _path: iter(lambda: bytes(8), b""))
+    transfer._copy(tmp_path / "from", tmp_path / "to", 10)
+    assert (tmp_path / "to").stat().st_size == 16
+
+
 def test_a_link_moves_no_bytes_and_is_verified(stores):
     server, site = stores
     model = model_in(server)

@@ -51,7 +51,7 @@ def local_train(place: dict, work: dict, _request: dict, base: dict, _shard: dic
 
     now, store = time.time(), Path(work["out"])
     tensors = load_tensors(artifact_path(base["store"], base["artifact"]))
-    artifact = save_tensors(store, {"w": tensors["w"] + 1e-3 * (1 + int(place["site"][-2:]))}, "update")
+    artifact = save_tensors(store, {"w": tensors["w"] + 1e-3 * (1 + int(place["site"][-2:]) / 100)}, "update")
     return {
         "task_id": identity({**place}),
         "site": place["site"],

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from workflows.dataflow.activity import SiteActivity, activity_of, block_activit
 from workflows.dataflow.block_events import BlockEvents, Handler
 from workflows.dataflow.enrolment import enrolled
 from workflows.dataflow.located import located
+from workflows.dataflow.norm_bounds import Clip, NormBounds, clip_text
 from workflows.dataflow.replay import (
     Clock,
     decode_event,
@@ -39,6 +40,7 @@ from workflows.records.scores import require_finite
 from workflows.runtime.block_failures import BlocksFailed
 from workflows.runtime.kernel import Kernel, root_cause
 from workflows.runtime.retry_policy import losses
+from workflows.strategies import has_rounds
 from workflows.strategies.base import (
     Aggregate,
     CampaignStarted,
@@ -71,7 +73,9 @@ class Engine:
         self.blocks = BlockEvents(plan.sites, kernel, run.journal, self.clock, self.inbox.put)
         self.timers: list[tuple[float, str]] = []
         self.models: dict[int, AppFuture] = {}  # by version
-        self.requests = SiteRequests(plan, run, self.graph, self.models, self.clock, self.inbox.put)
+        campaign = plan.campaign
+        self.norms = NormBounds(campaign.checks, has_rounds(campaign.strategy.name), campaign.training.steps)
+        self.requests = SiteRequests(plan, run, self.graph, self.models, self.clock, self.norms, self.inbox.put)
         self.evaluations: dict[AppFuture, int] = {}
         self.metrics = MetricsFile(run.path / "metrics.csv", run.journal)
         self.metrics_due = False  # metrics.csv lacks a finished evaluation
@@ -101,11 +105,13 @@ class Engine:
         """Submit the next model, and its evaluation if one is due."""
         weights = [weight for _, weight in (*action.parts, *action.models)]
         terms = [self.requests.updates[task] for task, _ in action.parts] + [self.models[v] for v, _ in action.models]
-        updates = counted_updates(action, self.requests.actions, self.counted)
-        self._record_aggregation(action, updates)
+        clips = self.norms.clips(action)
+        updates = counted_updates(action, self.requests.actions, self.counted, clips)
+        self._record_aggregation(action, updates, clips)
         self.counted.update(updates)
+        factors = [clips[task].factor if task in clips else 1.0 for task, _ in action.parts]
         model = self.graph.next_model(
-            action.version, self.models[action.base], weights, server_rule_spec(action), terms
+            action.version, self.models[action.base], weights, server_rule_spec(action), terms, factors
         )
         self.models[action.version] = model
         evaluation = self.plan.campaign.evaluation
@@ -115,13 +121,17 @@ class Engine:
             for site, task in fresh.items() if evaluation.sites else ():
                 self._evaluate(site, action.version, self.requests.updates[task])
 
-    def _record_aggregation(self, action: Aggregate, updates: dict[int, Any]) -> None:
+    def _record_aggregation(self, action: Aggregate, updates: dict[int, Any], clips: Mapping[int, Clip]) -> None:
         """Record what a model is made of; at a resume compare it with the record that is there."""
         asked = {"weights": site_weights(updates), "updates": list(updates.values()), "models": dict(action.models)}
         if action.version in self.aggregated:
             require_same_aggregation(self.aggregated[action.version], asked)
         else:
             self.run.journal.write("aggregated", version=action.version, round=action.version, **asked)
+            for task, clip in clips.items():
+                if clip.factor < 1 and updates[task]["new"]:
+                    place = {"site": updates[task]["site"], "round": updates[task]["order"]}
+                    self.run.journal.write("update_clipped", **place, **asdict(clip), reason=clip_text(clip))
 
     def _evaluate(self, who: str, number: int, candidate: AppFuture) -> None:
         future = self.graph.losses(who, number, candidate)

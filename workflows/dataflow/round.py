@@ -113,10 +113,21 @@ class RoundGraph:
         weights: Sequence[float],
         rule: ServerRuleSpec | None,
         terms: Sequence[Future],
+        clips: Sequence[float] = (),
     ) -> Future:
-        """Aggregate updates, and earlier models where a strategy wants them, into the next model."""
+        """Aggregate updates, and earlier models where a strategy wants them, into the next model.
+
+        Args:
+            version: of the new model.
+            base: the model before.
+            weights: of ``terms``.
+            rule: optimizer at the server, or None.
+            terms: updates, then models.
+            clips: factors on the changes of the updates; none: all count whole.
+        """
         place = Place(site=SERVER, round=version)
-        return self.aggregate(place, self.plan.server_work, base, weights, version, rule, *terms)
+        clipped = {"clips": list(clips)} if any(clip < 1 for clip in clips) else {}
+        return self.aggregate(place, self.plan.server_work, base, weights, version, rule, *terms, **clipped)
 
     def losses(self, who: str, number: int, candidate: Future) -> Future:
         """Evaluate the global model, or the update of a site."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from apps.base.errors import ArtifactError, UpdateRefused
+from apps.base.errors import ArtifactError, ModelNotFinite, UpdateRefused
 from workflows.dataflow.block_events import Handler
+from workflows.dataflow.norm_bounds import NormBounds
 from workflows.dataflow.replay import Clock
 from workflows.dataflow.round import LocalRound, RoundGraph
 from workflows.dataflow.staging import storage_hint
@@ -50,6 +51,7 @@ class SiteRequests:
         graph: submits the apps.
         models: the global models, by version.
         clock: of the campaign.
+        norms: of the updates.
         put: hands a call to the engine's own thread.
     """
 
@@ -60,9 +62,11 @@ class SiteRequests:
         graph: RoundGraph,
         models: Mapping[int, AppFuture],
         clock: Clock,
+        norms: NormBounds,
         put: Callable[[Handler], None],
     ) -> None:
         self.plan, self.run, self.graph, self.models, self.clock, self.put = plan, run, graph, models, clock, put
+        self.norms = norms
         self.waiting = WaitingSites(plan, run)
         self.shards: dict[str, AppFuture] = {}  # by site
         self.updates: dict[int, AppFuture] = {}  # staged in, by task
@@ -105,6 +109,7 @@ class SiteRequests:
         if isinstance(event, UpdateArrived | SiteFailed):
             self.settled.add(event.task)
         if isinstance(event, UpdateArrived):
+            self.norms.remember(event, self.actions[event.task])
             self.arrived |= {event.task} if event.steps_done else set()
             self.last_task[event.site] = event.task_id
 
@@ -119,13 +124,23 @@ class SiteRequests:
         if root_cause(future) is None:
             record_enrolment(self.run.journal, site, future.result(), self.plan.campaign.data.max_tokens)
 
+    def _too_far(self, action: Train, arrival: Mapping[str, Any]) -> UpdateRefused | None:
+        """Return the refusal of an update that is far beyond what the campaign has counted so far."""
+        first = self.models[0].result().get("norm")
+        reason = self.norms.refusal(action, arrival["update_norm"], first)
+        return UpdateRefused(reason, site=action.site, round=action.round) if reason else None
+
     def _arrived(self, action: Train, attempt: int, future: AppFuture) -> Event | None:
         if action.task in self.settled:
             return None
         error = root_cause(future)
         if error is None:
             self.waiting.succeeded(action.site)
+            error = self._too_far(action, future.result())
+        if error is None:
             return update_event(self.clock.now(), action, future.result(), self.shards[action.site].result())
+        if isinstance(error, ModelNotFinite):
+            raise error
         if isinstance(error, ArtifactError) and attempt <= self.plan.campaign.retries:
             logger.warning("%s; the site is asked again", error)
             self.train(action, attempt + 1)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, TypedDict, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 from apps.artifacts.manifests import Manifest
 from apps.artifacts.server_optimizer import ServerRuleSpec
 from apps.training.spec import TrainingSpec
 from apps.training.task import TrainRequest
+from workflows.dataflow.norm_bounds import Clip
 from workflows.planning.plan import Plan
 from workflows.records.changes import schedule_rounds
 from workflows.strategies.base import Aggregate, Train, UpdateArrived
@@ -73,6 +74,7 @@ def update_event(now_s: float, action: Train, arrival: Mapping[str, Any], shard:
         manifest["train_s"],
         arrival["wait_s"],
         shard["samples"],
+        arrival["update_norm"],
     )
 
 
@@ -84,26 +86,33 @@ class CountedUpdate(TypedDict):
     weight: float
     staleness: int  # versions made since the model it started from
     new: bool  # it counts for the first time
+    norm: NotRequired[float]  # L2 norm of its change
+    clip: NotRequired[float]  # factor on its change
 
 
-def counted_updates(action: Aggregate, actions: Mapping[int, Train], counted: set[int]) -> dict[int, CountedUpdate]:
+def counted_updates(
+    action: Aggregate, actions: Mapping[int, Train], counted: set[int], clips: Mapping[int, Clip]
+) -> dict[int, CountedUpdate]:
     """Return the journal's record of each update in a model, by task.
 
     Args:
         action: the aggregation.
         actions: training requests by task.
         counted: tasks that are part of an earlier model.
+        clips: how the updates count whose norms are known.
     """
-    return {
-        task: CountedUpdate(
+    updates: dict[int, CountedUpdate] = {}
+    for task, weight in action.parts:
+        updates[task] = CountedUpdate(
             site=actions[task].site,
             order=actions[task].round,
             weight=weight,
             staleness=action.base - actions[task].version,
             new=task not in counted,
         )
-        for task, weight in action.parts
-    }
+        if task in clips:
+            updates[task] |= {"norm": clips[task].norm, "clip": clips[task].factor}
+    return updates
 
 
 def site_weights(updates: Mapping[int, CountedUpdate]) -> dict[str, float]:

@@ -186,9 +186,11 @@ class EvaluationSection(PlacedSection):
 
 
 class ChecksSection(Section):
-    """Limits that an update must not exceed."""
+    """Limits on the L2 norms of updates; None: no such limit."""
 
     max_update_norm: PositiveFloat | None = None
+    clip_to_median: float | None = Field(default=2.0, ge=1)  # times the round's median norm
+    refuse_beyond: float | None = Field(default=10.0, gt=1)  # times the largest norm that has counted
 
 
 class GlobusSection(Section):

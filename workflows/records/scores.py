@@ -160,8 +160,7 @@ def require_finite(result: Mapping[str, Any], period: str) -> None:
         raise Diverged(
             f"the global model of {period} {result['round']} has diverged: its test loss is not finite on "
             f"{_named(bad)}",
-            remedy="A resume would end here again. Start a new run with a lower training.learning_rate, or with "
-            "checks.max_update_norm",
+            remedy="A resume would end here again. Start a new run with a lower training.learning_rate",
         )
 
 

@@ -10,8 +10,8 @@ from workflows.records.failed_blocks import failure_text
 from workflows.records.journal import Record
 
 PROBLEMS = (
-    *("update_refused", "task_failed", "block_replaced", "block_failed", "block_waits", "blocks_left"),
-    *("executor_replaced", "site_held", "start_slow"),
+    *("update_refused", "update_clipped", "task_failed", "block_replaced", "block_failed", "block_waits"),
+    *("blocks_left", "executor_replaced", "site_held", "start_slow"),
 )
 GLOBUS_PROBLEMS = (
     "compute_unreachable",

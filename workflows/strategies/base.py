@@ -70,6 +70,7 @@ class UpdateArrived:
     train_s: float
     wait_s: float  # from the model's arrival at the site to the start of training: the queue
     site_samples: int = 0  # samples at the site, for a mean by samples; 0: as reported when it enrolled
+    norm: float | None = None  # L2 norm of the change; None: not measured
 
 
 @dataclass(frozen=True)

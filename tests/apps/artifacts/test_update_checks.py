@@ -78,6 +78,20 @@ def test_values_that_are_not_finite(value, name, tmp_path):
     assert f"values that are not finite in tensor '{name}': 2" in refusal(tmp_path, BASE | {name: bad})
 
 
+def test_norms_beyond_every_number_are_refused_without_a_bound(tmp_path):
+    first = save_tensors(tmp_path, {"w": torch.zeros(2, dtype=torch.float64)}, "model")
+    update = save_tensors(tmp_path, {"w": torch.full((2,), 1e200, dtype=torch.float64)}, "update")
+    manifest = {"site": "a", "round": 1, "base": first["sha256"], "artifact": update}
+    with pytest.raises(UpdateRefused, match="the norm of the change is inf"):
+        check_update(manifest, first, tmp_path, FULL)
+
+
+@pytest.mark.parametrize("value", [3 + (1 << 20) + 1, 2**63 - 1, -(2**63)])
+def test_integer_tensors_that_move_far_are_refused(value, tmp_path):
+    assert checked(tmp_path, BASE | {"n": torch.tensor([3 + 40])}) == 0.0  # a counter of steps
+    assert "integer tensor 'n' changes by up to" in refusal(tmp_path, BASE | {"n": torch.tensor([value])})
+
+
 def test_not_finite_in_a_later_piece(tmp_path, monkeypatch):
     monkeypatch.setattr(streams, "PIECE", 2)
     bad = BASE["w"].clone()
@@ -108,7 +122,7 @@ def test_norm_that_is_nan_exceeds_any_bound(tmp_path):
     first = save_tensors(tmp_path, {"w": torch.tensor([math.nan])}, "model")
     update = save_tensors(tmp_path, {"w": torch.tensor([1.0])}, "update")
     manifest = {"site": "a", "round": 1, "base": first["sha256"], "artifact": update}
-    with pytest.raises(UpdateRefused, match="norm nan"):
+    with pytest.raises(UpdateRefused, match="the norm of the change is nan"):
         check_update(manifest, first, tmp_path, UpdateRules(method="full", max_update_norm=10.0))
 
 

@@ -10,16 +10,19 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import torch
 from benchmarks import orchestration as trainer
 
 from apps import transfer
-from apps.base.errors import CrossfedError, LossNotFinite, StorageError, UserMistake
+from apps.artifacts.store import artifact_path, load_tensors, save_tensors
+from apps.base.errors import CrossfedError, LossNotFinite, ModelNotFinite, StorageError, UserMistake
 from apps.base.identity import Place
 from workflows.dataflow import round as round_module
 from workflows.dataflow import staging as staging_module
 from workflows.dataflow.engine import Engine
 from workflows.dataflow.replay import decode_event
 from workflows.fl_round import federate
+from workflows.planning.campaign import ChecksSection
 from workflows.planning.plan import make_plan
 from workflows.records.run_directory import RunDirectory, open_existing, open_new
 from workflows.runtime import kernel as kernel_module
@@ -30,6 +33,7 @@ from workflows.strategies.base import (
     BlockEnded,
     BlockStarted,
     CampaignStarted,
+    ServerRule,
     SetTimer,
     SiteFacts,
     SiteFailed,
@@ -38,7 +42,7 @@ from workflows.strategies.base import (
     Train,
     UpdateArrived,
 )
-from workflows.strategies.fedavg import FedAvg
+from workflows.strategies.fedavg import FedAvg, FedAvgSection
 
 NAMES = ("prepare", "enrol", "local_train", "evaluate", "save_model")
 
@@ -93,6 +97,76 @@ def test_interrupted_at_any_tick_it_goes_on_to_the_same_models(run: RunDirectory
     assert versions(again) == expected
     trained = names(again, "local_train")
     assert len(trained) == len(set(trained)) == 6
+
+
+def test_an_update_that_goes_too_far_is_scaled_down_or_refused_and_a_resume_makes_the_same_models(
+    run: RunDirectory, tmp_path: Path
+) -> None:
+    honest = trainer.local_train
+    factors = {("site03", 1): 6.0, ("site03", 2): 1e20}
+
+    def train(place: dict, work: dict, order: dict, base: dict, shard: dict) -> dict[str, Any]:
+        manifest, factor = honest(place, work, order, base, shard), factors.get((place["site"], place["round"]))
+        if factor:
+            tensors = load_tensors(artifact_path(base["store"], base["artifact"]))
+            manifest["artifact"] = save_tensors(manifest["store"], {"w": tensors["w"] + 1e-3 * factor}, "update")
+        return manifest
+
+    campaign = trainer.campaign_of(4, 3).model_copy(update={"strategy": FedAvgSection(weights="equal", quorum=3)})
+
+    def go(kept: RunDirectory, on_tick: Callable[[Engine], None] = lambda engine: None) -> str | None:
+        plan = make_plan(campaign, kept.path, kept.path / "campaign.yaml")
+        with mock.patch.object(round_module, "local_train", train), kernel_module.parsl_for(plan, kept) as kernel:
+            return federate(FedAvg(3, 1, "equal", 3), Engine(plan, kept, kernel, on_tick))
+
+    assert go(run) is None
+    (clipped,) = run.journal.events("update_clipped")
+    assert (clipped["site"], clipped["round"]) == ("site03", 1) and clipped["factor"] == pytest.approx(0.338, abs=1e-3)
+    first, second, third = run.journal.events("aggregated")
+    assert [update["clip"] for update in first["updates"]] == [1.0, 1.0, 1.0, clipped["factor"]]
+    (refused,) = run.journal.events("update_refused")
+    assert (refused["site"], refused["round"]) == ("site03", 2)
+    assert "norm 3.162e+19, more than 10 times the largest that has counted, 0.64" in refused["reason"]
+    assert [len(made["updates"]) for made in (second, third)] == [3, 4]
+    again = open_new(tmp_path / "again", campaign, tmp_path / "campaign.yaml", [], None)
+    for events in (3, 6, 9):
+
+        def interrupt(engine: Engine, events: int = events) -> None:
+            if sum(1 for _ in engine.run.journal.events("strategy_event")) >= events:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            go(again, interrupt)
+        again.close()
+        again = open_existing(again.path)
+    assert go(again) is None
+    assert versions(again) == versions(run)
+
+
+def test_a_model_that_would_not_be_finite_ends_the_campaign_and_names_the_site(run: RunDirectory) -> None:
+    def diverged(place: dict, work: dict, order: dict, base: dict, shard: dict) -> dict[str, Any]:
+        manifest = trainer.local_train(place, work, order, base, shard)
+        if place == {"site": "site01", "round": 2}:
+            values = {"w": torch.full((trainer.PARAMETERS,), 3e38)}
+            manifest["artifact"] = save_tensors(manifest["store"], values, "update")
+        return manifest
+
+    checks = {"checks": ChecksSection(refuse_beyond=None)}
+    plan = make_plan(trainer.campaign_of(2, 3).model_copy(update=checks), run.path, run.path / "campaign.yaml")
+    with (
+        mock.patch.object(round_module, "local_train", diverged),
+        kernel_module.parsl_for(plan, run) as kernel,
+        pytest.raises(
+            ModelNotFinite, match=r"^server.*, round 2: model 2 .* of site01 \(norm .*Model 1 is kept"
+        ) as told,
+    ):
+        federate(
+            FedAvg(3, 1, "equal", None, server=ServerRule("adam", 0.1, 0.9, 0.99, 1e-3)),
+            Engine(plan, run, kernel, lambda _: None),
+        )
+    assert "A resume would end here again" in str(told.value)
+    assert [r["site"] for r in run.journal.events("task_failed")] == []
+    assert len(versions(run)) == 1
 
 
 def test_sites_keep_only_what_they_need_and_a_resume_does_nothing_again(run: RunDirectory, tmp_path: Path) -> None:

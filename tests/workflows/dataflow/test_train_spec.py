@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from campaigns import nano
 
+from workflows.dataflow.norm_bounds import Clip
 from workflows.dataflow.train_spec import counted_updates, server_rule_spec, site_weights, train_request
 from workflows.planning.campaign_file import check_campaign, settle_dtype
 from workflows.planning.plan import Plan, make_plan
@@ -53,10 +54,10 @@ def test_moments_go_on_only_where_the_campaign_keeps_them(plan: Plan) -> None:
 def test_the_record_of_an_update_has_its_base_and_if_it_is_new() -> None:
     orders = {0: Train(0, "a", 0, 1), 1: Train(1, "b", 2, 1), 5: Train(5, "a", 3, 2)}
     action = Aggregate(4, 3, ((0, -0.25), (1, 0.5), (5, 0.25)), ((3, 0.5),))
-    updates = counted_updates(action, orders, {0})
+    updates = counted_updates(action, orders, {0}, {1: Clip(8.0, 0.5, 2.0, 4.0)})
     assert list(updates.values()) == [
         {"site": "a", "order": 1, "weight": -0.25, "staleness": 3, "new": False},
-        {"site": "b", "order": 1, "weight": 0.5, "staleness": 1, "new": True},
+        {"site": "b", "order": 1, "weight": 0.5, "staleness": 1, "new": True, "norm": 8.0, "clip": 0.5},
         {"site": "a", "order": 2, "weight": 0.25, "staleness": 0, "new": True},
     ]
     assert site_weights(updates) == {"a": 0.0, "b": 0.5}
