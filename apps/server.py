@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypedDict
 
-from apps.artifacts.store import artifact_path, read_header, verify
+from apps.artifacts.store import artifact_path, read_header, sha256_file, verify
 from apps.artifacts.traffic import rounded_copy
 from apps.artifacts.update_checks import change_norm
 from apps.base.errors import ArtifactError, UserMistake, placed
@@ -79,6 +79,8 @@ def _norm(path: Path) -> float:
 def save_model(place: Place, work: ServerWork, final: dict[str, Any], folder: str) -> dict[str, Any]:
     """Write the final model as ``from_pretrained`` loads it; the folder appears whole or not at all.
 
+    The result has the SHA-256 of each file in ``files``.
+
     Args:
         place: the server and the last round.
         work: what stays the same for the server over a campaign.
@@ -94,7 +96,14 @@ def save_model(place: Place, work: ServerWork, final: dict[str, Any], folder: st
         torch.set_num_threads(work["threads"])
         path = verify(work["store"], final["artifact"])
         _replace_folder(target, lambda unfinished: write_final_model(work["model"], path, unfinished))
-    return {"artifact": final["artifact"], "folder": str(target), "started": started, "ended": time.time()}
+        files = {str(path.relative_to(target)): sha256_file(path) for path in target.rglob("*") if path.is_file()}
+    return {
+        "artifact": final["artifact"],
+        "folder": str(target),
+        "files": files,
+        "started": started,
+        "ended": time.time(),
+    }
 
 
 def _replace_folder(target: Path, write: Callable[[Path], None]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from apps.training.task import BASES, SiteWork, Task, TrainRequest, found_manife
 from apps.training.update import LEFT_OVER, OPTIMIZER
 from apps.transfer import move
 
+PRIVATE = 0o700  # mode of folders
 STORAGE = (BASES, MANIFESTS, OPTIMIZER, LEFT_OVER, "checkpoints", "logs", LEASES)
 
 
@@ -147,6 +149,9 @@ def train_now(task: Task, stop: StopRequest) -> Manifest:
     """
     began = time.monotonic()
     own = Path(task.base["store"]).resolve().is_relative_to(task.root.resolve())
+    if not own:
+        with suppress(OSError):  # made by Globus Transfer with the modes of its server
+            Path(task.base["store"]).chmod(PRIVATE)
     move(task.base["artifact"], task.base["store"], str(task.store), link=own)
     keep_only(task.store, task.base["artifact"])
     verify_s = time.monotonic() - began
@@ -166,7 +171,7 @@ def make_private(folder: Path) -> None:
         StorageError: it cannot be created.
     """
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(folder, error) from error
 

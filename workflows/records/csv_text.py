@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Sequence
 
 
-def csv_text(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
+def csv_text(columns: Sequence[object], rows: Iterable[Iterable[object]]) -> str:
     """Return a header and rows as CSV text with Unix line ends."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")

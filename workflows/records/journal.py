@@ -2,6 +2,9 @@
 
 One JSON object per line. A line counts once its end of line is on the disk; a crash in the middle of a write leaves
 a last line without an end of line, which the next driver cuts off.
+
+The lines are a hash chain: each ends with ``"chain"``, the link of its record (``apps/trust/chain.py``), which covers
+the bytes of the line up to there and all lines before. The link of the last line is the journal's head.
 """
 
 from __future__ import annotations
@@ -17,8 +20,11 @@ from typing import IO, Any
 
 from apps.base.errors import UserMistake
 from apps.base.files import cannot_write
+from apps.trust.chain import first_link, next_link
 
 Record = dict[str, Any]
+START = first_link("crossfed/journal/v1", b'{"journal":1}')  # the head of an empty journal
+CHAIN, END, DIGITS = b',"chain":"', b'"}', len(START)
 
 
 class Journal:
@@ -31,6 +37,7 @@ class Journal:
         self.path = path
         self.lock = threading.Lock()
         self.records = list(read_journal(path)) if path.exists() else []
+        self.head: str = self.records[-1].get("chain", START) if self.records else START
 
     @cached_property
     def stream(self) -> IO[bytes]:
@@ -49,14 +56,15 @@ class Journal:
         """
         with self.lock:
             record = {"seq": len(self.records) + 1, "time": time.time(), "event": event, **fields}
-            line = json.dumps(record, separators=(",", ":")) + "\n"
+            line, head = chained_line(self.head, record)
             before = os.fstat(self.stream.fileno()).st_size
             try:
-                _write_all(self.stream, line.encode())
+                _write_all(self.stream, line)
                 os.fsync(self.stream.fileno())
             except OSError as error:
                 os.ftruncate(self.stream.fileno(), before)
                 raise cannot_write(self.path, error) from error
+            record["chain"] = self.head = head
             self.records.append(record)
             return record
 
@@ -67,6 +75,32 @@ class Journal:
     def close(self) -> None:
         if "stream" in vars(self):
             self.stream.close()
+
+
+def chained_line(before: str, record: Record) -> tuple[bytes, str]:
+    """Return a record as a line of the journal, and the journal's head after it.
+
+    Args:
+        before: the head before it.
+        record: without ``chain``.
+    """
+    content = json.dumps(record, separators=(",", ":")).encode()
+    head = next_link(before, content)
+    return content[:-1] + CHAIN + head.encode() + END + b"\n", head
+
+
+def link_of(before: str, line: bytes) -> tuple[str | None, str]:
+    """Return the link that a line has, None if it has none, and the one it should have.
+
+    Args:
+        before: the link of the line before.
+        line: without its end of line.
+    """
+    place = len(line) - len(END) - DIGITS
+    if place < len(CHAIN) or line[place - len(CHAIN) : place] != CHAIN or not line.endswith(END):
+        return None, next_link(before, line)
+    found = line[place : -len(END)].decode("ascii", "replace")
+    return found, next_link(before, line[: place - len(CHAIN)] + b"}")
 
 
 def _write_all(stream: IO[bytes], content: bytes) -> None:
@@ -83,19 +117,52 @@ def read_journal(path: Path) -> Iterator[Record]:
     """
     for number, record in read_lines(path):
         if record is None:
-            raise UserMistake(
-                f"{path} line {number} is not a record", remedy="Restore the file from a copy, or start a new run"
-            )
+            raise _altered(f"{path} line {number} is not a record")
         yield record
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, Record | None]]:
-    """Yield each whole line's number and record; None for a line that is not a record."""
+def require_unaltered(path: Path) -> None:
+    """Check that every line of a journal is as it was written.
+
+    Raises:
+        UserMistake: names the first line that is not.
+    """
+    for number, found, expected in links(path):
+        if found != expected:
+            raise _altered(f"{path} line {number} is not as it was written")
+
+
+def links(path: Path) -> Iterator[tuple[int, str | None, str]]:
+    """Yield each whole line's number, its link, and the one it should have; None: it has none."""
+    heads = [START]  # several after an altered line: the link that it has, and the one that it should have
+    for number, line in whole_lines(path):
+        fitting = [link_of(head, line) for head in heads]
+        found, expected = next((pair for pair in fitting if pair[0] == pair[1]), fitting[0])
+        yield number, found, expected
+        digits = line[-len(END) - DIGITS : -len(END)].decode("ascii", "replace")
+        heads = [expected] if found == expected or not _is_link(digits) else [digits, expected]
+
+
+def _is_link(text: str) -> bool:
+    return len(text) == DIGITS and not text.strip("0123456789abcdef")
+
+
+def _altered(what: str) -> UserMistake:
+    return UserMistake(what, remedy="Restore the file from a copy, or start a new run")
+
+
+def whole_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield each whole line's number and bytes, without its end of line."""
     with open(path, "rb") as stream:
         for number, line in enumerate(stream, 1):
             if not line.endswith(b"\n"):
                 return
-            yield number, _parse(line)
+            yield number, line[:-1]
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, Record | None]]:
+    """Yield each whole line's number and record; None for a line that is not a record."""
+    return ((number, _parse(line)) for number, line in whole_lines(path))
 
 
 def _parse(line: bytes) -> Record | None:

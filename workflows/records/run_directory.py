@@ -20,7 +20,7 @@ from workflows.planning.campaign import NAME, Campaign
 from workflows.planning.campaign_file import as_plain, as_yaml
 from workflows.records.campaign_code import campaign_code
 from workflows.records.driver_lock import DriverLock, holder
-from workflows.records.journal import Journal
+from workflows.records.journal import Journal, require_unaltered
 
 RUNS = Path("runs")
 
@@ -133,7 +133,7 @@ def open_existing(path: Path) -> RunDirectory:
     """Open a run to resume it.
 
     Raises:
-        UserMistake: there is no such run, it is in use, it has no records, or it was begun with other code.
+        UserMistake: there is no such run, it is in use, it has no records, was begun with other code, or altered.
     """
     if not _taken(path):
         raise UserMistake(f"{path} is no run directory: it has no journal.jsonl")
@@ -147,6 +147,7 @@ def open_existing(path: Path) -> RunDirectory:
                 f"{path} was begun with campaign code {began_with}, this is {campaign_code()}",
                 remedy="Check out that commit again (environment.json names it) to resume it, or start a new run",
             )
+        require_unaltered(run.journal.path)
     except UserMistake:
         run.close()
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import subprocess
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apps.base.errors import StorageError, UserMistake
-from workflows.records.journal import Journal, read_journal
+from workflows.records.journal import START, Journal, links, read_journal, require_unaltered
 
 
 def test_records_come_back_in_order(tmp_path: Path) -> None:
@@ -41,6 +42,49 @@ def test_cut_off_anywhere_it_keeps_its_whole_records(tmp_path_factory: pytest.Te
     assert len(again.records) == content.count(b"\n")
     again.write("thing", number=9)
     assert [r["seq"] for r in read_journal(path)] == list(range(1, len(again.records) + 1))
+    require_unaltered(path)
+
+
+@pytest.fixture
+def chained(tmp_path: Path) -> Path:
+    journal = Journal(tmp_path / "j.jsonl")
+    for number in range(3):
+        journal.write("thing", number=number, loss=0.1)
+    journal.close()
+    return journal.path
+
+
+def test_each_line_has_the_link_of_its_bytes_and_of_all_before(chained: Path) -> None:
+    head = START
+    for line in chained.read_text().splitlines():
+        record = json.loads(line)
+        content = line[: line.index(',"chain"')] + "}"
+        head = hashlib.sha256(bytes.fromhex(head) + content.encode()).hexdigest()
+        assert record["chain"] == head
+    assert [r["chain"] for r in Journal(chained).records][-1] == head == Journal(chained).head
+    require_unaltered(chained)
+
+
+@pytest.mark.parametrize("line", [1, 2, 3])
+def test_every_changed_byte_of_a_line_is_found_and_only_that_line_is_named(chained: Path, line: int) -> None:
+    content = chained.read_bytes()
+    begin = sum(len(part) for part in content.splitlines(keepends=True)[: line - 1])
+    for place in range(begin, content.index(b"\n", begin)):
+        changed = bytearray(content)
+        changed[place] = 0x7E if changed[place] != 0x7E else 0x7D
+        chained.write_bytes(changed)
+        assert [number for number, found, expected in links(chained) if found != expected] == [line], place
+        with pytest.raises(UserMistake, match=f"line {line} is not as it was written"):
+            require_unaltered(chained)
+
+
+def test_a_line_that_is_removed_moved_or_stripped_of_its_link_is_found(chained: Path) -> None:
+    one, two, three = chained.read_text().splitlines()
+    bare = one[: one.index(',"chain"')] + "}"
+    for lines in ([one, three], [two, three], [one, three, two], [one, two, two, three], [bare, two, three]):
+        chained.write_text("".join(f"{line}\n" for line in lines))
+        with pytest.raises(UserMistake, match="is not as it was written"):
+            require_unaltered(chained)
 
 
 def test_a_damaged_middle_is_not_passed_over(tmp_path: Path) -> None:
@@ -73,6 +117,7 @@ def test_a_failed_write_leaves_no_half_record(tmp_path: Path, monkeypatch: pytes
             journal.write("lost")
     journal.write("after")
     assert [r["event"] for r in read_journal(journal.path)] == ["before", "after"]
+    require_unaltered(journal.path)
 
 
 FULL_DISK = """
