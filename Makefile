@@ -66,11 +66,8 @@ bench: setup  ## measure aggregation, orchestration and the data of a round
 	$(BIN)/python tests/benchmarks/orchestration.py
 	$(BIN)/python tests/benchmarks/driver_rounds.py
 	$(BIN)/python tests/benchmarks/shard.py
-<<<<<<< HEAD
 	$(BIN)/python tests/benchmarks/many_sites.py
-=======
 	PYTHONPATH=.:tests $(BIN)/python tests/benchmarks/verification.py
->>>>>>> main
 	$(BIN)/python tests/benchmarks/kept_ranks.py
 
 study: setup  ## compare all strategies in virtual time under bursty queues (minutes)

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 from facilities.globus.transfer_fixtures import TransferFacility
-from patience import patience
-from staging_scene import WAIT_S, wait_until
+from patience import patience, wait_until
+from staging_scene import WAIT_S
 from transfer_driver import Run, globus_site, make_artifact, place
 
 from site_configs.library.site import Collection
