@@ -130,6 +130,10 @@ class UserMistake(CrossfedError):
     """An invalid request or setting: exit code 2, whenever it is found."""
 
 
+class SiteMistake(UserMistake):
+    """What a site has found to be wrong with its own settings or data: it cannot take part, the others can."""
+
+
 class ArtifactError(CrossfedError):
     """A file of tensors is missing, truncated, changed, or has another hash than its name."""
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any, NotRequired, TypedDict, cast
 
 from apps.artifacts.manifests import Manifest
+from apps.artifacts.robust import RobustSpec
 from apps.artifacts.server_optimizer import ServerRuleSpec
 from apps.training.spec import TrainingSpec
 from apps.training.task import TrainRequest
@@ -47,6 +48,11 @@ def train_request(
         left_over_from=keep if plan.rules.get("changes") else None,
         attempt=attempt,
     )
+
+
+def robust_spec(action: Aggregate) -> RobustSpec | None:
+    """Return the robust rule as ``aggregate`` takes it, or None."""
+    return cast(RobustSpec, asdict(action.robust)) if action.robust else None
 
 
 def server_rule_spec(action: Aggregate) -> ServerRuleSpec | None:

@@ -10,7 +10,9 @@ Source: Wang et al., Tackling the Objective Inconsistency Problem, NeurIPS 2020 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
+
+from pydantic import model_validator
 
 from workflows.strategies.fedavg import FedAvg, SynchronousSection
 
@@ -19,6 +21,12 @@ class FedNovaSection(SynchronousSection):
     """``strategy: {name: fednova}``."""
 
     name: Literal["fednova"]
+
+    @model_validator(mode="after")
+    def _only_a_mean(self) -> Self:
+        if self.rule != "mean":
+            raise ValueError("rule: fednova is a mean; a robust rule needs another strategy, for example fedavg")
+        return self
 
     def strategy(self, rounds: int, steps: int) -> FedAvg:
         return self.rounds_of(rounds, steps, normalise=True)
