@@ -55,14 +55,15 @@ def _refused(error: object, by_auth: bool) -> Exception:
     from globus_sdk import GlobusAPIError
 
     assert isinstance(error, GlobusAPIError)
-    status, text = error.http_status, one_line(error.message or error.text or error.code or "")
+    status, whole = error.http_status, error.message or error.text or error.code or ""
+    text = one_line(whole)
     if status in TRANSIENT or status >= 500:
         return Unreachable(f"{status}: {text}")
     if status == 401 or by_auth:
         return LoginNeeded(f"Globus does not accept this login: {text}", remedy=login_remedy())
     if status == 404 and "FUNCTION" in (error.code or "").upper():
         return FunctionUnknown(text)
-    if is_restarting(text):
+    if is_restarting(whole):  # an agent says so after paths and times of any length
         return EndpointNotReady(text)
     if status == 413:
         return UserMistake(f"Globus Compute refuses the request as too large: {text}")

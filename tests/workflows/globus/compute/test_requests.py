@@ -17,7 +17,7 @@ from benchmarks.many_sites import MemoryJournal, SimulatedApi, SimulatedClock, W
 from apps.base.errors import CrossfedError, EndpointProblem, TaskError
 from workflows.globus.compute.api import same_runtime
 from workflows.globus.compute.calls import TOGETHER, Call, CallTarget, sent_together
-from workflows.globus.compute.failures import Unreachable, classified
+from workflows.globus.compute.failures import EndpointNotReady, Unreachable, classified
 from workflows.globus.compute.rate_limit import RateLimiter
 from workflows.globus.compute.service import ComputeService
 from workflows.globus.remedies import LoginNeeded
@@ -244,3 +244,17 @@ def test_a_session_policy_is_told_with_its_remedy(service_account: bool, monkeyp
                 "Log in: python workflows/login.py --session domain=alcf.anl.gov"
                 " --session policy=11111111-2222-3333-4444-555555555555 --session mfa"
             )
+
+
+@pytest.mark.parametrize("folder", ["/home/u", "/lustre/orion/proj-shared/abc123/" + "a_long_name/" * 20])
+def test_an_endpoint_whose_last_child_is_taken_for_alive_is_waited_for_wherever_it_lies(folder: str):
+    """What the agent (globus_compute_endpoint/cli.py) says, and how the service hands it on."""
+    text = (
+        f"no child endpoint: Failed to start or unexpected error:\n  (MessageSystemExit) \n"
+        f"        PID path: {folder}/uep.63ce1d45/daemon.pid (PID: 2118)\n"
+        "   Last modified: 1795942150.719 (Sun Nov 29 08:49:10 2026)\n    Current time: 1795942163.326 (Sun Nov 29"
+        " 08:49:23 2026)\nPID file content:\n2118\n\nAnother instance of this endpoint is running.  (Perhaps on another"
+        " login node?)  Refusing to start.  If this is not correct, then remove the PID file before starting again."
+    )
+    error = api_error(422, kind=globus_sdk.ComputeAPIError, code="SEMANTICALLY_INVALID", message=text)
+    assert isinstance(classified(error), EndpointNotReady)
