@@ -12,9 +12,9 @@ from apps.training.progress import FILE
 from site_configs.library.site import Site
 from workflows.console.units import bytes_text
 from workflows.globus.compute.service import ComputeService
+from workflows.globus.finished import find_manifest
 from workflows.globus.transfer.https import FileReader
 from workflows.globus.transfer.staging import GlobusStaging
-from workflows.globus.transfer.transfers import AT_ONCE
 from workflows.planning.labels import TRANSFERS
 from workflows.trust.answers import read_progress
 
@@ -37,7 +37,8 @@ class GlobusRoute:
         """Return the Parsl executors: one for each site, and threads of this process for the transfers."""
         from parsl.executors import ThreadPoolExecutor
 
-        threads = [ThreadPoolExecutor(label=TRANSFERS, max_threads=AT_ONCE)] if self.staging else []
+        staging = self.staging
+        threads = [ThreadPoolExecutor(label=TRANSFERS, max_threads=staging.threads())] if staging else []
         return [*self.sites.values(), *threads]
 
     def close(self) -> None:
@@ -88,7 +89,7 @@ def globus_route(plan: Plan, run: RunDirectory) -> GlobusRoute:
 
     app = globus_app()
     service = ComputeService(partial(compute_client, app), run.journal)
-    staging, read_state = None, None
+    staging, reader, read_state = None, None, None
     if staged:
         assert plan.campaign.globus is not None  # checked before
         staging = GlobusStaging(
@@ -108,6 +109,7 @@ def globus_route(plan: Plan, run: RunDirectory) -> GlobusRoute:
             user_endpoint_config=user_endpoint_config(site),
             campaign=run.path.name,
             named=[key for key in ("data", "model") if getattr(plan.campaign.sites[name], key)],
+            find_manifest=partial(find_manifest, site, reader, staging),
             read_state=read_state if _is_read_over_https(site) else None,
         )
         for name, site in reached.items()

@@ -217,6 +217,13 @@ def _measure_problem(manifest: Mapping[str, Any], base: Mapping[str, Any]) -> st
     return None
 
 
+def finished_problem(result: Any, call: SiteCall) -> str | None:
+    """Return what is wrong with the answer of ``apps.train.finished_training``, or None."""
+    if not isinstance(result, dict) or result.keys() != {"manifest"}:
+        return "it has not exactly the field manifest"
+    return None if result["manifest"] is None else manifest_problem(result["manifest"], call)
+
+
 def _fits(schema: type[Answer]) -> Callable[[Any, SiteCall], str | None]:
     return lambda result, _call: problem_of(schema, result)
 
@@ -224,6 +231,7 @@ def _fits(schema: type[Answer]) -> Callable[[Any, SiteCall], str | None]:
 CHECKS: Mapping[str, Callable[[Any, SiteCall], str | None]] = {
     "apps.train:enrol": enrolment_problem,
     "apps.train:local_train": manifest_problem,
+    "apps.train:finished_training": finished_problem,
     "apps.site:site_status": _fits(SiteStatusAnswer),
     "apps.site:examine_site": _fits(ExaminationAnswer),
     "apps.site:block_started": _fits(BlockStartAnswer),
