@@ -20,7 +20,6 @@ from workflows.dataflow.replay import recorded_events, withdraw_since
 from workflows.planning.places import ServerPlace
 from workflows.records.journal import Journal
 from workflows.records.scores import GLOBAL
-from workflows.runtime.kernel import root_cause
 from workflows.strategies.base import Train
 
 SITE_AND_ROUND = re.compile(r"([^:]+):([0-9]{1,9})")
@@ -74,6 +73,8 @@ class Admission:
         Raises:
             CrossfedError: a model could not be evaluated.
         """
+        from workflows.runtime.kernel import root_cause  # loads Parsl
+
         evaluations = self._evaluations(action, update)
         if self.bound is None or evaluations is None:
             return None
