@@ -16,8 +16,7 @@ from workflows.globus.finished import find_manifest
 from workflows.globus.transfer.https import FileReader
 from workflows.globus.transfer.staging import GlobusStaging
 from workflows.planning.labels import TRANSFERS
-from workflows.trust.answers import parse_json
-from workflows.trust.schema import ProgressAnswer, problem_of
+from workflows.trust.answers import read_progress
 
 if TYPE_CHECKING:
     from parsl.executors.base import ParslExecutor
@@ -125,15 +124,15 @@ def _is_read_over_https(site: Site) -> bool:
 
 
 def state_over_https(reader: FileReader, sites: Mapping[str, Site], name: str) -> dict[str, Any] | None:
-    """Read a site's progress file where its collection has a web server; None: it cannot be read."""
+    """Read a site's progress file where its collection has a web server; None: it cannot be read.
+
+    Raises:
+        ValueError: it is no progress.
+    """
     site = sites[name]
     assert site.collection is not None
     content = reader.read(site.collection, site.outgoing / FILE)
-    try:
-        progress = parse_json(content.decode(errors="replace")) if content else None
-    except ValueError:
-        return None
-    return {"progress": progress} if problem_of(ProgressAnswer, progress) is None else None
+    return {"progress": read_progress(content.decode(errors="replace"))} if content else None
 
 
 def progress_text(progress: Mapping[str, Any] | None) -> str | None:

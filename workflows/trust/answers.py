@@ -132,3 +132,18 @@ def refused(call: SiteCall, reason: str) -> AnswerRefused:
 def _round(call: SiteCall) -> int | None:
     place: Any = call.args[0] if call.args and isinstance(call.args[0], Mapping) else {}
     return place.get("round") if call.function == "apps.train:local_train" else None
+
+
+def read_progress(text: str) -> Any:
+    """Return the progress that a site has written into its file.
+
+    Raises:
+        ValueError: it is no progress; the text says why.
+    """
+    from workflows.trust.schema import ProgressAnswer, problem_of
+
+    progress = parse_json(text)
+    problem = problem_of(ProgressAnswer, progress)
+    if problem is not None:
+        raise ValueError(problem)
+    return progress

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from apps.artifacts.manifests import HEADER_SPARE
 from apps.training.task import task_identity
@@ -112,6 +112,12 @@ class ProgressAnswer(Answer):
     loss: Number | None
     tokens_per_s: Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
     time: Moment
+
+    @model_validator(mode="after")
+    def _has_no_more_steps_than_planned(self) -> ProgressAnswer:
+        if self.step > self.steps:
+            raise ValueError(f"step {self.step} of {self.steps}")
+        return self
 
 
 class SiteStatusAnswer(Answer):
