@@ -145,7 +145,7 @@ class SiteRequests:
                 return None
             error = self.admission.refusal(action, future)
         if error is None:
-            return update_event(self.clock.now(), action, future.result(), self.shards[action.site].result())
+            return update_event(self.clock, action, future.result(), self.shards[action.site].result())
         if isinstance(error, ModelNotFinite):
             raise error
         if isinstance(error, ArtifactError) and attempt <= self.plan.campaign.retries:
