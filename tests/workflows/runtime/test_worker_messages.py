@@ -194,7 +194,7 @@ def test_other_errors_arrive_as_their_name_and_text(error: Exception, text: str)
 
 def test_no_name_in_an_error_is_looked_up() -> None:
     """Also not that of a class which Parsl knows, or of one that ends the process."""
-    content = pickle.dumps([SystemExit(1), os.system, WorkerLost(1, "n")])
+    content = pickle.dumps([SystemExit, os.system, WorkerLost])
     found: Any = read_values(content, OBJECTS)
     assert [inert.named for inert in found] == [
         ("builtins", "SystemExit"),
