@@ -19,6 +19,7 @@ from apps.base.errors import TaskError, main_line
 
 logger = logging.getLogger(__name__)
 LARGEST = 100_000_000  # bytes of a message; ten times the longest answer
+MOST_OPERATIONS = 100_000  # of one byte each some make an object of hundreds; a message of Parsl has a few hundred
 # opcodes of plain values; LONG_BINPUT, which no pickle of today has, could ask for any amount of memory
 VALUES = {"PROTO", "FRAME", "STOP", "MARK", "MEMOIZE", "BINPUT", "BINGET", "LONG_BINGET"}
 VALUES |= {"NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"}
@@ -53,7 +54,7 @@ class Inert:
     def __call__(self, *args: Any, **_named: Any) -> Inert:
         """Return one in place of what this one would return."""
         made = Inert(*args)
-        made.named = "builtins", str(next(iter(self.args), ""))[:LONGEST]  # dill names classes of Python by a call
+        made.named = "builtins", _texts(self.args)  # dill names classes of Python by a call
         return made
 
     def __setstate__(self, state: Any) -> None:
@@ -81,13 +82,15 @@ def read_values(content: bytes, opcodes: Collection[str] = VALUES) -> Any:
     if len(content) > LARGEST:
         raise UnreadableMessage(f"it has {len(content):,} bytes, at most {LARGEST:,} are read")
     try:
-        strange = next((code.name for code, _, _ in pickletools.genops(content) if code.name not in opcodes), None)
-        found = None if strange else Reader(io.BytesIO(content)).load()
+        for number, (code, _, _) in enumerate(pickletools.genops(content)):
+            if code.name not in opcodes or number > MOST_OPERATIONS:
+                strange = code.name if code.name not in opcodes else f"{MOST_OPERATIONS:,}th"
+                raise UnreadableMessage(f"plain values do not need its operation {strange}")
+        return Reader(io.BytesIO(content)).load()
+    except UnreadableMessage:
+        raise
     except Exception as error:  # noqa: BLE001 - the edge to other machines: a broken pickle may raise anything
         raise UnreadableMessage(f"it is no pickle: {main_line(error)}") from None
-    if strange:
-        raise UnreadableMessage(f"it has the operation {strange} in it, which plain values do not need")
-    return found
 
 
 class Results(Protocol):
@@ -165,10 +168,8 @@ def read_error(payload: object) -> Exception:
         (module, name), args = _class_and_args(value)
     except UnreadableMessage as error:
         return TaskError(f"its worker pool has sent an error that is not read: {error}")
-    texts = [arg[:LONGEST] for arg in args if isinstance(arg, str)]
-    return _known(module, name, args) or TaskError(
-        f"its worker pool could not execute the call: {name}: {', '.join(texts)}"
-    )
+    text = f"its worker pool could not execute the call: {name[:LONGEST]}: {_texts(args)}"
+    return _known(module, name, args) or TaskError(text)
 
 
 def _class_and_args(value: Any) -> tuple[tuple[str, str], tuple[Any, ...]]:
@@ -184,8 +185,12 @@ def _class_and_args(value: Any) -> tuple[tuple[str, str], tuple[Any, ...]]:
         kind, args = args[0], args[1].get("args", ()) if isinstance(args[1], dict) else args[1]
     named = getattr(kind, "named", ("", ""))
     if named[1] == "_load_type":  # dill's for a class of Python itself
-        named = "builtins", str(next(iter(getattr(kind, "args", ())), ""))[:LONGEST]
+        named = "builtins", _texts(getattr(kind, "args", ()))
     return named, args if isinstance(args, tuple) else ()
+
+
+def _texts(args: tuple[Any, ...]) -> str:
+    return ", ".join(arg for arg in args if isinstance(arg, str))[:LONGEST]
 
 
 def _body(payload: object) -> bytes:
@@ -205,4 +210,5 @@ def _known(module: str, name: str, args: tuple[Any, ...]) -> Exception | None:
         "VersionMismatch": (VersionMismatch, (str, str)),
     }
     kind, types = made.get(name, (Exception, ()))
-    return kind(*args) if module == ERRORS and name in made and tuple(map(type, args)) == types else None
+    fits = module == ERRORS and name in made and tuple(map(type, args)) == types
+    return kind(*args) if fits and all(arg.isascii() for arg in args if not isinstance(arg, int)) else None

@@ -146,6 +146,8 @@ def test_a_message_that_is_not_plain_is_left_out(tmp_path: Path) -> None:
         b"\x80\x02Nr\xff\xff\xff\xff.",  # memory for four thousand million entries
         b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f.",
         pickle.dumps("x" * 100)[:-20],
+        b"(" + b"}" * 200_000 + b"l.",  # hundreds of bytes of memory for each of the message
+        pickle.dumps([{}] * 200_000),
     ],
     ids=lambda c: repr(c)[:40],
 )
@@ -183,6 +185,7 @@ def test_the_errors_that_decide_what_follows_arrive(error: Exception, written: A
     [
         (ModuleNotFoundError("No module named 'apps'"), "ModuleNotFoundError: No module named 'apps'"),
         (WorkerLost(["x"], "n"), "WorkerLost: n"),
+        (ManagerLost(b"\xff", "n"), "ManagerLost: n"),
         (KeyError(3), "KeyError"),
     ],
 )
