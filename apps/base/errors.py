@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
-from apps.base.plain_text import one_line
+from apps.base.plain_text import without_controls
 
 logger = logging.getLogger(__name__)
 UNFINISHED = (":", ",", ";", "(", " or", " and", " of", " the")  # ends of a line that goes on in the next
@@ -66,7 +66,7 @@ class CrossfedError(Exception):
         if self.file and self.file not in text:
             text += f" ({self.file})"
         end = "" if text.endswith("?") else "."
-        return one_line(f"{text}{end} {self.remedy}" if self.remedy else text)
+        return without_controls(f"{text}{end} {self.remedy}" if self.remedy else text)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.what, self.site, self.round, self.file, self.remedy)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from apps.base.errors import TaskError, main_line
+from apps.base.plain_text import one_line
 
 logger = logging.getLogger(__name__)
 LARGEST = 100_000_000  # bytes of a message; ten times the longest answer
@@ -168,7 +169,7 @@ def read_error(payload: object) -> Exception:
         (module, name), args = _class_and_args(value)
     except UnreadableMessage as error:
         return TaskError(f"its worker pool has sent an error that is not read: {error}")
-    text = f"its worker pool could not execute the call: {name[:LONGEST]}: {_texts(args)}"
+    text = f"its worker pool could not execute the call: {one_line(name[:LONGEST])}: {_texts(args)}"
     return _known(module, name, args) or TaskError(text)
 
 
@@ -190,7 +191,7 @@ def _class_and_args(value: Any) -> tuple[tuple[str, str], tuple[Any, ...]]:
 
 
 def _texts(args: tuple[Any, ...]) -> str:
-    return ", ".join(arg for arg in args if isinstance(arg, str))[:LONGEST]
+    return one_line(", ".join(arg for arg in args if isinstance(arg, str))[:LONGEST])
 
 
 def _body(payload: object) -> bytes:
