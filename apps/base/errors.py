@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
-from apps.base.plain_text import without_controls
+from apps.base.plain_text import one_line
 
 logger = logging.getLogger(__name__)
 UNFINISHED = (":", ",", ";", "(", " or", " and", " of", " the")  # ends of a line that goes on in the next
@@ -66,7 +66,11 @@ class CrossfedError(Exception):
         if self.file and self.file not in text:
             text += f" ({self.file})"
         end = "" if text.endswith("?") else "."
-        return without_controls(f"{text}{end} {self.remedy}" if self.remedy else text)
+        return self.inert(f"{text}{end} {self.remedy}" if self.remedy else text)
+
+    def inert(self, text: str) -> str:
+        """Return a text as it may be shown: without what a terminal obeys."""
+        return one_line(text)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.what, self.site, self.round, self.file, self.remedy)
@@ -130,6 +134,10 @@ class TaskError(CrossfedError):
 
 class UserMistake(CrossfedError):
     """An invalid request or setting: exit code 2, whenever it is found."""
+
+    def inert(self, text: str) -> str:
+        """Return a text as it may be shown; the mistakes of a campaign, which no site speaks of, have a line each."""
+        return one_line(text) if self.site else "\n".join(one_line(line) for line in text.split("\n"))
 
 
 class SiteMistake(UserMistake):
