@@ -17,14 +17,15 @@ from parsl.executors.base import ParslExecutor
 
 from apps.base.errors import TaskError
 from apps.training.task import task_identity
+from apps.trust.signed import Signed
 from site_configs.library.site import Site
 from workflows.console.units import clock_text
 from workflows.globus.compute.calls import Call, CallTarget
 from workflows.globus.compute.liveness import Liveness, ReadState
 from workflows.globus.compute.messages import call_key, pack, require_fits, without_sites_own
 from workflows.globus.compute.service import ComputeService
-from workflows.trust.answers import checked_result
 from workflows.trust.calls import answered, call_of
+from workflows.trust.edge import UNSIGNED, Edge
 
 LOCAL_TRAIN = "apps.train:local_train"
 
@@ -44,6 +45,7 @@ class SiteExecutor(ParslExecutor):
 
     bad_state_is_set = False  # no failure of a site is permanent
     executor_exception: Exception | None = None
+    edge: Edge = UNSIGNED
 
     def __init__(
         self,
@@ -63,7 +65,11 @@ class SiteExecutor(ParslExecutor):
             site.name, endpoint.training, dict(user_endpoint_config or {}), endpoint.silence_s, endpoint.queue_s
         )
         files = CallTarget(site.name, endpoint.files, dict(files_config or {})) if endpoint.files else None
-        self.liveness = Liveness(service, site.name, str(site.storage_root), files, read_state, campaign)
+        root = str(site.storage_root)
+        self.liveness = Liveness(service, site.name, root, files, read_state, campaign, self._order)
+
+    def _order(self, function: str, args: Any) -> Signed | None:
+        return self.edge.order(function, args)
 
     def start(self) -> None:
         self.service.periodic.append(self.liveness.poll)
@@ -81,14 +87,16 @@ class SiteExecutor(ParslExecutor):
         del resource_specification, kwargs  # of Parsl's interface, not used here
         call = call_of(self.label, func, args, {})
         try:
-            request = pack(call.function, without_sites_own(args, self.named), self.campaign)
+            sent = without_sites_own(args, self.named)
+            pack(call.function, sent, self.campaign)  # whatever is not plain is told before it is signed
+            request = pack(call.function, sent, self.campaign, self.edge.order(call.function, sent))
             key = call_key(self.label, call.function, args)
         except (TypeError, ValueError) as error:
             raise TaskError(f"the arguments of {call.function} are not plain: {error}", site=self.label) from error
         require_fits(self.label, call.function, json.dumps([request]))
         training_id = task_identity(*args) if call.function == LOCAL_TRAIN else None
         result = self.service.submit(Call(key, self.target, call.function, request, training_id))
-        return answered(result, lambda found: checked_result(found, call))
+        return answered(result, lambda found: self.edge.checked(found, call))
 
     def shutdown(self) -> None:
         """Stop polling. Tasks at the site continue, and the next driver asks for them."""
