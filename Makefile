@@ -7,6 +7,7 @@ ENDPOINT := .endpoint-venv
 # Twice as many processes as the cores that the tests are made for: many tests mostly wait. Files stay together, since
 # their tests share facilities, and in the order of tests/conftest.py.
 PYTEST = $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+OWN_PROCESS = $(BIN)/python -m pytest tests/workflows/runtime/test_site_executor.py
 
 .PHONY: help setup endpoint-env demo rehearsal test test-fast test-slurm test-globus test-all lint bench study data clean
 
@@ -36,10 +37,11 @@ demo: setup  ## four sites fine-tune a real language model (about two minutes af
 	$(BIN)/python workflows/fl_round.py
 
 test: setup lint  ## lint, types and all tests that this machine can run
-	$(PYTEST)
+	$(PYTEST) -m "not own_process"
+	$(OWN_PROCESS)
 
 test-fast: setup  ## tests that start no worker processes
-	$(PYTEST) -m 'not campaign'
+	$(PYTEST) -m 'not campaign and not own_process'
 
 test-slurm: setup  ## tests on real Slurm (.ci/packages.sh installs it); none may be skipped
 	CROSSFED_REQUIRE_SLURM=1 $(PYTEST) -m "slurm and not globus"
@@ -48,7 +50,8 @@ test-globus: setup endpoint-env  ## tests with Globus agents and RabbitMQ (.ci/p
 	CROSSFED_REQUIRE_SLURM=1 CROSSFED_REQUIRE_GLOBUS=1 $(PYTEST) -m globus
 
 test-all: setup endpoint-env  ## all tests at once; none may be skipped
-	CROSSFED_REQUIRE_SLURM=1 CROSSFED_REQUIRE_GLOBUS=1 $(PYTEST)
+	CROSSFED_REQUIRE_SLURM=1 CROSSFED_REQUIRE_GLOBUS=1 $(PYTEST) -m "not own_process"
+	$(OWN_PROCESS)
 
 rehearsal: setup endpoint-env  ## four machines as separate places on this one, through faults (docs/rehearsal.md)
 	$(BIN)/python tests/rehearsal/run.py $(ARGS)

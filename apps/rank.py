@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from apps.base.errors import CrossfedError, placed
-from apps.base.processes import redirect_output
+from apps.base.processes import keep_files_private, redirect_output
 from apps.base.stop import StopRequest
 from apps.evaluation.on_ranks import rank_losses
 from apps.ranks.control_line import RankEnd
@@ -45,6 +45,7 @@ JOBS: dict[str, Job] = {"train": train, "evaluate": evaluate}
 
 def main() -> None:
     """Join the other ranks and do the jobs of the worker; a failed one ends this process."""
+    keep_files_private()  # some launchers start ranks with another umask than that of their worker
     start = json.loads(Path(sys.argv[1]).read_text())
     parallel = start["parallel"]
     rank_info = find_rank(os.environ, ranks_of(parallel), parallel["ranks_per_node"])

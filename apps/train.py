@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from apps.trust.orders import NO_ORDER, OrderFacts
 from apps.trust.signed import ENROLMENT
 from apps.trust.site_answers import sign_answer
 
+PRIVATE = 0o700  # mode of folders
 STORAGE = (BASES, MANIFESTS, OPTIMIZER, LEFT_OVER, "checkpoints", "logs", LEASES)
 
 
@@ -146,6 +148,9 @@ def train_now(task: Task, stop: StopRequest) -> Manifest:
     """
     began = time.monotonic()
     own = Path(task.base["store"]).resolve().is_relative_to(task.root.resolve())
+    if not own:
+        with suppress(OSError):  # made by Globus Transfer with the modes of its server
+            Path(task.base["store"]).chmod(PRIVATE)
     move(task.base["artifact"], task.base["store"], str(task.store), link=own)
     keep_only(task.store, task.base["artifact"])
     verify_s = time.monotonic() - began
@@ -165,7 +170,7 @@ def make_private(folder: Path) -> None:
         StorageError: it cannot be created.
     """
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(folder, error) from error
 

@@ -16,9 +16,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
+from data.files import bounded_lines
 from data.tasks import Record, Tags, in_canonical_order, tagged
 
 REMEDY = "download data.zip again"
+LARGEST_JSON = 1 << 28  # characters; the largest list of the published set has 30 million
 SAMPLE_LISTS = "sample/instruction_tuning"
 
 
@@ -43,7 +45,9 @@ class Tree:
             self._zip.close()
 
     def open(self, name: str) -> IO[str]:
-        """Open a text file; raise ValueError if it does not exist."""
+        """Open a text file; raise ValueError if it does not exist, or if its name would lead elsewhere."""
+        if {"", ".", ".."} & set(name.split("/")):
+            raise ValueError(f"{self.root} names {name!r}, which is no file in it; {REMEDY}")
         try:
             if self._zip:
                 return io.TextIOWrapper(self._zip.open(self._prefix + name), encoding="utf-8")
@@ -55,9 +59,16 @@ class Tree:
         """Return the content of a JSON file; raise ValueError if it is missing or not valid."""
         with self.open(name) as handle:
             try:
-                return json.load(handle)
-            except ValueError as error:
+                text = handle.read(LARGEST_JSON)
+                if len(text) == LARGEST_JSON:
+                    raise ValueError(f"it has {LARGEST_JSON:,} characters or more")
+                return json.loads(text)
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{self.root}: {name} is not valid JSON ({error}); {REMEDY}") from error
+
+    def packed_nbytes(self, name: str) -> int | None:
+        """Return the size of a file in the zip; None: it is not packed."""
+        return self._zip.getinfo(self._prefix + name).compress_size if self._zip else None
 
     def task_names(self, folder: str) -> list[str]:
         """Return the names of the .json files directly in a folder, without their suffix."""
@@ -130,7 +141,7 @@ def _raw_lines(tree: Tree, name: str, wanted: set[int]) -> dict[int, dict[str, A
     """Return line number (from 0) -> raw sample for the requested lines only: most are never parsed."""
     raw: dict[int, dict[str, Any]] = {}
     with tree.open(name) as handle:
-        for number, line in enumerate(handle):
+        for number, line in enumerate(bounded_lines(handle, tree.packed_nbytes(name), f"{tree.root}: {name}")):
             if number in wanted:
                 try:
                     raw[number] = json.loads(line)

@@ -6,6 +6,7 @@ import errno
 import gzip
 import hashlib
 import io
+import math
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -15,6 +16,9 @@ from pathlib import Path
 from typing import IO
 
 CHUNK_NBYTES = 1 << 20
+LONGEST_LINE = 1 << 24  # characters; the longest records of SMolInstruct have a few thousand
+# a text that unpacks to more than both is no set of records: those become 5 to 30 times larger
+LARGEST_RATIO, SMALL_NBYTES = 200, 1 << 26
 UNFINISHED = ".part-"  # start of the names of files that are being written
 
 
@@ -71,6 +75,28 @@ def gzip_bytes(content: bytes) -> bytes:
     with gzip.GzipFile(filename="", mode="wb", fileobj=buffer, compresslevel=9, mtime=0) as handle:
         handle.write(content)
     return buffer.getvalue()
+
+
+def bounded_lines(handle: IO[str], packed_nbytes: int | None = None, name: str = "the text") -> Iterator[str]:
+    """Yield the lines of a text; none is held in memory that no record can be.
+
+    Args:
+        handle: of the text.
+        packed_nbytes: size of the packed file that it is unpacked from; None: it is not packed.
+        name: of the file, for errors.
+
+    Raises:
+        ValueError: a line is too long, or the text is so much larger than its file that it was made to fill a disk.
+    """
+    limit = math.inf if packed_nbytes is None else max(LARGEST_RATIO * packed_nbytes, SMALL_NBYTES)
+    total = 0
+    while line := handle.readline(LONGEST_LINE):
+        if len(line) >= LONGEST_LINE:
+            raise ValueError(f"{name} has a line of {LONGEST_LINE:,} characters or more")
+        total += len(line)
+        if total > limit:
+            raise ValueError(f"{name} unpacks to more than {LARGEST_RATIO} times its size")
+        yield line
 
 
 def open_text(path: Path) -> IO[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from data import archive
-from data.files import open_text
+from data.files import bounded_lines, open_text
 from data.names import did_you_mean
 from data.tasks import (
     CANONICAL_ORDER,
@@ -259,7 +259,8 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     number = 1
     try:
         with open_text(path) as handle:
-            for number, line in enumerate(handle, start=1):
+            packed = path.stat().st_size if path.suffix == ".gz" else None
+            for number, line in enumerate(bounded_lines(handle, packed, path.name), start=1):
                 if line.strip():
                     row = json.loads(line)
                     if not isinstance(row, dict):

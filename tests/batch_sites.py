@@ -43,9 +43,8 @@ def batch_campaign(sites: dict[str, dict[str, Any]], **changes: Any) -> dict[str
 def start(folder: Path, *arguments: object) -> subprocess.Popen[str]:
     """Start ``fl_round.py`` and return its process."""
     own = {**environment(), "CROSSFED_HISTORY": str(folder / "history.csv")}
-    return subprocess.Popen(
-        command(*arguments), cwd=folder, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command(*arguments), cwd=folder, env=own, umask=0o022, **streams)
 
 
 def finish(driver: subprocess.Popen[str], limit_s: float = 240) -> str:

@@ -76,6 +76,17 @@ def with_file(name: str, content: bytes) -> Callable[[Path], Path]:
     return build
 
 
+def with_index(named: str) -> Callable[[Path], Path]:
+    """Return what saves a Llama in several files, one of which its index names otherwise."""
+
+    def build(folder: Path) -> Path:
+        path = llama(folder, shards="20KB") / "model.safetensors.index.json"
+        path.write_text(path.read_text().replace("model-00001-of-", named))
+        return folder
+
+    return build
+
+
 def cut(name: str, by: int, **options: Any) -> Callable[[Path], Path]:
     """Return what saves a Llama and cuts bytes off the first file of this name; all of them: the file is removed."""
 

@@ -54,6 +54,7 @@ def run(folder: Path, *arguments: object, timeout: float = 240) -> subprocess.Co
     return subprocess.run(
         command(*arguments),
         cwd=folder,
+        umask=0o022,
         env=environment(),
         capture_output=True,
         text=True,
@@ -72,6 +73,12 @@ def journal(run_dir: Path, *events: str) -> list[dict[str, Any]]:
 
 def tasks_done(run_dir: Path, app: str) -> list[dict[str, Any]]:
     return [r for r in journal(run_dir, "task_done") if r["app"] == app]
+
+
+def open_to_others(*folders: Path) -> list[str]:
+    """Return the files and folders, with these folders themselves, that other users of the machine may read."""
+    found = [path for folder in folders for path in (folder, *folder.rglob("*")) if not path.is_symlink()]
+    return [str(path) for path in found if path.stat().st_mode & 0o077 and not path.is_socket()]
 
 
 def final_hash(run_dir: Path) -> str:

@@ -32,7 +32,7 @@ def _slowness() -> float:
     return max(1.0, (time.process_time() - began) / TRIAL_S)
 
 
-def wait_until(condition: Callable[[], T], seconds: float = 30.0, *, unless: Callable[[], object] = lambda: None) -> T:
+def wait_until(condition: Callable[[], T], seconds: float = 60.0, *, unless: Callable[[], object] = lambda: None) -> T:
     """Wait for the first true value of a condition and return it.
 
     Args:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from facilities.globus.transfer_fixtures import TransferFacility
-from patience import patience
 from transfer_driver import QUICK, TASK_ID, Run, globus_site, make_artifact, place
 
 from site_configs.library.site import Collection
@@ -24,13 +22,6 @@ from workflows.records.journal import Journal
 
 MIB = 1 << 20
 WAIT_S = 30.0
-
-
-def wait_until(condition: Callable[[], Any]) -> None:
-    until = time.monotonic() + patience(WAIT_S)
-    while not condition():
-        assert time.monotonic() < until, f"the condition is not true after {WAIT_S} s"
-        time.sleep(0.01)
 
 
 class Scene:

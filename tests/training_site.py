@@ -12,12 +12,10 @@ import subprocess
 import sys
 import time
 import venv
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
-from patience import patience
 
 from apps.artifacts.manifests import Manifest
 from apps.artifacts.store import artifact_path
@@ -145,17 +143,6 @@ class Site:
 
     def saved_steps(self) -> list[int]:
         return sorted(int(p.name[5:14]) for p in (self.root / "checkpoints").glob("*/step-*.safetensors"))
-
-
-def wait_until(condition: Callable[[], Any], timeout_s: float = 60) -> Any:
-    """Wait until a condition is true; return its value."""
-    end = time.monotonic() + patience(timeout_s)
-    while time.monotonic() < end:
-        value = condition()
-        if value:
-            return value
-        time.sleep(0.02)
-    raise AssertionError(f"the condition is not true after {timeout_s} s")
 
 
 def ranks_at(site: Site) -> list[psutil.Process]:

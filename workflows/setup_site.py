@@ -48,7 +48,7 @@ The settings are those of the site in a campaign; python_env is the project's en
 
 """
 NO_ENDPOINT_YET = "00000000-0000-4000-8000-000000000000"  # the endpoint has no id before it is set up
-EXECUTABLE, OWNER_ONLY = 0o755, 0o600
+EXECUTABLE, OWNER_ONLY = 0o700, 0o600
 SHORTEST_BARE_S = 60
 
 

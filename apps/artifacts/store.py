@@ -117,8 +117,12 @@ def verify(store: str | Path, artifact: Artifact) -> Path:
     return path
 
 
-def read_header(path: str | Path) -> Header:
+def read_header(path: str | Path, limit: int = HEADER_LIMIT) -> Header:
     """Read the names, types, shapes and positions of the tensors in a file, checked strictly.
+
+    Args:
+        path: of the file.
+        limit: bytes of a longer header are not read.
 
     Raises:
         ArtifactError: missing, not a safetensors file, truncated, tensors overlap or leave gaps.
@@ -129,6 +133,8 @@ def read_header(path: str | Path) -> Header:
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or length > min(HEADER_LIMIT, size - 8):
                 raise ArtifactError("not a safetensors file", file=str(path))
+            if length > limit:
+                raise ArtifactError(f"its header has {length:,} bytes, at most {limit:,} are read", file=str(path))
             raw = stream.read(length)
     except OSError as error:
         raise cannot_read(path, error) from error
@@ -140,6 +146,19 @@ def read_header(path: str | Path) -> Header:
         raise ArtifactError(f"not a safetensors file: {error}", file=str(path)) from None
     _check_extent(header, 8 + length, size, path)
     return header
+
+
+def header_nbytes(path: str | Path) -> int:
+    """Return the length of a file's header, as the file says.
+
+    Raises:
+        ArtifactError: the file cannot be read.
+    """
+    try:
+        with open(path, "rb") as stream:
+            return int.from_bytes(stream.read(8), "little")
+    except OSError as error:
+        raise cannot_read(path, error) from error
 
 
 def _parse_spec(entry: dict, data_start: int) -> TensorSpec:

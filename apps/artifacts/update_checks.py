@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import NotRequired, TypedDict
 
 from apps.artifacts.lora import is_trained
-from apps.artifacts.manifests import Manifest
-from apps.artifacts.store import Artifact, Header, TensorSpec, artifact_path, read_header
+from apps.artifacts.manifests import HEADER_SPARE, Manifest
+from apps.artifacts.store import Artifact, Header, TensorSpec, artifact_path, header_nbytes, read_header
 from apps.artifacts.streams import PieceReader, piece_ranges
 from apps.artifacts.traffic import DELTA
 from apps.base.errors import ArtifactError, UpdateRefused
@@ -44,7 +44,7 @@ def check_update(manifest: Manifest, base: Artifact, store: str | Path, rules: U
         if delta != rules.get("changes", False):
             raise ArtifactError("it is not what the campaign sends: changes of a model or whole tensors")
         wanted = _wanted(base, store, rules)
-        found = read_header(path)
+        found = read_header(path, header_nbytes(artifact_path(store, base)) + HEADER_SPARE)
         check_layout(found, wanted)
         norm = change_norm(path, found, None if delta else artifact_path(store, base), wanted)
         check_norm(norm, rules["max_update_norm"])

@@ -114,6 +114,11 @@ def weight_files(source: str) -> list[Path]:
     if index is None:
         raise NotStreamable("it has no safetensors files")
     names = sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
+    for name in names:
+        if Path(name).name != name:
+            raise UserMistake(
+                f"model.source: {source} has an index that names {name!r}, which is no file in its folder"
+            )
     files = {name: cached_file(folder, name, **quiet) for name in names}
     missing = [name for name, path in files.items() if path is None]
     if missing:

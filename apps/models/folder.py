@@ -173,6 +173,9 @@ def _shards(folder: Path, index: str) -> Iterator[tuple[Path, set[str]]]:
     if not isinstance(places, dict) or not places:
         raise BrokenFile(f"has a damaged {index}: no weight_map")
     files = sorted(set(map(str, places.values())))
+    for name in files:
+        if Path(name).name != name:
+            raise BrokenFile(f"has an {index} that names {name!r}, which is no file in its folder")
     absent = [name for name in files if not (folder / name).is_file()]
     if absent:
         raise BrokenFile(f"lacks {len(absent)} of its {len(files)} files of weights, such as {absent[0]}")

@@ -270,11 +270,11 @@ def save_for_users(model: Model, folder: Path) -> None:
         _load_model.cache_clear()  # the loaded model has lost its adapters
     network.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
-    make_readable(folder)
+    remove_misleading(folder)
 
 
-def make_readable(folder: Path) -> None:
-    """Let colleagues read the files of a saved model, and remove what would mislead them.
+def remove_misleading(folder: Path) -> None:
+    """Remove from a saved model what would mislead its users.
 
     That is peft's empty form of a model card, and the base model's chat template: no campaign trains with it, but
     programs that find it would put it around every question.
@@ -285,5 +285,3 @@ def make_readable(folder: Path) -> None:
     if settings.is_file() and "chat_template" in (found := json.loads(settings.read_text(encoding="utf-8"))):
         del found["chat_template"]
         settings.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    for path in folder.iterdir():
-        path.chmod(0o644)  # the library makes weights readable to their owner only, but colleagues should load them

@@ -45,9 +45,9 @@ from apps.models.model import (
     load_first_model,
     load_model,
     load_tokenizer,
-    make_readable,
     named_state,
     quiet,
+    remove_misleading,
     save_for_users,
     save_state,
     set_state,
@@ -154,7 +154,7 @@ def write_final_model(spec: ModelSpec, path: Path, folder: Path) -> None:
         else:
             _save_network(network, path, header, folder)
         load_tokenizer(spec).save_pretrained(folder)
-        make_readable(folder)
+        remove_misleading(folder)
     except NotStreamable as reason:
         if spec["source"] != TINY:
             logger.warning("%s is loaded whole: %s", spec["source"], reason)

@@ -14,7 +14,7 @@ import sys
 from typing import IO, Any
 
 from apps.base.errors import VersionMismatch
-from apps.base.processes import end_with_parent
+from apps.base.processes import end_with_parent, keep_files_private
 from apps.remote.calls import FUNCTIONS, answer_text
 
 
@@ -22,6 +22,7 @@ def main() -> None:
     """Execute calls until the input ends."""
     if not end_with_parent(int(sys.argv[1])):
         sys.exit(1)
+    keep_files_private()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     answers = take_stdout()
     send(answers, {"ready": {"pid": os.getpid(), "host": os.uname().nodename}})

@@ -130,7 +130,7 @@ def _release(path: Path) -> None:
 def _create(folder: Path, task_id: str, number: int) -> Path:
     path = _path(folder, task_id, number)
     try:
-        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     except FileExistsError:
         raise _lease_held(path, "another process") from None
     with open(handle, "w") as stream:

@@ -8,8 +8,8 @@ import time
 
 import pytest
 import training_site
-from patience import patience
-from training_site import PLACE, Site, wait_until
+from patience import patience, wait_until
+from training_site import PLACE, Site
 
 from apps.base.errors import BlockTooShort, TrainingError, Unfinished
 from apps.base.identity import Place

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from training_site import ENVIRONMENT, PROJECT, Site, ranks_at, wait_until
+from patience import wait_until
+from training_site import ENVIRONMENT, PROJECT, Site, ranks_at
 
 if TYPE_CHECKING:
     from facilities.slurm import SlurmCluster

@@ -126,6 +126,34 @@ def test_malformed_raw_line(tmp_path: Path, archive: Path) -> None:
         load_records(str(tmp_path / "unpacked"), "test", ["retrosynthesis"])
 
 
+@pytest.mark.parametrize("named", ["../../outside", "/outside", "../t/../.."])
+def test_a_listing_cannot_lead_out_of_the_archive(named: str, tmp_path: Path, archive: Path) -> None:
+    """The wordings of another folder would become training records."""
+    with zipfile.ZipFile(archive) as handle:
+        handle.extractall(tmp_path / "unpacked")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "retrosynthesis.json").write_text('[{"input": "SECRET <INPUT>", "output": "<OUTPUT>"}]')
+    listing = tmp_path / "unpacked" / "sample" / "instruction_tuning" / "test" / "retrosynthesis.json"
+    listing.write_text(json.dumps({**json.loads(listing.read_text()), "template_name": named}))
+    with pytest.raises(ValueError, match="names .*, which is no file in it; download"):
+        load_records(str(tmp_path / "unpacked"), "test", ["retrosynthesis"])
+
+
+@pytest.mark.parametrize("name", ["raw/test/retrosynthesis.jsonl", "template/own/retrosynthesis.json"])
+def test_a_file_that_unpacks_without_end(
+    name: str, tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data.files.LONGEST_LINE", 1000)
+    monkeypatch.setattr("data.archive.LARGEST_JSON", 1000)
+    with zipfile.ZipFile(archive) as handle:
+        content = {n: handle.read(n) for n in handle.namelist()}
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as handle:
+        for other, text in content.items():
+            handle.writestr(other, b"0" * 2000 if other == name else text)
+    with pytest.raises(ValueError, match=r"1,000 characters or more"):
+        load_records(str(archive), "test", ["retrosynthesis"])
+
+
 def test_an_incomplete_download(archive: Path) -> None:
     archive.write_bytes(archive.read_bytes()[:500])
     with pytest.raises(ValueError, match="is not a complete zip file"):

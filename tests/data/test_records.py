@@ -228,6 +228,22 @@ def test_field_of_wrong_type_is_named(tmp_path: Path, sample_records: list[Recor
         load_records(str(tmp_path), "test")
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (b"0" * 5000, "line 1: train.jsonl.gz has a line of 1,000 char"),
+        (b"\n" * 500_000, "unpacks to more than 200 times"),
+    ],
+)
+def test_a_gzip_bomb(line: bytes, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not one line is held that no record can be, and no file is unpacked without end."""
+    monkeypatch.setattr("data.files.LONGEST_LINE", 1000)
+    monkeypatch.setattr("data.files.SMALL_NBYTES", 1000)
+    (tmp_path / "train.jsonl.gz").write_bytes(gzip.compress(line))
+    with pytest.raises(ValueError, match=told):
+        load_records(str(tmp_path), "train", ["forward_synthesis"])
+
+
 def test_truncated_gzip(tmp_path: Path, sample_records: list[Record]) -> None:
     path = tmp_path / "test.jsonl.gz"
     write_lines(path, sample_records)

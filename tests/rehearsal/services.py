@@ -9,11 +9,12 @@ import json
 import shlex
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
 from facilities.globus.collection_folders import CollectionFolder
 from facilities.globus.rabbit import rabbit_broker
 from facilities.globus.stack import Stack, client_variables, globus_stack
@@ -70,10 +71,10 @@ def globus_services(root: Path) -> Iterator[Services]:
             yield Services(stack, Transfer(stack.service, stack.auth))
 
 
-def set_up_endpoint(
+def write_setup(
     driver: Place, place: Place, services: Services, config: str, settings: Mapping[str, object], with_files: bool
-) -> dict[str, str]:
-    """Do at a facility what ``setup_site.py`` says; return the endpoint settings of the site.
+) -> str:
+    """Run ``setup_site.py`` for a facility with the driver's login; return the folder that it has written.
 
     Args:
         driver: where the campaign's driver will run.
@@ -86,13 +87,38 @@ def set_up_endpoint(
     name, project = place.facility.name, driver.facility.project
     sets = " ".join(f"--set {shlex.quote(f'{key}={value}')}" for key, value in settings.items())
     sets += "" if with_files else " --no-files"
-    written = f"{project}/endpoints/{name}"
+    login = " ".join(f"{key}={shlex.quote(value)}" for key, value in services.variables().items())
     line = f"{driver.facility.environment}/bin/python {project}/project/workflows/setup_site.py {config} --site {name}"
-    driver.run(f"{line} {sets} --out {written}")
-    there = f"{place.facility.project}/crossfed-endpoints/{name}"
+    written = f"{project}/endpoints/{name}"
+    driver.run(f"env {login} {line} {sets} --out {written}")
+    return written
+
+
+def fill_in_policy(folder: Path, data: str, model: str) -> None:
+    """Do what a site's operator does with ``crossfed-site.yaml``: name the records and the base model."""
+    path = folder / "crossfed-site.yaml"
+    policy = yaml.safe_load(path.read_text()) | {"data": [data], "models": [model]}
+    path.write_text(yaml.safe_dump(policy))
+
+
+def set_up_endpoint(
+    driver: Place, place: Place, services: Services, written: str, operator: Callable[[Path], None], with_files: bool
+) -> dict[str, str]:
+    """Do at a facility what its checklist says; return the endpoint settings of the site.
+
+    Args:
+        driver: where the campaign's driver will run.
+        place: the facility.
+        services: Globus.
+        written: folder that ``setup_site.py`` has written.
+        operator: edits the policy in the site's folder.
+        with_files: also set up the endpoint on the login node.
+    """
+    there = f"{place.facility.project}/crossfed-endpoints/{place.facility.name}"
     folder = place.path(there)
     shutil.copytree(driver.path(written), folder)
     folder.chmod(0o700)
+    operator(folder)
     known = {k: v for k, v in services.variables().items() if k != "GLOBUS_SDK_ENVIRONMENT"} | {"SPT_NOENV": "1"}
     account = folder / "account.env"
     account.touch(mode=0o600)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from rehearsal.campaign import (
 )
 from rehearsal.facility import Facility
 from rehearsal.network import make_world
-from rehearsal.services import Services, globus_services, set_up_endpoint
+from rehearsal.services import Services, fill_in_policy, globus_services, set_up_endpoint, write_setup
 from rehearsal.world import PROJECT, Place, start_place
 
 HERE = Path(__file__).resolve().parent
@@ -109,19 +110,29 @@ def _remote_entries(
     campaign.variables |= services.variables()
     remote = [place for place in places.values() if place is not driver]
 
-    def entry(place: Place) -> dict[str, Any]:
+    def written(place: Place, collection: str) -> str:
+        """The first one registers the function that all endpoints accept, so one after the other."""
         config = f"/home/user/{place.facility.name}.py"
         values = site_values(place, config)
-        collection = services.add_collection(place, shared_folder(place.facility))
         asked = {key: values[key] for key in ("account", "storage_root", "ranks_per_node")}
         asked |= remote_values(place.facility, collection, {}) | {"nodes": 2}
         del asked["route"], asked["model"]
-        endpoints = set_up_endpoint(driver, place, services, config, asked, not size.short)
-        say(f"{place.facility.name}: endpoint online, set up by its checklist")
-        return values | remote_values(place.facility, collection, endpoints)
+        return write_setup(driver, place, services, config, asked, not size.short)
+
+    collections = [services.add_collection(place, shared_folder(place.facility)) for place in remote]
+    folders = [written(place, collection) for place, collection in zip(remote, collections, strict=True)]
+
+    def entry(place: Place, collection: str, folder: str) -> dict[str, Any]:
+        facility = place.facility
+        operator = partial(fill_in_policy, data=records_file(facility), model=model_folder(facility))
+        endpoints = set_up_endpoint(driver, place, services, folder, operator, not size.short)
+        say(f"{facility.name}: endpoint online, set up by its checklist")
+        values = site_values(place, f"/home/user/{facility.name}.py")
+        return values | remote_values(facility, collection, endpoints)
 
     with ThreadPoolExecutor(len(remote)) as pool:
-        return dict(zip([p.facility.name for p in remote], pool.map(entry, remote), strict=True))
+        entries = pool.map(entry, remote, collections, folders)
+        return dict(zip([p.facility.name for p in remote], entries, strict=True))
 
 
 def put_materials(materials: Path, place: Place) -> None:

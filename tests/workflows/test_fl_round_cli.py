@@ -121,7 +121,7 @@ def filled_in(folder: Path, campaign: Path) -> Path:
         entry = raw["sites"][name]
         entry |= {"account": "abc", "storage_root": f"{root}/store"}
         if entry.get("route") == "globus":
-            ends = {"endpoint": f"{ID}{number}", "collection": f"{ID}{number}", "collection_folder": f"{root}/store"}
+            ends = {"endpoint": f"{ID}{number}", "collection": f"{ID}{number}", "collection_folder": f"{root}/exchange"}
             entry |= {**ends, "python_env": f"{root}/env", "data": f"{root}/data.zip"}
     path = folder / "mine.yaml"
     path.write_text(yaml.safe_dump(raw, sort_keys=False))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
 from apps.base.errors import CrossfedError, UserMistake
+from apps.base.processes import keep_files_private
 
 logger = logging.getLogger(__name__)
 DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
@@ -57,7 +58,11 @@ def complain(text: str, code: int) -> int:
 
 
 def leave(main: Callable[[], int]) -> NoReturn:
-    """Run a command and end the process, even if a thread of a library still waits for a dead process."""
+    """Run a command, whose files only its user may read, and end the process.
+
+    It ends even if a thread of a library still waits for a dead process.
+    """
+    keep_files_private()
     sys.stdout, sys.stderr = lasting(sys.stdout), lasting(sys.stderr)
     code = main()
     if any(t is not threading.main_thread() and t.is_alive() and not t.daemon for t in threading.enumerate()):

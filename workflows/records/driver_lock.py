@@ -76,7 +76,8 @@ def try_lock(stream: IO[str]) -> bool:
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN):
             return False
-        logger.info("%s: no file lock (%s), its lease alone is kept", stream.name, error.strerror)
+        code = errno.errorcode.get(error.errno or 0, "unknown error")
+        logger.warning("%s: no file lock (%s: %s); its lease alone is kept", stream.name, code, error.strerror)
     return True
 
 

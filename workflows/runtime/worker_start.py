@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from apps.base.own_packages import ROOT
+from apps.base.processes import PRIVATE_UMASK
 from apps.training.deadline import BLOCK_END_VARIABLE, END_VARIABLES
 from site_configs.library.machine import thread_environment
 from site_configs.library.site import Site
@@ -37,6 +38,7 @@ def worker_init(site: Site) -> str:
     else:  # the driver's shell may have been inside an allocation
         lines = [f"unset {' '.join(END_VARIABLES)}"]
     lines += [site.setup] if site.setup else []
+    lines += [f"umask {PRIVATE_UMASK:03o}"]
     lines += [f"export {name}={shlex.quote(value)}" for name, value in values.items()]
     programs = site.python_env / "bin" if site.python_env else Path(sys.executable).parent
     lines += [

@@ -44,6 +44,14 @@ def refusal(*args: object, **kwargs: object) -> str:
     return error.what
 
 
+@pytest.mark.parametrize("entries", [0, 2000])
+def test_a_header_that_no_update_of_this_model_has_is_not_read(entries: int, tmp_path):
+    """All header, as large as its file: thousands of empty tensors, or nothing but spaces."""
+    items = (f'"{n:07d}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}' for n in range(entries))
+    text = ("{" + ",".join(items) + "}").encode().ljust(100_000)
+    assert "its header has" in refusal(tmp_path, len(text).to_bytes(8, "little") + text)
+
+
 def test_norm_is_that_of_the_change(tmp_path):
     update = BASE | {"w": BASE["w"] + torch.tensor([[1.0, 2, 0], [0, 0, 2]]), "b": BASE["b"] + 2}
     assert checked(tmp_path, update) == 5.0  # 1 + 4 + 4 + 4 * 4 = 25

@@ -12,8 +12,7 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
-from patience import patience
-from training_site import wait_until
+from patience import patience, wait_until
 
 from apps.base.errors import StorageError
 from apps.ranks.control_line import WORKER_LOST, WorkerEnd

@@ -16,8 +16,9 @@ import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import wait_until
 from site_policy import write_policy
-from training_site import PLACE, PROJECT, Site, bare_environment, wait_until
+from training_site import PLACE, PROJECT, Site, bare_environment
 
 from apps.base import errors
 from apps.base.error_records import error_from, error_record

@@ -9,7 +9,8 @@ import sys
 import time
 
 import pytest
-from training_site import ENVIRONMENT, PROJECT, Site, rank_at, ranks_at, wait_until
+from patience import wait_until
+from training_site import ENVIRONMENT, PROJECT, Site, rank_at, ranks_at
 
 from apps.artifacts.manifests import Manifest
 from apps.base.errors import RanksLost

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from patience import patience
-from training_site import ENVIRONMENT, Site, wait_until
+from patience import patience, wait_until
+from training_site import ENVIRONMENT, Site
 
 from apps.base.errors import LeaseHeld, StorageError
 from apps.training import leases

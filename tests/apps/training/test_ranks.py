@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from patience import patience
-from training_site import PROJECT, Site, rank_at, ranks_at, wait_until
+from patience import patience, wait_until
+from training_site import PROJECT, Site, rank_at, ranks_at
 
 from apps.artifacts.store import load_tensors, read_header
 from apps.base.errors import RanksLost, TrainingError, UserMistake

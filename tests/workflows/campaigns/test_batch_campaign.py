@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 from batch_sites import batch_campaign, events, finish, nothing_left, pbs_entry, slurm_entry, start, trained_once
-from campaigns import tasks_done
+from campaigns import open_to_others, tasks_done
 
 from workflows.records.queue_history import read_history
 
@@ -48,6 +48,7 @@ def test_the_tiny_campaign_over_two_slurm_machines_and_a_pbs_machine(
     run_dir = tmp_path / "runs" / "tiny"
     assert trained_once(run_dir) and len(tasks_done(run_dir, "local_train")) == 6
     assert nothing_left(run_dir, slurm_site, other_slurm, pbs_site.cluster)
+    assert open_to_others(run_dir, *storage.glob("tiny/*")) == []
     begun = events(run_dir, "block_started")
     assert sorted(r["site"] for r in begun) == sorted(sites)  # one block each, kept over the rounds
     ended = {r["site"]: r["state"] for r in events(run_dir, "block_ended")}

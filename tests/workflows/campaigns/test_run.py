@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from campaigns import command, environment, final_hash, journal, run, tasks_done, write_campaign
+from campaigns import command, environment, final_hash, journal, open_to_others, run, tasks_done, write_campaign
 from patience import patience, wait_until
 from pilot_site import pilot_site
 
@@ -52,6 +52,11 @@ def test_a_campaign_leaves_what_the_design_promises(undisturbed: Path) -> None:
         assert (undisturbed / name).is_file(), name
     assert journal(undisturbed)[-1]["event"] == "campaign_finished"
     assert_nothing_left(undisturbed)
+
+
+def test_only_the_user_may_read_what_a_campaign_leaves(undisturbed: Path) -> None:
+    """Driver and workers, started with the usual umask."""
+    assert open_to_others(undisturbed) == []
 
 
 def test_the_model_loads_with_transformers_alone(undisturbed: Path) -> None:

@@ -62,6 +62,12 @@ BROKEN: dict[str, tuple[Callable[[Path], Path], dict[str, Any], list[str]]] = {
     "shard missing": (make.cut(make.SHARDS, 10**9, shards="20KB"), {}, ["lacks 1 of its", "model-00001-of-"]),
     "shard cut": (make.cut(make.SHARDS, 100, shards="20KB"), {}, ["damaged model-00001-of-", "bytes instead of"]),
     "index cut": (make.cut("*.index.json", 30, shards="20KB"), {}, ["damaged model.safetensors.index.json"]),
+    "index outside": (make.with_index("../../x-"), {}, ["index.json that names '../../x-", "no file in its folder"]),
+    "index absolute": (
+        make.with_index("file:///x-"),
+        {},
+        ["index.json that names 'file:///x-", "no file in its folder"],
+    ),
     "tensor missing": (
         make.renamed(lambda n: None if "layers.1.mlp.up" in n else n),
         {},

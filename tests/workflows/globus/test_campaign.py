@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 from batch_sites import events, finish, nothing_left, trained_once
-from campaigns import final_hash, run, tasks_done
+from campaigns import final_hash, open_to_others, run, tasks_done
 from globus_campaigns import GlobusWorld, files_with, globus_world
 
 from apps.training.shard import shard_records
@@ -59,6 +59,8 @@ def test_two_globus_sites_and_a_local_one_give_the_model_of_three_local_ones(wor
         assert {parts[:3] for parts in left} == {(way, "nano", name) for way in ("in", "out")}
         assert all(re.fullmatch(LEAVES, parts[-1]) for parts in left)
         assert not first & {path.stem for path in left.values()}  # what the server has does not stay
+        assert open_to_others(private / "data", shown / "out" / "nano") == []
+        assert (shown / "in" / "nano" / name).stat().st_mode & 0o077 == 0  # what Transfer writes has its own modes
         records = [record["output"].encode() for record in shard_records(next(private.rglob("shard/*.jsonl")))]
         assert not [path for path in left.values() for text in records if text in path.read_bytes()]
 

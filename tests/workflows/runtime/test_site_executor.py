@@ -35,7 +35,7 @@ from workflows.runtime.site_executor import OtherVersions, SiteExecutor, other_v
 
 # with the Slurm tests: in a test process that has loaded every library, Parsl's fork of a block's shell crashes
 pytestmark = [
-    pytest.mark.slurm,
+    pytest.mark.own_process,  # Parsl forks, which crashes where every library is loaded
     pytest.mark.skipif(sys.platform != "linux", reason="the environment of processes is read from /proc"),
 ]
 QUEUE = Queue("small", 1, 8, 7200, date(2026, 8, 19), "a guide")

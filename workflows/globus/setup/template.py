@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from apps.base.errors import UserMistake
+from apps.base.processes import PRIVATE_UMASK
 from apps.training.deadline import BLOCK_END_VARIABLE
 from apps.trust.policy_file import NAME as POLICY_FILE
 from apps.trust.policy_file import POLICY_VARIABLE
@@ -185,6 +186,7 @@ def worker_init_lines(site: Site, options: EndpointOptions) -> list[str]:
     return [
         "unset GLOBUS_COMPUTE_CLIENT_ID GLOBUS_COMPUTE_CLIENT_SECRET  # of the agent's account, no business of a job",
         *site.setup.splitlines(),
+        f"umask {PRIVATE_UMASK:03o}",
         *(f"export {name}={shlex.quote(value)}" for name, value in values.items()),
         _path_line(site, options),
     ]

@@ -8,15 +8,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import parsl
 import pytest
 from globus_site import child_variables, driver, site_config, slow_down
 from parsl.config import Config
-from patience import patience
+from patience import patience, wait_until
 from site_policy import write_policy
-from training_site import PLACE, PROJECT, Site, wait_until
+from training_site import PLACE, PROJECT, Site
 
 from apps.base.errors import EndpointProblem, VersionMismatch, WorkersLost
 from apps.site import site_status
@@ -24,7 +27,8 @@ from apps.train import enrol, local_train
 from apps.training.progress import read_progress
 
 pytestmark = pytest.mark.globus
-COLD_S = patience(120)  # for an agent to start its child, its interchange and a worker
+START_S = 120  # for an agent to start its child, its interchange and a worker
+COLD_S = patience(START_S)
 
 
 @pytest.fixture
@@ -67,6 +71,11 @@ def drive(tmp_path: Path, site: Site, agent, **settings):
 
 def step(site: Site) -> int:
     return (read_progress(site.root) or {"step": 0})["step"]
+
+
+def wait_in_training(training: Future, condition: Callable[[], Any]) -> None:
+    """Wait for a state of a training that runs; one that has ended does not come to it any more."""
+    wait_until(condition, START_S, unless=lambda: training.done() and repr(training))
 
 
 def submissions(stack) -> int:
@@ -118,7 +127,7 @@ def test_a_killed_worker(tmp_path, code, aurora, site):
     slow_down(code, 0.05)
     with drive(tmp_path, site, aurora) as run:
         lost = run.train(site, steps=60, checkpoint_s=0.2)
-        wait_until(lambda: step(site) >= 8, COLD_S)
+        wait_in_training(lost, lambda: step(site) >= 8)
         aurora.kill_worker()
         with pytest.raises(WorkersLost, match="site aurora: the endpoint has lost the task: .*WorkerLost"):
             lost.result(COLD_S)
@@ -138,7 +147,7 @@ def test_a_killed_child_endpoint_is_noticed_by_the_sites_files(tmp_path, stack, 
         run.executor.liveness.look_s = 0.5
         monkeypatch.setattr("workflows.globus.compute.calls.RESULT_GRACE_S", 3.0)
         training = run.train(site, steps=60, checkpoint_s=0.2)
-        wait_until(lambda: step(site) >= 8, COLD_S)
+        wait_in_training(training, lambda: step(site) >= 8)
         task_id = run.events("compute_submitted")[-1]["task_id"]
         aurora.kill_child(stack.compute.tasks[task_id]["endpoint_id"])
         manifest = training.result(COLD_S)
@@ -153,7 +162,7 @@ def test_an_endpoint_that_dies_with_all_its_processes(tmp_path, code, aurora, si
     with drive(tmp_path, site, aurora, silence_s=4.0, read_state=lambda _: site_status(PLACE, str(site.root))) as run:
         run.executor.liveness.look_s = 0.5
         training = run.train(site, steps=60, checkpoint_s=0.2)
-        wait_until(lambda: step(site) >= 8 and run.executor.newest_checkpoint(), COLD_S)
+        wait_in_training(training, lambda: step(site) >= 8 and run.executor.newest_checkpoint())
         for process in aurora.processes():
             if process.pid != aurora.pid:
                 process.kill()
@@ -167,7 +176,7 @@ def test_without_a_broker_for_half_a_minute(tmp_path, stack, code, aurora, site)
     slow_down(code, 0.05)
     with drive(tmp_path, site, aurora) as run:
         training = run.train(site, steps=40)
-        wait_until(lambda: step(site) >= 3, COLD_S)
+        wait_in_training(training, lambda: step(site) >= 3)
         stack.broker.stop()
         time.sleep(30)
         assert not training.done()
@@ -195,7 +204,7 @@ def test_a_killed_driver_and_the_next_one(tmp_path, stack, code, aurora, site):
     call = json.dumps([str(tmp_path), aurora.endpoint_id, arguments])
     paths = {"PYTHONPATH": f"{PROJECT}:{PROJECT / 'tests'}"}
     first = subprocess.Popen([sys.executable, "-c", DRIVER, call], env={**os.environ, **paths})
-    wait_until(lambda: step(site) >= 3, COLD_S)
+    wait_until(lambda: step(site) >= 3, START_S, unless=first.poll)
     first.send_signal(signal.SIGKILL)
     first.wait()
     with driver(tmp_path / "run", site_config(site.root, aurora.endpoint_id)) as run:
@@ -214,7 +223,7 @@ def test_looking_through_an_endpoint_on_the_login_node(tmp_path, code, aurora, s
     with driver(tmp_path / "run", config, files_config={"idle_heartbeats": 100}) as run:
         run.executor.liveness.look_s = 1.0
         training = run.train(site, steps=150, checkpoint_s=0.5)
-        wait_until(lambda: (run.executor.last_look.get("progress") or {}).get("step", 0) > 1, COLD_S)
+        wait_in_training(training, lambda: (run.executor.last_look.get("progress") or {}).get("step", 0) > 1)
         assert run.executor.last_look["claims"] == [run.executor.last_look["progress"]["task_id"]]
         assert not training.done()
         training.result(COLD_S)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 from globus_site import client, driver, site_config
-from patience import patience
+from patience import patience, wait_until
 from site_policy import write_policy
 from toy_agent import ToyAgent, toy_agent
-from training_site import PLACE, Site, wait_until
+from training_site import PLACE, Site
 
 from apps.base.errors import EndpointProblem, TaskError, TrainingError, UserMistake, WorkersLost
 from apps.site import site_status

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from facilities.globus.transfer_fixtures import TransferFacility
-from staging_scene import MIB, WAIT_S, Scene, in_thread, wait_until
+from patience import wait_until
+from staging_scene import MIB, WAIT_S, Scene, in_thread
 from transfer_driver import QUICK
 
 from apps.artifacts.store import verify

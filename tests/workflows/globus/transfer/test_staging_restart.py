@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 from facilities.globus.transfer_fixtures import TransferFacility
-from staging_scene import MIB, WAIT_S, Scene, in_thread, wait_until
+from patience import wait_until
+from staging_scene import MIB, WAIT_S, Scene, in_thread
 from transfer_driver import make_artifact, place
 
 from apps.base.errors import CrossfedError, UserMistake
