@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 VALID_S = 30 * 24 * 3600  # longer than a queue, and than a driver may be away
 FIELDS = {
-    **dict.fromkeys(("campaign", "function", "site", "task", "base", "settings", "arguments", "head"), str),
+    **dict.fromkeys(("campaign", "name", "function", "site", "task", "base", "settings", "arguments", "head"), str),
     **dict.fromkeys(("round", "attempt", "not_after"), int),
 }
 
@@ -66,7 +66,7 @@ def sign_order(
 
     Args:
         key: of the driver.
-        call: ``function``, ``args`` and ``kwargs``.
+        call: as it is sent: ``function``, ``args``, ``kwargs``, ``campaign`` with its name, and ``metrics``.
         campaign: its id.
         task: identity of the training that is asked for; empty for other requests.
         head: of the journal.
@@ -75,6 +75,7 @@ def sign_order(
     place, work, request, base = _parts(call["args"])
     statement = {
         "campaign": campaign,
+        "name": call.get("campaign", ""),
         "function": call["function"],
         "site": str(place.get("site", "")),
         "round": int(place.get("round", 0)),
@@ -96,7 +97,7 @@ def _parts(args: Sequence[Any]) -> list[Mapping[str, Any]]:
 
 
 def _arguments(call: Mapping[str, Any]) -> str:
-    return digest([call["args"], call.get("kwargs") or {}])
+    return digest([call["args"], call.get("kwargs") or {}, call.get("metrics")])
 
 
 def read_order(call: Mapping[str, Any], now_s: float) -> Order | None:
@@ -117,7 +118,11 @@ def read_order(call: Mapping[str, Any], now_s: float) -> Order | None:
         _require_fields(statement)
         place = _parts(call["args"])[0]
         asked = {"function": call["function"], "arguments": _arguments(call)}
-        asked |= {"site": str(place.get("site", "")), "round": int(place.get("round", 0))}
+        asked |= {
+            "name": call.get("campaign", ""),
+            "site": str(place.get("site", "")),
+            "round": int(place.get("round", 0)),
+        }
     except SignatureError as error:
         raise OrderRefused(f"the order of this request is not valid: {error}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

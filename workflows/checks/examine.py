@@ -43,7 +43,7 @@ def examine_site(app: GlobusApp, site: Site, campaign: str, limit_s: float = ANS
     asked = SiteCall(site.name, EXAMINE, (Place(site=site.name, round=0), *folders))
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(Path(folder) / "journal.jsonl")
-        order = Orders(journal, "", driver_key()).sign({"function": EXAMINE, "args": asked.args})
+        order = Orders(journal, "", campaign, driver_key()).sign({"function": EXAMINE, "args": asked.args})
         request = pack(EXAMINE, asked.args, campaign, order)
         service = ComputeService(partial(compute_client, app), journal)
         service.start()

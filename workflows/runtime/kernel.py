@@ -42,7 +42,7 @@ from workflows.runtime.moved_site_jobs import settle_moved_sites
 from workflows.runtime.orphans import TOKEN_VARIABLE, end_orphans
 from workflows.runtime.retry_policy import RetryPolicy, newest_checkpoint
 from workflows.runtime.site_executor import OtherVersions, SiteExecutor, task_error
-from workflows.trust.edge import Edge
+from workflows.trust.edge import UNSIGNED, Edge
 from workflows.trust.orders import Orders
 from workflows.trust.site_keys import SiteKeys
 
@@ -66,7 +66,7 @@ class Kernel:
         plan: Plan,
         route: GlobusRoute,
         patience: BlockFailureHandler,
-        edge: Edge,
+        edge: Edge = UNSIGNED,
     ) -> None:
         self.kernel, self.run, self.plan, self.globus, self.patience = kernel, run, plan, route, patience
         self.edge = edge
@@ -278,7 +278,7 @@ def _edge(plan: Plan, run: RunDirectory, key: Ed25519PrivateKey) -> Edge:
     """Return how this driver signs its requests and checks the answers."""
     campaign = run.opened["token"]
     fixed = {name: entry.public_key for name, entry in plan.campaign.sites.items() if entry.public_key}
-    return Edge(Orders(run.journal, campaign, key), SiteKeys(run.journal, campaign, fixed, run.path))
+    return Edge(Orders(run.journal, campaign, run.path.name, key), SiteKeys(run.journal, campaign, fixed, run.path))
 
 
 def is_batch(plan: Plan, label: str) -> bool:

@@ -28,18 +28,21 @@ class SiteCall:
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
-    def text(self, order: Signed | None = None) -> str:
+    def text(self, order: Signed | None = None, campaign: str = "") -> str:
         """Return the request as ``apps.remote.calls.answer_text`` takes it.
 
         Args:
             order: signed by the driver, or None.
+            campaign: its name.
 
         Raises:
             TaskError: the arguments are not plain values.
         """
         try:
+            named = {"campaign": campaign} if campaign else {}
             signed = {"order": order} if order else {}
-            return json.dumps({"function": self.function, "args": self.args, "kwargs": dict(self.kwargs), **signed})
+            call = {"function": self.function, "args": self.args, "kwargs": dict(self.kwargs)}
+            return json.dumps({**call, **named, **signed})
         except (TypeError, ValueError) as error:
             raise TaskError(f"the arguments of {self.function} are not plain: {error}", site=self.site) from error
 

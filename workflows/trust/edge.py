@@ -44,7 +44,8 @@ class Edge:
             TaskError: the arguments are not plain values.
         """
         call.text()  # whatever is not plain is told before it is signed
-        return call.text(self.order(call.function, call.args, call.kwargs))
+        order = self.order(call.function, call.args, call.kwargs)
+        return call.text(order, self.orders.name if self.orders else "")
 
     def read(self, text: object, call: SiteCall) -> Any:
         """Return the result in the text of an answer; see ``read_answer``."""

@@ -25,17 +25,18 @@ class Orders:
     Args:
         journal: of the run; each order names its head.
         campaign: id of the campaign.
+        name: of the campaign, for people and policies.
         key: of the driver.
     """
 
-    def __init__(self, journal: Journal, campaign: str, key: Ed25519PrivateKey) -> None:
-        self.journal, self.campaign, self.key = journal, campaign, key
+    def __init__(self, journal: Journal, campaign: str, name: str, key: Ed25519PrivateKey) -> None:
+        self.journal, self.campaign, self.name, self.key = journal, campaign, name, key
 
     def sign(self, call: Mapping[str, Any]) -> Signed | None:
         """Return the order of a request; None for the server's own work.
 
         Args:
-            call: ``function``, ``args`` and ``kwargs``, plain values.
+            call: ``function``, ``args`` and ``kwargs``, plain values; the site receives them with this campaign's name.
 
         Raises:
             StorageError: the journal cannot be written.
@@ -45,7 +46,7 @@ class Orders:
         trains = call["function"] == TRAIN
         task = task_identity(*call["args"]) if trains else ""
         named = {"campaign": self.campaign, "task": task, "head": self.journal.head}
-        signed = sign_order(self.key, call, now_s=time.time(), **named)
+        signed = sign_order(self.key, {**call, "campaign": self.name}, now_s=time.time(), **named)
         if trains:
             place: Place = call["args"][0]
             self.journal.write("ordered", **place, task=task, order=signed)

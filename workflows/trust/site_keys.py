@@ -14,7 +14,7 @@ from typing import Any
 from apps.base.errors import AnswerRefused
 from apps.base.files import write_text
 from apps.trust.keys import key_id
-from apps.trust.signed import ENROLMENT, MANIFEST, SignatureError
+from apps.trust.signed import ENROLMENT, MANIFEST, SignatureError, statement_hash
 from apps.trust.site_answers import said_of
 from workflows.records.journal import Journal, Record
 from workflows.trust.calls import SiteCall
@@ -60,7 +60,9 @@ class SiteKeys:
         with self.lock:
             wanted = self._wanted(site, work["root"], enrols=domain == ENROLMENT)
             try:
-                said_of(domain, result, wanted, self.campaign)
+                statement = said_of(domain, result, wanted, self.campaign)
+                if domain == MANIFEST:
+                    self._require_ordered(place, result["task_id"], statement["order"])
             except SignatureError as error:
                 raise self._refused(place, wanted, signed, error) from None
             assert signed is not None
@@ -77,6 +79,12 @@ class SiteKeys:
         if known is None or (enrols and known["root"] != root):
             return None if enrols else ""
         return str(known["key"])
+
+    def _require_ordered(self, place: Mapping[str, Any], task: str, order: Any) -> None:
+        """Check that a manifest answers an order of this campaign for this task, of this driver or one before."""
+        sent = (r for r in self.journal.events("ordered") if r["task"] == task and r["site"] == place["site"])
+        if not any(statement_hash(record["order"]) == order for record in sent):
+            raise SignatureError("it answers an order that the journal does not have")
 
     def _trust(self, site: str, key: str, root: str, why: str) -> None:
         self.known[site] = self.journal.write("site_key", site=site, key=key, id=key_id(key), root=root, trust=why)
