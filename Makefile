@@ -66,6 +66,7 @@ bench: setup  ## measure aggregation, orchestration and the data of a round
 	$(BIN)/python tests/benchmarks/orchestration.py
 	$(BIN)/python tests/benchmarks/driver_rounds.py
 	$(BIN)/python tests/benchmarks/shard.py
+	$(BIN)/python tests/benchmarks/many_sites.py
 	PYTHONPATH=.:tests $(BIN)/python tests/benchmarks/verification.py
 	$(BIN)/python tests/benchmarks/kept_ranks.py
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import tempfile
 import time
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -10,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from apps.artifacts.lora import aggregate_adapters
+from apps.artifacts.robust import COORDINATE_RULES, RobustSpec, by_site, coefficients, coordinatewise, gram_matrix
 from apps.artifacts.server_optimizer import ServerRuleSpec, optimizer_step
-from apps.artifacts.store import Artifact, verify
+from apps.artifacts.store import Artifact, artifact_path, verify
 from apps.artifacts.traffic import is_delta, model_terms, rounded_copy
 from apps.artifacts.weighted_sum import Term, affine_combination, weighted_sum
 from apps.base.errors import ModelNotFinite, UserMistake, placed
@@ -19,6 +21,7 @@ from apps.base.identity import Place
 from apps.base.versions import require_same_code
 from apps.models.model import sends_bfloat16
 from apps.server import ServerWork
+from data.files import UNFINISHED
 
 LINEAR_METHODS = ("fedit", "ffa")  # adapter methods that sum tensor by tensor
 OUTSTANDING = 10.0  # times the median norm: such an update is named as the cause of a model that is not finite
@@ -34,6 +37,7 @@ def aggregate(
     rule: ServerRuleSpec | None,
     *terms: dict[str, Any],
     clips: Sequence[float] = (),
+    robust: RobustSpec | None = None,
 ) -> dict[str, Any]:
     """Make the next global model: a weighted sum of updates and earlier models, then a step of a server optimizer.
 
@@ -48,11 +52,12 @@ def aggregate(
         rule: optimizer at the server, or None.
         terms: stage-in results (updates), and results of this app or of ``prepare`` (models).
         clips: factors on the changes of the first terms, which are updates; the others count whole.
+        robust: takes the place of ``weights`` and ``clips`` if all terms are updates of ``base``; see ``robust.py``.
 
     Returns:
         The new ``artifact``, ``sent``: the copy of it that travels (None: itself), ``state`` of the rule (None without
-        one), ``store``, ``version``, ``frozen`` fingerprint of the base weights, ``started`` and ``ended`` (UNIX
-        seconds).
+        one), ``store``, ``version``, ``frozen`` fingerprint of the base weights, ``coefficients`` of the sites if a
+        robust rule chose them, ``started`` and ``ended`` (UNIX seconds).
 
     Raises:
         ArtifactError: a file is incomplete, altered, or does not fit the others.
@@ -62,14 +67,16 @@ def aggregate(
     """
     import torch
 
-    started, state = time.time(), None
+    started, state, chosen = time.time(), None, dict[str, float]()
     with placed(**place):
         require_same_code(work["code_version"], place["site"])
         torch.set_num_threads(work["threads"])
         weighted = [(term, float(weight)) for term, weight in zip(terms, weights, strict=True)]
         before = verify(work["store"], base["artifact"])
         try:
-            if rule is None and all(term["artifact"]["kind"] == "update" for term in terms):
+            if robust is not None:
+                artifact, state, chosen = _robust(work, terms, before, base, rule, robust)
+            elif rule is None and all(term["artifact"]["kind"] == "update" for term in terms):
                 artifact = _mean(work, weighted, before, version, clips)
             else:
                 files = model_terms(work["store"], clipped_terms(weighted, clips))
@@ -84,6 +91,7 @@ def aggregate(
         "store": work["store"],
         "version": version,
         "frozen": base.get("frozen", ""),
+        "coefficients": chosen,
         "started": started,
         "ended": time.time(),
     }
@@ -101,6 +109,29 @@ def _mean(
     if method is None:
         return weighted_sum(files, store)
     return aggregate_adapters(files, before, method, store, work["model"]["seed"] + version, clips)
+
+
+def _robust(
+    work: ServerWork,
+    updates: Sequence[dict[str, Any]],
+    before: Path,
+    base: dict[str, Any],
+    rule: ServerRuleSpec | None,
+    spec: RobustSpec,
+) -> tuple[Artifact, Artifact | None, dict[str, float]]:
+    """Return the model, the state of the server rule, and the sites' coefficients if there are any."""
+    store, kind = work["store"], "adapter" if work["model"]["adapter"] else "model"
+    files = [verify(store, update["artifact"]) for update in updates]
+    if spec["name"] not in COORDINATE_RULES:
+        factors = coefficients(gram_matrix(files, before), spec)
+        weighted = [(update, factor) for update, factor in zip(updates, factors, strict=True) if factor]
+        model, state = _combination(work, model_terms(store, weighted), before, base, rule)
+        return model, state, by_site(factors, updates)
+    if rule is None:
+        return coordinatewise(files, before, spec, store, kind), None, {}
+    with tempfile.TemporaryDirectory(dir=store, prefix=UNFINISHED) as folder:  # in the store a file may have its name
+        target = coordinatewise(files, before, spec, folder, kind)
+        return *_combination(work, [(artifact_path(folder, target), 1.0)], before, base, rule), {}
 
 
 def clipped_terms(terms: Sequence[WeightedResult], clips: Sequence[float]) -> list[WeightedResult]:

@@ -18,11 +18,12 @@ from typing import Any
 from apps.base.errors import CrossfedError, placed
 from apps.base.processes import keep_files_private, redirect_output
 from apps.base.stop import StopRequest
+from apps.base.versions import require_same_code
 from apps.evaluation.on_ranks import rank_losses
-from apps.ranks.control_line import RankEnd
-from apps.ranks.launchers import join_process_group, make_cache_folders, unmask_devices
+from apps.ranks.launchers import Rendezvous, join_process_group, make_cache_folders, unmask_devices
 from apps.ranks.parallel import ranks_of
 from apps.ranks.process_group import ProcessGroup
+from apps.ranks.rank_end import RankEnd
 from apps.ranks.rank_info import RankInfo, find_rank
 from apps.training.attempt import attempt_task
 from apps.training.task import Task
@@ -53,7 +54,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     stop = StopRequest()
     signal.signal(signal.SIGTERM, stop)
-    line = RankEnd(tuple(start["control_line"]), rank_info.rank, stop)
+    line = RankEnd(tuple(start["control_line"]), rank_info.rank, start["secret"], stop)
     try:
         serve(rank_info, start, line)
     except CrossfedError as error:
@@ -74,14 +75,18 @@ def serve(rank_info: RankInfo, start: dict[str, Any], line: RankEnd) -> None:
         CrossfedError: any error, with its place.
     """
     with placed(None):
+        require_same_code(start["code_version"], None)
         unmask_devices(os.environ)
         make_cache_folders(os.environ)
-        with join_process_group(rank_info, start["parallel"], start["device"], tuple(start["rendezvous"])) as group:
+        host, port = start["rendezvous"]
+        rendezvous = Rendezvous(host, port, start["secret"])
+        with join_process_group(rank_info, start["parallel"], start["device"], rendezvous) as group:
             while True:
                 job, stop = line.next_job()
                 redirect_output(Path(job["logs"]) / f"rank-{group.rank}.log")
                 signal.signal(signal.SIGTERM, stop)
                 with placed(**job["place"]):
+                    require_same_code(start["code_version"], None)  # a job may have loaded more modules
                     result = JOBS[job["kind"]](job["work"], group, stop)
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a rank that waits has nothing to save
                 free_memory(group)

@@ -130,6 +130,18 @@ def local_train(
             return earlier_result(task) or train_now(task, stop)  # the last holder may just have finished
 
 
+def finished_training(
+    place: Place, work: SiteWork, request: TrainRequest, base: dict[str, Any], shard: dict[str, Any]
+) -> dict[str, Manifest | None]:
+    """Return the result of a training that has finished, without training: ``manifest``, None if it has not.
+
+    For the arguments see ``local_train``. It needs no block: a login node answers it.
+    """
+    task = Task(place, work, request, base, shard)
+    with placed(**place):
+        return {"manifest": earlier_result(task)}
+
+
 def earlier_result(task: Task) -> Manifest | None:
     """Return the manifest of an earlier attempt, with the present store: the root may have been moved since."""
     done = found_manifest(task)

@@ -16,9 +16,10 @@ from apps.train import local_train
 from apps.trust.policy_file import POLICY_VARIABLE
 from site_configs.library.site import Endpoint
 from site_configs.library.site import Site as SiteConfig
-from workflows.globus.compute.api import ComputeApi, RateLimiter
+from workflows.globus.compute.api import ComputeApi
 from workflows.globus.compute.bootstrap import PYTHON
 from workflows.globus.compute.executor import SiteExecutor
+from workflows.globus.compute.rate_limit import RateLimiter
 from workflows.globus.compute.service import ComputeService
 from workflows.records.journal import Journal
 

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from facilities.globus.transfer import Transfer
 from facilities.globus.transfer_fixtures import TransferFacility
 from transfer_driver import QUICK, TASK_ID, Run, globus_site, make_artifact, place
 
@@ -90,9 +91,16 @@ class Scene:
         for staging in self.stagings:
             staging.close()
         self.transfer.release()
+        assert in_clear(self.transfer) == []
 
     def states(self) -> list[str]:
         return [record["state"] for record in self.run.records("transfer_ended")]
+
+
+def in_clear(transfer: Transfer) -> list[dict[str, Any]]:
+    """Return the documents of transfers whose files Globus may move without encryption."""
+    moves = [task.document for task in transfer.tasks if task.document["DATA_TYPE"] == "transfer"]
+    return [document for document in moves if document.get("encrypt_data") is not True]
 
 
 def in_thread(work: Callable[[], Any]) -> Future[Any]:

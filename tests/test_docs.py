@@ -217,3 +217,19 @@ def test_the_messages_in_the_table_of_troubles_are_those_of_the_source() -> None
 def test_the_results_of_live_checks_are_those_of_the_source(page: Path) -> None:
     rows = re.findall(r"^ *(?:ok|PROBLEM) +\w+: (.*)$", page.read_text(), re.MULTILINE)
     assert [row for row in rows if not is_in_source(row)] == []
+
+
+def test_every_statement_about_security_names_tests_that_exist() -> None:
+    page = (PROJECT / "docs" / "security.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| ") and line.count(" | ") == 2]
+    shown = [line.rsplit("| ", 1)[1] for line in rows]
+    claims = [cell for cell in shown if "test_" in cell]
+    assert len(claims) > 20
+    code = "\n".join(path.read_text() for path in (PROJECT / "tests").rglob("test_*.py"))
+    defined = set(re.findall(r"^(?:async )?def (test_\w+)", code, re.MULTILINE))
+    named = {name for cell in claims for name in re.findall(r"`(test_\w+)`", cell)}
+    assert named <= defined, sorted(named - defined)
+    threats = page.split("## A hostile or faulty site")[1].split("## What you can do")[0]
+    statements = [line for line in threats.splitlines() if line.startswith("| ") and "---" not in line]
+    without = [line for line in statements if "`test_" not in line and "shown by" not in line]
+    assert not without

@@ -62,6 +62,32 @@ def test_a_module_imports_only_what_lies_below_it(module: Path) -> None:
             assert floor_of(package, below) < floor_of(package, room), f"{room or 'a file on top'} imports {below}"
 
 
+EXECUTING = {"pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib", "code"}  # modules
+LOADERS = {"torch.load", "numpy.load", "yaml.unsafe_load", "yaml.full_load"}
+CALLS = {"eval", "exec", "compile", "__import__"}
+OBJECTS = ("_object_list", "_object", "_pyobj")  # torch.distributed and zmq send these as pickles
+READERS: dict[str, set[str]] = {}
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_nothing_that_is_read_can_be_executed(module: Path) -> None:
+    """What comes from another process or a file is JSON, YAML's safe part, or safetensors."""
+    tree = ast.parse((PROJECT / module).read_text())
+    found = {name for name in imported(module) if name.split(".")[0] in EXECUTING}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            if called in CALLS | LOADERS or called.endswith(OBJECTS):
+                found.add(called)
+            if any(k.arg in ("trust_remote_code", "allow_pickle") and _is_true(k.value) for k in node.keywords):
+                found.add(called)
+    assert found == READERS.get(str(module), set())
+
+
+def _is_true(value: ast.expr) -> bool:
+    return not (isinstance(value, ast.Constant) and value.value is False)
+
+
 def test_every_module_imports_alone() -> None:
     """In any order and without another module's help; one fork for each, so that the libraries load once."""
     names = [".".join(m.with_suffix("").parts).removesuffix(".__init__") for m in MODULES]

@@ -20,6 +20,7 @@ if __name__ == "__main__":  # before the first import of ours: the project root 
     put_project_first()
 
 from apps.base.errors import UserMistake
+from apps.base.plain_text import without_controls
 from workflows.console.command import EXIT_CODES, carry_out, leave, positive
 from workflows.console.options import add_model_choice
 
@@ -95,7 +96,9 @@ def show(question: str, answers: dict[str, Completion], first: bool) -> None:
     console.print(Text.assemble(("question: ", "bold"), question))
     for name, answer in answers.items():
         style = "bold green" if name == "trained" else "bold"
-        body = textwrap.indent(answer.text, " " * 10).lstrip() or "(nothing)"  # aligns further lines with the first
+        body = (
+            textwrap.indent(without_controls(answer.text), " " * 10).lstrip() or "(nothing)"
+        )  # aligns further lines with the first
         console.print(Text.assemble((f"{name + ':':10s}", style), body, (" …" if answer.cut else "", "dim")))
 
 

@@ -1,6 +1,6 @@
 """Log in at Globus once, so that campaigns that run for days never need a prompt.
 
-python workflows/login.py [--collection UUID]... [--campaign CAMPAIGN.yaml] [--status] [--logout]
+python workflows/login.py [--collection UUID]... [--campaign CAMPAIGN.yaml] [--session DEMAND]... [--status] [--logout]
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 if __name__ == "__main__":  # before the first import of ours: the project root goes first on sys.path
@@ -27,6 +27,7 @@ from workflows.planning.yaml_file import read_yaml
 
 if TYPE_CHECKING:
     from globus_sdk import GlobusApp
+    from globus_sdk.gare import GlobusAuthorizationParameters
     from globus_sdk.login_flows import CommandLineLoginFlowManager
 
 EPILOG = """Logs in for Globus Compute and Globus Transfer, with tokens that are renewed automatically, and requests the
@@ -56,6 +57,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="request the consents that this collection needs; repeatable",
     )
     parser.add_argument("--campaign", type=Path, metavar="CAMPAIGN.yaml", help="the same for all its collections")
+    parser.add_argument(
+        "--session",
+        action="append",
+        default=[],
+        metavar="DEMAND",
+        help="log in again as Globus demands it: domain=NAME, policy=UUID, identity=UUID or mfa; repeatable",
+    )
     parser.add_argument("--status", action="store_true", help="show the identity and what is missing; no prompt")
     parser.add_argument("--logout", action="store_true", help="revoke and delete all tokens")
     parser.add_argument("-v", "--verbose", action="store_true", help="show the log")
@@ -81,13 +89,16 @@ def work(options: argparse.Namespace) -> None:
 
     if options.status and options.logout:
         raise UserMistake("--status and --logout: choose one")
+    if options.session and (options.status or options.logout):
+        raise UserMistake("--session goes with a login, not with --status or --logout")
+    demand = session_of(options.session)
     if options.logout:
         return log_out()
     collections = [str(collection) for collection in options.collections]
     collections += collections_of(options.campaign) if options.campaign else []
     app = globus_app()
     if not options.status:
-        app = log_in(collections)
+        app = log_in(collections, demand)
     fine = True
     for what, problem in login_status(app, collections):
         fine = fine and problem is None
@@ -96,22 +107,56 @@ def work(options: argparse.Namespace) -> None:
         raise CrossfedError("A login or a consent is missing, see above")
 
 
-def log_in(collections: Sequence[str]) -> GlobusApp:
+def session_of(demands: Sequence[str]) -> GlobusAuthorizationParameters | None:
+    """Return what a new login must meet; None: nothing in particular.
+
+    Args:
+        demands: ``domain=NAME``, ``policy=UUID``, ``identity=UUID`` or ``mfa``, as error messages name them.
+
+    Raises:
+        UserMistake: a demand has another form.
+    """
+    from globus_sdk.gare import GlobusAuthorizationParameters
+
+    from workflows.globus.remedies import MFA, SESSION_LISTS
+
+    if not demands:
+        return None
+    wanted: dict[str, Any] = {}
+    for demand in demands:
+        name, _, value = demand.partition("=")
+        if demand == MFA:
+            wanted["session_required_mfa"] = True
+        elif name in SESSION_LISTS and value:
+            wanted.setdefault(SESSION_LISTS[name], []).append(value)
+        else:
+            raise UserMistake(f"--session {demand}: use {'=..., '.join(SESSION_LISTS)}=... or {MFA}")
+    return GlobusAuthorizationParameters(**wanted, prompt="login")
+
+
+def log_in(collections: Sequence[str], demand: GlobusAuthorizationParameters | None = None) -> GlobusApp:
     """Prompt for the logins and consents that are missing.
 
     Reading what a collection needs takes a login: the first time there may be two prompts.
 
+    Args:
+        collections: ids.
+        demand: log in again, although there is a login, so that the session meets this.
+
     Raises:
-        UserMistake: there is no terminal.
+        UserMistake: there is no terminal, or a service account has no session.
     """
     from workflows.checks.login_status import identity_text, require_collections, require_services
-    from workflows.globus.identity import LoginNeeded, ServiceAccountApp, globus_app
+    from workflows.globus.identity import ServiceAccountApp, globus_app
+    from workflows.globus.remedies import ACCOUNT_REMEDY, LoginNeeded
 
     app = globus_app(terminal_login())
     if isinstance(app, ServiceAccountApp):
+        if demand:
+            raise UserMistake("a service account cannot meet a session policy", remedy=ACCOUNT_REMEDY)
         return app
     require_services(app, names=True)
-    app.login()
+    app.login(auth_params=demand)
     try:
         identity_text(app)
         require_collections(app, collections)

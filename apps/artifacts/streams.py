@@ -17,10 +17,16 @@ if TYPE_CHECKING:
 PIECE = 1 << 19  # elements; a float32 piece is 2 MiB: few enough calls, and still in a core's cache
 
 
-def piece_ranges(numel: int) -> Iterator[tuple[int, int]]:
-    """Yield the (start, stop) element ranges that cover a tensor."""
-    for start in range(0, numel, PIECE):
-        yield start, min(start + PIECE, numel)
+def piece_ranges(numel: int, width: int | None = None) -> Iterator[tuple[int, int]]:
+    """Yield the (start, stop) element ranges that cover a tensor.
+
+    Args:
+        numel: elements of the tensor.
+        width: elements of a range; None: a piece.
+    """
+    step = width or PIECE
+    for start in range(0, numel, step):
+        yield start, min(start + step, numel)
 
 
 class PieceReader:

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apps.artifacts.finite import require_range
-from apps.artifacts.store import DTYPES, Artifact, Header, TensorSpec, layout, raw_bytes, read_header, write_artifact
+from apps.artifacts.store import (
+    Artifact,
+    Header,
+    TensorSpec,
+    layout,
+    raw_bytes,
+    read_header,
+    torch_type,
+    write_artifact,
+)
 from apps.artifacts.streams import PieceReader, piece_ranges
 from apps.base.errors import ArtifactError
 
@@ -89,11 +98,10 @@ def combined_piece(
     """
     import torch
 
-    dtype = getattr(torch, DTYPES[specs[0].dtype][0])
-    total = torch.zeros(stop - start, dtype=_accumulator(dtype))
+    total = torch.zeros(stop - start, dtype=_accumulator(torch_type(specs[0])))
     for (path, coefficient), spec in zip(terms, specs, strict=True):
         total.add_(reader.read(path, spec, start, stop), alpha=coefficient)
-    return _narrowed(total, dtype) if narrow else total
+    return narrowed(total, specs[0]) if narrow else total
 
 
 @dataclass(frozen=True)
@@ -167,9 +175,15 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if exact else torch.float32
 
 
-def _narrowed(total: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def narrowed(total: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
+    """Return a sum in the type of a tensor: integers rounded to the nearest, booleans as at least half.
+
+    Raises:
+        ModelNotFinite: an integer type cannot hold the sum.
+    """
     import torch
 
+    dtype = torch_type(spec)
     if dtype.is_floating_point:
         return total.to(dtype)
     if dtype == torch.bool:

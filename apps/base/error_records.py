@@ -9,6 +9,8 @@ from apps.base.errors import CrossfedError, PolicyRefused, TaskError
 
 FIELDS: dict[str, type] = {"what": str, "site": str, "round": int, "file": str, "remedy": str}
 POLICY_FIELDS = ("rule", "asked", "allowed")  # of a PolicyRefused, all texts
+LONGEST = 4096  # characters of a text
+LAST_ROUND = 10**9
 
 
 class ErrorRecord(TypedDict):
@@ -45,10 +47,16 @@ def error_from(record: Any) -> CrossfedError:
     if not isinstance(record, dict):
         return TaskError("the site returned an error that cannot be read")
     values = {name: record.get(name) for name in FIELDS}
-    fields: dict[str, Any] = {name: v if isinstance(v, FIELDS[name]) else None for name, v in values.items()}
+    fields = {name: _bounded(v) if isinstance(v, FIELDS[name]) else None for name, v in values.items()}
     kind = getattr(errors, str(record.get("kind")), TaskError)
     if not (isinstance(kind, type) and issubclass(kind, CrossfedError)):
         kind = TaskError
     if issubclass(kind, PolicyRefused):
-        fields |= {name: str(record.get(name) or "") for name in POLICY_FIELDS}
+        fields |= {name: str(record.get(name) or "")[:LONGEST] for name in POLICY_FIELDS}
     return kind(fields.pop("what") or "no details", **fields)
+
+
+def _bounded(value: Any) -> Any:
+    if isinstance(value, str):
+        return value[:LONGEST]
+    return value if 0 <= value <= LAST_ROUND else None

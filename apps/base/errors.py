@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
+from apps.base.plain_text import one_line
+
 logger = logging.getLogger(__name__)
 UNFINISHED = (":", ",", ";", "(", " or", " and", " of", " the")  # ends of a line that goes on in the next
 ASK_OPERATOR = "Ask the operator of the site"
@@ -64,7 +66,7 @@ class CrossfedError(Exception):
         if self.file and self.file not in text:
             text += f" ({self.file})"
         end = "" if text.endswith("?") else "."
-        return f"{text}{end} {self.remedy}" if self.remedy else text
+        return one_line(f"{text}{end} {self.remedy}" if self.remedy else text)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.what, self.site, self.round, self.file, self.remedy)
@@ -128,6 +130,10 @@ class TaskError(CrossfedError):
 
 class UserMistake(CrossfedError):
     """An invalid request or setting: exit code 2, whenever it is found."""
+
+
+class SiteMistake(UserMistake):
+    """What a site has found to be wrong with its own settings or data: it cannot take part, the others can."""
 
 
 class ArtifactError(CrossfedError):

@@ -13,20 +13,23 @@ from apps.base.errors import PASSING, ArtifactError, StorageError, StorageUnavai
 from data import files
 from data.files import UNFINISHED
 
+PRIVATE = 0o600  # permissions of a file for its owner alone
+
 
 @contextmanager
-def atomic_file(folder: str | Path, name: str | Callable[[], str]) -> Iterator[IO[bytes]]:
+def atomic_file(folder: str | Path, name: str | Callable[[], str], mode: int = 0o666) -> Iterator[IO[bytes]]:
     """Write a binary file that appears whole or not at all; see ``data.files.atomic_file``.
 
     Args:
         folder: its folder; created if absent.
         name: its name, or a function that returns the name once the content is written.
+        mode: permissions of the file before the umask.
 
     Raises:
         StorageError: the disk is full or the folder cannot be written.
     """
     try:
-        with files.atomic_file(Path(folder), name) as stream:
+        with files.atomic_file(Path(folder), name, mode) as stream:
             yield stream
     except OSError as error:
         raise cannot_write(Path(folder) / name if isinstance(name, str) else folder, error) from error

@@ -6,6 +6,7 @@ import hashlib
 import json
 import platform
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -22,9 +23,22 @@ ONLY_PARSL = ("parsl", "dill")  # libraries that only the connection between dri
 LOWEST = {"python": "3.11", "torch": "2.8", "transformers": "5.23", "peft": "0.18", "safetensors": "0.6"}
 
 
-@cache
 def code_version() -> str:
-    """Return the hash of the worker code: the modules that tasks may import."""
+    """Return the hash of the worker code that this process runs: the modules that tasks may import.
+
+    The files are read again whenever a module of theirs was imported since: it may have been changed meanwhile. As long
+    as none is, this process runs what it has loaded, whatever becomes of the files.
+    """
+    return _version_with(frozenset(name for name in sys.modules if name.partition(".")[0] in WORKER_PACKAGES))
+
+
+@cache
+def _version_with(_loaded: frozenset[str]) -> str:
+    return code_on_disk()
+
+
+def code_on_disk() -> str:
+    """Return the hash of the worker code that a process which is started now would run."""
     return source_hash(worker_files())
 
 
@@ -54,12 +68,13 @@ def library_versions() -> dict[str, str]:
     return found
 
 
-def require_same_code(expected: str, site: str) -> None:
+def require_same_code(expected: str, site: str | None, *, started_now: bool = False) -> None:
     """Check that this process runs the driver's worker code.
 
     Args:
         expected: the driver's ``code_version``.
-        site: this site's name, for the error.
+        site: this site's name, for the error; None: the caller adds it.
+        started_now: check what a process would run that is started now, not what this one has loaded.
 
     Raises:
         VersionMismatch: names both versions and this host, or another package under one of our names.
@@ -67,9 +82,10 @@ def require_same_code(expected: str, site: str) -> None:
     foreign = foreign_package(WORKER_PACKAGES)
     if foreign:
         raise VersionMismatch(f"{foreign} ({platform.node()})", site=site)
-    if expected != code_version():
+    found = code_on_disk() if started_now else code_version()
+    if expected != found:
         raise VersionMismatch(
-            f"this site runs crossfed code {code_version()} on {platform.node()}, the driver runs {expected}",
+            f"this site runs crossfed code {found} on {platform.node()}, the driver runs {expected}",
             site=site,
             file=str(ROOT),
             remedy="Bring both to the same commit, then resume",

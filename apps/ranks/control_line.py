@@ -4,109 +4,30 @@ A closed connection means that the process is gone, whatever ended it and on whi
 worker ends at once, also while it waits for a job; a worker that loses a rank closes the lines to all others. Messages
 are lines of JSON: ``job``, ``go``, ``stop``, ``ping`` and ``end`` to a rank; ``rank``, ``ready``, ``done``, ``error``
 and ``pong`` to the worker. A job begins when all ranks are ready for it: a rank that is gone meanwhile costs nothing.
+Whoever does not prove that it knows the secret (see ``handshake``) is no rank: it is not listened to, nor waited for.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import selectors
 import socket
-import threading
 import time
 from dataclasses import dataclass, field
-from queue import SimpleQueue
 from typing import Any
 
-from apps.base.error_records import error_from, error_record
+from apps.base.error_records import error_from
 from apps.base.errors import CrossfedError, TaskError
-from apps.base.stop import StopRequest
+from apps.ranks.handshake import is_proved, keep_alive, line_of, new_secret, proof
 
 logger = logging.getLogger(__name__)
-WORKER_LOST = 70  # exit code of a rank that has lost its worker
-CONNECT_S = 60.0
-KEEP_ALIVE = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))  # s, s, probes
 PING_S = 15.0
+MOST_CALLERS = 256  # connections that have not proved yet to be ranks: of more, the oldest is closed
+HELLO_NBYTES = 4096  # that such a connection may send
 
 
-def _keep_alive(line: socket.socket) -> None:
-    """Let the kernel close the connection within a minute when the other node is down."""
-    line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in KEEP_ALIVE:
-        line.setsockopt(socket.IPPROTO_TCP, option, value)
-
-
-def _line_of(message: dict[str, Any]) -> bytes:
-    return json.dumps(message).encode() + b"\n"
-
-
-class RankEnd:
-    """A rank's end of the control line.
-
-    Args:
-        address: host and port of the worker's end.
-        rank: number of this rank.
-        stop: of the first job; each later one has a request of its own.
-    """
-
-    def __init__(self, address: tuple[str, int], rank: int, stop: StopRequest) -> None:
-        self.line = socket.create_connection(address, CONNECT_S)
-        self.line.settimeout(None)
-        _keep_alive(self.line)
-        self.stop, self.sending = stop, threading.Lock()
-        self.jobs: SimpleQueue[tuple[dict[str, Any], StopRequest]] = SimpleQueue()
-        self.go: SimpleQueue[None] = SimpleQueue()
-        self._send({"rank": rank, "pid": os.getpid(), "host": os.uname().nodename})
-        threading.Thread(target=self._receive, name="control line", daemon=True).start()
-
-    def _receive(self) -> None:
-        first = True
-        try:
-            with self.line.makefile("rb") as lines:
-                for text in lines:
-                    message = json.loads(text)
-                    if "job" in message:
-                        self.stop = self.stop if first else StopRequest()
-                        self.jobs.put((message["job"], self.stop))
-                        first = False
-                    elif "go" in message:
-                        self.go.put(None)
-                    elif "stop" in message:
-                        self.stop()
-                    elif "ping" in message:
-                        self._send({"pong": True})
-                    elif "end" in message:
-                        os._exit(0)
-        except (OSError, ValueError):
-            pass
-        os._exit(WORKER_LOST)  # the main thread may be waiting for another rank, for ever
-
-    def _send(self, message: dict[str, Any]) -> None:
-        with self.sending:
-            self.line.sendall(_line_of(message))
-
-    def next_job(self) -> tuple[dict[str, Any], StopRequest]:
-        """Wait for a job, and until all ranks are ready for it; without using the processor.
-
-        Returns:
-            The job as ``WorkerEnd.give`` got it, and the request to stop it.
-        """
-        job = self.jobs.get()
-        self._send({"ready": True})
-        self.go.get()
-        return job
-
-    def send_error(self, error: CrossfedError) -> None:
-        """Report that this rank has failed."""
-        self._send({"error": error_record(error)})
-
-    def send_done(self, result: Any = None) -> None:
-        """Report that this rank has finished its job, with a result in plain values."""
-        self._send({"done": True, "result": result})
-
-
-@dataclass
+@dataclass(eq=False)
 class Peer:
     """State of one rank as the worker sees it.
 
@@ -120,6 +41,7 @@ class Peer:
         gone: its connection is closed.
         heard: time of its last message, of the monotonic clock.
         unread: beginning of its next message.
+        nonce: random text on which it proves to be a rank.
     """
 
     line: socket.socket
@@ -131,6 +53,7 @@ class Peer:
     gone: bool = False
     heard: float = field(default_factory=time.monotonic)
     unread: bytes = b""
+    nonce: str = field(default_factory=new_secret)
 
 
 @dataclass
@@ -138,7 +61,11 @@ class WorkerEnd:
     """The worker's end of the control lines to all ranks.
 
     Attributes:
+        host: address to listen at.
+        secret: of the ranks and this worker.
         peers: connected ranks by number.
+        callers: connections that have not proved yet to be ranks, the oldest first.
+        refused: number of those that could not.
         errors: of the ranks, in the order in which they were received.
         lost: ranks that were disconnected before they reported the end of their job.
         pinged: time of the last ping, of the monotonic clock.
@@ -146,7 +73,10 @@ class WorkerEnd:
     """
 
     host: str
+    secret: str
     peers: dict[int, Peer] = field(default_factory=dict)
+    callers: list[Peer] = field(default_factory=list)
+    refused: int = 0
     errors: list[CrossfedError] = field(default_factory=list)
     lost: list[Peer] = field(default_factory=list)
     pinged: float = 0.0
@@ -173,11 +103,24 @@ class WorkerEnd:
                 self._read(key.data)
 
     def _accept(self) -> None:
-        line, _ = self.server.accept()
-        _keep_alive(line)
-        self.selector.register(line, selectors.EVENT_READ, Peer(line))
+        if len(self.callers) >= MOST_CALLERS:
+            self._disconnect(self.callers[0])  # a rank would call again
+        try:
+            line, _ = self.server.accept()
+        except OSError:
+            return  # it is gone already
+        peer = Peer(line)
+        self.callers.append(peer)
+        self.selector.register(line, selectors.EVENT_READ, peer)
+        try:
+            keep_alive(line)
+            line.sendall(line_of({"nonce": peer.nonce}))
+        except OSError:
+            self._disconnect(peer)
 
     def _read(self, peer: Peer) -> None:
+        if peer.gone:
+            return
         try:
             data = peer.line.recv(1 << 16)
         except OSError:
@@ -188,15 +131,29 @@ class WorkerEnd:
         *lines, peer.unread = (peer.unread + data).split(b"\n")
         peer.heard = time.monotonic()
         try:
+            if peer.rank < 0 and len(data) + len(peer.unread) > HELLO_NBYTES:
+                raise ValueError("too long")
             for line in lines:
                 self._handle(peer, json.loads(line))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            logger.warning("refused a connection of a process that is not a rank")
-            self._disconnect(peer)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError):
+            self._refuse(peer)
+
+    def _refuse(self, peer: Peer) -> None:
+        self.refused += 1
+        if self.refused == 1:  # a log of any number of callers would fill the disk
+            logger.warning("refused a connection of a process that is not a rank; others are refused without a word")
+        self._disconnect(peer)
 
     def _handle(self, peer: Peer, message: dict[str, Any]) -> None:
         if peer.rank < 0:
-            peer.rank, peer.where = int(message["rank"]), f"{message['host']}, process {message['pid']}"
+            rank, nonce = message["rank"], message["nonce"]
+            if type(rank) is not int or not is_proved(
+                message["proof"], self.secret, "rank", peer.nonce, nonce, str(rank)
+            ):
+                raise ValueError("not a rank")
+            peer.line.sendall(line_of({"proof": proof(self.secret, "worker", nonce, peer.nonce)}))
+            peer.rank, peer.where = rank, f"{message['host']}, process {message['pid']}"
+            self.callers.remove(peer)
             self._enter(peer)
         elif "error" in message:
             self.errors.append(error_from(message["error"]))
@@ -220,6 +177,8 @@ class WorkerEnd:
         self.selector.unregister(peer.line)
         peer.line.close()
         peer.gone = True
+        if peer in self.callers:
+            self.callers.remove(peer)
         if peer.rank >= 0 and not peer.reported:
             self.lost.append(peer)
 
@@ -273,7 +232,7 @@ class WorkerEnd:
     def _send_all(self, message: dict[str, Any]) -> None:
         for peer in self.peers.values():
             try:
-                peer.line.sendall(_line_of(message))
+                peer.line.sendall(line_of(message))
             except OSError:
                 continue  # gone; ``receive`` notices it
 

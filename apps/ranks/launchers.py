@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from apps.base.errors import UserMistake
 from apps.base.own_packages import ROOT
@@ -21,6 +22,31 @@ from apps.ranks.rank_info import RankInfo, without_ranks
 logger = logging.getLogger(__name__)
 PALS = Path("/opt/cray/pals")  # HPE's launcher, at ALCF and elsewhere
 COLLECTIVE_TIMEOUT = timedelta(hours=1)  # long: a rank that has died is noticed by the control line at once
+
+
+class Rendezvous(NamedTuple):
+    """Where ranks meet: the host and port of torch's store, and the prefix of their keys in it."""
+
+    host: str
+    port: int
+    secret: str
+
+
+def open_store(address: str) -> Any:
+    """Return torch's store for ranks, which listens at one address of this host and at no other.
+
+    It takes the requests of whoever reaches that address. No port has to be guessed: the system chooses it.
+
+    Args:
+        address: IPv4 address that all ranks can reach.
+    """
+    from torch.distributed import TCPStore
+
+    with socket.create_server((address, 0), backlog=4096) as server:
+        port = server.getsockname()[1]
+        return TCPStore(
+            address, port, is_master=True, wait_for_workers=False, master_listen_fd=server.detach(), use_libuv=True
+        )
 
 
 def launch_command(parallel: Parallel, program: Sequence[str]) -> list[str]:
@@ -163,7 +189,7 @@ def initialise_mpi(kind: str, environment: Mapping[str, str]) -> None:
 
 @contextmanager
 def join_process_group(
-    rank_info: RankInfo, parallel: Parallel, kind: str, rendezvous: tuple[str, int]
+    rank_info: RankInfo, parallel: Parallel, kind: str, rendezvous: Rendezvous
 ) -> Iterator[ProcessGroup]:
     """Join the process group of all ranks at the store that the worker holds.
 
@@ -171,7 +197,7 @@ def join_process_group(
         rank_info: of this rank.
         parallel: layout of the ranks.
         kind: of device: cpu, cuda or xpu.
-        rendezvous: host and port of the store.
+        rendezvous: the store.
     """
     import torch
     from torch import distributed
@@ -181,7 +207,9 @@ def join_process_group(
         torch.get_device_module(kind).set_device(device)
     initialise_mpi(kind, os.environ)
     backend = "gloo" if kind == "cpu" else f"cpu:gloo,{kind}:{parallel['backend']}"
-    store: Any = distributed.TCPStore(*rendezvous, is_master=False, timeout=COLLECTIVE_TIMEOUT)
+    host, port, secret = rendezvous
+    shared = distributed.TCPStore(host, port, is_master=False, timeout=COLLECTIVE_TIMEOUT)
+    store: Any = distributed.PrefixStore(secret, shared)
     rank = rank_info.rank
     distributed.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=COLLECTIVE_TIMEOUT)
     yield ProcessGroup(device, rank, ranks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,14 +42,18 @@ class ProcessGroup:
         return tensor.tolist()
 
     def broadcast(self, value: Any) -> Any:
-        """Return the value that rank 0 passes, a plain one."""
+        """Return the value that rank 0 passes, a plain one; it is sent as JSON."""
         if self.size == 1:
             return value
         import torch
 
-        box = [value]
-        torch.distributed.broadcast_object_list(box, src=0)
-        return box[0]
+        text = torch.tensor(list(json.dumps(value).encode()) if self.writes else [], dtype=torch.uint8)
+        nbytes = torch.tensor([text.numel()])
+        torch.distributed.broadcast(nbytes, src=0)
+        if not self.writes:
+            text = torch.empty(int(nbytes), dtype=torch.uint8)
+        torch.distributed.broadcast(text, src=0)
+        return json.loads(bytes(text.tolist()))
 
     def gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         """Return the tensor of each rank; all on the CPU and of one shape."""

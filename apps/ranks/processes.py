@@ -7,6 +7,7 @@ samples are there for the next job. Ranks that wait for a job use no processor; 
 from __future__ import annotations
 
 import atexit
+import json
 import logging
 import os
 import secrets
@@ -21,11 +22,13 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from apps.base.errors import CrossfedError, RanksLost, TaskError, UserMistake
-from apps.base.files import write_json
+from apps.base.files import PRIVATE, atomic_file
 from apps.base.identity import Place, identity
 from apps.base.stop import StopRequest
+from apps.base.versions import require_same_code
 from apps.ranks.control_line import Peer, WorkerEnd
-from apps.ranks.launchers import launch_command, launch_environment, rendezvous_address
+from apps.ranks.handshake import new_secret
+from apps.ranks.launchers import launch_command, launch_environment, open_store, rendezvous_address
 from apps.ranks.parallel import Parallel, ranks_of
 
 logger = logging.getLogger(__name__)
@@ -117,29 +120,30 @@ class RankProcesses:
     """Processes that a site's launcher has started as ranks, as their worker sees them."""
 
     def __init__(self, plan: RankPlan, logs: Path) -> None:
-        from torch.distributed import TCPStore
-
+        require_same_code(plan["code_version"], None, started_now=True)
         self.plan_key, self.ranks, self.logs = identity(dict(plan)), ranks_of(plan["parallel"]), logs
         address = rendezvous_address(plan["parallel"])
-        # the store is here, so that no port has to be guessed
-        self.store = TCPStore(address, 0, is_master=True, wait_for_workers=False)
-        self.line = WorkerEnd(address)
-        start = logs / f"ranks-{secrets.token_hex(4)}.json"  # a late rank of an earlier group must not find it
-        write_json(
-            start,
-            {
-                "parallel": plan["parallel"],
-                "device": plan["device"],
-                "logs": str(logs),
-                "control_line": self.line.address,
-                "rendezvous": [address, self.store.port],
-            },
-        )
+        secret = new_secret()
+        self.store = open_store(address)
+        self.line = WorkerEnd(address, secret)
+        self.start_file = logs / f"ranks-{secrets.token_hex(4)}.json"  # no late rank of an earlier group finds it
+        start = {
+            "parallel": plan["parallel"],
+            "device": plan["device"],
+            "code_version": plan["code_version"],
+            "logs": str(logs),
+            "secret": secret,
+            "control_line": self.line.address,
+            "rendezvous": [address, self.store.port],
+        }
+        with atomic_file(logs, self.start_file.name, PRIVATE) as stream:
+            stream.write(json.dumps(start).encode())
         self.log = logs / "launcher.log"
         try:
-            self.process = _launch(plan, start, self.log)
+            self.process = _launch(plan, self.start_file, self.log)
         except UserMistake:
             self.line.close()
+            self.start_file.unlink()
             raise
 
     def start(self, job: RankJob) -> None:
@@ -154,6 +158,7 @@ class RankProcesses:
             if self._has_failed() or time.monotonic() > end:
                 self._settle()
                 raise self._failure()
+        self.start_file.unlink(missing_ok=True)  # all have read it
         self.line.give(dict(job))
         while not self.line.all_ready(self.ranks):
             self.line.receive(TICK_S)
@@ -206,6 +211,7 @@ class RankProcesses:
                 break
         self._signal(signal.SIGKILL)
         self.process.wait()
+        self.start_file.unlink(missing_ok=True)
 
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):

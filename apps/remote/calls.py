@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 FUNCTIONS = (  # that a site offers to drivers of other accounts
     "apps.train:enrol",
     "apps.train:local_train",
+    "apps.train:finished_training",
     "apps.site:site_status",
     "apps.site:examine_site",
     "apps.site:block_started",

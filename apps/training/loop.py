@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.base.errors import LossNotFinite, TrainingError
@@ -157,8 +158,9 @@ def _count(state: TrainingState, loss: float, batches: Sequence[Sequence[Sample]
 def _resumed(model: Model, optimizer: torch.optim.Optimizer, attempt: AttemptContext) -> TrainingState:
     """Load the newest checkpoint and return its training state; without one, the state of a start."""
     group = attempt.group
-    path = group.broadcast(attempt.checkpoints.newest() if group.writes else None)
-    return restore(path, group, model.trained, optimizer) if path else TrainingState()
+    newest = attempt.checkpoints.newest() if group.writes else None
+    path = group.broadcast(str(newest) if newest else None)
+    return restore(Path(path), group, model.trained, optimizer) if path else TrainingState()
 
 
 def _save(model: Model, optimizer: torch.optim.Optimizer, state: TrainingState, attempt: AttemptContext) -> None:

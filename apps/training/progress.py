@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TypedDict
 
 FILE = "progress.json"
 PERIOD_S = 0.3
+LONGEST = 4096
 
 
 class Progress(TypedDict):
@@ -75,8 +77,20 @@ class ProgressFile:
 
 
 def read_progress(root: Path) -> Progress | None:
-    """Return the last progress that a site has written, or None if there is none to read."""
+    """Return the last progress that a process of this site has written, or None if there is none to read."""
     try:
-        return json.loads((root / FILE).read_text())
-    except (FileNotFoundError, ValueError):
+        found: Progress = json.loads(progress_text(root))
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
+    return found
+
+
+def progress_text(root: Path) -> str:
+    """Return the text of a site's progress; at most ``LONGEST`` bytes of it, and none of what is no file.
+
+    Raises:
+        OSError: there is none, or it cannot be read.
+    """
+    descriptor = os.open(root / FILE, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would be waited for
+    with open(descriptor, "rb") as stream:
+        return stream.read(LONGEST).decode(errors="replace") if stat.S_ISREG(os.fstat(descriptor).st_mode) else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -131,6 +132,11 @@ def found_manifest(task: Task) -> Manifest | None:
     manifest = find_manifest(task.root, task.id, task.out)
     if manifest is None:
         return None
-    spec, whole = task.request["training"], manifest["steps_done"] == manifest["steps_asked"]
+    return manifest if answers(manifest, task.request) else None
+
+
+def answers(manifest: Mapping[str, Any], request: TrainRequest) -> bool:
+    """Return True if a training of the manifest's steps answers a request."""
+    spec, whole = request["training"], manifest["steps_done"] == manifest["steps_asked"]
     is_over = spec["until"] is not None and time.time() >= spec["until"]
-    return manifest if whole or is_over or spec["on_walltime"] == "return" else None
+    return whole or is_over or spec["on_walltime"] == "return"

@@ -16,6 +16,7 @@ from apps.base.errors import PolicyRefused
 ARGUMENTS = {  # of the functions that a site offers
     "apps.train:enrol": ("place", "work"),
     "apps.train:local_train": ("place", "work", "request", "base", "shard"),
+    "apps.train:finished_training": ("place", "work", "request", "base", "shard"),
     "apps.site:site_status": ("place", "root"),
     "apps.site:examine_site": ("place", "root", "out"),
     "apps.site:block_started": ("place",),

@@ -11,15 +11,8 @@ from globus_sdk.exc import NetworkError
 from globus_sdk.scopes import AuthScopes, ComputeScopes, GCSCollectionScopes, TransferScopes
 
 from apps.base.errors import REASON_LENGTH, CrossfedError
-from workflows.globus.identity import (
-    SECRETS,
-    LoginNeeded,
-    ServiceAccountApp,
-    globus_app,
-    https_authorizer,
-    needs_data_access,
-)
-from workflows.globus.remedies import LOGIN
+from workflows.globus.identity import ServiceAccountApp, globus_app, https_authorizer, needs_data_access
+from workflows.globus.remedies import LOGIN, SECRETS, LoginNeeded
 
 CheckResult = tuple[str, str | None]  # what was checked, and its problem or None
 SERVICES = {"Globus Compute": ComputeScopes.resource_server, "Globus Transfer": TransferScopes.resource_server}

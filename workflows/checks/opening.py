@@ -11,7 +11,7 @@ from workflows.checks.here import require_all
 from workflows.checks.live import check_live
 from workflows.checks.model import model_remarks, require_models
 from workflows.checks.places import place_problems
-from workflows.checks.preview import describe, switched_off, unusual_rate
+from workflows.checks.preview import describe, robust_warning, switched_off, unusual_rate
 from workflows.checks.reach import reach_mistakes
 from workflows.checks.round_preview import first_round
 from workflows.console.command import DONE, MISTAKE, say
@@ -38,7 +38,7 @@ def start(options: argparse.Namespace) -> tuple[Plan, RunDirectory]:
         say(f"{unfinished} is {unfinished_text(unfinished)}\nThis is a new run: {path}\n")
     run = open_new(path, campaign, source, options.sets, options.sites)
     say(f"{campaign.name}: {campaign.extent} at {', '.join(plan.sites)}; all files go to {path}")
-    for line in (*unusual_rate(campaign), *switched_off(campaign)):
+    for line in (*unusual_rate(campaign), *switched_off(campaign), *robust_warning(plan)):
         say(line)
     return plan, run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -134,6 +135,7 @@ def plan_items(plan: Plan) -> list[tuple[str, str]]:
         *((f"site {name}", _site_text(site, plan.tasks[name])) for name, site in plan.sites.items()),
         *(("learning rate", text) for text in unusual_rate(campaign)),
         *(("switched off", text) for text in switched_off(campaign)),
+        *(("robust rule", text) for text in robust_warning(plan)),
     ]
 
 
@@ -147,6 +149,17 @@ def unusual_rate(campaign: Campaign) -> list[str]:
     rate = campaign.training.learning_rate
     text = f"{rate:g} moves each weight by about as much in a step of AdamW; 1e-6 to 1e-2 are usual"
     return [text] if rate > LARGE_RATE else []
+
+
+def robust_warning(plan: Plan) -> list[str]:
+    """Return a warning if a robust rule is chosen: it takes what one site alone knows for an attack."""
+    section = plan.campaign.strategy
+    if not (isinstance(section, SynchronousSection) and section.robust):
+        return []
+    sites = Counter(task for tasks in plan.tasks.values() for task in tasks)
+    alone = [task for task, count in sites.items() if count == 1]
+    text = f"{section.rule} keeps what most sites agree on, and loses what only one of them knows"
+    return [f"{text}: here {len(alone)} of {plural(len(sites), 'task')}, such as {alone[0]}" if alone else text]
 
 
 def switched_off(campaign: Campaign) -> list[str]:

@@ -37,7 +37,7 @@ def first_round(plan: Plan) -> Iterator[str]:
     graph = RoundGraph(plan, recorder.app, GlobusStaging)  # type: ignore[arg-type]  # its methods are only named
     model, request = graph.first_model(), Any
     updates = [graph.train_at(site, 1, request, model, graph.shard(site)).update for site in plan.sites]  # type: ignore[arg-type]
-    made = graph.next_model(1, model, [1.0] * len(updates), None, updates)
+    made = graph.next_model(1, model, [1.0] * len(updates), (None, None), updates)
     graph.losses("global", 1, made)
     for site, update in zip(plan.sites if plan.campaign.evaluation.sites else (), updates, strict=False):
         graph.losses(site, 1, update)

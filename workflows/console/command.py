@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
 from apps.base.errors import CrossfedError, UserMistake
+from apps.base.plain_text import without_controls
 from apps.base.processes import keep_files_private
 
 logger = logging.getLogger(__name__)
@@ -48,12 +49,12 @@ def stop_in_order() -> None:
 
 def say(text: str) -> None:
     """Print a line for the user."""
-    print(text, flush=True)
+    print(without_controls(text), flush=True)
 
 
 def complain(text: str, code: int) -> int:
     """Print an error for the user and return the exit code."""
-    print(text, file=sys.stderr, flush=True)
+    print(without_controls(text), file=sys.stderr, flush=True)
     return code
 
 
@@ -118,6 +119,14 @@ def lasting(stream: TextIO) -> TextIO:
     return cast(TextIO, LastingOutput(stream)) if stream is not None else stream
 
 
+class PlainFormatter(logging.Formatter):
+    """Formatter of log lines without control characters: they may quote a site."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record, with its traceback."""
+        return without_controls(super().format(record))
+
+
 def log_to(path: Path, verbose: bool) -> None:
     """Write the driver's log to a file, and to the terminal if ``verbose``."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +134,9 @@ def log_to(path: Path, verbose: bool) -> None:
     handlers: list[logging.Handler] = [logging.FileHandler(path, encoding="utf-8")]
     if verbose:
         handlers.append(logging.StreamHandler())
-    logging.basicConfig(level=logging.INFO, handlers=handlers, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for handler in handlers:
+        handler.setFormatter(PlainFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=handlers)
 
 
 def positive(text: str) -> int:

@@ -31,7 +31,7 @@ from workflows.dataflow.replay import (
 )
 from workflows.dataflow.round import RoundGraph
 from workflows.dataflow.site_requests import SiteRequests
-from workflows.dataflow.train_spec import counted_updates, server_rule_spec, site_weights
+from workflows.dataflow.train_spec import counted_updates, robust_spec, server_rule_spec, site_weights
 from workflows.planning.labels import EVALUATOR
 from workflows.planning.plan import Plan
 from workflows.records.metrics import MetricsFile
@@ -110,9 +110,8 @@ class Engine:
         self._record_aggregation(action, updates, clips)
         self.counted.update(updates)
         factors = [clips[task].factor if task in clips else 1.0 for task, _ in action.parts]
-        model = self.graph.next_model(
-            action.version, self.models[action.base], weights, server_rule_spec(action), terms, factors
-        )
+        rules = server_rule_spec(action), robust_spec(action)
+        model = self.graph.next_model(action.version, self.models[action.base], weights, rules, terms, factors)
         self.models[action.version] = model
         evaluation = self.plan.campaign.evaluation
         if action.version % evaluation.every == 0 or action.version == self.plan.campaign.rounds:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from parsl.dataflow.futures import AppFuture
 
-from apps.base.errors import CrossfedError, UserMistake, main_line
+from apps.base.errors import CrossfedError, SiteMistake, UserMistake, main_line
 from workflows.dataflow.block_events import facts_of
 from workflows.dataflow.waiting import WaitingSites, may_pass
 from workflows.records.journal import Journal
@@ -60,7 +60,7 @@ def enrolled(
         gather(shards.values(), until, len(shards) - needed)
         lost = {site: error for site, shard in shards.items() if shard.done() and (error := root_cause(shard))}
         for error in lost.values():
-            if isinstance(error, UserMistake):
+            if _is_of_all(error):
                 raise error
         left = len(shards) - len(lost)
         held = [site for site, error in lost.items() if waiting.hold(site, 0, error, partial(again, site))]
@@ -111,15 +111,16 @@ def gather(shards: Collection[AppFuture], until: Callable[[Callable[[], bool]], 
     def settled() -> bool:
         errors = [root_cause(shard) for shard in shards if shard.done()]
         mistakes = [error for error in errors if error is not None and _is_mistake(error)]
-        return (
-            len(errors) == len(shards)
-            or len(mistakes) > spare
-            or any(isinstance(error, UserMistake) for error in mistakes)
-        )
+        return len(errors) == len(shards) or len(mistakes) > spare or any(map(_is_of_all, mistakes))
 
     until(lambda: settled() or any(shard.done() and root_cause(shard) is None for shard in shards))
     closes = time.monotonic() + GATHER_S
     until(lambda: settled() or time.monotonic() > closes)
+
+
+def _is_of_all(error: BaseException) -> bool:
+    """Return True for a mistake of the request itself; what a site says is wrong there ends that site alone."""
+    return isinstance(error, UserMistake) and not isinstance(error, SiteMistake)
 
 
 def _is_mistake(error: BaseException) -> bool:

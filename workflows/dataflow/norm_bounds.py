@@ -103,6 +103,8 @@ class NormBounds:
         else:
             found = {task: self.fixed[task] for task in known}
         self._count(found, known)
+        if action.robust:  # it bounds by itself, but what others are measured by is bounded as ever
+            return {task: Clip(clip.norm) for task, clip in found.items()}
         return found
 
     def _count(self, clips: Mapping[int, Clip], known: Mapping[int, Measured]) -> None:

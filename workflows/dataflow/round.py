@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from apps.aggregate import aggregate
+from apps.artifacts.robust import RobustSpec
 from apps.artifacts.server_optimizer import ServerRuleSpec
 from apps.base.identity import Place
 from apps.evaluate import evaluate
@@ -111,7 +112,7 @@ class RoundGraph:
         version: int,
         base: Future,
         weights: Sequence[float],
-        rule: ServerRuleSpec | None,
+        rules: tuple[ServerRuleSpec | None, RobustSpec | None],
         terms: Sequence[Future],
         clips: Sequence[float] = (),
     ) -> Future:
@@ -121,13 +122,15 @@ class RoundGraph:
             version: of the new model.
             base: the model before.
             weights: of ``terms``.
-            rule: optimizer at the server, or None.
+            rules: optimizer at the server and robust rule, or None.
             terms: updates, then models.
             clips: factors on the changes of the updates; none: all count whole.
         """
         place = Place(site=SERVER, round=version)
-        clipped = {"clips": list(clips)} if any(clip < 1 for clip in clips) else {}
-        return self.aggregate(place, self.plan.server_work, base, weights, version, rule, *terms, **clipped)
+        optimizer, robust = rules
+        more: dict[str, Any] = {"clips": list(clips)} if any(clip < 1 for clip in clips) else {}
+        more |= {"robust": robust} if robust else {}
+        return self.aggregate(place, self.plan.server_work, base, weights, version, optimizer, *terms, **more)
 
     def losses(self, who: str, number: int, candidate: Future) -> Future:
         """Evaluate the global model, or the update of a site."""

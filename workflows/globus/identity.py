@@ -38,15 +38,10 @@ from globus_sdk.token_storage.validating_token_storage import UnmetScopeRequirem
 from globus_sdk.transport import RequestsTransport
 
 from apps.base.errors import UserMistake
-from workflows.globus.remedies import LOGIN
+from workflows.globus.remedies import LOGIN, SECRETS, LoginNeeded
 from workflows.globus.transfer.calls import HTTP_TIMEOUT_S
 
-SECRETS = "GLOBUS_COMPUTE_CLIENT_ID and GLOBUS_COMPUTE_CLIENT_SECRET"
 MAPPED = "GCSv5_mapped_collection"
-
-
-class LoginNeeded(UserMistake):
-    """A login or consent that only a person can give."""
 
 
 def globus_app(flow: type[LoginFlowManager] | None = None) -> GlobusApp:

@@ -12,12 +12,11 @@ from apps.training.progress import FILE
 from site_configs.library.site import Site
 from workflows.console.units import bytes_text
 from workflows.globus.compute.service import ComputeService
+from workflows.globus.finished import find_manifest
 from workflows.globus.transfer.https import FileReader
 from workflows.globus.transfer.staging import GlobusStaging
-from workflows.globus.transfer.transfers import AT_ONCE
 from workflows.planning.labels import TRANSFERS
-from workflows.trust.answers import parse_json
-from workflows.trust.schema import ProgressAnswer, problem_of
+from workflows.trust.answers import read_progress
 
 if TYPE_CHECKING:
     from parsl.executors.base import ParslExecutor
@@ -38,7 +37,8 @@ class GlobusRoute:
         """Return the Parsl executors: one for each site, and threads of this process for the transfers."""
         from parsl.executors import ThreadPoolExecutor
 
-        threads = [ThreadPoolExecutor(label=TRANSFERS, max_threads=AT_ONCE)] if self.staging else []
+        staging = self.staging
+        threads = [ThreadPoolExecutor(label=TRANSFERS, max_threads=staging.threads())] if staging else []
         return [*self.sites.values(), *threads]
 
     def close(self) -> None:
@@ -89,7 +89,7 @@ def globus_route(plan: Plan, run: RunDirectory) -> GlobusRoute:
 
     app = globus_app()
     service = ComputeService(partial(compute_client, app), run.journal)
-    staging, read_state = None, None
+    staging, reader, read_state = None, None, None
     if staged:
         assert plan.campaign.globus is not None  # checked before
         staging = GlobusStaging(
@@ -109,6 +109,7 @@ def globus_route(plan: Plan, run: RunDirectory) -> GlobusRoute:
             user_endpoint_config=user_endpoint_config(site),
             campaign=run.path.name,
             named=[key for key in ("data", "model") if getattr(plan.campaign.sites[name], key)],
+            find_manifest=partial(find_manifest, site, reader, staging),
             read_state=read_state if _is_read_over_https(site) else None,
         )
         for name, site in reached.items()
@@ -123,15 +124,15 @@ def _is_read_over_https(site: Site) -> bool:
 
 
 def state_over_https(reader: FileReader, sites: Mapping[str, Site], name: str) -> dict[str, Any] | None:
-    """Read a site's progress file where its collection has a web server; None: it cannot be read."""
+    """Read a site's progress file where its collection has a web server; None: it cannot be read.
+
+    Raises:
+        ValueError: it is no progress.
+    """
     site = sites[name]
     assert site.collection is not None
     content = reader.read(site.collection, site.outgoing / FILE)
-    try:
-        progress = parse_json(content.decode(errors="replace")) if content else None
-    except ValueError:
-        return None
-    return {"progress": progress} if problem_of(ProgressAnswer, progress) is None else None
+    return {"progress": read_progress(content.decode(errors="replace"))} if content else None
 
 
 def progress_text(progress: Mapping[str, Any] | None) -> str | None:

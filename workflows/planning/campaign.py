@@ -27,6 +27,7 @@ from workflows.console.units import plural
 from workflows.planning.labels import EVALUATOR, SERVER_BLOCK
 from workflows.strategies import AnySection, has_rounds, is_plain_mean
 from workflows.strategies.fedavg import FedAvgSection, SynchronousSection
+from workflows.strategies.robust import misfit
 from workflows.strategies.scaffold import ScaffoldSection
 
 UUID = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
@@ -283,6 +284,10 @@ class Campaign(Section):
         strategy, adapter = self.strategy, self.model.adapter
         if isinstance(strategy, SynchronousSection) and strategy.quorum and strategy.quorum > len(self.sites):
             raise ValueError(f"strategy.quorum: {strategy.quorum} is more than the {plural(len(self.sites), 'site')}")
+        if isinstance(strategy, SynchronousSection):
+            fewest = strategy.quorum or min(strategy.participants or len(self.sites), len(self.sites))
+            if problem := misfit(strategy.rule, strategy.bad_sites, fewest, adapter.method if adapter else None):
+                raise ValueError(problem)
         if isinstance(strategy, ScaffoldSection):
             raise ValueError(
                 "strategy.name: scaffold corrects the gradients of plain SGD, and the sites train with AdamW; it runs"

@@ -20,9 +20,11 @@ from typing import IO, Any
 
 from apps.base.errors import UserMistake
 from apps.base.files import cannot_write
+from apps.base.plain_text import plain_value
 from apps.trust.chain import first_link, next_link
 
 Record = dict[str, Any]
+OWN = ("campaign",)  # fields that no site has written
 START = first_link("crossfed/journal/v1", b'{"journal":1}')  # the head of an empty journal
 CHAIN, END, DIGITS = b',"chain":"', b'"}', len(START)
 
@@ -55,7 +57,7 @@ class Journal:
             StorageError: the disk is full; the file is cut back to the records before.
         """
         with self.lock:
-            record = {"seq": len(self.records) + 1, "time": time.time(), "event": event, **fields}
+            record = {"seq": len(self.records) + 1, "time": time.time(), "event": event, **_shown(fields)}
             line, head = chained_line(self.head, record)
             before = os.fstat(self.stream.fileno()).st_size
             try:
@@ -75,6 +77,11 @@ class Journal:
     def close(self) -> None:
         if "stream" in vars(self):
             self.stream.close()
+
+
+def _shown(fields: Record) -> Record:
+    """Return the fields of a record without control characters, which sites might send; the campaign is the user's."""
+    return {name: value if name in OWN else plain_value(value) for name, value in fields.items()}
 
 
 def chained_line(before: str, record: Record) -> tuple[bytes, str]:

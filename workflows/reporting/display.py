@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.segment import ControlType
 from rich.text import Text
 
+from apps.base.plain_text import one_line
 from workflows.console.units import plural, seconds_text
 from workflows.planning.labels import shown_name
 from workflows.records.journal import Record
@@ -101,7 +102,7 @@ class Display:
             self.live.update(Group(*lines), refresh=True)
             self.lines = [line.cell_len for line in lines]
             return
-        phases = {s: (PHASES.get(a.phase, a.phase), site_text(a, self.period)) for s, a in activities.items()}
+        phases = {s: (one_line(PHASES.get(a.phase, a.phase)), site_text(a, self.period)) for s, a in activities.items()}
         if line := self.plain.line(phases, self.left.text()):
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
@@ -148,7 +149,9 @@ class Display:
         for record in records[self.records_read :]:
             text = self._late_text(record) or problem_text(record)
             if text and record["time"] >= self.began:
-                self.console.print(f"  ! {text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+                self.console.print(
+                    f"  ! {one_line(text)}", style="yellow", highlight=False, markup=False, soft_wrap=True
+                )
         self.records_read = len(records)
 
     def _late_text(self, record: Record) -> str | None:
@@ -168,7 +171,7 @@ class Display:
             if now.progress and now.phase == "training":
                 line.append(_bar(now.progress, bar), style="cyan")
             lines.append(line)
-        others = [PHASES.get(now.phase, now.phase) for now in list(activities.values())[len(shown) :]]
+        others = [one_line(PHASES.get(now.phase, now.phase)) for now in list(activities.values())[len(shown) :]]
         if others:
             counts = ", ".join(f"{count} {kind}" for kind, count in Counter(map(without_numbers, others)).most_common())
             lines.append(Text(f"  and {plural(len(others), 'more site')}: {counts}"))
@@ -193,7 +196,7 @@ def site_text(activity: SiteActivity, period: str = "round") -> str:
     phase = "worker" if activity.phase == "queued" and activity.watch is None else activity.phase
     text = phase_text(phase, activity.progress, period, seen_at=activity.seen_at)
     block = block_text(activity.watch, time.time()) if activity.watch is not None else None
-    return f"{block}: {text}" if block else text
+    return one_line(f"{block}: {text}" if block else text)
 
 
 def block_text(watch: BlockWatch, now: float) -> str | None:
@@ -207,7 +210,7 @@ def block_text(watch: BlockWatch, now: float) -> str | None:
 
 
 def _bar(progress: Progress, width: int = 10) -> str:
-    done = round(width * progress["step"] / max(1, progress["steps"]))
+    done = min(width, round(width * progress["step"] / max(1, progress["steps"])))
     return "━" * done + "╌" * (width - done)
 
 

@@ -23,7 +23,7 @@ from parsl.executors.status_handling import BlockProviderExecutor
 
 from apps.base.files import remove_unfinished
 from apps.base.identity import Place
-from apps.training.progress import Progress, read_progress
+from apps.training.progress import Progress
 from apps.trust.keys import public_key
 from workflows.globus.route import GlobusRoute, globus_route
 from workflows.planning.plan import Plan
@@ -40,6 +40,7 @@ from workflows.runtime.local_workers import LocalExecutor
 from workflows.runtime.memoizer import JournalMemoizer
 from workflows.runtime.moved_site_jobs import settle_moved_sites
 from workflows.runtime.orphans import TOKEN_VARIABLE, end_orphans
+from workflows.runtime.progress_files import ProgressFiles
 from workflows.runtime.retry_policy import RetryPolicy, newest_checkpoint
 from workflows.runtime.site_executor import OtherVersions, SiteExecutor, task_error
 from workflows.trust.edge import UNSIGNED, Edge
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 CLEANUP_S = 60.0  # to cancel all blocks
-CLOCKS_S = 5.0
 DEATH_S = 2.0  # from the end of an interchange to its replacement
 IDLE_S = 5.0  # after so long without a task a block that serves one round only is given back
 
@@ -70,11 +70,10 @@ class Kernel:
     ) -> None:
         self.kernel, self.run, self.plan, self.globus, self.patience = kernel, run, plan, route, patience
         self.edge = edge
-        self.began = time.time()
         self.watches = watch_blocks(plan, kernel.executors, run)
         self.busy_until = dict.fromkeys(self.watches, time.monotonic())
         self.ailing: dict[str, float] = {}  # executors that seem dead -> monotonic time since when
-        self.progress_seen: dict[str, tuple[Progress, float]] = {}  # by site: the newest, and when it was new
+        self.files = ProgressFiles({name: site.storage_root for name, site in plan.sites.items()})
         for label, executor in kernel.executors.items():
             self._record_start(label, executor)
 
@@ -128,22 +127,13 @@ class Kernel:
         remote = self.globus.sites.get(site)
         if remote:
             return remote.last_look.get("progress")
-        try:
-            found = read_progress(self.plan.sites[site].storage_root)
-        except OSError:  # the site's storage does not answer: its tasks will say so
-            return None
-        # what the workers of an earlier driver wrote does not count; clocks of a facility differ a little
-        if not found or found["time"] <= self.began - CLOCKS_S:
-            return None
-        if site not in self.progress_seen or self.progress_seen[site][0] != found:
-            self.progress_seen[site] = found, time.time()
-        return found
+        return self.files.read(site)
 
     def seen_at(self, site: str) -> float | None:
         """Return the UNIX time, on this host's clock, at which a site's progress was new; None if it is not known."""
         if site in self.globus.sites:
             return self.globus.seen_at(site)
-        return self.progress_seen[site][1] if site in self.progress_seen else None
+        return self.files.seen_at(site)
 
     def block_end(self, label: str, block: str) -> str | None:
         """Return how a block has ended; None while it runs, and where its blocks are not this driver's.

@@ -141,11 +141,19 @@ class ServerRule:
 
 
 @dataclass(frozen=True)
+class RobustRule:
+    """A rule that ``bad`` bad updates cannot lead far away; formulas in apps/artifacts/robust.py."""
+
+    name: Literal["median", "trimmed_mean", "krum", "multi_krum", "geometric_median"]
+    bad: int = 1
+
+
+@dataclass(frozen=True)
 class Aggregate:
     """Make model ``version``: the sum of updates (``parts``: task, weight) and models (``models``: version, weight).
 
     All weights together sum to one; single ones may be negative. A server rule takes ``base`` less that sum as its
-    gradient.
+    gradient. A robust rule takes the place of the sum; then all parts are updates of ``base`` and there are no models.
     """
 
     version: int
@@ -153,6 +161,7 @@ class Aggregate:
     parts: tuple[tuple[int, float], ...]
     models: tuple[tuple[int, float], ...] = ()
     server: ServerRule | None = None
+    robust: RobustRule | None = None
 
 
 @dataclass(frozen=True)

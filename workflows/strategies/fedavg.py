@@ -9,6 +9,7 @@ A site that fails in a round is left out of its mean if at least ``quorum`` upda
 again in the next round. Without a quorum in the campaign every site is needed. With ``participants`` that many sites
 are drawn for a round. After ``deadline_s`` a round ends with the quorum; a late site gets its next request when it is
 free, and an update for a round that has ended is dropped.
+With ``rule`` a robust rule takes the place of the mean (apps/artifacts/robust.py).
 
 The synchronous family shares this round: a proximal term (FedProx), normalised steps (FedNova), corrected gradients
 (SCAFFOLD) and an optimiser at the server (FedAvgM, FedAdagrad, FedAdam, FedYogi, DiLoCo) are described in files of
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any, Literal, Self
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -29,6 +31,7 @@ from workflows.strategies.base import (
     Aggregate,
     CampaignStarted,
     Event,
+    RobustRule,
     ServerRule,
     SetTimer,
     SiteFailed,
@@ -40,6 +43,9 @@ from workflows.strategies.base import (
     Weights,
 )
 from workflows.strategies.requests import OpenRequests, shares
+from workflows.strategies.robust import Rule
+
+FEWEST_STEPS = 0.1  # of the median of a round: fewer count as so many where a change is divided by its steps
 
 
 class SynchronousSection(StrategySection):
@@ -50,6 +56,8 @@ class SynchronousSection(StrategySection):
     participants: PositiveInt | None = None  # sites drawn for a round; None: all
     deadline_s: PositiveFloat | None = None  # of a round
     seed: NonNegativeInt = 0  # of the draw of participants
+    rule: Rule = "mean"
+    bad_sites: PositiveInt = 1  # updates of a round that may be bad; for a rule other than the mean
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:
@@ -57,7 +65,14 @@ class SynchronousSection(StrategySection):
             raise ValueError("deadline_s: needs a quorum, the number of updates that is enough at the deadline")
         if self.quorum and self.participants and self.quorum > self.participants:
             raise ValueError(f"quorum: {self.quorum} is more than the {plural(self.participants, 'participant')}")
+        if self.rule != "mean" and self.weights == "samples":
+            raise ValueError(f"weights: {self.rule} counts all sites alike; set 'weights: equal'")
         return self
+
+    @property
+    def robust(self) -> RobustRule | None:
+        """The robust rule, or None for the mean."""
+        return None if self.rule == "mean" else RobustRule(self.rule, self.bad_sites)
 
     def rounds_of(self, rounds: int, steps: int, **details: Any) -> FedAvg:
         """Return the synchronous algorithm with these settings and the details of a strategy."""
@@ -69,6 +84,7 @@ class SynchronousSection(StrategySection):
             participants=self.participants,
             deadline_s=self.deadline_s,
             seed=self.seed,
+            robust=self.robust,
             **details,
         )
 
@@ -115,10 +131,12 @@ class FedAvg:
         normalise: bool = False,
         corrected: bool = False,
         server: ServerRule | None = None,
+        robust: RobustRule | None = None,
     ) -> None:
         self.rounds, self.steps, self.weights, self.quorum = rounds, steps, weights, quorum
         self.participants, self.deadline_s, self.seed = participants, deadline_s, seed
         self.proximal_mu, self.normalise, self.corrected, self.server = proximal_mu, normalise, corrected, server
+        self.robust = robust
         self.state = FedAvgState()
 
     def react(self, event: Event) -> list[Action]:
@@ -207,8 +225,10 @@ class FedAvg:
         share = shares(state.requests.samples, present, self.weights)
         if not self.normalise:
             parts = tuple((state.arrived[site], share[site]) for site in present)
-            return Aggregate(state.version, base, parts, server=self.server)
+            return Aggregate(state.version, base, parts, server=self.server, robust=self.robust)
+        least = FEWEST_STEPS * median(state.done[site] for site in present)
         effective = sum(share[site] * state.done[site] for site in present)
-        parts = tuple((state.arrived[site], effective * share[site] / state.done[site]) for site in present)
+        factors = {site: effective / max(state.done[site], least) for site in present}
+        parts = tuple((state.arrived[site], share[site] * factors[site]) for site in present)
         rest = 1 - sum(weight for _, weight in parts)
         return Aggregate(state.version, base, parts, ((base, rest),), self.server)

@@ -14,7 +14,9 @@ Source: Karimireddy et al., SCAFFOLD, ICML 2020 (arXiv 1910.06378).
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
+
+from pydantic import model_validator
 
 from workflows.strategies.base import Weights
 from workflows.strategies.fedavg import FedAvg, SynchronousSection
@@ -25,6 +27,12 @@ class ScaffoldSection(SynchronousSection):
 
     name: Literal["scaffold"]
     weights: Weights = "equal"
+
+    @model_validator(mode="after")
+    def _only_a_mean(self) -> Self:
+        if self.rule != "mean":
+            raise ValueError("rule: scaffold is a mean; a robust rule needs another strategy, for example fedavg")
+        return self
 
     def strategy(self, rounds: int, steps: int) -> FedAvg:
         return self.rounds_of(rounds, steps, corrected=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from apps.base.errors import UserMistake
 from apps.base.files import write_text
+from workflows.records.csv_text import plain_cell
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,7 +37,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]])
 
 def _cell(value: Any) -> Any:
     if not isinstance(value, float):
-        return value
+        return plain_cell(value)
     return "" if math.isnan(value) else f"{value:.6g}"
 
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from apps.base.error_records import error_from
-from apps.base.errors import AnswerRefused
+from apps.base.errors import AnswerRefused, CrossfedError, ModelNotFinite, SiteMistake, TaskError, UserMistake
+from apps.remote.calls import FUNCTIONS as SITE_FUNCTIONS
 from workflows.trust.calls import SiteCall
 
 LIMIT_BYTES = 10_000_000  # as much as Globus Compute carries
@@ -31,8 +32,23 @@ def read_answer(text: object, call: SiteCall) -> Any:
     """
     answer = parse_answer(text, call)
     if "error" in answer:
-        raise error_from(answer["error"]).at(site=call.site)
+        raise _said_by(error_from(answer["error"]), call)
     return checked_result(answer["result"], call)
+
+
+def _said_by(error: CrossfedError, call: SiteCall) -> CrossfedError:
+    """Return an error with the place of the call that it answers: a site speaks of itself alone.
+
+    What it takes for a mistake of the user ends its own part; whether the others suffice is for the driver to decide.
+    """
+    if call.function not in SITE_FUNCTIONS:  # the server's own work, which knows whose update is at fault
+        return error.at(site=call.site)
+    error.site, error.round = call.site, _round(call)
+    if isinstance(error, ModelNotFinite):  # what only the server can find, and what ends a campaign
+        return TaskError(error.what, site=error.site, round=error.round, file=error.file, remedy=error.remedy)
+    if isinstance(error, UserMistake):
+        return SiteMistake(error.what, site=error.site, round=error.round, file=error.file, remedy=error.remedy)
+    return error
 
 
 def parse_answer(text: object, call: SiteCall) -> dict[str, Any]:
@@ -112,6 +128,24 @@ def checked_result(result: Any, call: SiteCall) -> Any:
 
 def refused(call: SiteCall, reason: str) -> AnswerRefused:
     """Return the error for an answer of a site that cannot be used."""
+    return AnswerRefused(f"its answer is refused: {reason}", site=call.site, round=_round(call))
+
+
+def _round(call: SiteCall) -> int | None:
     place: Any = call.args[0] if call.args and isinstance(call.args[0], Mapping) else {}
-    number = place.get("round") if call.function == "apps.train:local_train" else None
-    return AnswerRefused(f"its answer is refused: {reason}", site=call.site, round=number)
+    return place.get("round") if call.function == "apps.train:local_train" else None
+
+
+def read_progress(text: str) -> Any:
+    """Return the progress that a site has written into its file.
+
+    Raises:
+        ValueError: it is no progress; the text says why.
+    """
+    from workflows.trust.schema import ProgressAnswer, problem_of
+
+    progress = parse_json(text)
+    problem = problem_of(ProgressAnswer, progress)
+    if problem is not None:
+        raise ValueError(problem)
+    return progress

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from apps.artifacts.manifests import HEADER_SPARE
 from apps.training.task import task_identity
@@ -123,6 +123,12 @@ class ProgressAnswer(Answer):
     tokens_per_s: Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]
     time: Moment
 
+    @model_validator(mode="after")
+    def _has_no_more_steps_than_planned(self) -> ProgressAnswer:
+        if self.step > self.steps:
+            raise ValueError(f"step {self.step} of {self.steps}")
+        return self
+
 
 class SiteStatusAnswer(Answer):
     """Result of ``apps.site.site_status``."""
@@ -221,6 +227,13 @@ def _measure_problem(manifest: Mapping[str, Any], base: Mapping[str, Any]) -> st
     return None
 
 
+def finished_problem(result: Any, call: SiteCall) -> str | None:
+    """Return what is wrong with the answer of ``apps.train.finished_training``, or None."""
+    if not isinstance(result, dict) or result.keys() != {"manifest"}:
+        return "it has not exactly the field manifest"
+    return None if result["manifest"] is None else manifest_problem(result["manifest"], call)
+
+
 def _fits(schema: type[Answer]) -> Callable[[Any, SiteCall], str | None]:
     return lambda result, _call: problem_of(schema, result)
 
@@ -228,6 +241,7 @@ def _fits(schema: type[Answer]) -> Callable[[Any, SiteCall], str | None]:
 CHECKS: Mapping[str, Callable[[Any, SiteCall], str | None]] = {
     "apps.train:enrol": enrolment_problem,
     "apps.train:local_train": manifest_problem,
+    "apps.train:finished_training": finished_problem,
     "apps.site:site_status": _fits(SiteStatusAnswer),
     "apps.site:examine_site": _fits(ExaminationAnswer),
     "apps.site:block_started": _fits(BlockStartAnswer),

@@ -63,13 +63,13 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 from apps.base.own_packages import PACKAGES, ROOT
-from apps.base.versions import code_version
+from apps.base.versions import _version_with, code_version
 from workflows.records.campaign_code import campaign_code
 for name in ["", *sys.argv[1:]]:
     if name:
         with open(name, "a") as stream:
             stream.write("# changed\\n")
-    code_version.cache_clear()
+    _version_with.cache_clear()
     campaign_code.cache_clear()
     print(name, code_version(), campaign_code())
 """
@@ -133,6 +133,34 @@ def test_other_code_is_refused_with_both_versions():
     require_same_code(code_version(), "aurora")
     with pytest.raises(VersionMismatch, match=f"site aurora: .*{code_version()}.*driver runs abc.*same commit"):
         require_same_code("abc", "aurora")
+
+
+LATER = """
+from pathlib import Path
+import apps.site
+from apps.base.errors import VersionMismatch
+from apps.base.versions import code_version, require_same_code
+before = code_version()
+with open("apps/train.py", "a") as stream:
+    stream.write("# changed\\n")
+require_same_code(before, None)  # it goes on with what it has loaded
+print(before)
+checks = "require_same_code(before, None, started_now=True)", "import apps.train; require_same_code(before, None)"
+for check in checks:
+    try:
+        exec(check)
+    except VersionMismatch as error:
+        print(error.what)
+"""
+
+
+def test_what_is_loaded_or_started_after_a_change_is_noticed(copy: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-B", "-c", LATER], cwd=copy, env={"PYTHONPATH": str(copy)}, capture_output=True, text=True
+    )
+    before, *refused = ended.stdout.splitlines()
+    assert len(refused) == 2, ended.stderr
+    assert all(f"the driver runs {before}" in line for line in refused)
 
 
 def test_library_versions():

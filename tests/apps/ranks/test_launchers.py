@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
+import psutil
 import pytest
 import torch
 from training_site import PARALLEL
@@ -13,15 +14,19 @@ from apps.base.errors import UserMistake
 from apps.base.own_packages import ROOT
 from apps.ranks import launchers
 from apps.ranks.launchers import (
+    Rendezvous,
     initialise_mpi,
+    join_process_group,
     launch_command,
     launch_environment,
     make_cache_folders,
+    open_store,
     own_device,
     rendezvous_address,
     system_launcher,
     unmask_devices,
 )
+from apps.ranks.rank_info import RankInfo
 
 
 def test_numbers_of_the_template_are_filled_in():
@@ -102,6 +107,16 @@ def test_rendezvous_address():
     assert rendezvous_address(PARALLEL | {"nodes": 2}).count(".") == 3
     with pytest.raises(UserMistake, match=r"no network interface 'hsn9', only .*lo.*ranks.interface"):
         rendezvous_address(PARALLEL | {"interface": "hsn9"})
+
+
+def test_the_store_listens_at_one_address_and_the_keys_of_ranks_have_the_secret_before_them():
+    store = open_store("127.0.0.2")
+    ports = [c.laddr.ip for c in psutil.Process().net_connections() if c.laddr.port == store.port and not c.raddr]
+    assert ports == ["127.0.0.2"]
+    with join_process_group(RankInfo(0, 0), PARALLEL, "cpu", Rendezvous(store.host, store.port, "5ec2e7")):
+        keys = store.list_keys()
+    assert keys
+    assert all(key.startswith("5ec2e7/") for key in keys if key != "init/")
 
 
 def test_devices_go_by_the_rank_on_the_node(monkeypatch):

@@ -245,9 +245,20 @@ class Transfer:
 
     def _task_list(self, request: Request) -> Any:
         owner = self._who(request).subject
-        rows = [task.view() for task in self.tasks if task.owner == owner][::-1]
-        sizes = {"length": len(rows), "limit": 1000, "offset": 0, "total": len(rows)}
+        wanted = _filtered(request.query.get("filter", ""))
+        found = [task for task in self.tasks if task.owner == owner and (wanted is None or task.id in wanted)][::-1]
+        offset, limit = int(request.query.get("offset", 0)), int(request.query.get("limit", 10))
+        rows = [task.view() for task in found[offset : offset + limit]]
+        sizes = {"length": len(rows), "limit": limit, "offset": offset, "total": len(found)}
         return {"DATA_TYPE": "task_list", "DATA": rows, **sizes}
+
+
+def _filtered(text: str) -> set[str] | None:
+    """Return the task ids of a filter such as ``task_id:ID,ID``; None without one."""
+    fields = dict(part.partition(":")[::2] for part in text.split("/") if part)
+    if fields.keys() - {"task_id"}:
+        raise refuse(400, "ClientError.BadRequest", f"not a filter of this stand-in: {text}")
+    return set(fields["task_id"].split(",")) if fields else None
 
 
 def _ended(task: TransferTask) -> TransferTask:

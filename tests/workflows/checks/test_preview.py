@@ -15,7 +15,7 @@ from campaigns import PROJECT, nano
 from apps.base.errors import UserMistake
 from site_configs.library.queues import format_walltime
 from site_configs.library.site import Block, Queue
-from workflows.checks.preview import _walltime_hint, describe, plan_items, switched_off
+from workflows.checks.preview import _walltime_hint, describe, plan_items, robust_warning, switched_off
 from workflows.planning.campaign_file import check_campaign, load_campaign, settle_dtype
 from workflows.planning.plan import Plan, make_plan
 
@@ -107,6 +107,18 @@ def test_settings_without_effect_are_listed(tmp_path: Path, strategy: dict[str, 
     lines = switched_off(check_campaign(nano(strategy=strategy), tmp_path))
     assert [text.split()[0] for text in lines] == [f"strategy.{key}" for key in off]
     assert ("switched off" in items(tmp_path, strategy)) == bool(off)
+
+
+def test_a_robust_rule_warns_of_what_one_site_alone_knows(tmp_path: Path) -> None:
+    sites = {f"s{k}": {"config": "local"} for k in range(4)}
+    strategy = {"rule": "median", "weights": "equal"}
+    plan = make_plan(settle_dtype(check_campaign(nano(strategy=strategy, sites=sites), tmp_path)), tmp_path, tmp_path)
+    warning = "median keeps what most sites agree on, and loses what only one of them knows"
+    first, count = plan.tasks["s0"][0], sum(map(len, plan.tasks.values()))
+    alone = f"{warning}: here {count} of {count} tasks, such as {first}"
+    assert dict(plan_items(plan))["robust rule"] == alone
+    assert robust_warning(dataclasses.replace(plan, tasks=dict.fromkeys(sites, (first,)))) == [warning]
+    assert "robust rule" not in items(tmp_path, {"weights": "equal"})
 
 
 def test_a_learning_rate_that_destroys_a_model_gets_a_remark(tmp_path: Path) -> None:

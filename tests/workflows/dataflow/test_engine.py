@@ -33,6 +33,7 @@ from workflows.strategies.base import (
     BlockEnded,
     BlockStarted,
     CampaignStarted,
+    RobustRule,
     ServerRule,
     SetTimer,
     SiteFacts,
@@ -141,6 +142,19 @@ def test_an_update_that_goes_too_far_is_scaled_down_or_refused_and_a_resume_make
         again = open_existing(again.path)
     assert go(again) is None
     assert versions(again) == versions(run)
+
+
+def test_the_coefficients_of_a_robust_rule_are_in_the_journal(run: RunDirectory) -> None:
+    plan = make_plan(trainer.campaign_of(5, 1), run.path, run.path / "campaign.yaml")
+    strategy = FedAvg(1, 1, "equal", None, robust=RobustRule("krum", 1))
+    with kernel_module.parsl_for(plan, run) as kernel:
+        assert federate(strategy, Engine(plan, run, kernel, lambda _: None)) is None
+    (made,) = (r["result"] for r in run.journal.events("task_done") if r["app"] == "aggregate")
+    (chosen,) = (site for site, value in made["coefficients"].items() if value)
+    assert made["coefficients"] == {f"site0{k}": float(f"site0{k}" == chosen) for k in range(5)}
+    assert chosen in ("site01", "site02", "site03")  # the changes lie in a line, evenly: those between are alike
+    update = next(r for r in run.journal.events("task_done") if (r["app"], r["site"]) == ("stage_in", chosen))
+    assert made["artifact"]["sha256"] == update["result"]["artifact"]["sha256"]
 
 
 def test_a_model_that_would_not_be_finite_ends_the_campaign_and_names_the_site(run: RunDirectory) -> None:

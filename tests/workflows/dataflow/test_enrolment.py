@@ -14,7 +14,7 @@ from benchmarks import orchestration as trainer
 from parsl.executors.high_throughput.errors import ManagerLost
 from patience import patience, wait_until
 
-from apps.base.errors import CrossfedError, StorageError, UserMistake, VersionMismatch, WorkersLost
+from apps.base.errors import CrossfedError, SiteMistake, StorageError, UserMistake, VersionMismatch, WorkersLost
 from workflows.dataflow import enrolment
 from workflows.dataflow import round as round_module
 from workflows.dataflow.engine import Engine
@@ -121,14 +121,14 @@ def test_a_mistake_of_the_request_is_reported_before_anything_trains_whatever_th
     assert trained(run) == []
 
 
-@pytest.mark.parametrize("kind", [StorageError, VersionMismatch])
+@pytest.mark.parametrize("kind", [StorageError, VersionMismatch, SiteMistake])
 def test_what_is_wrong_at_a_site_ends_that_site_alone_if_the_others_suffice(run: RunDirectory, kind: Any) -> None:
     assert drive(run, lambda site: kind("other code", site=site) if site == "site02" else None, quorum=2) is None
     assert {site for site, _ in trained(run)} == {"site00", "site01"} and len(weights(run)) == ROUNDS
     assert {(r["site"], r["round"]) for r in run.journal.events("task_failed")} == {("site02", n) for n in range(4)}
 
 
-@pytest.mark.parametrize("kind", [StorageError, VersionMismatch])
+@pytest.mark.parametrize("kind", [StorageError, VersionMismatch, SiteMistake])
 def test_what_is_wrong_at_a_site_that_is_needed_is_reported_before_anything_trains(
     run: RunDirectory, kind: Any
 ) -> None:

@@ -265,6 +265,23 @@ def test_a_collection_that_is_not_there(auth: Auth, account: ServiceAccount) -> 
     assert "404 EndpointNotFound" in str(problems(unknown)[f"collection {unknown}"])
 
 
+def test_a_session_that_a_policy_demands(auth: Auth, person: str, browse: Browse, capsys: Any) -> None:
+    assert browse() == 0
+    capsys.readouterr()
+    assert browse("--session", "domain=alcf.anl.gov", "--session", f"policy={GUEST}", "--session", "mfa") == 0
+    address = capsys.readouterr().out
+    for part in ("single_domain=alcf.anl.gov", f"policies={GUEST}", "mfa=True", "prompt=login"):
+        assert part in address
+    for wrong in ("domain", "domain=", "prompt=none", "mfa=1"):
+        assert login.main(["--session", wrong]) == 2
+    assert login.main(["--session", "mfa", "--status"]) == 2
+
+
+def test_a_service_account_has_no_session(account: ServiceAccount, capsys: Any) -> None:
+    assert login.main(["--session", "mfa"]) == 2
+    assert "Ask the owner to admit the account, or unset GLOBUS_COMPUTE_CLIENT_ID" in capsys.readouterr().err
+
+
 # -- secrets ----------------------------------------------------------------------------------------------------
 
 

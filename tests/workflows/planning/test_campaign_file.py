@@ -50,6 +50,7 @@ def test_the_two_campaigns_of_four_machines_train_the_same() -> None:
     assert differences(one["sites"], other["sites"]) == {"polaris.route": (None, "globus")}
 
 
+SEVEN = {f"s{k}": {"config": "local", "tasks": ["chemical_reaction"]} for k in range(7)}
 MISTAKES = [
     ({"trainning": {}}, "trainning: unknown key, did you mean 'training'?"),
     ({"training": {"steps": 1, "learning_rate": 1, "stepz": 2}}, "training.stepz: unknown key, did you mean 'steps'?"),
@@ -68,6 +69,28 @@ MISTAKES = [
     ({"strategy": {"name": "fedbuff", "staleness": {"knd": "hinge"}}}, "strategy.staleness.knd: unknown key, did you"),
     ({"strategy": {"name": "fedbuff", "buffer": 0}}, "strategy.buffer: input should be greater than 0, got 0"),
     ({"strategy": {"name": "fedadam", "quorum": 3}}, "strategy.quorum: 3 is more than the 2 sites"),
+    ({"strategy": {"rule": "median"}}, "strategy: weights: median counts all sites alike; set 'weights: equal'"),
+    (
+        {"strategy": {"rule": "median", "weights": "equal"}},
+        "strategy.rule: median with 1 bad site needs 4 updates, a round may have 2 (sites",
+    ),
+    (
+        {"strategy": {"rule": "krum", "weights": "equal", "quorum": 6, "bad_sites": 2}, "sites": SEVEN},
+        "strategy.rule: krum with 2 bad sites needs 7 updates, a round may have 6 (sites",
+    ),
+    (
+        {"strategy": {"name": "fednova", "rule": "krum", "weights": "equal"}, "sites": SEVEN},
+        "strategy: rule: fednova is a mean; a robust rule needs another strategy",
+    ),
+    (
+        {
+            "strategy": {"rule": "trimmed_mean", "weights": "equal"},
+            "model": {"source": "x", "adapter": {"method": "fedit"}},
+            "sites": SEVEN,
+        },
+        "strategy.rule: trimmed_mean of the factors of fedit says nothing of their product; use",
+    ),
+    ({"strategy": {"name": "fedbuff", "rule": "median"}}, "strategy.rule: unknown key; known: name, buffer"),
     ({"strategy": {"name": "scaffold"}}, "strategy.name: scaffold corrects the gradients of plain SGD, and the sites"),
     (
         {"model": {"source": "x", "adapter": {"method": "svd"}}, "strategy": {"name": "fedasync"}},

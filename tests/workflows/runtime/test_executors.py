@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 import subprocess
@@ -37,7 +36,6 @@ from site_configs.library.status_provider import SETTLE_S
 from site_configs.local import site as local_site
 from workflows.planning.labels import LONGEST_DRAIN_S
 from workflows.records.failed_blocks import BlockFailure
-from workflows.reporting.display import phase_text
 from workflows.runtime import block_failures
 from workflows.runtime import executors as executors_module
 from workflows.runtime import kernel as kernel_module
@@ -345,29 +343,6 @@ def test_a_scheduler_that_does_not_take_it_is_asked_now_and_then(rig: Rig) -> No
 
 def test_a_pilot_block_is_kept_without_work(monkeypatch: pytest.MonkeyPatch) -> None:
     assert make_rig(monkeypatch, "pilot").after(1e6) == 0
-
-
-def test_progress_has_the_age_that_this_host_has_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clocks of a facility differ; what counts is when the driver has seen something new."""
-    now = [1_790_000_000.0]
-    monkeypatch.setattr(kernel_module.time, "time", lambda: now[0])
-    kernel: Any = object.__new__(Kernel)
-    kernel.globus, kernel.began, kernel.progress_seen = SimpleNamespace(sites={}), now[0], {}
-    kernel.plan = SimpleNamespace(sites={"alpha": SimpleNamespace(storage_root=tmp_path)})
-    assert kernel.progress("alpha") is None and kernel.seen_at("alpha") is None
-    ahead = {"time": now[0] + 900, "step": 31, "steps": 150}
-    (tmp_path / "progress.json").write_text(json.dumps(ahead))
-    assert kernel.progress("alpha") == ahead and kernel.seen_at("alpha") == now[0]
-    now[0] += 720
-    assert kernel.progress("alpha") == ahead and kernel.seen_at("alpha") == now[0] - 720
-    training = {"phase": "training", "round": 2, "step": 31, "steps": 150, "loss": None, "tokens_per_s": 0.0}
-    text: Any = phase_text("training", training, seen_at=kernel.seen_at("alpha"))  # type: ignore[arg-type]
-    assert text == "round 2: step 31 of 150, 12 min ago"
-    (tmp_path / "progress.json").write_text(json.dumps({**ahead, "step": 32}))
-    assert kernel.progress("alpha")["step"] == 32 and kernel.seen_at("alpha") == now[0]
-    (tmp_path / "progress.json").unlink()
-    (tmp_path / "progress.json").mkdir()  # a storage that fails is no reason to end the driver
-    assert kernel.progress("alpha") is None
 
 
 def failed(error: Exception) -> Future[Any]:

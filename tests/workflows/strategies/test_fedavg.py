@@ -12,6 +12,7 @@ from workflows.strategies import SECTIONS
 from workflows.strategies.base import (
     Aggregate,
     CampaignStarted,
+    RobustRule,
     ServerRule,
     SetTimer,
     SiteFacts,
@@ -51,6 +52,15 @@ def test_the_mean_comes_with_the_next_round_and_the_last_one_stops() -> None:
     assert requests == [Train(2, "a", 1, 2, 5), Train(3, "b", 1, 2, 5)]
     strategy.react(arrived(requests[0]))
     assert strategy.react(arrived(requests[1])) == [Aggregate(2, 1, ((2, 0.25), (3, 0.75))), Stop()]
+
+
+def test_a_robust_rule_counts_all_updates_alike_and_goes_with_a_server_rule() -> None:
+    section = SECTIONS["fedadam"](name="fedadam", rule="multi_krum", bad_sites=2, weights="equal")
+    strategy = section.strategy(1, 5)
+    requests = strategy.react(started(**{f"s{k}": k for k in range(7)}))
+    made = next(action for request in requests for action in strategy.react(arrived(request)))
+    assert made.robust == RobustRule("multi_krum", 2) and made.server is not None and not made.models
+    assert made.parts == tuple((task, 1 / 7) for task in range(7))
 
 
 def test_the_order_of_arrival_does_not_matter() -> None:
@@ -167,6 +177,16 @@ def test_normalised_steps_give_no_more_weight_to_more_steps() -> None:
     mean = strategy.react(update(b, steps=30))[0]
     assert mean.parts == ((0, pytest.approx(20 * 0.5 / 10)), (1, pytest.approx(20 * 0.5 / 30)))
     assert mean.models == ((0, pytest.approx(-1 / 3)),)
+
+
+def test_normalised_steps_of_a_site_that_claims_hardly_any_do_not_multiply_its_change() -> None:
+    strategy = FedAvg(1, 1000, "equal", None, normalise=True)
+    a, b, c = strategy.react(started(a=1, b=1, c=1))
+    strategy.react(update(a, steps=1000))
+    strategy.react(update(b, steps=1000))
+    mean = strategy.react(update(c, steps=1))[0]
+    effective = 2001 / 3
+    assert dict(mean.parts)[c.task] == pytest.approx(effective / 3 / 100)  # a tenth of the median, not 1
 
 
 @pytest.mark.parametrize(

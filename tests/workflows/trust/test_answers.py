@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_site import PARALLEL, TRAINING, model_spec
 
-from apps.base.errors import AnswerRefused, CrossfedError, LossNotFinite
+from apps.base.errors import AnswerRefused, CrossfedError, LossNotFinite, SiteMistake, TaskError, UpdateRefused
 from apps.training.task import task_identity
 from workflows.trust.answers import LIMIT_BYTES, read_answer
 from workflows.trust.calls import SiteCall, answered, call_of
@@ -199,6 +199,34 @@ def test_a_site_s_own_error_keeps_its_kind() -> None:
     text = json.dumps({"error": {"kind": "LossNotFinite", "what": "diverged", "round": 1}})
     with pytest.raises(LossNotFinite, match="site aurora, round 1: diverged"):
         read_answer(text, TRAIN)
+
+
+def test_a_site_speaks_of_itself_alone() -> None:
+    """Neither another site nor another round is blamed, and a mistake of its own ends no other."""
+    record = {
+        "kind": "UserMistake",
+        "what": "no records",
+        "site": "frontier",
+        "round": 7,
+        "remedy": "Name another file",
+    }
+    with pytest.raises(SiteMistake) as training:
+        read_answer(json.dumps({"error": record}), TRAIN)
+    assert str(training.value) == "site aurora, round 1: no records. Name another file"
+    with pytest.raises(SiteMistake) as enrolment:
+        read_answer(json.dumps({"error": record}), ENROL)
+    assert (enrolment.value.site, enrolment.value.round) == ("aurora", None)
+
+
+def test_a_site_cannot_end_a_campaign_by_what_only_the_server_can_find() -> None:
+    with pytest.raises(TaskError, match="site aurora, round 1: not finite"):
+        read_answer(json.dumps({"error": {"kind": "ModelNotFinite", "what": "not finite"}}), TRAIN)
+
+
+def test_the_server_s_own_work_tells_whose_update_is_at_fault() -> None:
+    record = {"kind": "UpdateRefused", "what": "not finite", "site": "frontier", "round": 7}
+    with pytest.raises(UpdateRefused, match="site frontier, round 7: not finite"):
+        read_answer(json.dumps({"error": record}), SiteCall("server", "apps.server:aggregate", (PLACE,)))
 
 
 JSON = st.recursive(

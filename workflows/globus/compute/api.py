@@ -1,4 +1,4 @@
-"""The requests to the web service of Globus Compute that a campaign makes, and the meaning of their failures.
+"""The requests to the web service of Globus Compute that a campaign makes.
 
 Uses the addresses and the login of a ``globus_compute_sdk.Client``, but neither its executor, which stops for good
 after one refusal, nor its reading of results, which would unpickle them.
@@ -6,14 +6,14 @@ after one refusal, nor its reading of results, which would unpickle them.
 
 from __future__ import annotations
 
-import logging
 import platform
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from apps.base.errors import CrossfedError, EndpointProblem, UserMistake
-from workflows.globus.compute.messages import RESULT_SERIALIZERS, is_restarting, one_line
+from apps.base.errors import CrossfedError, EndpointProblem
+from workflows.globus.compute.failures import FunctionUnknown, Unreachable, classified
+from workflows.globus.compute.messages import RESULT_SERIALIZERS
+from workflows.globus.compute.rate_limit import RateLimiter
 from workflows.globus.compute.registered import (
     bootstrap_source,
     forget_function,
@@ -21,49 +21,11 @@ from workflows.globus.compute.registered import (
     known_function,
     remember_function,
 )
-from workflows.globus.remedies import LOGIN
-from workflows.globus.transfer.calls import error_text
 
 if TYPE_CHECKING:
     from globus_compute_sdk import Client
 
-logger = logging.getLogger(__name__)
-TRANSIENT = (408, 409, 423, 425, 429)  # and all from 500 on
 BATCH = 100  # task ids in one status request
-REQUESTS, PERIOD_S = 10, 10.0  # half of what the service allows: the user may have other programs under the same login
-
-
-class Unreachable(Exception):  # noqa: N818 - a state of the service, not an error of the campaign
-    """The service cannot be reached or asks to wait; the request is to be repeated."""
-
-
-class EndpointNotReady(Exception):  # noqa: N818 - a state of the endpoint, not an error of the campaign
-    """The endpoint will accept the call later."""
-
-
-class FunctionUnknown(Exception):  # noqa: N818 - a state of the service, not an error of the campaign
-    """The service does not have the registered function any more."""
-
-
-class RateLimiter:
-    """Limit of requests per period; a call blocks until the next request is allowed."""
-
-    def __init__(
-        self,
-        requests: int = REQUESTS,
-        period_s: float = PERIOD_S,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        self.requests, self.period_s, self.clock, self.sleep = requests, period_s, clock, sleep
-        self.recent: list[float] = []
-
-    def __call__(self) -> None:
-        now = self.clock()
-        self.recent = [moment for moment in self.recent if now - moment < self.period_s]
-        if len(self.recent) >= self.requests:
-            self.sleep(self.recent[0] + self.period_s - now)
-        self.recent.append(self.clock())
 
 
 class ComputeApi:
@@ -103,9 +65,10 @@ class ComputeApi:
         """Make one request within the rate limit.
 
         Raises:
-            Unreachable, EndpointNotReady, FunctionUnknown, CrossfedError: see ``classified``.
+            Unreachable, EndpointNotReady, FunctionUnknown, CrossfedError: see ``failures.classified``.
         """
-        self.limiter()
+        if not self.limiter():
+            raise Unreachable("the driver stops")
         try:
             return call(self._open())
         except CrossfedError:
@@ -121,41 +84,56 @@ class ComputeApi:
             chosen: id to be used from now on.
         """
         account = self._account()
-        known = chosen or known_function(account) or used_before
-        if known is None:
-            data = {
-                "function_name": "call_site",
-                "function_code": bootstrap_source(),
-                "serialized": False,
-                "meta": {"python_version": platform.python_version(), "sdk_version": _sdk_version()},
-            }
-            known = str(self.request(lambda _: self._v3.register_function(data))["function_uuid"])
+        known = chosen or known_function(account) or used_before or self._register()
         remember_function(account, known)
         return known
+
+    def register_for(self, endpoint: str) -> str:
+        """Register the bootstrap function for one endpoint of high assurance, which runs no other; return its id."""
+        return self._register(ha_endpoint_id=endpoint)
+
+    def _register(self, **more: str) -> str:
+        data = {
+            "function_name": "call_site",
+            "function_code": bootstrap_source(),
+            "serialized": False,
+            "meta": {"python_version": platform.python_version(), "sdk_version": _sdk_version()},
+            **more,
+        }
+        return str(self.request(lambda _: self._v3.register_function(data)["function_uuid"]))
 
     def _account(self) -> str:
         """Return the service's address and the identity that asks it: a function belongs to both."""
         client = self._open()
         return f"{client.web_service_address} {identity_of(client.app)}"
 
-    def pack(self, function_id: str, request: str, config: Mapping[str, Any]) -> Any:
-        """Return a batch of one call."""
-        self._open()
+    def pack(self, function_id: str, requests: Sequence[str], config: Mapping[str, Any]) -> Any:
+        """Return a batch of calls of one function."""
         assert self._client
         batch = self._client.create_batch(
             user_endpoint_config=dict(config) or None, result_serializers=RESULT_SERIALIZERS
         )
-        batch.add(function_id, (request,))
+        batch.user_runtime = same_runtime()
+        for request in requests:
+            batch.add(function_id, (request,))
         return batch
 
-    def submit(self, endpoint: str, function_id: str, request: str, config: Mapping[str, Any]) -> str:
-        """Submit a call to an endpoint and return the id of its task."""
+    def submit(self, endpoint: str, function_id: str, requests: Sequence[str], config: Mapping[str, Any]) -> list[str]:
+        """Submit calls to an endpoint in one request and return the ids of their tasks, in the same order."""
+
+        def send(_: Client) -> list[str]:
+            answer = self._v3.submit(endpoint, self.pack(function_id, requests, config).prepare())
+            (task_ids,) = answer["tasks"].values()
+            if len(task_ids) != len(requests):
+                raise ValueError("the service has not taken all calls")
+            return [str(task_id) for task_id in task_ids]
+
         try:
-            data = self.request(lambda _: self._v3.submit(endpoint, self.pack(function_id, request, config).prepare()))
+            submitted: list[str] = self.request(send)
         except FunctionUnknown:
             forget_function(self._account())
             raise
-        return str(next(iter(data["tasks"].values()))[0])
+        return submitted
 
     def look_up(self, task_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
         """Return the service's records of tasks; a task that the service does not know is missing."""
@@ -177,47 +155,31 @@ class ComputeApi:
 
     def status(self, endpoint: str) -> str:
         """Return the status of an endpoint: ``online``, ``offline`` or another value of the service."""
-        return str(self.request(lambda _: self._v2.get_endpoint_status(endpoint))["status"])
+        return str(self.request(lambda _: self._v2.get_endpoint_status(endpoint)["status"]))
+
+    def is_high_assurance(self, endpoint: str) -> bool:
+        """Return True if an endpoint only runs functions that are registered for it."""
+        return bool(self.request(lambda _: self._v2.get_endpoint(endpoint).data.get("high_assurance")))
+
+
+def same_runtime() -> Any:
+    """Return the description of the submitter's Python that goes with each batch: the same on every machine.
+
+    It is a part of what identifies a child endpoint. With the truth, a driver that resumes on another machine would
+    start a second child there, and a second block.
+    """
+    from globus_compute_sdk.sdk.batch import UserRuntime
+
+    return UserRuntime(
+        globus_compute_sdk_version="4.19.0",
+        globus_sdk_version="4.9.1",
+        python_version="3.11.7",
+        python=UserRuntime.PythonInfo("3.11.7", "3.11.7", (3, 11, 7), (3, 11, 7, "final", 0), "CPython", "any"),
+        platform=UserRuntime.PlatformInfo(("64bit", "ELF"), "any", "crossfed", "any", "any", "any"),
+    )
 
 
 def _sdk_version() -> str:
     from globus_compute_sdk import __version__
 
     return str(__version__)
-
-
-def classified(error: Exception) -> Exception:
-    """Convert the error of a failed request to the exception that says how to proceed.
-
-    Returns:
-        Unreachable: try again later. EndpointNotReady: the same for this call. FunctionUnknown: register again.
-        EndpointProblem: the endpoint refuses. UserMistake: a login is needed, or the request is too large. Any other
-        error unchanged.
-    """
-    import globus_sdk
-    import requests
-    from globus_sdk.token_storage import TokenValidationError
-
-    if isinstance(error, TokenValidationError):
-        return UserMistake(f"Globus: not logged in: {error}", remedy=f"Run: {LOGIN}")
-    if isinstance(error, globus_sdk.NetworkError | requests.RequestException | OSError):
-        return Unreachable(error_text(error))
-    if not isinstance(error, globus_sdk.GlobusAPIError):
-        return error
-    status, text = error.http_status, one_line(error.message or error.text or error.code or "")
-    if status in TRANSIENT or status >= 500:
-        return Unreachable(f"{status}: {text}")
-    if status == 401 or isinstance(error, globus_sdk.AuthAPIError):
-        return UserMistake(f"Globus does not accept this login: {text}", remedy=f"Run: {LOGIN}")
-    if status == 404 and "FUNCTION" in (error.code or "").upper():
-        return FunctionUnknown(text)
-    if is_restarting(text):
-        return EndpointNotReady(text)
-    if status == 413:
-        return UserMistake(f"Globus Compute refuses the request as too large: {text}")
-    remedies = {
-        403: f"Ask the endpoint's owner for access, or run: {LOGIN}",
-        404: "Check the endpoint's id; to resume with another one: --set sites.NAME.endpoint=ID",
-        422: "Compare the site's settings with what the endpoint's template takes, or run setup_site.py again",
-    }
-    return EndpointProblem(f"the endpoint refuses the call ({status}): {text}", remedy=remedies.get(status))

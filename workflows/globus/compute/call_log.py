@@ -17,6 +17,7 @@ class CallLog:
 
     def __init__(self, journal: Journal) -> None:
         self.journal, self.is_forgotten = journal, False
+        self.submitted_keys = {r["key"] for r in journal.events("compute_submitted")}
         ended = {r["task_id"] for r in journal.events("compute_ended")}
         # key and endpoint -> tasks that may still answer, and when they were submitted
         self.open: dict[tuple[str, str], list[tuple[str, float]]] = {}
@@ -51,6 +52,7 @@ class CallLog:
     def submitted(self, call: Call, task_id: str) -> None:
         if call.journaled:
             target = call.target
+            self.submitted_keys.add(call.key)
             self.journal.write(
                 "compute_submitted", site=target.site, key=call.key, task_id=task_id, endpoint=target.endpoint
             )
@@ -67,6 +69,10 @@ class CallLog:
     def resubmitting(self, call: Call, reason: str) -> None:
         if call.journaled:
             self.journal.write("compute_asked_again", site=call.target.site, key=call.key, reason=reason)
+
+    def found(self, call: Call) -> None:
+        """Record that the result of a call is taken from the site's files."""
+        self.journal.write("compute_found", site=call.target.site, key=call.key)
 
     def unreachable(self, reason: str) -> None:
         self.journal.write("compute_unreachable", reason=reason)

@@ -7,17 +7,19 @@ from whichever task.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from apps.base.errors import CrossfedError, LeaseHeld, WorkersLost
-from workflows.globus.compute.messages import is_restarting, read_answer, read_failure
+from apps.base.errors import CrossfedError, LeaseHeld, TaskError, WorkersLost
+from workflows.globus.compute.messages import LIMIT_BYTES, is_restarting, read_answer, read_failure
+from workflows.globus.compute.search import ResultSearch
 
 RETRY_S = 20.0  # before a call is submitted again whose work is leased by another task, or whose endpoint is not ready
 DONE = ("success", "failed")
 UNKNOWN_LIMIT = 2  # status answers in a row without a task, after which it counts as forgotten
+TOGETHER = 32  # calls in one submission
 RESULT_GRACE_S = 60.0  # from the site's manifest to the result at the service
 
 
@@ -56,9 +58,11 @@ class Call:
         training_id: identity of the training task that it requests, as it stands in the site's state files; None: the
             call trains nothing.
         journaled: whether it is recorded in the journal; a look at a site is not.
+        search: for its result at the site, before it is submitted again; None: it leaves none there.
         due: when to submit it, in seconds; None while an attempt is under way.
         news_at: when its status last changed.
         running: it runs, as far as is known.
+        alone: it was refused together with others, and is submitted by itself from now on.
         result_seen_at: when its result was first seen in the site's storage.
         answer: the end: ``{"result": ...}`` or an error.
     """
@@ -69,9 +73,11 @@ class Call:
     request: str
     training_id: str | None = None
     journaled: bool = True
+    search: ResultSearch | None = None
     due: float | None = 0.0
     news_at: float = 0.0
     running: bool = False
+    alone: bool = False
     result_seen_at: float | None = None
     attempts: dict[str, CallAttempt] = field(default_factory=dict)
     future: Future[Any] = field(default_factory=Future)
@@ -84,6 +90,8 @@ class Call:
     def submitted(self, task_id: str, now: float, submitted_at: float | None = None) -> None:
         self.attempts[task_id] = CallAttempt(submitted_at)
         self.due, self.news_at, self.running = None, now, False
+        if self.search:
+            self.search.due = True
 
     def update(self, task_id: str, record: Mapping[str, Any] | None, now: float) -> str | None:
         """Take up the service's record of one of the tasks; None if the service does not know the task.
@@ -127,6 +135,16 @@ class Call:
             self.answer = answer.at(site=self.target.site)
         return type(answer).__name__
 
+    def is_due(self, now: float) -> bool:
+        """Return True if it is to be submitted now."""
+        return self.due is not None and self.due <= now and not (self.search and self.search.due)
+
+    def unreadable(self, task_id: str, error: Exception) -> str:
+        """End the call for an answer that cannot be taken up; return the end state of its task."""
+        self.attempts.pop(task_id, None)
+        self.answer = TaskError(f"the site's answer cannot be read: {type(error).__name__}").at(site=self.target.site)
+        return TaskError.__name__
+
     def postpone(self, now: float) -> None:
         """Schedule another submission after ``RETRY_S``, unless an attempt is under way."""
         if not self.attempts and (self.due is None or self.due <= now):
@@ -169,6 +187,18 @@ class Call:
     def resubmit(self, now: float) -> None:
         """Schedule another submission at once; the existing attempts may still answer."""
         self.due, self.news_at, self.result_seen_at = now, now, None
+
+
+def sent_together(due: Sequence[Call]) -> list[Call]:
+    """Return the calls that go into the next submission: the first, and others to the same endpoint with its values."""
+    first, *others = due
+    chosen, nbytes = [first], len(first.request)
+    for call in () if first.alone else others:
+        alike = (call.target.endpoint, call.target.config) == (first.target.endpoint, first.target.config)
+        if alike and not call.alone and len(chosen) < TOGETHER and nbytes + len(call.request) < LIMIT_BYTES // 2:
+            chosen.append(call)
+            nbytes += len(call.request)
+    return chosen
 
 
 def _has_no_result(record: Mapping[str, Any]) -> bool:

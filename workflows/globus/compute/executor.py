@@ -8,26 +8,30 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from parsl.executors.base import ParslExecutor
 
 from apps.base.errors import TaskError
-from apps.training.task import task_identity
+from apps.training.task import answers, task_identity
 from apps.trust.signed import Signed
 from site_configs.library.site import Site
 from workflows.console.units import clock_text
 from workflows.globus.compute.calls import Call, CallTarget
-from workflows.globus.compute.liveness import Liveness, ReadState
+from workflows.globus.compute.liveness import Liveness, ReadState, in_thread
 from workflows.globus.compute.messages import call_key, pack, require_fits, without_sites_own
+from workflows.globus.compute.search import ResultSearch
 from workflows.globus.compute.service import ComputeService
-from workflows.trust.calls import answered, call_of
+from workflows.trust.answers import checked_result
+from workflows.trust.calls import SiteCall, answered, call_of
 from workflows.trust.edge import UNSIGNED, Edge
 
-LOCAL_TRAIN = "apps.train:local_train"
+LOCAL_TRAIN, FINISHED = "apps.train:local_train", "apps.train:finished_training"
 
 
 class SiteExecutor(ParslExecutor):
@@ -41,6 +45,8 @@ class SiteExecutor(ParslExecutor):
         campaign: name of the run.
         named: which of ``data`` and ``model`` the campaign names for this site.
         read_state: see ``Liveness``.
+        find_manifest: takes the id of a training and returns the manifest that the site has written for it, or None;
+            for a site without an endpoint for files. It may be slow.
     """
 
     bad_state_is_set = False  # no failure of a site is permanent
@@ -56,6 +62,7 @@ class SiteExecutor(ParslExecutor):
         campaign: str = "",
         named: Collection[str] = (),
         read_state: ReadState | None = None,
+        find_manifest: Callable[[str], Any] | None = None,
     ) -> None:
         super().__init__()
         assert site.endpoint is not None  # resolved sites have one
@@ -64,9 +71,9 @@ class SiteExecutor(ParslExecutor):
         self.target = CallTarget(
             site.name, endpoint.training, dict(user_endpoint_config or {}), endpoint.silence_s, endpoint.queue_s
         )
-        files = CallTarget(site.name, endpoint.files, dict(files_config or {})) if endpoint.files else None
-        root = str(site.storage_root)
-        self.liveness = Liveness(service, site.name, root, files, read_state, campaign, self._order)
+        self.files = CallTarget(site.name, endpoint.files, dict(files_config or {})) if endpoint.files else None
+        self.find_manifest, root = find_manifest, str(site.storage_root)
+        self.liveness = Liveness(service, site.name, root, self.files, read_state, campaign, self._order)
 
     def _order(self, function: str, args: Any) -> Signed | None:
         return self.edge.order(function, args)
@@ -95,8 +102,30 @@ class SiteExecutor(ParslExecutor):
             raise TaskError(f"the arguments of {call.function} are not plain: {error}", site=self.label) from error
         require_fits(self.label, call.function, json.dumps([request]))
         training_id = task_identity(*args) if call.function == LOCAL_TRAIN else None
-        result = self.service.submit(Call(key, self.target, call.function, request, training_id))
+        search = ResultSearch(partial(self._find_result, call, training_id)) if training_id else None
+        submitted = Call(key, self.target, call.function, request, training_id, search=search)
+        result = self.service.submit(submitted)
         return answered(result, lambda found: self.edge.checked(found, call))
+
+    def _find_result(self, call: SiteCall, training_id: str) -> Future[Any] | None:
+        """Start a search for the manifest of a training; a wrong one counts as none. None: there is no way."""
+        if self.files is None:
+            find = self.find_manifest
+            found = in_thread(lambda: find(training_id), f"search-{self.label}") if find else None
+            return answered(found, lambda manifest: self._if_it_answers(call, manifest)) if found else None
+        wanted = SiteCall(self.label, FINISHED, call.args)
+        sent = without_sites_own(call.args, self.named)
+        request = pack(FINISHED, sent, self.campaign, self.edge.order(FINISHED, sent))
+        answer = self.service.submit(Call(f"find-{uuid.uuid4()}", self.files, FINISHED, request, journaled=False))
+        return answered(answer, lambda found: self._signed(call, checked_result(found, wanted)["manifest"]))
+
+    def _if_it_answers(self, call: SiteCall, manifest: Any) -> Any:
+        """Return a manifest that answers a training call, else None."""
+        found = self._signed(call, manifest)
+        return found if found and answers(found, call.args[2]) else None
+
+    def _signed(self, call: SiteCall, manifest: Any) -> Any:
+        return None if manifest is None else self.edge.checked(manifest, call)
 
     def shutdown(self) -> None:
         """Stop polling. Tasks at the site continue, and the next driver asks for them."""

@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from apps.base.identity import Place
@@ -72,21 +73,27 @@ class Liveness:
         """Take up a finished look and start the next one when it is due; called by the service's thread."""
         if self.pending is not None and self.pending.done():
             done, self.pending = self.pending, None
-            if done.exception() is not None:
-                logger.warning("cannot look at %s: %s", self.site, done.exception())
-            elif isinstance(done.result(), dict):
-                self._update(done.result(), now)
-        submitted = any(call.attempts for call in self._open_trainings())
-        if submitted and now >= self.next_look and self.pending is None:
+            self._take(done, now)
+        if self.pending is not None or now < self.next_look:
+            return
+        if any(call.attempts for call in self._open_trainings()):
             self.next_look, self.requested_at = now + self.look_s, time.time()
             self.pending = self._look()
+
+    def _take(self, done: Future[Any], now: float) -> None:
+        try:
+            state = done.result()
+            if isinstance(state, dict):
+                self._update(state, now)
+        except Exception as error:  # noqa: BLE001 - the edge of one site: what it answers must not reach the others
+            logger.warning("cannot look at %s: %s: %s", self.site, type(error).__name__, error)
 
     def _open_trainings(self) -> list[Call]:
         return [call for call in self.service.open_calls() if call.target.site == self.site and call.training_id]
 
     def _look(self) -> Future[Any] | None:
         if self.read_state is not None:
-            return _in_thread(self.read_state, self.site)
+            return in_thread(partial(self.read_state, self.site), f"look-{self.site}")
         if self.files is None:
             return None
         call = SiteCall(self.site, LOOK, (Place(site=self.site, round=0), self.root))
@@ -113,15 +120,15 @@ def state_time(state: Mapping[str, Any], requested_at: float, answered_at: float
     return answered_at if site_time is None else min(max(float(site_time), requested_at), answered_at)
 
 
-def _in_thread(read_state: ReadState, site: str) -> Future[Any]:
-    """Read the state in a thread of its own, so that a slow site does not delay the others."""
+def in_thread(work: Callable[[], Any], name: str) -> Future[Any]:
+    """Do work in a thread of its own, so that a slow site does not delay the others."""
     result: Future[Any] = Future()
 
     def run() -> None:
         try:
-            result.set_result(read_state(site))
+            result.set_result(work())
         except Exception as error:  # noqa: BLE001 - the edge of this thread
             result.set_exception(error)
 
-    threading.Thread(target=run, name=f"look-{site}", daemon=True).start()
+    threading.Thread(target=run, name=name, daemon=True).start()
     return result

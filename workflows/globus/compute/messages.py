@@ -27,6 +27,7 @@ from workflows.trust.answers import parse_json
 JSON_HEADER = "11\n"  # of a buffer by globus_compute_sdk.serialize.JSONData
 RESULT_SERIALIZERS = ["globus_compute_sdk.serialize.JSONData"]
 LIMIT_BYTES = 9_500_000  # the service takes 10 MB; the rest is for what surrounds the arguments
+UNREADABLE = (ValueError, TypeError, RecursionError, MemoryError, OverflowError)  # of any parser, for any text
 PERMANENT = ("MaxResultSizeExceeded", "DeserializationError", "SerializationError", "SyntaxError")
 # a child of the endpoint was killed, and its process id is still honoured for some heartbeats
 # (globus-compute-endpoint 4.19)
@@ -101,8 +102,8 @@ def read_answer(buffer: Any) -> dict[str, Any] | CrossfedError:
     try:
         text = parse_json(buffer[len(JSON_HEADER) :])
         answer = parse_json(text) if isinstance(text, str) else None
-    except ValueError as error:
-        return AnswerRefused(f"its answer is refused: {error}")
+    except UNREADABLE as error:
+        return AnswerRefused(f"its answer is refused: {str(error) or type(error).__name__}")
     if isinstance(answer, dict) and "error" in answer:
         return error_from(answer["error"])
     if isinstance(answer, dict) and "result" in answer:
@@ -126,7 +127,8 @@ def read_failure(text: Any) -> CrossfedError:
 
 def one_line(text: str) -> str:
     """Shorten a foreign message to one line."""
-    return " ".join(text.split())[:REASON_LENGTH]
+    plain = "".join(letter if letter.isprintable() else " " for letter in text[: 20 * REASON_LENGTH])
+    return " ".join(plain.split())[:REASON_LENGTH]
 
 
 def is_restarting(text: Any) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 from apps.base.errors import CrossfedError
 from apps.base.files import write_json
 from apps.models.sources import cache_folder
-from workflows.globus.remedies import LOGIN
+from workflows.globus.remedies import LOGIN, LoginNeeded
 
 RELEASES = {  # SHA-256 of the text -> first release with it
     "0d2733e6d61320aed40c07642b7fa5b64a89f75f9cd6b93383b24acb10ec7e06": "0.1",
@@ -94,8 +94,9 @@ def login_function(chosen: str | None) -> str:
     Raises:
         CrossfedError: there is no login, or the service cannot be reached.
     """
-    from workflows.globus.compute.api import ComputeApi, Unreachable
-    from workflows.globus.identity import LoginNeeded, compute_client, globus_app, has_login
+    from workflows.globus.compute.api import ComputeApi
+    from workflows.globus.compute.failures import Unreachable
+    from workflows.globus.identity import compute_client, globus_app, has_login
 
     if not has_login():
         if chosen:

@@ -31,6 +31,7 @@ class Backoff:
         poll_s, slowest_poll_s: between two status requests for a transfer; grows with its age.
         back_off_s, longest_back_off_s: before a failed call is repeated; doubles each time.
         stall_s: a transfer with faults that has moved nothing for so long is cancelled, to be started again.
+        postpone_s: one that has stalled for so long gives its slot to another that waits for one.
         overdue_s: so long after its deadline a transfer that the service has not ended is cancelled.
     """
 
@@ -39,11 +40,16 @@ class Backoff:
     back_off_s: float = 2.0
     longest_back_off_s: float = 120.0
     stall_s: float = 4 * 3600.0
+    postpone_s: float = 15.0
     overdue_s: float = 900.0
 
     def back_off(self, failures: int) -> float:
         """Return the seconds to wait after so many failures in a row."""
         return min(self.back_off_s * 2 ** min(failures - 1, 30), self.longest_back_off_s)
+
+    def until_postponed(self, stalled: int) -> float:
+        """Return how long a transfer may stall while another waits that has itself given back a slot so many times."""
+        return min(self.postpone_s * 2 ** min(stalled, 30), max(self.postpone_s, self.stall_s / 4))
 
 
 class RetryingClient:

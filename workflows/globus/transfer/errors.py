@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from apps.base.errors import CrossfedError
-from workflows.globus.remedies import LOGIN
+from workflows.globus.remedies import LOGIN, login_remedy, session_demand
 
 if TYPE_CHECKING:
     from globus_sdk import GlobusAPIError
@@ -18,6 +18,10 @@ FULL = "TooManyPendingJobs"
 
 class TransferFailed(CrossfedError):  # noqa: N818 - named as a state of the transfer, like its subclasses
     """A transfer that ended without success or cannot be started; its files may have arrived in part."""
+
+
+class TransferPostponed(TransferFailed):
+    """A stalled transfer that was cancelled because another waits for its slot; it is submitted again behind that."""
 
 
 class TransferCanceled(TransferFailed):
@@ -33,7 +37,7 @@ class ConsentMissing(TransferRefused):
 
 
 class LoginMissing(TransferRefused):
-    """A missing login: never logged in, expired tokens, or a secret that is no longer valid."""
+    """A missing login: never logged in, expired tokens, an invalid secret, or a session that a policy wants renewed."""
 
 
 class TransferDetached(CrossfedError):  # noqa: N818 - named as a state of the transfer
@@ -64,7 +68,10 @@ def refusal(error: GlobusAPIError) -> TransferRefused:
     if error.info.consent_required:
         return consent_missing(error.info.consent_required.required_scopes or [])
     if error.http_status == 401 or error.code in ("invalid_client", "invalid_grant"):
-        return LoginMissing("Globus does not accept the login", remedy=f"Log in: {LOGIN}")
+        return LoginMissing("Globus does not accept the login", remedy=login_remedy())
+    demand = session_demand(error) if error.http_status == 403 else None
+    if demand:
+        return LoginMissing(demand[0], remedy=demand[1])
     what = f"Globus refuses the transfer: {error.message or error.code} (HTTP {error.http_status}, {error.code})"
     return TransferRefused(what, remedy=_remedy(error.code or "", error.http_status))
 

@@ -10,10 +10,8 @@ from copy import copy
 from typing import Any
 
 from workflows.globus.transfer.calls import driver_stopped
-from workflows.globus.transfer.task import Task
+from workflows.globus.transfer.task import STOP_POLL_S, Task
 from workflows.globus.transfer.transfer_log import Transfer, TransferState
-
-STOP_POLL_S = 0.1  # how soon a waiting thread notices that the driver stops
 
 
 class TransferProgress:

@@ -25,7 +25,7 @@ from workflows.globus.transfer.errors import TransferRefused
 from workflows.globus.transfer.in_flight import TransferProgress, TransfersInFlight
 from workflows.globus.transfer.task import DEADLINE_S, TransferRequest, TransferResult, delete
 from workflows.globus.transfer.transfer_log import SUCCEEDED, Direction, Transfer, TransferLog, TransferState
-from workflows.globus.transfer.transfers import TransferQueue
+from workflows.globus.transfer.transfers import AT_ONCE, TransferQueue
 from workflows.records.journal import Journal
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ MakeClient = Callable[[Sequence[str]], "TransferClient"]
 
 
 class GlobusStaging:
-    """Globus Transfer for one run; ``send``, ``fetch`` and ``clean`` are apps, for up to three threads.
+    """Globus Transfer for one run; ``send``, ``fetch`` and ``clean`` are apps, for ``threads`` threads.
 
     Args:
         journal: of the run.
@@ -181,6 +181,10 @@ class GlobusStaging:
     def progress(self, site: str) -> dict[str, Any] | None:
         """Return the progress of the latest transfer to or from a site, see ``TransferProgress.shown``; None: none."""
         return self.in_flight.progress(site)
+
+    def threads(self) -> int:
+        """Return the number of threads for the apps: one that waits for its turn must not keep others from theirs."""
+        return AT_ONCE + 2 * sum(site.carrier == "globus" for site in self.sites.values())
 
     def close(self) -> None:
         """Release all waiting threads; submitted transfers continue."""

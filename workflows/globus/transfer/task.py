@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from workflows.globus.transfer.calls import RetryingClient, driver_stopped
-from workflows.globus.transfer.errors import TransferCanceled, TransferFailed
+from workflows.globus.transfer.calls import Backoff, RetryingClient, driver_stopped
+from workflows.globus.transfer.errors import TransferCanceled, TransferFailed, TransferPostponed
 
 if TYPE_CHECKING:
     from globus_sdk import DeleteData, TransferData
@@ -24,6 +24,9 @@ LABEL_LENGTH = 128
 DEADLINE_S = 3 * 24 * 3600.0
 HEALTHY = ("OK", "Queued")  # values of ``nice_status`` without trouble
 COUNTERS = ("bytes_transferred", "files_transferred", "files_skipped")
+FINAL = ("SUCCEEDED", "FAILED")
+STOP_POLL_S = 0.1  # how soon a waiting thread notices that the driver stops
+CANCEL_S = 30.0  # that a cancelled task may take to end
 POLL_SHARE = 0.2  # interval of status requests, as a share of a transfer's age
 NO_MAILS: dict[str, Any] = {"notify_on_succeeded": False, "notify_on_failed": False, "notify_on_inactive": False}
 Task = Mapping[str, Any]
@@ -93,6 +96,7 @@ def _transfer_data(request: TransferRequest, submission_id: str) -> TransferData
         submission_id=submission_id,
         deadline=_in_seconds(request.deadline_s),
         verify_checksum=True,
+        encrypt_data=True,  # without it the data channel is in clear wherever the collections do not force TLS
         fail_on_quota_errors=True,
         skip_source_errors=True,  # a missing file would hold up the task until its deadline
         **NO_MAILS,
@@ -125,7 +129,49 @@ def clean_label(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9 ,_-]", "_", text)[:LABEL_LENGTH]
 
 
-def follow(caller: RetryingClient, task_id: str, on_status: OnStatus) -> TransferResult:
+class TaskHistory:
+    """How a task moves, from its successive states.
+
+    Args:
+        stalled_s: for how long earlier tasks of the same attempt had moved nothing.
+    """
+
+    def __init__(self, stalled_s: float = 0.0) -> None:
+        now = time.monotonic()
+        self.before_s, self.began, self.fine_at = stalled_s, now, now
+        self.counted_at = now  # until then it moved, or was inactive: not counted as stalled
+        self.moved: tuple[int, ...] = (0,) * len(COUNTERS)
+        self.worked_s = 0.0  # from its start to its last movement
+
+    def update(self, task: Task, now: float) -> None:
+        """Take a state of the task."""
+        before, self.moved = self.moved, tuple(int(task.get(key) or 0) for key in COUNTERS)
+        if self.moved != before:
+            self.worked_s, self.before_s = now - self.began, 0.0
+        fine = self.moved != before or trouble_of(task) is None
+        if fine:
+            self.fine_at = now
+        if fine or task["status"] == "INACTIVE":
+            self.counted_at = now
+
+    def stalled_s(self, now: float) -> float:
+        """Return for how long it has had faults and moved nothing, with the time before; not while it is inactive."""
+        return self.before_s + now - self.counted_at
+
+    def in_vain(self, now: float) -> bool:
+        """Return True if it has been in trouble for longer than it had worked before."""
+        return now - self.fine_at > self.worked_s
+
+
+def follow(
+    caller: RetryingClient,
+    task_id: str,
+    on_status: OnStatus,
+    states: Iterator[Task] | None = None,
+    history: TaskHistory | None = None,
+    postponed: Callable[[TaskHistory], bool] = lambda _: False,
+    cancelling: Callable[[], object] = lambda: None,
+) -> TransferResult:
     """Wait for a task's end.
 
     A task that is inactive (only expired credentials make it so) or has faults is waited for: Globus continues by
@@ -135,36 +181,57 @@ def follow(caller: RetryingClient, task_id: str, on_status: OnStatus) -> Transfe
         caller: makes the calls; its ``backoff`` has the intervals.
         task_id: of the task.
         on_status: called after each status request with the task and its trouble, or None.
+        states: of the task; default: requests them.
+        history: is kept up to date.
+        postponed: returns True to have the task cancelled because others wait.
+        cancelling: called before the task is cancelled.
 
     Raises:
         TransferFailed: it has failed, was overdue, or stalled for too long and was cancelled.
+        TransferPostponed: it was cancelled because others wait.
         TransferCanceled: a person has cancelled it.
         TransferDetached: the driver stops; the task continues.
     """
-    began = moved_at = time.monotonic()
-    moved: tuple[int, ...] = ()
-    while True:
-        task: Task = caller(lambda client: client.get_task(task_id)).data
-        before, moved = moved, tuple(int(task.get(key) or 0) for key in COUNTERS)
+    history = history or TaskHistory()
+    for task in states or _polled(caller, task_id):
+        now = time.monotonic()
+        history.update(task, now)
         trouble = trouble_of(task)
         on_status(task, trouble)
-        if task["status"] == "SUCCEEDED":
-            return _result(caller, task)
-        if task["status"] == "FAILED":
-            raise _failure(caller, task)
-        now = time.monotonic()
-        if moved != before or trouble is None or task["status"] == "INACTIVE":
-            moved_at = now
-        if now - moved_at > caller.backoff.stall_s:
-            raise _cancelled(caller, task_id, f"has moved nothing for {now - moved_at:,.0f} s: {trouble}")
-        if _overdue_s(task) > caller.backoff.overdue_s:
-            raise _cancelled(caller, task_id, f"is past its deadline: {trouble or task['status']}")
-        if caller.stop.wait(_pause_s(caller, now - began)):
+        if task["status"] in FINAL:
+            return _ended(caller, task)
+        error = _reason_to_cancel(caller.backoff, task, trouble, history.stalled_s(now))
+        if error is None and trouble and postponed(history):
+            error = TransferPostponed(f"Globus transfer {task_id} stalls while others wait: {trouble}")
+        if error:
+            cancelling()
+            last = cancel(caller, task_id)
+            if last["status"] == "SUCCEEDED":
+                return _ended(caller, last)
+            raise error
+    raise AssertionError("states do not end by themselves")
+
+
+def _polled(caller: RetryingClient, task_id: str) -> Iterator[Task]:
+    began = time.monotonic()
+    while True:
+        yield caller(lambda client: client.get_task(task_id)).data
+        if caller.stop.wait(pause_s(caller.backoff, time.monotonic() - began)):
             raise driver_stopped()
 
 
-def _pause_s(caller: RetryingClient, age_s: float) -> float:
-    return min(max(caller.backoff.poll_s, POLL_SHARE * age_s), caller.backoff.slowest_poll_s)
+def pause_s(backoff: Backoff, age_s: float) -> float:
+    """Return the seconds between two requests for the state of a transfer of an age."""
+    return min(max(backoff.poll_s, POLL_SHARE * age_s), backoff.slowest_poll_s)
+
+
+def _reason_to_cancel(backoff: Backoff, task: Task, trouble: str | None, stalled_s: float) -> TransferFailed | None:
+    reason = None
+    if stalled_s > backoff.stall_s:
+        reason = f"has moved nothing for {stalled_s:,.0f} s: {trouble}"
+    elif _overdue_s(task) > backoff.overdue_s:
+        reason = f"is past its deadline: {trouble or task['status']}"
+    return TransferFailed(f"Globus transfer {task['task_id']} {reason}") if reason else None
 
 
 def trouble_of(task: Task) -> str | None:
@@ -185,7 +252,10 @@ def _overdue_s(task: Task) -> float:
     return time.time() - datetime.fromisoformat(deadline).timestamp() if deadline else 0.0
 
 
-def _result(caller: RetryingClient, task: Task) -> TransferResult:
+def _ended(caller: RetryingClient, task: Task) -> TransferResult:
+    """Return the result of a task that has ended, or raise its error."""
+    if task["status"] == "FAILED":
+        raise _failure(caller, task)
     missing: tuple[str, ...] = ()
     if task.get("subtasks_skipped_errors"):
         rows = caller(lambda client: client.task_skipped_errors(task["task_id"]))
@@ -211,7 +281,13 @@ def _last_error(caller: RetryingClient, task_id: str) -> str | None:
     return next((f"{event['code']}: {event['details']}"[:200] for event in events if event["is_error"]), None)
 
 
-def _cancelled(caller: RetryingClient, task_id: str, reason: str) -> TransferFailed:
-    """Cancel a task, so that it writes nothing where the next attempt writes, and return the error."""
+def cancel(caller: RetryingClient, task_id: str) -> Task:
+    """Cancel a task, so that it writes nothing where the next attempt writes; return its last state."""
     caller(lambda client: client.cancel_task(task_id))
-    return TransferFailed(f"Globus transfer {task_id} {reason}")
+    until = time.monotonic() + CANCEL_S
+    while True:
+        task: Task = caller(lambda client: client.get_task(task_id)).data
+        if task["status"] in FINAL or time.monotonic() > until:
+            return task
+        if caller.stop.wait(caller.backoff.poll_s):
+            raise driver_stopped()

@@ -11,7 +11,7 @@ from workflows.records.journal import Journal, Record
 
 Direction = Literal["send", "fetch"]
 SUCCEEDED = "SUCCEEDED"
-EVENTS = ("transfer_submitting", "transfer_submitted", "transfer_ended", "artifacts_cleaned")
+EVENTS = ("transfer_submitting", "transfer_submitted", "transfer_cancelling", "transfer_ended", "artifacts_cleaned")
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class TransferState:
         began: when the first attempt was to be submitted; UNIX seconds.
         submission_id: of the last attempt.
         task_id: of the last attempt; None: not known to have been submitted.
+        cancelling: the driver cancels its task, to submit another.
         state: end state of the last attempt; None: not known to have ended.
         ended: when it ended; UNIX seconds.
     """
@@ -60,6 +61,7 @@ class TransferState:
     began: float
     submission_id: str
     task_id: str | None = None
+    cancelling: bool = False
     state: str | None = None
     ended: float = 0.0
 
@@ -91,6 +93,11 @@ class TransferLog:
     def submitted(self, transfer: Transfer, submission_id: str, task_id: str) -> None:
         self._write("transfer_submitted", **_place(transfer), submission_id=submission_id, task_id=task_id)
 
+    def cancelling(self, transfer: Transfer, known: TransferState) -> None:
+        """Record that a task is going to be cancelled: a later driver does not take that for the act of a person."""
+        ids = {"submission_id": known.submission_id, "task_id": known.task_id}
+        self._write("transfer_cancelling", **_place(transfer), **ids)
+
     def ended(self, transfer: Transfer, known: TransferState, state: str, **details: Any) -> TransferState:
         """Record the end of an attempt and return the new state."""
         ids = {"submission_id": known.submission_id, "task_id": known.task_id}
@@ -115,7 +122,9 @@ class TransferLog:
             self._known[record["key"]] = self._begun(record)
         elif record["key"] in self._known:
             known = self._known[record["key"]]
-            later = {"task_id": record["task_id"]}
+            later: dict[str, Any] = {"task_id": record["task_id"]}
+            if record["event"] == "transfer_cancelling":
+                later["cancelling"] = True
             if record["event"] == "transfer_ended":
                 later |= {"state": record["state"], "ended": record["time"]}
             self._known[record["key"]] = replace(known, **later)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, cast
 
+from apps.artifacts.robust import COORDINATE_RULES, RobustSpec, coefficients, middle
 from apps.artifacts.server_optimizer import MOMENTS, ServerRuleSpec, change, first_moment, second_moment
 from workflows.strategies.base import Aggregate, ServerRule
 
@@ -18,12 +19,28 @@ def combined(action: Aggregate, models: dict[int, np.ndarray], updates: dict[int
     """Return the affine combination of an action, summed in float64, in the models' type."""
     import numpy as np
 
+    if action.robust:
+        return robust_mean(action, models[action.base], updates)
     total = np.zeros(models[action.base].shape)
     for version, weight in action.models:
         total += weight * models[version]
     for task, weight in action.parts:
         total += weight * updates[task]
     return total.astype(models[action.base].dtype)
+
+
+def robust_mean(action: Aggregate, base: np.ndarray, updates: dict[int, np.ndarray]) -> np.ndarray:
+    """Return the robust combination of an action, in the base's type."""
+    import numpy as np
+
+    assert action.robust is not None
+    spec = cast(RobustSpec, asdict(action.robust))
+    changes = np.stack([updates[task] for task, _ in action.parts]).astype(np.float64) - base
+    if spec["name"] in COORDINATE_RULES:
+        found = middle(np.sort(changes, axis=0), spec)
+    else:
+        found = np.asarray(coefficients((changes @ changes.T).tolist(), spec)) @ changes
+    return (base + found).astype(base.dtype)
 
 
 def stepped(base: np.ndarray, target: np.ndarray, rule: ServerRule, before: Moments) -> tuple[np.ndarray, Moments]:

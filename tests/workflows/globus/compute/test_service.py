@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,10 @@ from apps.train import enrol, local_train
 from apps.training.leases import acquire
 from apps.training.task import Task
 from apps.trust.policy_file import POLICY_VARIABLE
-from workflows.globus.compute.api import ComputeApi, RateLimiter
+from site_configs.library.site import Exchange
+from workflows.globus.compute.api import ComputeApi
+from workflows.globus.compute.rate_limit import RateLimiter
+from workflows.globus.finished import find_manifest
 
 LOOK = "apps.site:site_status"
 
@@ -41,7 +45,8 @@ def agent(tmp_path, monkeypatch):
     monkeypatch.setattr("workflows.globus.compute.service.POLL_S", 0.05)
     monkeypatch.setattr("workflows.globus.compute.service.RETRY_S", 0.1)
     monkeypatch.setattr("workflows.globus.compute.service.LONGEST_RETRY_S", 0.3)
-    monkeypatch.setattr("workflows.globus.compute.service.STATUS_S", 0.2)
+    monkeypatch.setattr("workflows.globus.compute.endpoint_status.STATUS_S", 0.2)
+    monkeypatch.setattr("workflows.globus.compute.endpoint_status.OFFLINE_S", 0.2)
     monkeypatch.setattr("workflows.globus.compute.calls.RETRY_S", 0.3)
     with toy_agent(tmp_path / "service", as_the_site_would) as running:
         for name, value in running.variables(tmp_path / "login").items():
@@ -132,7 +137,7 @@ def test_an_expired_token_is_renewed(tmp_path, agent):
 def test_a_login_that_is_refused_names_the_remedy(tmp_path, agent):
     agent.auth.change_secret(agent.account)
     with drive(tmp_path, agent) as run:
-        with pytest.raises(UserMistake, match=r"site aurora: Globus .*Run: python workflows/login.py"):
+        with pytest.raises(UserMistake, match=r"site aurora: Globus .*Set GLOBUS_COMPUTE"):
             run.executor.submit(site_status, {}, PLACE, str(tmp_path)).result(patience(30))
 
 
@@ -173,6 +178,54 @@ def test_results_that_the_service_has_discarded_are_requested_again(tmp_path, ag
         manifest = training.result(patience(20))
     assert (manifest["attempts"], manifest["reused"]) == (1, True)
     assert run.events("compute_ended")[0]["state"] == "forgotten"
+
+
+def functions(agent: ToyAgent) -> list[str]:
+    return [json.loads(call)["function"].partition(":")[2] for call in agent.calls]
+
+
+@pytest.mark.parametrize("driver_dies", [False, True])
+@pytest.mark.parametrize("by", ["files endpoint", "files"])
+def test_a_discarded_result_is_taken_from_the_sites_manifest_without_a_block(by, driver_dies, tmp_path, agent, site):
+    """As after a night in which the driver was away: the second call would wait for a block, for a file of a kB."""
+    agent.compute.rules.abandon_after_s = 0.0
+
+    def start(name: str):
+        if by == "files endpoint":
+            return drive(tmp_path, agent, site, files=agent.endpoint_id)
+        exchange = Exchange(site.root, site.outgoing)
+        config = site_config(site.root, agent.endpoint_id, exchange=exchange, carrier="copy")
+        return driver(tmp_path / "run", config, find_manifest=partial(find_manifest, config, None, None))
+
+    def result(training) -> dict:
+        if by == "files endpoint":
+            wait_until(lambda: "finished_training" in functions(agent))
+            agent.compute.rules.abandon_after_s = None  # for the answer of the search
+        return training.result(patience(30))
+
+    with start("first") as run:
+        training = run.train(site)
+        if driver_dies:
+            wait_until(lambda: "local_train" in functions(agent))
+        else:
+            assert result(training)["reused"]
+    if driver_dies:
+        with start("second") as run:
+            assert result(run.train(site))["reused"]
+    assert functions(agent).count("local_train") == 1
+    assert len(run.events("compute_found")) == 1
+
+
+def test_what_is_not_finished_is_submitted_again(tmp_path, agent, site):
+    agent.compute.rules.drop_results = 1
+    handle, agent.handle = agent.handle, lambda *_: "lost"
+    with drive(tmp_path, agent, site, files=agent.endpoint_id, silence_s=0.5, queue_s=0.5) as run:
+        training = run.train(site)
+        wait_until(lambda: "local_train" in functions(agent))
+        agent.handle = handle
+        assert training.result(patience(30))["reused"] is False
+    done = [name for name in functions(agent) if name != "site_status"]
+    assert done[:3] == ["local_train", "finished_training", "local_train"]
 
 
 def test_an_unknown_task_does_not_hide_the_others(tmp_path, agent, site):

@@ -139,7 +139,9 @@ def test_a_cancelled_transfer_is_not_repeated(scene: Scene):
 
 
 @pytest.mark.parametrize(
-    ("path", "method"), [("submission_id", ""), ("/transfer$", "POST"), ("/task/", "GET")], ids=["id", "submit", "look"]
+    ("path", "method"),
+    [("submission_id", ""), ("/transfer$", "POST"), ("/task_list", "GET"), ("/task/", "GET")],
+    ids=["id", "submit", "look", "end"],
 )
 @pytest.mark.parametrize("status", [500, 502, 503, 429])
 def test_a_service_that_does_not_answer_is_asked_again(scene: Scene, path: str, method: str, status: int):
@@ -177,7 +179,7 @@ def test_tokens_that_run_out_are_renewed(scene: Scene):
 
 def test_an_invalid_login_is_reported_at_once(scene: Scene):
     app = scene.facility.app(secret="of yesterday")
-    with pytest.raises(LoginMissing, match=r"site polaris, round 1: Globus does not accept the login.*login\.py"):
+    with pytest.raises(LoginMissing, match=r"site polaris, round 1: Globus does not accept the login\. Set GLOBUS_C"):
         scene.send(scene.staging(make_client=lambda ids: scene.facility.client(app)))
 
 

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from apps.aggregate import aggregate
 from apps.artifacts.server_optimizer import MOMENTS, ServerRuleSpec, optimizer_step
 from apps.artifacts.store import artifact_path, load_tensors, save_tensors
-from workflows.strategies.base import Aggregate, ServerRule
+from apps.base.identity import Place
+from apps.base.versions import code_version
+from workflows.strategies.base import Aggregate, RobustRule, ServerRule
 from workflows.studies.simulation.digits import LAYOUT, LEAST_SAMPLES, Digits, split_digits, split_rows
 from workflows.studies.simulation.mlp import Layout, descend, forward, initial
 from workflows.studies.simulation.problem import LocalWork
@@ -90,3 +93,19 @@ def test_the_virtual_server_is_the_real_one(name: str, tmp_path: Path) -> None:
         models[version], moments = stepped(models[version - 1], target, ServerRule(**rule), moments)
         base, state = artifact_path(tmp_path, made), artifact_path(tmp_path, kept)
         np.testing.assert_allclose(models[version], load_tensors(base)["w"].numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", ["median", "trimmed_mean", "krum", "multi_krum", "geometric_median"])
+def test_robust_rules_are_those_of_the_live_engine(rule: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    base, vectors = rng.normal(size=30), rng.normal(size=(5, 30))
+    vectors[3] *= 1e6
+    action = Aggregate(1, 0, tuple((k, 0.2) for k in range(5)), robust=RobustRule(rule))
+    ours = combined(action, {0: base}, dict(enumerate(vectors)))
+    files = [{"artifact": save_tensors(tmp_path, {"w": torch.from_numpy(v)}, "update")} for v in [base, *vectors]]
+    for k, file in enumerate(files):
+        file["manifest"] = {"site": f"s{k}"}
+    work = {"store": str(tmp_path), "model": {"adapter": None}, "threads": 1, "code_version": code_version()}
+    spec = {"name": rule, "bad": 1}
+    made = aggregate(Place(site="server", round=1), work, files[0], [0.2] * 5, 1, None, *files[1:], robust=spec)
+    np.testing.assert_allclose(load_tensors(artifact_path(tmp_path, made["artifact"]))["w"], ours, rtol=1e-9)

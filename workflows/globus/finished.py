@@ -1,0 +1,70 @@
+"""Manifests of finished trainings, read without a task at the site: on this machine, by HTTPS, or by Transfer."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from apps.artifacts.manifests import manifest_path
+from apps.base.errors import CrossfedError
+from apps.base.files import cannot_write
+from site_configs.library.site import Site
+from workflows.globus.transfer.https import SMALL, FileReader
+from workflows.globus.transfer.staging import GlobusStaging
+from workflows.globus.transfer.task import TransferRequest, follow, new_submission_id, submit
+from workflows.trust.answers import parse_json
+
+TRANSFER_S = 600.0  # that a transfer of a manifest may take
+
+
+def find_manifest(site: Site, reader: FileReader | None, staging: GlobusStaging | None, task_id: str) -> Any:
+    """Return the manifest that a site has written for a task, unchecked; None: it has none, or is silent.
+
+    Args:
+        site: with an exchange folder.
+        reader: for sites with the carrier ``globus``.
+        staging: for those whose collection has no web server.
+        task_id: of the training.
+    """
+    path = manifest_path(site.outgoing, task_id)
+    try:
+        if site.carrier != "globus":
+            content = _read(path)
+        else:
+            assert site.collection is not None and reader is not None and staging is not None
+            if reader.server(site.collection):
+                content = reader.read(site.collection, path)
+            else:
+                content = _transferred(staging, site, path)
+        manifest = parse_json(content.decode(errors="replace")) if content else None
+    except (CrossfedError, ValueError):
+        return None
+    # as ``local_train`` answers with the manifest of an earlier attempt
+    return {**manifest, "store": str(site.outgoing), "reused": True} if isinstance(manifest, dict) else None
+
+
+def _transferred(staging: GlobusStaging, site: Site, path: Path) -> bytes | None:
+    """Fetch a manifest by a transfer of its own; None: the site has none."""
+    assert site.collection is not None
+    folder = Path(staging.journal.path).parent / "manifests" / site.name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    here, there = folder / path.name, site.collection.path_of(path)
+    files = ((there, staging.server.path_of(here)),)
+    label = f"crossfed {staging.name} manifest {site.name}"
+    request = TransferRequest(site.collection.id, staging.server.id, files, label, TRANSFER_S)
+    task_id = submit(staging.caller, request, new_submission_id(staging.caller))
+    with closing(staging.queue.follower.states(task_id)) as states:
+        result = follow(staging.caller, task_id, lambda *_: None, states)
+    return None if result.missing else _read(here)
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        with open(path, "rb") as file:
+            return file.read(SMALL)
+    except OSError:
+        return None
