@@ -1,7 +1,7 @@
 """Answers of a site, signed by the site: its enrolment and its manifests.
 
 The signed statement has all values of the answer, its floats as text, except its losses and how it was fetched, and
-with them the order that it answers, the journal's head that the order named, and the site's manifest before.
+with them the order that it answers, and the journal's head that the order named.
 """
 
 from __future__ import annotations
@@ -11,16 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from apps.base.files import write_text
 from apps.trust.canonical import is_same, plain_text
 from apps.trust.keys import private_key
 from apps.trust.orders import OrderFacts
-from apps.trust.signed import MANIFEST, SignatureError, Signed, read_signed, sign, statement_hash
+from apps.trust.signed import SignatureError, Signed, read_signed, sign
 
-FOLDER, KEY, LAST = "keys", "site.key", "last_manifest"
+FOLDER, KEY = "keys", "site.key"
 # the root may be moved, an answer repeated, and a policy may withhold losses that an earlier one has told
 UNSIGNED = ("signed", "store", "reused", "loss_first", "loss_last")
-FIELDS = {"values", "campaign", "order", "head", "previous"}
+FIELDS = {"values", "campaign", "order", "head"}
 
 
 def site_key_path(root: Path) -> Path:
@@ -46,13 +45,8 @@ def sign_answer(domain: str, values: Mapping[str, Any], root: Path, order: Order
     Raises:
         StorageError: the key cannot be read or written.
     """
-    last = root / FOLDER / LAST
-    previous = last.read_text().strip() if domain == MANIFEST and last.exists() else ""
     said = plain_text({name: value for name, value in values.items() if name not in UNSIGNED})
-    signed = sign(domain, {"values": said, "previous": previous, **order}, private_key(site_key_path(root)))
-    if domain == MANIFEST:
-        write_text(last, statement_hash(signed) + "\n")
-    return signed
+    return sign(domain, {"values": said, **order}, private_key(site_key_path(root)))
 
 
 def said_of(domain: str, answer: Mapping[str, Any], key: str | None, campaign: str) -> dict[str, Any]:
