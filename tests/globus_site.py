@@ -26,7 +26,10 @@ from workflows.records.journal import Journal
 SLOW = """
 import time
 from pathlib import Path
+from apps.remote import orphaned_block
 from apps.training import loop as training
+
+orphaned_block.CHECK_S, orphaned_block.IDLE_S = 0.5, 1.0
 
 update = training.update_parameters
 

@@ -16,6 +16,7 @@ from typing import IO, Any
 from apps.base.errors import VersionMismatch
 from apps.base.processes import end_with_parent, keep_files_private
 from apps.remote.calls import FUNCTIONS, answer_text
+from apps.remote.orphaned_block import Activity, end_block_when_orphaned
 
 
 def main() -> None:
@@ -25,10 +26,14 @@ def main() -> None:
     keep_files_private()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     answers = take_stdout()
+    activity = Activity()
+    end_block_when_orphaned(activity)
     send(answers, {"ready": {"pid": os.getpid(), "host": os.uname().nodename}})
     for line in sys.stdin:
+        activity.set(at_work=True)
         result = answer_line(line)
         send(answers, result)
+        activity.set(at_work=False)
         if result.get("error", {}).get("kind") == VersionMismatch.__name__:
             return  # this process has loaded the older code; the next one starts with the files as they are then
 

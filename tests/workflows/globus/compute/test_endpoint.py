@@ -141,7 +141,10 @@ def test_a_killed_worker(tmp_path, code, aurora, site):
 
 
 def test_a_killed_child_endpoint_is_noticed_by_the_sites_files(tmp_path, stack, code, aurora, site, monkeypatch):
-    """Its interchange and workers are orphans that continue: the training ends, and the service gets no result."""
+    """Its interchange and workers are orphans that continue: the training ends, and the service gets no result.
+
+    The block of the orphans then ends by itself, before its walltime.
+    """
     slow_down(code, 0.05)
     with drive(tmp_path, site, aurora, read_state=lambda _: site_status(PLACE, str(site.root))) as run:
         run.executor.liveness.look_s = 0.5
@@ -149,11 +152,14 @@ def test_a_killed_child_endpoint_is_noticed_by_the_sites_files(tmp_path, stack, 
         training = run.train(site, steps=60, checkpoint_s=0.2)
         wait_in_training(training, lambda: step(site) >= 8)
         task_id = run.events("compute_submitted")[-1]["task_id"]
+        orphans = aurora.pools()
+        assert orphans
         aurora.kill_child(stack.compute.tasks[task_id]["endpoint_id"])
         manifest = training.result(COLD_S)
         assert run.executor.last_look["finished"] == manifest["task_id"]
     assert (manifest["attempts"], manifest["reused"]) == (1, True)
     assert run.events("compute_asked_again")[0]["reason"] == "its result is at the site and was not delivered"
+    wait_until(lambda: not {pool.pid for pool in orphans} & {pool.pid for pool in aurora.pools()})
 
 
 def test_an_endpoint_that_dies_with_all_its_processes(tmp_path, code, aurora, site):
