@@ -99,6 +99,10 @@ class Clock:
         """Return the seconds since the campaign began."""
         return self.clock() - self.opened - self.absent_s
 
+    def age_s(self) -> float:
+        """Return the seconds since the campaign began with those in which no driver ran."""
+        return self.clock() - self.opened
+
     def unix(self, time_s: float) -> float:
         """Return the UNIX time of a moment of the campaign, if a driver runs until then."""
         return self.opened + self.absent_s + time_s

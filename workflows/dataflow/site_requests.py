@@ -138,7 +138,7 @@ class SiteRequests:
             self.waiting.succeeded(action.site)
             error = self._too_far(action, future.result())
         if error is None:
-            return update_event(self.clock.now(), action, future.result(), self.shards[action.site].result())
+            return update_event(self.clock, action, future.result(), self.shards[action.site].result())
         if isinstance(error, ModelNotFinite):
             raise error
         if isinstance(error, ArtifactError) and attempt <= self.plan.campaign.retries:

@@ -12,6 +12,7 @@ from apps.artifacts.server_optimizer import ServerRuleSpec
 from apps.training.spec import TrainingSpec
 from apps.training.task import TrainRequest
 from workflows.dataflow.norm_bounds import Clip
+from workflows.dataflow.replay import Clock
 from workflows.planning.plan import Plan
 from workflows.records.changes import schedule_rounds
 from workflows.strategies.base import Aggregate, Train, UpdateArrived
@@ -60,25 +61,28 @@ def server_rule_spec(action: Aggregate) -> ServerRuleSpec | None:
     return cast(ServerRuleSpec, asdict(action.server)) if action.server else None
 
 
-def update_event(now_s: float, action: Train, arrival: Mapping[str, Any], shard: Mapping[str, Any]) -> UpdateArrived:
+def update_event(clock: Clock, action: Train, arrival: Mapping[str, Any], shard: Mapping[str, Any]) -> UpdateArrived:
     """Return the event of an update that has passed the checks.
 
+    Strategies plan by the times that a site tells, so none may be longer than the campaign is old.
+
     Args:
-        now_s: seconds since the campaign began.
+        clock: of the campaign.
         action: the request.
         arrival: the stage-in result.
         shard: the site's enrol result.
     """
     manifest: Manifest = arrival["manifest"]
+    longest_s = max(clock.age_s(), 0.0)
     return UpdateArrived(
-        now_s,
+        clock.now(),
         action.site,
         action.task,
         manifest["task_id"],
         manifest["steps_done"],
         manifest["samples"],
-        manifest["train_s"],
-        arrival["wait_s"],
+        min(manifest["train_s"], longest_s),
+        min(arrival["wait_s"], longest_s),
         shard["samples"],
         arrival["update_norm"],
     )

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any, Literal, Self
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -43,6 +44,8 @@ from workflows.strategies.base import (
 )
 from workflows.strategies.requests import OpenRequests, shares
 from workflows.strategies.robust import Rule
+
+FEWEST_STEPS = 0.1  # of the median of a round: fewer count as so many where a change is divided by its steps
 
 
 class SynchronousSection(StrategySection):
@@ -223,7 +226,9 @@ class FedAvg:
         if not self.normalise:
             parts = tuple((state.arrived[site], share[site]) for site in present)
             return Aggregate(state.version, base, parts, server=self.server, robust=self.robust)
+        least = FEWEST_STEPS * median(state.done[site] for site in present)
         effective = sum(share[site] * state.done[site] for site in present)
-        parts = tuple((state.arrived[site], effective * share[site] / state.done[site]) for site in present)
+        factors = {site: effective / max(state.done[site], least) for site in present}
+        parts = tuple((state.arrived[site], share[site] * factors[site]) for site in present)
         rest = 1 - sum(weight for _, weight in parts)
         return Aggregate(state.version, base, parts, ((base, rest),), self.server)

@@ -3,7 +3,8 @@
     x <- x + tau_eff sum_k p_k (x_k - x) / tau_k,   tau_eff = sum_k p_k tau_k
 
 ``tau_k`` is the number of steps site k has done, as for plain SGD; AdamW bounds each step alike, so that the number
-of steps is its normaliser too.
+of steps is its normaliser too. A tau_k below a tenth of the round's median counts as that: it is the site's own word,
+and a change divided by the one step that is claimed for it would be the whole mean.
 
 Source: Wang et al., Tackling the Objective Inconsistency Problem, NeurIPS 2020 (arXiv 2007.07481).
 """

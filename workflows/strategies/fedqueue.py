@@ -16,7 +16,8 @@ are used. With s_k merges since the site was last given the model and phi(s) = 1
 Only the sites that were merged get new requests.
 
 Source: Li et al., FedQueue, ICML 2026 (arXiv 2605.02125); defaults of APPFL's queue scheduler, whose p_k are the
-steps. The deadline uses the prediction made before the wait that is compared with it.
+steps. The deadline uses the prediction made before the wait that is compared with it. Unlike there, of several sites
+none has more than four fifths of the sum of the p_k: steps and samples are a site's own word.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from workflows.strategies.base import (
     TimerFired,
     UpdateArrived,
 )
-from workflows.strategies.requests import OpenRequest, OpenRequests
+from workflows.strategies.requests import OpenRequest, OpenRequests, bounded
 from workflows.strategies.staleness import Staleness
 
 
@@ -143,16 +144,17 @@ class FedQueue:
     def _mean(self, merged: dict[str, PendingUpdate]) -> Aggregate:
         state = self.state
         present = [site for site in state.requests.samples if site in merged]
-        raw = {site: self._share(site, merged[site]) for site in present}
+        amounts = bounded({site: self._amount(site, merged[site]) for site in present})
+        fresh = {site: self.section.staleness.weight(state.version - merged[site].version) for site in present}
+        raw = {site: amounts[site] * fresh[site] for site in present}
         total = sum(raw.values())
         base, state.version = state.version, state.version + 1
         parts = tuple((merged[site].task, raw[site] / total) for site in present)
         return Aggregate(state.version, base, parts)
 
-    def _share(self, site: str, update: PendingUpdate) -> float:
-        """Return phi(s) p, not yet scaled to a sum of one."""
-        amount = {"steps": update.steps, "samples": self.state.requests.samples[site], "equal": 1}[self.section.weights]
-        return amount * self.section.staleness.weight(self.state.version - update.version)
+    def _amount(self, site: str, update: PendingUpdate) -> float:
+        """Return p, not yet scaled to a sum of one."""
+        return {"steps": update.steps, "samples": self.state.requests.samples[site], "equal": 1}[self.section.weights]
 
     def _request_all(self, sites: list[str], now_s: float) -> list[Action]:
         state, section = self.state, self.section

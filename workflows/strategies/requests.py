@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from workflows.console.units import plural
 from workflows.strategies.base import SiteFacts, SiteFailed, Stop, Train, UpdateArrived
 
-LARGEST_SHARE = 0.8  # of one site in a mean by samples
+LARGEST_SHARE = 0.8  # of one of several sites, by what it says of itself: samples, steps
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,18 @@ class OpenRequests:
 def shares(samples: dict[str, int], sites: Iterable[str], weights: str) -> dict[str, float]:
     """Return the weights of sites, by samples or equal; they sum to one.
 
-    The number of samples is what a site says: of several sites none gets more than ``LARGEST_SHARE``.
+    The number of samples is what a site says: see ``bounded``.
     """
-    raw: dict[str, float] = {site: samples[site] if weights == "samples" else 1 for site in sites}
+    raw = bounded({site: samples[site] if weights == "samples" else 1 for site in sites})
+    total = sum(raw.values())
+    return {site: amount / total for site, amount in raw.items()}
+
+
+def bounded(amounts: Mapping[str, float]) -> dict[str, float]:
+    """Return amounts that sites have told of themselves, the largest lowered to ``LARGEST_SHARE`` of their sum."""
+    raw = dict(amounts)
     largest = max(raw, key=lambda site: raw[site])
     others = sum(amount for site, amount in raw.items() if site != largest)
     if others:  # 0: it is alone, or the only one whose number is known so far
         raw[largest] = min(raw[largest], others * LARGEST_SHARE / (1 - LARGEST_SHARE))
-    total = sum(raw.values())
-    return {site: amount / total for site, amount in raw.items()}
+    return raw

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from apps.base.error_records import error_from
-from apps.base.errors import AnswerRefused, CrossfedError, SiteMistake, UserMistake
+from apps.base.errors import AnswerRefused, CrossfedError, ModelNotFinite, SiteMistake, TaskError, UserMistake
 from apps.remote.calls import FUNCTIONS as SITE_FUNCTIONS
 from workflows.trust.calls import SiteCall
 
@@ -44,6 +44,8 @@ def _said_by(error: CrossfedError, call: SiteCall) -> CrossfedError:
     if call.function not in SITE_FUNCTIONS:  # the server's own work, which knows whose update is at fault
         return error.at(site=call.site)
     error.site, error.round = call.site, _round(call)
+    if isinstance(error, ModelNotFinite):  # what only the server can find, and what ends a campaign
+        return TaskError(error.what, site=error.site, round=error.round, file=error.file, remedy=error.remedy)
     if isinstance(error, UserMistake):
         return SiteMistake(error.what, site=error.site, round=error.round, file=error.file, remedy=error.remedy)
     return error

@@ -9,9 +9,17 @@ import pytest
 from campaigns import nano
 
 from workflows.dataflow.norm_bounds import Clip
-from workflows.dataflow.train_spec import counted_updates, server_rule_spec, site_weights, train_request
+from workflows.dataflow.replay import Clock
+from workflows.dataflow.train_spec import (
+    counted_updates,
+    server_rule_spec,
+    site_weights,
+    train_request,
+    update_event,
+)
 from workflows.planning.campaign_file import check_campaign, settle_dtype
 from workflows.planning.plan import Plan, make_plan
+from workflows.records.journal import Journal
 from workflows.strategies.base import Aggregate, ServerRule, Train
 
 TRAINING = {"steps": 4, "learning_rate": 0.5, "proximal_mu": 0.25, "schedule": "linear"}
@@ -49,6 +57,16 @@ def test_versions_that_a_resume_has_added_follow_the_longer_schedule(plan: Plan)
 def test_moments_go_on_only_where_the_campaign_keeps_them(plan: Plan) -> None:
     order = train_request(plan, Train(0, "aurora", 0, 1), [3], 2, "before", None)
     assert (order["optimizer_from"], order["attempt"]) == (None, 2)
+
+
+@pytest.mark.parametrize(("told_s", "planned_s"), [(90.0, 90.0), (1e9, 100.0)])
+def test_no_training_has_taken_longer_than_the_campaign(told_s: float, planned_s: float, tmp_path: Path) -> None:
+    """Strategies would wait for others as long as the slowest site says that it needs."""
+    clock = Clock(Journal(tmp_path / "journal.jsonl"), 1000.0, lambda: 1100.0)
+    manifest = {"task_id": "a" * 32, "steps_done": 4, "samples": 8, "train_s": told_s}
+    arrival = {"manifest": manifest, "wait_s": told_s, "update_norm": 1.0}
+    event = update_event(clock, Train(0, "aurora", 0, 1), arrival, {"samples": 8})
+    assert (event.train_s, event.wait_s) == (planned_s, planned_s)
 
 
 def test_the_record_of_an_update_has_its_base_and_if_it_is_new() -> None:

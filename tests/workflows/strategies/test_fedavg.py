@@ -179,6 +179,16 @@ def test_normalised_steps_give_no_more_weight_to_more_steps() -> None:
     assert mean.models == ((0, pytest.approx(-1 / 3)),)
 
 
+def test_normalised_steps_of_a_site_that_claims_hardly_any_do_not_multiply_its_change() -> None:
+    strategy = FedAvg(1, 1000, "equal", None, normalise=True)
+    a, b, c = strategy.react(started(a=1, b=1, c=1))
+    strategy.react(update(a, steps=1000))
+    strategy.react(update(b, steps=1000))
+    mean = strategy.react(update(c, steps=1))[0]
+    effective = 2001 / 3
+    assert dict(mean.parts)[c.task] == pytest.approx(effective / 3 / 100)  # a tenth of the median, not 1
+
+
 @pytest.mark.parametrize(
     ("name", "rule"),
     [

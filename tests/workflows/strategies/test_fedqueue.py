@@ -100,6 +100,17 @@ def test_a_cut_without_any_update_waits_another_window() -> None:
     assert strategy.react(TimerFired(12.0, "window 1")) == []
 
 
+def test_steps_that_a_site_claims_give_it_at_most_four_fifths() -> None:
+    """A step that took no time brings a request of very many, and the claim to have done them all."""
+    strategy, (a, b, _) = begin(weights="steps", warm_steps=1)
+    strategy.react(arrived(a, 0.9, 1e-9))
+    _, x, y, _ = strategy.react(arrived(b, 0.9, 0.5))
+    assert x.steps > 10**6
+    strategy.react(arrived(x, 0.9, 1e-9))
+    mean, *_ = strategy.react(arrived(y, 0.9, 0.5))
+    assert dict(mean.parts) == {x.task: pytest.approx(0.8), y.task: pytest.approx(0.2)}
+
+
 def test_weights_by_steps_are_the_default() -> None:
     assert FedQueueSection(name="fedqueue").weights == "steps"
     strategy, (a, b, _) = begin(weights="steps", warm_steps=1)

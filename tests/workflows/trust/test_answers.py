@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_site import PARALLEL, TRAINING, model_spec
 
-from apps.base.errors import AnswerRefused, CrossfedError, LossNotFinite, SiteMistake, UpdateRefused
+from apps.base.errors import AnswerRefused, CrossfedError, LossNotFinite, SiteMistake, TaskError, UpdateRefused
 from apps.training.task import task_identity
 from workflows.trust.answers import LIMIT_BYTES, read_answer
 from workflows.trust.calls import SiteCall, answered, call_of
@@ -213,6 +213,11 @@ def test_a_site_speaks_of_itself_alone() -> None:
     with pytest.raises(SiteMistake) as enrolment:
         read_answer(json.dumps({"error": record}), ENROL)
     assert (enrolment.value.site, enrolment.value.round) == ("aurora", None)
+
+
+def test_a_site_cannot_end_a_campaign_by_what_only_the_server_can_find() -> None:
+    with pytest.raises(TaskError, match="site aurora, round 1: not finite"):
+        read_answer(json.dumps({"error": {"kind": "ModelNotFinite", "what": "not finite"}}), TRAIN)
 
 
 def test_the_server_s_own_work_tells_whose_update_is_at_fault() -> None:
