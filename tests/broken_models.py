@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +73,41 @@ def edited(name: str = "config.json", **changes: Any) -> Callable[[Path], Path]:
 def with_file(name: str, content: bytes) -> Callable[[Path], Path]:
     def build(folder: Path) -> Path:
         (llama(folder) / name).write_bytes(content)
+        return folder
+
+    return build
+
+
+def with_pickle(named: str = "pytorch_model.bin", index_name: str = "") -> Callable[[Path], Path]:
+    """Return what saves a Llama with a pickle for weights that makes a folder beside it when it is unpickled."""
+
+    def build(folder: Path) -> Path:
+        (llama(folder) / "model.safetensors").unlink()
+        (folder / named).write_bytes(pickle.dumps(Call(os.mkdir, str(folder.parent / "executed"))))
+        if index_name:
+            index = {"metadata": {}, "weight_map": {"model.embed_tokens.weight": named}}
+            (folder / index_name).write_text(json.dumps(index))
+        return folder
+
+    return build
+
+
+class Call:
+    """An object whose pickle calls a function when it is read."""
+
+    def __init__(self, function: Any, *args: str) -> None:
+        self.call = function, args
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+def with_code(name: str, **changes: Any) -> Callable[[Path], Path]:
+    """Return what saves a Llama with code of its own, which makes a folder beside it, and changes in a JSON file."""
+
+    def build(folder: Path) -> Path:
+        edited(name, **changes)(folder)
+        (folder / "own.py").write_text(f"import os\nos.mkdir({str(folder.parent / 'executed')!r})\n")
         return folder
 
     return build

@@ -1,7 +1,7 @@
 """The main job: a federated fine-tuning campaign, round after round, as a Parsl dataflow.
 
-python workflows/fl_round.py [CAMPAIGN.yaml] [--name NAME] [--resume RUN_DIR] [--sites A,B,...]
-                             [--set KEY=VALUE]... [--check [--live]] [--dry-run] [-v]
+python workflows/fl_round.py [CAMPAIGN.yaml] [--name NAME] [--resume RUN_DIR [--admit SITE:ROUND]...]
+                             [--sites A,B,...] [--set KEY=VALUE]... [--check [--live]] [--dry-run] [-v]
 """
 
 from __future__ import annotations
@@ -74,6 +74,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_campaign_options(parser, default=None)  # a resume takes its own
     parser.add_argument("--name", help="the run goes to runs/NAME; default: the campaign's name, numbered if taken")
     parser.add_argument("--resume", type=Path, metavar="RUN_DIR", help="continue an interrupted run")
+    parser.add_argument(
+        "--admit",
+        action="append",
+        default=[],
+        metavar="SITE:ROUND",
+        help="with --resume: let in an update that was put aside (checks.max_loss_increase)",
+    )
     parser.add_argument("--check", action="store_true", help="check everything, say what would run, run nothing")
     parser.add_argument(
         "--dry-run", action="store_true", help="as --check, and print the first round's graph and the batch scripts"

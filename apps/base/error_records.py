@@ -6,6 +6,7 @@ from typing import Any, NotRequired, TypedDict
 
 from apps.base import errors
 from apps.base.errors import CrossfedError, PolicyRefused, TaskError
+from apps.base.plain_text import one_line
 
 FIELDS: dict[str, type] = {"what": str, "site": str, "round": int, "file": str, "remedy": str}
 POLICY_FIELDS = ("rule", "asked", "allowed")  # of a PolicyRefused, all texts
@@ -52,11 +53,11 @@ def error_from(record: Any) -> CrossfedError:
     if not (isinstance(kind, type) and issubclass(kind, CrossfedError)):
         kind = TaskError
     if issubclass(kind, PolicyRefused):
-        fields |= {name: str(record.get(name) or "")[:LONGEST] for name in POLICY_FIELDS}
+        fields |= {name: one_line(str(record.get(name) or "")[:LONGEST]) for name in POLICY_FIELDS}
     return kind(fields.pop("what") or "no details", **fields)
 
 
 def _bounded(value: Any) -> Any:
     if isinstance(value, str):
-        return value[:LONGEST]
+        return one_line(value[:LONGEST])
     return value if 0 <= value <= LAST_ROUND else None

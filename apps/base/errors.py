@@ -66,7 +66,11 @@ class CrossfedError(Exception):
         if self.file and self.file not in text:
             text += f" ({self.file})"
         end = "" if text.endswith("?") else "."
-        return one_line(f"{text}{end} {self.remedy}" if self.remedy else text)
+        return self.inert(f"{text}{end} {self.remedy}" if self.remedy else text)
+
+    def inert(self, text: str) -> str:
+        """Return a text as it may be shown: without what a terminal obeys."""
+        return one_line(text)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.what, self.site, self.round, self.file, self.remedy)
@@ -130,6 +134,10 @@ class TaskError(CrossfedError):
 
 class UserMistake(CrossfedError):
     """An invalid request or setting: exit code 2, whenever it is found."""
+
+    def inert(self, text: str) -> str:
+        """Return a text as it may be shown; the mistakes of a campaign, which no site speaks of, have a line each."""
+        return one_line(text) if self.site else "\n".join(one_line(line) for line in text.split("\n"))
 
 
 class SiteMistake(UserMistake):

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from apps.artifacts.store import DTYPES, TensorSpec, read_header
 from apps.artifacts.streams import PieceReader, piece_ranges
 from apps.base.errors import ArtifactError, UserMistake
-from apps.models.folder import INDEX, SINGLE
+from apps.models.folder import INDEX, SINGLE, require_usable, shard_names
+from apps.models.loading import load_config, random_network
 from apps.models.sources import TINY, model_folder
 
 if TYPE_CHECKING:
@@ -79,16 +80,19 @@ def empty_network(spec: ModelSpec) -> Any:
 
     Raises:
         NotStreamable: weights are quantized, or some keep another type than the campaign's.
+        UserMistake: it cannot be used at all: it needs code of its own, or has pickles for weights.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import GenerationConfig
 
     folder, dtype = model_folder(spec["source"]), getattr(torch, spec["dtype"])
-    config = AutoConfig.from_pretrained(folder)
+    if Path(folder).is_dir():
+        require_usable(spec["source"], Path(folder))
+    config = load_config(folder)
     if getattr(config, "quantization_config", None) is not None:
         raise NotStreamable("its weights are quantized")
     with torch.device("meta"):
-        network: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        network = random_network(config, dtype=dtype)
     network.tie_weights()
     kept = [getattr(network, name, None) for name in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")]
     if spec["dtype"] != "float32" and any(kept):
@@ -113,12 +117,7 @@ def weight_files(source: str) -> list[Path]:
     index = cached_file(folder, INDEX, **quiet)
     if index is None:
         raise NotStreamable("it has no safetensors files")
-    names = sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
-    for name in names:
-        if Path(name).name != name:
-            raise UserMistake(
-                f"model.source: {source} has an index that names {name!r}, which is no file in its folder"
-            )
+    names = shard_names(json.loads(Path(index).read_text()), INDEX)
     files = {name: cached_file(folder, name, **quiet) for name in names}
     missing = [name for name, path in files.items() if path is None]
     if missing:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from apps.base.errors import UserMistake
 LFS_MARK = b"version https://git-lfs"
 LARGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors format
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 @dataclass(frozen=True)
@@ -41,9 +40,21 @@ def require_usable(source: str, folder: Path, key: str = "model.source") -> None
     Raises:
         UserMistake: something is missing, damaged, or of a kind that cannot be fine-tuned.
     """
-    fault = folder_fault(folder)
+    _refuse(folder_fault(folder), f"{key}: {source}")
+
+
+def require_loadable(source: str, folder: Path, key: str = "model.source") -> None:
+    """Check that the tokenizer of a model needs no code of its own; for the arguments see ``require_usable``.
+
+    Raises:
+        UserMistake: it does.
+    """
+    _refuse(tokenizer_fault(folder), f"{key}: {source}")
+
+
+def _refuse(fault: Fault | None, named: str) -> None:
     if fault:
-        raise UserMistake(f"{key}: {source} {fault.what}", remedy=fault.remedy)
+        raise UserMistake(f"{named} {fault.what}", remedy=fault.remedy)
 
 
 def folder_fault(folder: Path) -> Fault | None:
@@ -59,7 +70,12 @@ def folder_fault(folder: Path) -> Fault | None:
 def missing_config(folder: Path) -> Fault | None:
     """Return what a folder is that has no config.json, or None."""
     if (folder / "config.json").is_file():
-        return None
+        if not (folder / "adapter_config.json").is_file():
+            return None
+        return Fault(
+            "has an adapter_config.json beside its config.json, so another base model would be loaded",
+            "Give the base model without the adapter, or merge them: merge_and_unload of peft, then save_pretrained",
+        )
     if not folder.is_dir():
         what = "it is a file" if folder.exists() else "it does not exist"
         return Fault(
@@ -98,6 +114,11 @@ def config_fault(config: dict[str, Any]) -> Fault | None:
         method = quantised.get("quant_method", "unknown method")
         bits = f", {quantised['bits']} bits" if "bits" in quantised else ""
         return Fault(f"is quantised ({method}{bits}) and cannot be trained", "Give the model that it was made from")
+    if attention := _attention_of_others(config):
+        return Fault(
+            f"names code for its attention on the hub ({attention}), which is not run",
+            "Remove attn_implementation from its config.json",
+        )
     if kind not in CONFIG_MAPPING_NAMES:
         own = "needs code of its own, which is not run" if config.get("auto_map") else "is unknown to transformers here"
         return Fault(f"is of the kind {kind!r}, which {own}", "Upgrade transformers, or give a model of a known kind")
@@ -111,6 +132,33 @@ def config_fault(config: dict[str, Any]) -> Fault | None:
             f"{causal}; if this one was trained as a decoder, its config.json needs is_decoder: true",
         )
     return None
+
+
+def _attention_of_others(config: dict[str, Any]) -> str | None:
+    """Return the repository on the hub that a configuration, or one within it, names for its attention, or None."""
+    values = [config.get(name) for name in ("attn_implementation", "_attn_implementation")]
+    texts = [text for value in values for text in (value.values() if isinstance(value, dict) else [value])]
+    found = next((text for text in texts if isinstance(text, str) and "/" in text), None)
+    parts = (part for part in config.values() if isinstance(part, dict))
+    return found or next(filter(None, map(_attention_of_others, parts)), None)
+
+
+def tokenizer_fault(folder: Path) -> Fault | None:
+    """Return why a folder's tokenizer is not loaded, or None: it would need code of its own."""
+    from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
+
+    path = folder / "tokenizer_config.json"
+    try:
+        values = read_json(path) if path.is_file() else {}
+    except BrokenFile:
+        return None  # the library says more
+    own, kind = values.get("auto_map"), values.get("tokenizer_class")
+    if not own or (isinstance(kind, str) and tokenizer_class_from_name(kind) is not None):
+        return None  # what the library itself has is used
+    return Fault(
+        f"has a tokenizer of the kind {kind!r}, which needs code of its own, which is not run",
+        "Give a model whose tokenizer transformers has: tokenizer.json, and a tokenizer_class that it knows",
+    )
 
 
 def _is_encoder(kind: str, config: dict[str, Any]) -> bool:
@@ -157,11 +205,11 @@ def weights_fault(folder: Path) -> Fault | None:
             absent = names - read_header(path).keys()
             if absent:
                 raise BrokenFile(f"lacks the tensor {min(absent)!r}, which {INDEX} expects in {path.name}")
-    elif (folder / PICKLE).is_file():
-        _require_whole_pickle(folder / PICKLE)
-    elif (folder / PICKLE_INDEX).is_file():
-        for path, _ in _shards(folder, PICKLE_INDEX):
-            _require_whole_pickle(path)
+    elif any((folder / name).is_file() for name in PICKLES):
+        return Fault(
+            "has its weights in pickles (.bin), which can hold code and are not loaded",
+            f"Give {SINGLE}: save_pretrained of transformers writes it, where you trust the model",
+        )
     else:
         return Fault(f"has no weights: neither {SINGLE} nor {INDEX}", "Copy or download the whole model")
     return None
@@ -169,18 +217,35 @@ def weights_fault(folder: Path) -> Fault | None:
 
 def _shards(folder: Path, index: str) -> Iterator[tuple[Path, set[str]]]:
     """Yield the files that an index names, each with the names of its tensors."""
-    places = read_json(folder / index).get("weight_map")
-    if not isinstance(places, dict) or not places:
-        raise BrokenFile(f"has a damaged {index}: no weight_map")
-    files = sorted(set(map(str, places.values())))
-    for name in files:
-        if Path(name).name != name:
-            raise BrokenFile(f"has an {index} that names {name!r}, which is no file in its folder")
+    values = read_json(folder / index)
+    files, places = shard_names(values, index), values["weight_map"]
     absent = [name for name in files if not (folder / name).is_file()]
     if absent:
         raise BrokenFile(f"lacks {len(absent)} of its {len(files)} files of weights, such as {absent[0]}")
     for file in files:
         yield folder / file, {name for name, place in places.items() if place == file}
+
+
+def shard_names(values: Any, index: str) -> list[str]:
+    """Return the names of the files of weights that an index has, in order.
+
+    Args:
+        values: of the index.
+        index: its name, for the error.
+
+    Raises:
+        BrokenFile: it has none, or one that is no file of the model's own folder in the safetensors format.
+    """
+    places = values.get("weight_map") if isinstance(values, dict) else None
+    if not isinstance(places, dict) or not places:
+        raise BrokenFile(f"has a damaged {index}: no weight_map")
+    names = sorted(set(map(str, places.values())))
+    for name in names:
+        if Path(name).name != name:
+            raise BrokenFile(f"has an {index} that names {name!r}, which is no file in its folder")
+        if not name.endswith(".safetensors"):
+            raise BrokenFile(f"has an {index} that names {name!r}, which is no safetensors file")
+    return names
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -203,15 +268,6 @@ def read_header(path: Path) -> dict[str, Any]:
     if nbytes != end:
         raise BrokenFile(f"has a damaged {path.name}: {nbytes:,} bytes instead of {end:,}")
     return entries
-
-
-def _require_whole_pickle(path: Path) -> None:
-    """Raise BrokenFile for a checkpoint of torch that is cut off; the format before torch 1.6 cannot be checked."""
-    _refuse_pointer(path)
-    with open(path, "rb") as stream:
-        is_archive = stream.read(2) == b"PK"
-    if path.stat().st_size == 0 or (is_archive and not zipfile.is_zipfile(path)):
-        raise BrokenFile(f"has a damaged {path.name}: its end is missing")
 
 
 def _refuse_pointer(path: Path) -> None:

@@ -1,4 +1,8 @@
-"""Load a base model and its tokenizer, and refuse what is incomplete instead of drawing it at random."""
+"""Load a base model and its tokenizer, and refuse what is incomplete instead of drawing it at random.
+
+Here are all calls of transformers that read files of others. A model's folder is data: its code is never run, and its
+weights are safetensors, never pickles.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.base.errors import UserMistake, main_line
+from apps.models.folder import require_loadable, require_usable
 
 if TYPE_CHECKING:
     import torch
@@ -37,12 +42,15 @@ def load_network(
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    if "gguf_file" not in options and Path(folder).is_dir():
+        require_usable(str(folder), Path(folder), key)
     loader: Any = AutoModelForCausalLM  # its annotations do not know the report
     try:
         network, report = loader.from_pretrained(
             folder,
             dtype=dtype,
             trust_remote_code=False,  # else the library asks on the terminal
+            use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are in the report, and refused
             **options,
@@ -51,6 +59,28 @@ def load_network(
         raise UserMistake(f"{key}: {folder} cannot be loaded: {main_line(error)}") from error
     require_complete(report, folder, key)
     return network, report
+
+
+def load_config(folder: str | Path, **options: Any) -> Any:
+    """Return the configuration of a model.
+
+    Args:
+        folder: of the model, or its name on the hub.
+        options: more arguments of ``from_pretrained``.
+
+    Raises:
+        OSError, ValueError: there is none, or it is of no kind that transformers knows.
+    """
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder, trust_remote_code=False, **options)
+
+
+def random_network(config: Any, **options: Any) -> Any:
+    """Return a causal language model of a configuration; on the meta device it has no weights at all."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
 
 
 def require_complete(report: Mapping[str, Any], folder: str | Path, key: str = "model.source") -> None:
@@ -110,10 +140,10 @@ def load_tokenizer(folder: str | Path, key: str = "model.source") -> Any:
     Raises:
         UserMistake: there is none, it cannot be read, or it has no end mark.
     """
-    from transformers import AutoTokenizer
-
+    if Path(folder).is_dir():
+        require_loadable(str(folder), Path(folder), key)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = tokenizer_as_saved(folder)
     except Exception as error:  # tokenizers raises this very class for a damaged file
         raise UserMistake(
             f"{key}: {folder} has no tokenizer that can be loaded: {main_line(error)}",
@@ -127,6 +157,13 @@ def load_tokenizer(folder: str | Path, key: str = "model.source") -> Any:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def tokenizer_as_saved(folder: str | Path, **options: Any) -> Any:
+    """Return a tokenizer as the library reads it; for the arguments see ``load_config``."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
 
 
 def vocabulary_fault(tokenizer: Any, rows: int) -> str | None:

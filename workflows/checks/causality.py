@@ -53,15 +53,16 @@ def _shrunk(config: Any, narrow: bool) -> Any:
 
 def _earlier_logits_stay(config: Any) -> bool:
     import torch
-    from transformers import AutoModelForCausalLM
+
+    from apps.models.loading import random_network
 
     with torch.device("meta"):
-        size = AutoModelForCausalLM.from_config(config).num_parameters()
+        size = random_network(config).num_parameters()
     if size > LARGEST:
         raise ValueError(f"{size} parameters are too many for a test")
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        network = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        network = random_network(config, dtype=torch.float32).eval()
         tokens = torch.arange(2, 2 + LENGTH)[None]
         other = tokens.clone()
         other[0, -1] += 20

@@ -12,7 +12,7 @@ from typing import Any
 from apps.base.errors import UserMistake
 from apps.models.adapter import adapted_modules, with_adapter
 from apps.models.folder import require_usable
-from apps.models.loading import load_network, load_tokenizer, unused_text, vocabulary_fault
+from apps.models.loading import load_network, load_tokenizer, random_network, unused_text, vocabulary_fault
 from apps.models.model import ModelSpec, quiet
 from apps.models.sources import PACKAGED, TINY, is_converted, model_folder
 from site_configs.library.site import Site
@@ -168,10 +168,9 @@ def _empty_network(folder: Path, key: str) -> tuple[Any, Any]:
 
 def _network_of(config: Any) -> Any:
     import torch
-    from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return random_network(config)
 
 
 def _tokenizer_remarks(folder: Path, network: Any, key: str) -> Iterator[str]:

@@ -16,6 +16,7 @@ from workflows.checks.reach import reach_mistakes
 from workflows.checks.round_preview import first_round
 from workflows.console.command import DONE, MISTAKE, say
 from workflows.console.paths import DEFAULT_CAMPAIGN
+from workflows.dataflow.admission import admissible, admit
 from workflows.planning.campaign_file import load_campaign
 from workflows.planning.plan import Plan, make_plan
 from workflows.records.changes import keep_campaign, resumed_campaign
@@ -28,6 +29,7 @@ def start(options: argparse.Namespace) -> tuple[Plan, RunDirectory]:
     Raises:
         UserMistake: something cannot work; no file is written.
     """
+    _require_no_admission(options)
     source = options.campaign or DEFAULT_CAMPAIGN
     campaign = load_campaign(source, options.sets, options.sites)
     path, unfinished = choose_path(campaign, options.name)
@@ -57,19 +59,29 @@ def resume(options: argparse.Namespace) -> tuple[Plan, RunDirectory]:
         plan = make_plan(campaign, run.path, run.path / "campaign.yaml")
         require_models(plan, run.path / "campaign.yaml")
         require_all(plan, run.path / "campaign.yaml")
+        admitted = admissible(run.journal, options.admit)
         run.begin()
         keep_campaign(run, campaign)
+        admit(run.journal, admitted)
     except BaseException:
         run.close()
         raise
     done = max((record["version"] for record in run.journal.events("aggregated")), default=0)
     verb = "is" if done == 1 else "are"
     say(f"Resuming {options.resume}: {done} of {campaign.extent} {verb} done; sites {', '.join(plan.sites)}")
+    for site, number in admitted:
+        say(f"The update of {site} in round {number} is let in, whatever its held-out loss.")
     return plan, run
+
+
+def _require_no_admission(options: argparse.Namespace) -> None:
+    if options.admit:
+        raise UserMistake("--admit: it lets in an update of a run that is resumed; name the run with --resume")
 
 
 def _new_plan(options: argparse.Namespace) -> tuple[Plan, Path]:
     """Return the plan of a campaign and the run directory that it would get."""
+    _require_no_admission(options)
     source = options.campaign or DEFAULT_CAMPAIGN
     campaign = load_campaign(source, options.sets, options.sites)
     path, _ = choose_path(campaign, options.name)
@@ -81,6 +93,7 @@ def _resumed_plan(options: argparse.Namespace) -> tuple[Plan, Path]:
     run = open_existing(options.resume)
     try:
         campaign = resumed_campaign(run, options.campaign, options.sets, options.sites)
+        admissible(run.journal, options.admit)
         return make_plan(campaign, run.path, run.path / "campaign.yaml"), options.resume
     finally:
         run.close()

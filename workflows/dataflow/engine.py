@@ -17,6 +17,7 @@ from typing import Any
 from parsl.dataflow.futures import AppFuture
 
 from workflows.dataflow.activity import SiteActivity, activity_of, block_activity, server_activity
+from workflows.dataflow.admission import Admission
 from workflows.dataflow.block_events import BlockEvents, Handler
 from workflows.dataflow.enrolment import enrolled
 from workflows.dataflow.located import located
@@ -75,7 +76,12 @@ class Engine:
         self.models: dict[int, AppFuture] = {}  # by version
         campaign = plan.campaign
         self.norms = NormBounds(campaign.checks, has_rounds(campaign.strategy.name), campaign.training.steps)
-        self.requests = SiteRequests(plan, run, self.graph, self.models, self.clock, self.norms, self.inbox.put)
+        bound = campaign.checks.max_loss_increase
+        admission = Admission(bound, run.journal, self.models, self._evaluate, plan.evaluation_at)
+        self.requests = SiteRequests(
+            plan, run, self.graph, self.models, self.clock, self.norms, admission, self.inbox.put
+        )
+        self.scored: dict[tuple[str, int], AppFuture] = {}  # by the name and number of the model
         self.evaluations: dict[AppFuture, int] = {}
         self.metrics = MetricsFile(run.path / "metrics.csv", run.journal)
         self.metrics_due = False  # metrics.csv lacks a finished evaluation
@@ -132,10 +138,13 @@ class Engine:
                     place = {"site": updates[task]["site"], "round": updates[task]["order"]}
                     self.run.journal.write("update_clipped", **place, **asdict(clip), reason=clip_text(clip))
 
-    def _evaluate(self, who: str, number: int, candidate: AppFuture) -> None:
-        future = self.graph.losses(who, number, candidate)
-        self.evaluations[future] = number
-        future.add_done_callback(lambda done: self.inbox.put((self._evaluated, (number, done))))
+    def _evaluate(self, who: str, number: int, candidate: AppFuture) -> AppFuture:
+        """Return the evaluation of a model; one that is asked for again is the same."""
+        if (who, number) not in self.scored:
+            future = self.scored[who, number] = self.graph.losses(who, number, candidate)
+            self.evaluations[future] = number
+            future.add_done_callback(lambda done: self.inbox.put((self._evaluated, (number, done))))
+        return self.scored[who, number]
 
     def set_timer(self, action: SetTimer) -> None:
         """Send the strategy an event at a time of the campaign."""

@@ -52,8 +52,14 @@ def forget_failures(journal: Journal) -> None:
     Updates in it arrive again without being trained again.
     """
     failed = open_failures(journal, recorded_events(journal))
-    tasks = [r["fields"]["task"] for r in failed]
-    journal.write("failures_forgotten", tasks=tasks, since=failed[0]["seq"] if failed else None)
+    withdraw_since(journal, failed[0]["seq"] if failed else None)
+
+
+def withdraw_since(journal: Journal, since: int | None) -> None:
+    """Record that the strategy's events from a record on are withdrawn; None: that there are none to withdraw."""
+    failed = open_failures(journal, recorded_events(journal))
+    tasks = [r["fields"]["task"] for r in failed if since is not None and r["seq"] >= since]
+    journal.write("failures_forgotten", tasks=tasks, since=since)
 
 
 def require_same_aggregation(recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from apps.base.errors import ArtifactError, ModelNotFinite, UpdateRefused
+from workflows.dataflow.admission import Admission, PutAside
 from workflows.dataflow.block_events import Handler
 from workflows.dataflow.norm_bounds import NormBounds
 from workflows.dataflow.replay import Clock
@@ -52,6 +53,7 @@ class SiteRequests:
         models: the global models, by version.
         clock: of the campaign.
         norms: of the updates.
+        admission: by held-out loss.
         put: hands a call to the engine's own thread.
     """
 
@@ -63,10 +65,11 @@ class SiteRequests:
         models: Mapping[int, AppFuture],
         clock: Clock,
         norms: NormBounds,
+        admission: Admission,
         put: Callable[[Handler], None],
     ) -> None:
         self.plan, self.run, self.graph, self.models, self.clock, self.put = plan, run, graph, models, clock, put
-        self.norms = norms
+        self.norms, self.admission = norms, admission
         self.waiting = WaitingSites(plan, run)
         self.shards: dict[str, AppFuture] = {}  # by site
         self.updates: dict[int, AppFuture] = {}  # staged in, by task
@@ -138,6 +141,10 @@ class SiteRequests:
             self.waiting.succeeded(action.site)
             error = self._too_far(action, future.result())
         if error is None:
+            if not self.admission.known(action, future, lambda: self.put((self._arrived, (action, attempt, future)))):
+                return None
+            error = self.admission.refusal(action, future)
+        if error is None:
             return update_event(self.clock, action, future.result(), self.shards[action.site].result())
         if isinstance(error, ModelNotFinite):
             raise error
@@ -149,8 +156,9 @@ class SiteRequests:
             logger.warning("%s; the site waits", error)
             return None
         kind = "update_refused" if isinstance(error, UpdateRefused) else "task_failed"
+        kind = "update_put_aside" if isinstance(error, PutAside) else kind
         reason = f"{error}{storage_hint(self.plan.sites[action.site], error)}"
-        place = {"app": "local_train", "site": action.site, "round": action.round}
+        place = {"app": "local_train", "site": action.site, "round": action.round, "task": action.task}
         self.run.journal.write(kind, **place, reason=reason, **cause_of(error))
         logger.error("%s", reason)
         return SiteFailed(self.clock.now(), action.site, action.task, reason)

@@ -27,7 +27,6 @@ from workflows.console.units import plural
 from workflows.planning.labels import EVALUATOR, SERVER_BLOCK
 from workflows.strategies import AnySection, has_rounds, is_plain_mean
 from workflows.strategies.fedavg import FedAvgSection, SynchronousSection
-from workflows.strategies.robust import misfit
 from workflows.strategies.scaffold import ScaffoldSection
 
 UUID = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
@@ -187,11 +186,12 @@ class EvaluationSection(PlacedSection):
 
 
 class ChecksSection(Section):
-    """Limits on the L2 norms of updates; None: no such limit."""
+    """Limits on the L2 norms of updates, and on the loss of the models that they make; None: no such limit."""
 
     max_update_norm: PositiveFloat | None = None
     clip_to_median: float | None = Field(default=2.0, ge=1)  # times the round's median norm
     refuse_beyond: float | None = Field(default=10.0, gt=1)  # times the largest norm that has counted
+    max_loss_increase: NonNegativeFloat | None = None  # of the mean held-out loss, nats per token
 
 
 class GlobusSection(Section):
@@ -280,12 +280,11 @@ class Campaign(Section):
     @model_validator(mode="after")
     def _strategy_fits(self) -> Self:
         strategy, adapter = self.strategy, self.model.adapter
-        if isinstance(strategy, SynchronousSection) and strategy.quorum and strategy.quorum > len(self.sites):
-            raise ValueError(f"strategy.quorum: {strategy.quorum} is more than the {plural(len(self.sites), 'site')}")
         if isinstance(strategy, SynchronousSection):
-            fewest = strategy.quorum or min(strategy.participants or len(self.sites), len(self.sites))
-            if problem := misfit(strategy.rule, strategy.bad_sites, fewest, adapter.method if adapter else None):
+            if problem := strategy.misfit(len(self.sites), adapter.method if adapter else None):
                 raise ValueError(problem)
+        elif self.checks.max_loss_increase is not None:
+            raise ValueError(f"checks.max_loss_increase: needs a strategy with rounds, {strategy.name} has none")
         if isinstance(strategy, ScaffoldSection):
             raise ValueError(
                 "strategy.name: scaffold corrects the gradients of plain SGD, and the sites train with AdamW; it runs"

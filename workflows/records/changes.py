@@ -19,7 +19,8 @@ from workflows.records.run_directory import RunDirectory
 
 MAY_CHANGE = (
     *("retries", "strategy.quorum", "strategy.deadline_s", "server.site"),
-    *("evaluation.site", "evaluation.device", "evaluation.threads", "evaluation.batch_size", "checks.refuse_beyond"),
+    *("evaluation.site", "evaluation.device", "evaluation.threads", "evaluation.batch_size"),
+    *("checks.refuse_beyond", "checks.max_loss_increase"),
 )
 PLACES = ("server.site", "evaluation.site")  # where the server's work is done changes no result
 FIXED_SITE_KEYS = ("tasks", "data", "model")  # the site's share of the work; its other keys may change

@@ -27,7 +27,7 @@ def common_cause(journal: Journal) -> str | None:
     begun = max((record["seq"] for record in journal.events("driver_started")), default=0)
     failed = [
         record
-        for record in journal.events("task_failed", "update_refused")
+        for record in journal.events("task_failed", "update_refused", "update_put_aside")
         if record["seq"] > begun and record.get("app") == "local_train"
     ]
     last = max((record["round"] for record in failed), default=0)

@@ -10,7 +10,15 @@ from workflows.records.failed_blocks import failure_text
 from workflows.records.journal import Record
 
 PROBLEMS = (
-    *("update_refused", "update_clipped", "task_failed", "block_replaced", "block_failed", "block_waits"),
+    *(
+        "update_refused",
+        "update_put_aside",
+        "update_clipped",
+        "task_failed",
+        "block_replaced",
+        "block_failed",
+        "block_waits",
+    ),
     *("blocks_left", "executor_replaced", "site_held", "start_slow"),
 )
 GLOBUS_PROBLEMS = (

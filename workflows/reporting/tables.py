@@ -166,7 +166,8 @@ def site_table(run: RunRecord) -> Table:
 def problem_table(run: RunRecord) -> Table | None:
     """Return the table of failures and of refused or late updates, in the order of time; None if there were none."""
     names = {"task_failed": "task failed", "update_refused": "update refused", "block_failed": "block failed"}
-    names["update_clipped"] = "update scaled down"
+    names |= {"update_clipped": "update scaled down", "update_put_aside": "update put aside"}
+    names["update_admitted"] = "update let in"
     opened = run.journal.events[0]["time"] if run.journal.events else 0.0
     timed: list[tuple[float, list[str]]] = []
     for event in run.journal.events:
@@ -181,4 +182,8 @@ def problem_table(run: RunRecord) -> Table | None:
         timed.append((late.time, [when, str(late.round), late.site, "update too late", late.reason]))
     rows = [row for _, row in sorted(timed, key=lambda pair: pair[0])]
     columns = ("after", "round" if run.period == "round" else "request", "site", "problem", "reason")
-    return Table("Updates refused, scaled down or late, and failures", columns, rows, look="text") if rows else None
+    return (
+        Table("Updates refused, put aside, scaled down or late, and failures", columns, rows, look="text")
+        if rows
+        else None
+    )

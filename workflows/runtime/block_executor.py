@@ -1,4 +1,7 @@
-"""Parsl's executor for batch sites: calls and answers are text, and tasks are taken in the order of ``task_order``."""
+"""Parsl's executor for batch sites: calls and answers are text, and tasks are taken in the order of ``task_order``.
+
+Parsl sends both as pickles. Those of the workers are read without executing anything in them: see ``worker_messages``.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 from parsl.executors import HighThroughputExecutor
+from typing_extensions import override
 
 from apps.remote.calls import answer_text
 from workflows.runtime.task_order import task_order
+from workflows.runtime.worker_messages import PlainResults
 from workflows.trust.answers import read_answer
 from workflows.trust.calls import answered, call_of
 
@@ -31,3 +36,9 @@ class BlockExecutor(HighThroughputExecutor):
         ordered = {**resource_specification, "priority": task_order(func)}
         answer = super().submit(answer_text, ordered, call.text())
         return answered(answer, lambda text: read_answer(text, call))
+
+    @override
+    def _result_queue_worker(self) -> None:
+        plain: Any = PlainResults(self.incoming_q, self.tasks)
+        self.incoming_q = plain
+        super()._result_queue_worker()

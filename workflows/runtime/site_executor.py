@@ -21,6 +21,7 @@ from typing_extensions import override
 
 from apps.base.errors import CrossfedError, WorkersLost
 from workflows.runtime.block_executor import BlockExecutor
+from workflows.runtime.worker_messages import NOT_PLAIN
 
 if TYPE_CHECKING:
     from parsl.jobs.states import JobStatus
@@ -110,8 +111,9 @@ class SiteExecutor(BlockExecutor):
         if self.bad_state_is_set:
             return other_versions(self.executor_exception, self.label)
         assert self.interchange_proc is not None
-        if self.interchange_proc.poll() is not None:
-            return WorkersLost("its interchange (a process on this host) has ended", site=self.label)
+        if (code := self.interchange_proc.poll()) is not None:
+            because = "; its worker pool has sent a message that is not read" if code == NOT_PLAIN else ""
+            return WorkersLost(f"its interchange (a process on this host) has ended{because}", site=self.label)
         if self._result_queue_thread is None or not self._result_queue_thread.is_alive():
             return WorkersLost("the results of its interchange are not read any more", site=self.label)
         if self.silent_since is not None and time.monotonic() - self.silent_since > SILENT_S:

@@ -43,7 +43,7 @@ from workflows.strategies.base import (
     Weights,
 )
 from workflows.strategies.requests import OpenRequests, shares
-from workflows.strategies.robust import Rule
+from workflows.strategies.robust import Rule, misfit
 
 FEWEST_STEPS = 0.1  # of the median of a round: fewer count as so many where a change is divided by its steps
 
@@ -73,6 +73,12 @@ class SynchronousSection(StrategySection):
     def robust(self) -> RobustRule | None:
         """The robust rule, or None for the mean."""
         return None if self.rule == "mean" else RobustRule(self.rule, self.bad_sites)
+
+    def misfit(self, sites: int, method: str | None) -> str | None:
+        """Return what does not fit a campaign of so many sites with such adapters (None: without), or None."""
+        if self.quorum and self.quorum > sites:
+            return f"strategy.quorum: {self.quorum} is more than the {plural(sites, 'site')}"
+        return misfit(self.rule, self.bad_sites, self.quorum or min(self.participants or sites, sites), method)
 
     def rounds_of(self, rounds: int, steps: int, **details: Any) -> FedAvg:
         """Return the synchronous algorithm with these settings and the details of a strategy."""

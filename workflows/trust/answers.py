@@ -12,6 +12,7 @@ from typing import Any
 
 from apps.base.error_records import error_from
 from apps.base.errors import AnswerRefused, CrossfedError, ModelNotFinite, SiteMistake, TaskError, UserMistake
+from apps.base.plain_text import one_line
 from apps.remote.calls import FUNCTIONS as SITE_FUNCTIONS
 from workflows.trust.calls import SiteCall
 
@@ -128,7 +129,7 @@ def checked_result(result: Any, call: SiteCall) -> Any:
 
 def refused(call: SiteCall, reason: str) -> AnswerRefused:
     """Return the error for an answer of a site that cannot be used."""
-    return AnswerRefused(f"its answer is refused: {reason}", site=call.site, round=_round(call))
+    return AnswerRefused(f"its answer is refused: {one_line(reason)}", site=call.site, round=_round(call))
 
 
 def _round(call: SiteCall) -> int | None:

@@ -36,6 +36,7 @@ MOE = make.of_kind(
     moe_intermediate_size=32,
     decoder_sparse_step=1,
 )
+OWN = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 123456\n"
 
 # what is wrong, how the model is made, what else is in the campaign, parts of the message
@@ -50,6 +51,27 @@ BROKEN: dict[str, tuple[Callable[[Path], Path], dict[str, Any], list[str]]] = {
     "no kind": (make.edited(model_type=None), {}, ["model.source", "without model_type"]),
     "unknown kind": (make.edited(model_type="nonsense"), {}, ["'nonsense'", "unknown to transformers", "Upgrade"]),
     "own code": (make.edited(model_type="mine", auto_map={"AutoConfig": "a.B"}), {}, ["'mine'", "code of its own"]),
+    "own code of a kind": (
+        make.with_code("config.json", model_type="mine", auto_map=OWN),
+        {},
+        ["'mine'", "code of its own", "not run"],
+    ),
+    "own attention": (make.edited(attn_implementation="o/flash"), {}, ["code for its attention", "o/flash", "not run"]),
+    "own attention within": (make.edited(_attn_implementation={"text": "o/flash"}), {}, ["o/flash", "not run"]),
+    "own tokenizer": (
+        make.with_code("tokenizer_config.json", tokenizer_class="Mine", auto_map={"AutoTokenizer": [None, "own.Mine"]}),
+        {},
+        ["a tokenizer of the kind 'Mine'", "code of its own, which is not run"],
+    ),
+    "pickle": (make.with_pickle(), {}, ["weights in pickles", "not loaded", "model.safetensors", "where you trust"]),
+    "pickles": (make.with_pickle("p-1.bin", "pytorch_model.bin.index.json"), {}, ["weights in pickles", "not loaded"]),
+    "pickles in index": (
+        make.with_pickle("p-1.bin", "model.safetensors.index.json"),
+        {},
+        ["index.json that names 'p-1.bin', which is no safetensors file"],
+    ),
+    "pickle called safetensors": (make.with_pickle("model.safetensors"), {}, ["damaged model.safetensors"]),
+    "adapter beside": (make.with_file("adapter_config.json", b"{}"), {}, ["adapter_config.json", "another base model"]),
     "gptq": (make.edited(quantization_config={"quant_method": "gptq", "bits": 4}), {}, ["quantised (gptq, 4 bits)"]),
     "awq": (make.edited(quantization_config={"quant_method": "awq"}), {}, ["quantised (awq)", "was made from"]),
     "t5": (T5, {}, ["model.source", "encoder-decoder", "T5ForConditionalGeneration"]),
@@ -116,6 +138,7 @@ def test_a_model_that_cannot_be_used_is_a_mistake_of_the_request(
         model_remarks(plan_of(tmp_path, str(build(tmp_path / "base")), adapter=adapter or None), tmp_path / "nano.yaml")
     message = str(caught.value)
     assert [part for part in parts if part not in message] == [], message
+    assert not (tmp_path / "executed").exists()
     assert "nano.yaml: " in message and "\n" not in message and not message.endswith(":")
 
 

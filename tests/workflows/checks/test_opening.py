@@ -17,7 +17,7 @@ from workflows.records.campaign_code import campaign_code
 
 
 def options(**given: Any) -> Namespace:
-    plain: dict[str, Any] = {"campaign": None, "name": None, "resume": None, "sets": [], "sites": None}
+    plain: dict[str, Any] = {"campaign": None, "name": None, "resume": None, "sets": [], "sites": None, "admit": []}
     return Namespace(**plain | {"dry_run": False, "live": False} | given)
 
 
@@ -42,6 +42,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"sets": ["sites.aurora.config=polaris"]}, "sites.aurora: polaris needs account"),
     ({"sets": ["rounds=5", "sites.aurora.storage_root=s", "sites.frontier.storage_root=s"]}, "needs its own storage"),
     ({"campaign": Path("nowhere.yaml")}, "there is no campaign file"),
+    ({"admit": ["aurora"]}, "--admit aurora: write SITE:ROUND"),
+    ({"admit": ["aurora:1"]}, "--admit aurora:1: no update that waits to be let in. There are: none"),
 ]
 
 

@@ -90,6 +90,10 @@ MISTAKES = [
         },
         "strategy.rule: trimmed_mean of the factors of fedit says nothing of their product; use",
     ),
+    (
+        {"strategy": "fedbuff", "checks": {"max_loss_increase": 0.5}},
+        "checks.max_loss_increase: needs a strategy with rounds, fedbuff has none",
+    ),
     ({"strategy": {"name": "fedbuff", "rule": "median"}}, "strategy.rule: unknown key; known: name, buffer"),
     ({"strategy": {"name": "scaffold"}}, "strategy.name: scaffold corrects the gradients of plain SGD, and the sites"),
     (

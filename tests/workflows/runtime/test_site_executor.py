@@ -22,7 +22,7 @@ from parsl.providers import LocalProvider
 from parsl_kernel import genuine_kernel
 from patience import patience, wait_until
 
-from apps.base.errors import WorkersLost
+from apps.base.errors import AnswerRefused, TaskError, WorkersLost
 from site_configs.library.site import Block, Queue, Site
 from site_configs.local import site as local_site
 from workflows.runtime import site_executor as module
@@ -40,9 +40,38 @@ pytestmark = [
 ]
 QUEUE = Queue("small", 1, 8, 7200, date(2026, 8, 19), "a guide")
 BLOCK = Block("slurm", QUEUE, 1, 3600)
+NOT_READ = "its interchange (a process on this host) has ended; its worker pool has sent a message that is not read"
 OLDER = """
 import parsl.version
 parsl.version.VERSION = "2025.01.01"
+"""
+
+HOSTILE = """
+import os, pickle, sys
+import parsl.serialize as module
+from parsl.app.errors import RemoteExceptionWrapper
+
+folder, honest, dumps = os.environ["HOSTILE"], module.serialize, pickle.dumps
+
+class Bomb(Exception):
+    def __reduce__(self):
+        return os.mkdir, (folder + "/executed",)
+
+def serialize(value, *args, **named):
+    if isinstance(value, str) and '"result": 3' in value:
+        raise Bomb
+    return honest(value if isinstance(value, RemoteExceptionWrapper) else Bomb())
+
+def hostile_dumps(value, *args, **named):
+    if isinstance(value, dict) and value.get("type") == "registration" and not os.path.exists(folder + "/sent"):
+        os.mkdir(folder + "/sent")
+        value = {**value, "dir": Bomb()}
+    return dumps(value, *args, **named)
+
+if os.path.basename(folder) == "alpha":
+    module.serialize = serialize
+else:
+    pickle.dumps = hostile_dumps
 """
 
 
@@ -153,6 +182,33 @@ def test_another_parsl_at_a_site_is_named_and_ends_that_site_alone(
         rig.kernel.check_health()
         assert rig.executor("alpha") is not first and rig.kernel.dead_executors() == []
         assert rig.wait(rig.nap("beta", 0)).exception() is None
+
+
+def test_nothing_that_a_worker_pool_sends_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pools are genuine ones that send a pickle with a call in it: as an answer, an error, or a message."""
+    monkeypatch.setenv(TOKEN_VARIABLE, os.urandom(8).hex())
+    (tmp_path / "sitecustomize.py").write_text(HOSTILE)
+    sites = {}
+    for name in ("alpha", "beta"):
+        (tmp_path / name).mkdir()
+        setup = f"export PYTHONPATH={tmp_path} HOSTILE={tmp_path / name}"
+        sites[name] = process_site(tmp_path / "storage", name, setup)
+    for rig in rig_of(tmp_path, sites):
+        first = rig.executor("beta")
+        naps = {name: rig.nap(name, 0) for name in sites}
+        command: Any = ["sh", "-c", "exit 3"]
+        failing = rig.kernel.submit(subprocess.call, command, on="alpha", remember=False)
+        answer, error = (root_cause(rig.wait(future)) for future in (naps["alpha"], failing))
+        assert isinstance(answer, AnswerRefused) and str(answer) == "site alpha: its answer is refused: it is not text"
+        assert isinstance(error, TaskError) and "could not execute the call: mkdir" in str(error)
+        assert (
+            rig.wait(naps["beta"]).exception() is None
+        )  # with a new interchange, and a pool that sends what it should
+        assert (tmp_path / "beta" / "sent").exists() and rig.executor("beta") is not first
+        assert [(note["site"], note["reason"]) for note in rig.notes.named("executor_replaced")] == [
+            ("beta", NOT_READ + "; another is started")
+        ]
+    assert not list(tmp_path.rglob("executed"))
 
 
 def test_a_stopped_interchange_holds_no_other_site_up_and_loses_nothing(

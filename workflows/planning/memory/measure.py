@@ -69,15 +69,15 @@ def _measured(config: str, adapter: str, computes: Computes, length: int) -> tup
 
 def _meta_network(values: dict[str, Any], adapter: Any, computes: Computes) -> Any:
     import torch
-    from transformers import AutoModelForCausalLM
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     from apps.models.adapter import with_adapter
+    from apps.models.loading import random_network
 
     config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
     with torch.device("meta"):
         dtype = torch.bfloat16 if computes == "bfloat16" else torch.float32
-        network = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        network = random_network(config, dtype=dtype)
     return (with_adapter(network, adapter) if adapter else network).train()
 
 

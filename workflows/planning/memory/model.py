@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from apps.models.adapter import AdapterSpec, layer_count, with_adapter
+from apps.models.loading import load_config, random_network
 from apps.models.model import ModelSpec
 from apps.models.sources import PACKAGED, TINY, is_converted, model_folder
 from apps.models.tiny import tiny_config
@@ -112,7 +113,7 @@ def config_of_spec(spec: ModelSpec) -> PreTrainedConfig | None:
     if source in PACKAGED and not is_converted(source):
         return AutoConfig.for_model(**(known_config(source) or {}))  # the first task unpacks it
     try:
-        return AutoConfig.from_pretrained(model_folder(source), local_files_only=True)
+        return load_config(model_folder(source), local_files_only=True)
     except (OSError, ValueError):  # not in the hub's cache on this machine, or no configuration of a known kind
         values = known_config(source)
         return None if values is None else AutoConfig.for_model(**values)
@@ -130,10 +131,9 @@ def count(config: PreTrainedConfig, adapter: AdapterSpec | None) -> ModelShape:
         UserMistake: the adapter does not fit the model.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        network = AutoModelForCausalLM.from_config(config)
+        network = random_network(config)
     layers, text = decoder_layers(network), config.get_text_config(decoder=True)
     sizes = [sum(p.numel() for p in layer.parameters()) for layer in layers]
     total, embedding = network.num_parameters(), network.get_input_embeddings().weight

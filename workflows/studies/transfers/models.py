@@ -9,6 +9,7 @@ from pathlib import Path
 
 from apps.artifacts.store import DTYPES, Artifact, layout, write_artifact
 from apps.base.errors import UserMistake
+from apps.models.loading import random_network
 from data.names import did_you_mean
 
 # the reference paper's range (arXiv 2603.19544, Figure 4: OPT-125m to Llama-2-13b, five models)
@@ -86,14 +87,14 @@ def hub_shapes(source: str) -> Shapes:
     embeddings are, is in a file once.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     from workflows.planning.memory.model import known_config
 
     values = known_config(source)
     assert values is not None, f"{source} is not in the table"
     with torch.device("meta"):
-        network = AutoModelForCausalLM.from_config(AutoConfig.for_model(**values))
+        network = random_network(AutoConfig.for_model(**values))
     return {name: tuple(tensor.shape) for name, tensor in network.named_parameters()}
 
 
