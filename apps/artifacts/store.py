@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from apps.artifacts.finite import require_finite_piece
+from apps.artifacts.header import DTYPES, Header, Shapes, TensorSpec, parse_header, tensor_spec
 from apps.base.errors import ArtifactError
 from apps.base.files import atomic_file, cannot_read
 
@@ -26,19 +25,6 @@ if TYPE_CHECKING:
 
 SHA256 = re.compile("[0-9a-f]{64}")
 HEADER_LIMIT = 100_000_000  # bytes; the limit of the safetensors library
-DTYPES = {  # name in the file -> (name in torch, bytes an element)
-    "F64": ("float64", 8),
-    "F32": ("float32", 4),
-    "F16": ("float16", 2),
-    "BF16": ("bfloat16", 2),
-    "I64": ("int64", 8),
-    "I32": ("int32", 4),
-    "I16": ("int16", 2),
-    "I8": ("int8", 1),
-    "U8": ("uint8", 1),
-    "BOOL": ("bool", 1),
-}
-FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
 
 
 class Artifact(TypedDict):
@@ -47,39 +33,6 @@ class Artifact(TypedDict):
     sha256: str
     nbytes: int
     kind: str
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """Type, shape and position of one tensor in a file; ``begin`` and ``end`` in bytes from the start of the file."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int = 0
-    end: int = 0
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        return self.numel * DTYPES[self.dtype][1]
-
-    @property
-    def floating(self) -> bool:
-        """True for floating-point tensors."""
-        return self.dtype in FLOATING
-
-    def like(self, other: TensorSpec) -> bool:
-        """Return True if another tensor has the same type and shape."""
-        return self.dtype == other.dtype and self.shape == other.shape
-
-
-Header = dict[str, TensorSpec]
-Shapes = Mapping[str, tuple[str, tuple[int, ...]]]  # name -> (type as in ``DTYPES``, shape)
 
 
 def artifact_path(store: str | Path, artifact: Artifact) -> Path:
@@ -139,9 +92,7 @@ def read_header(path: str | Path, limit: int = HEADER_LIMIT) -> Header:
     except OSError as error:
         raise cannot_read(path, error) from error
     try:
-        entries = json.loads(raw)
-        entries.pop("__metadata__", None)
-        header = {name: _parse_spec(entry, 8 + length) for name, entry in entries.items()}
+        header = parse_header(raw, 8 + length)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"not a safetensors file: {error}", file=str(path)) from None
     _check_extent(header, 8 + length, size, path)
@@ -159,19 +110,6 @@ def header_nbytes(path: str | Path) -> int:
             return int.from_bytes(stream.read(8), "little")
     except OSError as error:
         raise cannot_read(path, error) from error
-
-
-def _parse_spec(entry: dict, data_start: int) -> TensorSpec:
-    begin, end = entry["data_offsets"]
-    shape = tuple(entry["shape"])
-    if entry["dtype"] not in DTYPES:
-        raise ValueError(f"unknown tensor type {entry['dtype']!r}")
-    if not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
-        raise ValueError("a size or an offset is not a whole number of zero or more")
-    spec = TensorSpec(entry["dtype"], shape, data_start + begin, data_start + end)
-    if spec.end - spec.begin != spec.nbytes:
-        raise ValueError("a tensor's offsets do not fit its shape")
-    return spec
 
 
 def _check_extent(header: Header, data_start: int, size: int, path: str | Path) -> None:
@@ -203,7 +141,7 @@ def layout(shapes: Shapes, metadata: Mapping[str, str] | None = None) -> tuple[b
     text = json.dumps(everything, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     start = 8 + len(text)
-    return len(text).to_bytes(8, "little") + text, {n: _parse_spec(e, start) for n, e in entries.items()}
+    return len(text).to_bytes(8, "little") + text, {n: tensor_spec(e, start) for n, e in entries.items()}
 
 
 def write_artifact(

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
+from apps.artifacts.header import shown
 from apps.artifacts.lora import is_trained
 from apps.artifacts.manifests import HEADER_SPARE, Manifest
 from apps.artifacts.store import Artifact, Header, TensorSpec, artifact_path, header_nbytes, read_header
@@ -70,13 +71,13 @@ def check_layout(found: Header, wanted: Header) -> None:
     """
     missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     if missing:
-        raise ArtifactError(f"missing tensors: {len(missing)}, the first is {missing[0]!r}")
+        raise ArtifactError(f"missing tensors: {len(missing)}, the first is {shown(missing[0])}")
     if extra:
-        raise ArtifactError(f"unknown tensors: {len(extra)}, the first is {extra[0]!r}")
+        raise ArtifactError(f"unknown tensors: {len(extra)}, the first is {shown(extra[0])}")
     for name, spec in wanted.items():
         if not spec.like(found[name]):
             raise ArtifactError(
-                f"tensor {name!r} is {found[name].dtype}{list(found[name].shape)}"
+                f"tensor {shown(name)} is {found[name].dtype}{shown(list(found[name].shape))}"
                 f" instead of {spec.dtype}{list(spec.shape)}"
             )
 

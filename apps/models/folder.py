@@ -263,10 +263,11 @@ def read_header(path: Path) -> dict[str, Any]:
     try:
         entries = {name: entry for name, entry in json.loads(text).items() if name != "__metadata__"}
         end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-    except (ValueError, AttributeError, KeyError, TypeError, IndexError):
+        shown = f"{end:,}"
+    except (ValueError, AttributeError, KeyError, TypeError, IndexError, RecursionError):
         raise BrokenFile(f"has a damaged {path.name}: no safetensors header") from None
     if nbytes != end:
-        raise BrokenFile(f"has a damaged {path.name}: {nbytes:,} bytes instead of {end:,}")
+        raise BrokenFile(f"has a damaged {path.name}: {nbytes:,} bytes instead of {shown[:30]}")
     return entries
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from campaigns import PROJECT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -152,3 +156,88 @@ def test_a_bad_update_of_any_size_moves_no_rule_far(name: str) -> None:
         else:
             found = torch.tensor(coefficients((rows @ rows.T).tolist(), spec), dtype=torch.float64) @ rows
         assert float((found - torch.tensor([1.0, 2.0], dtype=torch.float64)).norm()) < 0.5, (name, size)
+
+
+def reference(rows: np.ndarray, spec: Any) -> np.ndarray:
+    """The rules as their papers write them, with numpy and all updates in memory."""
+    count, bad = len(rows), spec["bad"]
+    if spec["name"] == "median":
+        return np.median(rows, axis=0)
+    if spec["name"] == "trimmed_mean":
+        return np.sort(rows, axis=0)[bad : count - bad].mean(0)
+    squares = ((rows[:, None] - rows[None]) ** 2).sum(-1)
+    scores = np.sort(squares, axis=1)[:, 1 : count - bad - 1].sum(1)  # without itself
+    kept = 1 if spec["name"] == "krum" else count - bad - 2
+    return rows[np.argsort(scores)[:kept]].mean(0)
+
+
+def distances(rows: np.ndarray, point: np.ndarray) -> float:
+    return float(np.linalg.norm(rows - point, axis=1).sum())
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    name=st.sampled_from(sorted(EXPECTED)),
+    bad=st.integers(1, 4),
+    more=st.integers(0, 12),
+    width=st.integers(1, 9),
+    scale=st.sampled_from([1e-6, 1.0, 1e12]),
+    seed=st.integers(0, 10**6),
+)
+def test_any_order_of_the_files_gives_the_rule_of_the_papers(
+    name: str, bad: int, more: int, width: int, scale: float, seed: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    count, folder, rng = 2 * bad + 3 + more, tmp_path_factory.mktemp("any"), np.random.default_rng(seed)
+    rows = rng.normal(size=(count, 7)) * scale
+    rows[:bad] *= 10.0 ** rng.integers(0, 9, size=(bad, 1))
+    first = {"artifact": save_tensors(folder, {"w": torch.zeros(7, dtype=torch.float64)}, "model")}
+    files = [save_tensors(folder, {"w": torch.from_numpy(row)}, "update") for row in rows]
+    updates = [{"artifact": file, "manifest": {"site": f"s{k}"}} for k, file in enumerate(files)]
+    work: Any = {"store": str(folder), "model": {"adapter": None}, "threads": 1, "code_version": code_version()}
+    spec: Any = {"name": name, "bad": bad}
+
+    def made(order: list[int]) -> tuple[np.ndarray, dict[str, float]]:
+        place, ordered = Place(site="server", round=1), [updates[k] for k in order]
+        found = aggregate(place, work, first, [0.0] * count, 1, None, *ordered, robust=spec)
+        return load_tensors(artifact_path(folder, found["artifact"]))["w"].numpy(), found["coefficients"]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streams, "PIECE", width * count)
+        plain, chosen = made(list(range(count)))
+        turned, chosen_too = made(rng.permutation(count).tolist())
+    size = float(np.abs(rows[bad:]).max())
+    assert np.isfinite(plain).all() and chosen.keys() == chosen_too.keys()
+    np.testing.assert_allclose(turned, plain, rtol=1e-6, atol=1e-6 * size)
+    if name != "geometric_median":
+        np.testing.assert_allclose(plain, reference(rows, spec), rtol=1e-9, atol=1e-9 * size)
+        return
+    least = distances(rows, plain)
+    for point in (*rows, np.median(rows, axis=0), *(plain + 1e-2 * size * rng.normal(size=(20, 7)))):
+        assert least <= distances(rows, point) * (1 + 1e-6)
+
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+import torch
+from apps.artifacts.robust import coordinatewise, gram_matrix
+torch.set_num_threads(1)
+base, *files = sorted(Path(sys.argv[1]).glob("*.safetensors"))
+def use(count):
+    for name in ("median", "trimmed_mean"):
+        coordinatewise(files[:count], base, {"name": name, "bad": 1}, sys.argv[1] + "/out", "model")
+    gram_matrix(files[:count], base)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+few, many = use(17), use(len(files))
+print(len(files), many - few)
+"""
+
+
+def test_the_peak_of_the_memory_is_that_of_few_sites(tmp_path: Path) -> None:
+    for k in range(69):
+        save_tensors(tmp_path, {"w": torch.full((600_000,), float(k))}, "update")
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path)], cwd=PROJECT, capture_output=True, text=True, check=True
+    )
+    count, growth = map(int, done.stdout.split())
+    assert count == 68 and growth < 8e6  # the files more have 122 MB

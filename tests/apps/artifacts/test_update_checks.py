@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import pickle
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from apps.artifacts import streams
-from apps.artifacts.store import Artifact, artifact_path, save_tensors, sha256_file
+from apps.artifacts.manifests import HEADER_SPARE
+from apps.artifacts.store import DTYPES, Artifact, artifact_path, save_tensors, sha256_file
 from apps.artifacts.update_checks import UpdateRules, check_update
 from apps.base.errors import UpdateRefused
 
@@ -168,3 +174,92 @@ def test_adapter_updates_hold_exactly_the_trained_tensors(tmp_path):
         norm("ffa", "m.lora_A.weight", "m.lora_B.weight")
     with pytest.raises(UpdateRefused, match=r"unknown tensors.*merged"):
         norm("flora", *model)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+RIGHT: dict[str, Any] = {
+    "w": {"dtype": "F32", "shape": [2, 3], "data_offsets": [8, 32]},
+    "b": {"dtype": "BF16", "shape": [4], "data_offsets": [32, 40]},
+    "n": {"dtype": "I64", "shape": [1], "data_offsets": [0, 8]},
+}
+FIELDS = st.fixed_dictionaries(
+    {},
+    optional={
+        "dtype": st.sampled_from(sorted(DTYPES)) | JSON,
+        "shape": st.lists(st.integers(-1, 7) | st.sampled_from([2**31, 2**63, 10**400]), max_size=4) | JSON,
+        "data_offsets": st.lists(st.sampled_from([0, 8, 32, 40, 41, 2**63, 10**400]), max_size=3) | JSON,
+        "more": JSON,
+    },
+)
+ENTRIES = st.one_of(
+    *(st.just(entry) for entry in RIGHT.values()),
+    st.tuples(st.sampled_from(list(RIGHT.values())), FIELDS).map(lambda pair: pair[0] | pair[1]),
+    JSON,
+)
+CHANGED = st.dictionaries(st.sampled_from(["w", "b", "n", "__metadata__"]) | st.text(max_size=5), ENTRIES, max_size=2)
+TEXTS = st.one_of(
+    CHANGED.map(lambda changed: json.dumps(RIGHT | changed).encode()),
+    st.sampled_from(["utf-16", "utf-32", "utf-8-sig"]).map(lambda code: json.dumps(RIGHT).encode(code)),
+    JSON.map(lambda value: json.dumps(value).encode()),
+    st.binary(max_size=60),
+)
+
+
+def judge(store: Path, text: bytes, data: bytes, length: int | None = None) -> None:
+    """Check that a file is refused in one short line, or is what the public library reads too; with little memory."""
+    raw = (len(text) if length is None else length).to_bytes(8, "little") + text + data
+    tracemalloc.start()
+    try:
+        norm = checked(store, raw)
+    except UpdateRefused as error:
+        assert (error.site, error.round) == ("aurora", 3) and len(str(error)) < 600 and str(error).isprintable()
+        return
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 100 * HEADER_SPARE
+    path = artifact_path(store, Artifact(sha256=hashlib.sha256(raw).hexdigest(), nbytes=len(raw), kind="update"))
+    found = load_file(path)
+    assert {name: (t.dtype, t.shape) for name, t in found.items()} == {n: (t.dtype, t.shape) for n, t in BASE.items()}
+    changes = [(found[name].double() - BASE[name].double()).flatten() for name in ("w", "b")]
+    assert norm == pytest.approx(float(torch.cat(changes).norm()), rel=1e-4)
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=TEXTS, data=st.just(bytes(40)) | st.binary(max_size=41), length=st.none() | st.integers(0, 2**64 - 1))
+def test_any_header_is_refused_in_one_line_or_right(text: bytes, data: bytes, length: int | None, tmp_path_factory):
+    judge(tmp_path_factory.mktemp("any"), text, data, length)
+
+
+def of_w(shape: str, end: str, dtype: str = "F32") -> str:
+    return f'{{"w":{{"dtype":"{dtype}","shape":{shape},"data_offsets":[0,{end}]}}}}'
+
+
+EMPTY = {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}
+LONG, NINES = "x" * 60_000, "9" * 4300  # digits that Python still parses, but does not print with an offset added
+ODD_HEADERS = {
+    "a size of thousands of digits": of_w(f"[{NINES}]", NINES, "U8"),
+    "a product of thousands of digits": of_w(f"[{','.join([NINES] * 12)}]", "24"),
+    "a long type": of_w("[2,3]", "24", LONG),
+    "a long name": json.dumps(RIGHT | {LONG: EMPTY}),
+    "a name with a line of its own": json.dumps(RIGHT | {"x\n\u001b[2J\u2028": EMPTY}),
+    "a long word in a place of its own": json.dumps({"w": RIGHT["w"] | {"shape": [LONG]}}),
+    "sizes as text": of_w('""', "4"),
+    "sizes as an object": of_w("{}", "4"),
+    "many sizes": of_w(f"[{','.join(['1'] * 30_000)}]", "4"),
+    "a name twice": of_w("[2,3]", "24")[:-1] + "," + json.dumps(RIGHT)[1:],
+    "metadata that are no texts": json.dumps(RIGHT | {"__metadata__": {"a": 1}}),
+    "half a character": json.dumps(RIGHT | {"\ud800": EMPTY}),
+    "many names": json.dumps({f"{n:x}": EMPTY for n in range(900)}),
+}
+
+
+@pytest.mark.parametrize("text", ODD_HEADERS.values(), ids=ODD_HEADERS)
+def test_a_header_made_to_trouble_who_reads_it_is_refused(text: str, tmp_path):
+    judge(tmp_path, text.encode(), bytes(40))
+    with pytest.raises(UpdateRefused):
+        checked(tmp_path, len(text.encode()).to_bytes(8, "little") + text.encode() + bytes(40))

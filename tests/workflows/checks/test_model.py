@@ -36,6 +36,7 @@ MOE = make.of_kind(
     moe_intermediate_size=32,
     decoder_sparse_step=1,
 )
+ENDLESS = b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,' + b"9" * 4300 + b"]}}"
 OWN = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 123456\n"
 
@@ -80,6 +81,16 @@ BROKEN: dict[str, tuple[Callable[[Path], Path], dict[str, Any], list[str]]] = {
     "no weights": (make.cut("model.safetensors", 10**9), {}, ["model.source", "no weights"]),
     "weights LFS": (make.with_file("model.safetensors", LFS), {}, ["Git LFS pointer", "model.safetensors"]),
     "weights cut": (make.cut("model.safetensors", 100), {}, ["damaged model.safetensors", "bytes instead of"]),
+    "weights deep": (
+        make.with_file("model.safetensors", b"\xa0\x86\x01\0\0\0\0\0" + b"[" * 100_000),
+        {},
+        ["damaged model.safetensors", "no safetensors"],
+    ),
+    "weights without end": (
+        make.with_file("model.safetensors", b"\0\x20\0\0\0\0\0\0" + ENDLESS.ljust(8192)),
+        {},
+        ["damaged model.safetensors"],
+    ),
     "weights empty": (make.with_file("model.safetensors", b""), {}, ["damaged model.safetensors", "no safetensors"]),
     "shard missing": (make.cut(make.SHARDS, 10**9, shards="20KB"), {}, ["lacks 1 of its", "model-00001-of-"]),
     "shard cut": (make.cut(make.SHARDS, 100, shards="20KB"), {}, ["damaged model-00001-of-", "bytes instead of"]),
