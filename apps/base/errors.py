@@ -39,7 +39,11 @@ class CrossfedError(Exception):
         round: number of the round, if known.
         file: path of the file concerned, if any.
         remedy: one sentence on what to do.
+
+    ``from_site`` is True for what a site has told this driver, who cannot know if it is so.
     """
+
+    from_site = False
 
     def __init__(
         self,
@@ -179,6 +183,10 @@ class PolicyRefused(CrossfedError):
 
 class AnswerRefused(UpdateRefused):
     """An answer of a site that cannot be read, has values of a wrong kind, or contradicts what was asked."""
+
+
+class OrderRefused(CrossfedError):
+    """A request whose order was not signed for it, or is too old."""
 
 
 class VersionMismatch(CrossfedError):

@@ -21,7 +21,8 @@ from apps.base.errors import (
     UserMistake,
     WorkersLost,
 )
-from workflows.trust.answers import parse_json
+from apps.trust.signed import Signed
+from workflows.trust.answers import parse_json, site_error
 
 JSON_HEADER = "11\n"  # of a buffer by globus_compute_sdk.serialize.JSONData
 RESULT_SERIALIZERS = ["globus_compute_sdk.serialize.JSONData"]
@@ -34,18 +35,20 @@ RESTARTING = "Another instance of this endpoint is running"
 NOT_PERMITTED = "not permitted on endpoint"  # by its allowed_functions (the same version)
 
 
-def pack(function: str, args: Sequence[Any], campaign: str = "") -> str:
+def pack(function: str, args: Sequence[Any], campaign: str = "", order: Signed | None = None) -> str:
     """Return a request as JSON.
 
     Args:
         function: as ``module:function``.
         args: plain values.
         campaign: its name.
+        order: signed by the driver, or None.
 
     Raises:
         TypeError: an argument cannot be written as JSON.
     """
-    return json.dumps({"function": function, "args": args, "campaign": campaign}, separators=(",", ":"))
+    signed = {"order": order} if order else {}
+    return json.dumps({"function": function, "args": args, "campaign": campaign, **signed}, separators=(",", ":"))
 
 
 def without_sites_own(args: Sequence[Any], named: Collection[str]) -> list[Any]:
@@ -88,11 +91,13 @@ def require_fits(site: str, function: str, payload: str) -> None:
         )
 
 
-def read_answer(buffer: Any) -> dict[str, Any] | CrossfedError:
+def read_answer(buffer: Any, site: str, number: int | None = None) -> dict[str, Any] | CrossfedError:
     """Return a site's answer, or the error that it reports.
 
     Args:
         buffer: the result as the service passes it on.
+        site: that was asked.
+        number: of the round that it was asked for.
     """
     if not isinstance(buffer, str) or not buffer.startswith(JSON_HEADER):
         return TaskError("the site's answer is not JSON and is not read", remedy="Check the endpoint's id and owner")
@@ -102,7 +107,7 @@ def read_answer(buffer: Any) -> dict[str, Any] | CrossfedError:
     except UNREADABLE as error:
         return AnswerRefused(f"its answer is refused: {str(error) or type(error).__name__}")
     if isinstance(answer, dict) and "error" in answer:
-        return error_from(answer["error"])
+        return site_error(error_from(answer["error"]), site, number)
     if isinstance(answer, dict) and "result" in answer:
         return answer
     return TaskError("the site's answer has neither a result nor an error")
