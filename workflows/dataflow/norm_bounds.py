@@ -10,8 +10,8 @@ The norm of an update is the L2 norm of its change to the model that the site wa
   limit. A strategy without rounds has no such set; there the newest updates of all sites take its place, at the moment
   when an update arrives.
 
-Both limits grow with the steps that were asked of a site, where other sites were asked for fewer, at most fourfold. They are computed
-from recorded events alone, so that a resume comes to the same numbers.
+Both limits grow with the steps that were asked of a site, where other sites were asked for fewer, at most fourfold.
+They are computed from recorded events alone, so that a resume comes to the same numbers.
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ from workflows.planning.plan import Plan
 from workflows.records.changes import schedule_rounds
 from workflows.strategies.base import Aggregate, Train, UpdateArrived
 
-
 SHORTEST_S = 1e-6  # of a training or a wait; less is no measure
 
 
@@ -67,8 +66,8 @@ def server_rule_spec(action: Aggregate) -> ServerRuleSpec | None:
 def update_event(clock: Clock, action: Train, arrival: Mapping[str, Any], shard: Mapping[str, Any]) -> UpdateArrived:
     """Return the event of an update that has passed the checks.
 
-    Strategies plan by the times that a site tells, so none may be longer than the campaign is old; one that is too short
-    to be a measure is 0.
+    Strategies plan by the times that a site tells, so none may be longer than the campaign is old; one that is too
+    short to be a measure is 0.
 
     Args:
         clock: of the campaign.

@@ -45,8 +45,8 @@ def echoed(
     for site, share, updates in sites:
         models[base] -= kappa * share
         part, lowered = share / len(updates), counted[site] / told[site] if counted[site] < told[site] else 1.0
-        for update, factor in zip(updates, factors[site], strict=True):
-            weight = part * factor * lowered
-            parts.append((update.task, weight))
-            models[update.base] = models.get(update.base, 0.0) - weight + part * kappa
+        for update, told_factor in zip(updates, factors[site], strict=True):
+            factor = told_factor * lowered
+            parts.append((update.task, part * factor))
+            models[update.base] = models.get(update.base, 0.0) - part * (factor - kappa)
     return Aggregate(version, base, tuple(parts), tuple((v, weight) for v, weight in models.items() if weight), rule)

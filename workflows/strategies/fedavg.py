@@ -45,9 +45,7 @@ from workflows.strategies.base import (
 from workflows.strategies.requests import LARGEST_FACTOR, OpenRequests, bounded, median_of_others, shares
 from workflows.strategies.robust import Rule, misfit
 
-FEWEST_STEPS = (
-    0.1  # of the median of the other sites of a round: fewer count as so many where a change is divided by its steps
-)
+FEWEST_STEPS = 0.1  # of the median of a round's other sites: fewer count as so many where steps divide a change
 
 
 class SynchronousSection(StrategySection):

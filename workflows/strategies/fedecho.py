@@ -24,8 +24,9 @@ kappa = 1 gives AREA's memory, kappa = 0 MIFA's. In between an echo is strong un
 vanishes, and turns into a pull back towards b_j + D_j / kappa if others pull too far: forgetting is bounded however
 long a site is away. The weights sum to one: one affine combination of stored updates and models, and no site keeps a
 state. U / K_w (at most 3) scales partial work to whole work, as in FedNova, so that fast sites get no extra weight.
-None of several sites has more than four fifths of the weights of a merge, as steps are its own word; nor is a length
-more than the longest time from a request to its update so far. As 0 <= C <= I, the server's step is stable for r < 2 (1 + beta) with all sites present.
+As 0 <= C <= I, the server's step is stable for r < 2 (1 + beta) with all sites present. None of several sites has more
+than four fifths of the weights of the changes in a merge, and a length is at most four times the longest time from a
+request to its update so far, by the server's clock: steps and times are a site's own word.
 
 A round consists of the n sites that are present: a merge waits for the sites that train at the moment, as long as they
 are expected within ``hold`` lengths of a request. A single site is merged at once and without momentum, which would
@@ -78,6 +79,8 @@ from workflows.strategies.base import (
 )
 from workflows.strategies.echo import EchoUpdate, echoed
 from workflows.strategies.requests import OpenRequest, OpenRequests, seconds_a_step, shares
+
+LONGEST = 4.0  # length of a request, in times that the server has seen from a request to its update
 
 
 class FedEchoSection(StrategySection):
@@ -227,10 +230,11 @@ class FedEcho:
     def _length_s(self) -> float:
         """Return the length of a request with its transfers: the time that the slowest known site needs.
 
-        Its time for a step is the site's own word, so the length is at most what the server has seen itself.
+        Its time for a step is the site's own word: the length is bounded by what the server has seen itself.
         """
         step_s, travel_s = self.state.step_s, self.state.travel_s
-        return min(self.state.longest_s, max(self.steps * step_s[site] + travel_s[site] for site in step_s))
+        slowest_s = max(self.steps * step_s[site] + travel_s[site] for site in step_s)
+        return min(LONGEST * self.state.longest_s, slowest_s)
 
     def _merge(self) -> Aggregate:
         """Return the step of the module's formula over all known sites, or without memory over this round's."""

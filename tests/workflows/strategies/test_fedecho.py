@@ -339,4 +339,4 @@ def test_a_merge_waits_no_longer_than_requests_have_taken_by_the_servers_own_clo
     answer = strategy.react(arrived(requests["c"], 3600.0))
     again = {request.site: request for request in answer if isinstance(request, Train)}
     (timer,) = strategy.react(arrived(again["b"], 4000.0))
-    assert timer == SetTimer("merge 2", 3600.0 + 3 * 3600.0 + 4 * 3600.0 + 1)  # its 3 steps, then four requests
+    assert timer == SetTimer("merge 2", 3600.0 + 4 * 3600.0 + 4 * (4 * 3600.0) + 1)  # not 80 hours

@@ -1,4 +1,4 @@
-"""What a site says of itself, within the schema of answers, ends no strategy and gives the site no more than its bound."""
+"""What a site says of itself, within the schema of answers, ends no strategy and gives it no more than its bound."""
 
 from __future__ import annotations
 
