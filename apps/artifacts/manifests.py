@@ -9,11 +9,12 @@ import json
 import re
 from contextlib import suppress
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from apps.artifacts.store import Artifact, artifact_path, verify
 from apps.base.errors import ArtifactError, UpdateRefused
 from apps.base.files import inside, write_json
+from apps.trust.signed import Signed
 
 FOLDER = "manifests"  # in the site's own storage
 TASK_ID = re.compile("[0-9a-f]{32}")
@@ -51,6 +52,7 @@ class Manifest(TypedDict):
     started: float
     ended: float
     reused: bool  # True if an earlier attempt had finished the task
+    signed: NotRequired[Signed]  # by the site, when it was written
 
 
 def manifest_path(folder: str | Path, task_id: str) -> Path:

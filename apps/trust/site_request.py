@@ -21,7 +21,7 @@ ARGUMENTS = {  # of the functions that a site offers
     "apps.site:examine_site": ("place", "root", "out"),
     "apps.site:block_started": ("place",),
 }
-REQUEST_KEYS = {"function", "args", "kwargs", "campaign", "metrics"}
+REQUEST_KEYS = {"function", "args", "kwargs", "campaign", "metrics", "order"}
 
 
 @dataclass(frozen=True)
