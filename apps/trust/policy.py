@@ -209,11 +209,8 @@ def _not_own(policy: Policy, rule: str, asked: str) -> None:
 
 def _folders(policy: Policy, request: SiteRequest) -> None:
     incoming, outgoing = (f"{policy.exchange}/{name}" if policy.exchange else policy.root for name in (IN, OUT))
-    asked = (
-        ("root", policy.root, request.root),
-        ("exchange", outgoing, request.out),
-        ("exchange", incoming, request.base and request.base["store"]),
-    )
+    store = None if request.base is None else request.base["store"]
+    asked = (("root", policy.root, request.root), ("exchange", outgoing, request.out), ("exchange", incoming, store))
     for rule, folder, path in asked:
         if path is not None:
             _within(rule, folder, path)

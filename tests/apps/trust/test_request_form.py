@@ -16,10 +16,11 @@ from apps.base.errors import PolicyRefused
 from apps.base.identity import Place
 from apps.training.task import SiteWork, TrainRequest
 from apps.trust import site_request
+from apps.trust.signed import Signed
 
 TRAIN = "apps.train:local_train"
 TYPES = {"place": Place, "work": SiteWork, "request": TrainRequest}
-NESTED = {"base": {"artifact": Artifact, "master": Artifact}, "shard": {}}
+NESTED = {"base": {"artifact": Artifact, "master": Artifact}, "shard": {"signed": Signed}}
 PROBES = (None, True, -1, 3, 1.5, float("nan"), float("inf"), 10**400, "x\0", "x" * 10**4, [], [[]], [0], {}, {"x": []})
 
 
@@ -97,7 +98,7 @@ def test_the_form_of_a_request_is_that_of_the_apps_types(site: Site) -> None:
         for probe in PROBES:
             if not admits(hint, probe):
                 assert form_of(changed(honest, path, probe)) == "request", (path, probe)
-        if len(path) > 1 and path[-1] not in ("traffic", "fetched", "withheld", "left_over_from"):
+        if len(path) > 1 and path[-1] not in ("traffic", "fetched", "withheld", "left_over_from", "signed"):
             assert form_of(changed(honest, path)) == "request", path
     for path, hint in found:
         if get_origin(hint) is UnionType and NoneType in get_args(hint):
