@@ -6,14 +6,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from apps.artifacts.manifests import manifest_path
+from apps.artifacts.manifests import LARGEST, manifest_path
 from apps.base.errors import CrossfedError
 from apps.base.files import cannot_write
+from data.foreign import parse_json, read_small
 from site_configs.library.site import Site
-from workflows.globus.transfer.https import SMALL, FileReader
+from workflows.globus.transfer.https import FileReader
 from workflows.globus.transfer.staging import GlobusStaging
 from workflows.globus.transfer.task import TransferRequest, follow, new_submission_id, submit
-from workflows.trust.answers import parse_json
 
 TRANSFER_S = 600.0  # that a transfer of a manifest may take
 
@@ -64,7 +64,6 @@ def _transferred(staging: GlobusStaging, site: Site, path: Path) -> bytes | None
 
 def _read(path: Path) -> bytes | None:
     try:
-        with open(path, "rb") as file:
-            return file.read(SMALL)
-    except OSError:
+        return read_small(path, LARGEST)
+    except (OSError, ValueError):
         return None

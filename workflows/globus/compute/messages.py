@@ -21,7 +21,7 @@ from apps.base.errors import (
     UserMistake,
     WorkersLost,
 )
-from workflows.trust.answers import parse_json
+from data.foreign import parse_json
 
 JSON_HEADER = "11\n"  # of a buffer by globus_compute_sdk.serialize.JSONData
 RESULT_SERIALIZERS = ["globus_compute_sdk.serialize.JSONData"]
