@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 from apps.artifacts.manifests import LARGEST, manifest_path
 from apps.base.errors import CrossfedError
 from apps.base.files import cannot_write
+from data.files import UNFINISHED
 from data.foreign import parse_json, read_small
 from site_configs.library.site import Site
 from workflows.globus.transfer.https import FileReader
+from workflows.globus.transfer.sizes import require_size
 from workflows.globus.transfer.staging import GlobusStaging
-from workflows.globus.transfer.task import TransferRequest, follow, new_submission_id, submit
+from workflows.globus.transfer.task import TaskHistory, TransferRequest, follow, new_submission_id, submit
 
 TRANSFER_S = 600.0  # that a transfer of a manifest may take
 
@@ -52,14 +54,19 @@ def _transferred(staging: GlobusStaging, site: Site, path: Path) -> bytes | None
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(folder, error) from error
-    here, there = folder / path.name, site.collection.path_of(path)
+    here, there = folder / f"{UNFINISHED}{path.name}", site.collection.path_of(path)
+    require_size(staging.caller, site.collection.id, there, LARGEST, path)
     files = ((there, staging.server.path_of(here)),)
     label = f"crossfed {staging.name} manifest {site.name}"
-    request = TransferRequest(site.collection.id, staging.server.id, files, label, TRANSFER_S)
+    request = TransferRequest(site.collection.id, staging.server.id, files, label, TRANSFER_S, LARGEST)
     task_id = submit(staging.caller, request, new_submission_id(staging.caller))
-    with closing(staging.queue.follower.states(task_id)) as states:
-        result = follow(staging.caller, task_id, lambda *_: None, states)
-    return None if result.missing else _read(here)
+    try:
+        with closing(staging.queue.follower.states(task_id)) as states:
+            result = follow(staging.caller, task_id, lambda *_: None, states, TaskHistory(nbytes=LARGEST))
+        return None if result.missing else _read(here)
+    finally:
+        with suppress(OSError):
+            here.unlink()
 
 
 def _read(path: Path) -> bytes | None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apps.artifacts.manifests import Manifest, manifest_path, require_acceptable
+from apps.artifacts.manifests import LARGEST, Manifest, manifest_path, require_acceptable
 from apps.artifacts.store import Artifact, artifact_path, verify
 from apps.base.errors import ArtifactError, placed
 from apps.base.files import cannot_write
@@ -23,6 +23,7 @@ from site_configs.library.site import Collection, Site
 from workflows.globus.transfer.calls import Backoff, RetryingClient
 from workflows.globus.transfer.errors import TransferRefused
 from workflows.globus.transfer.in_flight import TransferProgress, TransfersInFlight
+from workflows.globus.transfer.sizes import require_size
 from workflows.globus.transfer.task import DEADLINE_S, TransferRequest, TransferResult, delete
 from workflows.globus.transfer.transfer_log import SUCCEEDED, Direction, Transfer, TransferLog, TransferState
 from workflows.globus.transfer.transfers import AT_ONCE, TransferQueue
@@ -204,7 +205,8 @@ class GlobusStaging:
 
     def _request(self, transfer: Transfer, source: str, destination: str, *files: tuple[str, str]) -> TransferRequest:
         label = f"crossfed {self.name} {transfer.direction} {transfer.site} round {transfer.round}"
-        return TransferRequest(source, destination, files, label, self.deadline_s)
+        nbytes = transfer.nbytes + LARGEST if transfer.direction == "fetch" else None
+        return TransferRequest(source, destination, files, label, self.deadline_s, nbytes)
 
     def _send(self, transfer: Transfer, store_here: str, there: str, progress: TransferProgress) -> TransferState:
         known = self.log.find(transfer.key)
@@ -243,9 +245,16 @@ class GlobusStaging:
             # Globus compares with what it has read; this compares with what the site has written
             verify_or_delete(store_here, artifact)
 
-        return self.in_flight.once(
-            transfer, lambda progress: self.queue.run(transfer, request, check, progress, anew=True)
-        )
+        def run(progress: TransferProgress) -> TransferState:
+            for (path, _), (there, _), limit in zip(files, pairs, (artifact["nbytes"], LARGEST), strict=True):
+                require_size(self.caller, collection.id, path, limit, there)
+            try:
+                return self.queue.run(transfer, request, check, progress, anew=True)
+            except ArtifactError:
+                artifact_path(store_here, artifact).unlink(missing_ok=True)  # what a cancelled transfer has brought
+                raise
+
+        return self.in_flight.once(transfer, run)
 
 
 def _journal_outages(journal: Journal) -> Callable[[str | None], None]:
