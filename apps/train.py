@@ -31,22 +31,26 @@ from apps.training.samples import shard_cuts, written_shard
 from apps.training.task import BASES, SiteWork, Task, TrainRequest, found_manifest
 from apps.training.update import LEFT_OVER, OPTIMIZER
 from apps.transfer import move
+from apps.trust.orders import NO_ORDER, OrderFacts
+from apps.trust.signed import ENROLMENT
+from apps.trust.site_answers import sign_answer
 
 PRIVATE = 0o700  # mode of folders
 STORAGE = (BASES, MANIFESTS, OPTIMIZER, LEFT_OVER, "checkpoints", "logs", LEASES)
 
 
-def enrol(place: Place, work: SiteWork) -> dict[str, Any]:
+def enrol(place: Place, work: SiteWork, order: OrderFacts = NO_ORDER) -> dict[str, Any]:
     """Check a site before its first training: same code as the driver, writable storage, records; report them.
 
     Args:
         place: the site.
         work: what stays the same for the site.
+        order: of the driver.
 
     Returns:
         The shard (``shard_sha256``, ``samples``, ``per_task``), ``cut``: for each task with samples over
         ``data.max_tokens`` how many of them lose a part of their ``question`` or ``answer``; ``libraries``, ``host``,
-        ``free_bytes`` of the storage.
+        ``free_bytes`` of the storage; ``signed`` with the site's key, which is made if there is none.
 
     Raises:
         VersionMismatch: the site runs another code version.
@@ -66,21 +70,27 @@ def enrol(place: Place, work: SiteWork) -> dict[str, Any]:
         threads = work["threads"] * work["parallel"]["ranks_per_node"]
         cuts = shard_cuts(shard, lambda: load_tokenizer(work["model"]), data, threads)
         write_json(root / "site.json", {"site": place["site"], "libraries": library_versions()})
-    return {
-        "shard_sha256": shard.sha256,
-        "samples": shard.samples,
-        "per_task": shard.per_task,
-        "cut": cuts,
-        "libraries": library_versions(),
-        "host": os.uname().nodename,
-        "free_bytes": shutil.disk_usage(root).free,
-        "started": started,
-        "ended": time.time(),
-    }
+        found = {
+            "shard_sha256": shard.sha256,
+            "samples": shard.samples,
+            "per_task": shard.per_task,
+            "cut": cuts,
+            "libraries": library_versions(),
+            "host": os.uname().nodename,
+            "free_bytes": shutil.disk_usage(root).free,
+            "started": started,
+            "ended": time.time(),
+        }
+        return {**found, "signed": sign_answer(ENROLMENT, found, root, order)}
 
 
 def local_train(
-    place: Place, work: SiteWork, request: TrainRequest, base: dict[str, Any], shard: dict[str, Any]
+    place: Place,
+    work: SiteWork,
+    request: TrainRequest,
+    base: dict[str, Any],
+    shard: dict[str, Any],
+    order: OrderFacts = NO_ORDER,
 ) -> Manifest:
     """Train at a site, or return the result of an earlier attempt at the same task.
 
@@ -90,6 +100,7 @@ def local_train(
         request: of this round.
         base: the stage-out result: the model to start from, in the site's store.
         shard: the enrol result.
+        order: of the driver.
 
     Returns:
         The manifest of the update.
@@ -105,7 +116,7 @@ def local_train(
         RanksLost: one of several ranks ended without reporting a result.
         LeaseHeld: another process is working on the same task.
     """
-    task = Task(place, work, request, base, shard)
+    task = Task(place, work, request, base, shard, order)
     with placed(**place):
         require_same_code(work["code_version"], place["site"])
         require_private(work)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,26 @@ import yaml
 from campaigns import nano
 
 from apps.artifacts.store import Artifact
+from apps.base.identity import Place
+from apps.training.task import task_identity
+from apps.trust.keys import private_key, public_key
+from apps.trust.orders import read_order
+from apps.trust.signed import ENROLMENT, MANIFEST
+from apps.trust.site_answers import sign_answer
 from workflows.planning.campaign_file import load_campaign
 from workflows.records.journal import Journal
 from workflows.records.metrics import MetricsFile
 from workflows.records.run_directory import RunDirectory, open_new
+from workflows.trust.calls import SiteCall
+from workflows.trust.edge import Edge
+from workflows.trust.orders import Orders
+from workflows.trust.site_keys import SiteKeys
 
 SITES = ("aurora", "frontier")
 TASK = "forward_synthesis"
+ENROL, TRAIN = "apps.train:enrol", "apps.train:local_train"
+WORK = {"code_version": "abc", "model": {}, "data": {}, "parallel": {}, "seed": 1, "threads": 1}
+SHARD = {"samples": 12, "shard_sha256": "5" * 64}
 
 
 def write_run(path: Path, rounds: int, nbytes: int) -> Path:
@@ -33,12 +48,17 @@ def write_run(path: Path, rounds: int, nbytes: int) -> Path:
     source = path.parent / f"{path.name}.yaml"
     source.write_text(yaml.safe_dump(nano(rounds=rounds)))
     run = open_new(path, load_campaign(source), source, [], None)
-    chance = random.Random(rounds)
+    chance, key, campaign = random.Random(rounds), private_key(path.parent / "keys" / "driver.key"), run.opened["token"]
+    run.journal.write("driver_started", key=public_key(key))
+    edge = Edge(Orders(run.journal, campaign, path.name, key), SiteKeys(run.journal, campaign, {}, path))
+    for site in SITES:
+        _task(run, "enrol", site, 0, **signed_answer(edge, ENROL, path, Place(site=site, round=0), SHARD))
     _task(run, "prepare", "server", 0, artifact=_artifact(run, chance, nbytes))
     for number in range(1, rounds + 1):
         for site in SITES:
             update = _artifact(run, chance, nbytes)
             result = {"artifact": update, "loss_last": chance.random(), "samples": 12, "tokens": 700, "train_s": 0.2}
+            result = signed_answer(edge, TRAIN, path, Place(site=site, round=number), result)
             _task(run, "local_train", site, number, **result)
             _task(run, "stage_in", site, number, artifact=update, manifest=result)
         model = _artifact(run, chance, nbytes)
@@ -63,8 +83,28 @@ def _artifact(run: RunDirectory, chance: random.Random, nbytes: int) -> Artifact
     return Artifact(sha256=sha256, nbytes=nbytes, kind="model")
 
 
+def signed_answer(edge: Edge, function: str, path: Path, place: Place, values: dict[str, Any]) -> dict[str, Any]:
+    """Return the answer of a site, on the way from the driver's order to the check of the signature."""
+    assert edge.keys is not None
+    root, base = path.parent / "storage" / path.name / place["site"], {"artifact": {"sha256": "6" * 64}}
+    request: Any = {"training": {}, "optimizer_from": None}
+    arguments: tuple[Any, ...] = (place, {**WORK, "root": str(root)}, request, base, SHARD)
+    trains = function == TRAIN
+    call = SiteCall(place["site"], function, arguments if trains else arguments[:2])
+    order = read_order(json.loads(edge.text(call)), time.time())
+    assert order is not None
+    values = {**values, **_times(place["round"]), **({"task_id": task_identity(*arguments)} if trains else {})}
+    answer = {**values, "signed": sign_answer(MANIFEST if trains else ENROLMENT, values, root, order.facts)}
+    edge.keys.check(call, answer)
+    return answer
+
+
+def _times(number: int) -> dict[str, float]:
+    return {"started": 1.5 + number, "ended": 2.25 + number}
+
+
 def _task(run: RunDirectory, app: str, site: str, number: int, **result: Any) -> None:
-    times = {"started": 1.5 + number, "ended": 2.25 + number}
+    times = _times(number)
     where = {"app": app, "site": site, "round": number, "key": f"{app}-{site}-{number}", "depends": []}
     run.journal.write("task_done", **where, **times, result={**result, **times, "store": str(run.artifacts)})
 

@@ -2,6 +2,7 @@
 
 python workflows/setup_site.py polaris --set account=ABC --set storage_root=DIR --set python_env=DIR [--out DIR]
 python workflows/setup_site.py --campaign CAMPAIGN.yaml --site NAME [--out DIR]
+python workflows/setup_site.py --key STORAGE_ROOT   (at the facility)
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -23,7 +24,10 @@ if __name__ == "__main__":  # before the first import of ours: the project root 
 
 from apps.base.errors import CrossfedError, UserMistake
 from apps.base.files import write_text
+from apps.trust.keys import key_id, private_key, public_key
 from apps.trust.policy_file import NAME as POLICY_FILE
+from apps.trust.site_answers import FOLDER as KEYS
+from apps.trust.site_answers import KEY as SITE_KEY
 from site_configs.library.queues import parse_duration
 from site_configs.library.resolve import SiteConfigError, resolve_site
 from site_configs.library.site import Collection, Site
@@ -36,6 +40,7 @@ from workflows.planning.campaign import machine_settings
 from workflows.planning.overrides import apply_set
 from workflows.planning.storage import refuse_shared
 from workflows.planning.yaml_file import read_yaml
+from workflows.records.driver_key import driver_key
 
 EPILOG = """Writes to DIR:
   CHECKLIST.md     what to do at the facility, in order, with the commands
@@ -98,13 +103,32 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="UUID",
         help="the only function that the endpoints accept; default: the one that this login registers",
     )
+    parser.add_argument(
+        "--key",
+        type=Path,
+        metavar="STORAGE_ROOT",
+        help="at the facility: make the site's key there, unless it has one, and show its public half; nothing else",
+    )
     parser.add_argument("--no-files", action="store_true", help="no endpoint on a login node")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
-    return carry_out(lambda: work(options))
+    return carry_out(lambda: show_key(options.key) if options.key else work(options))
+
+
+def show_key(storage_root: Path) -> None:
+    """Make the key of a site, unless it has one, and print its public half.
+
+    Raises:
+        StorageError: it cannot be written, or others can read it.
+    """
+    path = storage_root / KEYS / SITE_KEY
+    public = public_key(private_key(path))
+    say(f"The key of this site is {path}: keep a copy of it here, and give it to nobody. Its id is {key_id(public)}.")
+    say("What it signs is checked with its public half, which belongs into the campaign, as sites.NAME.public_key:")
+    say(public)
 
 
 def work(options: argparse.Namespace) -> None:
@@ -121,9 +145,10 @@ def work(options: argparse.Namespace) -> None:
     refuse_shared_folders(site, request, own)
     place = endpoints_folder(Path(str(request.settings["storage_root"])), site.name)
     idle_s = duration(options.idle) if options.idle else None
+    offered = replace(request.offered, driver=key_id(public_key(driver_key())))
     endpoint = EndpointOptions(agent, place / POLICY_FILE, accepted_function(options.function), idle_s)
     folder = options.out or Path("endpoints") / request.name
-    files = endpoint_files(site, request.config, request.settings, endpoint, not options.no_files, request.offered)
+    files = endpoint_files(site, request.config, request.settings, endpoint, not options.no_files, offered)
     for name, text in files.items():
         write(folder / name, text)
     (folder / "endpoints.sh").chmod(EXECUTABLE)

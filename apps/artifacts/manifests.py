@@ -8,11 +8,12 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from apps.artifacts.store import Artifact, artifact_path, verify
 from apps.base.errors import ArtifactError, UpdateRefused
 from apps.base.files import inside, write_json
+from apps.trust.signed import Signed
 from data.foreign import read_json
 
 FOLDER = "manifests"  # in the site's own storage
@@ -52,6 +53,7 @@ class Manifest(TypedDict):
     started: float
     ended: float
     reused: bool  # True if an earlier attempt had finished the task
+    signed: NotRequired[Signed]  # by the site, when it was written
 
 
 def manifest_path(folder: str | Path, task_id: str) -> Path:

@@ -181,6 +181,10 @@ class AnswerRefused(UpdateRefused):
     """An answer of a site that cannot be read, has values of a wrong kind, or contradicts what was asked."""
 
 
+class OrderRefused(CrossfedError):
+    """A request whose order was not signed for it, or is too old."""
+
+
 class VersionMismatch(CrossfedError):
     """A site runs another code version than the driver."""
 

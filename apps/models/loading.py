@@ -39,9 +39,11 @@ def load_network(
     Raises:
         UserMistake: the library cannot load it, or would draw weights at random that are missing or do not fit.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    refusals = OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError, StrictDataclassError
     if "gguf_file" not in options and Path(folder).is_dir():
         require_usable(str(folder), Path(folder), key)
     loader: Any = AutoModelForCausalLM  # its annotations do not know the report
@@ -55,7 +57,7 @@ def load_network(
             ignore_mismatched_sizes=True,  # they are in the report, and refused
             **options,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+    except refusals as error:
         raise UserMistake(f"{key}: {folder} cannot be loaded: {main_line(error)}") from error
     require_complete(report, folder, key)
     return network, report
@@ -69,11 +71,15 @@ def load_config(folder: str | Path, **options: Any) -> Any:
         options: more arguments of ``from_pretrained``.
 
     Raises:
-        OSError, ValueError: there is none, or it is of no kind that transformers knows.
+        OSError, ValueError: there is none, it is of no kind that transformers knows, or its values do not fit together.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(folder, trust_remote_code=False, **options)
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, **options)
+    except StrictDataclassError as error:
+        raise ValueError(main_line(error)) from error
 
 
 def random_network(config: Any, **options: Any) -> Any:

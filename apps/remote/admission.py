@@ -13,13 +13,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from apps.artifacts.manifests import Manifest, remove_update
 from apps.base.errors import PolicyRefused, StorageError
 from apps.training.task import task_identity
+from apps.trust.orders import read_order
 from apps.trust.policy import LOSSES, Policy, Usage, allowed, filled, refuse, require_update_size, withheld
 from apps.trust.policy_file import POLICY_VARIABLE, account_policy, read_policy
 from apps.trust.request_log import log_request
@@ -31,28 +33,30 @@ TRAIN = "apps.train:local_train"
 Run = Callable[..., Any]
 
 
-def carry_out(call: Mapping[str, Any], run: Run, behind_endpoint: bool, driver: str | None = None) -> Any:
+def carry_out(call: Mapping[str, Any], run: Run, behind_endpoint: bool) -> Any:
     """Return the result of a call if the site's policy allows it.
 
     Args:
         call: as read from its JSON.
-        run: the function that it names.
+        run: the function that it names; receives the verified order, or None, as ``order``.
         behind_endpoint: True for a driver that reaches the site through an endpoint.
-        driver: id of the key that has signed the call, verified; None: nobody has.
 
     Raises:
+        OrderRefused: it was not signed so.
         PolicyRefused: the policy does not allow it; nothing has been done.
         CrossfedError: of the function.
     """
     place = _endpoint_policy() if behind_endpoint else account_policy()
     if not behind_endpoint and (call.get("function") not in ARGUMENTS or not os.path.lexists(place)):
-        return run(*call["args"], **call.get("kwargs", {}))
+        return run(*call["args"], **call.get("kwargs", {}), order=read_order(call, time.time()))
     policy = read_policy(place)
     with _logged(Path(policy.root)) as entry:
-        entry.request = site_request(call, driver)
+        entry.request = site_request(call)
+        order = read_order(call, time.time())
+        entry.request = replace(entry.request, driver=order.key if order else None)
         request = entry.request = filled(policy, entry.request)
         _require_interpreter(policy)
-        return _run(policy, request, run, entry)
+        return _run(policy, request, partial(run, order=order), entry)
 
 
 def _endpoint_policy() -> Path:

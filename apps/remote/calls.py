@@ -15,6 +15,7 @@ from typing import Any
 from apps.base.error_records import error_record
 from apps.base.errors import CrossfedError, TaskError, main_line
 from apps.remote.admission import carry_out
+from apps.trust.orders import Order
 
 logger = logging.getLogger(__name__)
 FUNCTIONS = (  # that a site offers to drivers of other accounts
@@ -25,6 +26,9 @@ FUNCTIONS = (  # that a site offers to drivers of other accounts
     "apps.site:examine_site",
     "apps.site:block_started",
 )
+
+
+SIGNING = ("apps.train:enrol", "apps.train:local_train")  # they sign their answers, with the order that they answer
 
 
 def answer_text(request: str, offered: Collection[str] | None = None) -> str:
@@ -50,7 +54,9 @@ def answer_text(request: str, offered: Collection[str] | None = None) -> str:
 def answer(call: dict[str, Any], offered: Collection[str] | None = None) -> Any:
     """Return the result of a call, if the site's policy allows it; for the arguments see ``answer_text``."""
 
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def run(*args: Any, order: Order | None, **kwargs: Any) -> Any:
+        if order is not None and call["function"] in SIGNING:
+            kwargs["order"] = order.facts
         return find_function(call["function"], offered)(*args, **kwargs)
 
     return carry_out(call, run, behind_endpoint=offered is not None)

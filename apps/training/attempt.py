@@ -26,6 +26,8 @@ from apps.training.samples import ShardSamples
 from apps.training.save_rate import record_save, save_price_s
 from apps.training.task import Task
 from apps.training.update import OPTIMIZER, keep, write_update
+from apps.trust.signed import MANIFEST
+from apps.trust.site_answers import sign_answer
 
 CHECKPOINT_SIZE = 3  # a checkpoint in sizes of the trained tensors: these and two moments of AdamW
 
@@ -98,6 +100,7 @@ def attempt_task(task: Task, group: ProcessGroup, stop: StopRequest, verify_s: f
     if artifact and record:
         costs = Costs(save_s=checkpoints.spent_s, update_s=time.time() - began)
         manifest = _manifest(task, result, loaded, artifact, record, costs, started)
+        manifest["signed"] = sign_answer(MANIFEST, manifest, root, task.order)
         write_manifest(root, task.out, manifest)
         checkpoints.discard()
     group.barrier()  # some launchers end the others when the first rank ends

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -14,6 +14,7 @@ from apps.models.batches import DataSpec
 from apps.models.model import ModelSpec
 from apps.ranks.parallel import Parallel
 from apps.training.spec import TrainingSpec
+from apps.trust.orders import NO_ORDER, OrderFacts
 
 BASES = "artifacts"  # folder, in the site's own storage, of the model that training starts from
 # settings that are no part of a task's identity, because they do not change the result of a whole training
@@ -55,6 +56,7 @@ class Task:
         request: of this round.
         base: the stage-out result: the model to start from, in the site's store.
         shard: the enrol result.
+        order: of the driver; the signed manifest names it.
     """
 
     place: Place
@@ -62,6 +64,7 @@ class Task:
     request: TrainRequest
     base: dict[str, Any]
     shard: dict[str, Any]
+    order: OrderFacts = field(default_factory=lambda: NO_ORDER)
 
     @property
     def root(self) -> Path:

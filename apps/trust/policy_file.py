@@ -23,6 +23,7 @@ VERSION = 1
 NAME = "crossfed-site.yaml"
 POLICY_VARIABLE = "CROSSFED_SITE_POLICY"  # set by an endpoint's own template, for its workers
 LARGEST_FILE = 1 << 20
+ACCOUNT_POLICY = ".crossfed/site.yaml"  # below the home folder
 WRITABLE = stat.S_IWGRP | stat.S_IWOTH
 DIGEST, KEY_ID = re.compile(r"\A[0-9a-f]{64}\Z"), re.compile(r"\A[0-9a-f]{16}\Z")
 
@@ -32,7 +33,7 @@ def account_policy() -> Path:
 
     The home folder is that of the account, whatever the environment says.
     """
-    return Path(pwd.getpwuid(os.getuid()).pw_dir) / ".crossfed" / "site.yaml"
+    return Path(pwd.getpwuid(os.getuid()).pw_dir) / ACCOUNT_POLICY
 
 
 def read_policy(path: Path) -> Policy:

@@ -21,7 +21,7 @@ ARGUMENTS = {  # of the functions that a site offers
     "apps.site:examine_site": ("place", "root", "out"),
     "apps.site:block_started": ("place",),
 }
-REQUEST_KEYS = {"function", "args", "kwargs", "campaign", "metrics"}
+REQUEST_KEYS = {"function", "args", "kwargs", "campaign", "metrics", "order"}
 # keys of SiteWork and of what is in it; a test compares them with the types of apps/training and apps/models
 WORK_KEYS = {"root", "out", "shared", "model", "data", "seed", "threads", "parallel", "code_version"}
 MODEL_KEYS = {"source", "dtype", "seed", "adapter", "tiny", "traffic"}

@@ -11,8 +11,9 @@ from uuid import UUID
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from site_configs.library.errors import SiteConfigError, first_problem
+from site_configs.library.facility_endpoints import FACILITY_ENDPOINTS
 from site_configs.library.queues import parse_duration
-from site_configs.library.site import IN, OUT, Carrier, Collection, Endpoint, Exchange, Route, Site
+from site_configs.library.site import IN, OUT, Carrier, Collection, Endpoint, EndpointTemplate, Exchange, Route, Site
 
 Duration = Annotated[NonNegativeInt | None, BeforeValidator(lambda value: value and parse_duration(value))]
 
@@ -25,6 +26,7 @@ class GlobusSettings(BaseModel):
     route: Route | None = Field(None, description="globus, or the machine's own route")
     endpoint: UUID | None = Field(None, description="Globus Compute endpoint whose blocks train")
     files_endpoint: UUID | None = Field(None, description="endpoint on a login node that reads files")
+    endpoint_template: EndpointTemplate | None = Field(None, description="whose values the endpoint takes")
     silence: Duration = Field(None, description="time without liveness after which a task is submitted again")
     longest_queue: Duration = Field(None, description="the same for a task that has not started")
     collection: UUID | None = Field(None, description="Globus collection that shows in/ and out/")
@@ -35,7 +37,7 @@ class GlobusSettings(BaseModel):
 
 
 KEYS = tuple(GlobusSettings.model_fields)
-ONLY_GLOBUS = ("endpoint", "files_endpoint", "silence", "longest_queue")
+ONLY_GLOBUS = ("endpoint", "files_endpoint", "endpoint_template", "silence", "longest_queue")
 
 
 def split_settings(settings: Mapping[str, Any], known: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -158,14 +160,25 @@ def _through_endpoint(site: Site, wanted: GlobusSettings, run_dir: Path, config:
             "route: globus needs storage_root, a folder at the site for data and models: the run directory does not"
             " exist there"
         )
+    return replace(site, endpoint=_endpoint(site, wanted, config))
+
+
+def _endpoint(site: Site, wanted: GlobusSettings, config: str) -> Endpoint:
     default = Endpoint(str(wanted.endpoint))
-    endpoint = Endpoint(
+    template = wanted.endpoint_template or default.template
+    facility = FACILITY_ENDPOINTS.get(template)
+    if facility and (site.block is None or site.block.scheduler != facility.scheduler):
+        raise SiteConfigError(
+            f"endpoint_template: {template} is for machines with {facility.scheduler}, not for {config}"
+        )
+    queue_s = facility.longest_queue_s if facility else default.queue_s
+    return Endpoint(
         training=default.training,
         files=str(wanted.files_endpoint or ""),
         silence_s=wanted.silence or default.silence_s,
-        queue_s=wanted.longest_queue or default.queue_s,
+        queue_s=min(wanted.longest_queue or queue_s, queue_s) if facility else wanted.longest_queue or queue_s,
+        template=template,
     )
-    return replace(site, endpoint=endpoint)
 
 
 def _require_collection(site: Site) -> None:

@@ -20,6 +20,7 @@ Device = Literal["cpu", "cuda", "xpu"]
 Backend = Literal["gloo", "nccl", "xccl"]
 SchedulerKind = Literal["slurm", "pbs"]
 Blocks = Literal["pilot", "per_round"]
+EndpointTemplate = Literal["crossfed", "alcf"]
 
 
 @dataclass(frozen=True)
@@ -105,12 +106,15 @@ class Endpoint:
         files: id of an endpoint on a login node, which reads files while the other one queues; empty: none.
         silence_s: time without liveness after which a started task is submitted again.
         queue_s: the same for a task that has not started: the longest wait in a queue.
+        template: whose names for the values of a block it takes: ``crossfed`` for one that was set up with this
+            project, or ``alcf``, see ``facility_endpoints``.
     """
 
     training: str
     files: str = ""
     silence_s: float = 1800.0
     queue_s: float = 14 * 24 * 3600.0
+    template: EndpointTemplate = "crossfed"
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 from apps.ranks.launchers import launch_command as ranks_command
+from site_configs.library.facility_endpoints import FACILITY_ENDPOINTS
 from site_configs.library.site import Site
 from workflows.checks.preview import WIDTH
 from workflows.planning.labels import shown_name
@@ -52,6 +54,11 @@ def _endpoint_lines(site: Site) -> Iterator[str]:
     from workflows.globus.setup.template import user_endpoint_config
 
     assert site.endpoint is not None
+    if site.endpoint.template in FACILITY_ENDPOINTS:
+        yield f"# {site.endpoint.training}, an endpoint of the facility, is sent with each task"
+        for key, value in user_endpoint_config(site).items():
+            yield f"{key}: |\n{indent(value, '    ')}" if "\n" in str(value) else f"{key}: {value}"
+        return
     sent = ", ".join(f"{key}={value}" for key, value in user_endpoint_config(site).items())
     yield f"# its endpoint {site.endpoint.training} is sent with each task: {sent or 'nothing'}"
     what = "a block's script is" if site.block else "its workers start with"

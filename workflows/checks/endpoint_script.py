@@ -19,8 +19,8 @@ from workflows.globus.setup.template import (
     EndpointOptions,
     default_agent,
     default_policy,
+    own_template_values,
     training_template,
-    user_endpoint_config,
 )
 
 POOL = "globus-compute-endpoint python-exec parsl.executors.high_throughput.process_worker_pool ARGUMENTS"
@@ -48,7 +48,7 @@ def rendered(site: Site) -> dict[str, Any]:
 
     assert site.python_env is not None  # resolved sites have one
     text = training_template(site, EndpointOptions(default_agent(site.python_env), default_policy(site)))
-    config = user_endpoint_config(site).items()
+    config = own_template_values(site).items()
     values = {name: json.dumps(value) if isinstance(value, str) else value for name, value in config}
     text = SandboxedEnvironment(undefined=StrictUndefined).from_string(text).render(**values)
     settings: dict[str, Any] = yaml.safe_load(text)

@@ -17,9 +17,11 @@ from workflows.globus.compute.calls import Call, CallTarget
 from workflows.globus.compute.messages import pack
 from workflows.globus.compute.service import ComputeService
 from workflows.globus.identity import compute_client
+from workflows.records.driver_key import driver_key
 from workflows.records.journal import Journal
 from workflows.trust.answers import checked_result
 from workflows.trust.calls import SiteCall
+from workflows.trust.orders import Orders
 
 if TYPE_CHECKING:
     from globus_sdk import GlobusApp
@@ -39,9 +41,10 @@ def examine_site(app: GlobusApp, site: Site, campaign: str, limit_s: float = ANS
     target = CallTarget(site.name, site.endpoint.files)
     folders = str(site.storage_root), str(site.outgoing)
     asked = SiteCall(site.name, EXAMINE, (Place(site=site.name, round=0), *folders))
-    request = pack(EXAMINE, asked.args, campaign)
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(Path(folder) / "journal.jsonl")
+        order = Orders(journal, "", campaign, driver_key()).sign({"function": EXAMINE, "args": asked.args})
+        request = pack(EXAMINE, asked.args, campaign, order)
         service = ComputeService(partial(compute_client, app), journal)
         service.start()
         try:

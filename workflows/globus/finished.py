@@ -8,7 +8,6 @@ from typing import Any
 
 from apps.artifacts.manifests import LARGEST, manifest_path
 from apps.base.errors import CrossfedError
-from apps.base.files import cannot_write
 from data.files import UNFINISHED
 from data.foreign import parse_json, read_small
 from site_configs.library.site import Site
@@ -49,12 +48,8 @@ def find_manifest(site: Site, reader: FileReader | None, staging: GlobusStaging 
 def _transferred(staging: GlobusStaging, site: Site, path: Path) -> bytes | None:
     """Fetch a manifest by a transfer of its own; None: the site has none."""
     assert site.collection is not None
-    folder = Path(staging.journal.path).parent / "manifests" / site.name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(folder, error) from error
-    here, there = folder / f"{UNFINISHED}{path.name}", site.collection.path_of(path)
+    here = Path(staging.journal.path).parent / f"{UNFINISHED}{site.name}-{path.name}"
+    there = site.collection.path_of(path)
     require_size(staging.caller, site.collection.id, there, LARGEST, path)
     files = ((there, staging.server.path_of(here)),)
     label = f"crossfed {staging.name} manifest {site.name}"

@@ -214,6 +214,8 @@ class SiteEntry(BaseModel):
     tasks: list[str] | None = None  # task ids or families; None: a share of the families that no site names
     data: str | None = None  # path of the site's records; None: data.source
     model: str | None = None  # path of the base model at the site; None: model.source
+    # of the key that signs its answers; None: the key of its first answer
+    public_key: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from typing_extensions import override
 from apps.remote.calls import answer_text
 from workflows.runtime.task_order import task_order
 from workflows.runtime.worker_messages import PlainResults
-from workflows.trust.answers import read_answer
 from workflows.trust.calls import answered, call_of
+from workflows.trust.edge import UNSIGNED, Edge
 
 
 class BlockExecutor(HighThroughputExecutor):
@@ -23,6 +23,8 @@ class BlockExecutor(HighThroughputExecutor):
 
     An evaluation at a site does not hold up the site's next training.
     """
+
+    edge: Edge = UNSIGNED
 
     def submit(
         self, func: Callable[..., Any], resource_specification: dict[str, Any], *args: Any, **kwargs: Any
@@ -34,8 +36,8 @@ class BlockExecutor(HighThroughputExecutor):
         """
         call = call_of(self.label, func, args, kwargs)
         ordered = {**resource_specification, "priority": task_order(func)}
-        answer = super().submit(answer_text, ordered, call.text())
-        return answered(answer, lambda text: read_answer(text, call))
+        answer = super().submit(answer_text, ordered, self.edge.text(call))
+        return answered(answer, lambda text: self.edge.read(text, call))
 
     @override
     def _result_queue_worker(self) -> None:

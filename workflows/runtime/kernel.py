@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import parsl
 from parsl.config import Config
@@ -24,9 +24,11 @@ from parsl.executors.status_handling import BlockProviderExecutor
 from apps.base.files import remove_unfinished
 from apps.base.identity import Place
 from apps.training.progress import Progress
+from apps.trust.keys import public_key
 from workflows.globus.route import GlobusRoute, globus_route
 from workflows.planning.plan import Plan
 from workflows.planning.storage import unseen_stores
+from workflows.records.driver_key import driver_key
 from workflows.records.failed_blocks import BlockFailure
 from workflows.records.run_directory import RunDirectory
 from workflows.runtime.block_failures import BlockFailureHandler
@@ -41,6 +43,12 @@ from workflows.runtime.orphans import TOKEN_VARIABLE, end_orphans
 from workflows.runtime.progress_files import ProgressFiles
 from workflows.runtime.retry_policy import RetryPolicy, newest_checkpoint
 from workflows.runtime.site_executor import OtherVersions, SiteExecutor, task_error
+from workflows.trust.edge import UNSIGNED, Edge
+from workflows.trust.orders import Orders
+from workflows.trust.site_keys import SiteKeys
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 logger = logging.getLogger(__name__)
 CLEANUP_S = 60.0  # to cancel all blocks
@@ -52,9 +60,16 @@ class Kernel:
     """Submits apps to the executors of a run and checks the health of these."""
 
     def __init__(
-        self, kernel: DataFlowKernel, run: RunDirectory, plan: Plan, route: GlobusRoute, patience: BlockFailureHandler
+        self,
+        kernel: DataFlowKernel,
+        run: RunDirectory,
+        plan: Plan,
+        route: GlobusRoute,
+        patience: BlockFailureHandler,
+        edge: Edge = UNSIGNED,
     ) -> None:
         self.kernel, self.run, self.plan, self.globus, self.patience = kernel, run, plan, route, patience
+        self.edge = edge
         self.watches = watch_blocks(plan, kernel.executors, run)
         self.busy_until = dict.fromkeys(self.watches, time.monotonic())
         self.ailing: dict[str, float] = {}  # executors that seem dead -> monotonic time since when
@@ -167,6 +182,7 @@ class Kernel:
         self.ailing.pop(label)
         self.run.journal.write("executor_replaced", site=label, reason=f"{reason.what}; another is started")
         successor = make_executor(self.plan.machines[label], self.run.path, self.patience)
+        successor.edge = self.edge
         successor.take_over(executor)
         self.kernel.job_status_poller._executors.remove(executor)
         self.kernel.add_executors([successor])
@@ -225,12 +241,18 @@ def parsl_for(plan: Plan, run: RunDirectory) -> Iterator[Kernel]:
         settle_moved_sites(plan, run)
     remove_unfinished(run.path)
     os.environ[TOKEN_VARIABLE] = token
-    run.journal.write("driver_started", pid=os.getpid(), host=os.uname().nodename, resumed=resumed, ended=ended)
+    key = driver_key()
+    process = {"pid": os.getpid(), "host": os.uname().nodename, "key": public_key(key)}
+    run.journal.write("driver_started", **process, resumed=resumed, ended=ended)
     kernel: Kernel | None = None
     try:
         route = globus_route(plan, run)
         patience = BlockFailureHandler(partial(_record_failure, run))
-        kernel = Kernel(parsl.load(_config(plan, run, route, patience)), run, plan, route, patience)
+        edge = _edge(plan, run, key)
+        config = _config(plan, run, route, patience)
+        for executor in config.executors:
+            cast(Any, executor).edge = edge
+        kernel = Kernel(parsl.load(config), run, plan, route, patience, edge)
         kernel.hold(held)
         yield kernel
     finally:
@@ -240,6 +262,13 @@ def parsl_for(plan: Plan, run: RunDirectory) -> Iterator[Kernel]:
         finally:
             parsl.clear()
             end_orphans(token)
+
+
+def _edge(plan: Plan, run: RunDirectory, key: Ed25519PrivateKey) -> Edge:
+    """Return how this driver signs its requests and checks the answers."""
+    campaign = run.opened["token"]
+    fixed = {name: entry.public_key for name, entry in plan.campaign.sites.items() if entry.public_key}
+    return Edge(Orders(run.journal, campaign, run.path.name, key), SiteKeys(run.journal, campaign, fixed, run.path))
 
 
 def is_batch(plan: Plan, label: str) -> bool:

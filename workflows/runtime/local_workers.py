@@ -29,8 +29,8 @@ from workflows.runtime.fork_server import ForkRequest, read_message, readable, w
 from workflows.runtime.output import last_line
 from workflows.runtime.task_order import task_order
 from workflows.runtime.worker_start import ServerStart, server_command, server_start
-from workflows.trust.answers import read_answer
 from workflows.trust.calls import answered, call_of
+from workflows.trust.edge import UNSIGNED, Edge
 
 logger = logging.getLogger(__name__)
 CHECK_S = 0.5  # between two looks at a server that has not answered yet
@@ -158,6 +158,7 @@ class LocalExecutor(ParslExecutor):
 
     bad_state_is_set = False  # a worker that is lost is started again for the next call
     executor_exception: Exception | None = None
+    edge: Edge = UNSIGNED
 
     def __init__(self, site: Site, server: ForkServer, log: Path, on_loss: Callable[..., None]) -> None:
         super().__init__()
@@ -194,10 +195,10 @@ class LocalExecutor(ParslExecutor):
             TaskError: the arguments are not plain values.
         """
         call = call_of(self.label, func, args, kwargs)
-        request, answer = call.text().encode(), Future[Any]()
+        request, answer = self.edge.text(call).encode(), Future[Any]()
         self.open.add(answer)
         self.calls.put(Call(task_order(func), next(self.numbers), request, answer))
-        return answered(answer, lambda text: read_answer(text, call))
+        return answered(answer, lambda text: self.edge.read(text, call))
 
     def outstanding(self) -> int:
         """Return the number of calls without an answer."""

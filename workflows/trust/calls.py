@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from apps.base.errors import TaskError
+from apps.trust.signed import Signed
 
 
 @dataclass(frozen=True)
@@ -27,14 +28,21 @@ class SiteCall:
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
-    def text(self) -> str:
+    def text(self, order: Signed | None = None, campaign: str = "") -> str:
         """Return the request as ``apps.remote.calls.answer_text`` takes it.
+
+        Args:
+            order: signed by the driver, or None.
+            campaign: its name.
 
         Raises:
             TaskError: the arguments are not plain values.
         """
         try:
-            return json.dumps({"function": self.function, "args": self.args, "kwargs": dict(self.kwargs)})
+            named = {"campaign": campaign} if campaign else {}
+            signed = {"order": order} if order else {}
+            call = {"function": self.function, "args": self.args, "kwargs": dict(self.kwargs)}
+            return json.dumps({**call, **named, **signed})
         except (TypeError, ValueError) as error:
             raise TaskError(f"the arguments of {self.function} are not plain: {error}", site=self.site) from error
 

@@ -46,6 +46,14 @@ class WorkerName(Answer):
     host: Name
 
 
+class SignedAnswer(Answer):
+    """A site's signature; ``workflows/trust/site_keys.py`` verifies it."""
+
+    statement: Annotated[str, Field(max_length=1_000_000)]
+    key: Sha256
+    signature: Annotated[str, Field(pattern=r"\A[0-9a-f]{128}\z")]
+
+
 class EnrolAnswer(Answer):
     """Result of ``apps.train.enrol``."""
 
@@ -58,6 +66,7 @@ class EnrolAnswer(Answer):
     free_bytes: Annotated[int, Field(ge=0, le=10**24)]
     started: Moment
     ended: Moment
+    signed: SignedAnswer
 
 
 class ArtifactAnswer(Answer):
@@ -99,6 +108,7 @@ class ManifestAnswer(Answer):
     started: Moment
     ended: Moment
     reused: bool
+    signed: SignedAnswer
 
 
 class ProgressAnswer(Answer):

@@ -17,6 +17,7 @@ from workflows.trust.file_checks import (
 )
 from workflows.trust.findings import Finding
 from workflows.trust.journal_checks import head_findings, journal_findings
+from workflows.trust.signature_checks import manifest_findings, signature_findings
 
 JOURNAL = "journal.jsonl"
 UNCOVERED = "report.html, figures/, model/README.md, evaluation.csv, environment.json, logs/, parsl/ and sites/"
@@ -41,12 +42,25 @@ def findings_of(run_dir: Path, heads: Collection[str] = (), progress: Progress =
     yield from head_findings(journal, heads)
     records = written_records(journal)
     if not all(finding.remark for finding in altered):
-        yield Finding(JOURNAL, "campaign.yaml and metrics.csv cannot be compared with an altered journal", remark=True)
+        yield Finding(
+            JOURNAL,
+            "signatures, manifests, campaign.yaml and metrics.csv cannot be compared with an altered journal",
+            remark=True,
+        )
     else:
+        yield from _signatures(run_dir, records)
         yield from campaign_findings(run_dir / "campaign.yaml", records)
         yield from metrics_findings(run_dir / "metrics.csv", records)
     yield from artifact_findings(run_dir / "artifacts", records, progress)
     yield from model_findings(run_dir / "model", records, progress)
+
+
+def _signatures(run_dir: Path, records: list[Record]) -> Iterator[Finding]:
+    try:
+        yield from signature_findings(records)
+        yield from manifest_findings(run_dir, records)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:  # written by somebody who knows the chain
+        yield Finding(JOURNAL, f"has a record of an unknown form: {type(error).__name__} {error}")
 
 
 def written_records(journal: Path) -> list[Record]:

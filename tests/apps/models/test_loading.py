@@ -37,8 +37,9 @@ def test_the_key_and_the_remedy_are_named(broken: Path) -> None:
 
 
 def test_a_library_that_cannot_load_is_quoted_in_one_line(tmp_path: Path) -> None:
+    folder = make.edited(num_attention_heads=3)(tmp_path / "base")
     with pytest.raises(UserMistake, match="model.source: .* cannot be loaded: ") as caught:
-        load_network("organisation/not-in-the-cache", torch.float32)
+        load_network(folder, torch.float32)
     assert "\n" not in str(caught.value)
 
 

@@ -102,6 +102,19 @@ def test_storage_that_this_machine_can_read_needs_no_collection(carrier: str, tm
     assert site.outgoing == site.storage_root / "out"
 
 
+def test_an_endpoint_of_alcf_keeps_no_task_for_longer_than_two_days(tmp_path: Path) -> None:
+    hour = 3600
+    assert resolved(tmp_path, endpoint_template="alcf").endpoint == Endpoint(ENDPOINT, "", 1800, 47 * hour, "alcf")
+    for wanted, queue_s in (("12h", 12 * hour), ("7-00:00:00", 47 * hour)):
+        endpoint = resolved(tmp_path, endpoint_template="alcf", longest_queue=wanted).endpoint
+        assert endpoint and endpoint.queue_s == queue_s
+    for machine in ("perlmutter", "local"):
+        with pytest.raises(
+            SiteConfigError, match=f"endpoint_template: alcf is for machines with pbs, not for {machine}"
+        ):
+            resolved(tmp_path, machine, endpoint_template="alcf")
+
+
 def test_a_batch_site_may_use_globus_transfer(tmp_path: Path) -> None:
     site = resolved(tmp_path, route=None, endpoint=None, python_env=None, carrier="globus")
     assert (site.route, site.carrier, site.collection) == (
@@ -130,6 +143,7 @@ def test_a_batch_site_may_use_globus_transfer(tmp_path: Path) -> None:
         ({"collection_folder": "/eagle/ABC/crossfed/run/there/x"}, "storage_root: .* overlap"),
         ({"exchange": "/home/ada"}, "exchange: /home/ada/in/run/there is not below /eagle/ABC/shown, .*Set exchange"),
         ({"exchange": "ada"}, "exchange: ada is relative"),
+        ({"endpoint_template": "nersc"}, "endpoint_template: Input should be 'crossfed' or 'alcf'"),
         ({"carrier": "rsync"}, "carrier: Input should be 'copy', 'shared' or 'globus'"),
         ({"route": "local"}, "route: polaris is reached by 'batch' or by 'globus', not by 'local'"),
         ({"route": "batch"}, "endpoint: only goes with route: globus"),

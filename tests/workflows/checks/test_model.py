@@ -73,6 +73,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Path], dict[str, Any], list[str]]] = {
     ),
     "pickle called safetensors": (make.with_pickle("model.safetensors"), {}, ["damaged model.safetensors"]),
     "adapter beside": (make.with_file("adapter_config.json", b"{}"), {}, ["adapter_config.json", "another base model"]),
+    "heads that do not fit": (make.edited(num_attention_heads=3), {}, ["cannot be loaded", "attention heads (3)"]),
     "gptq": (make.edited(quantization_config={"quant_method": "gptq", "bits": 4}), {}, ["quantised (gptq, 4 bits)"]),
     "awq": (make.edited(quantization_config={"quant_method": "awq"}), {}, ["quantised (awq)", "was made from"]),
     "t5": (T5, {}, ["model.source", "encoder-decoder", "T5ForConditionalGeneration"]),

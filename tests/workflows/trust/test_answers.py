@@ -30,6 +30,7 @@ WORK: dict[str, Any] = {
     "parallel": PARALLEL,
     "code_version": "abc",
 }
+SIGNED = {"statement": "{}", "key": "a" * 64, "signature": "b" * 128}  # verified by test_site_keys.py
 ENROLLED: dict[str, Any] = {
     "shard_sha256": SHA,
     "samples": 30,
@@ -40,6 +41,7 @@ ENROLLED: dict[str, Any] = {
     "free_bytes": 10**13,
     "started": 1.7e9,
     "ended": 1.7e9,
+    "signed": SIGNED,
 }
 REQUEST = {"training": TRAINING, "optimizer_from": None, "left_over_from": None, "attempt": 1}
 BASE = {"artifact": {"sha256": SHA, "nbytes": 4000, "kind": "model"}, "store": "/site/artifacts"}
@@ -65,6 +67,7 @@ MANIFEST: dict[str, Any] = {
     "started": 1.7e9,
     "ended": 1.7e9,
     "reused": False,
+    "signed": SIGNED,
 }
 STATUS: dict[str, Any] = {
     "progress": {

@@ -19,6 +19,7 @@ from parsl.executors.base import ParslExecutor
 
 from apps.base.errors import TaskError
 from apps.training.task import answers, task_identity
+from apps.trust.signed import Signed
 from site_configs.library.site import Site
 from workflows.console.units import clock_text
 from workflows.globus.compute.calls import Call, CallTarget
@@ -28,6 +29,7 @@ from workflows.globus.compute.search import ResultSearch
 from workflows.globus.compute.service import ComputeService
 from workflows.trust.answers import checked_result
 from workflows.trust.calls import SiteCall, answered, call_of
+from workflows.trust.edge import UNSIGNED, Edge
 
 LOCAL_TRAIN, FINISHED = "apps.train:local_train", "apps.train:finished_training"
 
@@ -49,6 +51,7 @@ class SiteExecutor(ParslExecutor):
 
     bad_state_is_set = False  # no failure of a site is permanent
     executor_exception: Exception | None = None
+    edge: Edge = UNSIGNED
 
     def __init__(
         self,
@@ -69,8 +72,11 @@ class SiteExecutor(ParslExecutor):
             site.name, endpoint.training, dict(user_endpoint_config or {}), endpoint.silence_s, endpoint.queue_s
         )
         self.files = CallTarget(site.name, endpoint.files, dict(files_config or {})) if endpoint.files else None
-        self.find_manifest = find_manifest
-        self.liveness = Liveness(service, site.name, str(site.storage_root), self.files, read_state, campaign)
+        self.find_manifest, root = find_manifest, str(site.storage_root)
+        self.liveness = Liveness(service, site.name, root, self.files, read_state, campaign, self._order)
+
+    def _order(self, function: str, args: Any) -> Signed | None:
+        return self.edge.order(function, args)
 
     def start(self) -> None:
         self.service.periodic.append(self.liveness.poll)
@@ -88,7 +94,9 @@ class SiteExecutor(ParslExecutor):
         del resource_specification, kwargs  # of Parsl's interface, not used here
         call = call_of(self.label, func, args, {})
         try:
-            request = pack(call.function, without_sites_own(args, self.named), self.campaign)
+            sent = without_sites_own(args, self.named)
+            pack(call.function, sent, self.campaign)  # whatever is not plain is told before it is signed
+            request = pack(call.function, sent, self.campaign, self.edge.order(call.function, sent))
             key = call_key(self.label, call.function, args)
         except (TypeError, ValueError) as error:
             raise TaskError(f"the arguments of {call.function} are not plain: {error}", site=self.label) from error
@@ -97,18 +105,27 @@ class SiteExecutor(ParslExecutor):
         search = ResultSearch(partial(self._find_result, call, training_id)) if training_id else None
         submitted = Call(key, self.target, call.function, request, training_id, search=search)
         result = self.service.submit(submitted)
-        return answered(result, lambda found: checked_result(found, call))
+        return answered(result, lambda found: self.edge.checked(found, call))
 
     def _find_result(self, call: SiteCall, training_id: str) -> Future[Any] | None:
         """Start a search for the manifest of a training; a wrong one counts as none. None: there is no way."""
         if self.files is None:
             find = self.find_manifest
             found = in_thread(lambda: find(training_id), f"search-{self.label}") if find else None
-            return answered(found, partial(_if_it_answers, call)) if found else None
+            return answered(found, lambda manifest: self._if_it_answers(call, manifest)) if found else None
         wanted = SiteCall(self.label, FINISHED, call.args)
-        request = pack(FINISHED, without_sites_own(call.args, self.named), self.campaign)
+        sent = without_sites_own(call.args, self.named)
+        request = pack(FINISHED, sent, self.campaign, self.edge.order(FINISHED, sent))
         answer = self.service.submit(Call(f"find-{uuid.uuid4()}", self.files, FINISHED, request, journaled=False))
-        return answered(answer, lambda found: checked_result(found, wanted)["manifest"])
+        return answered(answer, lambda found: self._signed(call, checked_result(found, wanted)["manifest"]))
+
+    def _if_it_answers(self, call: SiteCall, manifest: Any) -> Any:
+        """Return a manifest that answers a training call, else None."""
+        found = self._signed(call, manifest)
+        return found if found and answers(found, call.args[2]) else None
+
+    def _signed(self, call: SiteCall, manifest: Any) -> Any:
+        return None if manifest is None else self.edge.checked(manifest, call)
 
     def shutdown(self) -> None:
         """Stop polling. Tasks at the site continue, and the next driver asks for them."""
@@ -149,14 +166,6 @@ class SiteExecutor(ParslExecutor):
 
     def _open_calls(self) -> list[Call]:
         return [call for call in self.service.open_calls() if call.target.site == self.label and call.journaled]
-
-
-def _if_it_answers(call: SiteCall, manifest: Any) -> Any:
-    """Return a manifest that answers a training call, else None."""
-    if manifest is None:
-        return None
-    found = checked_result(manifest, call)
-    return found if answers(found, call.args[2]) else None
 
 
 def calls_text(calls: Sequence[Call], now: float) -> str | None:

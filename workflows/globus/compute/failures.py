@@ -23,6 +23,10 @@ class EndpointNotReady(Exception):  # noqa: N818 - a state of the endpoint, not 
     """The endpoint will accept the call later."""
 
 
+class ValuesRefused(EndpointProblem):
+    """No child endpoint has started: the values do not fit the template, or its last child is taken for alive."""
+
+
 class FunctionUnknown(Exception):  # noqa: N818 - a state of the service, not an error of the campaign
     """The service does not have the registered function any more."""
 
@@ -70,4 +74,5 @@ def _refused(error: object, by_auth: bool) -> Exception:
     demand = session_demand(error) if status == 403 else None
     if demand:
         return EndpointProblem(demand[0], remedy=demand[1])
-    return EndpointProblem(f"the endpoint refuses the call ({status}): {text}", remedy=REMEDIES.get(status))
+    kind = ValuesRefused if status == 422 else EndpointProblem
+    return kind(f"the endpoint refuses the call ({status}): {text}", remedy=REMEDIES.get(status))

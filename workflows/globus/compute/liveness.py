@@ -17,6 +17,7 @@ from typing import Any
 
 from apps.base.identity import Place
 from apps.training.leases import STALE_S
+from apps.trust.signed import Signed
 from workflows.globus.compute.calls import Call, CallTarget
 from workflows.globus.compute.messages import pack
 from workflows.globus.compute.service import ComputeService
@@ -28,6 +29,7 @@ LOOK_S = STALE_S  # between two looks
 LOOK = "apps.site:site_status"
 
 ReadState = Callable[[str], dict[str, Any] | None]
+SignOrder = Callable[[str, Any], Signed | None]
 
 
 class Liveness:
@@ -41,6 +43,7 @@ class Liveness:
         read_state: another way to look: takes the site's name and returns the same as ``apps.site.site_status``, in
             whole or in part, or None where nothing can be read. It may be slow.
         campaign: name of the run.
+        order: signs a request, given its function and arguments.
 
     Attributes:
         last: the last state that was read.
@@ -56,9 +59,10 @@ class Liveness:
         files: CallTarget | None = None,
         read_state: ReadState | None = None,
         campaign: str = "",
+        order: SignOrder = lambda _function, _args: None,
     ) -> None:
         self.service, self.site, self.root, self.files, self.read_state = service, site, root, files, read_state
-        self.campaign = campaign
+        self.campaign, self.order = campaign, order
         self.last: dict[str, Any] = {}
         self.changed_at: float | None = None
         self.seen_at: float | None = None
@@ -93,7 +97,7 @@ class Liveness:
         if self.files is None:
             return None
         call = SiteCall(self.site, LOOK, (Place(site=self.site, round=0), self.root))
-        request = pack(LOOK, call.args, self.campaign)
+        request = pack(LOOK, call.args, self.campaign, self.order(LOOK, call.args))
         answer = self.service.submit(Call(f"look-{uuid.uuid4()}", self.files, LOOK, request, journaled=False))
         return answered(answer, lambda found: checked_result(found, call))
 

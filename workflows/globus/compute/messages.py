@@ -21,6 +21,7 @@ from apps.base.errors import (
     UserMistake,
     WorkersLost,
 )
+from apps.trust.signed import Signed
 from data.foreign import parse_json
 
 JSON_HEADER = "11\n"  # of a buffer by globus_compute_sdk.serialize.JSONData
@@ -34,18 +35,20 @@ RESTARTING = "Another instance of this endpoint is running"
 NOT_PERMITTED = "not permitted on endpoint"  # by its allowed_functions (the same version)
 
 
-def pack(function: str, args: Sequence[Any], campaign: str = "") -> str:
+def pack(function: str, args: Sequence[Any], campaign: str = "", order: Signed | None = None) -> str:
     """Return a request as JSON.
 
     Args:
         function: as ``module:function``.
         args: plain values.
         campaign: its name.
+        order: signed by the driver, or None.
 
     Raises:
         TypeError: an argument cannot be written as JSON.
     """
-    return json.dumps({"function": function, "args": args, "campaign": campaign}, separators=(",", ":"))
+    signed = {"order": order} if order else {}
+    return json.dumps({"function": function, "args": args, "campaign": campaign, **signed}, separators=(",", ":"))
 
 
 def without_sites_own(args: Sequence[Any], named: Collection[str]) -> list[Any]:

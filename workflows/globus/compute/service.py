@@ -21,8 +21,9 @@ from workflows.globus.compute.api import ComputeApi
 from workflows.globus.compute.call_log import CallLog
 from workflows.globus.compute.calls import Call, sent_together
 from workflows.globus.compute.endpoint_status import EndpointStatus
-from workflows.globus.compute.failures import EndpointNotReady, FunctionUnknown, Unreachable
+from workflows.globus.compute.failures import FunctionUnknown, Unreachable
 from workflows.globus.compute.functions import RegisteredFunctions
+from workflows.globus.compute.patience import Patience
 from workflows.globus.remedies import LoginNeeded
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class ComputeService:
     ) -> None:
         self.api, self.log, self.clock = api or ComputeApi(make_client), CallLog(journal), clock
         self.calls: dict[str, Call] = {}
-        self.functions = RegisteredFunctions(self.api, self.log)
+        self.functions, self.patience = RegisteredFunctions(self.api, self.log), Patience()
         self.poll_s, self.next_poll = POLL_S, math.inf  # no task is open
         self.lost_at: float | None = None  # since when the service cannot be reached
         self.endpoints = EndpointStatus(self.log)
@@ -188,13 +189,10 @@ class ComputeService:
             self.functions.forget(target.endpoint)  # to be registered again
             if new:
                 raise Unreachable(f"the service does not keep the function: {error}") from error
-        except EndpointNotReady as error:
-            for call in calls:
-                self.log.resubmitting(call, str(error))
-                call.postpone(self.clock())
         except Exception as error:  # noqa: BLE001 - the edge of one endpoint: it belongs to no other
             self._refused(calls, error)
         else:
+            self.patience.accepted(target)
             for call, task_id in zip(calls, task_ids, strict=True):
                 self._submitted(call, task_id)
 
@@ -206,8 +204,12 @@ class ComputeService:
         self.next_poll = min(self.next_poll, now + POLL_S)
 
     def _refused(self, calls: list[Call], error: Exception) -> None:
-        """End calls that cannot be submitted, unless another way is left to try."""
-        if len(calls) > 1:  # one of them may be the reason
+        """End calls that cannot be submitted, unless another way or time is left to try."""
+        if self.patience.lasts(calls[0].target, error, self.clock()):
+            for call in calls:
+                self.log.resubmitting(call, str(error))
+                call.postpone(self.clock())
+        elif len(calls) > 1:  # one of them may be the reason
             for call in calls:
                 call.alone = True
         elif not (isinstance(error, EndpointProblem) and self.functions.needs_own(calls[0].target.endpoint)):

@@ -14,7 +14,7 @@ from site_configs.library.globus_settings import exchange_beside
 from site_configs.library.site import IN, OUT, Site
 from workflows.globus.remedies import LOGIN
 from workflows.globus.setup.render import render
-from workflows.globus.setup.template import EndpointOptions, endpoints_folder, records_folder, user_endpoint_config
+from workflows.globus.setup.template import EndpointOptions, endpoints_folder, own_template_values, records_folder
 
 TRAINING, FILES = "train", "files"
 LEAST_TORCH, TORCH_BEFORE = LOWEST["torch"], "3"  # as in pyproject.toml; a test compares
@@ -110,6 +110,6 @@ def _site_entry(site: Site, config: str, settings: Mapping[str, Any], with_files
 
 def _sent_text(site: Site) -> str:
     """Return the values that a campaign sends with each task; "" if it sends none."""
-    sent = user_endpoint_config(site)
+    sent = own_template_values(site)
     hours = f" ({site.block.walltime_s / HOUR_S:.4g} h)" if site.block else ""
     return ", ".join(f"{key} {value}" + (hours if key == "walltime_s" else "") for key, value in sent.items())

@@ -39,7 +39,7 @@ def endpoint_files(
         settings: of the site in the campaign, as far as they are known.
         options: of its endpoint.
         with_files: True to add an endpoint for files.
-        offered: records and models of the site, as far as they are known.
+        offered: records, models and driver of the site, as far as they are known.
     """
     found = {
         "CHECKLIST.md": checklist(site, config, settings, options, with_files),

@@ -24,10 +24,12 @@ class Offered:
     Attributes:
         data: folder of records, or a set that comes with the project.
         model: folder of the base model, or one that comes with the project.
+        driver: id of the key of its driver; None: any driver is accepted.
     """
 
     data: str | None = None
     model: str | None = None
+    driver: str | None = None
 
 
 def policy_text(site: Site, settings: Mapping[str, Any], offered: Offered, today: date | None = None) -> str:
@@ -36,7 +38,7 @@ def policy_text(site: Site, settings: Mapping[str, Any], offered: Offered, today
     Args:
         site: the facility.
         settings: of the site in the campaign, as far as they are known.
-        offered: records and models.
+        offered: records, models and driver.
         today: first day; default: this one, in UTC.
     """
     assert site.python_env is not None  # resolved sites have one
@@ -50,5 +52,6 @@ def policy_text(site: Site, settings: Mapping[str, Any], offered: Offered, today
         data=[offered.data or str(records_folder(root))],
         models=[offered.model] if offered.model else [],
         launch=json.dumps(list(site.ranks.launch)),
+        driver=offered.driver,
         not_after=(today or datetime.now(UTC).date()) + VALID,
     )

@@ -20,9 +20,10 @@ import yaml
 from apps.base.errors import UserMistake
 from apps.base.processes import PRIVATE_UMASK
 from apps.training.deadline import BLOCK_END_VARIABLE
+from apps.trust.policy_file import ACCOUNT_POLICY, POLICY_VARIABLE
 from apps.trust.policy_file import NAME as POLICY_FILE
-from apps.trust.policy_file import POLICY_VARIABLE
-from site_configs.library.site import Endpoint, Site
+from site_configs.library.facility_endpoints import FACILITY_ENDPOINTS, alcf_values
+from site_configs.library.site import Block, Endpoint, Site
 from workflows.globus.compute.bootstrap import PYTHON as PYTHON_VARIABLE
 from workflows.globus.setup.render import render
 from workflows.planning.labels import LONGEST_DRAIN_S
@@ -85,6 +86,38 @@ def user_endpoint_config(site: Site) -> dict[str, Any]:
 
     The same values give the same child endpoint: they must not change while a campaign runs.
     """
+    facility = FACILITY_ENDPOINTS.get(site.endpoint.template) if site.endpoint else None
+    if facility is None or site.block is None:
+        return own_template_values(site)
+    provider: Any = site.provider("")
+    return alcf_values(
+        site.block,
+        **submission_options(site),
+        select=provider.select_options.removeprefix(":"),
+        directives=_scheduler_options("PBSProProvider", provider),
+        worker_init=[*facility.worker_init, _block_end_line(site.block), *_site_lines(site)],
+    )
+
+
+def _block_end_line(block: Block) -> str:
+    return f"export {BLOCK_END_VARIABLE}=$(($(date +%s) + {block.walltime_s}))"
+
+
+def _site_lines(site: Site) -> list[str]:
+    """Return a site's shell lines for an endpoint of its facility, which knows no policy: the account's own counts."""
+    assert site.python_env is not None  # resolved sites have one
+    values = {**site.environment, "HF_HUB_DISABLE_TELEMETRY": "1", PYTHON_VARIABLE: _interpreter(site)}
+    return [
+        *site.setup.splitlines(),
+        f"umask {PRIVATE_UMASK:03o}",
+        *(f"export {name}={shlex.quote(value)}" for name, value in values.items()),
+        f'export {POLICY_VARIABLE}="$HOME/{ACCOUNT_POLICY}"',
+        f"export PATH={shlex.quote(str(site.python_env / 'bin'))}:$PATH",
+    ]
+
+
+def own_template_values(site: Site) -> dict[str, Any]:
+    """Return the values for the template that ``training_template`` writes."""
     if site.block is None:
         return {}
     named = {key: value for key, value in submission_options(site).items() if value}
@@ -180,7 +213,7 @@ def worker_init_lines(site: Site, options: EndpointOptions) -> list[str]:
     values = {
         **site.environment,
         "HF_HUB_DISABLE_TELEMETRY": "1",
-        PYTHON_VARIABLE: str(site.python_env / "bin" / "python"),
+        PYTHON_VARIABLE: _interpreter(site),
         POLICY_VARIABLE: str(options.policy),
     }
     return [
@@ -190,6 +223,11 @@ def worker_init_lines(site: Site, options: EndpointOptions) -> list[str]:
         *(f"export {name}={shlex.quote(value)}" for name, value in values.items()),
         _path_line(site, options),
     ]
+
+
+def _interpreter(site: Site) -> str:
+    assert site.python_env is not None  # resolved sites have one
+    return str(site.python_env / "bin" / "python")
 
 
 def _path_line(site: Site, options: EndpointOptions) -> str:

@@ -10,13 +10,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apps.artifacts.manifests import LARGEST, Manifest, manifest_path, require_acceptable
+from apps.artifacts.manifests import Manifest, require_acceptable
 from apps.artifacts.store import Artifact, artifact_path, verify
 from apps.base.errors import ArtifactError, placed
-from apps.base.files import cannot_write
 from apps.base.identity import Place, identity
 from apps.transfer import sent_artifact, verify_or_delete
 from site_configs.library.site import Collection, Site
@@ -119,7 +117,7 @@ class GlobusStaging:
     def fetch(
         self, place: Place, manifest: Manifest, base: dict[str, Any], store_here: str, attempt: int
     ) -> dict[str, Any]:
-        """Transfer a site's update to the server, and its manifest into the run directory's ``manifests/SITE``.
+        """Transfer a site's update to the server; its manifest has come with the site's answer.
 
         Args:
             place: the site and the round.
@@ -205,7 +203,7 @@ class GlobusStaging:
 
     def _request(self, transfer: Transfer, source: str, destination: str, *files: tuple[str, str]) -> TransferRequest:
         label = f"crossfed {self.name} {transfer.direction} {transfer.site} round {transfer.round}"
-        nbytes = transfer.nbytes + LARGEST if transfer.direction == "fetch" else None
+        nbytes = transfer.nbytes if transfer.direction == "fetch" else None
         return TransferRequest(source, destination, files, label, self.deadline_s, nbytes)
 
     def _send(self, transfer: Transfer, store_here: str, there: str, progress: TransferProgress) -> TransferState:
@@ -228,26 +226,20 @@ class GlobusStaging:
 
     def _fetch(self, place: Place, manifest: Manifest, store_here: str, attempt: int) -> TransferState:
         artifact, out = manifest["artifact"], self.sites[place["site"]].outgoing
-        manifests = _made(Path(store_here).parent / "manifests" / place["site"])
-        pairs = (
-            (artifact_path(out, artifact), artifact_path(store_here, artifact)),
-            (manifest_path(out, manifest["task_id"]), manifest_path(manifests, manifest["task_id"])),
-        )
-        collection = self._collection(place["site"])
-        files = [(collection.path_of(there), self.server.path_of(here)) for there, here in pairs]
-        work = {"site": place["site"], "task": manifest["task_id"], "path": files[0][1], "attempt": attempt}
-        transfer = self._transfer(identity(work), place, "fetch", artifact, len(files))
-        request = self._request(transfer, collection.id, self.server.id, *files)
+        there, collection = artifact_path(out, artifact), self._collection(place["site"])
+        update = collection.path_of(there), self.server.path_of(artifact_path(store_here, artifact))
+        work = {"site": place["site"], "task": manifest["task_id"], "path": update[1], "attempt": attempt}
+        transfer = self._transfer(identity(work), place, "fetch", artifact, files=1)
+        request = self._request(transfer, collection.id, self.server.id, update)
 
         def check(result: TransferResult) -> None:
-            if files[0][0] in result.missing:
-                raise ArtifactError("the update is not at the site any more", file=str(pairs[0][0]))
+            if update[0] in result.missing:
+                raise ArtifactError("the update is not at the site any more", file=str(there))
             # Globus compares with what it has read; this compares with what the site has written
             verify_or_delete(store_here, artifact)
 
         def run(progress: TransferProgress) -> TransferState:
-            for (path, _), (there, _), limit in zip(files, pairs, (artifact["nbytes"], LARGEST), strict=True):
-                require_size(self.caller, collection.id, path, limit, there)
+            require_size(self.caller, collection.id, update[0], artifact["nbytes"], there)
             try:
                 return self.queue.run(transfer, request, check, progress, anew=True)
             except ArtifactError:
@@ -280,11 +272,3 @@ def _is_whole(store: str, artifact: Artifact) -> bool:
     except ArtifactError:
         return False
     return True
-
-
-def _made(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(folder, error) from error
-    return folder

@@ -141,6 +141,20 @@ def test_a_refusal_of_one_endpoint_ends_its_own_call_only(status: int):
     assert good == 7
 
 
+def test_an_endpoint_that_has_worked_is_waited_for_whatever_its_words():
+    """Its last child was killed, and is taken for alive for some heartbeats."""
+    scene = Scene()
+    first = scene.ask("one")
+    until = scene.clock.now + 100
+    scene.web.refuse = lambda *_: api_error(422, "NEW", message="in other words") if scene.clock.now < until else None
+    assert [*first, *scene.ask("one")] == [7, 7]
+    scene.web.refuse = lambda *_: api_error(422, "NEW", message="for good")
+    began = scene.clock.now
+    (error,) = scene.ask("one", "one")[:1]
+    assert isinstance(error, EndpointProblem) and "for good" in str(error)
+    assert 180 <= scene.clock.now - began < 300
+
+
 def test_a_login_that_is_not_accepted_belongs_to_no_site():
     scene = Scene()
     scene.web.refuse = lambda *_: api_error(401, "UNAUTHENTICATED")

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from facilities.globus.agents import endpoint_environment, missing_agent_programs
 from hypothesis import given
 from hypothesis import strategies as st
@@ -68,7 +69,9 @@ MORE: dict[str, list[str]] = {
 
 @pytest.fixture(autouse=True)
 def no_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep this machine's own login out of the tests."""
+    """Keep this machine's own login and key out of the tests."""
+    key = Ed25519PrivateKey.from_private_bytes(b"\x07" * 32)
+    monkeypatch.setattr("workflows.setup_site.driver_key", lambda: key)
     monkeypatch.setenv("GLOBUS_COMPUTE_USER_DIR", str(tmp_path / "login"))
     monkeypatch.setattr("workflows.globus.setup.policy.VALID", date(2027, 6, 30) - datetime.now(UTC).date())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
@@ -59,16 +58,15 @@ def test_the_request_to_globus(scene: Scene):
     assert task.deadline == pytest.approx(time.time() + 3600, abs=60)
 
 
-def test_an_update_comes_back_with_its_manifest_in_one_transfer(scene: Scene):
+def test_an_update_comes_back_in_a_transfer_of_one_file(scene: Scene):
     said = scene.manifest()
     fetched = scene.fetch(scene.staging(), said)
     assert verify(scene.run.store, said["artifact"])
     assert fetched["manifest"] == said
     assert (fetched["store"], fetched["nbytes_moved"]) == (str(scene.run.store), 600_000)
     assert fetched["started"] > 9.0, "of the move, not of the training"
-    assert json.loads((scene.run.path / "manifests" / "polaris" / f"{TASK_ID}.json").read_text()) == said
     [task] = scene.transfer.tasks
-    assert task.files == 2
+    assert task.files == 1
 
 
 def test_the_site_is_told_what_the_server_has(scene: Scene):
