@@ -11,6 +11,7 @@ import json
 import os
 import re
 import stat
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -121,14 +122,14 @@ def parse_json(
 def _require_bounded(text: str, most: int) -> None:
     """Raise for a text whose values would be many or deeply nested; brackets within strings do not count."""
     outside = TEXTS.sub("", text) if text.count("[") + text.count("{") + text.count(",") > DEEPEST else ""
-    values = outside.count(",") + outside.count("[") + outside.count("{")
-    if values > most:
-        raise ValueError(f"it has about {values:,} values, at most {most:,} are read")
     depth = 0
-    for bracket in NO_BRACKETS.sub("", outside):
+    for bracket in islice(NO_BRACKETS.sub("", outside), 2 * most):  # one that has more has too many values
         depth += 1 if bracket in "[{" else -1
         if depth > DEEPEST:
             raise ValueError(f"it is nested more than {DEEPEST} levels deep")
+    values = outside.count(",") + outside.count("[") + outside.count("{")
+    if values > most:
+        raise ValueError(f"it has about {values:,} values, at most {most:,} are read")
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
