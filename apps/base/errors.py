@@ -39,7 +39,11 @@ class CrossfedError(Exception):
         round: number of the round, if known.
         file: path of the file concerned, if any.
         remedy: one sentence on what to do.
+
+    ``from_site`` is True for what a site has told this driver, who cannot know if it is so.
     """
+
+    from_site = False
 
     def __init__(
         self,

@@ -102,6 +102,8 @@ class WaitingSites:
 
     def _is_own(self, site: str, error: StorageError) -> bool:
         """Return True if an error is about the driver's disk: it could not record what a site does next."""
+        if error.from_site and self.plan.sites[site].endpoint:
+            return False  # it lies elsewhere, and what it says of files and disks is of its own
         file = Path(error.file) if error.file else None
         if error.site != site or (file and file.is_relative_to(self.run.artifacts)):
             return True

@@ -35,17 +35,30 @@ def read_answer(text: object, call: SiteCall) -> Any:
 
 
 def _said_by(error: CrossfedError, call: SiteCall) -> CrossfedError:
-    """Return an error with the place of the call that it answers: a site speaks of itself alone.
+    """Return the error in an answer; the server's own work knows whose update is at fault."""
+    if call.function not in SITE_FUNCTIONS:
+        return error.at(site=call.site)
+    return site_error(error, call.site, round_of(call))
+
+
+def site_error(error: CrossfedError, site: str, number: int | None = None) -> CrossfedError:
+    """Return an error that a site has told, on any route, as that of the site: it speaks of itself alone.
 
     What it takes for a mistake of the user ends its own part; whether the others suffice is for the driver to decide.
+
+    Args:
+        error: as read from the answer; its place is the site's word and is dropped.
+        site: that was asked.
+        number: of the round that it was asked for; None: of no round.
     """
-    if call.function not in SITE_FUNCTIONS:  # the server's own work, which knows whose update is at fault
-        return error.at(site=call.site)
-    error.site, error.round = call.site, _round(call)
-    if isinstance(error, ModelNotFinite):  # what only the server can find, and what ends a campaign
-        return TaskError(error.what, site=error.site, round=error.round, file=error.file, remedy=error.remedy)
-    if isinstance(error, UserMistake):
-        return SiteMistake(error.what, site=error.site, round=error.round, file=error.file, remedy=error.remedy)
+    kind = type(error)
+    if isinstance(error, ModelNotFinite):
+        kind = TaskError  # what only the server can find, and what ends a campaign
+    elif isinstance(error, UserMistake):
+        kind = SiteMistake
+    if kind is not type(error):
+        error = kind(error.what, file=error.file, remedy=error.remedy)
+    error.site, error.round, error.from_site = site, number, True
     return error
 
 
@@ -83,10 +96,11 @@ def checked_result(result: Any, call: SiteCall) -> Any:
 
 def refused(call: SiteCall, reason: str) -> AnswerRefused:
     """Return the error for an answer of a site that cannot be used."""
-    return AnswerRefused(f"its answer is refused: {one_line(reason)}", site=call.site, round=_round(call))
+    return AnswerRefused(f"its answer is refused: {one_line(reason)}", site=call.site, round=round_of(call))
 
 
-def _round(call: SiteCall) -> int | None:
+def round_of(call: SiteCall) -> int | None:
+    """Return the round that a site trains for by a call, or None."""
     place: Any = call.args[0] if call.args and isinstance(call.args[0], Mapping) else {}
     return place.get("round") if call.function == "apps.train:local_train" else None
 

@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -16,6 +17,7 @@ from apps.base.errors import CrossfedError, StorageUnavailable, storage_error
 from workflows.dataflow import round as round_module
 from workflows.dataflow import waiting as waiting_module
 from workflows.dataflow.engine import Engine
+from workflows.dataflow.waiting import WaitingSites
 from workflows.fl_round import federate
 from workflows.planning.plan import make_plan
 from workflows.records.run_directory import RunDirectory, open_new
@@ -24,6 +26,7 @@ from workflows.reporting.problem_lines import problem_text
 from workflows.runtime import kernel as kernel_module
 from workflows.runtime.site_executor import OtherVersions
 from workflows.strategies import SECTIONS, make_strategy
+from workflows.trust.answers import site_error
 
 NAMES = ("prepare", "enrol", "local_train", "evaluate", "save_model")
 ROUNDS = 3
@@ -182,3 +185,21 @@ def test_the_display_says_when_it_is_tried_again(run: RunDirectory) -> None:
             now[0] = due
             waiting.ask_again()
     assert len(list(run.journal.events("site_waits"))) == 1
+
+
+@pytest.mark.parametrize("behind_endpoint", [True, False])
+def test_a_full_disk_that_a_remote_site_tells_of_is_its_own_whatever_it_looks_like_from_here(
+    run: RunDirectory, behind_endpoint: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting_module, "shares_disk", lambda root, other: True)  # both are below / here
+    plan: Any = SimpleNamespace(
+        sites={"site00": SimpleNamespace(endpoint=behind_endpoint or None, storage_root=Path("/lus/site00"))}
+    )
+    waiting = WaitingSites(plan, run)
+    named = str(run.artifacts / "update")  # a site may know the path
+    error = site_error(storage_error(FULL, named, "cannot write"), "site00", 1)
+    if behind_endpoint:
+        assert waiting.hold("site00", 1, error, lambda: None)
+    else:
+        with pytest.raises(StorageUnavailable):
+            waiting.hold("site00", 1, error, lambda: None)

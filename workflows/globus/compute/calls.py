@@ -59,6 +59,7 @@ class Call:
             call trains nothing.
         journaled: whether it is recorded in the journal; a look at a site is not.
         search: for its result at the site, before it is submitted again; None: it leaves none there.
+        round: that the site is asked for; None: none.
         due: when to submit it, in seconds; None while an attempt is under way.
         news_at: when its status last changed.
         running: it runs, as far as is known.
@@ -74,6 +75,7 @@ class Call:
     training_id: str | None = None
     journaled: bool = True
     search: ResultSearch | None = None
+    round: int | None = None
     due: float | None = 0.0
     news_at: float = 0.0
     running: bool = False
@@ -109,7 +111,7 @@ class Call:
             attempt.status, self.news_at = status, now
             self.running = self.running or status.startswith(("running", "exec"))
         if "result" in record:
-            return self._answered(task_id, read_answer(record["result"]), now)
+            return self._answered(task_id, read_answer(record["result"], self.target.site, self.round), now)
         if is_restarting(record.get("exception")):
             del self.attempts[task_id]
             self.postpone(now)
@@ -132,7 +134,7 @@ class Call:
         if isinstance(answer, LeaseHeld):
             self.postpone(now)
         elif not (isinstance(answer, WorkersLost) and (self.attempts or self.due is not None)):
-            self.answer = answer.at(site=self.target.site)
+            self.answer = answer.at(site=self.target.site, round=self.round)
         return type(answer).__name__
 
     def is_due(self, now: float) -> bool:

@@ -27,7 +27,7 @@ from workflows.globus.compute.liveness import Liveness, ReadState, in_thread
 from workflows.globus.compute.messages import call_key, pack, require_fits, without_sites_own
 from workflows.globus.compute.search import ResultSearch
 from workflows.globus.compute.service import ComputeService
-from workflows.trust.answers import checked_result
+from workflows.trust.answers import checked_result, round_of
 from workflows.trust.calls import SiteCall, answered, call_of
 from workflows.trust.edge import UNSIGNED, Edge
 
@@ -103,7 +103,7 @@ class SiteExecutor(ParslExecutor):
         require_fits(self.label, call.function, json.dumps([request]))
         training_id = task_identity(*args) if call.function == LOCAL_TRAIN else None
         search = ResultSearch(partial(self._find_result, call, training_id)) if training_id else None
-        submitted = Call(key, self.target, call.function, request, training_id, search=search)
+        submitted = Call(key, self.target, call.function, request, training_id, search=search, round=round_of(call))
         result = self.service.submit(submitted)
         return answered(result, lambda found: self.edge.checked(found, call))
 

@@ -23,6 +23,7 @@ from apps.base.errors import (
 )
 from apps.trust.signed import Signed
 from data.foreign import parse_json
+from workflows.trust.answers import site_error
 
 JSON_HEADER = "11\n"  # of a buffer by globus_compute_sdk.serialize.JSONData
 RESULT_SERIALIZERS = ["globus_compute_sdk.serialize.JSONData"]
@@ -91,11 +92,13 @@ def require_fits(site: str, function: str, payload: str) -> None:
         )
 
 
-def read_answer(buffer: Any) -> dict[str, Any] | CrossfedError:
+def read_answer(buffer: Any, site: str, number: int | None = None) -> dict[str, Any] | CrossfedError:
     """Return a site's answer, or the error that it reports.
 
     Args:
         buffer: the result as the service passes it on.
+        site: that was asked.
+        number: of the round that it was asked for.
     """
     if not isinstance(buffer, str) or not buffer.startswith(JSON_HEADER):
         return TaskError("the site's answer is not JSON and is not read", remedy="Check the endpoint's id and owner")
@@ -105,7 +108,7 @@ def read_answer(buffer: Any) -> dict[str, Any] | CrossfedError:
     except UNREADABLE as error:
         return AnswerRefused(f"its answer is refused: {str(error) or type(error).__name__}")
     if isinstance(answer, dict) and "error" in answer:
-        return error_from(answer["error"])
+        return site_error(error_from(answer["error"]), site, number)
     if isinstance(answer, dict) and "result" in answer:
         return answer
     return TaskError("the site's answer has neither a result nor an error")

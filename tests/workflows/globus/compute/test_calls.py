@@ -13,6 +13,8 @@ from apps.base.errors import (
     AnswerRefused,
     CrossfedError,
     LeaseHeld,
+    SiteMistake,
+    StorageUnavailable,
     TaskError,
     TrainingError,
     UserMistake,
@@ -149,7 +151,7 @@ DEEP = "11\n" + json.dumps("[" * 200_000)
     ],
 )
 def test_answers_in_any_other_form_are_refused_unread(buffer):
-    found = read_answer(buffer)
+    found = read_answer(buffer, "aurora")
     assert type(found) in (TaskError, AnswerRefused)
     assert any(reason in str(found) for reason in ("cannot be read", "not JSON", "neither", "levels deep"))
 
@@ -157,7 +159,7 @@ def test_answers_in_any_other_form_are_refused_unread(buffer):
 @given(st.text())
 def test_any_text_is_an_answer_or_an_error(text):
     for buffer in (text, "11\n" + text, "11\n" + json.dumps(text)):
-        assert isinstance(read_answer(buffer), dict | CrossfedError)
+        assert isinstance(read_answer(buffer, "aurora"), dict | CrossfedError)
     assert isinstance(read_failure(text), WorkersLost | TaskError)
     assert "\n" not in str(read_failure(text))
 
@@ -178,7 +180,22 @@ def test_what_is_too_large_is_refused_with_site_and_bytes():
 
 
 def test_received_errors_keep_their_kind():
-    found = read_answer(error("LeaseHeld")["result"])
+    found = read_answer(error("LeaseHeld")["result"], "aurora")
     assert isinstance(found, LeaseHeld)
     too_large = read_failure("globus_compute_sdk.errors.MaxResultSizeExceeded: Task result of 11B exceeded limit")
     assert type(too_large) is TaskError
+
+
+@pytest.mark.parametrize(
+    ("kind", "becomes"),
+    [("UserMistake", SiteMistake), ("ModelNotFinite", TaskError), ("StorageUnavailable", StorageUnavailable)],
+)
+def test_a_site_behind_an_endpoint_speaks_of_itself_alone(kind: str, becomes: type):
+    """As on the other routes: it blames no other site or round, and ends nobody's campaign."""
+    record = {"kind": kind, "what": "no", "site": "frontier", "round": 7}
+    call = open_call("a")
+    call.round = 3
+    call.update("a", {"status": "success", "result": "11\n" + json.dumps(json.dumps({"error": record}))}, 1)
+    found = call.answer
+    assert type(found) is becomes
+    assert (found.site, found.round, found.from_site) == ("aurora", 3, True)
