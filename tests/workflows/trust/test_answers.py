@@ -13,7 +13,8 @@ from training_site import PARALLEL, TRAINING, model_spec
 
 from apps.base.errors import AnswerRefused, CrossfedError, LossNotFinite, SiteMistake, TaskError, UpdateRefused
 from apps.training.task import task_identity
-from workflows.trust.answers import LIMIT_BYTES, read_answer
+from data.foreign import LONGEST
+from workflows.trust.answers import read_answer
 from workflows.trust.calls import SiteCall, answered, call_of
 from workflows.trust.schema import CHECKS
 
@@ -181,7 +182,7 @@ def test_an_enrolment_fits_the_campaign(changes: dict[str, Any], problem: str) -
         '{"a":' * 100_000,
         '{"result": ' + "[" * 40 + "]" * 40 + "}",
         '{"result": ' + "9" * 5000 + "}",
-        " " * (LIMIT_BYTES + 1),
+        " " * (LONGEST + 1),
     ],
     ids=lambda value: ascii(value)[:20],
 )
