@@ -84,10 +84,16 @@ def update_event(clock: Clock, action: Train, arrival: Mapping[str, Any], shard:
         manifest["task_id"],
         manifest["steps_done"],
         manifest["samples"],
-        *(min(told, longest_s) if told >= SHORTEST_S else 0.0 for told in (manifest["train_s"], arrival["wait_s"])),
+        _measured_s(manifest["train_s"], longest_s),
+        _measured_s(arrival["wait_s"], longest_s),
         shard["samples"],
         arrival["update_norm"],
     )
+
+
+def _measured_s(told_s: float, longest_s: float) -> float:
+    """Return what a site says that it took, as far as it can be a measure."""
+    return min(told_s, longest_s) if told_s >= SHORTEST_S else 0.0
 
 
 class CountedUpdate(TypedDict):
