@@ -20,13 +20,15 @@ from typing import Any
 
 from apps.artifacts.manifests import Manifest, remove_update
 from apps.base.errors import PolicyRefused, StorageError
+from apps.base.files import inside
+from apps.training.checkpoints import FOLDER as CHECKPOINTS
 from apps.training.task import Task, found_manifest
 from apps.trust.orders import read_order
 from apps.trust.policy import LOSSES, Policy, Usage, allowed, filled, refuse, require_update_size, withheld
 from apps.trust.policy_file import POLICY_VARIABLE, account_policy, read_policy
 from apps.trust.request_log import log_request
 from apps.trust.site_request import ARGUMENTS, SiteRequest, site_request
-from apps.trust.usage import TaskUsage, counted
+from apps.trust.usage import TaskUsage, Traces, counted
 
 logger = logging.getLogger(__name__)
 TRAIN = "apps.train:local_train"
@@ -97,7 +99,7 @@ def _run(policy: Policy, request: SiteRequest, run: Run, entry: LogEntry) -> Any
     def check(spent: Usage) -> None:
         allowed(policy, request, spent, time.time())
 
-    with counted(root, task.id, _usage(request), check, lambda: found_manifest(task) is not None) as counting:
+    with counted(root, task.id, _usage(request), check, _traces(task)) as counting:
         manifest = run(*arguments)
         counting.trained = not manifest.get("reused", False)
     _require_small(policy, manifest)
@@ -124,7 +126,15 @@ def _usage(request: SiteRequest) -> TaskUsage:
         nodes=work["parallel"]["nodes"],
         first=time.time(),
         seconds=0.0,
+        begun=False,
         done=False,
+    )
+
+
+def _traces(task: Task) -> Traces:
+    return Traces(
+        result=lambda: found_manifest(task) is not None,
+        attempt=lambda: inside(task.root, CHECKPOINTS, task.id).is_dir(),
     )
 
 

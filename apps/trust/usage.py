@@ -38,7 +38,21 @@ class TaskUsage(TypedDict):
     nodes: int
     first: float  # UNIX time of the first request
     seconds: float
+    begun: bool  # the training has left something to continue from
     done: bool
+
+
+@dataclass(frozen=True)
+class Traces:
+    """What earlier attempts at a task have left in its folder.
+
+    Attributes:
+        result: returns True if there is a result that answers the request.
+        attempt: returns True if there is an attempt to continue.
+    """
+
+    result: Callable[[], bool]
+    attempt: Callable[[], bool]
 
 
 @dataclass
@@ -87,6 +101,7 @@ def _read(path: Path) -> TaskUsage:
             nodes=int(record["nodes"]),
             first=float(record["first"]),
             seconds=float(record["seconds"]),
+            begun=bool(record["begun"]),
             done=bool(record["done"]),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -96,7 +111,7 @@ def _read(path: Path) -> TaskUsage:
 
 @contextmanager
 def counted(
-    root: Path, task_id: str, task: TaskUsage, check: Callable[[Usage], None], has_result: Callable[[], bool]
+    root: Path, task_id: str, task: TaskUsage, check: Callable[[Usage], None], traces: Traces
 ) -> Iterator[Counted]:
     """Count a task while it runs.
 
@@ -109,22 +124,23 @@ def counted(
         task_id: of the task.
         task: the usage of one training of the task, before it runs.
         check: raises if the site may not do the task after what it has done.
-        has_result: returns True if the result of an earlier training answers the request.
+        traces: of earlier attempts.
 
     Raises:
         StorageError: the record cannot be written.
     """
     path = usage_path(root, task_id)
     known = _read(path) if path.exists() else None
-    free = known is not None and known["done"] and known["root"] == task["root"] and has_result()
-    record = known if known and (free or _continues(known, task)) else _with_training(known, task)
+    free = known is not None and known["done"] and known["root"] == task["root"] and traces.result()
+    record = known if known and (free or _continues(known, task, traces)) else _with_training(known, task)
     if not free:
         _checked(root, path, record, task, known, check)
     began, ended = time.monotonic(), threading.Event()
     before_s = record["seconds"]
 
     def write(done: bool) -> None:
-        write_usage(path, {**record, "seconds": before_s + time.monotonic() - began, "done": done})
+        seconds, begun = before_s + time.monotonic() - began, record["begun"] or traces.attempt()
+        write_usage(path, {**record, "seconds": seconds, "begun": begun, "done": done})
 
     def meter() -> None:
         while not ended.wait(METER_S):
@@ -147,9 +163,9 @@ def counted(
         write(done)
 
 
-def _continues(known: TaskUsage, task: TaskUsage) -> bool:
-    """Return True if a training that had begun is continued, from the checkpoint in the same folder."""
-    return not known["done"] and known["root"] == task["root"]
+def _continues(known: TaskUsage, task: TaskUsage, traces: Traces) -> bool:
+    """Return True if a training goes on from what it has left in the same folder, or had not begun."""
+    return not known["done"] and known["root"] == task["root"] and (not known["begun"] or traces.attempt())
 
 
 def _with_training(known: TaskUsage | None, task: TaskUsage) -> TaskUsage:
@@ -157,7 +173,7 @@ def _with_training(known: TaskUsage | None, task: TaskUsage) -> TaskUsage:
     if known is None:
         return task
     steps, trainings = known["steps"] + task["steps"], known["trainings"] + task["trainings"]
-    return {**known, "root": task["root"], "steps": steps, "trainings": trainings, "done": False}
+    return {**known, "root": task["root"], "steps": steps, "trainings": trainings, "begun": False, "done": False}
 
 
 def _checked(

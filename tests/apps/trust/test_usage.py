@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 
-from apps.base.errors import LossNotFinite, PolicyRefused, StorageError
-from apps.trust.usage import TaskUsage, counted, read_usage, usage_path
+from apps.base.errors import LossNotFinite, PolicyRefused, StorageError, Unfinished
+from apps.trust.usage import TaskUsage, Traces, counted, read_usage, usage_path
 
 
 def usage(**changes: Any) -> TaskUsage:
     values = {"campaign": "c", "driver": None, "round": 1, "root": "/r", "steps": 5, "trainings": 1, "nodes": 2}
-    return TaskUsage(**{**values, "first": 0.0, "seconds": 0.0, "done": False, **changes})
+    return TaskUsage(**{**values, "first": 0.0, "seconds": 0.0, "begun": False, "done": False, **changes})
 
 
+NOTHING = Traces(lambda: False, lambda: False)
 ONE, OTHER = "a" * 32, "b" * 32
 
 
@@ -27,7 +28,7 @@ def count(
 
     ``there``: the result of an earlier training is still there; ``trained``: the task has not only returned it.
     """
-    with counted(folder, task, usage(**changes), check, lambda: there) as counting:
+    with counted(folder, task, usage(**changes), check, Traces(lambda: there, lambda: False)) as counting:
         assert read_usage(folder).steps >= 5  # before the work begins: a crash loses nothing
         counting.trained = trained
     return read_usage(folder).steps
@@ -35,7 +36,7 @@ def count(
 
 def test_a_task_that_is_continued_counts_once(tmp_path: Path) -> None:
     for _ in range(2):
-        with pytest.raises(KeyboardInterrupt), counted(tmp_path, ONE, usage(), lambda _: None, lambda: False):
+        with pytest.raises(KeyboardInterrupt), counted(tmp_path, ONE, usage(), lambda _: None, NOTHING):
             raise KeyboardInterrupt
     assert count(tmp_path) == 5 and count(tmp_path, OTHER, round=2) == 10
     found = read_usage(tmp_path)
@@ -61,9 +62,18 @@ def test_every_training_counts_and_its_record_stays(tmp_path: Path) -> None:
     assert (record["campaign"], record["round"], record["trainings"], record["done"]) == ("c", 1, 4, True)
 
 
+def test_a_training_whose_checkpoints_are_gone_counts_again(tmp_path: Path) -> None:
+    """A later round that finishes removes those of earlier ones."""
+    for left, steps in ((True, 5), (True, 5), (False, 10), (False, 10)):
+        attempt = Traces(lambda: False, lambda left=left: left)  # type: ignore[misc]
+        with pytest.raises(Unfinished), counted(tmp_path, ONE, usage(), lambda _: None, attempt):
+            raise Unfinished("the block ends")
+        assert read_usage(tmp_path).steps == steps
+
+
 def test_a_training_that_diverged_is_not_continued_for_nothing(tmp_path: Path) -> None:
     for steps in (5, 10):
-        with pytest.raises(LossNotFinite), counted(tmp_path, ONE, usage(), lambda _: None, lambda: False):
+        with pytest.raises(LossNotFinite), counted(tmp_path, ONE, usage(), lambda _: None, NOTHING):
             raise LossNotFinite("nan")
         assert read_usage(tmp_path).steps == steps
 
