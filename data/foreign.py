@@ -110,7 +110,7 @@ def parse_json(
     try:
         value = json.loads(text, object_pairs_hook=None if repeated else _without_repetition)
     except json.JSONDecodeError as error:
-        raise ValueError(f"it is not JSON: {error.msg} at character {error.pos}") from None
+        raise ValueError(f"it is not JSON: {error.msg} in line {error.lineno} at character {error.pos}") from None
     if not halves and HALF_PAIR.search(text):
         try:
             json.dumps(value, ensure_ascii=False).encode()

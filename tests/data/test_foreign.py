@@ -55,7 +55,7 @@ def test_a_file_to_be_written_is_not_emptied_through_a_link(tmp_path: Path) -> N
         ("[" + "0," * MOST_VALUES + "0]", f"at most {MOST_VALUES:,} are read"),
         ("[" + "[]," * MOST_VALUES + "0]", f"at most {MOST_VALUES:,} are read"),
         (" " * (LONGEST + 1), "characters, at most"),
-        ('{"secret":', "not JSON: Expecting value at character 10$"),
+        ('{"secret":', "not JSON: Expecting value in line 1 at character 10$"),
         ("", "not JSON"),
     ],
     ids=lambda value: value[:12],

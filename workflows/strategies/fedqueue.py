@@ -17,7 +17,7 @@ Only the sites that were merged get new requests.
 
 Source: Li et al., FedQueue, ICML 2026 (arXiv 2605.02125); defaults of APPFL's queue scheduler, whose p_k are the
 steps. The deadline uses the prediction made before the wait that is compared with it. Unlike there, of several sites
-none has more than four fifths of the sum of the p_k, none gets more than ten times the steps E of every other one, and
+none has more than four fifths of the sum of the p_k, none gets more than ten times the largest E of the others, and
 eta_k is at least a tenth of eta_0: steps, samples and times are a site's own word. Where all phi are too small for a
 number, the p_k alone count.
 """

@@ -266,3 +266,13 @@ def test_the_future_of_a_call_ends_whatever_the_answer_is() -> None:
 def test_arguments_that_are_not_plain_are_refused() -> None:
     with pytest.raises(CrossfedError, match="not plain"):
         call_of("aurora", abs, (object(),), {}).text()
+
+
+@pytest.mark.parametrize(("call", "result"), GOOD, ids=lambda value: getattr(value, "function", ""))
+def test_no_answer_has_times_of_the_future_or_ends_before_it_started(call: SiteCall, result: dict[str, Any]) -> None:
+    for name in result.keys() & {"started", "ended", "time"}:
+        with pytest.raises(AnswerRefused, match=f"{name}: in the future"):
+            read(result | {name: 1e11}, call)
+    if "started" in result:
+        with pytest.raises(AnswerRefused, match="started: after it has ended"):
+            read(result | {"started": result["ended"] + 3600}, call)
