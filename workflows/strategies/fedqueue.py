@@ -17,14 +17,12 @@ Only the sites that were merged get new requests.
 
 Source: Li et al., FedQueue, ICML 2026 (arXiv 2605.02125); defaults of APPFL's queue scheduler, whose p_k are the
 steps. The deadline uses the prediction made before the wait that is compared with it. Unlike there, of several sites
-none has more than four fifths of the sum of the p_k, none gets more than ten times the largest E of the others, and
-eta_k is at least a tenth of eta_0: steps, samples and times are a site's own word. Where all phi are too small for a
-number, the p_k alone count.
+none has more than four fifths of the sum of the p_k: steps and samples are a site's own word. Where all phi are too
+small for a number, the p_k alone count.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -44,9 +42,6 @@ from workflows.strategies.base import (
 )
 from workflows.strategies.requests import SHORTEST_STEP_S, OpenRequest, OpenRequests, bounded, seconds_a_step
 from workflows.strategies.staleness import Staleness
-
-MOST_STEPS = 10  # of a site, in multiples of the most that another one gets
-LEAST_RATE = 0.1  # of the learning rate that is left to a site with more steps than others
 
 
 class FedQueueSection(StrategySection):
@@ -166,23 +161,17 @@ class FedQueue:
     def _request_all(self, sites: list[str], now_s: float) -> list[Action]:
         state, section = self.state, self.section
         for site in sites:
-            state.steps[site] = int(min(self.budget(site), self._most_steps(site)))
+            state.steps[site] = self.budget(site)
             state.deadline_s[site] = state.wait_s[site] + section.admission * section.window_s
         known = [state.steps[site] for site in state.step_s]
         requests: list[Action] = []
         for site in sites:
             steps = state.steps[site]
-            factor = max(LEAST_RATE, min([*known, steps]) / steps) if section.scale_rate else 1.0
+            factor = min([*known, steps]) / steps if section.scale_rate else 1.0
             requests.append(state.requests.open(site, state.version, steps, now_s, rate_factor=factor))
         state.windows += 1
         cut_s = now_s + (1 + section.tolerance) * section.window_s
         return [*requests, SetTimer(f"window {state.windows}", cut_s)]
-
-    def _most_steps(self, site: str) -> float:
-        """Return the bound on a site's steps by those of the others, of those whose speed is known if there are any."""
-        others = [name for name in self.state.requests.samples if name != site]
-        known = [name for name in others if name in self.state.step_s] or others
-        return MOST_STEPS * max(map(self.budget, known), default=math.inf)
 
     def budget(self, site: str) -> int:
         """Return E, the steps that fit between the predicted end of the wait and the end of the window."""

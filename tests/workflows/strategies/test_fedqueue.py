@@ -101,11 +101,11 @@ def test_a_cut_without_any_update_waits_another_window() -> None:
 
 
 def test_steps_that_a_site_claims_give_it_at_most_four_fifths() -> None:
-    """A step that took no time brings a request of many, and the claim to have done them all."""
+    """A step that took no time brings a request of very many, and the claim to have done them all."""
     strategy, (a, b, _) = begin(weights="steps", warm_steps=1)
     strategy.react(arrived(a, 0.9, 1e-9))
     _, x, y, _ = strategy.react(arrived(b, 0.9, 0.5))
-    assert (x.steps, y.steps) == (140, 14)  # ten times those of the other one
+    assert x.steps > 10**6
     strategy.react(arrived(x, 0.9, 1e-9))
     mean, *_ = strategy.react(arrived(y, 0.9, 0.5))
     assert dict(mean.parts) == {x.task: pytest.approx(0.8), y.task: pytest.approx(0.2)}
@@ -129,13 +129,6 @@ def test_a_failed_site_gets_a_request_with_the_next_merge() -> None:
     for request in requests[:2]:
         answer = strategy.react(SiteFailed(2.0, request.site, request.task, "preempted"))
     assert isinstance(answer[0], Stop)
-
-
-def test_a_site_that_claims_to_be_slow_leaves_the_others_a_tenth_of_their_rate() -> None:
-    strategy, (a, b, _) = begin(window_s=3600, warm_steps=20)
-    strategy.react(UpdateArrived(3600.0, "a", a.task, "id", 1, 5, 3600.0, 0.1))
-    _, x, y, _ = strategy.react(arrived(b, 0.1, 1.0))
-    assert (x.steps, y.steps) == (20, 200) and (x.rate_factor, y.rate_factor) == (1.0, 0.1)
 
 
 def test_a_late_update_of_which_nothing_is_left_is_merged_alone_with_its_whole_weight() -> None:
