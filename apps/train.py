@@ -122,8 +122,8 @@ def local_train(
         require_private(work)
         for folder in STORAGE:
             inside(task.root, folder)
-        forget_fetched(task)
         done = earlier_result(task)
+        forget_fetched(task, done)
         if done:
             return done
         with stop_on_sigterm() as stop, acquire(task.root, task.id, give_up=lambda: stop.requested):
@@ -195,7 +195,14 @@ def keep_only(store: Path, artifact: Artifact) -> None:
             path.unlink(missing_ok=True)
 
 
-def forget_fetched(task: Task) -> None:
-    """Delete the updates that the server has fetched by now: through a collection it may read them only."""
+def forget_fetched(task: Task, kept: Manifest | None) -> None:
+    """Delete the updates that the server has fetched by now: through a collection it may read them only.
+
+    Args:
+        task: the request.
+        kept: the result that is asked for again, or None.
+    """
+    own = kept["artifact"]["sha256"] if kept else ""
     for sha256 in task.base.get("fetched", ()):
-        remove_update(task.out, Artifact(sha256=sha256, nbytes=0, kind=""))
+        if sha256 != own:
+            remove_update(task.out, Artifact(sha256=sha256, nbytes=0, kind=""))

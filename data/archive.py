@@ -9,14 +9,14 @@ current releases of `datasets`, hence this reader.
 from __future__ import annotations
 
 import io
-import json
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
-from data.files import bounded_lines
+from data.files import LONGEST_LINE, bounded_lines
+from data.foreign import parse_json
 from data.tasks import Record, Tags, in_canonical_order, tagged
 
 REMEDY = "download data.zip again"
@@ -62,8 +62,8 @@ class Tree:
                 text = handle.read(LARGEST_JSON)
                 if len(text) == LARGEST_JSON:
                     raise ValueError(f"it has {LARGEST_JSON:,} characters or more")
-                return json.loads(text)
-            except (ValueError, RecursionError) as error:
+                return parse_json(text, longest=LARGEST_JSON, most=LARGEST_JSON, repeated=True, halves=False)
+            except ValueError as error:
                 raise ValueError(f"{self.root}: {name} is not valid JSON ({error}); {REMEDY}") from error
 
     def packed_nbytes(self, name: str) -> int | None:
@@ -144,7 +144,7 @@ def _raw_lines(tree: Tree, name: str, wanted: set[int]) -> dict[int, dict[str, A
         for number, line in enumerate(bounded_lines(handle, tree.packed_nbytes(name), f"{tree.root}: {name}")):
             if number in wanted:
                 try:
-                    raw[number] = json.loads(line)
+                    raw[number] = parse_json(line, longest=LONGEST_LINE, repeated=True, halves=False)
                 except ValueError as error:
                     where = f"{tree.root}: {name}, line {number + 1}"
                     raise ValueError(f"{where} is not valid JSON ({error}); {REMEDY}") from error

@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
+from data.foreign import open_regular
+
 CHUNK_NBYTES = 1 << 20
 LONGEST_LINE = 1 << 24  # characters; the longest records of SMolInstruct have a few thousand
 # a text that unpacks to more than both is no set of records: those become 5 to 30 times larger
@@ -101,6 +103,7 @@ def bounded_lines(handle: IO[str], packed_nbytes: int | None = None, name: str =
 
 def open_text(path: Path) -> IO[str]:
     """Open a text file for reading; one whose name ends in .gz is unpacked, and a byte order mark is skipped."""
+    os.close(open_regular(str(path), os.O_RDONLY))  # a pipe would be waited for
     if path.suffix == ".gz":
         return io.TextIOWrapper(gzip.open(path, "rb"), encoding="utf-8-sig")
     return open(path, encoding="utf-8-sig")

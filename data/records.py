@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from data import archive
-from data.files import bounded_lines, open_text
+from data.files import LONGEST_LINE, bounded_lines, open_text
+from data.foreign import parse_json
 from data.names import did_you_mean
 from data.tasks import (
     CANONICAL_ORDER,
@@ -262,7 +263,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             packed = path.stat().st_size if path.suffix == ".gz" else None
             for number, line in enumerate(bounded_lines(handle, packed, path.name), start=1):
                 if line.strip():
-                    row = json.loads(line)
+                    row = parse_json(line, longest=LONGEST_LINE, repeated=True, halves=False)
                     if not isinstance(row, dict):
                         raise ValueError("not a JSON object")
                     yield number, row
@@ -293,5 +294,7 @@ def complete(row: dict[str, Any], split: str, path: Path, number: int) -> Record
             raise ValueError(f"{path}, line {number}: the field {name!r} is missing; a record has {needed}")
         value = filled[name]
         if not isinstance(value, str) and not (value is None and name in NULLABLE_FIELDS):
-            raise ValueError(f"{path}, line {number}: the field {name!r} must be text, not {value!r}")
+            raise ValueError(
+                f"{path}, line {number}: the field {name!r} must be text, not of the type {type(value).__name__}"
+            )
     return cast(Record, {name: filled[name] for name in FIELDS})

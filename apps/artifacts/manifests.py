@@ -5,7 +5,6 @@ The site's own copy, below its private root, says that a task is finished. Anoth
 
 from __future__ import annotations
 
-import json
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -15,9 +14,11 @@ from apps.artifacts.store import Artifact, artifact_path, verify
 from apps.base.errors import ArtifactError, UpdateRefused
 from apps.base.files import inside, write_json
 from apps.trust.signed import Signed
+from data.foreign import read_json
 
 FOLDER = "manifests"  # in the site's own storage
 TASK_ID = re.compile("[0-9a-f]{32}")
+LARGEST = 1 << 20  # bytes of a manifest
 HEADER_SPARE = 1 << 16  # bytes by which the header of an update may exceed that of its base
 
 
@@ -89,7 +90,7 @@ def find_manifest(root: Path, task_id: str, out: Path) -> Manifest | None:
         out: folder of what leaves the site.
     """
     try:
-        manifest: Manifest = json.loads(manifest_path(inside(root, FOLDER), task_id).read_text())
+        manifest: Manifest = read_json(manifest_path(inside(root, FOLDER), task_id), LARGEST)
         verify(out, manifest["artifact"])
         leaving = manifest_path(out, manifest["task_id"])
     except (OSError, ArtifactError, ValueError, KeyError, TypeError):
@@ -104,8 +105,8 @@ def remove_update(out: str | Path, artifact: Artifact) -> None:
     with suppress(OSError):  # gone already, or owned by another user; nothing in the campaign depends on it
         artifact_path(out, artifact).unlink()
     for path in Path(out).glob("*.json"):
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            if json.loads(path.read_text())["artifact"]["sha256"] == artifact["sha256"]:
+        with suppress(OSError, ValueError, KeyError, TypeError):  # others may write here: it may be no manifest
+            if TASK_ID.fullmatch(path.stem) and read_json(path, LARGEST)["artifact"]["sha256"] == artifact["sha256"]:
                 path.unlink()
 
 

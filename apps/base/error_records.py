@@ -10,7 +10,7 @@ from apps.base.plain_text import one_line
 
 FIELDS: dict[str, type] = {"what": str, "site": str, "round": int, "file": str, "remedy": str}
 POLICY_FIELDS = ("rule", "asked", "allowed")  # of a PolicyRefused, all texts
-LONGEST = 4096  # characters of a text
+LONGEST = 1000  # characters of a text
 LAST_ROUND = 10**9
 
 

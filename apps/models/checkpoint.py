@@ -6,7 +6,6 @@ of the base model, and tied weights, of which a file may hold either.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from apps.artifacts.store import DTYPES, TensorSpec, read_header
 from apps.artifacts.streams import PieceReader, piece_ranges
 from apps.base.errors import ArtifactError, UserMistake
-from apps.models.folder import INDEX, SINGLE, require_usable, shard_names
+from apps.models.folder import INDEX, SINGLE, read_json, require_usable, shard_names
 from apps.models.loading import load_config, random_network
 from apps.models.sources import TINY, model_folder
 
@@ -117,7 +116,7 @@ def weight_files(source: str) -> list[Path]:
     index = cached_file(folder, INDEX, **quiet)
     if index is None:
         raise NotStreamable("it has no safetensors files")
-    names = shard_names(json.loads(Path(index).read_text()), INDEX)
+    names = shard_names(read_json(Path(index)), INDEX)
     files = {name: cached_file(folder, name, **quiet) for name in names}
     missing = [name for name, path in files.items() if path is None]
     if missing:

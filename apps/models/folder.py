@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from apps.base.errors import UserMistake
+from data.foreign import parse_json, read_start
 
 LFS_MARK = b"version https://git-lfs"
 LARGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors format
@@ -106,7 +107,7 @@ def config_fault(config: dict[str, Any]) -> Fault | None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     kind, quantised = config.get("model_type"), config.get("quantization_config")
-    of_kind = ", ".join(config.get("architectures") or []) or kind
+    of_kind = _names(config.get("architectures")) or kind
     causal = "Give a causal language model, such as one of the kinds Llama, Qwen, Mistral, Gemma, OPT or GPT-2"
     if not isinstance(kind, str):
         return Fault("has a config.json without model_type", causal)
@@ -132,6 +133,10 @@ def config_fault(config: dict[str, Any]) -> Fault | None:
             f"{causal}; if this one was trained as a decoder, its config.json needs is_decoder: true",
         )
     return None
+
+
+def _names(values: Any) -> str:
+    return ", ".join(str(value)[:80] for value in values[:8]) if isinstance(values, list) else ""
 
 
 def _attention_of_others(config: dict[str, Any]) -> str | None:
@@ -180,11 +185,12 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     _refuse_pointer(path)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        text = read_start(path, LARGEST_HEADER, follow=True).decode()
+        values = parse_json(text, longest=LARGEST_HEADER, most=LARGEST_HEADER, repeated=True)
     except UnicodeDecodeError:
         raise BrokenFile(f"has a {path.name} that is no text") from None
-    except json.JSONDecodeError as error:
-        raise BrokenFile(f"has a damaged {path.name}: {error.msg} in line {error.lineno}") from None
+    except ValueError as error:
+        raise BrokenFile(f"has a damaged {path.name}: {error}") from None
     if not isinstance(values, dict):
         raise BrokenFile(f"has a {path.name} that is no JSON object")
     return values
@@ -272,6 +278,5 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def _refuse_pointer(path: Path) -> None:
-    with open(path, "rb") as stream:
-        if stream.read(len(LFS_MARK)) == LFS_MARK:
-            raise BrokenFile(f"has a Git LFS pointer in place of {path.name}; 'git lfs pull' fetches the file itself")
+    if read_start(path, len(LFS_MARK), follow=True) == LFS_MARK:
+        raise BrokenFile(f"has a Git LFS pointer in place of {path.name}; 'git lfs pull' fetches the file itself")

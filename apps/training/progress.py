@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TypedDict
+
+from data.foreign import parse_json, read_start
 
 FILE = "progress.json"
 PERIOD_S = 0.3
@@ -79,18 +80,16 @@ class ProgressFile:
 def read_progress(root: Path) -> Progress | None:
     """Return the last progress that a process of this site has written, or None if there is none to read."""
     try:
-        found: Progress = json.loads(progress_text(root))
-    except (FileNotFoundError, ValueError, RecursionError):
+        found: Progress = parse_json(progress_text(root))
+    except (FileNotFoundError, ValueError):
         return None
     return found
 
 
 def progress_text(root: Path) -> str:
-    """Return the text of a site's progress; at most ``LONGEST`` bytes of it, and none of what is no file.
+    """Return the text of a site's progress; at most ``LONGEST`` bytes of it.
 
     Raises:
-        OSError: there is none, or it cannot be read.
+        OSError: there is none, it is no regular file, or it cannot be read.
     """
-    descriptor = os.open(root / FILE, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would be waited for
-    with open(descriptor, "rb") as stream:
-        return stream.read(LONGEST).decode(errors="replace") if stat.S_ISREG(os.fstat(descriptor).st_mode) else ""
+    return read_start(root / FILE, LONGEST).decode(errors="replace")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +23,7 @@ LOSSES = "losses"
 METRICS = (LOSSES,)
 HOUR_S = 3600.0
 SHOWN = 300  # characters of a value in a refusal
+OWN = ("usage", "keys", "requests.jsonl", "requests.1.jsonl")  # in the root: the site's own records, for no request
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,12 @@ class Policy:
         exchange: folder with ``in`` (drivers write) and ``out`` (the site writes); None: both are below ``root``.
         data: folders of records, or the name of a set that comes with the project.
         models: base models.
-        learning_files: SHA-256 of files with training code that drivers may send.
+        learning_files: SHA-256 of files with training code; this version takes none (``request_form``).
         launch: command that starts the ranks.
         device: torch device.
         max_model_bytes, max_update_bytes: size of one file.
-        max_steps_per_request: of one training request.
-        max_steps, max_rounds, max_node_hours: in total, over all campaigns.
+        max_steps_per_request: of one training request; steps count as often as they accumulate.
+        max_steps, max_rounds, max_node_hours: in total, over all campaigns; a round of a site is one training.
         metrics: what of ``METRICS`` may leave the site beside steps, counts of samples and times.
         methods: of adapters, and ``full``.
         campaigns: their names.
@@ -88,18 +89,18 @@ class Usage:
     """What a site has done so far, over all campaigns.
 
     Attributes:
-        steps: of training.
+        steps: of training, times the batches that each accumulates.
         node_s: seconds of training times nodes.
-        rounds: (campaign, number) of each round that the site took part in.
+        trainings: their number; one that is repeated because its result is gone counts again.
     """
 
     steps: int = 0
     node_s: float = 0.0
-    rounds: frozenset[tuple[str, int]] = frozenset()
+    trainings: int = 0
 
-    def with_seconds(self, node_s: float) -> Usage:
-        """Return the usage with more node-seconds."""
-        return replace(self, node_s=self.node_s + node_s)
+    def plus(self, other: Usage) -> Usage:
+        """Return the sum of two usages."""
+        return Usage(self.steps + other.steps, self.node_s + other.node_s, self.trainings + other.trainings)
 
 
 def refuse(rule: str, asked: Any, allowed: Any) -> PolicyRefused:
@@ -135,7 +136,7 @@ def allowed(policy: Policy, request: SiteRequest, spent: Usage | None, now: floa
     if request.training:
         _training(policy, request, request.training)
         if spent is not None:
-            _totals(policy, request, request.training, spent)
+            _totals(policy, request, spent)
 
 
 def filled(policy: Policy, request: SiteRequest) -> SiteRequest:
@@ -199,14 +200,21 @@ def _within(rule: str, folder: str, asked: str) -> None:
         raise refuse(rule, asked, folder)
 
 
+def _not_own(policy: Policy, rule: str, asked: str) -> None:
+    """Check that a path is none of the site's own records, nor below one, with all links followed."""
+    place = Path(os.path.realpath(asked))
+    if any(place.is_relative_to(os.path.realpath(f"{policy.root}/{name}")) for name in OWN):
+        raise refuse(rule, asked, f"what is not of the site's own records: {', '.join(OWN)}")
+
+
 def _folders(policy: Policy, request: SiteRequest) -> None:
     incoming, outgoing = (f"{policy.exchange}/{name}" if policy.exchange else policy.root for name in (IN, OUT))
-    if request.root is not None:
-        _within("root", policy.root, request.root)
-    if request.out is not None:
-        _within("exchange", outgoing, request.out)
-    if request.base is not None:
-        _within("exchange", incoming, request.base["store"])
+    store = None if request.base is None else request.base["store"]
+    asked = (("root", policy.root, request.root), ("exchange", outgoing, request.out), ("exchange", incoming, store))
+    for rule, folder, path in asked:
+        if path is not None:
+            _within(rule, folder, path)
+            _not_own(policy, rule, path)
 
 
 def _data(policy: Policy, request: SiteRequest) -> None:
@@ -244,14 +252,14 @@ def _launch(policy: Policy, request: SiteRequest) -> None:
 
 def _training(policy: Policy, request: SiteRequest, training: Mapping[str, Any]) -> None:
     _one_of("device", policy.device and (policy.device,), training["device"])
-    _at_most("max_steps_per_request", policy.max_steps_per_request, training["steps"])
+    _at_most("max_steps_per_request", policy.max_steps_per_request, request.steps)
     assert request.base is not None
     _at_most("max_model_bytes", policy.max_model_bytes, request.base["artifact"]["nbytes"])
 
 
-def _totals(policy: Policy, request: SiteRequest, training: Mapping[str, Any], spent: Usage) -> None:
-    _at_most("max_steps", policy.max_steps, spent.steps + training["steps"])
-    _at_most("max_rounds", policy.max_rounds, len(spent.rounds | {(request.campaign, request.round)}))
+def _totals(policy: Policy, request: SiteRequest, spent: Usage) -> None:
+    _at_most("max_steps", policy.max_steps, spent.steps + request.steps)
+    _at_most("max_rounds", policy.max_rounds, spent.trainings + 1)
     hours = spent.node_s / HOUR_S
     if policy.max_node_hours is not ANY and hours >= policy.max_node_hours:
         raise refuse("max_node_hours", f"more after {hours:.2f}", policy.max_node_hours)

@@ -48,7 +48,8 @@ def _entry(request: SiteRequest | None, task_id: str | None, answer: str) -> dic
     entry: dict[str, Any] = {"time": round(time.time(), 3), "answer": answer[:REASON_LENGTH]}
     if request is None:
         return entry
-    training, place = request.training or {}, request.arguments.get("place")
+    place, asked = request.arguments.get("place"), request.arguments.get("request")
+    training = asked.get("training") if isinstance(asked, dict) else None
     found = {
         "driver": request.driver,
         "campaign": request.campaign,

@@ -1,36 +1,65 @@
 """What a site has done in total, over all campaigns: one small file for each task, in the site's private root.
 
-A task's file is written before the task starts, and whole or not at all, so a crash loses no step and a repeated task
-counts once. The seconds are brought up to date while it runs.
+A task's file is written before the task starts, and whole or not at all, so a crash loses no step. A training that is
+continued counts once; one that begins anew, because its result is gone or it is asked for in another folder, counts
+again. The seconds are brought up to date while it runs. Nothing in these files is ever forgotten or replaced.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
-from apps.base.errors import CrossfedError, StorageError
+from apps.base.errors import CrossfedError, LossNotFinite, StorageError
 from apps.base.files import atomic_file, cannot_write
 from apps.trust.policy import Usage
 
 FOLDER = "usage"
+TASK_ID = re.compile("[0-9a-f]{32}")  # the name of a record; nothing else in the folder is one
 METER_S = 60.0  # between two updates of a running task's seconds
 
 
 class TaskUsage(TypedDict):
-    """Usage of one task, over all attempts."""
+    """Usage of one task, over all attempts; times in seconds."""
 
-    campaign: str
+    campaign: str  # like driver and round, of the request that came first
+    driver: str | None  # id of the key that has signed it
     round: int
-    steps: int
+    root: str  # the site's storage for the campaign, where an unfinished training can be continued
+    steps: int  # of all trainings of the task, times the batches that each accumulates
+    trainings: int
     nodes: int
+    first: float  # UNIX time of the first request
     seconds: float
+    begun: bool  # the training has left something to continue from
     done: bool
+
+
+@dataclass(frozen=True)
+class Traces:
+    """What earlier attempts at a task have left in its folder.
+
+    Attributes:
+        result: returns True if there is a result that answers the request.
+        attempt: returns True if there is an attempt to continue.
+    """
+
+    result: Callable[[], bool]
+    attempt: Callable[[], bool]
+
+
+@dataclass
+class Counted:
+    """A task that is being counted; the caller says whether it has trained, or had been finished before."""
+
+    trained: bool = True
 
 
 def usage_path(root: Path, task_id: str) -> Path:
@@ -48,15 +77,15 @@ def read_usage(root: Path, leave_out: str = "") -> Usage:
     Raises:
         StorageError: a record cannot be read; nothing may then be taken for unused.
     """
-    steps, node_s, rounds = 0, 0.0, set()
+    total = Usage()
     for path in (root / FOLDER).glob("*.json"):
-        if path.stem == leave_out:
-            continue
-        record = _read(path)
-        steps += record["steps"]
-        node_s += record["nodes"] * record["seconds"]
-        rounds.add((record["campaign"], record["round"]))
-    return Usage(steps, node_s, frozenset(rounds))
+        if TASK_ID.fullmatch(path.stem) and path.stem != leave_out:
+            total = total.plus(_usage(_read(path)))
+    return total
+
+
+def _usage(record: TaskUsage) -> Usage:
+    return Usage(record["steps"], record["nodes"] * record["seconds"], record["trainings"])
 
 
 def _read(path: Path) -> TaskUsage:
@@ -64,10 +93,15 @@ def _read(path: Path) -> TaskUsage:
         record = json.loads(path.read_text())
         return TaskUsage(
             campaign=str(record["campaign"]),
+            driver=record["driver"],
             round=int(record["round"]),
+            root=str(record["root"]),
             steps=int(record["steps"]),
+            trainings=int(record["trainings"]),
             nodes=int(record["nodes"]),
+            first=float(record["first"]),
             seconds=float(record["seconds"]),
+            begun=bool(record["begun"]),
             done=bool(record["done"]),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -76,51 +110,91 @@ def _read(path: Path) -> TaskUsage:
 
 
 @contextmanager
-def counted(root: Path, task_id: str, task: TaskUsage, check: Callable[[Usage], None]) -> Iterator[None]:
+def counted(
+    root: Path, task_id: str, task: TaskUsage, check: Callable[[Usage], None], traces: Traces
+) -> Iterator[Counted]:
     """Count a task while it runs.
 
     The task is recorded first and checked then: of two that start at the same time, both may be refused, but not both
-    allowed. A task that is done is not checked again: asking for its result costs nothing.
+    allowed. A task whose result is still there is neither checked nor counted: asking for it again costs nothing. If it
+    has vanished between this look and the training, the training is counted afterwards.
 
     Args:
         root: private root of the site, of all campaigns.
         task_id: of the task.
-        task: its usage, before it runs.
+        task: the usage of one training of the task, before it runs.
         check: raises if the site may not do the task after what it has done.
+        traces: of earlier attempts.
 
     Raises:
         StorageError: the record cannot be written.
     """
     path = usage_path(root, task_id)
     known = _read(path) if path.exists() else None
-    before_s = known["seconds"] if known else 0.0
-    if known is None or not known["done"]:
-        write_usage(path, {**task, "seconds": before_s})
-        try:
-            check(read_usage(root, leave_out=task_id).with_seconds(task["nodes"] * before_s))
-        except CrossfedError:
-            if known is None:
-                path.unlink()
-            raise
+    free = known is not None and known["done"] and known["root"] == task["root"] and traces.result()
+    record = known if known and (free or _continues(known, task, traces)) else _with_training(known, task)
+    if not free:
+        _checked(root, path, record, task, known, check)
     began, ended = time.monotonic(), threading.Event()
+    before_s = record["seconds"]
 
     def write(done: bool) -> None:
-        write_usage(path, {**task, "seconds": before_s + time.monotonic() - began, "done": done})
+        seconds, begun = before_s + time.monotonic() - began, record["begun"] or traces.attempt()
+        write_usage(path, {**record, "seconds": seconds, "begun": begun, "done": done})
 
     def meter() -> None:
         while not ended.wait(METER_S):
             with suppress(StorageError):
-                write(False)
+                write(done)
 
-    thread, done = threading.Thread(target=meter, name="usage", daemon=True), False
+    thread, done, state = threading.Thread(target=meter, name="usage", daemon=True), free, Counted()
     thread.start()
     try:
-        yield
+        yield state
         done = True
+        if free and state.trained:
+            record = _with_training(record, task)
+    except LossNotFinite:
+        done = True  # nothing continues it: the same request begins anew
+        raise
     finally:
         ended.set()
         thread.join()
         write(done)
+
+
+def _continues(known: TaskUsage, task: TaskUsage, traces: Traces) -> bool:
+    """Return True if a training goes on from what it has left in the same folder, or had not begun."""
+    return not known["done"] and known["root"] == task["root"] and (not known["begun"] or traces.attempt())
+
+
+def _with_training(known: TaskUsage | None, task: TaskUsage) -> TaskUsage:
+    """Return the record of a task with one training more."""
+    if known is None:
+        return task
+    steps, trainings = known["steps"] + task["steps"], known["trainings"] + task["trainings"]
+    return {**known, "root": task["root"], "steps": steps, "trainings": trainings, "begun": False, "done": False}
+
+
+def _checked(
+    root: Path,
+    path: Path,
+    record: TaskUsage,
+    task: TaskUsage,
+    known: TaskUsage | None,
+    check: Callable[[Usage], None],
+) -> None:
+    """Write the record of a task that is about to train, and take it back if the task is refused."""
+    write_usage(path, record)
+    before = Usage(record["steps"] - task["steps"], _usage(record).node_s, record["trainings"] - task["trainings"])
+    try:
+        check(read_usage(root, leave_out=path.stem).plus(before))
+    except CrossfedError:
+        if known is None:
+            path.unlink()
+        else:
+            write_usage(path, known)
+        raise
 
 
 def write_usage(path: Path, task: TaskUsage) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -224,7 +225,7 @@ def test_missing_field_is_named(tmp_path: Path, sample_records: list[Record], fi
 
 def test_field_of_wrong_type_is_named(tmp_path: Path, sample_records: list[Record]) -> None:
     write_lines(tmp_path / "test.jsonl", [{**sample_records[0], "raw_output": 3.5}])
-    with pytest.raises(ValueError, match="'raw_output' must be text, not 3.5"):
+    with pytest.raises(ValueError, match="'raw_output' must be text, not of the type float"):
         load_records(str(tmp_path), "test")
 
 
@@ -270,3 +271,30 @@ def test_canonical_line_is_stable() -> None:
     assert line.endswith("\n")
     assert list(json.loads(line)) == sorted(FIELDS)
     assert line == canonical_line(dict(reversed(row.items())))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("[" * 100_000, "levels deep"),
+        ('{"input": "\\ud800"}', "half of a surrogate pair"),
+        ('{"a":' + "9" * 5000 + "}", "integer string"),
+        (
+            json.dumps({**dict.fromkeys(FIELDS, "x"), "input": {"secret": "of the site"}}),
+            "must be text, not of the type dict",
+        ),
+    ],
+    ids=lambda value: value[:12],
+)
+def test_a_hostile_line_is_a_mistake_of_its_file_that_tells_no_record(line: str, problem: str, tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text(line)
+    with pytest.raises(ValueError, match=problem) as caught:
+        load_records(str(tmp_path), "train")
+    assert "train.jsonl, line 1" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_pipe_in_place_of_records_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "train.jsonl")
+    with pytest.raises(OSError, match="no regular file"):
+        load_records(str(tmp_path), "train")

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-from apps.artifacts.manifests import manifest_path
+from apps.artifacts.manifests import LARGEST, manifest_path
 from apps.base.errors import CrossfedError
-from apps.base.files import cannot_write
+from data.files import UNFINISHED
+from data.foreign import parse_json, read_small
 from site_configs.library.site import Site
-from workflows.globus.transfer.https import SMALL, FileReader
+from workflows.globus.transfer.https import FileReader
+from workflows.globus.transfer.sizes import require_size
 from workflows.globus.transfer.staging import GlobusStaging
-from workflows.globus.transfer.task import TransferRequest, follow, new_submission_id, submit
-from workflows.trust.answers import parse_json
+from workflows.globus.transfer.task import TaskHistory, TransferRequest, follow, new_submission_id, submit
 
 TRANSFER_S = 600.0  # that a transfer of a manifest may take
 
@@ -47,24 +48,24 @@ def find_manifest(site: Site, reader: FileReader | None, staging: GlobusStaging 
 def _transferred(staging: GlobusStaging, site: Site, path: Path) -> bytes | None:
     """Fetch a manifest by a transfer of its own; None: the site has none."""
     assert site.collection is not None
-    folder = Path(staging.journal.path).parent / "manifests" / site.name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(folder, error) from error
-    here, there = folder / path.name, site.collection.path_of(path)
+    here = Path(staging.journal.path).parent / f"{UNFINISHED}{site.name}-{path.name}"
+    there = site.collection.path_of(path)
+    require_size(staging.caller, site.collection.id, there, LARGEST, path)
     files = ((there, staging.server.path_of(here)),)
     label = f"crossfed {staging.name} manifest {site.name}"
-    request = TransferRequest(site.collection.id, staging.server.id, files, label, TRANSFER_S)
+    request = TransferRequest(site.collection.id, staging.server.id, files, label, TRANSFER_S, LARGEST)
     task_id = submit(staging.caller, request, new_submission_id(staging.caller))
-    with closing(staging.queue.follower.states(task_id)) as states:
-        result = follow(staging.caller, task_id, lambda *_: None, states)
-    return None if result.missing else _read(here)
+    try:
+        with closing(staging.queue.follower.states(task_id)) as states:
+            result = follow(staging.caller, task_id, lambda *_: None, states, TaskHistory(nbytes=LARGEST))
+        return None if result.missing else _read(here)
+    finally:
+        with suppress(OSError):
+            here.unlink()
 
 
 def _read(path: Path) -> bytes | None:
     try:
-        with open(path, "rb") as file:
-            return file.read(SMALL)
-    except OSError:
+        return read_small(path, LARGEST)
+    except (OSError, ValueError):
         return None

@@ -40,6 +40,11 @@ class EventLog:
             return period_of(event.get("campaign"))
         return "round"
 
+    @property
+    def opened(self) -> float:
+        """When the campaign began, in unix seconds; 0 where that is not known."""
+        return next((float(event["time"]) for event in self.named("campaign_opened")), 0.0)
+
 
 def period_of(campaign: Any) -> str:
     """Return ``round`` or ``version``, by the strategy of a campaign in plain values."""
@@ -107,26 +112,30 @@ def _is_task(event: Mapping[str, Any]) -> bool:
 def task_runs(journal: EventLog) -> list[TaskRun]:
     """Return the finished tasks in journal order; a missing time is replaced by the nearest recorded one."""
     if journal.period == "round":
-        return [as_task_run(event) for event in journal.named("task_done")]
+        return [as_task_run(event, journal.opened) for event in journal.named("task_done")]
     return list(_runs_by_version(journal, len(journal.named("aggregated")) + (not journal.named("campaign_finished"))))
 
 
 def _runs_by_version(journal: EventLog, last: int) -> Iterator[TaskRun]:
     """Yield the tasks, those at sites with their version; after version ``last`` was made they still count to it."""
-    version = 1
+    version, opened = 1, journal.opened
     for event in journal.events:
         if event["event"] == "aggregated":
             version = min(version + 1, last)
         elif event["event"] == "task_done":
-            task = as_task_run(event)
+            task = as_task_run(event, opened)
             yield replace(task, round=version) if task.app in AT_SITES else task
 
 
-def as_task_run(event: Mapping[str, Any]) -> TaskRun:
+def as_task_run(event: Mapping[str, Any], opened: float = 0.0) -> TaskRun:
     """Return a ``task_done`` event as a task, placed between its submission and its record by the driver's clock.
 
     Its start and end come from its worker's clock, so a task may seem to end after it was recorded, or before it was
     submitted: then it keeps its length and ends when it was recorded.
+
+    Args:
+        event: the record.
+        opened: when the campaign began, in unix seconds: no task has started before, or trained for longer.
     """
     recorded = float(event["time"])
     ended = _time(event, "ended", default=recorded)
@@ -134,6 +143,8 @@ def as_task_run(event: Mapping[str, Any]) -> TaskRun:
     submitted = min(_time(event, "submitted", default=started), recorded)
     if ended > recorded or ended < submitted:
         started, ended = max(submitted, recorded - (ended - started)), recorded
+    started = max(started, min(opened, ended))
+    result = event.get("result") or {}
     return TaskRun(
         app=str(event.get("app", "")),
         round=int(event.get("round") or 0),
@@ -141,9 +152,17 @@ def as_task_run(event: Mapping[str, Any]) -> TaskRun:
         submitted=min(submitted, started),
         started=started,
         ended=ended,
-        result=event.get("result") or {},
+        result=bounded_times(result, recorded - opened),
         order=int(event.get("round") or 0),
     )
+
+
+def bounded_times(result: Mapping[str, Any], longest_s: float) -> Mapping[str, Any]:
+    """Return the result of a task whose training has taken no longer than so many seconds, whatever its site says."""
+    train_s = result.get("train_s")
+    if not isinstance(train_s, int | float) or train_s <= longest_s:
+        return result
+    return {**result, "train_s": max(0.0, longest_s)}
 
 
 def _time(event: Mapping[str, Any], *keys: str, default: float) -> float:

@@ -9,6 +9,7 @@ from pathlib import Path
 from apps.base.files import write_text
 from workflows.console.pace import Pace
 from workflows.records.csv_text import csv_text
+from workflows.records.event_log import bounded_times
 from workflows.records.journal import Journal, Record
 from workflows.records.scores import GLOBAL, score_of
 
@@ -54,13 +55,14 @@ class MetricRows:
     """The rows of ``metrics.csv``, collected from the records of a journal in their order."""
 
     def __init__(self) -> None:
-        self.split = "test"
+        self.split, self.opened = "test", 0.0
         self.rows: dict[tuple[int, int, str, str], Row] = {}
 
     def read(self, records: Iterable[Record]) -> None:
         """Read the next records; of a repeated row the last one counts."""
         for record in records:
             if record["event"] == "campaign_opened":
+                self.opened = float(record.get("time") or 0.0)
                 evaluation = (record.get("campaign") or {}).get("evaluation") or {}
                 self.split = str(evaluation.get("split", self.split))
             elif record["event"] == "task_done" and record["app"] == "evaluate":
@@ -83,7 +85,8 @@ class MetricRows:
 
     def _trained(self, record: Record) -> None:
         """Add the training of a site in a round: the loss of its last step, over all its tasks."""
-        result, number, site = record["result"], int(record["round"]), str(record["site"])
+        result = bounded_times(record["result"], record["time"] - self.opened)
+        number, site = int(record["round"]), str(record["site"])
         loss = result.get("loss_last")
         values = ("" if loss is None else f"{loss:.6f}", result.get("samples", ""), result.get("tokens", ""))
         artifact = (result.get("artifact") or {}).get("sha256", "")

@@ -51,6 +51,7 @@ class RoundReader:
         self.made: dict[int, float] = {}  # when the model of a round was made
         self.nbytes: Counter[int] = Counter()
         self.open: set[int] = {0}  # rounds that were begun and not returned yet
+        self.opened = 0.0  # when the campaign began
         self.version = 1  # that is made next, if there are no rounds
 
     def read(self, records: Iterable[Record]) -> list[RoundSummary]:
@@ -77,6 +78,7 @@ class RoundReader:
             case "campaign_opened" | "campaign_changed":
                 self.last_rounds.add(record.get("rounds") or 0)
                 if record["event"] == "campaign_opened":
+                    self.opened = record["time"]
                     self.period = period_of(record.get("campaign"))
             case "aggregated":
                 self._aggregated(record)
@@ -94,7 +96,7 @@ class RoundReader:
         if record["app"] == "evaluate":
             self.losses[record["round"]][record["result"]["who"]] = record["result"]["mean_loss"]
             return
-        task = as_task_run(record)
+        task = as_task_run(record, self.opened)
         if task.app == "aggregate" and self.period == "round":
             self.made.setdefault(task.round, task.ended)
         if task.app in AT_SITES:

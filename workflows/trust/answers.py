@@ -6,7 +6,6 @@ neither the journal nor a strategy nor the display meets a value that nobody exp
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,10 +13,8 @@ from apps.base.error_records import error_from
 from apps.base.errors import AnswerRefused, CrossfedError, ModelNotFinite, SiteMistake, TaskError, UserMistake
 from apps.base.plain_text import one_line
 from apps.remote.calls import FUNCTIONS as SITE_FUNCTIONS
+from data.foreign import parse_json
 from workflows.trust.calls import SiteCall
-
-LIMIT_BYTES = 10_000_000  # as much as Globus Compute carries
-DEEPEST = 32  # levels of lists and objects
 
 
 def read_answer(text: object, call: SiteCall) -> Any:
@@ -80,49 +77,6 @@ def parse_answer(text: object, call: SiteCall) -> dict[str, Any]:
     if not isinstance(answer, dict) or not answer.keys() & {"result", "error"}:
         raise refused(call, "it has neither a result nor an error")
     return answer
-
-
-def parse_json(text: str) -> Any:
-    """Parse a text from a site.
-
-    Raises:
-        ValueError: it is no JSON, too long, too deep, names something twice, or has a number of thousands of digits.
-    """
-    if len(text) > LIMIT_BYTES:
-        raise ValueError(f"it has {len(text):,} characters, at most {LIMIT_BYTES:,} are read")
-    if _deepest(text) > DEEPEST:
-        raise ValueError(f"it is nested more than {DEEPEST} levels deep")
-    try:
-        return json.loads(text, object_pairs_hook=_without_repetition)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"it is not JSON: {error.msg} at character {error.pos}") from None
-
-
-def _deepest(text: str) -> int:
-    """Return at most how deep a text is nested; brackets within strings are counted too where that may matter."""
-    if text.count("[") + text.count("{") <= DEEPEST:
-        return 0
-    depth = deepest = 0
-    inside = escaped = False
-    for character in text:
-        if inside:
-            inside = escaped or character != '"'
-            escaped = character == "\\" and not escaped
-        elif character == '"':
-            inside = True
-        elif character in "[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif character in "]}":
-            depth -= 1
-    return deepest
-
-
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        raise ValueError("it names the same field twice")
-    return values
 
 
 def checked_result(result: Any, call: SiteCall) -> Any:

@@ -129,9 +129,9 @@ def _metric_lines(records: Sequence[Record]) -> tuple[set[str], set[str]]:
     rows, known = MetricRows(), {csv_text(COLUMNS, ())}
     for record in records:
         own = MetricRows()
-        own.split = rows.split
+        own.split, own.opened = rows.split, rows.opened
         own.read([record])
-        rows.split = own.split
+        rows.split, rows.opened = own.split, own.opened
         rows.rows |= own.rows
         known |= {csv_text(row, ()) for row in own.rows.values()}
     return {csv_text(row, ()) for row in (COLUMNS, *rows.rows.values())}, known

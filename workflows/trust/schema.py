@@ -5,6 +5,7 @@ Types are strict, numbers finite, and fields that are not named here are refused
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
@@ -16,6 +17,8 @@ from apps.training.task import task_identity
 from workflows.trust.calls import SiteCall
 
 CLOCKS_S = 86_400.0  # by which a site's clock may be ahead
+SET_BACK_S = 60.0  # by which a site's clock may be set back while it works
+MOMENTS = ("started", "ended", "time")
 SHOWN = 80  # characters of a refused value
 
 Count = Annotated[int, Field(ge=0, le=10**12)]
@@ -169,6 +172,16 @@ def problem_of(schema: type[Answer], value: Any) -> str | None:
         return f"{name or 'it'}: {message}" + (f", got {shown}" if shown else "")
     except (ValueError, RecursionError) as error:  # an integer of thousands of digits cannot even be shown
         return f"it cannot be checked: {type(error).__name__}"
+    return _times_problem(value)
+
+
+def _times_problem(value: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with the UNIX times of an answer, or None."""
+    future = [name for name in MOMENTS if value.get(name, 0.0) > time.time() + CLOCKS_S]
+    if future:
+        return f"{', '.join(future)}: in the future"
+    if value.get("started", 0.0) - value.get("ended", math.inf) > SET_BACK_S:
+        return "started: after it has ended"
     return None
 
 
@@ -222,8 +235,6 @@ def _measure_problem(manifest: Mapping[str, Any], base: Mapping[str, Any]) -> st
     largest = base["nbytes"] + HEADER_SPARE
     if manifest["artifact"]["nbytes"] > largest:
         return f"artifact.nbytes: {manifest['artifact']['nbytes']:,}, an update of this model has at most {largest:,}"
-    if max(manifest["started"], manifest["ended"]) > time.time() + CLOCKS_S:
-        return "started, ended: in the future"
     return None
 
 

@@ -14,7 +14,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apps.artifacts.manifests import HEADER_SPARE, find_manifest, manifest_path, require_acceptable, write_manifest
+from apps.artifacts.manifests import (
+    HEADER_SPARE,
+    find_manifest,
+    manifest_path,
+    remove_update,
+    require_acceptable,
+    write_manifest,
+)
 from apps.artifacts.store import artifact_path, save_tensors
 from apps.base.errors import ArtifactError, UpdateRefused
 from apps.base.identity import identity
@@ -133,3 +140,24 @@ def test_update_that_is_gone_or_altered_is_not_found(manifest, tmp_path):
     assert found(tmp_path) is None
     path.write_bytes(whole)
     assert found(tmp_path) == manifest
+
+
+def test_what_others_put_beside_an_update_neither_hangs_nor_breaks_its_deletion(manifest, tmp_path):
+    out = tmp_path / "out"
+    odd = [out / "x.json", out / f"{'a' * 32}.json", out / f"{'b' * 32}.json", out / f"{'c' * 32}.json"]
+    os.mkfifo(odd[0])
+    os.mkfifo(odd[1])
+    odd[2].write_text("[" * 100_000)
+    odd[3].symlink_to("/dev/zero")
+    remove_update(out, manifest["artifact"])
+    assert sorted(out.iterdir()) == sorted(odd)
+
+
+@pytest.mark.usefixtures("manifest")
+def test_a_manifest_that_is_no_file_or_nested_without_end_is_not_found(tmp_path):
+    own = manifest_path(tmp_path / "root" / "manifests", TASK)
+    own.write_text("[" * 100_000)
+    assert found(tmp_path) is None
+    own.unlink()
+    os.mkfifo(own)
+    assert found(tmp_path) is None

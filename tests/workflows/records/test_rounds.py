@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from workflows.dataflow.activity import SiteActivity
-from workflows.records.event_log import EventLog, moved_nbytes, moves, task_runs
+from workflows.records.event_log import EventLog, as_task_run, moved_nbytes, moves, task_runs
 from workflows.records.journal import Journal
 from workflows.records.metrics import MetricRows, MetricsFile
 from workflows.records.rounds import RoundReader, RoundSummary
@@ -238,3 +238,10 @@ def test_versions_are_called_versions(versions: Journal) -> None:
 def test_a_line_per_site_on_a_terminal(journal: Journal) -> None:
     text = shown(journal, terminal=True)
     assert "━━━━━╌╌╌╌╌" in text and "idle, waiting for the others" in text
+
+
+def test_no_task_has_started_before_its_campaign_or_trained_for_longer() -> None:
+    event = {"event": "task_done", "app": "local_train", "site": "polaris", "round": 1, "time": 1030.0}
+    event |= {"submitted": 1005.0, "started": 0.0, "ended": 1029.0, "result": {"train_s": 1e9, "samples": 3}}
+    task = as_task_run(event, opened=1000.0)
+    assert (task.started, task.ended, task.result["train_s"], task.result["samples"]) == (1000.0, 1029.0, 30.0, 3)

@@ -13,7 +13,8 @@ from training_site import PARALLEL, TRAINING, model_spec
 
 from apps.base.errors import AnswerRefused, CrossfedError, LossNotFinite, SiteMistake, TaskError, UpdateRefused
 from apps.training.task import task_identity
-from workflows.trust.answers import LIMIT_BYTES, read_answer
+from data.foreign import LONGEST
+from workflows.trust.answers import read_answer
 from workflows.trust.calls import SiteCall, answered, call_of
 from workflows.trust.schema import CHECKS
 
@@ -181,7 +182,7 @@ def test_an_enrolment_fits_the_campaign(changes: dict[str, Any], problem: str) -
         '{"a":' * 100_000,
         '{"result": ' + "[" * 40 + "]" * 40 + "}",
         '{"result": ' + "9" * 5000 + "}",
-        " " * (LIMIT_BYTES + 1),
+        " " * (LONGEST + 1),
     ],
     ids=lambda value: ascii(value)[:20],
 )
@@ -265,3 +266,13 @@ def test_the_future_of_a_call_ends_whatever_the_answer_is() -> None:
 def test_arguments_that_are_not_plain_are_refused() -> None:
     with pytest.raises(CrossfedError, match="not plain"):
         call_of("aurora", abs, (object(),), {}).text()
+
+
+@pytest.mark.parametrize(("call", "result"), GOOD, ids=lambda value: getattr(value, "function", ""))
+def test_no_answer_has_times_of_the_future_or_ends_before_it_started(call: SiteCall, result: dict[str, Any]) -> None:
+    for name in result.keys() & {"started", "ended", "time"}:
+        with pytest.raises(AnswerRefused, match=f"{name}: in the future"):
+            read(result | {name: 1e11}, call)
+    if "started" in result:
+        with pytest.raises(AnswerRefused, match="started: after it has ended"):
+            read(result | {"started": result["ended"] + 3600}, call)

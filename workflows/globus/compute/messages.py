@@ -22,7 +22,8 @@ from apps.base.errors import (
     WorkersLost,
 )
 from apps.trust.signed import Signed
-from workflows.trust.answers import parse_json, site_error
+from data.foreign import parse_json
+from workflows.trust.answers import site_error
 
 JSON_HEADER = "11\n"  # of a buffer by globus_compute_sdk.serialize.JSONData
 RESULT_SERIALIZERS = ["globus_compute_sdk.serialize.JSONData"]

@@ -6,20 +6,19 @@ and its text changes with a release only, which ``RELEASES`` records.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import json
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from apps.base.errors import CrossfedError
 from apps.base.files import write_json
-from apps.models.sources import cache_folder
+from apps.models.sources import cache_folder, locked
+from data.foreign import read_json
 from workflows.globus.remedies import LOGIN, LoginNeeded
 
+LARGEST = 1 << 20  # bytes of the file of known ids
 RELEASES = {  # SHA-256 of the text -> first release with it
     "0d2733e6d61320aed40c07642b7fa5b64a89f75f9cd6b93383b24acb10ec7e06": "0.1",
 }
@@ -68,7 +67,7 @@ def _cache() -> Path:
 
 def _read() -> dict[str, Any]:
     try:
-        found = json.loads(_cache().read_text())
+        found = read_json(_cache(), LARGEST)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -77,9 +76,7 @@ def _read() -> dict[str, Any]:
 def _change(change: Callable[[dict[str, Any]], object]) -> None:
     path = _cache()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_suffix(".lock"), "w") as lock:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(lock, fcntl.LOCK_EX)  # two drivers may start at the same time
+    with locked(path.with_suffix(".lock")):  # two drivers may start at the same time
         known = _read()
         change(known)
         write_json(path, known)

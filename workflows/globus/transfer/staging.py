@@ -10,19 +10,18 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apps.artifacts.manifests import Manifest, require_acceptable
 from apps.artifacts.store import Artifact, artifact_path, verify
 from apps.base.errors import ArtifactError, placed
-from apps.base.files import cannot_write
 from apps.base.identity import Place, identity
 from apps.transfer import sent_artifact, verify_or_delete
 from site_configs.library.site import Collection, Site
 from workflows.globus.transfer.calls import Backoff, RetryingClient
 from workflows.globus.transfer.errors import TransferRefused
 from workflows.globus.transfer.in_flight import TransferProgress, TransfersInFlight
+from workflows.globus.transfer.sizes import require_size
 from workflows.globus.transfer.task import DEADLINE_S, TransferRequest, TransferResult, delete
 from workflows.globus.transfer.transfer_log import SUCCEEDED, Direction, Transfer, TransferLog, TransferState
 from workflows.globus.transfer.transfers import AT_ONCE, TransferQueue
@@ -204,7 +203,8 @@ class GlobusStaging:
 
     def _request(self, transfer: Transfer, source: str, destination: str, *files: tuple[str, str]) -> TransferRequest:
         label = f"crossfed {self.name} {transfer.direction} {transfer.site} round {transfer.round}"
-        return TransferRequest(source, destination, files, label, self.deadline_s)
+        nbytes = transfer.nbytes if transfer.direction == "fetch" else None
+        return TransferRequest(source, destination, files, label, self.deadline_s, nbytes)
 
     def _send(self, transfer: Transfer, store_here: str, there: str, progress: TransferProgress) -> TransferState:
         known = self.log.find(transfer.key)
@@ -238,9 +238,15 @@ class GlobusStaging:
             # Globus compares with what it has read; this compares with what the site has written
             verify_or_delete(store_here, artifact)
 
-        return self.in_flight.once(
-            transfer, lambda progress: self.queue.run(transfer, request, check, progress, anew=True)
-        )
+        def run(progress: TransferProgress) -> TransferState:
+            require_size(self.caller, collection.id, update[0], artifact["nbytes"], there)
+            try:
+                return self.queue.run(transfer, request, check, progress, anew=True)
+            except ArtifactError:
+                artifact_path(store_here, artifact).unlink(missing_ok=True)  # what a cancelled transfer has brought
+                raise
+
+        return self.in_flight.once(transfer, run)
 
 
 def _journal_outages(journal: Journal) -> Callable[[str | None], None]:
@@ -266,11 +272,3 @@ def _is_whole(store: str, artifact: Artifact) -> bool:
     except ArtifactError:
         return False
     return True
-
-
-def _made(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(folder, error) from error
-    return folder

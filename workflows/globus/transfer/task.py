@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from apps.base.errors import ArtifactError, CrossfedError
 from workflows.globus.transfer.calls import Backoff, RetryingClient, driver_stopped
 from workflows.globus.transfer.errors import TransferCanceled, TransferFailed, TransferPostponed
+from workflows.globus.transfer.sizes import most_moved
 
 if TYPE_CHECKING:
     from globus_sdk import DeleteData, TransferData
@@ -42,6 +44,7 @@ class TransferRequest:
         files: (path at the source, path at the destination), as the collections name them.
         label: for a person's list of transfers.
         deadline_s: Globus gives up after so long.
+        nbytes: of the files, as announced; None: of our own, whose size is known.
     """
 
     source: str
@@ -49,6 +52,7 @@ class TransferRequest:
     files: tuple[tuple[str, str], ...]
     label: str
     deadline_s: float = DEADLINE_S
+    nbytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -134,10 +138,11 @@ class TaskHistory:
 
     Args:
         stalled_s: for how long earlier tasks of the same attempt had moved nothing.
+        nbytes: of its files, as announced; None: not known.
     """
 
-    def __init__(self, stalled_s: float = 0.0) -> None:
-        now = time.monotonic()
+    def __init__(self, stalled_s: float = 0.0, nbytes: int | None = None) -> None:
+        now, self.nbytes = time.monotonic(), nbytes
         self.before_s, self.began, self.fine_at = stalled_s, now, now
         self.counted_at = now  # until then it moved, or was inactive: not counted as stalled
         self.moved: tuple[int, ...] = (0,) * len(COUNTERS)
@@ -188,6 +193,7 @@ def follow(
 
     Raises:
         TransferFailed: it has failed, was overdue, or stalled for too long and was cancelled.
+        ArtifactError: it has moved more than was announced, and was cancelled.
         TransferPostponed: it was cancelled because others wait.
         TransferCanceled: a person has cancelled it.
         TransferDetached: the driver stops; the task continues.
@@ -200,7 +206,8 @@ def follow(
         on_status(task, trouble)
         if task["status"] in FINAL:
             return _ended(caller, task)
-        error = _reason_to_cancel(caller.backoff, task, trouble, history.stalled_s(now))
+        error: CrossfedError | None = _reason_to_cancel(caller.backoff, task, trouble, history.stalled_s(now))
+        error = error or _moves_too_much(task, history.nbytes)
         if error is None and trouble and postponed(history):
             error = TransferPostponed(f"Globus transfer {task_id} stalls while others wait: {trouble}")
         if error:
@@ -232,6 +239,13 @@ def _reason_to_cancel(backoff: Backoff, task: Task, trouble: str | None, stalled
     elif _overdue_s(task) > backoff.overdue_s:
         reason = f"is past its deadline: {trouble or task['status']}"
     return TransferFailed(f"Globus transfer {task['task_id']} {reason}") if reason else None
+
+
+def _moves_too_much(task: Task, nbytes: int | None) -> ArtifactError | None:
+    moved = int(task.get("bytes_transferred") or 0)
+    if nbytes is None or moved <= most_moved(nbytes, int(task.get("faults") or 0)):
+        return None
+    return ArtifactError(f"Globus transfer {task['task_id']} has moved {moved:,} bytes, {nbytes:,} were announced")
 
 
 def trouble_of(task: Task) -> str | None:

@@ -121,7 +121,7 @@ class TransferQueue:
         slot: Slot,
     ) -> TransferState:
         """Submit a transfer, or take up the task of an earlier driver, and follow it to its end."""
-        began, history = time.monotonic(), TaskHistory(attempt.stalled_s)
+        began, history = time.monotonic(), TaskHistory(attempt.stalled_s, request.nbytes)
         open_before = self._open(transfer.key)
         try:
             task_id = self._submitted(transfer, request, open_before, attempt)

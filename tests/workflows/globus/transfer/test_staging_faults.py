@@ -209,3 +209,26 @@ def test_a_site_cannot_name_our_files(scene: Scene, bad: dict[str, Any]):
     with pytest.raises(UpdateRefused, match="site polaris, round 1: update refused: .* is no "):
         scene.fetch(scene.staging(), scene.manifest() | bad)
     assert scene.transfer.tasks == []
+
+
+def test_a_file_larger_than_announced_is_not_fetched(scene: Scene):
+    said = scene.manifest(b"x" * 1000)
+    [update] = scene.run.leaving("polaris").glob("*.safetensors")
+    update.write_bytes(bytes(64 * MIB))
+    with pytest.raises(ArtifactError, match=r"site polaris, round 1: it has 67,108,864 bytes instead of 1,000"):
+        scene.fetch(scene.staging(), said)
+    assert scene.transfer.tasks == []
+    assert not (scene.run.store / update.name).exists()
+
+
+def test_a_file_that_grows_after_it_was_asked_for_is_cancelled_and_removed(scene: Scene, monkeypatch):
+    said = scene.manifest(b"x" * 1000)
+    [update] = scene.run.leaving("polaris").glob("*.safetensors")
+    update.write_bytes(bytes(64 * MIB))
+    scene.there.bandwidth = 20 * MIB
+    monkeypatch.setattr("workflows.globus.transfer.staging.require_size", lambda *_: None)  # grown since
+    with pytest.raises(ArtifactError, match=r"site polaris, round 1: Globus transfer .* has moved .* were announced"):
+        scene.fetch(scene.staging(), said)
+    assert scene.transfer.tasks[0].bytes_transferred < 32 * MIB
+    assert scene.states() == ["ArtifactError"]
+    assert not (scene.run.store / update.name).exists()
