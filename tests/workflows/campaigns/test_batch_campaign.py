@@ -9,6 +9,7 @@ import pytest
 import yaml
 from batch_sites import batch_campaign, events, finish, nothing_left, pbs_entry, slurm_entry, start, trained_once
 from campaigns import open_to_others, tasks_done
+from patience import patience
 
 from workflows.records.queue_history import read_history
 
@@ -66,7 +67,7 @@ from apps.ranks.process_group import ProcessGroup
 write = ProcessGroup.write
 
 def late(*args, **options):
-    time.sleep(12)
+    time.sleep({seconds})
     return write(*args, **options)
 
 ProcessGroup.write = late
@@ -85,7 +86,7 @@ def site(name: str, run_dir: Path) -> Site:
 
 def test_a_block_for_each_round_is_given_back(tmp_path: Path, slurm_site: SlurmCluster) -> None:
     """The other site makes the batch site wait for longer than such a block is kept without work."""
-    (tmp_path / "sitecustomize.py").write_text(LATE)
+    (tmp_path / "sitecustomize.py").write_text(LATE.format(seconds=patience(12)))
     (tmp_path / "slow.py").write_text(SLOW_SITE.format(folder=tmp_path))
     batch = slurm_entry(slurm_site, tmp_path / "storage", blocks="per_round")
     entries = {"alpha": batch, "beta": {"config": str(tmp_path / "slow.py")}}
