@@ -42,11 +42,12 @@ def federate(strategy: Strategy, engine: Engine) -> str | None:
     Returns:
         The reason why the campaign could not be finished, or None.
     """
+    from workflows.dataflow.reaction import reaction
     from workflows.strategies.base import Aggregate, ReleaseBlock, RequestBlock, SetTimer, Stop, Train
 
     engine.begin()  # the first model; every site enrols
     for event in engine.events():
-        for action in strategy.react(event):
+        for action in reaction(strategy, event, engine):
             match action:
                 case Train():
                     engine.train(action)  # stage out, train, stage in

@@ -3,13 +3,15 @@
 The norm of an update is the L2 norm of its change to the model that the site was sent; ``stage_in`` measures it.
 
 * An update that is far beyond everything counted so far is refused: more than ``refuse_beyond`` times the largest norm
-  that has counted, or, while nothing has, than as many times the norm of the first model.
+  that has counted, or, where nothing of the site has and of less than two others, than as many times the norm of the
+  first model. What a site itself has sent counts there at most as twice the largest of the others, so that no site
+  raises its own bound; with less than two others also as the norm of the first model, if that is more.
 * In a model made of three updates or more, one beyond ``clip_to_median`` times their median is scaled down to that
   limit. A strategy without rounds has no such set; there the newest updates of all sites take its place, at the moment
   when an update arrives.
 
-Both limits grow with the steps that were asked of a site, where other sites were asked for fewer. They are computed
-from recorded events alone, so that a resume comes to the same numbers.
+Both limits grow with the steps that were asked of a site, where other sites were asked for fewer, at most fourfold.
+They are computed from recorded events alone, so that a resume comes to the same numbers.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from workflows.planning.campaign import ChecksSection
 from workflows.strategies.base import Aggregate, Train, UpdateArrived
 
 FEWEST = 3  # updates that have a median worth its name
+GROWTH = 2.0  # of what a site's updates are measured by, through the site itself
+MOST_MORE = 4.0  # the factor for more steps: how many a site is asked for may follow from its own word
 
 
 @dataclass(frozen=True)
@@ -36,10 +40,11 @@ class Clip:
 
 @dataclass(frozen=True)
 class Measured:
-    """The norm of an update and the steps that were asked for."""
+    """The norm of an update, the steps that were asked for, and the site."""
 
     norm: float
     steps: int
+    site: str
 
 
 class NormBounds:
@@ -56,7 +61,7 @@ class NormBounds:
         self.measured: dict[int, Measured] = {}  # by task
         self.newest: dict[str, Measured] = {}  # by site
         self.fixed: dict[int, Clip] = {}  # by task, without rounds
-        self.largest: Measured | None = None  # that has counted, as it counted
+        self.counted: dict[str, Measured] = {}  # the largest of each site that has counted, as it counted
 
     def refusal(self, action: Train, norm: float, first_model: float | None) -> str | None:
         """Return why an update that has just arrived is refused, or None.
@@ -66,22 +71,30 @@ class NormBounds:
             norm: of the update.
             first_model: norm of the first model; None if not known.
         """
-        factor, largest = self.checks.refuse_beyond, self.largest
-        if factor is None:
+        factor, found = self.checks.refuse_beyond, self._usual(action, first_model or 0.0)
+        if factor is None or found is None or norm <= factor * found[0]:
             return None
-        if largest is not None:
-            scale, text = largest.norm * _more(self._asked(action), largest.steps), "the largest that has counted"
-        elif first_model:
-            scale, text = first_model, "that of the first model"
-        else:
-            return None
-        if norm <= factor * scale:
-            return None
+        scale, text = found
         return (
             f"update refused: its change has norm {norm:.4g}, more than {factor:g} times {text}, {scale:.4g}"
             " (checks.refuse_beyond). If the update is sound, resume with --set checks.refuse_beyond=N, N above"
             f" {norm / scale:.3g}"
         )
+
+    def _usual(self, action: Train, first: float) -> tuple[float, str] | None:
+        """Return the norm that an update is measured by, and what it is; None while there is nothing to measure by."""
+        asked, model = self._asked(action), (first, "that of the first model")
+        norms = {site: known.norm * _more(asked, known.steps) for site, known in self.counted.items()}
+        own = norms.pop(action.site, None)
+        others = max(norms.values(), default=0.0)
+        few = len(norms) < FEWEST - 1
+        if own is None and few and first:
+            return model
+        bound = max(GROWTH * others, first if few else 0.0)
+        largest = max(own or 0.0, others)
+        if bound and largest > bound:
+            return model if bound == first else (bound, "twice the largest of the other sites that has counted")
+        return (largest, "the largest that has counted") if largest else None
 
     def _asked(self, action: Train) -> int:
         return self.steps if action.steps is None else action.steps
@@ -90,7 +103,7 @@ class NormBounds:
         """Follow an update that the strategy is about to receive."""
         if event.norm is None:  # of a run that was begun before norms were recorded
             return
-        found = self.measured[event.task] = Measured(event.norm, self._asked(action))
+        found = self.measured[event.task] = Measured(event.norm, self._asked(action), event.site)
         self.newest[event.site] = found
         if not self.rounds:
             self.fixed[event.task] = self._clip(found, list(self.newest.values()))
@@ -109,9 +122,10 @@ class NormBounds:
 
     def _count(self, clips: Mapping[int, Clip], known: Mapping[int, Measured]) -> None:
         for task, clip in clips.items():
-            norm = clip.norm * clip.factor
-            if norm > 0 and (self.largest is None or norm > self.largest.norm):
-                self.largest = Measured(norm, known[task].steps)
+            own, norm = known[task], clip.norm * clip.factor
+            before = self.counted.get(own.site)
+            if norm > 0 and (before is None or norm > before.norm):
+                self.counted[own.site] = Measured(norm, own.steps, own.site)
 
     def _clip(self, own: Measured, others: Sequence[Measured]) -> Clip:
         factor = self.checks.clip_to_median
@@ -124,7 +138,7 @@ class NormBounds:
 
 def _more(steps: float, usual: float) -> float:
     """Return the factor on a limit for a site that was asked for more steps than usual: norms grow with the steps."""
-    return max(1.0, steps / max(usual, 1))
+    return min(MOST_MORE, max(1.0, steps / max(usual, 1)))
 
 
 def clip_text(clip: Clip) -> str:

@@ -17,6 +17,8 @@ from workflows.planning.plan import Plan
 from workflows.records.changes import schedule_rounds
 from workflows.strategies.base import Aggregate, Train, UpdateArrived
 
+SHORTEST_S = 1e-6  # of a training or a wait; less is no measure
+
 
 def train_request(
     plan: Plan, action: Train, asked: Sequence[int], attempt: int, keep: str | None, until: float | None
@@ -64,7 +66,8 @@ def server_rule_spec(action: Aggregate) -> ServerRuleSpec | None:
 def update_event(clock: Clock, action: Train, arrival: Mapping[str, Any], shard: Mapping[str, Any]) -> UpdateArrived:
     """Return the event of an update that has passed the checks.
 
-    Strategies plan by the times that a site tells, so none may be longer than the campaign is old.
+    Strategies plan by the times that a site tells, so none may be longer than the campaign is old; one that is too
+    short to be a measure is 0.
 
     Args:
         clock: of the campaign.
@@ -81,11 +84,16 @@ def update_event(clock: Clock, action: Train, arrival: Mapping[str, Any], shard:
         manifest["task_id"],
         manifest["steps_done"],
         manifest["samples"],
-        min(manifest["train_s"], longest_s),
-        min(arrival["wait_s"], longest_s),
+        _measured_s(manifest["train_s"], longest_s),
+        _measured_s(arrival["wait_s"], longest_s),
         shard["samples"],
         arrival["update_norm"],
     )
+
+
+def _measured_s(told_s: float, longest_s: float) -> float:
+    """Return what a site says that it took, as far as it can be a measure."""
+    return min(told_s, longest_s) if told_s >= SHORTEST_S else 0.0
 
 
 class CountedUpdate(TypedDict):

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from workflows.strategies.base import Aggregate, ServerRule
-
-MAX_FACTOR = 3.0  # largest factor on partial work; more would be mostly noise
+from workflows.strategies.requests import LARGEST_FACTOR, bounded
 
 
 @dataclass
@@ -22,26 +21,32 @@ class EchoUpdate:
 def echoed(
     version: int,
     base: int,
-    contributions: Iterable[tuple[float, Sequence[EchoUpdate]]],
+    contributions: Iterable[tuple[str, float, Sequence[EchoUpdate]]],
     unit: float,
     kappa: float,
     rule: ServerRule,
 ) -> Aggregate:
     """Return ``x + sum_j q_j (1/W sum_w (U / K_w) (y_w - b_w) - kappa (x - mean b_w))`` as target of a server rule.
 
+    The steps are a site's own word: none has more than four fifths of the sum of the weights of the changes.
+
     Args:
         version: of the new model.
         base: x, the newest model.
-        contributions: of each site its share q and the updates that count.
+        contributions: of each site its name, its share q and the updates that count.
         unit: U, the number of steps that a change is scaled to.
         kappa: contraction of U steps.
         rule: server optimiser.
     """
-    models, parts = {base: 1.0}, list[tuple[int, float]]()
-    for share, updates in contributions:
+    models, parts, sites = {base: 1.0}, list[tuple[int, float]](), list(contributions)
+    factors = {site: [min(LARGEST_FACTOR, unit / update.steps) for update in own] for site, _, own in sites}
+    told = {site: share * sum(factors[site]) / len(own) for site, share, own in sites}
+    counted = bounded(told)
+    for site, share, updates in sites:
         models[base] -= kappa * share
-        for update in updates:
-            part, factor = share / len(updates), min(MAX_FACTOR, unit / update.steps)
+        part, lowered = share / len(updates), counted[site] / told[site] if counted[site] < told[site] else 1.0
+        for update, told_factor in zip(updates, factors[site], strict=True):
+            factor = told_factor * lowered
             parts.append((update.task, part * factor))
             models[update.base] = models.get(update.base, 0.0) - part * (factor - kappa)
     return Aggregate(version, base, tuple(parts), tuple((v, weight) for v, weight in models.items() if weight), rule)

@@ -19,8 +19,8 @@ their own.
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Any, Literal, Self
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -42,10 +42,10 @@ from workflows.strategies.base import (
     UpdateArrived,
     Weights,
 )
-from workflows.strategies.requests import OpenRequests, shares
+from workflows.strategies.requests import LARGEST_FACTOR, OpenRequests, bounded, median_of_others, shares
 from workflows.strategies.robust import Rule, misfit
 
-FEWEST_STEPS = 0.1  # of the median of a round: fewer count as so many where a change is divided by its steps
+FEWEST_STEPS = 0.1  # of the median of a round's other sites: fewer count as so many where steps divide a change
 
 
 class SynchronousSection(StrategySection):
@@ -232,9 +232,14 @@ class FedAvg:
         if not self.normalise:
             parts = tuple((state.arrived[site], share[site]) for site in present)
             return Aggregate(state.version, base, parts, server=self.server, robust=self.robust)
-        least = FEWEST_STEPS * median(state.done[site] for site in present)
-        effective = sum(share[site] * state.done[site] for site in present)
-        factors = {site: effective / max(state.done[site], least) for site in present}
-        parts = tuple((state.arrived[site], share[site] * factors[site]) for site in present)
+        normalised = self._normalised(share)
+        parts = tuple((state.arrived[site], normalised[site]) for site in present)
         rest = 1 - sum(weight for _, weight in parts)
         return Aggregate(state.version, base, parts, ((base, rest),), self.server)
+
+    def _normalised(self, share: Mapping[str, float]) -> dict[str, float]:
+        """Return the weights of FedNova, within the limits that fednova.py names."""
+        done = {site: self.state.done[site] for site in share}
+        effective = sum(share[site] * done[site] for site in share)
+        counted = {site: max(done[site], FEWEST_STEPS * median_of_others(done, site)) for site in share}
+        return bounded({site: share[site] * min(LARGEST_FACTOR, effective / counted[site]) for site in share})

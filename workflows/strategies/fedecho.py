@@ -24,7 +24,9 @@ kappa = 1 gives AREA's memory, kappa = 0 MIFA's. In between an echo is strong un
 vanishes, and turns into a pull back towards b_j + D_j / kappa if others pull too far: forgetting is bounded however
 long a site is away. The weights sum to one: one affine combination of stored updates and models, and no site keeps a
 state. U / K_w (at most 3) scales partial work to whole work, as in FedNova, so that fast sites get no extra weight.
-As 0 <= C <= I, the server's step is stable for r < 2 (1 + beta) with all sites present.
+As 0 <= C <= I, the server's step is stable for r < 2 (1 + beta) with all sites present. None of several sites has more
+than four fifths of the weights of the changes in a merge, and a length is at most four times the longest time from a
+request to its update so far, by the server's clock: steps and times are a site's own word.
 
 A round consists of the n sites that are present: a merge waits for the sites that train at the moment, as long as they
 are expected within ``hold`` lengths of a request. A single site is merged at once and without momentum, which would
@@ -76,7 +78,9 @@ from workflows.strategies.base import (
     Weights,
 )
 from workflows.strategies.echo import EchoUpdate, echoed
-from workflows.strategies.requests import OpenRequest, OpenRequests, shares
+from workflows.strategies.requests import OpenRequest, OpenRequests, seconds_a_step, shares
+
+LONGEST = 4.0  # length of a request, in times that the server has seen from a request to its update
 
 
 class FedEchoSection(StrategySection):
@@ -125,6 +129,7 @@ class FedEchoState:
     blocks: dict[str, SiteBlocks] = field(default_factory=dict)
     step_s: dict[str, float] = field(default_factory=dict)  # seconds a step of the last request
     travel_s: dict[str, float] = field(default_factory=dict)  # transfers to and from the site of the last request
+    longest_s: float = 0.0  # from a request to its update, by the server's own clock
     timer_version: int = -1  # model version for which a timer is set
 
 
@@ -183,9 +188,10 @@ class FedEcho:
         ]
 
     def _measure(self, event: UpdateArrived, request: OpenRequest) -> None:
-        self.state.step_s[request.site] = event.train_s / event.steps_done
-        travel_s = event.time_s - request.requested_s - event.train_s - event.wait_s
-        self.state.travel_s[request.site] = max(0.0, travel_s)
+        passed_s = event.time_s - request.requested_s
+        self.state.longest_s = max(self.state.longest_s, passed_s)
+        self.state.step_s[request.site] = seconds_a_step(event)
+        self.state.travel_s[request.site] = max(0.0, passed_s - event.train_s - event.wait_s)
 
     # -- merges -------------------------------------------------------------------------------------------------
 
@@ -222,9 +228,13 @@ class FedEcho:
         return request.requested_s + travel_s + request.steps * step_s
 
     def _length_s(self) -> float:
-        """Return the length of a request with its transfers: the time that the slowest known site needs."""
+        """Return the length of a request with its transfers: the time that the slowest known site needs.
+
+        Its time for a step is the site's own word: the length is bounded by what the server has seen itself.
+        """
         step_s, travel_s = self.state.step_s, self.state.travel_s
-        return max(self.steps * step_s[site] + travel_s[site] for site in step_s)
+        slowest_s = max(self.steps * step_s[site] + travel_s[site] for site in step_s)
+        return min(LONGEST * self.state.longest_s, slowest_s)
 
     def _merge(self) -> Aggregate:
         """Return the step of the module's formula over all known sites, or without memory over this round's."""
@@ -237,7 +247,7 @@ class FedEcho:
         base, state.version = state.version, state.version + 1
         beta = min(section.most_momentum, 1 - 1 / len(state.fresh)) if section.momentum else 0.0
         rule = ServerRule("momentum", section.rate, beta)
-        contributions = [(share[site], own) for site, own in used.items()]
+        contributions = [(site, share[site], own) for site, own in used.items()]
         return echoed(state.version, base, contributions, unit, kappa, rule)
 
     # -- blocks and requests ------------------------------------------------------------------------------------

@@ -3,8 +3,9 @@
     x <- x + tau_eff sum_k p_k (x_k - x) / tau_k,   tau_eff = sum_k p_k tau_k
 
 ``tau_k`` is the number of steps site k has done, as for plain SGD; AdamW bounds each step alike, so that the number
-of steps is its normaliser too. A tau_k below a tenth of the round's median counts as that: it is the site's own word,
-and a change divided by the one step that is claimed for it would be the whole mean.
+of steps is its normaliser too. Unlike there, as tau_k is the site's own word, one below a tenth of the median of the
+other sites counts as that, tau_eff / tau_k as at most 3, and of several sites none has more than four fifths of the
+sum of the weights p_k tau_eff / tau_k.
 
 Source: Wang et al., Tackling the Objective Inconsistency Problem, NeurIPS 2020 (arXiv 2007.07481).
 """

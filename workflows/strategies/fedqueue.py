@@ -17,7 +17,8 @@ Only the sites that were merged get new requests.
 
 Source: Li et al., FedQueue, ICML 2026 (arXiv 2605.02125); defaults of APPFL's queue scheduler, whose p_k are the
 steps. The deadline uses the prediction made before the wait that is compared with it. Unlike there, of several sites
-none has more than four fifths of the sum of the p_k: steps and samples are a site's own word.
+none has more than four fifths of the sum of the p_k: steps and samples are a site's own word. Where all phi are too
+small for a number, the p_k alone count.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from workflows.strategies.base import (
     TimerFired,
     UpdateArrived,
 )
-from workflows.strategies.requests import OpenRequest, OpenRequests, bounded
+from workflows.strategies.requests import SHORTEST_STEP_S, OpenRequest, OpenRequests, bounded, seconds_a_step
 from workflows.strategies.staleness import Staleness
 
 
@@ -119,7 +120,7 @@ class FedQueue:
         update = PendingUpdate(event.task, request.version, event.steps_done)
         in_time = event.wait_s <= state.deadline_s[request.site]
         (state.admitted if in_time else state.late)[request.site] = update
-        site, step_s = request.site, max(event.train_s / event.steps_done, 1e-9)
+        site, step_s = request.site, max(seconds_a_step(event), SHORTEST_STEP_S)
         state.wait_s[site] = section.wait_factor * event.wait_s + (1 - section.wait_factor) * state.wait_s[site]
         known = state.step_s.get(site, step_s)
         state.step_s[site] = section.speed_factor * step_s + (1 - section.speed_factor) * known
@@ -147,6 +148,7 @@ class FedQueue:
         amounts = bounded({site: self._amount(site, merged[site]) for site in present})
         fresh = {site: self.section.staleness.weight(state.version - merged[site].version) for site in present}
         raw = {site: amounts[site] * fresh[site] for site in present}
+        raw = raw if sum(raw.values()) else amounts
         total = sum(raw.values())
         base, state.version = state.version, state.version + 1
         parts = tuple((merged[site].task, raw[site] / total) for site in present)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 from workflows.console.units import plural
 from workflows.strategies.base import SiteFacts, SiteFailed, Stop, Train, UpdateArrived
 
 LARGEST_SHARE = 0.8  # of one of several sites, by what it says of itself: samples, steps
+LARGEST_FACTOR = 3.0  # on the change of a site that has done less work than others; more would be mostly noise
+SHORTEST_STEP_S = 1e-6  # nothing trains a step in less: such a time is not a measure
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,17 @@ class OpenRequests:
         return Train(task, site, version, steps=steps, **{"round": self.rounds[site], **details})
 
     def close(self, event: UpdateArrived | SiteFailed) -> OpenRequest | None:
-        """Remove the request that an update or a failure ends and return it; None if it was closed before."""
+        """Remove the request that an update or a failure ends and return it; None if it was closed before.
+
+        An update without a single step counts as a failure of its site: else it could send such ones for ever.
+        """
         request = self.by_task.pop(event.task, None)
         if request is not None:
-            if isinstance(event, SiteFailed):
+            if isinstance(event, SiteFailed) or event.steps_done == 0:
                 self.count_failure(request.site)
             else:
                 self.failures[request.site] = 0
+            if isinstance(event, UpdateArrived):
                 self.samples[request.site] = event.site_samples or self.samples[request.site]
         return request
 
@@ -80,7 +87,7 @@ def shares(samples: dict[str, int], sites: Iterable[str], weights: str) -> dict[
     """
     raw = bounded({site: samples[site] if weights == "samples" else 1 for site in sites})
     total = sum(raw.values())
-    return {site: amount / total for site, amount in raw.items()}
+    return {site: amount / total if total else 1 / len(raw) for site, amount in raw.items()}
 
 
 def bounded(amounts: Mapping[str, float]) -> dict[str, float]:
@@ -91,3 +98,23 @@ def bounded(amounts: Mapping[str, float]) -> dict[str, float]:
     if others:  # 0: it is alone, or the only one whose number is known so far
         raw[largest] = min(raw[largest], others * LARGEST_SHARE / (1 - LARGEST_SHARE))
     return raw
+
+
+def median_of_others(amounts: Mapping[str, float], site: str) -> float:
+    """Return the median of what the other sites have told, which the site's own word does not move.
+
+    Args:
+        amounts: by site.
+        site: whose amount is left out, unless it is alone.
+    """
+    return median([amount for name, amount in amounts.items() if name != site] or [amounts[site]])
+
+
+def seconds_a_step(event: UpdateArrived) -> float:
+    """Return what a site says that a step took; 0 if that is too short to be a measure.
+
+    Args:
+        event: with at least one step.
+    """
+    step_s = event.train_s / event.steps_done
+    return step_s if step_s >= SHORTEST_STEP_S else 0.0

@@ -59,7 +59,7 @@ def test_moments_go_on_only_where_the_campaign_keeps_them(plan: Plan) -> None:
     assert (order["optimizer_from"], order["attempt"]) == (None, 2)
 
 
-@pytest.mark.parametrize(("told_s", "planned_s"), [(90.0, 90.0), (1e9, 100.0)])
+@pytest.mark.parametrize(("told_s", "planned_s"), [(90.0, 90.0), (1e9, 100.0), (1e-310, 0.0)])
 def test_no_training_has_taken_longer_than_the_campaign(told_s: float, planned_s: float, tmp_path: Path) -> None:
     """Strategies would wait for others as long as the slowest site says that it needs."""
     clock = Clock(Journal(tmp_path / "journal.jsonl"), 1000.0, lambda: 1100.0)

@@ -185,8 +185,15 @@ def test_normalised_steps_of_a_site_that_claims_hardly_any_do_not_multiply_its_c
     strategy.react(update(a, steps=1000))
     strategy.react(update(b, steps=1000))
     mean = strategy.react(update(c, steps=1))[0]
-    effective = 2001 / 3
-    assert dict(mean.parts)[c.task] == pytest.approx(effective / 3 / 100)  # a tenth of the median, not 1
+    assert dict(mean.parts)[c.task] == pytest.approx(3 / 3)  # three times its share, not 667 times
+
+
+def test_normalised_steps_of_one_of_two_sites_give_it_at_most_four_fifths_of_the_weights() -> None:
+    strategy = FedAvg(1, 1000, "equal", None, normalise=True)
+    a, b = strategy.react(started(a=1, b=1))
+    strategy.react(update(a, steps=1000))
+    weights = dict(strategy.react(update(b, steps=1))[0].parts)
+    assert weights == {a.task: pytest.approx(0.5 * 500.5 / 1000), b.task: pytest.approx(4 * 0.5 * 500.5 / 1000)}
 
 
 @pytest.mark.parametrize(

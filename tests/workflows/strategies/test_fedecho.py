@@ -269,7 +269,7 @@ def test_a_site_that_joins_works_until_the_others_are_done_if_that_is_half_a_req
 
 def test_partial_work_counts_as_whole_work_but_at_most_three_times() -> None:
     """All changes are scaled to the mean of the steps in a merge."""
-    for done, factors in ((20, (1.0, 1.0)), (5, (2.5, 0.625)), (2, (3.0, 0.55))):
+    for done, factors in ((20, (1.0, 1.0)), (5, (2.5, 0.625)), (2, (4 * 0.55, 0.55))):  # and at most four fifths
         strategy, _ = begin("ab", kappa=0.0)
         (a,), (b,) = start(strategy, "a", 0.0), start(strategy, "b", 0.0)
         strategy.react(arrived(a, steps=done))
@@ -328,3 +328,15 @@ def test_the_estimate_is_exact_for_quadratics() -> None:
     np.testing.assert_allclose(change(x), change(b) - contraction @ (x - b))
     eigenvalues = np.linalg.eigvalsh(contraction)
     assert eigenvalues.min() >= 0 and eigenvalues.max() <= 1
+
+
+def test_a_merge_waits_no_longer_than_requests_have_taken_by_the_servers_own_clock() -> None:
+    """A site says that one step took an hour, so that its 20 would take 20 hours, and keeps its next request open."""
+    strategy, _ = begin("abc")
+    requests = {site: start(strategy, site, 0.0)[0] for site in "abc"}
+    strategy.react(arrived(requests["a"], 3600.0, steps=1, step_s=3600.0))
+    strategy.react(arrived(requests["b"], 3600.0))
+    answer = strategy.react(arrived(requests["c"], 3600.0))
+    again = {request.site: request for request in answer if isinstance(request, Train)}
+    (timer,) = strategy.react(arrived(again["b"], 4000.0))
+    assert timer == SetTimer("merge 2", 3600.0 + 4 * 3600.0 + 4 * (4 * 3600.0) + 1)  # not 80 hours

@@ -129,3 +129,12 @@ def test_a_failed_site_gets_a_request_with_the_next_merge() -> None:
     for request in requests[:2]:
         answer = strategy.react(SiteFailed(2.0, request.site, request.task, "preempted"))
     assert isinstance(answer[0], Stop)
+
+
+def test_a_late_update_of_which_nothing_is_left_is_merged_alone_with_its_whole_weight() -> None:
+    strategy, (a, b, _) = begin(staleness={"kind": "exponential", "a": 1000})
+    strategy.react(arrived(b, 0.1))
+    _, again, _ = strategy.react(TimerFired(11.5, "window 1"))
+    strategy.react(arrived(a, 99.0))
+    made, *_ = strategy.react(SiteFailed(12.0, "b", again.task, "disk"))
+    assert made.parts == ((a.task, 1.0),)
