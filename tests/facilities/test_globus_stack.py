@@ -202,10 +202,10 @@ def test_the_broker_comes_back_with_the_result(
     work: Executor, agent: Agent, rabbit: RabbitBroker, tmp_path: Path, way: str
 ) -> None:
     mark = tmp_path / "ran"
-    future = work.submit(mark_and_nap, str(mark), 4)
+    future = work.submit(mark_and_nap, str(mark), patience(4))
     group_id = work.task_group_id
     wait_until("the task to run", lambda: lines(mark) == 1)
-    time.sleep(ACKNOWLEDGED_S)
+    time.sleep(patience(ACKNOWLEDGED_S))
     getattr(rabbit, way)()
     rabbit.start()
     task_id, pid = future.task_id, int(mark.read_text())
@@ -239,10 +239,10 @@ def test_a_killed_child_loses_its_tasks_without_a_message(
     work: Executor, agent: Agent, globus: Stack, tmp_path: Path
 ) -> None:
     mark = tmp_path / "ran"
-    lost = work.submit(mark_and_nap, str(mark), 5)
+    lost = work.submit(mark_and_nap, str(mark), patience(5))
     task_id = wait_for_id(lost)
     wait_until("the task to run", lambda: lines(mark) == 1)
-    time.sleep(ACKNOWLEDGED_S)
+    time.sleep(patience(ACKNOWLEDGED_S))
     child_id = globus.compute.tasks[task_id]["endpoint_id"]
     orphans = agent.pools()
     agent.kill_child(child_id)
