@@ -7,6 +7,7 @@ and a value of another type are refused. A test compares the table with the type
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -88,7 +89,7 @@ def whole(least: int = 0, most: int = LARGEST) -> Check:
 
 def real(what: str, value: Any) -> None:
     """Check a finite number that is not negative."""
-    if type(value) not in (int, float) or not 0 <= value <= LARGEST:
+    if type(value) not in (int, float) or not 0 <= value <= sys.float_info.max:
         raise malformed(what, value, "a finite number that is not negative")
 
 

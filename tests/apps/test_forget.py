@@ -14,6 +14,7 @@ from apps.transfer import forget
 
 PLACE = Place(site="aurora", round=3)
 SHAS = [letter * 64 for letter in "abcd"]
+TASK = "e" * 32
 
 
 def of(sha: str) -> Any:
@@ -27,7 +28,7 @@ def fill(root: Path) -> list[Path]:
         folder.mkdir(parents=True)
         for sha in SHAS:
             (folder / f"{sha}.safetensors").write_bytes(b"12345")
-    (root / "out" / "task.json").write_text(json.dumps(of(SHAS[1])))
+    (root / "out" / f"{TASK}.json").write_text(json.dumps(of(SHAS[1])))
     return folders
 
 

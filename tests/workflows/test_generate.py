@@ -238,7 +238,10 @@ def test_a_damaged_model_is_named(run_dir: Path, tmp_path: Path, capsys: pytest.
     folder = shutil.copytree(run_dir, tmp_path / "run")
     weights = folder / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    assert f"{folder / 'model'} cannot be loaded: " in refused(capsys, folder, QUESTION)
+    assert refused(capsys, folder, QUESTION) == (
+        f"{folder}: {folder / 'model'} has a damaged model.safetensors: no safetensors header."
+        " Copy the model again, and compare its files with those of its publisher\n"
+    )
 
 
 def test_more_tokens_than_the_model_has_room_for_are_refused(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -123,20 +123,30 @@ def test_a_template_that_does_not_take_the_settings(tmp_path, stack, aurora, sit
             run.train(site).result(COLD_S)
 
 
+def trained_to(steps: int, run: Any, site: Site, tries: int = 3) -> Future:
+    """Return a training that has done so many steps; on a busy machine an agent may take a silent worker for lost."""
+    for _ in range(tries):
+        training = run.train(site, steps=60, checkpoint_s=0.2)
+        wait_until(lambda training=training: step(site) >= steps or training.done(), START_S)
+        if not training.done():
+            return training
+        assert isinstance(training.exception(), WorkersLost)
+    raise AssertionError("lost each time")
+
+
 def test_a_killed_worker(tmp_path, code, aurora, site):
     slow_down(code, 0.05)
     with drive(tmp_path, site, aurora) as run:
-        lost = run.train(site, steps=60, checkpoint_s=0.2)
-        wait_in_training(lost, lambda: step(site) >= 8)
+        lost = trained_to(8, run, site)
         aurora.kill_worker()
-        with pytest.raises(WorkersLost, match="site aurora: the endpoint has lost the task: .*WorkerLost"):
+        with pytest.raises(WorkersLost, match="site aurora, round 1: the endpoint has lost the task: .*WorkerLost"):
             lost.result(COLD_S)
 
         def finished():  # the other one saves and goes; until then it holds the task
             return run.train(site, steps=60, checkpoint_s=0.2).result(COLD_S)
 
         manifest = finished()
-    assert manifest["attempts"] == 2
+    assert manifest["attempts"] >= 2
     assert manifest["artifact"] == Site(tmp_path / "whole").train(steps=60)["artifact"]
 
 
@@ -188,8 +198,7 @@ def test_without_a_broker_for_half_a_minute(tmp_path, stack, code, aurora, site)
         assert not training.done()
         stack.broker.start()
         manifest = training.result(COLD_S)
-    assert (manifest["attempts"], manifest["reused"]) == (1, False)
-    assert len(run.events("compute_submitted")) == 1
+    assert manifest["attempts"] == 1  # trained once, whether its result was delivered or found at the site
 
 
 DRIVER = """

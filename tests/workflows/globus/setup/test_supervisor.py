@@ -9,19 +9,22 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
 import yaml
-from patience import patience
+from patience import patience, wait_until
 from training_site import PLACE, PROJECT
 
 from workflows import setup_site
+from workflows.globus.compute.messages import pack
+from workflows.records.driver_key import driver_key
+from workflows.records.journal import Journal
+from workflows.trust.orders import Orders
 
 if TYPE_CHECKING:
     from facilities.globus.stack import Stack
@@ -77,13 +80,6 @@ def starts(folder: Path, name: str) -> list[list[str]]:
     calls = folder / "calls"
     lines = calls.read_text().splitlines() if calls.exists() else []
     return [line.split() for line in lines if line.startswith(f"start {name} ")]
-
-
-def wait_until(condition: Callable[[], Any], limit_s: float = 60) -> None:
-    until = time.monotonic() + patience(limit_s)
-    while not condition():
-        assert time.monotonic() < until, "waited in vain"
-        time.sleep(0.05)
 
 
 def test_agents_are_kept_each_in_its_own_session(folder: Path) -> None:
@@ -173,7 +169,10 @@ def test_a_block_of_a_written_endpoint_works(
         batch.add(function, arguments)
         return str(by.batch_run(running.endpoint_id, batch)["tasks"][function][0])
 
-    request = json.dumps({"function": "apps.site:block_started", "args": [PLACE], "campaign": "demo"})
+    asked: dict[str, Any] = {"function": "apps.site:block_started", "args": [PLACE]}
+    with closing(Journal(tmp_path / "journal.jsonl")) as journal:
+        order = Orders(journal, "", "demo", driver_key()).sign(asked)  # the policy names the user's own key
+    request = pack(asked["function"], asked["args"], "demo", order)
     tasks = [
         submit(seen),
         submit(ours, request),
