@@ -192,7 +192,7 @@ def accepted_function(given: UUID | None) -> str | None:
 
     It is registered here if there is a login; nobody is asked to log in.
     """
-    from workflows.globus.compute.registered import login_function
+    from workflows.globus.compute.functions import login_function
 
     try:
         return login_function(str(given) if given else None)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from apps.base.errors import CrossfedError
 from workflows.globus.compute.api import ComputeApi
 from workflows.globus.compute.call_log import CallLog
+from workflows.globus.compute.failures import Unreachable
+from workflows.globus.remedies import LOGIN, LoginNeeded
 
 
 class RegisteredFunctions:
@@ -54,3 +58,26 @@ class RegisteredFunctions:
         else:
             self.plain.add(endpoint)
         return high_assurance
+
+
+def login_function(chosen: str | None) -> str:
+    """Return the id of the function of this machine's login, which is registered if it never was.
+
+    Args:
+        chosen: id to be used from now on instead; returned as it is where there is no login.
+
+    Raises:
+        CrossfedError: there is no login, or the service cannot be reached.
+    """
+    from workflows.globus.identity import compute_client, globus_app, has_login
+
+    if not has_login():
+        if chosen:
+            return chosen
+        raise LoginNeeded("Globus: not logged in on this machine", remedy=f"Log in: {LOGIN}")
+    try:
+        return ComputeApi(partial(compute_client, globus_app())).register(chosen=chosen)
+    except Unreachable as error:
+        if chosen:
+            return chosen
+        raise CrossfedError(f"Globus Compute cannot be reached: {error}") from None

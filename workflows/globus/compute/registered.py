@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from apps.base.errors import CrossfedError
 from apps.base.files import write_json
 from apps.models.sources import cache_folder, locked
 from data.foreign import read_json
-from workflows.globus.remedies import LOGIN, LoginNeeded
 
 LARGEST = 1 << 20  # bytes of the file of known ids
 RELEASES = {  # SHA-256 of the text -> first release with it
@@ -80,28 +77,3 @@ def _change(change: Callable[[dict[str, Any]], object]) -> None:
         known = _read()
         change(known)
         write_json(path, known)
-
-
-def login_function(chosen: str | None) -> str:
-    """Return the id of the function of this machine's login, which is registered if it never was.
-
-    Args:
-        chosen: id to be used from now on instead; returned as it is where there is no login.
-
-    Raises:
-        CrossfedError: there is no login, or the service cannot be reached.
-    """
-    from workflows.globus.compute.api import ComputeApi
-    from workflows.globus.compute.failures import Unreachable
-    from workflows.globus.identity import compute_client, globus_app, has_login
-
-    if not has_login():
-        if chosen:
-            return chosen
-        raise LoginNeeded("Globus: not logged in on this machine", remedy=f"Log in: {LOGIN}")
-    try:
-        return ComputeApi(partial(compute_client, globus_app())).register(chosen=chosen)
-    except Unreachable as error:
-        if chosen:
-            return chosen
-        raise CrossfedError(f"Globus Compute cannot be reached: {error}") from None
