@@ -145,7 +145,7 @@ class UserMistake(CrossfedError):
 
 
 class SiteMistake(UserMistake):
-    """What a site has found to be wrong with its own settings or data: it cannot take part, the others can."""
+    """A mistake in the settings or data of one site, found there: it cannot take part, the others can."""
 
 
 class ArtifactError(CrossfedError):

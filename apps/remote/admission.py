@@ -1,4 +1,4 @@
-"""What a site does with a request before anything of it is read or run: its own policy decides, and its log records.
+"""Check a driver's request against the site's own policy before anything of it is read or run, and log it.
 
 Behind an endpoint the policy is the file that the endpoint's own template names, and without it nothing is done. For a
 driver of the same account it is ``~/.crossfed/site.yaml``; there it guards against mistakes only, since that driver's
@@ -107,7 +107,7 @@ def _run(policy: Policy, request: SiteRequest, run: Run, entry: LogEntry) -> Any
 
 
 def _without_losses(result: Any) -> Any:
-    """Return a result without losses: an earlier task may have been allowed to tell them."""
+    """Return a copy of a result, its parts too, with None for each loss; an earlier policy may have let them leave."""
     hidden = {key: None for key in ("loss_first", "loss_last", "loss") if key in result}
     parts = {key: _without_losses(value) for key, value in result.items() if isinstance(value, dict)}
     return {**result, **parts, **hidden}
@@ -153,7 +153,7 @@ def _require_small(policy: Policy, manifest: Manifest) -> None:
 
 @dataclass
 class LogEntry:
-    """What is known of a request while it is carried out."""
+    """Request and task of a line in the site's log, filled in while the request is carried out."""
 
     request: SiteRequest | None = None
     task_id: str | None = None

@@ -1,4 +1,4 @@
-"""End of a block whose child endpoint was killed; nobody else would end its batch job before the walltime.
+"""End a block whose child endpoint was killed; nobody else would end its batch job before the walltime.
 
 Known from the code of globus-compute-endpoint 4.19 and Parsl 2026: a child endpoint touches its ``daemon.pid`` every
 15 s and removes it when it ends, and it makes new certificates at each start. If it is killed, its interchange lives on
@@ -69,7 +69,7 @@ class Activity:
 
 
 def end_block_when_orphaned(activity: Activity) -> None:
-    """Start a thread that ends this process' block once nobody can send it a task any more.
+    """Start a thread that ends the block of this process when its child endpoint has gone.
 
     Args:
         activity: of this process; a block at work is not ended.
@@ -93,7 +93,7 @@ def own_block() -> Block | None:
 
 
 def block_of(pid: int, command: list[str], name: str) -> Block | None:
-    """Return the block of a worker pool by its command line; None: it tells no folder of certificates."""
+    """Read from a worker pool's command line which block it is of; None if that names no certificates."""
     for word, value in pairwise(command):
         if word == CERTIFICATES and Path(value).is_absolute():
             return Block(pid, Path(value), name)

@@ -29,7 +29,7 @@ FIELDS = {
 
 
 class OrderFacts(TypedDict):
-    """What a site repeats of an order in its signed answer."""
+    """Fields of an order that the site copies into its signed answer."""
 
     campaign: str  # id of the campaign
     order: str  # SHA-256 of the order

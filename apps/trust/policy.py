@@ -86,7 +86,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a site has done so far, over all campaigns.
+    """Totals of a site over all campaigns, to compare with its policy.
 
     Attributes:
         steps: of training, times the batches that each accumulates.

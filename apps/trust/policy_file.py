@@ -62,7 +62,7 @@ def _refused(what: str, remedy: str = "Ask the operator of the site to correct i
 
 
 def _own_text(path: Path) -> str:
-    """Return the content of a file that nobody but the account or root may change.
+    """Read a file after checking that only this account or root may change it.
 
     Raises:
         ValueError: others may write the file, or put another one in its place.

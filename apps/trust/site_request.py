@@ -26,7 +26,7 @@ REQUEST_KEYS = {"function", "args", "kwargs", "campaign", "metrics", "order"}
 
 @dataclass(frozen=True)
 class SiteRequest:
-    """What a driver asks of a site.
+    """A driver's request to a site, its arguments by name.
 
     Attributes:
         function: as ``module:function``, one of ``ARGUMENTS``.

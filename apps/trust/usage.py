@@ -1,4 +1,4 @@
-"""What a site has done in total, over all campaigns: one small file for each task, in the site's private root.
+"""Record the steps, rounds and node-hours of a site over all campaigns: a small file for each task in its private root.
 
 A task's file is written before the task starts, and whole or not at all, so a crash loses no step. A training that is
 continued counts once; one that begins anew, because its result is gone or it is asked for in another folder, counts
