@@ -120,7 +120,7 @@ def metrics_findings(path: Path, records: Sequence[Record]) -> Iterator[Finding]
         seen.add(line)
     if len(seen) < len(newest):
         yield Finding(
-            path.name, f"lacks {len(newest) - len(seen)} lines: not written when its driver ended", remark=True
+            path.name, f"lacks {len(newest) - len(seen)} lines: its driver runs, or ended before it wrote them", remark=True
         )
 
 
