@@ -119,9 +119,8 @@ def metrics_findings(path: Path, records: Sequence[Record]) -> Iterator[Finding]
             yield Finding(f"{path.name} line {number}", f"does not follow from the journal: {line.rstrip()[:SHOWN]!r}")
         seen.add(line)
     if len(seen) < len(newest):
-        yield Finding(
-            path.name, f"lacks {len(newest) - len(seen)} lines: its driver runs, or ended before it wrote them", remark=True
-        )
+        missing = len(newest) - len(seen)
+        yield Finding(path.name, f"lacks {missing} lines: a driver runs, or ended before it wrote them", remark=True)
 
 
 def _metric_lines(records: Sequence[Record]) -> tuple[set[str], set[str]]:
